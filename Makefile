@@ -1,0 +1,67 @@
+# Two commands on a fresh machine (Python 3.11 or newer, make, git): `make run` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Both are made anew when what they were installed from has changed.
+RUN_STAMP := $(VENV)/.installed-run
+TEST_STAMP := $(VENV)/.installed-test
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help run test lint unit test-slow test-real format clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+run: $(RUN_STAMP)  ## Serve llmux.yaml on port 3000, with two stand-in models
+	@echo "== llmux: serving llmux.yaml (stop with Ctrl-C)"
+	@exec $(BIN)/llmux -c llmux.yaml
+
+test: lint unit  ## What CI runs: format, lint, types, import rules, tests
+
+lint: $(TEST_STAMP)  ## Format, lint, types and import rules
+	@echo "== format"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "== lint"
+	@$(BIN)/ruff check --quiet .
+	@# guest.py's finally blocks wait in asyncio, where no scope can shield.
+	@$(BIN)/flake8 --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC124,ASYNC127 \
+		--per-file-ignores=llmux/guest.py:ASYNC102,ASYNC103 llmux
+	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs $(BIN)/shellcheck
+	@echo "== types"
+	@$(BIN)/mypy
+	@echo "== import rules"
+	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
+
+unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
+	@echo "== tests"
+	@$(BIN)/coverage run -m pytest -m "not slow and not real" $(ARGS)
+	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
+
+test-slow: $(TEST_STAMP)  ## Tests that take minutes, or need real clients or a browser
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
+	@tests/real.sh $(ARGS)
+
+format: $(TEST_STAMP)  ## Format the code
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+clean:  ## Remove the virtual environment and all caches
+	rm -rf $(VENV) .venv-real .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage run
+
+$(BIN)/python:
+	@echo "== creating the virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmux needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== installing llmux"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== installing llmux and its test tools"
+	@$(INSTALL) --editable '.[test,lint]'
+	@touch $(RUN_STAMP) $@

@@ -1,0 +1,1 @@
+"""Load scripts and measurements; each prints one table, with versions and machine."""

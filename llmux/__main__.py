@@ -1,0 +1,202 @@
+"""The command line: `llmux`, `llmux serve`, `llmux check`, `llmux schema`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.trio import serve as serve_asgi
+
+from llmux import __version__, logs
+from llmux.app import EXIT_CONFIG, EXIT_SWITCHER_DIED, build_app, find_config, print_mistake
+from llmux.config import Config, HookName, config_schema
+from llmux.errors import ConfigError
+from llmux.policy import load_policy
+from llmux.statelock import LockHeld, state_lock
+
+EXIT_CANNOT_LISTEN = 1
+
+GRACE_S = 30.0
+"""How long requests in flight may go on after SIGTERM."""
+
+log = logs.get_logger(__name__)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class ServeOptions:
+    """The options of `llmux` and `llmux serve`."""
+
+    config: Path | None
+    host: str | None
+    port: int | None
+    verbose: bool
+    log_format: logs.LogFormat
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The config file. Default: $LLMUX_CONFIG, ./llmux.yaml or ./config.yaml.",
+)
+
+
+def serve_options(command: Command) -> Command:
+    """The options that `llmux` and `llmux serve` share."""
+    for option in (
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+        click.option("-v", "--verbose", is_flag=True, help="Log at debug level."),
+        click.option("-p", "--port", type=click.IntRange(0, 65535), help="Override the port."),
+        click.option("-H", "--host", help="Override the address to listen on."),
+        config_option,
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(invoke_without_command=True)
+@click.version_option(__version__, prog_name="llmux")
+@serve_options
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
+    """Serve many language models from one GPU, behind one OpenAI-compatible server.
+
+    Without a command: serve.
+    """
+    if context.invoked_subcommand is None:
+        sys.exit(run_server(ServeOptions(**options)))
+
+
+@main.command()
+@serve_options
+def serve(**options: Any) -> None:
+    """Serve the config's models until SIGTERM or SIGINT."""
+    sys.exit(run_server(ServeOptions(**options)))
+
+
+@main.command()
+@config_option
+def check(config: Path | None) -> None:
+    """Check a config and show what it says; exit code 2 if it cannot be used."""
+    try:
+        loaded = find_config(config)
+        load_policy(loaded.policy, loaded.directory)
+    except ConfigError as error:
+        print_mistake(error)
+        sys.exit(EXIT_CONFIG)
+    click.echo(config_table(loaded))
+
+
+@main.command()
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    click.echo(json.dumps(config_schema(), indent=2))
+
+
+def config_table(config: Config) -> str:
+    """A config for people: where it listens, and one line a model."""
+    rows = [
+        ("model", "group", "backend", "aliases", "hooks"),
+        *(
+            (
+                model.name,
+                model.group,
+                model.base_url,
+                ", ".join(model.aliases) or "-",
+                " ".join(hook for hook in get_args(HookName) if model.script(hook)),
+            )
+            for model in config.models.values()
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    head = [
+        f"config     {config.path}",
+        f"listens on {config.host}:{config.port}",
+        f"state in   {config.state_dir}",
+        f"policy     {config.policy.name}",
+        "",
+    ]
+    return "\n".join([*head, *table])
+
+
+def run_server(options: ServeOptions) -> int:
+    """Serve until stopped; returns the exit code."""
+    logs.configure(options.log_format, verbose=options.verbose)
+    try:
+        config = find_config(options.config)
+        with state_lock(config.state_dir, config.path):
+            return trio.run(
+                serve_config,
+                config,
+                options.host if options.host is not None else config.host,
+                options.port if options.port is not None else config.port,
+            )
+    except (ConfigError, LockHeld) as error:
+        print_mistake(error)
+        return EXIT_CONFIG
+    except OSError as error:
+        print_mistake(error)
+        return EXIT_CANNOT_LISTEN
+
+
+async def serve_config(config: Config, host: str, port: int) -> int:
+    """Serve under Hypercorn until a signal comes or a switcher dies; returns the exit code."""
+    died = trio.Event()
+    app, board = build_app(config, on_switcher_death=died.set)
+
+    async def wait_until_told_to_stop() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after, died.wait, nursery.cancel_scope)
+            nursery.start_soon(_cancel_after, _wait_signal, nursery.cancel_scope)
+        board.stop()
+
+    log.info("serving", host=host, port=port, models=board.registered_models)
+    await serve_asgi(
+        app,
+        server_config(host, port),
+        shutdown_trigger=wait_until_told_to_stop,
+    )
+    return EXIT_SWITCHER_DIED if died.is_set() else 0
+
+
+async def _wait_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name, grace_secs=GRACE_S)
+            return
+
+
+async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
+
+
+def server_config(host: str, port: int) -> ServerConfig:
+    """Hypercorn's settings, each with the reason why its default does not do."""
+    config = ServerConfig()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.graceful_timeout = GRACE_S  # the default cuts streams after 3 s
+    config.keep_alive_timeout = 75  # as nginx; 5 s make clients reconnect between questions
+    config.keep_alive_max_requests = sys.maxsize  # nothing here needs fresh connections
+    config.h11_max_incomplete_size = 64 * 1024  # long cookies and tokens
+    config.backlog = 1024  # 100 is few for a burst
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Composition: from a config to switchers, to a proxy, to an app that can be served."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import sniffio
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from llmux import logs
+from llmux.admin import (
+    answer_http_error,
+    answer_llmux_error,
+    control_routes,
+    public_routes,
+)
+from llmux.asgi import ModelTraffic
+from llmux.asgi_types import ASGIApp, Receive, Scope, Send
+from llmux.config import Config, default_config_path, load_config
+from llmux.errors import ConfigError, LlmuxError
+from llmux.guest import GuestBridge
+from llmux.hooks import ShellHooks
+from llmux.metrics import Metrics
+from llmux.proxy import ModelProxy
+from llmux.statelock import LockHeld, state_lock
+from llmux.switchboard import Switchboard
+from llmux.switcher import Hooks
+
+EXIT_CONFIG = 2
+"""Exit code for a bad config or a held lock."""
+
+EXIT_SWITCHER_DIED = 3
+"""Exit code when a switcher died."""
+
+log = logs.get_logger(__name__)
+
+
+def exit_at_once() -> None:
+    """End a process that can switch no more, under a server that would go on without it."""
+    sys.stderr.flush()
+    os._exit(EXIT_SWITCHER_DIED)
+
+
+def build_app(
+    config: Config,
+    *,
+    hooks: Hooks | None = None,
+    on_switcher_death: Callable[[], object] = exit_at_once,
+) -> tuple[QuartTrio, Switchboard]:
+    """Make an app and its switchers; nothing is started before the app is served.
+
+    Args:
+        config: What to serve.
+        hooks: Runs hooks; by default the config's shell hooks.
+        on_switcher_death: Called when a switcher has died; `/health` is 503 by then.
+
+    Raises:
+        ConfigError: The policy cannot be loaded.
+    """
+    metrics = Metrics()
+    board = Switchboard(config, hooks or shell_hooks(config, metrics), metrics)
+    proxy = ModelProxy(config, board, metrics)
+
+    app = QuartTrio("llmux")
+    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
+    app.register_blueprint(public_routes(config, board, metrics))
+    app.register_blueprint(control_routes(config, board))
+    app.register_error_handler(LlmuxError, answer_llmux_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    app.asgi_app = ModelTraffic(app.asgi_app, proxy)  # type: ignore[assignment]
+
+    async def keep_switching() -> None:
+        try:
+            await board.run()
+        except Exception:
+            log.exception("switcher_died")
+            on_switcher_death()
+
+    @app.before_serving
+    async def start() -> None:
+        # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
+        app.nursery.start_soon(keep_switching)
+
+    @app.after_serving
+    async def stop() -> None:
+        board.stop()
+        await proxy.aclose()
+
+    return app, board
+
+
+def shell_hooks(config: Config, metrics: Metrics) -> ShellHooks:
+    """The config's hooks, with their logs under its `state_dir`."""
+    return ShellHooks(
+        config.models,
+        directory=config.directory,
+        log_dir=config.state_dir / "logs",
+        metrics=metrics,
+    )
+
+
+class ServedApp:
+    """What `hypercorn llmux.app:app` serves.
+
+    Importing it does nothing; when the server starts, it reads the default config. Under an
+    asyncio server (Hypercorn's default worker), Trio runs as a guest of the server's loop.
+    """
+
+    def __init__(self) -> None:
+        self._inner: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        else:
+            assert self._inner is not None, "the server did not start the lifespan"
+            await self._inner(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        logs.configure()
+        try:
+            config = load_config(default_config_path(os.environ))
+            with state_lock(config.state_dir, config.path):
+                app, _ = build_app(config)
+                self._inner = _for_this_loop(app)
+                await self._inner(scope, receive, send)
+        except (ConfigError, LockHeld, OSError) as error:
+            # Raised, this would make Hypercorn serve on without a lifespan, and reported as
+            # `lifespan.startup.failed` it would print a traceback.
+            print_mistake(error)
+            sys.stderr.flush()
+            os._exit(EXIT_CONFIG)
+
+
+def _for_this_loop(app: ASGIApp) -> ASGIApp:
+    if sniffio.current_async_library() == "trio":
+        return app
+    log.info("trio_as_guest", hint="`hypercorn -k trio` (or `llmux`) is faster")
+    return GuestBridge(app)
+
+
+def print_mistake(error: Exception) -> None:
+    """Print an error at start, without a traceback."""
+    sys.stderr.write(f"{error}\n")
+
+
+def find_config(path: Path | None) -> Config:
+    """Load the config at `path`, else the default one; raises ConfigError."""
+    return load_config(path or default_config_path(os.environ))
+
+
+app = ServedApp()

@@ -1,0 +1,138 @@
+"""The ASGI lane: model traffic under any ASGI server that runs Trio."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import trio
+
+from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.backend import Answer
+from llmux.errors import BadRequest, BodyTooLarge
+from llmux.openai import is_own_path
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+
+# Hypercorn adds its own to every response.
+SERVER_HEADERS = frozenset({b"date", b"server"})
+
+
+class ModelTraffic:
+    """ASGI middleware: model traffic goes to the proxy, the rest to the app inside."""
+
+    def __init__(self, app: ASGIApp, proxy: ModelProxy) -> None:
+        self._app = app
+        self._proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        quiet = QuietEnd(receive, send)
+        if is_own_path(scope["raw_path"]):
+            await self._app(scope, quiet.receive, quiet.send)
+        else:
+            await self._proxy.serve(AsgiLane(scope, quiet.receive, quiet.send))
+
+
+class QuietEnd:
+    """Keeps the disconnect back that a server reports of a response that has ended.
+
+    Hypercorn says `http.disconnect` while the task that sends the last of a response is still to
+    recycle the connection or close it. Whoever cancels that task then (as Quart does, and
+    `leave_with_client`) leaves a connection that is never closed: not when idle, not at shutdown.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._has_ended = False
+
+    async def receive(self) -> Message:
+        """The server's next message; none any more once the response has ended."""
+        message = await self._receive()
+        if self._has_ended and message["type"] == "http.disconnect":
+            await trio.sleep_forever()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand the server a message."""
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._has_ended = True
+        await self._send(message)
+
+
+class AsgiLane:
+    """One ASGI request; see `llmux.proxy.Lane`.
+
+    A response that is given up half-way is simply not finished: the server then closes the
+    connection without the end that the framing promises.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: bytes = scope["method"].encode("ascii")
+        self.target = _target(scope)
+        self.headers: HeaderList = scope["headers"]
+        self.peer: str | None = scope["client"][0] if scope.get("client") else None
+        self.scheme: str = scope["scheme"]
+        self.has_answered = False
+        self._receive = receive
+        self._send = send
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+        if self._content_length() > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > limit_bytes:
+                raise BodyTooLarge(limit_bytes)
+            pieces.append(piece)
+            more = message.get("more_body", False)
+        return b"".join(pieces)
+
+    def _content_length(self) -> int:
+        for name, value in self.headers:
+            if name.lower() == b"content-length":
+                try:
+                    return int(value)
+                except ValueError:
+                    raise BadRequest("Content-Length is not a number") from None
+        return 0
+
+    async def wait_left(self) -> None:
+        """Return when the client has left; not before the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def relay(self, answer: Answer, headers: HeaderList) -> None:
+        """Send the backend's answer with these headers, chunk by chunk, to its end."""
+        await self._start(answer.status, headers)
+        async for chunk in answer.chunks():
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
+        """Send an answer of llmux's own."""
+        await self._start(status, headers)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, status: int, headers: HeaderList) -> None:
+        self.has_answered = True
+        kept = [(name, value) for name, value in headers if name.lower() not in SERVER_HEADERS]
+        await self._send({"type": "http.response.start", "status": status, "headers": kept})
+
+
+def _target(scope: Scope) -> bytes:
+    path: bytes = scope["raw_path"]
+    query: bytes = scope["query_string"]
+    if not path.startswith((b"/", b"*")):  # absolute-form: RFC 9112, section 3.2.2
+        path = urlsplit(path).path or b"/"
+    return path + b"?" + query if query else path

@@ -1,0 +1,18 @@
+"""The config: its shape, how a file becomes one, and what is said about the mistakes in it."""
+
+from llmux.config.load import default_config_path, load_config, parse_config
+from llmux.config.schema import config_schema
+from llmux.config.shape import Config, HookName, HookTimeouts, Limits, ModelConfig, PolicyConfig
+
+__all__ = [
+    "Config",
+    "HookName",
+    "HookTimeouts",
+    "Limits",
+    "ModelConfig",
+    "PolicyConfig",
+    "config_schema",
+    "default_config_path",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,151 @@
+"""From a YAML or JSON file to data: YAML 1.2 scalars, and no key twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+
+from llmux.config.shape import Keys
+from llmux.errors import ConfigError
+
+
+class _Object(dict[Any, Any]):
+    """A decoded mapping that knows which of its keys the file gives more than once."""
+
+    duplicates: tuple[str, ...] = ()
+
+    def with_keys(self, keys: Iterable[str]) -> _Object:
+        self.duplicates = tuple(key for key, times in Counter(keys).items() if times > 1)
+        return self
+
+
+def duplicates(data: object) -> Iterator[Keys]:
+    """Where keys stand more than once; a YAML anchor's content counts where it is met first."""
+    seen: set[int] = set()
+    waiting: list[tuple[Keys, Any]] = [((), data)]
+    for keys, value in waiting:  # a growing list, for nesting may be deeper than Python's stack
+        if id(value) in seen or not isinstance(value, dict | list):
+            continue
+        seen.add(id(value))
+        yield from ((*keys, key) for key in getattr(value, "duplicates", ()))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        waiting += [((*keys, key), item) for key, item in items]
+
+
+def decode(path: Path) -> Any:
+    """Decode a file.
+
+    Args:
+        path: `.yaml` and `.yml` files are YAML, all others JSON.
+
+    Returns:
+        The data; None for an empty file.
+
+    Raises:
+        ConfigError: It cannot be read or decoded.
+    """
+    decode = _decode_yaml if path.suffix.lower() in {".yaml", ".yml"} else _decode_json
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return decode(text) if text.strip() else None
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text at byte {error.start}"
+    except json.JSONDecodeError as error:
+        message = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        message = f"{place}{error.problem or error.context}"
+    except RecursionError:
+        message = "nested too deeply"
+    except (yaml.YAMLError, ValueError) as error:
+        message = str(error).partition("\n")[0]
+    raise ConfigError([f"{path}: {message}"])
+
+
+def _decode_json(text: str) -> Any:
+    return json.loads(
+        text,
+        object_pairs_hook=lambda pairs: _Object(pairs).with_keys(key for key, _ in pairs),
+        parse_constant=_refuse_constant,
+    )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_TAG = "tag:yaml.org,2002:"
+
+# YAML 1.2.2 section 10.3.2; plain scalars that match none of them are strings.
+_CORE_SCALARS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("null", r"~|null|Null|NULL|", lambda _: None),
+    ("bool", r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    ("int", r"[-+]?[0-9]+", int),
+    ("int", r"0o[0-7]+|0x[0-9a-fA-F]+", lambda text: int(text, 0)),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", float),
+    (
+        "float",
+        r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        lambda text: float(text.replace(".", "")),
+    ),
+)
+
+
+def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    for tag, pattern, convert in _CORE_SCALARS:
+        if node.tag == _TAG + tag and re.fullmatch(pattern, str(node.value)):
+            return convert(node.value)
+    kind = node.tag.removeprefix(_TAG)
+    raise yaml.constructor.ConstructorError(None, None, f"not a YAML {kind}", node.start_mark)
+
+
+def _construct_mapping(loader: _YamlLoader, node: yaml.MappingNode) -> Iterator[_Object]:
+    mapping = _Object().with_keys(loader.written_keys.get(node, ()))
+    yield mapping  # handed out empty, for an anchor may hold itself
+    mapping.update(loader.construct_mapping(node))
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2's core schema, merge keys, and duplicates noted."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 - as PyYAML declares it
+        None: [  # whatever the first character
+            *((_TAG + tag, re.compile(rf"(?:{pattern})\Z")) for tag, pattern, _ in _CORE_SCALARS),
+            (_TAG + "merge", re.compile(r"<<\Z")),
+        ]
+    }
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        **{_TAG + tag: _construct_scalar for tag in ("null", "bool", "int", "float")},
+        _TAG + "str": yaml.SafeLoader.construct_yaml_str,
+        _TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
+        _TAG + "map": _construct_mapping,
+        None: yaml.SafeLoader.construct_undefined,
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.written_keys: dict[yaml.Node, list[str]] = {}
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Note the keys as written, for construction mixes in those of merged mappings."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        self.written_keys[node] = keys
+        return node
+
+
+def _decode_yaml(text: str) -> Any:
+    loader = _YamlLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

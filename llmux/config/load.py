@@ -1,0 +1,245 @@
+"""From data to a config, and what is said about the mistakes in it.
+
+`_Reader` walks the types of `llmux.config.shape` and the data side by side, and notes every mistake
+with its path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+import platformdirs
+
+from llmux.config.files import decode, duplicates
+from llmux.config.shape import Config, Keys, Section, check_not_blank, file_keys
+from llmux.errors import ConfigError
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a config file.
+
+    Args:
+        path: `.yaml` and `.yml` files are YAML, all others JSON.
+
+    Raises:
+        ConfigError: The file cannot be read or is no config, with all mistakes found.
+    """
+    data = decode(path)
+    if data is None:
+        raise ConfigError([f"{path}: the file is empty"])
+    return parse_config(data, path=path)
+
+
+def parse_config(
+    data: object, *, path: Path | None = None, directory: Path | None = None
+) -> Config:
+    """Check a config that is decoded already.
+
+    Args:
+        data: What a YAML or JSON decoder makes of a config.
+        path: The file that it came from, if any; it is not read.
+        directory: Where hooks run. Default: the file's folder, else the current one.
+
+    Raises:
+        ConfigError: With all mistakes found.
+    """
+    directory = (directory or (path.parent if path else Path())).absolute()
+    reader = _Reader("config" if path is None else str(path), directory)
+    reader.mistakes += [f"{_show(keys)}: duplicate key" for keys in duplicates(data)]
+    config = reader.read_section(
+        Config,
+        data,
+        (),
+        path=path and path.absolute(),
+        directory=directory,
+        state_dir=_default_state_dir(path or directory),
+    )
+    if config is None:
+        raise ConfigError(reader.mistakes)
+    return config
+
+
+def default_config_path(environ: Mapping[str, str]) -> Path:
+    """The config to use where none is named: `$LLMUX_CONFIG`, `./llmux.yaml` or `./config.yaml`.
+
+    Raises:
+        ConfigError: There is none of them.
+    """
+    if named := environ.get("LLMUX_CONFIG"):
+        return Path(named)
+    for path in (Path("llmux.yaml"), Path("config.yaml")):
+        if path.is_file():
+            return path
+    looked_for = "$LLMUX_CONFIG is not set, and there is no ./llmux.yaml or ./config.yaml"
+    raise ConfigError([f"no config: {looked_for}; name one with -c FILE"])
+
+
+def _default_state_dir(path: Path) -> Path:
+    """A folder of its own for every config, however it is reached."""
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    root = platformdirs.user_state_path("llmux", appauthor=False)
+    return root / f"{path.stem}-{digest[:8]}"
+
+
+S = TypeVar("S", bound=Section)
+
+
+class _Reader:
+    """Turns decoded data into sections, and collects mistakes on the way.
+
+    After the first mistake no section is built any more, but all that is left is still checked.
+    """
+
+    def __init__(self, label: str, directory: Path) -> None:
+        self._label = label
+        self._directory = directory
+        self.mistakes: list[str] = []
+
+    def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
+        """The section that the value describes; None once there is any mistake.
+
+        Args:
+            section: What to make of the value.
+            value: A mapping, if all is well.
+            keys: Where it stands in the file.
+            **filled: Fields that the loader fills in; the file's own values win.
+        """
+        if not isinstance(value, dict):
+            self._note(keys, _mismatch("object", value))
+            return None
+        kinds = file_keys(section)
+        for key, item in value.items():
+            if key in kinds:
+                filled[key] = self._read(kinds[key], item, (*keys, key))
+            elif keys or not str(key).startswith("x-"):
+                self._note((*keys, key), _unknown(key, kinds))
+        for field in msgspec.structs.fields(section):
+            if field.required and field.name not in filled:
+                self._note((*keys, field.name), "required key is missing")
+        for below, message in section.conflicts(value):
+            self._note((*keys, *below), message)
+        return None if self.mistakes else section(**filled)
+
+    def _read(self, kind: Any, value: object, keys: Keys) -> Any:
+        bare, checks = _peel(kind)
+        try:
+            result = self._read_bare(bare, kind, value, keys)
+            for check in checks if result is not None else ():
+                check(result)
+        except ValueError as error:
+            self._note(keys, _plain(error))
+            return None
+        return result
+
+    def _read_bare(self, bare: Any, kind: Any, value: object, keys: Keys) -> Any:
+        origin = get_origin(bare) or bare
+        if origin is Any:
+            return value
+        if origin is dict:
+            key_kind, item_kind = get_args(bare)
+            return self._read_mapping(key_kind, item_kind, value, keys)
+        if origin is tuple:
+            return self._read_list(get_args(bare)[0], value, keys)
+        if origin is Path:
+            return _resolve(self._directory, _scalar(str, value))
+        if issubclass(origin, Section):
+            return self.read_section(origin, value, keys)
+        return _scalar(kind, value)
+
+    def _read_mapping(self, key_kind: Any, item_kind: Any, value: object, keys: Keys) -> Any:
+        """A section under a key of the user's choice is told that key as its name."""
+        if not isinstance(value, dict):
+            self._note(keys, _mismatch("object", value))
+            return None
+        result = {}
+        for key, item in value.items():
+            here = (*keys, key)
+            if isinstance(key, str):
+                self._read(key_kind, key, here)
+            else:
+                self._note(here, "the key must be a string: put it in quotes")
+            if get_origin(item_kind) is None and issubclass(item_kind, Section):
+                result[key] = self.read_section(item_kind, item, here, name=key)
+            else:
+                result[key] = self._read(item_kind, item, here)
+        return result
+
+    def _read_list(self, item_kind: Any, value: object, keys: Keys) -> Any:
+        if not isinstance(value, list | tuple):
+            self._note(keys, _mismatch("array", value))
+            return None
+        return tuple(self._read(item_kind, item, (*keys, i)) for i, item in enumerate(value))
+
+    def _note(self, keys: Keys, message: str) -> None:
+        self.mistakes.append(f"{_show(keys) or self._label}: {message}")
+
+
+def _peel(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
+    """A type without `Annotated` and `| None`, and the checks that it carries."""
+    if get_origin(kind) is Annotated:
+        inner, *extras = get_args(kind)
+        bare, checks = _peel(inner)
+        return bare, [*checks, *(extra for extra in extras if callable(extra))]
+    if get_origin(kind) in (Union, types.UnionType):
+        return _peel(next(arg for arg in get_args(kind) if arg is not types.NoneType))
+    return kind, []
+
+
+def _scalar(kind: Any, value: object) -> Any:
+    result = msgspec.convert(value, kind)
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ValueError("must be a finite number")
+    # Every text ends in an environment variable, a path, a header or JSON.
+    if isinstance(result, str) and re.search("[\0\ud800-\udfff]", result):
+        raise ValueError("must not hold NUL or half a surrogate pair")
+    return result
+
+
+def _resolve(directory: Path, text: str) -> Path:
+    check_not_blank(text)
+    try:
+        return (directory / Path(text).expanduser()).resolve()
+    except (OSError, RuntimeError) as error:  # an unknown ~user, a loop of links
+        raise ValueError(f"not a usable path: {error}") from None
+
+
+def _plain(error: ValueError) -> str:
+    """The message in our words: "Expected `int | null`, got `str`" is "expected int, got str"."""
+    if not isinstance(error, msgspec.ValidationError):
+        return str(error)
+    text = str(error).replace("`", "").replace(" | null", "")
+    return text[0].lower() + text[1:]
+
+
+def _mismatch(expected: str, value: object) -> str:
+    names = {"dict": "object", "_Object": "object", "list": "array", "NoneType": "null"}
+    got = type(value).__name__
+    return f"expected {expected}, got {names.get(got, got)}"
+
+
+def _unknown(key: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+    return f"unknown key, {hint}"
+
+
+def _show(keys: Keys) -> str:
+    """A path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
+    shown = ""
+    for key in keys:
+        if isinstance(key, str) and re.fullmatch(r"[\w/-]+", key):
+            shown += f".{key}" if shown else key
+        else:
+            quoted = json.dumps(key) if isinstance(key, str) else repr(key)
+            shown += f"[{quoted}]"
+    return shown

@@ -1,0 +1,29 @@
+"""The config's JSON Schema, for editors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import msgspec
+
+from llmux.config.shape import Config, HookTimeouts, Limits, ModelConfig, PolicyConfig, file_keys
+
+
+def config_schema() -> dict[str, Any]:
+    """A JSON Schema (2020-12) of the config, for editors."""
+    schema = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Path
+    for section in (Config, ModelConfig, HookTimeouts, PolicyConfig, Limits):
+        shape = schema["$defs"][section.__name__]
+        text = inspect.getdoc(section) or ""
+        shape["description"] = text.partition("\n")[0]
+        described = dict(re.findall(r"^    (\w+): (.+)$", text, re.MULTILINE))
+        shape["properties"] = {
+            key: shape["properties"][key] | {"description": described.get(key, "")}
+            for key in file_keys(section)
+        }
+    config = schema["$defs"]["Config"]
+    config["required"] = ["models"]  # the loader fills in the rest
+    config["patternProperties"] = {"^x-": {}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,321 @@
+"""The config's shape: every key of the file, its type, its bounds and its default.
+
+A type says all about its value that can be said without looking elsewhere: msgspec's `Meta` holds
+bounds, for the JSON Schema too, and a function beside it is a check that raises ValueError.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
+
+Keys = tuple[Any, ...]
+"""Where a value stands in the file: mapping keys and list indexes, outermost first."""
+
+T = TypeVar("T")
+
+NOT_A_KEY = "not a key of the file"
+"""Marks a field that the loader fills in and the file must not name."""
+
+NotAKey = Annotated[T, NOT_A_KEY]
+
+
+# --- Checks of single values ---------------------------------------------------------------------
+
+
+def check_not_blank(text: str) -> None:
+    """Raise ValueError for a text of spaces only."""
+    if not text.strip():
+        raise ValueError("must not be blank")
+
+
+def _check_name(text: str) -> None:
+    """Names end in headers, environment variables and log lines."""
+    check_not_blank(text)
+    if not text.isprintable():
+        raise ValueError("must hold printable characters only")
+
+
+# RFC 1123 names, with the underscores that container networks use. A last label that is all digits
+# would be a mistyped IPv4 address.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?![0-9]+\.?\Z){_LABEL}\.?")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host  # a zone would have to be escaped in a URL
+
+
+def _check_host(host: str) -> None:
+    if not (_HOST_NAME.fullmatch(host) or _is_address(host)):
+        raise ValueError("expected a host name or IP address")
+
+
+def _check_url(url: str) -> None:
+    if not re.fullmatch(r"[!-~]*", url):
+        raise ValueError("must be ASCII without spaces (percent-encode anything else)")
+    if re.match(r"https?://", url, re.IGNORECASE) is None:
+        raise ValueError("must start with http:// or https://")
+    if "?" in url or "#" in url:
+        raise ValueError("must not hold a query or fragment")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from None
+    if parts.username is not None:
+        raise ValueError("must not hold credentials (send an Authorization header instead)")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("the port must be 1 to 65535")
+    _check_host(parts.hostname or "")
+
+
+_RESERVED_HEADERS = frozenset({
+    "connection", "content-length", "host", "keep-alive", "proxy-authenticate",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+"""Hop-by-hop fields (RFC 9110 section 7.6.1) and those that follow from the request itself."""
+
+
+def _check_header_name(name: str) -> None:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):  # token, RFC 9110 section 5.6.2
+        raise ValueError("not a legal header name")
+    if name.lower() in _RESERVED_HEADERS:
+        raise ValueError("this header is llmux's to set")
+
+
+def _check_header_value(value: str) -> None:
+    if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        raise ValueError("must not hold line breaks or control characters")
+
+
+def _check_some(models: dict[str, Any]) -> None:
+    if not models:
+        raise ValueError("needs at least one model")
+
+
+_VISIBLE = Meta(extra_json_schema={"pattern": r"\S"})
+
+Script = Annotated[str, check_not_blank, _VISIBLE]
+Name = Annotated[str, _check_name, _VISIBLE]
+Host = Annotated[str, _check_host]
+Url = Annotated[str, _check_url, Meta(extra_json_schema={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
+HeaderName = Annotated[str, _check_header_name]
+HeaderValue = Annotated[str, _check_header_value]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+PositiveInt = Annotated[int, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+# --- The shape -----------------------------------------------------------------------------------
+# The lines under "Attributes:" are also the descriptions in the JSON Schema.
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mapping of the file whose keys are known."""
+
+    @staticmethod
+    def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:  # noqa: ARG004
+        """What values that may be right one by one get wrong together.
+
+        Args:
+            given: The section as the file has it, so that a mistake in it hides no conflict.
+
+        Yields:
+            Path below this section, and message.
+        """
+        yield from ()
+
+
+def file_keys(section: type[Section]) -> dict[str, Any]:
+    """The section's keys in the file, each with its type."""
+    fields = msgspec.structs.fields(section)
+    return {f.name: f.type for f in fields if NOT_A_KEY not in getattr(f.type, "__metadata__", ())}
+
+
+class HookTimeouts(Section, frozen=True, kw_only=True):
+    """Seconds that each hook may run; null for no limit.
+
+    Attributes:
+        wake: Seconds for the wake hook.
+        sleep: Seconds for the sleep hook.
+        alive: Seconds for the alive hook.
+        prefetch: Seconds for the prefetch hook.
+        verify_asleep: Seconds for the verify_asleep hook.
+    """
+
+    wake: Seconds | None = 600.0
+    sleep: Seconds | None = 120.0
+    alive: Seconds | None = 10.0
+    prefetch: Seconds | None = 600.0
+    verify_asleep: Seconds | None = 30.0
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """A model: where its backend answers, and the hooks that wake it and put it to sleep.
+
+    Attributes:
+        name: Its key in the file.
+        port: Port of the backend; give this or url.
+        host: Host of the backend, beside port; 127.0.0.1 if not given.
+        url: URL of the backend; give this or port.
+        wake: Shell script that returns once the model can serve.
+        sleep: Shell script that frees the GPU.
+        alive: Shell script that exits 0 if the model is up.
+        prefetch: Shell script that runs while the outgoing model drains and sleeps.
+        verify_asleep: Shell script that exits 0 if the GPU is really free.
+        aliases: Other names that clients may use.
+        upstream_model: What the backend calls the model; as sent if not given.
+        headers: Headers added to what the backend gets.
+        group: Models of one group share a GPU and take turns on it.
+        hook_timeouts: Seconds that each hook may run.
+    """
+
+    name: NotAKey[str] = ""
+    port: Port | None = None
+    host: Host | None = None
+    url: Url | None = None
+    wake: Script
+    sleep: Script
+    alive: Script
+    prefetch: Script | None = None
+    verify_asleep: Script | None = None
+    aliases: tuple[Name, ...] = ()
+    upstream_model: Name | None = None
+    headers: dict[HeaderName, HeaderValue] = {}
+    group: Name = "default"
+    hook_timeouts: HookTimeouts = HookTimeouts()
+
+    @property
+    def base_url(self) -> str:
+        """The backend's URL without a slash at its end."""
+        if self.url is not None:
+            return self.url.rstrip("/")
+        host = self.host or "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def script(self, hook: HookName) -> str | None:
+        """The hook's shell script; None if the model has no such hook."""
+        script: str | None = getattr(self, hook)
+        return script
+
+    def timeout_s(self, hook: HookName) -> float | None:
+        """Seconds that the hook may run; None for no limit."""
+        seconds: float | None = getattr(self.hook_timeouts, hook)
+        return seconds
+
+    @staticmethod
+    def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
+        """One of port and url, and host beside port only."""
+        port, url, host = (given.get(key) is not None for key in ("port", "url", "host"))
+        if port and url:
+            yield (), "give 'port' or 'url', not both"
+        elif url and host:
+            yield ("host",), "goes with 'port' only"
+        elif not port and not url:
+            yield (), "give 'port' or 'url'"
+
+
+class PolicyConfig(Section, frozen=True, kw_only=True):
+    """When to switch, and how patiently.
+
+    Attributes:
+        name: A policy of llmux, or package.module:Class for one of your own.
+        request_timeout_secs: Longest wait for a model; null for no limit.
+        drain_before_switch: Let requests in flight finish before their model sleeps.
+        drain_timeout_secs: Longest drain; null for no limit.
+        min_active_secs: Least time that a model stays awake.
+        options: Given as they are to a policy of your own.
+    """
+
+    name: Name = "fifo"
+    request_timeout_secs: Annotated[float, Meta(ge=0)] | None = None
+    drain_before_switch: bool = True
+    drain_timeout_secs: Seconds | None = None
+    min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
+    options: dict[str, Any] = {}
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """What one client, or all of them, may take.
+
+    Attributes:
+        body_bytes: Largest request body.
+        queued_per_model: Most requests that wait for one model.
+        queued_bytes: Most bytes in the bodies of all waiting requests.
+        client_stall_secs: A client that takes no byte for so long is cut.
+    """
+
+    body_bytes: PositiveInt = 64 << 20
+    queued_per_model: PositiveInt = 1000
+    queued_bytes: PositiveInt = 1 << 30
+    client_stall_secs: Seconds = 60.0
+
+
+class Config(Section, frozen=True, kw_only=True, dict=True):
+    """The config of llmux.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on; 0 lets the system pick one.
+        models: Models by name.
+        policy: When to switch.
+        limits: What clients may take.
+        fallback: URL that gets the requests which name no model or an unknown one.
+        state_dir: Folder of logs, lock and state; relative to the config's folder.
+        path: The file that this comes from, if any.
+        directory: Where hooks run: the file's folder.
+    """
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 3000
+    models: Annotated[
+        dict[Name, ModelConfig], _check_some, Meta(extra_json_schema={"minProperties": 1})
+    ]
+    policy: PolicyConfig = PolicyConfig()
+    limits: Limits = Limits()
+    fallback: Url | None = None
+    state_dir: Path
+    path: NotAKey[Path | None] = None
+    directory: NotAKey[Path]
+
+    @functools.cached_property
+    def names(self) -> Mapping[str, str]:
+        """The model's name by every name that clients may use: its own and its aliases."""
+        own = {name: name for name in self.models}
+        return own | {alias: m.name for m in self.models.values() for alias in m.aliases}
+
+    @staticmethod
+    def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
+        """An alias must name one model."""
+        models: Any = given.get("models")
+        owners: dict[str, str] = {}
+        for keys, alias in _aliases(models):
+            if alias in models:
+                yield keys, f"{alias!r} is the name of a model"
+            elif alias in owners:
+                yield keys, f"{alias!r} is an alias of {owners[alias]!r} already"
+            owners.setdefault(alias, keys[1])
+
+
+def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:
+    """Every alias and its path, past anything that has not the shape for one."""
+    for name, model in models.items() if isinstance(models, dict) else ():
+        aliases = model.get("aliases") if isinstance(model, dict) else None
+        for index, alias in enumerate(aliases if isinstance(aliases, list | tuple) else ()):
+            if isinstance(alias, str):
+                yield ("models", name, "aliases", index), alias

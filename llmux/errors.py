@@ -1,0 +1,207 @@
+"""What llmux itself answers: every error carries its own response.
+
+An error raised anywhere below the proxy ends as one JSON answer, written in one place
+(`llmux.openai.error_answer`), from the attributes that the error carries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+
+class LlmuxError(Exception):
+    """An error with an HTTP answer.
+
+    Attributes:
+        status: HTTP status code of the answer.
+        code: Machine-readable `error.code` of the answer; a promise to clients.
+        retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = None if retry_after_s is None else max(1, math.ceil(retry_after_s))
+
+    @property
+    def message(self) -> str:
+        """The human-readable `error.message` of the answer."""
+        return str(self)
+
+
+class NoModel(LlmuxError):
+    """The request names no model in any of the places that are looked at."""
+
+    status = 404
+    code = "no_model"
+
+    def __init__(self) -> None:
+        super().__init__("No model specified in request")
+
+
+class ModelNotFound(LlmuxError):
+    """The request names a model that the config does not know."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model not found: {model}")
+        self.model = model
+
+
+class BadRequest(LlmuxError):
+    """The request cannot be read."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Forbidden(LlmuxError):
+    """The control API does not answer this peer."""
+
+    status = 403
+    code = "forbidden"
+
+
+class BodyTooLarge(LlmuxError):
+    """The request's body is over `limits.body_bytes`."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"Request body is larger than {limit_bytes} bytes")
+
+
+class QueueFull(LlmuxError):
+    """More requests wait than the limits allow."""
+
+    status = 429
+    code = "queue_full"
+
+
+class SwitchTimeout(LlmuxError):
+    """The request waited longer than `policy.request_timeout_secs`."""
+
+    status = 504
+    code = "switch_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("Request timed out waiting for model")
+
+
+class HookError(LlmuxError):
+    """A hook failed, could not be run, or outlived its time.
+
+    Attributes:
+        model: The model whose hook it was.
+        hook: wake, sleep, alive, prefetch or verify_asleep.
+        exit_code: The shell's exit code; None if it was ended by llmux or never started.
+        output: The last lines that the hook printed.
+    """
+
+    status = 500
+    code = "hook_failed"
+
+    def __init__(
+        self,
+        model: str,
+        hook: str,
+        reason: str,
+        *,
+        exit_code: int | None = None,
+        output: str = "",
+    ) -> None:
+        detail = f"{hook} hook {reason}" + (f": {output}" if output else "")
+        super().__init__(f"Hook failed for {model}: {detail}")
+        self.model = model
+        self.hook = hook
+        self.reason = reason
+        self.exit_code = exit_code
+        self.output = output
+
+
+class ManualMode(LlmuxError):
+    """Manual mode is on and the request's model is not the active one."""
+
+    status = 503
+    code = "manual_mode"
+
+    def __init__(self, model: str, active: str | None) -> None:
+        super().__init__(
+            f"Manual mode active: model {model} not available (active: {active or 'none'})"
+        )
+
+
+class NotReady(LlmuxError):
+    """A forced switch ended with another model awake."""
+
+    status = 503
+    code = "not_ready"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model not ready: {model}")
+
+
+class ShuttingDown(LlmuxError):
+    """The server is stopping; a client may come back when it is up again."""
+
+    status = 503
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("llmux is shutting down", retry_after_s=5)
+
+
+class SwitcherDied(LlmuxError):
+    """The task that switches has ended; nothing can be woken any more."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("Internal error: the switcher has stopped")
+
+
+class BackendError(LlmuxError):
+    """The backend refused, reset or broke before its status line."""
+
+    status = 502
+    code = "backend_error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Backend error: {reason}")
+
+
+class BackendRefused(BackendError):
+    """The backend accepted no connection, so it cannot have seen the request."""
+
+
+class BackendBroke(Exception):
+    """The backend broke after its status line; the response can only be cut."""
+
+
+class StreamCut(Exception):
+    """llmux cut a response that had begun (a drain over its time, a model found down)."""
+
+
+class InternalError(LlmuxError):
+    """Anything unforeseen."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"Internal error: {type(error).__name__}: {error}")
+
+
+class ConfigError(Exception):
+    """A config that cannot be used.
+
+    Attributes:
+        mistakes: One line each, `path.in.the.file: what is wrong`.
+    """
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes

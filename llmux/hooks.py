@@ -1,0 +1,386 @@
+"""One shell hook: process group, deadline, log."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import resource
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import DEVNULL
+from urllib.parse import quote, urlsplit
+
+import trio
+
+from llmux.config import HookName, ModelConfig
+from llmux.errors import HookError
+from llmux.logs import get_logger
+from llmux.metrics import Metrics
+
+KILL_AFTER_S = 5.0
+"""Time between SIGTERM and SIGKILL, and at most as long again for the group to be gone."""
+
+POLL_S = 0.01
+
+MAX_LOG_BYTES = 16 << 20
+"""A log over this is cut to half of it before the next run."""
+
+TAIL_BYTES = 2048
+TAIL_LINES = 5
+
+MAX_STEM_BYTES = 200
+"""Longest percent-encoded model name used as it is; file names end at 255 bytes (NAME_MAX)."""
+
+SECRET_VARIABLES = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
+"""llmux's own secrets, which hooks and the servers they start do not get."""
+
+ORIGINAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Soft and hard descriptor limit of this process before anything in it raised the soft one.
+
+Hooks get this soft limit back: programs that use select() break on descriptors over 1024.
+"""
+
+EXIT_HINTS = {126: " (not executable)", 127: " (command not found)"}  # POSIX sh, section 2.8.2
+
+# Terminal escape sequences (ECMA-48 section 5.4) as a whole, then single control characters.
+_NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+log = get_logger(__name__)
+
+
+class ShellHooks:
+    """Runs the hooks of the config's models."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        *,
+        directory: Path,
+        log_dir: Path,
+        metrics: Metrics,
+        kill_after_s: float = KILL_AFTER_S,
+    ) -> None:
+        self._models = models
+        self._directory = directory
+        self._log_dir = log_dir
+        self._metrics = metrics
+        self._kill_after_s = kill_after_s
+
+    def has(self, model: str, hook: HookName) -> bool:
+        """Whether the model has this hook."""
+        return self._models[model].script(hook) is not None
+
+    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run a hook that the model has, to its end.
+
+        What it leaves in the background lives on, unless llmux ended the run: then the whole
+        process group is gone on return.
+
+        Args:
+            model: A configured model.
+            hook: Which of its hooks.
+            source: The model that the switch leaves, if any.
+            target: The model that the switch is for, if any.
+
+        Raises:
+            HookError: It exited non-zero, could not be started, or outlived its time.
+        """
+        environment = self._environment(model, hook, source, target)
+        started_at = trio.current_time()
+        end = _End("was cancelled")  # unless the run ends otherwise
+        with self._output(model, f"{hook} source={source} target={target}") as output:
+            try:
+                end = await self._run_shell(model, hook, environment, output)
+            finally:
+                error = end.error(model, hook, output)
+                self._record(model, hook, trio.current_time() - started_at, error)
+        if error is not None:
+            raise error
+
+    async def _run_shell(
+        self, model: str, hook: HookName, environment: Mapping[str, str], output: _Output | None
+    ) -> _End:
+        config = self._models[model]
+        script, timeout_s = config.script(hook), config.timeout_s(hook)
+        assert script is not None, f"{model} has no {hook} hook"
+        ending = GroupEnd(self._kill_after_s)
+        with trio.move_on_after(math.inf if timeout_s is None else timeout_s):
+            try:
+                done = await trio.run_process(
+                    shell_command(script),
+                    cwd=self._directory,
+                    env=environment,
+                    stdin=DEVNULL,
+                    # A file, for a pipe would keep what is left behind tied to llmux.
+                    stdout=DEVNULL if output is None else output.descriptor,
+                    stderr=DEVNULL if output is None else output.descriptor,
+                    start_new_session=True,
+                    check=False,
+                    deliver_cancel=ending.begin,
+                )
+                return _End.of_shell(done.returncode)
+            # RuntimeError: no thread to fork in. ValueError: not encodable in this locale.
+            except (OSError, RuntimeError, ValueError) as error:
+                return _End(f"could not be started: {error}")
+            finally:
+                with trio.CancelScope(shield=True):
+                    if not await ending.finish():
+                        log.warning("hook_survived", model=model, hook=hook, pgid=ending.group)
+        return _End(f"took longer than {timeout_s:g} s")
+
+    def _environment(self, model: str, hook: str, source: str, target: str) -> dict[str, str]:
+        own = {name: text for name, text in os.environ.items() if name not in SECRET_VARIABLES}
+        port = backend_port(self._models[model])
+        return own | {
+            "LLMUX_MODEL": model,
+            "LLMUX_PORT": port,
+            "LLMUX_DEST_PORT": port,  # upstream llmux's name for it
+            "LLMUX_HOOK": hook,
+            "LLMUX_SOURCE": source,
+            "LLMUX_TARGET": target,
+        }
+
+    @contextmanager
+    def _output(self, model: str, title: str) -> Iterator[_Output | None]:
+        """The model's log, ready for a run; None, with a warning, if it cannot be written."""
+        path = self._log_dir / log_name(model)
+        with ExitStack() as stack:
+            output = None
+            try:
+                output = stack.enter_context(_Output.open(path, title))
+            except OSError as error:
+                log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+            yield output
+
+    def _record(self, model: str, hook: str, took_s: float, error: HookError | None) -> None:
+        self._metrics.hook_duration.labels(model, hook).observe(took_s)
+        about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
+        if error is not None:
+            self._metrics.hook_failures.labels(model, hook).inc()
+            log.warning(
+                "hook_failed",
+                **about,
+                reason=error.reason,
+                exit_code=error.exit_code,
+                stderr=error.output,
+            )
+        elif hook == "alive":  # every few seconds
+            log.debug("hook_completed", **about)
+        else:
+            log.info("hook_completed", **about)
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a run ended.
+
+    Attributes:
+        failure: What went wrong, to follow "the wake hook"; None if nothing did.
+        exit_code: The shell's, negative for a signal; None if llmux ended it or it never started.
+    """
+
+    failure: str | None
+    exit_code: int | None = None
+
+    @classmethod
+    def of_shell(cls, exit_code: int) -> _End:
+        if exit_code == 0:
+            return cls(None, exit_code)
+        if exit_code < 0:
+            return cls(f"was killed by signal {-exit_code}", exit_code)
+        return cls(f"exited with {exit_code}{EXIT_HINTS.get(exit_code, '')}", exit_code)
+
+    def error(self, model: str, hook: str, output: _Output | None) -> HookError | None:
+        if self.failure is None:
+            return None
+        tail = "" if output is None else output.tail()
+        return HookError(model, hook, self.failure, exit_code=self.exit_code, output=tail)
+
+
+# ---- The process group ----
+
+
+def shell_command(script: str) -> list[str]:
+    """The command that runs the script with the original descriptor limit."""
+    soft, _ = ORIGINAL_NOFILE
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] == soft:
+        return ["sh", "-c", script]
+    # In the shell, for Python code between fork and exec (preexec_fn) may deadlock with threads.
+    # `exec`, so that the script sees a plain `sh -c` and its exit code is that of the process.
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return ["sh", "-c", 'ulimit -S -n "$1"; exec sh -c "$2"', "sh", limit, script]
+
+
+class GroupEnd:
+    """The end of a process group that is out of time or cancelled: SIGTERM, then SIGKILL.
+
+    In two steps, for Trio waits for the shell alone: `begin` while it lives, `finish` for what it
+    leaves behind. Together they take at most twice `kill_after_s`.
+
+    Attributes:
+        group: Number of the group; None while nobody wants to end it.
+    """
+
+    def __init__(self, kill_after_s: float) -> None:
+        self.group: int | None = None
+        self._kill_after_s = kill_after_s
+        self._kill_at = math.inf
+
+    async def begin(self, shell: trio.Process) -> None:
+        """For `trio.run_process`, which cancels it once the shell has exited."""
+        self.group = shell.pid
+        self._kill_at = trio.current_time() + self._kill_after_s
+        _signal_group(shell.pid, signal.SIGTERM)
+        await trio.sleep_until(self._kill_at)
+        _signal_group(shell.pid, signal.SIGKILL)
+
+    async def finish(self) -> bool:
+        """Wait until no process of the group runs; False if one could not be ended."""
+        if self.group is None:
+            return True
+        with trio.move_on_at(self._kill_at):
+            await _wait_group_gone(self.group)
+        # In any case: a process whose main thread alone has ended looks like a zombie.
+        _signal_group(self.group, signal.SIGKILL)
+        with trio.move_on_at(self._kill_at + self._kill_after_s) as patience:
+            await _wait_group_gone(self.group)
+        return not patience.cancelled_caught
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    # Gone already, or now other users' processes, which only they can end.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+async def _wait_group_gone(group: int) -> None:
+    while not _is_group_gone(group):  # noqa: ASYNC110 - nothing tells when a group is gone
+        await trio.sleep(POLL_S)
+
+
+def _is_group_gone(group: int) -> bool:
+    """Whether no process of the group runs; its leader has been reaped.
+
+    The number of a group is not used again while a process is in it, even without its leader.
+    """
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return True
+    return _has_only_zombies(group)
+
+
+def _has_only_zombies(group: int) -> bool:
+    """Whether all processes of the group wait to be reaped; False where there is no /proc.
+
+    In a container they may wait for ever: few programs expect to be its process 1, llmux included.
+    """
+    try:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    except FileNotFoundError:
+        return False
+    return all(_is_zombie(pid) for pid in pids if _group_of(pid) == group)
+
+
+def _group_of(pid: int) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return None
+
+
+def _is_zombie(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # proc(5): "1 (name) S ..."
+        return stat.rpartition(") ")[2].startswith(("Z", "X"))
+    return True  # reaped meanwhile
+
+
+def backend_port(model: ModelConfig) -> str:
+    """The port of the model's backend, from its URL if it has one."""
+    url = urlsplit(model.base_url)
+    return str(url.port or {"http": 80, "https": 443}[url.scheme])
+
+
+# ---- The log ----
+
+
+def log_name(model: str) -> str:
+    """The name of a model's log file: safe whatever the model's name, and no other model's."""
+    stem = quote(model, safe="")
+    if len(stem) > MAX_STEM_BYTES:
+        # Percent-encoding leaves no "+", so this is not the name of a model with a short name.
+        stem = f"{stem[: MAX_STEM_BYTES // 2]}+{hashlib.sha256(model.encode()).hexdigest()}"
+    return f"{stem}.log"
+
+
+class _Output:
+    """The end of a model's log file, where one run of a hook prints below a line that marks it.
+
+    Plain blocking calls: they are few, small and on a local file, where a thread would cost more.
+
+    Attributes:
+        descriptor: For the run's standard output and error.
+    """
+
+    def __init__(self, descriptor: int, title: str) -> None:
+        self.descriptor = descriptor
+        _cut(descriptor)
+        # In microseconds: no two runs have the same.
+        self._marker = f"--- {datetime.now(UTC).isoformat()} {title} ---\n".encode()
+        # A blank line between runs, for what stood before may end in the middle of a line.
+        gap = b"\n" if os.fstat(descriptor).st_size else b""
+        os.write(descriptor, gap + self._marker)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, title: str) -> Iterator[_Output]:
+        """Append to the file, which is made if need be.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # O_APPEND: other runs and servers that they left behind write to it too.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            yield cls(descriptor, title)
+        finally:
+            os.close(descriptor)
+
+    def tail(self) -> str:
+        """The last lines that this run printed, as plain text.
+
+        Whatever else writes to the log at the same time (a server left behind) is in it too.
+        """
+        with suppress(OSError):
+            window = _last_bytes(self.descriptor, TAIL_BYTES + len(self._marker))
+            printed = window.rpartition(self._marker)[2][-TAIL_BYTES:]
+            return _plain_tail(printed.decode(errors="replace"))
+        return ""
+
+
+def _cut(descriptor: int) -> None:
+    """Keep only the end of a log that has grown too large.
+
+    In place: a server that a hook left behind would go on writing to a renamed file.
+    """
+    if os.fstat(descriptor).st_size <= MAX_LOG_BYTES:
+        return
+    kept = _last_bytes(descriptor, MAX_LOG_BYTES // 2)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, kept.partition(b"\n")[2] or kept)
+
+
+def _last_bytes(descriptor: int, count: int) -> bytes:
+    return os.pread(descriptor, count, max(0, os.fstat(descriptor).st_size - count))
+
+
+def _plain_tail(text: str) -> str:
+    lines = (_NOT_TEXT.sub("", line).rstrip() for line in text.splitlines())
+    return "\n".join([line for line in lines if line][-TAIL_LINES:])

@@ -1,0 +1,98 @@
+"""The requests inside one model: counted without a gap, waited for, and cut if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from llmux.errors import StreamCut
+
+
+class InFlight:
+    """The requests in flight on one model.
+
+    Entering and leaving are synchronous, so a count can neither be seen half-changed nor leak
+    through a cancellation. `on_leave()` is called after each request that leaves.
+    """
+
+    def __init__(self, on_leave: Callable[[], None] = lambda: None) -> None:
+        self._on_leave = on_leave
+        self._flights: dict[Flight, None] = {}  # in order of entry
+        # self._empty.is_set() == (self.count == 0). Events cannot un-happen, so each busy period
+        # gets a new one.
+        self._empty = trio.Event()
+        self._empty.set()
+
+    def __repr__(self) -> str:
+        return f"<InFlight {self.count}>"
+
+    @property
+    def count(self) -> int:
+        """How many requests are in flight at this instant."""
+        return len(self._flights)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the longest-running request entered (Trio's clock, seconds); None if none is in."""
+        return next((flight.entered_at for flight in self._flights), None)
+
+    def enter(self) -> Flight:
+        """Count one more request, until the returned context is left."""
+        flight = Flight(self)
+        if not self._flights:
+            self._empty = trio.Event()
+        self._flights[flight] = None
+        return flight
+
+    def leave(self, flight: Flight) -> None:
+        """Count one less; what `Flight` calls when it ends."""
+        del self._flights[flight]
+        if not self._flights:
+            self._empty.set()
+        self._on_leave()
+
+    def cut(self) -> None:
+        """End every request in flight; each raises `StreamCut` where it stands."""
+        for flight in self._flights:
+            flight.cut()
+
+    async def wait_empty(self) -> None:
+        """Wait until no request is in flight."""
+        await self._empty.wait()
+
+
+class Flight:
+    """One request in flight: `with in_flight.enter(): ...` lasts until its last byte is sent."""
+
+    __slots__ = ("_in_flight", "_is_cut", "_scope", "entered_at")
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+        self._scope = trio.CancelScope()
+        self._is_cut = False
+        self.entered_at = trio.current_time()
+
+    def cut(self) -> None:
+        """Cancel what runs inside; the context then raises `StreamCut`."""
+        self._is_cut = True
+        self._scope.cancel()
+
+    def __enter__(self) -> Flight:
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        try:
+            handled = self._scope.__exit__(kind, error, traceback)
+        finally:
+            self._in_flight.leave(self)
+        if self._is_cut and self._scope.cancelled_caught:
+            raise StreamCut from None
+        return handled

@@ -1,0 +1,133 @@
+"""One model's life: its phase, who is inside, who waits, and when it may be tried again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum
+
+import trio
+
+from llmux.errors import LlmuxError
+from llmux.inflight import Flight, InFlight
+from llmux.policy import ModelView
+from llmux.waiters import Waiters
+
+FIRST_RETRY_S = 2.0
+"""Delay before a model whose wake failed is tried again; doubles with each failure in a row."""
+
+LONGEST_RETRY_S = 60.0
+"""Upper bound of that delay."""
+
+
+class Phase(Enum):
+    """Where a model is in its life. Only AWAKE admits requests."""
+
+    ASLEEP = "asleep"
+    WAKING = "waking"
+    AWAKE = "awake"
+    DRAINING = "draining"
+    SLEEPING = "sleeping"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.ASLEEP: frozenset({Phase.WAKING}),
+    Phase.WAKING: frozenset({Phase.AWAKE, Phase.SLEEPING}),  # SLEEPING: cleaning up a failed wake
+    Phase.AWAKE: frozenset({Phase.DRAINING, Phase.SLEEPING}),  # SLEEPING: draining is off
+    Phase.DRAINING: frozenset({Phase.SLEEPING}),
+    Phase.SLEEPING: frozenset({Phase.ASLEEP, Phase.FAILED}),
+    # SLEEPING: its GPU memory was not given back; it is put to sleep again before another wakes.
+    Phase.FAILED: frozenset({Phase.WAKING, Phase.SLEEPING}),
+}
+"""Every way from one phase to the next; there is no other."""
+
+
+class Model:
+    """A model of the config, as the switcher sees it.
+
+    Attributes:
+        phase: Where it is in its life; changed by `enter` alone.
+        entered_at: When it entered that phase (Trio's clock, seconds).
+        holds_gpu: Its wake hook was started, and no sleep has been confirmed since. What
+            `verify_asleep` decides; a group puts all such models to sleep before it wakes another.
+        failures: Failed tries to wake it since the last success.
+        retry_at: No policy may choose it before this time (Trio's clock, seconds).
+        last_error: Why the last try failed; None after a success.
+
+    `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
+    `on_change()` whenever a request joins the line or leaves the model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_enter: Callable[[Model, Phase, float], None] = lambda *_: None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.phase = Phase.ASLEEP
+        self.entered_at = -math.inf  # always has been
+        self.in_flight = InFlight(on_leave=on_change)
+        self.waiters = Waiters()
+        self.holds_gpu = False
+        self.failures = 0
+        self.retry_at = -math.inf
+        self.last_error: LlmuxError | None = None
+        self._on_enter = on_enter
+        self._on_change = on_change
+
+    def __repr__(self) -> str:
+        return (
+            f"<Model {self.name!r} {self.phase.name}, "
+            f"{self.in_flight.count} in flight, {self.waiters.count} waiting>"
+        )
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it admits requests at this instant."""
+        return self.phase is Phase.AWAKE
+
+    def enter(self, phase: Phase) -> None:
+        """Change phase; the only place that does."""
+        assert phase in TRANSITIONS[self.phase], f"{self!r} cannot enter {phase.name}"
+        left, self.phase = self.phase, phase
+        stayed_s = trio.current_time() - self.entered_at
+        self.entered_at = trio.current_time()
+        self._on_enter(self, left, stayed_s)
+
+    async def wait_admitted(self) -> Flight:
+        """Stand in line until let in; returns with the request counted as in flight.
+
+        Raises:
+            LlmuxError: What those in line were refused with.
+        """
+        with self.waiters.join() as waiter:
+            self._on_change()
+            await waiter.wait_granted()
+            # No checkpoint since the grant, and the line is not left yet: settled means counted.
+            return self.in_flight.enter()
+
+    def wake_succeeded(self) -> None:
+        """Forget earlier failures."""
+        self.failures = 0
+        self.retry_at = -math.inf
+        self.last_error = None
+
+    def wake_failed(self, error: LlmuxError) -> None:
+        """Put off the next try: 2 s, doubling with each failure in a row, at most 60 s."""
+        delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**self.failures)
+        self.failures += 1
+        self.retry_at = trio.current_time() + delay_s
+        self.last_error = error
+
+    def view(self) -> ModelView:
+        """What a policy may know of it."""
+        return ModelView(
+            name=self.name,
+            in_flight=self.in_flight.count,
+            queued=self.waiters.count,
+            oldest_arrival=self.waiters.oldest,
+            retry_at=self.retry_at,
+        )

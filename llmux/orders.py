@@ -1,0 +1,42 @@
+"""What the switching task is told to do."""
+
+from __future__ import annotations
+
+import trio
+
+from llmux.errors import LlmuxError
+from llmux.model import Model
+
+
+class Order:
+    """A switch to carry out: decided by the policy, or placed by an operator who waits for it.
+
+    Attributes:
+        target: The model that is to be awake.
+        reason: Why, for people.
+    """
+
+    def __init__(self, target: Model, reason: str) -> None:
+        self.target = target
+        self.reason = reason
+        self._ended = trio.Event()
+        self._error: LlmuxError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Order {self.target.name!r}: {self.reason}>"
+
+    def end(self, error: LlmuxError | None = None) -> None:
+        """Tell whoever waits how it ended; only the first word counts."""
+        if not self._ended.is_set():
+            self._error = error
+            self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Wait until it is carried out.
+
+        Raises:
+            LlmuxError: Why it could not be.
+        """
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error

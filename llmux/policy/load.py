@@ -1,0 +1,62 @@
+"""From `policy.name` in the config to a policy."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from llmux.config import PolicyConfig
+from llmux.errors import ConfigError
+from llmux.policy.base import Policy
+from llmux.policy.fifo import FifoPolicy
+
+POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {"fifo": FifoPolicy}
+"""The policies that come with llmux, by name."""
+
+
+def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
+    """The policy that `config.name` names: one of llmux's own, or `package.module:Class`.
+
+    The class is called with the `policy` section of the config, whose `options` are its own. Its
+    module may also lie in `directory`, the config file's folder.
+
+    Raises:
+        ConfigError: There is no such policy, or it cannot be made.
+    """
+    if directory is not None and str(directory) not in sys.path:
+        sys.path.append(str(directory))
+    try:
+        policy = _find(config.name)(config)
+    except _UnusableError as error:
+        raise ConfigError([f"policy.name: {error}"]) from error
+    except Exception as error:
+        what = f"{config.name} cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError([f"policy.name: {what}"]) from error
+    if not callable(getattr(policy, "decide", None)):
+        raise ConfigError([f"policy.name: {config.name} has no method `decide`"])
+    return policy
+
+
+class _UnusableError(Exception):
+    pass
+
+
+def _find(name: str) -> Callable[[PolicyConfig], Policy]:
+    if name in POLICIES:
+        return POLICIES[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, POLICIES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(POLICIES)
+        raise _UnusableError(
+            f"unknown policy {name!r}{hint} (one of: {known}; or package.module:Class)"
+        )
+    try:
+        found: Callable[[PolicyConfig], Policy] = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise _UnusableError(f"cannot import {name!r}: {error}") from error
+    return found

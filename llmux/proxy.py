@@ -1,0 +1,245 @@
+"""A request's journey, top to bottom: read it, find its model, get in, forward, relay.
+
+Model traffic is answered here, below Quart: one coroutine sees a request from its head to the last
+byte of its response, so that an ordinary `async with` holds the model for exactly that long. How
+the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI server).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from llmux.backend import Answer, Backend
+from llmux.config import Config, ModelConfig
+from llmux.errors import (
+    BackendBroke,
+    InternalError,
+    LlmuxError,
+    ModelNotFound,
+    NoModel,
+    StreamCut,
+)
+from llmux.logs import get_logger
+from llmux.metrics import Metrics
+from llmux.openai import (
+    Named,
+    error_answer,
+    find_model,
+    request_headers,
+    response_headers,
+    rewrite_model,
+)
+from llmux.serving import Serving
+from llmux.switchboard import Switchboard
+
+CLIENT_LEFT = 499
+"""Status under which a request is counted whose client left before its answer (as nginx does)."""
+
+HeaderList = Sequence[tuple[bytes, bytes]]
+
+log = get_logger(__name__)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection."""
+
+
+class Lane(Protocol):
+    """One client's request and the way back: bytes in, bytes out.
+
+    Attributes:
+        method: As the client wrote it.
+        target: Raw path and query.
+        headers: As received.
+        peer: The client's address, where the server knows it.
+        scheme: http or https.
+        has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
+    """
+
+    method: bytes
+    target: bytes
+    headers: HeaderList
+    peer: str | None
+    scheme: str
+    has_answered: bool
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+        ...
+
+    async def wait_left(self) -> None:
+        """Return when the client has left; not before the body was read."""
+        ...
+
+    async def relay(self, answer: Answer, headers: HeaderList) -> None:
+        """Send the backend's answer with these headers, chunk by chunk, to its end."""
+        ...
+
+    async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
+        """Send an answer of llmux's own."""
+        ...
+
+
+class Upstream:
+    """A model as the proxy sees it: where it is, and what it wants to be told."""
+
+    def __init__(self, backend: Backend, config: ModelConfig | None = None) -> None:
+        self.backend = backend
+        self.upstream_model = config.upstream_model if config else None
+        self.extra_headers: Mapping[str, str] = config.headers if config else {}
+
+
+class Journey:
+    """What one request will be counted as."""
+
+    __slots__ = ("arrived_at", "first_byte_s", "model", "serving", "status")
+
+    def __init__(self) -> None:
+        self.arrived_at = trio.current_time()
+        self.model = ""
+        self.serving: Serving | None = None
+        self.status = CLIENT_LEFT
+        self.first_byte_s: float | None = None
+
+    def answers(self, status: int) -> list[tuple[bytes, bytes]]:
+        """Note that the first byte goes out now; returns the headers that llmux adds."""
+        self.status = status
+        self.first_byte_s = trio.current_time() - self.arrived_at
+        waited_ms = round(1000 * self.serving.waited_s) if self.serving else 0
+        added = [(b"x-llmux-wait-ms", b"%d" % waited_ms)]
+        if self.model:
+            added.append((b"x-llmux-model", header_value(self.model)))
+        return added
+
+    def count(self, metrics: Metrics) -> None:
+        """Count the request; each ends exactly once, here."""
+        queued = self.serving is not None and self.serving.queued
+        status = str(self.status)
+        metrics.requests.labels(self.model, status, "true" if queued else "false").inc()
+        if self.first_byte_s is not None:
+            metrics.request_duration.labels(self.model, status).observe(self.first_byte_s)
+        if self.serving is not None and queued:
+            metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
+
+
+class ModelProxy:
+    """Carries model traffic from a lane to the backend of the model that it names."""
+
+    def __init__(
+        self,
+        config: Config,
+        board: Switchboard,
+        metrics: Metrics,
+    ) -> None:
+        self._board = board
+        self._metrics = metrics
+        self._names = config.names
+        self._body_bytes = config.limits.body_bytes
+        self._upstreams = {
+            model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
+        }
+        self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
+
+    async def serve(self, lane: Lane) -> None:
+        """Answer one request, whatever happens to it."""
+        journey = Journey()
+        try:
+            await self._forward(lane, journey)
+        except ClientLeft:
+            pass
+        except (BackendBroke, StreamCut) as error:
+            # The status line is out: the lane leaves the response without its end.
+            log.warning("response_cut", model=journey.model, reason=str(error))
+        except LlmuxError as error:
+            await self._refuse(lane, journey, error)
+        except Exception as error:
+            log.exception("internal_error", model=journey.model)
+            await self._refuse(lane, journey, InternalError(error))
+        finally:
+            journey.count(self._metrics)
+
+    async def _forward(self, lane: Lane, journey: Journey) -> None:
+        body = await lane.read_body(self._body_bytes)
+        upstream, named = self._route(lane, body, journey)
+        if upstream.upstream_model is not None:
+            body = rewrite_model(body, lane.headers, upstream.upstream_model)
+        headers = request_headers(
+            lane.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
+        )
+        async with leave_with_client(lane), self._in_flight(journey):
+            exchange = upstream.backend.exchange(lane.method, named.target, headers, body)
+            async with exchange as answer:
+                added = journey.answers(answer.status)
+                await lane.relay(answer, [*response_headers(answer.headers), *added])
+
+    def _route(self, lane: Lane, body: bytes, journey: Journey) -> tuple[Upstream, Named]:
+        try:
+            named = find_model(lane.target, lane.headers, body, self._names)
+            if named.name not in self._names:
+                raise ModelNotFound(named.name)
+        except (NoModel, ModelNotFound):
+            if self._fallback is None:
+                raise
+            return self._fallback, Named("", lane.target)
+        journey.model = self._names[named.name]
+        journey.serving = self._board.serving(journey.model)
+        return self._upstreams[journey.model], named
+
+    @asynccontextmanager
+    async def _in_flight(self, journey: Journey) -> AsyncIterator[None]:
+        if journey.serving is None:  # the fallback is not switched
+            yield
+            return
+        async with journey.serving:
+            yield
+
+    async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
+        if lane.has_answered:
+            return
+        status, headers, body = error_answer(error)
+        await lane.reply(status, [*headers, *journey.answers(status)], body)
+
+    async def aclose(self) -> None:
+        """Close the idle connections to all backends."""
+        for upstream in (*self._upstreams.values(), self._fallback):
+            if upstream is not None:
+                await upstream.backend.aclose()
+
+
+@asynccontextmanager
+async def leave_with_client(lane: Lane) -> AsyncIterator[None]:
+    """Cancel what runs inside when the client leaves.
+
+    Raises:
+        ClientLeft: It left.
+    """
+    error: Exception | None = None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        await lane.wait_left()
+        has_left = True
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        try:
+            yield
+        except Exception as caught:
+            # Raised again outside, or the nursery would wrap it in a group.
+            error = caught
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    if has_left:
+        raise ClientLeft
+
+
+def header_value(name: str) -> bytes:
+    """A configured name as a header value; what ISO 8859-1 lacks goes as UTF-8 bytes."""
+    return name.encode("utf-8", "replace")

@@ -1,0 +1,81 @@
+"""The door to a model: one request's stay, from the line to its last byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from llmux.errors import SwitchTimeout
+from llmux.inflight import Flight
+from llmux.logs import get_logger
+from llmux.model import Model
+
+log = get_logger(__name__)
+
+
+class Serving:
+    """Be in flight on a model: `async with switcher.serving(name): ...`.
+
+    Entering waits until the model admits the request; from then on the model stays awake until
+    the context is left, however it is left. Nothing else in the program touches lines or counts.
+
+    Attributes:
+        queued: Whether it had to wait in line; also known when entering failed.
+        waited_s: How long it did, in seconds; 0 if it did not.
+    """
+
+    __slots__ = ("_check", "_flight", "_model", "_timeout_s", "queued", "waited_s")
+
+    def __init__(
+        self, model: Model, *, check: Callable[[Model], None], timeout_s: float | None
+    ) -> None:
+        self.queued = False
+        self.waited_s = 0.0
+        self._model = model
+        self._check = check
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._flight: Flight | None = None
+
+    async def __aenter__(self) -> Serving:
+        """Get in.
+
+        Raises:
+            LlmuxError: The request is refused: at the door, in line, or after too long a wait.
+        """
+        self._check(self._model)
+        if self._model.is_awake:
+            # No checkpoint between this check and the count.
+            self._flight = self._model.in_flight.enter()
+        else:
+            self._flight = await self._wait()
+        self._flight.__enter__()
+        return self
+
+    async def _wait(self) -> Flight:
+        arrived_at = trio.current_time()
+        self.queued = True
+        try:
+            with trio.fail_after(self._timeout_s):
+                return await self._model.wait_admitted()
+        except trio.TooSlowError:
+            log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
+            raise SwitchTimeout from None
+        finally:
+            self.waited_s = trio.current_time() - arrived_at
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Get out; synchronous underneath, so that it cannot be cancelled half-way.
+
+        Raises:
+            StreamCut: llmux itself cut the request.
+        """
+        assert self._flight is not None
+        return self._flight.__exit__(kind, error, traceback)

@@ -1,0 +1,170 @@
+"""All groups behind one front: each model name leads to the switcher of its group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+import trio
+
+from llmux.config import Config
+from llmux.errors import ModelNotFound
+from llmux.metrics import Counts, Metrics
+from llmux.model import Model
+from llmux.policy import load_policy
+from llmux.serving import Serving
+from llmux.switcher import Hooks, Mode, State, Switcher
+
+
+class Switchboard:
+    """One switcher for each group of models; groups never wait for each other.
+
+    Attributes:
+        groups: The switchers by group, in the config's order.
+    """
+
+    def __init__(self, config: Config, hooks: Hooks, metrics: Metrics) -> None:
+        members: dict[str, list[str]] = {}
+        for model in config.models.values():
+            members.setdefault(model.group, []).append(model.name)
+        self.groups: Mapping[str, Switcher] = {
+            group: Switcher(
+                names,
+                hooks,
+                load_policy(config.policy, config.directory),  # one each: it may remember things
+                metrics,
+                settings=config.policy,
+                queued_per_model=config.limits.queued_per_model,
+            )
+            for group, names in members.items()
+        }
+        self._switcher_of = {
+            name: switcher for switcher in self.groups.values() for name in switcher.models
+        }
+        self._ports = {model.name: model.port for model in config.models.values()}
+        self._mode: Mode = "auto"
+        metrics.watch_counts(self._counts)
+
+    def __repr__(self) -> str:
+        return f"<Switchboard {dict(self.groups)!r}>"
+
+    # ---- The door ----
+
+    def serving(self, model: str) -> Serving:
+        """The only way into a model; see `Switcher.serving`.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
+        return self._switcher(model).serving(model)
+
+    def _switcher(self, model: str) -> Switcher:
+        try:
+            return self._switcher_of[model]
+        except KeyError:
+            raise ModelNotFound(model) from None
+
+    # ---- What it is doing ----
+
+    @property
+    def state(self) -> State:
+        """`switching` while any group is, else `active` if any is, else `idle`."""
+        states = {switcher.state for switcher in self.groups.values()}
+        return next(s for s in ("switching", "active", "idle") if s in states)
+
+    @property
+    def active_model(self) -> str | None:
+        """The model that is awake; with several groups, the first group's that has one."""
+        return next((name for name in self.active_models.values() if name), None)
+
+    @property
+    def active_models(self) -> dict[str, str | None]:
+        """The model that is awake in each group."""
+        return {
+            group: switcher.active.name if switcher.active else None
+            for group, switcher in self.groups.items()
+        }
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """Every model, in the config's order."""
+        return dict(
+            chain.from_iterable(switcher.models.items() for switcher in self.groups.values())
+        )
+
+    @property
+    def registered_models(self) -> list[str]:
+        """The names of all models."""
+        return list(self._switcher_of)
+
+    def is_registered(self, model: str) -> bool:
+        """Whether a model of this name exists; aliases are not names."""
+        return model in self._switcher_of
+
+    def model_port(self, model: str) -> int | None:
+        """The local port of a model's backend; None if unknown, or if it has a URL instead."""
+        return self._ports.get(model)
+
+    def in_flight_count(self, model: str) -> int:
+        """How many requests are in flight on a model at this instant."""
+        return self._switcher(model).models[model].in_flight.count
+
+    @property
+    def queue_depths(self) -> dict[str, int]:
+        """How many requests wait for each model at this instant."""
+        return {name: model.waiters.count for name, model in self.models.items()}
+
+    def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
+        """Seconds of hook time that a switch should take; None if it was never seen."""
+        return self._switcher(target).costs.estimate(source, target)
+
+    def estimated_costs(self) -> dict[str, dict[str, float]]:
+        """Every known cost in seconds, by source (`idle`: nothing was awake) and target."""
+        costs: dict[str, dict[str, float]] = {}
+        for switcher in self.groups.values():
+            for source in (None, *switcher.models):
+                known = switcher.costs.estimates_from(source)
+                if known:
+                    costs.setdefault(source or "idle", {}).update(known)
+        return costs
+
+    def _counts(self) -> Counts:
+        return {
+            name: (model.waiters.count, model.in_flight.count)
+            for name, model in self.models.items()
+        }
+
+    # ---- What operators may do ----
+
+    @property
+    def mode(self) -> Mode:
+        """`auto`, or `manual`: then nothing but `force_switch` switches, in any group."""
+        return self._mode
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the mode of all groups; entering manual mode refuses all who wait."""
+        self._mode = mode
+        for switcher in self.groups.values():
+            switcher.set_mode(mode)
+
+    async def force_switch(self, model: str) -> None:
+        """Switch a model's group to it; see `Switcher.force_switch`."""
+        await self._switcher(model).force_switch(model)
+
+    # ---- Its life ----
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether every group's switcher can make progress."""
+        return not any(switcher.has_died for switcher in self.groups.values())
+
+    async def run(self) -> None:
+        """Run every group's switcher until `stop`."""
+        async with trio.open_nursery() as nursery:
+            for switcher in self.groups.values():
+                nursery.start_soon(switcher.run)
+
+    def stop(self) -> None:
+        """Let nobody in any more, in any group; `run` ends with the switches that are running."""
+        for switcher in self.groups.values():
+            switcher.stop()

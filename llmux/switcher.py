@@ -1,0 +1,378 @@
+"""The switch, on one page: drain, sleep, wake, let in, and only then the next.
+
+Requests stand in line, operators place orders, and `Switcher.run`, the only task that switches,
+does one thing at a time: it decides in synchronous code, opens a nursery and starts one task in it
+that carries the order out. That task holds the switch lock until the settle barrier is passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal, Protocol
+
+import trio
+from trio_util import RepeatedEvent, periodic
+
+from llmux.config import HookName, PolicyConfig
+from llmux.costs import SwitchCosts
+from llmux.errors import (
+    HookError,
+    LlmuxError,
+    ManualMode,
+    ModelNotFound,
+    NotReady,
+    QueueFull,
+    ShuttingDown,
+    SwitcherDied,
+)
+from llmux.logs import get_logger
+from llmux.metrics import IDLE, Metrics
+from llmux.model import Model, Phase
+from llmux.orders import Order
+from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
+from llmux.serving import Serving
+
+SLOW_DRAIN_S = 60.0
+"""How often a drain that goes on is logged."""
+
+Mode = Literal["auto", "manual"]
+State = Literal["idle", "active", "switching"]
+
+log = get_logger(__name__)
+
+
+class Hooks(Protocol):
+    """How a switcher runs hooks; `llmux.hooks.ShellHooks` is the real one."""
+
+    def has(self, model: str, hook: HookName) -> bool:
+        """Whether the model has this hook."""
+        ...
+
+    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run a hook to its end.
+
+        Raises:
+            HookError: It failed, outlived its time or could not be started.
+        """
+        ...
+
+
+class Switcher:
+    """Switches the models of one group.
+
+    Attributes:
+        models: The group's models by name; each knows its own phase, line and requests.
+        costs: Hook time of the switches seen so far.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        hooks: Hooks,
+        policy: Policy,
+        metrics: Metrics,
+        *,
+        settings: PolicyConfig,
+        queued_per_model: int = 1000,
+    ) -> None:
+        self._changed = RepeatedEvent()
+        self.models = {
+            name: Model(name, on_enter=self._on_enter, on_change=self._changed.set)
+            for name in names
+        }
+        self.costs = SwitchCosts()
+        self._hooks = hooks
+        self._policy = policy
+        self._metrics = metrics
+        self._settings = settings
+        self._queued_per_model = queued_per_model
+        self._mode: Mode = "auto"
+        self._orders: deque[Order] = deque()
+        self._switch_lock = trio.Lock()
+        self._closed_with: LlmuxError | None = None  # why nobody is let in any more
+
+    def __repr__(self) -> str:
+        name = f" {self.active.name!r}" if self.active else ""
+        flying = sum(model.in_flight.count for model in self.models.values())
+        waiting = sum(model.waiters.count for model in self.models.values())
+        return f"<Switcher {self.state.upper()}{name}, {flying} in flight, {waiting} waiting>"
+
+    @property
+    def active(self) -> Model | None:
+        """The model that is awake and admits requests."""
+        return next((model for model in self.models.values() if model.is_awake), None)
+
+    @property
+    def state(self) -> State:
+        """`switching` from the moment that a model stops admitting until one is awake."""
+        if self.active is not None:
+            return "active"
+        at_rest = all(m.phase in (Phase.ASLEEP, Phase.FAILED) for m in self.models.values())
+        return "idle" if at_rest else "switching"
+
+    @property
+    def has_died(self) -> bool:
+        """Whether `run` ended though nobody asked it to."""
+        return isinstance(self._closed_with, SwitcherDied)
+
+    # ---- The door ----
+
+    def serving(self, name: str) -> Serving:
+        """The only way into a model: `async with switcher.serving(name): ...`.
+
+        Entering may raise ManualMode, QueueFull, SwitchTimeout, HookError or ShuttingDown, and
+        leaving StreamCut.
+        """
+        return Serving(
+            self.models[name],
+            check=self._check_admissible,
+            timeout_s=self._settings.request_timeout_secs,
+        )
+
+    def _check_admissible(self, model: Model) -> None:
+        if self._closed_with is not None:
+            raise self._closed_with.with_traceback(None)
+        if model.is_awake:
+            return
+        if self._mode == "manual":
+            raise ManualMode(model.name, self.active.name if self.active else None)
+        if model.waiters.count >= self._queued_per_model:
+            source = self.active.name if self.active else None
+            raise QueueFull(
+                f"{model.waiters.count} requests already wait for model {model.name}",
+                retry_after_s=self.costs.estimate(source, model.name) or 1.0,
+            )
+
+    # ---- What operators may do ----
+
+    @property
+    def mode(self) -> Mode:
+        """In `manual`, nothing but `force_switch` switches."""
+        return self._mode
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the mode; entering manual mode refuses all who wait."""
+        self._mode = mode
+        if mode == "manual":
+            active = self.active.name if self.active else None
+            for model in self.models.values():
+                model.waiters.refuse(ManualMode(model.name, active))
+        self._changed.set()
+
+    async def force_switch(self, name: str) -> None:
+        """Switch to a model whatever the policy thinks; returns when it is awake.
+
+        The order stands even if the caller is cancelled while it waits.
+
+        Raises:
+            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+        """
+        if name not in self.models:
+            raise ModelNotFound(name)
+        if self._closed_with is not None:
+            raise self._closed_with.with_traceback(None)
+        order = Order(self.models[name], "forced")
+        self._orders.append(order)
+        self._changed.set()
+        await order.wait_ended()
+        if not order.target.is_awake:
+            raise NotReady(name)
+
+    def stop(self) -> None:
+        """Let nobody in any more; `run` returns once the switch that is running has ended."""
+        self._close(ShuttingDown())
+
+    def _close(self, error: LlmuxError) -> None:
+        self._closed_with = self._closed_with or error
+        while self._orders:
+            self._orders.popleft().end(error)
+        for model in self.models.values():
+            model.waiters.refuse(error)
+        self._changed.set()
+
+    # ---- Deciding ----
+
+    async def run(self) -> None:
+        """Follow orders and the policy until stopped. The only task that switches."""
+        try:
+            while (order := await self._next_order()) is not None:
+                # A nursery for each switch, so that it can be cancelled as a whole.
+                async with trio.open_nursery() as switch:  # noqa: ASYNC112
+                    switch.start_soon(self._carry_out, order)
+        finally:
+            # Whatever ends this task: nobody may be left waiting for it. After `stop` a no-op.
+            is_cancelled = trio.current_effective_deadline() == -math.inf
+            self._close(ShuttingDown() if is_cancelled else SwitcherDied())
+
+    async def _next_order(self) -> Order | None:
+        while self._closed_with is None:
+            if self._orders:
+                return self._orders.popleft()
+            decision = self._policy.decide(self._snapshot()) if self._mode == "auto" else None
+            if isinstance(decision, SwitchTo):
+                return Order(self.models[decision.model], decision.reason)
+            look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
+            with trio.move_on_at(look_again_at):
+                # No checkpoint since the snapshot: no change can be missed.
+                await self._changed.wait()
+        return None
+
+    def _snapshot(self) -> Snapshot:
+        active = self.active
+        return Snapshot(
+            now=trio.current_time(),
+            active=active.name if active else None,
+            active_since=active.entered_at if active else None,
+            models={name: model.view() for name, model in self.models.items()},
+            estimated_cost=self.costs.estimate,
+        )
+
+    # ---- The switch ----
+
+    async def _carry_out(self, order: Order) -> None:
+        target = order.target
+        async with self._switch_lock:
+            try:
+                if not target.is_awake:
+                    await self._switch(target)
+                await target.waiters.grant()  # the barrier: returns once each has settled
+                order.end()
+            except HookError as error:
+                target.waiters.refuse(error)
+                order.end(error)
+                await self._give_up(target, error)
+            finally:
+                order.end(ShuttingDown())  # heard only if this task was cancelled
+
+    async def _switch(self, target: Model) -> None:
+        """Drain and put to sleep what is in the way, then wake the target.
+
+        Raises:
+            HookError: The target is not awake.
+        """
+        started_at = trio.current_time()
+        in_the_way = self._in_the_way_of(target)
+        source = in_the_way[0].name if in_the_way else None
+        log.info("switch_started", **{"from": source, "to": target.name})
+        hooks_s = 0.0
+        try:
+            for model in in_the_way:
+                await self._drain(model, target)
+                hooks_s += await self._put_to_sleep(model, target)
+            hooks_s += await self._wake(target, source)
+        except HookError as error:
+            log.error("switch_failed", model=target.name, **{"from": source}, error=error.message)
+            self._metrics.switches.labels(source or IDLE, target.name, "failure").inc()
+            raise
+        self._account(source, target, hooks_s, trio.current_time() - started_at)
+
+    def _in_the_way_of(self, target: Model) -> list[Model]:
+        """Who must sleep before the target may wake: a group holds one model at a time."""
+        return [m for m in self.models.values() if m.holds_gpu and m is not target]
+
+    async def _drain(self, model: Model, target: Model) -> None:
+        """Stop admitting, and wait until the last request in flight has left."""
+        if not (model.is_awake and self._settings.drain_before_switch):
+            return
+        started_at = trio.current_time()
+        timeout_s = self._settings.drain_timeout_secs
+        model.enter(Phase.DRAINING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._log_slow_drain, model)
+            with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+                await model.in_flight.wait_empty()
+            if limit.cancelled_caught:
+                model.in_flight.cut()
+                await model.in_flight.wait_empty()
+            nursery.cancel_scope.cancel()
+        drained_s = trio.current_time() - started_at
+        self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
+
+    async def _put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
+        """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
+
+        Returns:
+            Seconds of hook time.
+
+        Raises:
+            HookError: The GPU is still taken; the model stays in the way.
+        """
+        started_at = trio.current_time()
+        model.enter(Phase.SLEEPING)
+        try:
+            await self._sleep_and_verify(model, target)
+        except HookError:
+            log.warning("sleep_retried", model=model.name, to=target.name)
+            try:
+                await self._sleep_and_verify(model, target)
+            except HookError as error:
+                model.last_error = error
+                model.enter(Phase.FAILED)
+                raise
+        model.holds_gpu = False
+        model.enter(then)
+        return trio.current_time() - started_at
+
+    async def _sleep_and_verify(self, model: Model, target: Model) -> None:
+        about = {"source": model.name, "target": target.name}
+        try:
+            await self._hooks.run(model.name, "sleep", **about)
+        except HookError as error:
+            # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
+            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
+        if self._hooks.has(model.name, "verify_asleep"):
+            await self._hooks.run(model.name, "verify_asleep", **about)
+
+    async def _wake(self, target: Model, source: str | None) -> float:
+        """Run the wake hook; returns its seconds, raises HookError."""
+        started_at = trio.current_time()
+        target.enter(Phase.WAKING)
+        target.holds_gpu = True
+        await self._hooks.run(target.name, "wake", source=source or "", target=target.name)
+        target.wake_succeeded()
+        target.enter(Phase.AWAKE)
+        return trio.current_time() - started_at
+
+    async def _give_up(self, target: Model, error: HookError) -> None:
+        """After a failure: free what the wake took, and put off the target's next try."""
+        if target.phase is Phase.WAKING:
+            with suppress(HookError):  # logged; the next switch will find it in the way
+                await self._put_to_sleep(target, target, then=Phase.FAILED)
+        target.wake_failed(error)
+
+    # ---- Telling ----
+
+    def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
+        log.debug("phase", model=model.name, phase=model.phase.value, left=left.value)
+        if left is Phase.AWAKE:
+            self._metrics.active_duration.labels(model.name).observe(stayed_s)
+
+    def _account(self, source: str | None, target: Model, hooks_s: float, took_s: float) -> None:
+        cost_s = self.costs.record(source, target.name, hooks_s)
+        pair = (source or IDLE, target.name)
+        self._metrics.switch_cost.labels(*pair).set(cost_s)
+        self._metrics.switches.labels(*pair, "success").inc()
+        self._metrics.switch_duration.labels(*pair).observe(took_s)
+        log.info(
+            "model_activated",
+            model=target.name,
+            **{"from": source},
+            duration_secs=round(took_s, 3),
+        )
+
+    async def _log_slow_drain(self, model: Model) -> None:
+        async for drained_s, _ in periodic(SLOW_DRAIN_S):
+            if not drained_s:
+                continue  # the first round comes at once
+            entered_at = model.in_flight.oldest
+            oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
+            log.warning(
+                "drain_slow",
+                model=model.name,
+                in_flight=model.in_flight.count,
+                oldest_secs=round(oldest_s, 1),
+                drain_secs=round(drained_s, 1),
+            )

@@ -1,0 +1,138 @@
+"""An in-memory GPU that notices every broken invariant, and a switcher around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from llmux.config import HookName, PolicyConfig
+from llmux.errors import HookError
+from llmux.metrics import Metrics
+from llmux.policy import FifoPolicy, Policy
+from llmux.switcher import Switcher
+
+HookKey = tuple[str, str]
+"""A model and a hook: `("a", "wake")`."""
+
+
+@dataclass
+class FakeHooks:
+    """Hooks that run on an in-memory GPU with room for one model.
+
+    The GPU checks the contract's invariants where they could break: at most one model awake, hooks
+    never overlap, no sleep with a request inside, requests only on an awake model.
+
+    Attributes:
+        seconds: How long each hook takes (default: no time, but one checkpoint).
+        failing: Which hooks fail, and how often (-1: always).
+        verifiers: Which models have a `verify_asleep` hook.
+        gates: Events that a hook waits for before it ends.
+        calls: Every hook that was started, in order.
+    """
+
+    seconds: Mapping[HookKey, float] = field(default_factory=dict)
+    failing: dict[HookKey, int] = field(default_factory=dict)
+    verifiers: set[str] = field(default_factory=set)
+    gates: dict[HookKey, trio.Event] = field(default_factory=dict)
+    drains: bool = True
+    calls: list[HookKey] = field(default_factory=list)
+    awake: set[str] = field(default_factory=set)
+    running: HookKey | None = None
+    inside: dict[str, int] = field(default_factory=dict)
+    served: dict[str, int] = field(default_factory=dict)
+
+    def has(self, model: str, hook: HookName) -> bool:
+        return hook != "verify_asleep" or model in self.verifiers
+
+    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
+        key = (model, hook)
+        self.calls.append(key)
+        assert self.running is None, f"{key} overlaps {self.running}"
+        assert hook != "wake" or self.awake <= {model}, f"{key} while {self.awake} awake"
+        assert not self.drains or not self.inside.get(model), f"{key} with a request inside"
+        self.running = key
+        if hook == "sleep":
+            self.awake.discard(model)
+        try:
+            await trio.lowlevel.checkpoint()
+            if key in self.gates:
+                await self.gates[key].wait()
+            await trio.sleep(self.seconds.get(key, 0))
+            if self.failing.get(key, 0):
+                self.failing[key] -= 1
+                raise HookError(model, hook, "exited with 1", exit_code=1, output="no such GPU")
+            if hook == "wake":
+                self.awake.add(model)
+        finally:
+            self.running = None
+
+    @asynccontextmanager
+    async def request(self, model: str) -> AsyncIterator[None]:
+        """What a backend does with a request that reaches it."""
+        assert model in self.awake, f"request on {model}, awake: {self.awake}"
+        self.inside[model] = self.inside.get(model, 0) + 1
+        try:
+            yield
+        finally:
+            self.inside[model] -= 1
+            self.served[model] = self.served.get(model, 0) + 1
+            assert not self.drains or model in self.awake, f"{model} slept under a request"
+
+
+class Rig:
+    """A switcher on a fake GPU, its `run` in the given nursery."""
+
+    def __init__(
+        self,
+        models: Iterable[str] = ("a", "b"),
+        *,
+        hooks: FakeHooks | None = None,
+        policy: Callable[[PolicyConfig], Policy] = FifoPolicy,
+        queued_per_model: int = 1000,
+        **settings: Any,
+    ) -> None:
+        self.hooks = hooks or FakeHooks()
+        self.metrics = Metrics()
+        config = PolicyConfig(**settings)
+        self.hooks.drains = config.drain_before_switch
+        self.switcher = Switcher(
+            tuple(models),
+            self.hooks,
+            policy(config),
+            self.metrics,
+            settings=config,
+            queued_per_model=queued_per_model,
+        )
+
+    async def ask(self, model: str, seconds: float = 0) -> float:
+        """One request that the backend answers after `seconds`; returns how long it waited."""
+        async with self.switcher.serving(model) as serving, self.hooks.request(model):
+            await trio.sleep(seconds)
+        return serving.waited_s
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[trio.Nursery]:
+        """Run the switcher; at the end every count must be zero.
+
+        On the autojump clock a hang ends at once, at the deadline.
+        """
+        with trio.fail_after(1_000_000):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.switcher.run)
+                async with trio.open_nursery() as requests:
+                    yield requests
+                self.assert_empty()
+                nursery.cancel_scope.cancel()
+
+    def assert_empty(self) -> None:
+        for model in self.switcher.models.values():
+            assert model.in_flight.count == 0, model
+            assert model.waiters.count == 0, model
+
+    def counter(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 if it was never touched."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0

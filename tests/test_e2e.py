@@ -1,0 +1,441 @@
+"""The whole road over real sockets: a real llmux process, real `sh` hooks, backends that check."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.servers import (
+    FORMS,
+    LlmuxProcess,
+    Rack,
+    chat,
+    running_backends,
+    running_llmux,
+    start_in_vain,
+    tally,
+)
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def rack(tmp_path: Path) -> AsyncIterator[Rack]:
+    async with running_backends(tmp_path, "a", "b") as rack:
+        yield rack
+
+
+@pytest.fixture
+async def llmux(rack: Rack) -> AsyncIterator[LlmuxProcess]:
+    async with running_llmux(rack.write_config()) as llmux:
+        yield llmux
+
+
+@pytest.fixture
+async def client(llmux: LlmuxProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with llmux.client() as client:
+        yield client
+
+
+async def first_chunk(answer: httpx.Response) -> bytes:
+    async with aclosing(answer.aiter_raw()) as chunks:
+        return await anext(chunks)
+
+
+async def metric(client: httpx.AsyncClient, series: str) -> float:
+    for line in (await client.get("/metrics")).text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name == series:
+            return float(value)
+    return 0.0
+
+
+async def status(client: httpx.AsyncClient) -> Any:
+    return (await client.get("/control/status")).json()
+
+
+async def test_one_model(client: httpx.AsyncClient, rack: Rack) -> None:
+    answer = await client.post(CHAT, json=chat("a"))
+    assert answer.status_code == 200
+    assert answer.json()["served_by"] == "a"
+    assert answer.headers["x-llmux-model"] == "a"
+    assert float(answer.headers["x-llmux-wait-ms"]) > 0
+    assert rack.hook_log == ["a wake"]
+    again = await client.post(CHAT, json=chat("a"))
+    assert again.headers["x-llmux-wait-ms"] == "0"
+    assert rack.hook_log == ["a wake"]
+
+
+async def test_a_switch(client: httpx.AsyncClient, rack: Rack) -> None:
+    for model in "aba":
+        assert (await client.post(CHAT, json=chat(model))).json()["served_by"] == model
+    assert rack.hook_log == ["a wake", "a sleep", "b wake", "b sleep", "a wake"]
+
+
+async def test_errors_and_own_paths(client: httpx.AsyncClient) -> None:
+    unknown = await client.post(CHAT, json=chat("nope"))
+    assert unknown.status_code == 404
+    assert unknown.json()["error"] == {
+        "message": "Model not found: nope",
+        "type": "llmux_error",
+        "param": None,
+        "code": "model_not_found",
+    }
+    unnamed = await client.post(CHAT, content=b"hello")
+    assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (404, "no_model")
+    models = (await client.get("/v1/models")).json()
+    assert [model["id"] for model in models["data"]] == ["a", "b"]
+    assert models["data"][0]["llmux"] == {"state": "asleep", "in_flight": 0, "queued": 0}
+    assert (await client.get("/v1/models/b")).json()["id"] == "b"
+    assert (await client.get("/v1/models/c")).status_code == 404
+    assert (await client.get("/health")).json() == {"status": "ok"}
+    assert (await client.get("/control/nope")).json()["error"]["code"] == "not_found"
+    refused = await client.delete("/v1/models")
+    assert refused.status_code == 405
+    assert "GET" in refused.headers["allow"]
+
+
+async def test_ten_at_once_for_one_model(client: httpx.AsyncClient, rack: Rack) -> None:
+    answers = await many(client, ["a"] * 10)
+    assert tally(answers) == {200: 10}
+    assert rack.hook_log == ["a wake"]
+    assert rack.backends["a"].served == 10
+
+
+async def test_mixed_requests_for_two_models(client: httpx.AsyncClient, rack: Rack) -> None:
+    answers = await many(client, ["a", "b"] * 10)
+    assert tally(answers) == {200: 20}
+    served = Counter(answer.json()["served_by"] for answer in answers)
+    assert served == {"a": 10, "b": 10}
+    assert {name: backend.served for name, backend in rack.backends.items()} == served
+
+
+async def many(client: httpx.AsyncClient, models: list[str]) -> list[httpx.Response]:
+    answers: list[httpx.Response] = []
+
+    async def ask(model: str) -> None:
+        answers.append(await client.post(CHAT, json=chat(model)))
+
+    async with trio.open_nursery() as nursery:
+        for model in models:
+            nursery.start_soon(ask, model)
+    return answers
+
+
+async def test_a_switch_takes_at_least_its_hooks_time_and_costs_are_per_direction(
+    rack: Rack,
+) -> None:
+    slow = {"b": {"wake": "sleep 0.6; : > b.awake"}, "a": {"wake": "sleep 0.2; : > a.awake"}}
+    async with running_llmux(rack.write_config(models=slow)) as llmux, llmux.client() as client:
+        for model in "abab":
+            answer = await client.post(CHAT, json=chat(model))
+            assert float(answer.headers["x-llmux-wait-ms"]) >= (600 if model == "b" else 200)
+        costs = (await status(client))["estimated_costs"]
+        assert costs["a"]["b"] >= 0.6 > costs["b"]["a"] >= 0.2
+        assert costs["idle"]["a"] >= 0.2
+        series = 'llmux_switch_total{from="a",result="success",to="b"}'
+        assert await metric(client, series) == 2
+
+
+async def test_a_stream_outlives_a_switch_request_and_holds_it_back(
+    client: httpx.AsyncClient, rack: Rack
+) -> None:
+    gate = trio.Event()
+    wanted = trio.Event()
+
+    async def next_chunk(number: int) -> None:
+        if number == 2:
+            await gate.wait()
+
+    rack.backends["a"].next_chunk = next_chunk
+
+    async def ask_b() -> None:
+        wanted.set()
+        assert (await client.post(CHAT, json=chat("b"))).json()["served_by"] == "b"
+        assert rack.backends["a"].served == 1
+
+    async with trio.open_nursery() as nursery:
+        request = client.stream("POST", CHAT, json=chat("a", stream=True, chunks=4))
+        async with request as answer:
+            chunks = answer.aiter_text()
+            received = await anext(chunks)
+            nursery.start_soon(ask_b)
+            await until(client, lambda now: now["models"]["a"]["state"] == "draining")
+            assert rack.hook_log == ["a wake"]
+            gate.set()
+            async for chunk in chunks:
+                received += chunk
+        assert received == "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n"
+    assert rack.hook_log == ["a wake", "a sleep", "b wake"]
+
+
+async def until(client: httpx.AsyncClient, condition: Any) -> None:
+    with trio.fail_after(10):
+        while not condition(await status(client)):
+            await trio.sleep(0.01)
+
+
+async def test_a_client_that_leaves_the_line_is_forgotten(rack: Rack) -> None:
+    slow = {"a": {"wake": "sleep 0.5; : > a.awake"}}
+    async with running_llmux(rack.write_config(models=slow)) as llmux, llmux.client() as client:
+        async with trio.open_nursery() as nursery:
+            leaving = trio.CancelScope()
+
+            async def leave() -> None:
+                with leaving:
+                    await client.post(CHAT, json=chat("a"))
+
+            nursery.start_soon(leave)
+            await until(client, lambda now: now["models"]["a"]["queued"] == 1)
+            leaving.cancel()
+            await until(client, lambda now: now["models"]["a"]["queued"] == 0)
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+        assert rack.backends["a"].received == []
+
+
+async def test_a_client_that_leaves_in_flight_stops_the_backend(
+    client: httpx.AsyncClient, rack: Rack
+) -> None:
+    endless = chat("a", stream=True, chunks=1_000_000, interval=0.01)
+    async with client.stream("POST", CHAT, json=endless) as answer:
+        await first_chunk(answer)
+    with trio.fail_after(5):
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+        while not rack.backends["a"].aborted:
+            await trio.sleep(0.01)
+    now = await status(client)
+    assert now["models"]["a"]["in_flight"] == 0
+
+
+async def test_a_hook_that_fails(rack: Rack) -> None:
+    broken = {"b": {"wake": "echo no such GPU >&2; exit 7"}}
+    async with running_llmux(rack.write_config(models=broken)) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        answer = await client.post(CHAT, json=chat("b"))
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "hook_failed"
+        assert answer.json()["error"]["message"] == (
+            "Hook failed for b: wake hook exited with 7: no such GPU"
+        )
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        assert await metric(client, 'llmux_hook_failures_total{hook="wake",model="b"}') == 1
+    assert rack.hook_log == ["a wake", "a sleep", "b sleep", "a wake"]
+
+
+async def test_a_hook_that_outlives_its_deadline(rack: Rack) -> None:
+    hanging = {"b": {"wake": "sleep 60", "hook_timeouts": {"wake": 0.3}}}
+    async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
+        answer = await client.post(CHAT, json=chat("b"))
+        assert answer.status_code == 500
+        assert "took longer than 0.3 s" in answer.json()["error"]["message"]
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+
+
+async def test_a_hook_that_starts_a_server_without_a_redirect(rack: Rack) -> None:
+    """`sh -c "server &"` neither hangs the switch nor hurts the server."""
+    wake = "(while sleep 0.05; do echo alive; done) & echo $! > a.pid; : > a.awake"
+    leaky = {"a": {"wake": wake, "sleep": "kill $(cat a.pid); rm -f a.awake"}}
+    async with running_llmux(rack.write_config(models=leaky)) as llmux, llmux.client() as client:
+        with trio.fail_after(5):
+            assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        log = rack.folder / "state" / "logs" / "a.log"
+        with trio.fail_after(5):
+            while log.read_text().count("alive") < 3:
+                await trio.sleep(0.02)
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+
+
+async def test_groups_do_not_wait_for_each_other(rack: Rack) -> None:
+    groups = {"a": {"wake": "sleep 60"}, "b": {"group": "other"}}
+    async with running_llmux(rack.write_config(models=groups)) as llmux, llmux.client() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_in_vain, client, "a")
+            await until(client, lambda now: now["models"]["a"]["state"] == "waking")
+            assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+            nursery.cancel_scope.cancel()
+
+
+async def ask_in_vain(client: httpx.AsyncClient, model: str) -> None:
+    await client.post(CHAT, json=chat(model))
+
+
+async def test_control(client: httpx.AsyncClient, rack: Rack) -> None:
+    switched = await client.post("/control/switch", json={"model": "b"})
+    assert switched.json() == {"message": "Switched to model: b"}
+    now = await status(client)
+    assert (now["state"], now["active_model"], now["mode"]) == ("active", "b", "auto")
+    assert now["queue_depth"] == {"a": 0, "b": 0}
+    assert now["models"]["b"]["awake"] is True
+
+    await client.post("/control/mode", json={"mode": "manual"})
+    refused = await client.post(CHAT, json=chat("a"))
+    assert refused.status_code == 503
+    assert refused.json()["error"]["message"] == (
+        "Manual mode active: model a not available (active: b)"
+    )
+    assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+    assert (await client.post("/control/switch", json={"model": "a"})).status_code == 200
+    assert rack.hook_log == ["b wake", "b sleep", "a wake"]
+
+    assert (await client.post("/control/switch", json={"model": "x"})).status_code == 404
+    for body in ({"mode": "x"}, {"mode": "auto", "more": 1}, [], None):
+        assert (await client.post("/control/mode", json=body)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "10.0.0.1"},
+        {"Forwarded": "for=10.0.0.1"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Host": "rebound.example:3000"},
+    ],
+)
+async def test_control_answers_only_this_machine(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await client.get("/control/status", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+async def test_naming_a_model_in_other_ways(client: httpx.AsyncClient, rack: Rack) -> None:
+    by_header = await client.post(CHAT, json=chat("b"), headers={"model-override": "a"})
+    assert by_header.json()["served_by"] == "a"
+    by_path = await client.post("/upstream/b/tokenize?x=1", content=b"{}")
+    assert by_path.json()["served_by"] == "b"
+    request, _ = rack.backends["b"].received[-1]
+    assert request.target == b"/tokenize?x=1"
+    assert (await client.get("/anything?model=a")).json()["served_by"] == "a"
+    by_form = await client.post("/v1/audio/transcriptions", data={"model": "b"})
+    assert by_form.json()["served_by"] == "b"
+
+
+async def test_aliases_upstream_names_and_headers(rack: Rack) -> None:
+    named = {
+        "a": {"aliases": ["gpt-4o"], "upstream_model": "org/a", "headers": {"Authorization": "k"}}
+    }
+    async with running_llmux(rack.write_config(models=named)) as llmux, llmux.client() as client:
+        body = b'{ "model" : "gpt-4o",  "n": 1e0, "messages": [{"model": "gpt-4o"}] }'
+        answer = await client.post(CHAT, content=body, headers={"authorization": "client's"})
+        assert answer.headers["x-llmux-model"] == "a"
+        request, forwarded = rack.backends["a"].received[-1]
+        assert forwarded == body.replace(b'"gpt-4o"', b'"org/a"', 1)
+        headers = dict(request.headers)
+        assert headers[b"authorization"] == b"k"
+        assert headers[b"x-forwarded-for"] == b"127.0.0.1"
+        assert headers[b"host"] == b"127.0.0.1:%d" % rack.backends["a"].port
+
+
+async def test_a_backend_that_is_gone(rack: Rack) -> None:
+    with trio.socket.socket() as unused:
+        await unused.bind(("127.0.0.1", 0))
+        gone = {"a": {"port": unused.getsockname()[1]}}
+        async with running_llmux(rack.write_config(models=gone)) as llmux, llmux.client() as client:
+            answer = await client.post(CHAT, json=chat("a"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_error")
+
+
+async def test_a_body_over_the_limit(rack: Rack) -> None:
+    config = rack.write_config(limits={"body_bytes": 1000})
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        answer = await client.post(CHAT, content=b" " * 1001)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(11):
+                yield b" " * 100
+
+        assert (await client.post(CHAT, content=pieces())).status_code == 413
+
+
+async def test_stopping_finishes_streams_and_refuses_those_who_wait(rack: Rack) -> None:
+    gate = trio.Event()
+
+    async def next_chunk(number: int) -> None:
+        if number == 1:
+            await gate.wait()
+
+    rack.backends["a"].next_chunk = next_chunk
+    async with (
+        running_llmux(rack.write_config()) as llmux,
+        llmux.client() as client,
+        trio.open_nursery() as nursery,
+    ):
+        async with client.stream("POST", CHAT, json=chat("a", stream=True, chunks=2)) as answer:
+            chunks = answer.aiter_raw()
+            await anext(chunks)
+
+            async def wait_in_line() -> None:
+                refused = await client.post(CHAT, json=chat("b"))
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "shutting_down"
+                assert refused.headers["retry-after"] == "5"
+                gate.set()
+
+            nursery.start_soon(wait_in_line)
+            await until(client, lambda now: now["models"]["b"]["queued"] == 1)
+            nursery.start_soon(llmux.terminate)
+            rest = b"".join([chunk async for chunk in chunks])
+        assert rest == b"data: 1\n\n"
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_200_requests_over_4_models(tmp_path: Path, form: str) -> None:
+    async with running_backends(tmp_path, "a", "b", "c", "d") as rack:
+        async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
+            answers = await many(client, list("abcd") * 50)
+            assert tally(answers) == {200: 200}
+            now = await status(client)
+            for model in now["models"].values():
+                assert (model["in_flight"], model["queued"]) == (0, 0)
+        assert {name: backend.served for name, backend in rack.backends.items()} == dict.fromkeys(
+            "abcd", 50
+        )
+        assert rack.violations == []
+        if form == "hypercorn":
+            assert any("hypercorn -k trio" in line for line in llmux.lines)
+
+
+@pytest.mark.parametrize("form", ["hypercorn -k trio", "hypercorn"])
+async def test_leaving_and_streaming_on_hypercorn(rack: Rack, form: str) -> None:
+    async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
+        endless = chat("a", stream=True, chunks=1_000_000, interval=0.01)
+        async with client.stream("POST", CHAT, json=endless) as answer:
+            await first_chunk(answer)
+        with trio.fail_after(5):
+            assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+            while not rack.backends["a"].aborted:
+                await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
+    config = rack.write_config(port="x", prot=1)
+    code, lines = await start_in_vain(config, form)
+    assert code == (2 if form == "llmux" else 0)
+    assert lines == [
+        "port: expected int, got str",
+        "prot: unknown key, did you mean 'port'?",
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_second_llmux_names_the_first(rack: Rack, llmux: LlmuxProcess, form: str) -> None:
+    code, (line,) = await start_in_vain(rack.folder / "llmux.json", form)
+    assert code == (2 if form == "llmux" else 0)
+    assert f"pid {llmux.process.pid}" in line
+    assert str(rack.folder / "llmux.json") in line
+
+
+def test_the_rack_writes_json(tmp_path: Path) -> None:
+    config = Rack(tmp_path, {}).write_config(port=1)
+    assert json.loads(config.read_text())["port"] == 1

@@ -1,0 +1,59 @@
+"""The names and labels that dashboards use."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmux.metrics import SECONDS_BUCKETS, Metrics
+
+# Section 6 of the contract: what dashboards and alerts may rely on.
+SERIES = {
+    "llmux_requests": ("counter", {"model", "status", "waited"}),
+    "llmux_request_duration_seconds": ("histogram", {"model", "status"}),
+    "llmux_request_queue_wait_seconds": ("histogram", {"model"}),
+    "llmux_request_queue_depth": ("gauge", {"model"}),
+    "llmux_model_in_flight": ("gauge", {"model"}),
+    "llmux_model_active_duration_seconds": ("histogram", {"model"}),
+    "llmux_switch": ("counter", {"from", "to", "result"}),
+    "llmux_switch_duration_seconds": ("histogram", {"from", "to"}),
+    "llmux_switch_drain_duration_seconds": ("histogram", {"from", "to"}),
+    "llmux_switch_cost_ema_seconds": ("gauge", {"from", "to"}),
+    "llmux_hook_duration_seconds": ("histogram", {"model", "hook"}),
+    "llmux_hook_failures": ("counter", {"model", "hook"}),
+}
+
+
+def test_every_series_of_the_contract_and_no_other() -> None:
+    metrics = Metrics()
+    metrics.watch_counts(lambda: {"a": (1, 2)})
+    metrics.requests.labels("a", "200", "true").inc()
+    metrics.request_duration.labels("a", "200").observe(1)
+    metrics.queue_wait.labels("a").observe(1)
+    metrics.active_duration.labels("a").observe(1)
+    metrics.switches.labels("idle", "a", "success").inc()
+    metrics.switch_duration.labels("idle", "a").observe(1)
+    metrics.drain_duration.labels("idle", "a").observe(1)
+    metrics.switch_cost.labels("idle", "a").set(1)
+    metrics.hook_duration.labels("a", "wake").observe(1)
+    metrics.hook_failures.labels("a", "wake").inc()
+
+    families = list(text_string_to_metric_families(metrics.render().decode()))
+    found = {
+        family.name: (family.type, set(family.samples[-1].labels) - {"le"}) for family in families
+    }
+    assert found == SERIES
+    assert max(SECONDS_BUCKETS) == 3600
+
+
+def test_counts_are_read_when_scraped() -> None:
+    metrics = Metrics()
+    counts = {"a": (0, 0)}
+    metrics.watch_counts(lambda: counts)
+    counts["a"] = (3, 4)
+    text = metrics.render().decode()
+    assert 'llmux_request_queue_depth{model="a"} 3.0' in text
+    assert 'llmux_model_in_flight{model="a"} 4.0' in text
+
+
+def test_each_app_has_a_registry_of_its_own() -> None:
+    assert Metrics().registry is not Metrics().registry

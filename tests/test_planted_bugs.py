@@ -1,0 +1,97 @@
+"""Plants the classic bugs of a model switcher, one at a time, and demands that a test notices.
+
+Each is a change of a few lines to a copy of the package; the fast tests of the switcher then run
+against the copy. A plant that no longer fits the source fails here too, so that this stays true.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+PLANTS = {
+    "admit while draining": (
+        "model.py",
+        "return self.phase is Phase.AWAKE",
+        "return self.phase in (Phase.AWAKE, Phase.DRAINING)",
+    ),
+    "settle before the guard is taken": (
+        "model.py",
+        "            await waiter.wait_granted()\n"
+        "            # No checkpoint since the grant, and the line is not left yet: settled means"
+        " counted.\n"
+        "            return self.in_flight.enter()\n",
+        "            await waiter.wait_granted()\n"
+        "        await trio.lowlevel.checkpoint()\n"
+        "        return self.in_flight.enter()\n",
+    ),
+    "forget to settle on cancel": (
+        "waiters.py",
+        "        try:\n            yield waiter\n        finally:\n            self._settle(waiter)\n",
+        "        try:\n            yield waiter\n            self._settle(waiter)\n        finally:\n",
+    ),
+    "release the lock before the barrier": (
+        "waiters.py",
+        "            waiter.tell_nowait(None)\n        await self._settled.wait()\n",
+        "            waiter.tell_nowait(None)\n",
+    ),
+    "leak an in-flight count on disconnect": (
+        "inflight.py",
+        "        finally:\n            self._in_flight.leave(self)\n",
+        "        finally:\n            if kind is None:\n"
+        "                self._in_flight.leave(self)\n",
+    ),
+    "let a failed wake take others along": (
+        "switcher.py",
+        "                target.waiters.refuse(error)\n",
+        "                for model in self.models.values():\n"
+        "                    model.waiters.refuse(error)\n",
+    ),
+    "wake into a full GPU": (
+        "switcher.py",
+        "                model.enter(Phase.FAILED)\n                raise\n",
+        "                pass\n",
+    ),
+    "miss a change between decision and wait": (
+        "switcher.py",
+        "                # No checkpoint since the snapshot: no change can be missed.\n",
+        "                await trio.lowlevel.checkpoint()\n",
+    ),
+    "leave those in line when the switcher ends": (
+        "switcher.py",
+        "            model.waiters.refuse(error)\n        self._changed.set()\n\n    # ---- Deciding",
+        "            pass\n        self._changed.set()\n\n    # ---- Deciding",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", ["none", *PLANTS])
+def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("llmux", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    if bug in PLANTS:
+        name, before, after = PLANTS[bug]
+        file = tmp_path / "llmux" / name
+        assert file.read_text().count(before) == 1, f"{name} has changed: plant {bug!r} anew"
+        file.write_text(file.read_text().replace(before, after))
+    tests = ["switcher", "switcher_races", "switcher_workload", "switcher_stateful", "waiters"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/test_{name}.py" for name in tests)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    noticed = run.returncode == 1
+    assert noticed == (bug != "none"), run.stdout
