@@ -13,8 +13,9 @@ from llmux.inflight import InFlight
 async def test_counts_are_exact_and_synchronous() -> None:
     left: list[int] = []
     in_flight = InFlight(on_leave=lambda: left.append(in_flight.count))
+    nobody = in_flight.oldest
+    assert nobody is None
     with assert_no_checkpoints():
-        assert in_flight.oldest is None
         with in_flight.enter() as first:
             with in_flight.enter():
                 assert in_flight.count == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 from hypothesis import given, settings
@@ -78,9 +79,10 @@ async def request(rig: Rig, arrival: Arrival, ends: Counter[str]) -> None:
 
 async def operate(rig: Rig, command: Command) -> None:
     await trio.sleep(command.at)
-    if command.what == "manual" or command.what == "auto":
-        rig.switcher.set_mode(command.what)
-        return
+    match command.what:
+        case "manual" | "auto" as mode:
+            rig.switcher.set_mode(mode)
+            return
     try:
         await rig.switcher.force_switch(command.what)
     except HookError:
@@ -106,7 +108,7 @@ def test_every_request_ends_and_every_count_returns_to_zero(
     arrivals: list[Arrival],
     commands: list[Command],
     hooks: FakeHooks,
-    policy: dict[str, float | bool | None],
+    policy: dict[str, Any],
 ) -> None:
     ends: Counter[str] = Counter()
 
