@@ -16,8 +16,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llmux import backend as backend_module
-from llmux.backend import MAX_HEAD_BYTES, Answer, Backend, Reader
+from llmux.backend import Answer, Backend
+from llmux.backend.connections import IDLE_S, RECEIVE_BYTES
+from llmux.backend.parsing import CHUNKED_HEAD, MAX_HEAD_BYTES, ChunkedEnd, Reader
 from llmux.errors import BackendBroke, BackendError, BackendRefused
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -230,8 +231,8 @@ def test_the_reader_finds_the_end_wherever_data_is_cut(step: int) -> None:
     wire = b"4\r\na\r\n\r\r\n3\r\n\r\n\r\r\n0\r\nA: b\r\n\r\n"
     stream = wire + b"\r\n\r\nHTTP/1.1"
     for first in range(1, len(stream)):
-        end = backend_module.ChunkedEnd()
-        reader = Reader(end, backend_module.CHUNKED_HEAD)
+        end = ChunkedEnd()
+        reader = Reader(end, CHUNKED_HEAD)
         cuts = [0, *range(first, len(stream), step), len(stream)]
         used = 0
         for start, stop in pairwise(cuts):
@@ -396,6 +397,13 @@ async def test_trailers_and_extensions_are_bounded(endless: bytes) -> None:
     ):
         with pytest.raises(BackendBroke, match="trailers of more than"):
             await answer.read()
+
+
+async def test_extensions_of_a_long_stream_do_not_add_up() -> None:
+    extension = b"1;" + b"x" * (MAX_HEAD_BYTES // 2)
+    pieces = [extension, b"\r\na\r\n"] * 3
+    async with serving(playing(CHUNKED, *pieces, b"0\r\n\r\n")) as server:
+        assert (await get(server.backend))[1] == b"aaa"
 
 
 async def test_reset_in_mid_body() -> None:
@@ -735,7 +743,7 @@ async def hold(backend: Backend, count: int) -> None:
 
 
 async def test_idle_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "MAX_IDLE", 3)
+    monkeypatch.setattr("llmux.backend.connections.MAX_IDLE", 3)
     async with serving(playing(OK)) as server:
         await hold(server.backend, 5)
         assert state(server.backend) == "3 idle, 0 in use>"
@@ -749,11 +757,11 @@ async def test_old_idle_connections_are_not_used(mock_clock: MockClock) -> None:
         mock_clock.jump(20)
         await get(server.backend)
         assert state(server.backend) == "3 idle, 0 in use>"
-        mock_clock.jump(backend_module.IDLE_S - 19)
+        mock_clock.jump(IDLE_S - 19)
         await get(server.backend)  # on the one used last; the two others are too old now
         assert state(server.backend) == "1 idle, 0 in use>"
         assert server.connections == 3
-        mock_clock.jump(backend_module.IDLE_S + 1)
+        mock_clock.jump(IDLE_S + 1)
         await get(server.backend)
         assert state(server.backend) == "1 idle, 0 in use>"
         assert server.connections == 4
@@ -850,7 +858,7 @@ async def test_a_slow_consumer_slows_the_backend_down() -> None:
         await wait_all_tasks_blocked()
         assert sent_bytes < 20_000_000  # what the kernel's buffers hold
         async for data in chunks:
-            assert len(data) <= backend_module.RECEIVE_BYTES
+            assert len(data) <= RECEIVE_BYTES
             received_bytes += len(data)
     assert received_bytes == 50_000_000
 
@@ -925,12 +933,34 @@ async def test_tls(certificate: ssl.SSLContext) -> None:
     assert server.connections == 1
 
 
+async def test_tls_until_close(certificate: ssl.SSLContext) -> None:
+    async def play(peer: Peer) -> None:
+        assert isinstance(peer.stream, trio.SocketStream)
+        tls = trio.SSLStream(peer.stream, certificate, server_side=True)
+        await Peer(tls).read_head()
+        await tls.send_all(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        # Closed without a TLS farewell, as many servers do.
+
+    async with serving(play) as server:
+        backend = Backend(f"https://127.0.0.1:{server.port}")
+        assert (await get(backend))[1] == b"abc"
+        assert state(backend) == "0 idle, 0 in use>"
+
+
 async def test_no_tls_where_it_is_wanted() -> None:
+    closed = trio.Event()
+
     async def play(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        with suppress(trio.BrokenResourceError):
+            while await peer.stream.receive_some():
+                pass
+        closed.set()
 
     async with serving(play) as server:
         backend = Backend(f"https://127.0.0.1:{server.port}")
         with pytest.raises(BackendRefused):
             await get(backend)
+        with trio.fail_after(1):
+            await closed.wait()
         assert state(backend) == "0 idle, 0 in use>"

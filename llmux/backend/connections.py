@@ -1,0 +1,216 @@
+"""Connections to a backend: opening them, what each stands at, and the pool of idle ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from urllib.parse import urlsplit
+
+import trio
+
+from llmux.errors import BackendBroke, BackendError, BackendRefused
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+RECEIVE_BYTES = 65536
+"""One receive buffer, and all that is read ahead of the consumer."""
+
+MAX_IDLE = 100
+"""Idle connections kept to one backend: a server's batch of requests, and no pile of sockets."""
+
+IDLE_S = 30.0
+"""Seconds after which an idle connection is not used again; routers forget silent ones."""
+
+# Failures to connect that are this host's own, and say nothing about the backend.
+LOCAL_ERRNOS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+BREAKS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class Connection:
+    """One connection to a backend, and where it stands with the request that it carries.
+
+    `pending` is what was received and not used yet. Once the answer has ended, whatever is there
+    belongs to nobody: such a connection, like one with an unfinished request or answer, is closed
+    where others go back to the pool.
+    """
+
+    __slots__ = (
+        "_socket",
+        "has_answered",
+        "has_ended",
+        "has_sent",
+        "idle_since",
+        "keeps_alive",
+        "pending",
+        "stream",
+    )
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.idle_since = 0.0
+        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        self._socket = tcp.socket
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last request."""
+        self.pending = b""
+        self.has_sent = self.has_answered = self.has_ended = self.keeps_alive = False
+
+    def end(self, excess: bytes) -> None:
+        """The answer has ended, and this came after it."""
+        self.has_ended = True
+        self.pending = excess
+
+    def can_carry_another(self) -> bool:
+        """Whether both sides are done with the last request and nothing strange happened."""
+        return self.has_sent and self.has_ended and self.keeps_alive and not self.pending
+
+    async def send(self, *parts: bytes) -> None:
+        """Send a request.
+
+        A backend that takes no more may have answered all the same (413, then close): what is
+        received decides, so a break is no error here.
+        """
+        try:
+            for part in parts:
+                await self.stream.send_all(part)
+        except BREAKS:
+            return
+        self.has_sent = True
+
+    async def receive(self) -> bytes:
+        """What is there or comes next; nothing at the end of the stream.
+
+        Raises:
+            BackendBroke: The connection broke.
+        """
+        if self.pending:
+            data, self.pending = self.pending, b""
+            return data
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except BREAKS as error:
+            raise BackendBroke(str(error)) from error
+
+    async def receive_more(self) -> bytes:
+        """Like `receive`, but the end of the stream is a break, too."""
+        data = await self.receive()
+        if not data:
+            raise BackendBroke("closed the connection before the end of its answer")
+        return data
+
+    def is_silent(self) -> bool:
+        """Whether an idle connection is still open: any byte, and its end, says that it is not."""
+        try:
+            os.read(self._socket.fileno(), 1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close at once: no TLS farewell, nothing to await."""
+        self._socket.close()
+
+
+class Origin:
+    """Where a backend is, and how to get there.
+
+    Attributes:
+        host_header: Value of the Host header.
+        prefix: Path that is put before every target.
+    """
+
+    def __init__(self, base_url: str, connect_timeout_s: float) -> None:
+        url = urlsplit(base_url)
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise ValueError(f"not an http or https URL: {base_url!r}")
+        self._host = url.hostname
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._connect_timeout_s = connect_timeout_s
+        self.host_header = url.netloc.rpartition("@")[2].encode("ascii")
+        self.prefix = url.path.rstrip("/").encode("ascii")
+
+    async def connect(self) -> Connection:
+        """A new connection.
+
+        Raises:
+            BackendRefused: None can be had.
+            BackendError: None can be had, for a reason that lies on this side.
+        """
+        try:
+            with trio.fail_after(self._connect_timeout_s):
+                return Connection(await self._open())
+        except trio.TooSlowError:
+            raise BackendRefused(f"no connection within {self._connect_timeout_s:g} s") from None
+        except BREAKS as error:
+            cause = first_cause(error)
+            is_local = isinstance(cause, OSError) and cause.errno in LOCAL_ERRNOS
+            raise (BackendError if is_local else BackendRefused)(str(cause)) from error
+
+    async def _open(self) -> Stream:
+        tcp = await trio.open_tcp_stream(self._host, self._port)  # sets TCP_NODELAY
+        if self._tls is None:
+            return tcp
+        tls = trio.SSLStream(tcp, self._tls, server_hostname=self._host, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except BaseException:
+            tcp.socket.close()
+            raise
+        return tls
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that says most: Trio wraps those of all addresses tried into a group."""
+    while (cause := error.__cause__) is not None:
+        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+    return error
+
+
+class Pool:
+    """The idle connections to one backend, and how many are in use.
+
+    The one used last is used next, so that after a burst the others grow old and go. No task
+    looks after them: the old ones are closed when another comes back.
+    """
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self._idle: list[Connection] = []  # oldest first
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> Connection | None:
+        """An idle connection that looks alive."""
+        oldest = trio.current_time() - IDLE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since >= oldest and connection.is_silent():
+                return connection
+            connection.close()
+        return None
+
+    def put_back(self, connection: Connection) -> None:
+        """Keep a connection for another request if it can carry one, else close it at once."""
+        if self._is_closed or not connection.can_carry_another():
+            connection.close()
+            return
+        now = connection.idle_since = trio.current_time()
+        self._idle.append(connection)
+        while len(self._idle) > MAX_IDLE or self._idle[0].idle_since < now - IDLE_S:
+            self._idle.pop(0).close()
+
+    def close(self) -> None:
+        """Close the idle ones now, and those in use when they come back."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
