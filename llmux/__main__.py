@@ -13,8 +13,10 @@ from typing import Any, TypeVar, get_args
 
 import click
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as ServerConfig
-from hypercorn.trio import serve as serve_asgi
+from hypercorn.config import Sockets
+from hypercorn.trio.run import worker_serve
 
 from llmux import __version__, logs
 from llmux.app import EXIT_CONFIG, EXIT_SWITCHER_DIED, build_app, find_config, print_mistake
@@ -138,13 +140,14 @@ def run_server(options: ServeOptions) -> int:
     logs.configure(options.log_format, verbose=options.verbose)
     try:
         config = find_config(options.config)
+        server = server_config(
+            options.host if options.host is not None else config.host,
+            options.port if options.port is not None else config.port,
+        )
         with state_lock(config.state_dir, config.path):
-            return trio.run(
-                serve_config,
-                config,
-                options.host if options.host is not None else config.host,
-                options.port if options.port is not None else config.port,
-            )
+            # Here and not in Hypercorn, where an address in use would be a traceback.
+            sockets = listen(server)
+            return trio.run(serve_config, config, server, sockets)
     except (ConfigError, LockHeld) as error:
         print_mistake(error)
         return EXIT_CONFIG
@@ -153,7 +156,7 @@ def run_server(options: ServeOptions) -> int:
         return EXIT_CANNOT_LISTEN
 
 
-async def serve_config(config: Config, host: str, port: int) -> int:
+async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:
     """Serve under Hypercorn until a signal comes or a switcher dies; returns the exit code."""
     died = trio.Event()
     app, board = build_app(config, on_switcher_death=died.set)
@@ -164,11 +167,9 @@ async def serve_config(config: Config, host: str, port: int) -> int:
             nursery.start_soon(_cancel_after, _wait_signal, nursery.cancel_scope)
         board.stop()
 
-    log.info("serving", host=host, port=port, models=board.registered_models)
-    await serve_asgi(
-        app,
-        server_config(host, port),
-        shutdown_trigger=wait_until_told_to_stop,
+    log.info("serving", config=str(config.path), models=board.registered_models)
+    await worker_serve(
+        ASGIWrapper(app), server, sockets=sockets, shutdown_trigger=wait_until_told_to_stop
     )
     return EXIT_SWITCHER_DIED if died.is_set() else 0
 
@@ -183,6 +184,17 @@ async def _wait_signal() -> None:
 async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
     await wait()
     scope.cancel()
+
+
+def listen(config: ServerConfig) -> Sockets:
+    """Bind and listen; raises OSError if the address cannot be had."""
+    try:
+        sockets = config.create_sockets()
+    except OSError as error:
+        raise OSError(f"cannot listen on {config.bind[0]}: {error.strerror}") from error
+    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+        sock.listen(config.backlog)
+    return sockets
 
 
 def server_config(host: str, port: int) -> ServerConfig:

@@ -1,37 +1,37 @@
-"""Wire facts, as pure functions: the model a request names, which headers pass, llmux's answers."""
+"""Wire facts, pure functions: the model that a request names, what passes on, llmux's answers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any
-from urllib.parse import parse_qs, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from llmux.errors import BadRequest, LlmuxError, NoModel
-from llmux.forms import form_fields
+from llmux.forms import Span, few_matches, form_value, model_fields, spelled, urlencoded_fields
 
 Headers = Sequence[tuple[bytes, bytes]]
-Span = tuple[int, int]
 
 OVERRIDE = b"model-override"
+FORWARDED_FOR = b"x-forwarded-for"
 UPSTREAM = b"/upstream/"
-
-# RFC 9110, section 7.6.1, and what older agents send. `Connection` may name more.
-HOP_BY_HOP = frozenset(
-    {
-        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
-        b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-    }
-)  # fmt: skip
-
-# Set by whoever sends the request on: the framing, the name of the backend's host.
-NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE}
 
 OWN_PATHS = frozenset({b"/v1/models", b"/metrics", b"/health", b"/control", b"/ui"})
 OWN_PREFIXES = (b"/v1/models/", b"/control/", b"/ui/")
+
+# RFC 9110, section 7.6.1, and what older agents send. `Connection` may name more.
+HOP_BY_HOP = frozenset({
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
+    b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+
+# llmux's own to set (the framing, the name of the backend's host), and what is meant for llmux.
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE}
 
 
 # ---- Which model ----
@@ -55,7 +55,7 @@ def is_own_path(path: bytes) -> bool:
     return path in OWN_PATHS or path.startswith(OWN_PREFIXES)
 
 
-def find_model(target: bytes, headers: Headers, body: bytes, names: Mapping[str, str]) -> Named:
+def find_model(target: bytes, headers: Headers, body: bytes, names: Collection[str]) -> Named:
     """The model that a request names; the first place that names one counts.
 
     Args:
@@ -66,22 +66,23 @@ def find_model(target: bytes, headers: Headers, body: bytes, names: Mapping[str,
 
     Raises:
         NoModel: It names none.
-        BadRequest: It names two.
+        BadRequest: Its body names two.
     """
-    override = header(headers, OVERRIDE)
-    if override:
+    if override := header(headers, OVERRIDE):
         return Named(_text(override), target)
-    if target.startswith(UPSTREAM):
-        return _from_path(target, names)
-    name = json_model(body) or _form_model(headers, body) or _query_model(target)
-    if not name:
-        raise NoModel
-    return Named(name, target)
+    if target.startswith(UPSTREAM) and (named := _named_by_path(target, names)):
+        return named
+    if name := _model_of_body(headers, body) or _model_of_query(target):
+        return Named(name, target)
+    raise NoModel
 
 
 def header(headers: Headers, wanted: bytes) -> bytes:
     """The first header of a lower-case name, stripped; empty if there is none."""
-    return next((value.strip() for name, value in headers if name.lower() == wanted), b"")
+    for name, value in headers:
+        if name.lower() == wanted:
+            return value.strip()
+    return b""
 
 
 def _text(raw: bytes) -> str:
@@ -91,118 +92,53 @@ def _text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _from_path(target: bytes, names: Mapping[str, str]) -> Named:
-    """`/upstream/<model>/<rest>`: the longest known name; an unknown one ends at the slash."""
-    path, mark, query = target[len(UPSTREAM) :].partition(b"?")
-    segments = path.split(b"/")
-    for count in range(len(segments), 0, -1):
+def _named_by_path(target: bytes, names: Collection[str]) -> Named | None:
+    """`/upstream/<model>/<rest>`: the longest known name, or else the first segment."""
+    path, mark, query = target.removeprefix(UPSTREAM).partition(b"?")
+    most = 1 + max((name.count("/") for name in names), default=0)
+    segments = path.split(b"/", most)
+    for count in range(min(most, len(segments)), 0, -1):
         name = _text(unquote_to_bytes(b"/".join(segments[:count])))
         if name in names:
             break
+    rest = b"/" + b"/".join(segments[count:])
+    return Named(name, rest + mark + query) if name else None
+
+
+def _model_of_body(headers: Headers, body: bytes) -> str:
+    value = _json_model(body)
+    if value is None:
+        fields = model_fields(header(headers, b"content-type"), body)
+        names = [name for name, _ in fields if name]
+    elif value and (body.count(b'"model"') > 1 or b"\\u006" in body):
+        # Parsers differ in which of two equal keys they take, so a backend could see another
+        # model than llmux. This exact look is only for bodies in which there may be two.
+        names = [_string(body[start:stop]) for start, stop in _json_spans(body)]
     else:
-        count, name = 1, _text(unquote_to_bytes(segments[0]))
-    if not name:
-        raise NoModel
-    return Named(name, b"/" + b"/".join(segments[count:]) + mark + query)
+        names = [_string(value)]
+    if len(set(names)) > 1:
+        raise BadRequest("The request names two models: its body has two different 'model'")
+    return names[0] if names else ""
 
 
-class _OnlyModel(msgspec.Struct):
-    model: Any = None
-
-
-_decode_model = msgspec.json.Decoder(_OnlyModel).decode
-
-
-def json_model(body: bytes) -> str | None:
-    """The string at the top-level key `model`; None if the body is not such JSON.
-
-    Raises:
-        BadRequest: There are two of them, and they differ.
-    """
-    if body[:1] != b"{" and not body.lstrip(b" \t\r\n").startswith(b"{"):
-        return None
-    try:
-        name = _decode_model(body).model
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    # Parsers differ in which of two equal keys they take, so a backend may see another model than
-    # llmux. The exact and slow look is only for bodies in which there can be two.
-    if body.count(b'"model"') > 1 or b"\\u00" in body:
-        values = {bytes(body[start:stop]) for start, stop in json_spans(body)}
-        if (
-            len({msgspec.json.decode(value) if value[:1] == b'"' else value for value in values})
-            > 1
-        ):
-            raise BadRequest("The request names two models: the key 'model' stands twice")
-    return name if isinstance(name, str) else None
-
-
-# Strings whole, so that nothing inside one counts; brackets for the depth; commas and colons to
-# tell keys from values; and everything else that is not white space.
-_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
-
-
-def json_spans(body: bytes) -> list[Span]:
-    """Where the values of the top-level key `model` stand in a body that is valid JSON."""
-    spans: list[Span] = []
-    depth = 0
-    key_next = False
-    span_start: int | None = None  # of the value that is being passed, if it is a wanted one
-    is_wanted = False
-    end = 0
-    for token in _JSON_TOKEN.finditer(body):
-        text = token.group()
-        if depth == 1 and is_wanted:
-            if text == b":":
-                span_start = None
-            elif text in (b",", b"}"):
-                assert span_start is not None
-                spans.append((span_start, end))
-                is_wanted = False
-            elif span_start is None:
-                span_start = token.start()
-        elif depth == 1 and key_next and text != b"}":
-            is_wanted = msgspec.json.decode(text) == "model"
-        depth += (text in (b"{", b"[")) - (text in (b"}", b"]"))
-        key_next = depth == 1 and text in (b"{", b",")
-        end = token.end()
-    return spans
-
-
-def _form_model(headers: Headers, body: bytes) -> str | None:
-    kind = header(headers, b"content-type")
-    values = {name for name, _ in form_fields(kind, body, b"model") if name}
-    if len(values) > 1:
-        raise BadRequest("The request names two models: the form field 'model' stands twice")
-    return values.pop() if values else None
-
-
-def _query_model(target: bytes) -> str | None:
+def _model_of_query(target: bytes) -> str:
     query = target.partition(b"?")[2]
-    if b"model" not in query:
-        return None
-    return parse_qs(query.decode("latin-1"), encoding="utf-8").get("model", [None])[0]
+    return next((name for name, _ in urlencoded_fields(query) if name), "")
 
 
 def rewrite_model(body: bytes, headers: Headers, upstream_model: str) -> bytes:
-    """The body with its field `model` replaced, and nothing else; as it is if it has none."""
-    if json_model(body) is not None:
-        value = msgspec.json.encode(upstream_model)
-        return _splice(body, json_spans(body), value)
-    kind = header(headers, b"content-type")
-    fields = form_fields(kind, body, b"model")
-    return _splice(body, [span for _, span in fields], _form_value(kind, upstream_model))
+    """The body with its field `model` replaced, and nothing else; as it is if it has none.
 
-
-def _form_value(kind: bytes, text: str) -> bytes:
-    if kind.lower().startswith(b"multipart/"):
-        return text.encode()
-    return b"".join(
-        b"%%%02X" % byte if byte not in _UNRESERVED else bytes([byte]) for byte in text.encode()
-    )
-
-
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/:")
+    Raises:
+        BadRequest: There are too many fields.
+    """
+    value = _json_model(body)
+    if value is None:
+        content_type = header(headers, b"content-type")
+        spans = [span for _, span in model_fields(content_type, body)]
+        return _splice(body, spans, form_value(content_type, upstream_model))
+    spans = _json_spans(body) if value else []
+    return _splice(body, spans, msgspec.json.encode(upstream_model))
 
 
 def _splice(body: bytes, spans: Iterable[Span], value: bytes) -> bytes:
@@ -214,36 +150,117 @@ def _splice(body: bytes, spans: Iterable[Span], value: bytes) -> bytes:
     return b"".join([*pieces, body[end:]])
 
 
+# ---- The top-level key `model` of a JSON body ----
+
+
+class _OnlyModel(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw()
+
+
+_decode_object = msgspec.json.Decoder(_OnlyModel).decode
+_decode_string = msgspec.json.Decoder(str).decode
+
+_OBJECT = re.compile(rb"[ \t\r\n]*+\{")
+
+# The key, at any depth, and its value if that is no object or array. The first quote is found fast,
+# and cannot be inside of a string: it would have a backslash before it.
+_JSON_MODEL = re.compile(
+    rb'"(?<!\\")%b"[ \t\r\n]*+:[ \t\r\n]*+' % spelled(b"model", rb"\\u00")
+    + rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s"{}\[\],]*+)'
+)
+
+# Strings (their escapes are taken out before), and what follows each up to a bracket.
+_JSON_STRINGS = re.compile(rb'"[^"]*+"[^"{}\[\]\0]*+(?:"[^"]*+"[^"{}\[\]\0]*+)*+')
+
+MAX_JSON_STRINGS = 1_000_000
+"""Places with strings in a body with several keys `model`; as many take a third of a second."""
+
+
+def _json_model(body: bytes) -> bytes | None:
+    """The raw value of the key; empty if there is none, None if the body is no JSON object."""
+    if not _OBJECT.match(body):
+        return None
+    try:
+        value = _decode_object(body).model
+        if not body.isascii():
+            body.decode()  # msgspec does not look into the strings that it skips
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return value
+
+
+def _string(value: bytes) -> str:
+    """A raw JSON value if it is a string, otherwise nothing."""
+    try:
+        return _decode_string(value)
+    except msgspec.DecodeError:
+        return ""
+
+
+def _json_spans(body: bytes) -> list[Span]:
+    """Where the values stand in valid JSON that has the key; an object or array counts as empty.
+
+    Raises:
+        BadRequest: That would take too long to find out.
+    """
+    keys = few_matches(_JSON_MODEL, body)
+    if len(keys) == 1:
+        return [keys[0].span(1)]
+    ends = [0, *(key.end() for key in keys)]
+    # Valid JSON holds no zero byte.
+    gaps = b"\0".join(body[end : key.start()] for end, key in zip(ends, keys, strict=False))
+    unescaped = gaps.replace(rb"\\", b"").replace(rb"\"", b"")
+    bare, count = _JSON_STRINGS.subn(b"", unescaped, MAX_JSON_STRINGS)
+    if count == MAX_JSON_STRINGS:
+        raise BadRequest("The request is too complex to find its key 'model'")
+    depths = accumulate(map(_nesting, bare.split(b"\0")))
+    return [key.span(1) for key, depth in zip(keys, depths, strict=True) if depth == 1]
+
+
+def _nesting(brackets: bytes) -> int:
+    """By how much the depth grows over a piece of JSON without strings."""
+    opened = brackets.count(b"{") + brackets.count(b"[")
+    return opened - brackets.count(b"}") - brackets.count(b"]")
+
+
 # ---- Headers ----
 
 
 def request_headers(
     headers: Headers, *, client: str | None, scheme: str, extra: Mapping[str, str]
 ) -> list[tuple[bytes, bytes]]:
-    """What the backend gets: end-to-end headers, where the request came from, the config's own."""
-    own = [(name.lower().encode(), name.encode(), value.encode()) for name, value in extra.items()]
-    dropped = NOT_FORWARDED | _named_by_connection(headers) | {lower for lower, _, _ in own}
+    """What the backend gets: end-to-end headers, where the request came from, the config's own.
+
+    Args:
+        headers: As received.
+        client: The client's address, where it is known.
+        scheme: http or https, as the client used it.
+        extra: The config's headers; each replaces all of its name.
+    """
+    own = [(name.encode(), value.encode()) for name, value in extra.items()]
+    replaced = {name.lower() for name, _ in own}
+    dropped = NOT_FORWARDED | _named_by_connection(headers) | replaced
     kept = [(name, value) for name, value in headers if name.lower() not in dropped]
-    present = {name.lower() for name, _ in kept}
-    if client is not None:
+    present = {name.lower() for name, _ in kept} | replaced
+    if client is not None and FORWARDED_FOR not in replaced:
         kept = _append_forwarded_for(kept, client.encode())
     if b"x-forwarded-proto" not in present:
         kept.append((b"X-Forwarded-Proto", scheme.encode()))
     host = header(headers, b"host")
     if host and b"x-forwarded-host" not in present:
         kept.append((b"X-Forwarded-Host", host))
-    return [*kept, *((name, value) for _, name, value in own)]
+    return kept + own
 
 
 def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, bytes]]:
-    name = b"X-Forwarded-For"
-    earlier = [value for key, value in headers if key.lower() == name.lower()]
-    others = [(key, value) for key, value in headers if key.lower() != name.lower()]
-    return [*others, (name, b", ".join([*earlier, client]))]
+    """One header in place of all there are, since not all servers join them."""
+    hops = [value for name, value in headers if name.lower() == FORWARDED_FOR]
+    others = [(name, value) for name, value in headers if name.lower() != FORWARDED_FOR]
+    return [*others, (b"X-Forwarded-For", b", ".join([*hops, client]))]
 
 
 def response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """What the client gets: end-to-end headers, and with event streams a word against buffering."""
+    """What the client gets: end-to-end headers, and for event streams no buffering on the way."""
     dropped = HOP_BY_HOP | _named_by_connection(headers)
     kept = [
         (name, value)
@@ -251,18 +268,18 @@ def response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
         if (lower := name.lower()) not in dropped and not lower.startswith(b"x-llmux-")
     ]
     is_stream = header(headers, b"content-type").lower().startswith(b"text/event-stream")
-    if is_stream and not header(headers, b"x-accel-buffering"):
+    if is_stream and not header(kept, b"x-accel-buffering"):
         kept.append((b"X-Accel-Buffering", b"no"))
     return kept
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(
+def _named_by_connection(headers: Headers) -> set[bytes]:
+    return {
         token.strip().lower()
         for name, value in headers
         if name.lower() == b"connection"
         for token in value.split(b",")
-    )
+    }
 
 
 # ---- llmux's answers ----
@@ -280,19 +297,20 @@ def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], byt
 
 
 def model_object(name: str, created: int, facts: Mapping[str, Any]) -> bytes:
-    """One model as OpenAI's API shows it, with llmux's facts beside."""
+    """One model as OpenAI's API shows it.
+
+    Args:
+        name: Its id.
+        created: Unix time.
+        facts: What llmux has to say of it beside.
+    """
     return msgspec.json.encode(_model(name, created, facts))
 
 
 def model_list(models: Iterable[tuple[str, int, Mapping[str, Any]]]) -> bytes:
-    """OpenAI's list of models, sorted by id; each from name, creation time and llmux's facts."""
-    return msgspec.json.encode(
-        {"object": "list", "data": [_model(*model) for model in sorted(models, key=_name)]}
-    )
-
-
-def _name(model: tuple[str, int, Mapping[str, Any]]) -> str:
-    return model[0]
+    """OpenAI's list of models, sorted by id; each as for `model_object`."""
+    data = [_model(*model) for model in sorted(models, key=itemgetter(0))]
+    return msgspec.json.encode({"object": "list", "data": data})
 
 
 def _model(name: str, created: int, facts: Mapping[str, Any]) -> dict[str, Any]:

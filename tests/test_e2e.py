@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -46,7 +46,7 @@ async def client(llmux: LlmuxProcess) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def first_chunk(answer: httpx.Response) -> bytes:
-    async with aclosing(answer.aiter_raw()) as chunks:
+    async with aclosing(cast("AsyncGenerator[bytes, None]", answer.aiter_raw())) as chunks:
         return await anext(chunks)
 
 
@@ -286,7 +286,8 @@ async def test_control(client: httpx.AsyncClient, rack: Rack) -> None:
     assert rack.hook_log == ["b wake", "b sleep", "a wake"]
 
     assert (await client.post("/control/switch", json={"model": "x"})).status_code == 404
-    for body in ({"mode": "x"}, {"mode": "auto", "more": 1}, [], None):
+    bodies: list[Any] = [{"mode": "x"}, {"mode": "auto", "more": 1}, [], None]
+    for body in bodies:
         assert (await client.post("/control/mode", json=body)).status_code == 400
 
 
@@ -426,6 +427,13 @@ async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
         "port: expected int, got str",
         "prot: unknown key, did you mean 'port'?",
     ]
+
+
+async def test_an_address_that_cannot_be_had(rack: Rack) -> None:
+    # 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
+    code, lines = await start_in_vain(rack.write_config(host="192.0.2.1"), "llmux")
+    assert code == 1
+    assert lines == ["cannot listen on 192.0.2.1:0: Cannot assign requested address"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,88 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmux import __version__
+from llmux.__main__ import config_table, main, server_config
+from llmux.config import load_config
+
+CONFIG = """
+port: 4000
+models:
+  facebook/opt-125m: {port: 8001, wake: up, sleep: down, alive: ping, aliases: [opt, tiny]}
+  far: {url: "http://10.0.0.5:8000", wake: up, sleep: down, alive: ping, verify_asleep: free}
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.logs.configure", lambda *_, **__: None)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "llmux.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_version() -> None:
+    assert run("--version").output == f"llmux, version {__version__}\n"
+
+
+def test_check_shows_what_it_found(config: Path) -> None:
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 0
+    *_, head, opt, far = result.output.splitlines()
+    assert head.split() == ["model", "group", "backend", "aliases", "hooks"]
+    assert opt.split() == [
+        "facebook/opt-125m", "default", "http://127.0.0.1:8001", "opt,", "tiny",
+        "wake", "sleep", "alive",
+    ]  # fmt: skip
+    assert far.split()[-4:] == ["wake", "sleep", "alive", "verify_asleep"]
+    assert config_table(load_config(config)) in result.output
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve"], []])
+def test_a_bad_config_is_told_line_by_line(config: Path, command: list[str]) -> None:
+    config.write_text(CONFIG.replace("port: 8001", "port: x").replace("4000", "-1"))
+    result = run(*command, "-c", str(config))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "port: expected int >= 0",
+        "models.facebook/opt-125m.port: expected int, got str",
+    ]
+
+
+def test_check_knows_the_policies(config: Path) -> None:
+    config.write_text(CONFIG + "policy: {name: fifoo}")
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("policy.name: unknown policy 'fifoo', did you mean 'fifo'?")
+
+
+def test_no_config_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMUX_CONFIG", raising=False)
+    result = run("serve")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("no config: ")
+
+
+def test_schema_is_json() -> None:
+    schema = json.loads(run("schema").output)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+
+
+def test_ipv6_addresses_are_bound_in_brackets() -> None:
+    assert server_config("::1", 3000).bind == ["[::1]:3000"]
