@@ -1,1 +1,1 @@
-"""Load scripts and measurements; each prints one table, with versions and machine."""
+"""Measurements: `python -m bench.proxy` and `python -m bench.switch` print one table each."""

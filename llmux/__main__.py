@@ -6,22 +6,30 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as ServerConfig
 from hypercorn.config import Sockets
-from hypercorn.trio.run import worker_serve
+from hypercorn.utils import repr_socket_addr
 
 from llmux import __version__, logs
-from llmux.app import EXIT_CONFIG, EXIT_SWITCHER_DIED, build_app, find_config, print_mistake
+from llmux.app import (
+    EXIT_CONFIG,
+    EXIT_SWITCHER_DIED,
+    build_service,
+    find_config,
+    print_mistake,
+)
 from llmux.config import Config, HookName, config_schema
 from llmux.errors import ConfigError
+from llmux.fastlane import FastLane
+from llmux.hypercorn_side import HypercornSide
 from llmux.policy import load_policy
 from llmux.statelock import LockHeld, state_lock
 
@@ -157,20 +165,26 @@ def run_server(options: ServeOptions) -> int:
 
 
 async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:
-    """Serve under Hypercorn until a signal comes or a switcher dies; returns the exit code."""
+    """Serve until a signal comes or a switcher dies; returns the exit code."""
     died = trio.Event()
-    app, board = build_app(config, on_switcher_death=died.set)
-
-    async def wait_until_told_to_stop() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_after, died.wait, nursery.cancel_scope)
-            nursery.start_soon(_cancel_after, _wait_signal, nursery.cancel_scope)
-        board.stop()
-
-    log.info("serving", config=str(config.path), models=board.registered_models)
-    await worker_serve(
-        ASGIWrapper(app), server, sockets=sockets, shutdown_trigger=wait_until_told_to_stop
-    )
+    service = build_service(config, on_switcher_death=died.set)
+    rest = HypercornSide(service.app, server)
+    lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+    async with rest.lifespan(), trio.open_nursery() as background:
+        background.start_soon(lane.departures.run)
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accept = partial(trio.serve_listeners, handler_nursery=connections)
+                accepting.start_soon(accept, lane.serve, listeners(sockets))
+                log.info("serving", config=str(config.path), models=service.board.registered_models)
+                await _wait_first(_wait_signal, died.wait)
+                accepting.cancel_scope.cancel()
+            # No new connections; those in line get their 503, those in flight the grace.
+            service.board.stop()
+            lane.stop()
+            await rest.stop()
+            connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+        background.cancel_scope.cancel()
     return EXIT_SWITCHER_DIED if died.is_set() else 0
 
 
@@ -181,9 +195,16 @@ async def _wait_signal() -> None:
             return
 
 
-async def _cancel_after(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
-    await wait()
-    scope.cancel()
+async def _wait_first(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when the first of these does."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(one: Callable[[], Awaitable[None]]) -> None:
+            await one()
+            nursery.cancel_scope.cancel()
+
+        for one in waits:
+            nursery.start_soon(wait, one)
 
 
 def listen(config: ServerConfig) -> Sockets:
@@ -195,6 +216,16 @@ def listen(config: ServerConfig) -> Sockets:
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
         sock.listen(config.backlog)
     return sockets
+
+
+def listeners(sockets: Sockets) -> list[trio.SocketListener]:
+    """Trio's listeners on these; says where they listen."""
+    for sock in sockets.insecure_sockets:
+        log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
+    return [
+        trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        for sock in sockets.insecure_sockets
+    ]
 
 
 def server_config(host: str, port: int) -> ServerConfig:

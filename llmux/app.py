@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import sniffio
@@ -45,13 +46,38 @@ def exit_at_once() -> None:
     os._exit(EXIT_SWITCHER_DIED)
 
 
-def build_app(
+@dataclass(frozen=True)
+class Service:
+    """What serves a config, wired together.
+
+    Attributes:
+        app: The ASGI app; its lifespan runs the switchers.
+        board: The switchers.
+        proxy: What carries model traffic, for lanes beside the app's own.
+    """
+
+    app: QuartTrio
+    board: Switchboard
+    proxy: ModelProxy
+
+
+def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
+    """Make an app and its switchers; nothing is started before the app is served.
+
+    Raises:
+        ConfigError: The policy cannot be loaded.
+    """
+    service = build_service(config)
+    return service.app, service.board
+
+
+def build_service(
     config: Config,
     *,
     hooks: Hooks | None = None,
     on_switcher_death: Callable[[], object] = exit_at_once,
-) -> tuple[QuartTrio, Switchboard]:
-    """Make an app and its switchers; nothing is started before the app is served.
+) -> Service:
+    """Wire everything together; nothing is started before the app is served.
 
     Args:
         config: What to serve.
@@ -90,7 +116,7 @@ def build_app(
         board.stop()
         await proxy.aclose()
 
-    return app, board
+    return Service(app, board, proxy)
 
 
 def shell_hooks(config: Config, metrics: Metrics) -> ShellHooks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import trio
@@ -107,10 +109,31 @@ class AsgiLane:
                     raise BadRequest("Content-Length is not a number") from None
         return 0
 
-    async def wait_left(self) -> None:
-        """Return when the client has left; not before the body was read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    @asynccontextmanager
+    async def present(self) -> AsyncIterator[None]:
+        """Cancel what runs inside when the client leaves; raises ClientLeft."""
+        error: Exception | None = None
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            has_left = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            try:
+                yield
+            except Exception as caught:
+                # Raised again outside, or the nursery would wrap it in a group.
+                error = caught
+            nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        if has_left:
+            raise ClientLeft
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""

@@ -60,6 +60,24 @@ class BadRequest(LlmuxError):
     code = "bad_request"
 
 
+class HeadTooLarge(BadRequest):
+    """The request's line and headers are over the limit."""
+
+    status = 431
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"Request line and headers are larger than {limit_bytes} bytes")
+
+
+class RequestTooSlow(BadRequest):
+    """The request itself did not arrive in time."""
+
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__("The request did not arrive in time")
+
+
 class Forbidden(LlmuxError):
     """The control API does not answer this peer."""
 

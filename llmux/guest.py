@@ -59,19 +59,39 @@ class GuestBridge:
             BaseException: What the app raised, without the groups that nurseries wrap a single
                 error in; for the lifespan also what Trio itself died of.
         """
-        call = _Call(self._app, scope, receive, send)
         if scope["type"] == "lifespan":
-            self._start_guest(call)
-            await call.wait_ended()
-        elif self._nursery is None:
-            raise RuntimeError("the app does not run: no lifespan has begun, or it has ended")
+            await self._serve_lifespan(scope, receive, send)
         else:
-            self._nursery.start_soon(call.run)
-            self._calls.add(call)
-            try:
-                await call.wait_ended()
-            finally:
-                self._calls.remove(call)
+            await self._serve_connection(_Call(self._app, scope, receive, send))
+
+    async def _serve_connection(self, call: _Call) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the app does not run: no lifespan has begun, or it has ended")
+        self._nursery.start_soon(call.run)
+        self._calls.add(call)
+        try:
+            await call.wait_ended()
+        finally:
+            self._calls.remove(call)
+
+    async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run Trio; tell the server that the shutdown is complete only when Trio has ended.
+
+        Hypercorn cancels the lifespan as soon as it hears so, and passes that on to its caller.
+        """
+        last: list[Message] = []
+
+        async def send_all_but_last(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                last.append(message)
+            else:
+                await send(message)
+
+        lifespan = _Call(self._app, scope, receive, send_all_but_last)
+        self._start_guest(lifespan)
+        await lifespan.wait_ended()
+        for message in last:
+            await send(message)
 
     def _start_guest(self, lifespan: _Call) -> None:
         loop = asyncio.get_running_loop()
@@ -135,7 +155,9 @@ class _Call:
         """In Trio: serve, and tell asyncio how it ended."""
         end = await outcome.acapture(self.serve)
         if isinstance(end, outcome.Error) and _is_cancellation(end.error):
-            return  # not asyncio's, so Trio ends: the bridge will tell why
+            if not self._scope.cancel_called:
+                return  # Trio ends: the bridge will tell why
+            end = outcome.Value(None)  # asyncio cancelled it too, and knows
         self.end(end)
 
     async def serve(self) -> None:
@@ -144,8 +166,8 @@ class _Call:
             with self._scope:
                 await self._app(self._asgi_scope, self.receive, self.send)
         finally:
-            for receiving in self._unread:
-                await _cancel(receiving)
+            while self._unread:
+                await _cancel(self._unread.pop())
 
     async def receive(self) -> Message:
         """In Trio: the server's next message; none is lost when this is cancelled."""
@@ -186,7 +208,10 @@ async def _wait_done(task: asyncio.Task[object]) -> None:
 
 
 async def _cancel(task: asyncio.Task[object]) -> None:
-    """In Trio: cancel a task of asyncio, and wait for its end, which nothing holds up."""
+    """In Trio: cancel a task of asyncio, and wait for its end.
+
+    The shield has no deadline: the task ends at its next step, unless the server resists.
+    """
     task.cancel()
     with trio.CancelScope(shield=True):
         await _wait_done(task)

@@ -66,7 +66,7 @@ def find_model(target: bytes, headers: Headers, body: bytes, names: Collection[s
 
     Raises:
         NoModel: It names none.
-        BadRequest: Its body names two.
+        BadRequest: Its body names two, or has more fields than can be looked at.
     """
     if override := header(headers, OVERRIDE):
         return Named(_text(override), target)
@@ -130,14 +130,15 @@ def rewrite_model(body: bytes, headers: Headers, upstream_model: str) -> bytes:
     """The body with its field `model` replaced, and nothing else; as it is if it has none.
 
     Raises:
-        BadRequest: There are too many fields.
+        BadRequest: It has more fields than can be looked at.
     """
     value = _json_model(body)
     if value is None:
         content_type = header(headers, b"content-type")
         spans = [span for _, span in model_fields(content_type, body)]
         return _splice(body, spans, form_value(content_type, upstream_model))
-    spans = _json_spans(body) if value else []
+    found = _json_spans(body) if value else []
+    spans = [(start, stop) for start, stop in found if start < stop]  # no objects, no arrays
     return _splice(body, spans, msgspec.json.encode(upstream_model))
 
 

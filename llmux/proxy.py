@@ -7,8 +7,8 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 import trio
@@ -38,6 +38,9 @@ from llmux.switchboard import Switchboard
 
 CLIENT_LEFT = 499
 """Status under which a request is counted whose client left before its answer (as nginx does)."""
+
+NOT_SWITCHED = nullcontext()
+"""What holds a request for the fallback, which is no model of ours."""
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 
@@ -71,8 +74,11 @@ class Lane(Protocol):
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
         ...
 
-    async def wait_left(self) -> None:
-        """Return when the client has left; not before the body was read."""
+    def present(self) -> AbstractAsyncContextManager[None]:
+        """Cancel what runs inside when the client leaves; raises ClientLeft.
+
+        Not before the body was read.
+        """
         ...
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
@@ -170,11 +176,10 @@ class ModelProxy:
         headers = request_headers(
             lane.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
-        async with leave_with_client(lane), self._in_flight(journey):
-            exchange = upstream.backend.exchange(lane.method, named.target, headers, body)
-            async with exchange as answer:
-                added = journey.answers(answer.status)
-                await lane.relay(answer, [*response_headers(answer.headers), *added])
+        exchange = upstream.backend.exchange(lane.method, named.target, headers, body)
+        async with lane.present(), journey.serving or NOT_SWITCHED, exchange as answer:
+            added = journey.answers(answer.status)
+            await lane.relay(answer, [*response_headers(answer.headers), *added])
 
     def _route(self, lane: Lane, body: bytes, journey: Journey) -> tuple[Upstream, Named]:
         try:
@@ -189,14 +194,6 @@ class ModelProxy:
         journey.serving = self._board.serving(journey.model)
         return self._upstreams[journey.model], named
 
-    @asynccontextmanager
-    async def _in_flight(self, journey: Journey) -> AsyncIterator[None]:
-        if journey.serving is None:  # the fallback is not switched
-            yield
-            return
-        async with journey.serving:
-            yield
-
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         if lane.has_answered:
             return
@@ -208,36 +205,6 @@ class ModelProxy:
         for upstream in (*self._upstreams.values(), self._fallback):
             if upstream is not None:
                 await upstream.backend.aclose()
-
-
-@asynccontextmanager
-async def leave_with_client(lane: Lane) -> AsyncIterator[None]:
-    """Cancel what runs inside when the client leaves.
-
-    Raises:
-        ClientLeft: It left.
-    """
-    error: Exception | None = None
-    has_left = False
-
-    async def watch() -> None:
-        nonlocal has_left
-        await lane.wait_left()
-        has_left = True
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
-        try:
-            yield
-        except Exception as caught:
-            # Raised again outside, or the nursery would wrap it in a group.
-            error = caught
-        nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
-    if has_left:
-        raise ClientLeft
 
 
 def header_value(name: str) -> bytes:

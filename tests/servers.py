@@ -252,7 +252,9 @@ async def _read_log(
             *complete, rest = (rest + data).split(b"\n")
             for line in complete:
                 lines.append(line.decode())
-                if (found := re.search(r"Running on (http://\S+)", lines[-1])) and not started:
+                if (
+                    found := re.search(r"(?:Running on |url=)(http://\S+)", lines[-1])
+                ) and not started:
                     started = True
                     until_started.deadline = float("inf")
                     task_status.started(found.group(1))

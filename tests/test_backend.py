@@ -16,8 +16,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from llmux import wire
 from llmux.backend import Answer, Backend
-from llmux.backend.connections import IDLE_S, RECEIVE_BYTES
+from llmux.backend.connections import IDLE_S
 from llmux.backend.parsing import CHUNKED_HEAD, MAX_HEAD_BYTES, ChunkedEnd, Reader
 from llmux.errors import BackendBroke, BackendError, BackendRefused
 
@@ -858,7 +859,7 @@ async def test_a_slow_consumer_slows_the_backend_down() -> None:
         await wait_all_tasks_blocked()
         assert sent_bytes < 20_000_000  # what the kernel's buffers hold
         async for data in chunks:
-            assert len(data) <= RECEIVE_BYTES
+            assert len(data) <= wire.RECEIVE_BYTES
             received_bytes += len(data)
     assert received_bytes == 50_000_000
 

@@ -127,7 +127,7 @@ def waiting_app(journal: list[str]) -> ASGIApp:
 async def test_each_side_runs_in_its_own_library() -> None:
     async def tell(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"body": sniffio.current_async_library()})
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         await receive()
 
     async def incoming() -> Message:
@@ -205,8 +205,7 @@ async def test_fifty_calls_at_once() -> None:
     everyone_is_here = trio.Event()
 
     async def meet(scope: Scope, receive: Receive, send: Send) -> None:
-        if trio.lowlevel.current_task().parent_nursery is not None:
-            here.append(await receive())
+        here.append(await receive())
         if len(here) == 50:
             everyone_is_here.set()
         await everyone_is_here.wait()
@@ -245,12 +244,12 @@ async def test_a_receive_cancelled_as_its_message_comes() -> None:
     """In whichever order the two reach the app, the message is there."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = None
         with trio.CancelScope() as impatience:
             cancels.append(impatience)
             await send({"body": b"waiting"})
-            await send(await receive())
-        if impatience.cancelled_caught:
-            await send(await receive())
+            message = await receive()
+        await send(message or await receive())
 
     cancels: list[trio.CancelScope] = []
     async with running(app) as bridge:
@@ -447,6 +446,25 @@ async def test_a_lifespan_cancelled_before_trio_began() -> None:
 
 
 @in_asyncio
+async def test_the_shutdown_is_complete_when_trio_has_ended() -> None:
+    """Hypercorn cancels the lifespan at that moment, which must find it done."""
+
+    async def send(message: Message) -> None:
+        if message["type"] == "lifespan.shutdown.complete":
+            assert not trio.lowlevel.in_trio_run()
+            complete.set()
+
+    complete = asyncio.Event()
+    incoming = asyncio.Queue[Message]()
+    incoming.put_nowait({"type": "lifespan.startup"})
+    incoming.put_nowait({"type": "lifespan.shutdown"})
+    bridge = GuestBridge(with_lifespan(echo))
+    lifespan = asyncio.ensure_future(bridge({"type": "lifespan"}, incoming.get, send))
+    await complete.wait()
+    assert not lifespan.cancel()
+
+
+@in_asyncio
 async def test_a_lifespan_that_fails() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async with trio.open_nursery():
@@ -493,6 +511,7 @@ async def test_a_thousand_calls_leave_nothing_behind() -> None:
             nursery.cancel_scope.cancel()
 
     async with running(answer) as bridge:
+        await Connection().call(bridge)
         tasks = len(asyncio.all_tasks())
         trio_tasks = trio.lowlevel.current_statistics().tasks_living
         for _ in range(20):
@@ -500,6 +519,25 @@ async def test_a_thousand_calls_leave_nothing_behind() -> None:
         assert len(asyncio.all_tasks()) == tasks
         assert trio.lowlevel.current_statistics().tasks_living == trio_tasks
         assert repr(bridge) == "<GuestBridge running, 0 calls>"
+
+
+def test_a_loop_that_ends_without_a_shutdown() -> None:
+    """`asyncio.run` then cancels every task at once, those of the bridge's hops too."""
+
+    async def main() -> None:
+        bridge = GuestBridge(with_lifespan(waiting_app(journal)))
+        lifespan = Lifespan()
+        await lifespan.startup(bridge)
+        client = Connection()
+        calls.append(client.start(bridge))
+        assert await client.get() == b"waiting"
+
+    journal: list[str] = []
+    calls: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+    assert journal == ["cleaned up"]
+    assert calls[0].cancelled()
+    assert not trio.lowlevel.in_trio_run()
 
 
 class Site:
@@ -556,10 +594,13 @@ class Served:
 
 
 @asynccontextmanager
-async def hypercorn_serving(**settings: float) -> AsyncIterator[Served]:
+async def hypercorn_serving(graceful_timeout_s: float = 3) -> AsyncIterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = "http://{}:{}".format(*listener.getsockname())
-    config = Config.from_mapping(bind=[f"fd://{listener.detach()}"], errorlog=None, **settings)
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = graceful_timeout_s
     site, stop = Site(), asyncio.Event()
     server = asyncio.create_task(
         hypercorn.asyncio.serve(GuestBridge(site), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
@@ -586,3 +627,12 @@ async def test_a_client_that_leaves_hypercorn_in_mid_stream() -> None:
         await served.site.stream_ended.wait()
         assert served.site.journal == ["client left", "stream ended"]
         assert (await served.client.get("/hello")).text == "hello"
+
+
+@in_asyncio
+async def test_hypercorn_stops_in_mid_stream() -> None:
+    async with hypercorn_serving(graceful_timeout_s=0.01) as served:
+        async with served.client.stream("GET", "/stream") as answer:
+            assert b"more" in await anext(answer.aiter_raw())
+            served.stop.set()
+            await served.site.stream_ended.wait()

@@ -41,6 +41,7 @@ class FakeLane:
         self.body = json.dumps(body).encode()
         self.left = trio.Event()
         self.fails: Exception | None = None
+        self.error: Exception | None = None
 
     async def read_body(self, limit_bytes: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -50,8 +51,27 @@ class FakeLane:
             raise ClientLeft
         return self.body
 
-    async def wait_left(self) -> None:
-        await self.left.wait()
+    @asynccontextmanager
+    async def present(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self.left.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            try:
+                yield
+            except Exception as error:
+                nursery.cancel_scope.cancel()
+                self.error = error
+            else:
+                self.error = None
+            nursery.cancel_scope.cancel()
+        if self.error is not None:
+            raise self.error
+        if self.left.is_set():
+            raise ClientLeft
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         self._start(answer.status, headers)

@@ -9,12 +9,10 @@ from urllib.parse import urlsplit
 
 import trio
 
+from llmux import wire
 from llmux.errors import BackendBroke, BackendError, BackendRefused
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-
-RECEIVE_BYTES = 65536
-"""One receive buffer, and all that is read ahead of the consumer."""
 
 MAX_IDLE = 100
 """Idle connections kept to one backend: a server's batch of requests, and no pile of sockets."""
@@ -26,7 +24,6 @@ IDLE_S = 30.0
 LOCAL_ERRNOS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
-BREAKS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Connection:
@@ -39,6 +36,7 @@ class Connection:
 
     __slots__ = (
         "_socket",
+        "_tls",
         "has_answered",
         "has_ended",
         "has_sent",
@@ -51,8 +49,8 @@ class Connection:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.idle_since = 0.0
-        tcp = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-        self._socket = tcp.socket
+        self._tls = stream if isinstance(stream, trio.SSLStream) else None
+        self._socket = (stream if self._tls is None else self._tls.transport_stream).socket
         self.begin()
 
     def begin(self) -> None:
@@ -77,8 +75,11 @@ class Connection:
         """
         try:
             for part in parts:
-                await self.stream.send_all(part)
-        except BREAKS:
+                if self._tls is None:
+                    await wire.send(self._socket, part)
+                else:
+                    await self._tls.send_all(part)
+        except wire.BREAKS:
             return
         self.has_sent = True
 
@@ -92,8 +93,10 @@ class Connection:
             data, self.pending = self.pending, b""
             return data
         try:
-            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
-        except BREAKS as error:
+            if self._tls is None:
+                return await wire.receive(self._socket)
+            return bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
+        except wire.BREAKS as error:
             raise BackendBroke(str(error)) from error
 
     async def receive_more(self) -> bytes:
@@ -149,7 +152,7 @@ class Origin:
                 return Connection(await self._open())
         except trio.TooSlowError:
             raise BackendRefused(f"no connection within {self._connect_timeout_s:g} s") from None
-        except BREAKS as error:
+        except wire.BREAKS as error:
             cause = first_cause(error)
             is_local = isinstance(cause, OSError) and cause.errno in LOCAL_ERRNOS
             raise (BackendError if is_local else BackendRefused)(str(cause)) from error

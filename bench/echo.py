@@ -1,0 +1,24 @@
+"""The least that Hypercorn can be asked to do: read a body, answer as the backend would."""
+
+from __future__ import annotations
+
+from llmux.asgi_types import Receive, Scope, Send
+
+ANSWER_BYTES = 300
+_START, _END = (
+    b'{"object":"chat.completion","choices":[{"message":{"role":"assistant","content":"',
+    b'"}}]}',
+)
+ANSWER = _START + b"x" * (ANSWER_BYTES - len(_START) - len(_END)) + _END
+"""What `native.c` answers, and checks."""
+
+HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % ANSWER_BYTES)]
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        raise NotImplementedError  # ASGI's way to have no lifespan
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": ANSWER})

@@ -1,0 +1,141 @@
+"""The compiled backend and load of `native.c`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from bench.processes import BACKEND_CORE, LOAD_CORE, CannotRun, on_core, running, wait_logged
+
+SOURCE = Path(__file__).with_name("native.c")
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the clients do, in a closed loop.
+
+    Attributes:
+        connections: Each asks again as soon as it has its answer.
+        seconds: How long they do so.
+        chunks: Chunks in each answer; 0 for a plain one.
+        interval_us: Time between chunks; 0 for as fast as they go.
+    """
+
+    connections: int
+    seconds: float
+    chunks: int = 0
+    interval_us: int = 0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What `native load` measured; times are in microseconds, None where nothing was counted.
+
+    Attributes:
+        chunks: By the bytes of stream bodies, for proxies join and split chunks.
+        reconnects: Connections that the server closed between two answers.
+        first_chunk_p50_us: From the request to the first byte of the body.
+        gap_p50_us: Between receive events of one paced stream.
+    """
+
+    requests: int
+    errors: int
+    reconnects: int
+    chunks: float
+    seconds: float
+    latency_p50_us: float | None
+    latency_p99_us: float | None
+    first_chunk_p50_us: float | None
+    first_chunk_p99_us: float | None
+    gap_p50_us: float | None
+    gap_p99_us: float | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Requests that were asked at once, each on a connection that is still open.
+
+    Attributes:
+        start_s: When the first was sent (`time.monotonic`).
+        first_s: When the first of them had a byte of its answer's body.
+        last_s: When the last had.
+        errors: Answers that were not as they should be.
+    """
+
+    start_s: float
+    first_s: float
+    last_s: float
+    errors: int
+
+
+class Native:
+    """The program, compiled into `directory`; raises CannotRun without a compiler."""
+
+    def __init__(self, directory: Path) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise CannotRun("the bench needs a C compiler (cc)")
+        self._directory = directory
+        self._program = directory / "native"
+        subprocess.run([compiler, "-O2", "-o", self._program, SOURCE], check=True)
+
+    @contextmanager
+    def backend(self) -> Iterator[int]:
+        """Run the backend; gives its port."""
+        log = self._directory / "backend.log"
+        with running([self._program, "backend"], core=BACKEND_CORE, log=log) as process:
+            yield int(wait_logged(process, r'"port": (\d+)', log))
+
+    def load(self, port: int, work: Workload) -> Load:
+        """Let clients work; wrong answers are printed on stderr and counted."""
+        numbers = [work.connections, work.seconds, work.chunks, work.interval_us]
+        command = [self._program, "load", HOST, str(port), *map(str, numbers)]
+        done = subprocess.run(on_core(LOAD_CORE, command), stdout=subprocess.PIPE, check=True)
+        return msgspec.json.decode(done.stdout, type=Load)
+
+    @contextmanager
+    def holding(self, port: int, count: int, path: str, model: str = "m") -> Iterator[Asked]:
+        """Ask on many connections at once, and keep them open for as long as the context lasts."""
+        command = [self._program, "hold", HOST, str(port), str(count), path, model]
+        with subprocess.Popen(
+            on_core(LOAD_CORE, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                yield Asked(process.stdout)
+            finally:
+                process.stdin.close()
+                process.terminate()
+
+
+class Asked:
+    """The reports of one `native hold`."""
+
+    def __init__(self, reports: IO[bytes]) -> None:
+        self._reports = reports
+
+    def wait_answered(self) -> Held:
+        """Wait until every request has the first byte of its answer; raises CannotRun."""
+        asked, answered = (self._next_report() for _ in range(2))
+        return Held(
+            start_s=asked["start_s"],
+            first_s=answered["first_s"],
+            last_s=answered["last_s"],
+            errors=int(answered["errors"]),
+        )
+
+    def _next_report(self) -> dict[str, float]:
+        line = self._reports.readline()
+        if not line:
+            raise CannotRun("the clients that hold connections open have ended")
+        report: dict[str, float] = json.loads(line)
+        return report

@@ -1,0 +1,132 @@
+"""Processes of the bench: started on one core, measured from /proc, and ended whatever happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+START_S = 30.0
+"""Longest wait for a server to listen."""
+
+END_S = 10.0
+"""Time between SIGTERM and SIGKILL."""
+
+TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
+
+CORES = sorted(os.sched_getaffinity(0))
+PROXY_CORE = CORES[0]
+LOAD_CORE = CORES[1 % len(CORES)]
+BACKEND_CORE = CORES[2] if len(CORES) > 2 else LOAD_CORE
+
+
+class CannotRun(Exception):
+    """Something that the bench needs is missing or did not start."""
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit for this process and its children; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: by way of all `finally` blocks."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, for servers that cannot pick one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    *,
+    core: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command on one core, with its output in a file, for as long as the context lasts."""
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            on_core(core, command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | (environment or {}),
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def on_core(core: int, command: Sequence[str | Path]) -> list[str]:
+    """The command, pinned. `taskset` becomes it, so that the pid is the command's own."""
+    return ["taskset", "-c", str(core), *map(str, command)]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that this one started."""
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait until the process listens; raises CannotRun."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise CannotRun(f"{log.stem} does not listen: {log.read_text(errors='replace')[-500:]}")
+
+
+def wait_logged(process: subprocess.Popen[bytes], pattern: str, log: Path) -> str:
+    """Wait until the process prints the pattern; returns its first group. Raises CannotRun."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(pattern, log.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.02)
+    raise CannotRun(f"{log.stem} does not start: {log.read_text(errors='replace')[-500:]}")
+
+
+def cpu_us(pid: int) -> float:
+    """CPU time that a process has used, in microseconds, in steps of a tick (mostly 10 ms)."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    fields = stat.rpartition(") ")[2].split()  # proc(5): fields 14 and 15, of which 2 are gone
+    return (int(fields[11]) + int(fields[12])) * TICK_US
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has resident (VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None, "a process that has ended"
+    return int(found[1]) * 1024

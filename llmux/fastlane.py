@@ -1,0 +1,439 @@
+"""The fast lane: model traffic straight from the socket and back, for `llmux serve`.
+
+It reads each request's head with llhttp, and carries model traffic itself, through the same
+`ModelProxy` as the ASGI lane. Everything else (llmux's own paths, other versions of HTTP, what it
+does not know) goes to `hand_over`, with the bytes already read; there the connection stays.
+"""
+
+from __future__ import annotations
+
+import select
+import socket as stdlib_socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from http import HTTPStatus
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import trio
+
+from llmux import wire
+from llmux.backend import Answer
+from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
+from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
+from llmux.http1 import NotForUs, RequestHead, find_end, parse_head
+from llmux.logs import get_logger
+from llmux.openai import error_answer, is_own_path
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+
+KEEP_ALIVE_S = 75.0
+"""How long a connection may be idle between requests (nginx's default)."""
+
+HEAD_S = 30.0
+"""How long a head may take from its first byte to its last (nginx: 60, Apache: 20 to 40)."""
+
+SEND_BUFFER_BYTES = 128 * 1024
+"""Kernel buffer of a client that does not read; Linux doubles it. Then the backend must wait."""
+
+LINGER_S = 2.0
+"""How long a client that was refused in mid-request may go on sending before it is cut off."""
+
+HandOver = Callable[[trio.SocketStream, bytes], Awaitable[None]]
+
+log = get_logger(__name__)
+
+
+class FastLane:
+    """Serves connections until stopped.
+
+    Args:
+        proxy: Carries the model traffic.
+        hand_over: Serves a connection from the bytes given on, to its end.
+        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
+    """
+
+    def __init__(self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float) -> None:
+        self.proxy = proxy
+        self.stall_s = stall_s
+        self._hand_over = hand_over
+        self.departures = Departures()
+        self.is_stopping = False
+        self._idle: set[trio.CancelScope] = set()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one connection to its end."""
+        connection = ClientConnection(self, stream)
+        with self.departures.watching(connection):
+            try:
+                while (data := await connection.next_head()) is not None:
+                    try:
+                        head = parse_head(data)
+                        path = origin_form(head.target).partition(b"?")[0]
+                        if is_own_path(path) or head.upgrade not in (b"", b"websocket"):
+                            raise NotForUs
+                    except NotForUs:
+                        self.departures.forget(connection)
+                        await self._hand_over(stream, data + connection.buffer)
+                        return
+                    await self.proxy.serve(FastRequest(connection, head))
+                    if not connection.can_go_on:
+                        break
+            except LlmuxError as error:
+                with suppress(*wire.BREAKS, trio.TooSlowError):
+                    await connection.refuse(error)
+            except wire.BREAKS:
+                pass
+            except Exception:
+                log.exception("connection_failed")
+            finally:
+                await connection.close()
+
+    def stop(self) -> None:
+        """Close idle connections now, and the others after the request that they carry."""
+        self.is_stopping = True
+        for scope in self._idle:
+            scope.cancel()
+
+    def idle_scope(self) -> trio.CancelScope:
+        """A scope for waiting for a request, which `stop` cancels."""
+        scope = trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE_S)
+        if self.is_stopping:
+            scope.cancel()
+        return scope
+
+    async def wait_idle(self, connection: ClientConnection) -> bytes:
+        """The first bytes of the next request; none if there is no next one."""
+        with self.idle_scope() as scope:
+            self._idle.add(scope)
+            try:
+                return await connection.receive()
+            finally:
+                self._idle.discard(scope)
+        return b""
+
+
+class ClientConnection:
+    """One client's connection, and where it stands.
+
+    Attributes:
+        buffer: Received and not used yet.
+        can_go_on: Whether another request can follow on this connection.
+        has_left: Whether the client has closed its side.
+        present: Cancelled when the client leaves; None while no request is being served.
+    """
+
+    def __init__(self, lane: FastLane, stream: trio.SocketStream) -> None:
+        self.lane = lane
+        self.stream = stream
+        self.socket = stream.socket
+        self.fileno = stream.socket.fileno()
+        self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        peer = self.socket.getpeername()
+        self.peer: str | None = peer[0] if isinstance(peer, tuple) else None
+        self.buffer = b""
+        self.can_go_on = True
+        self.has_left = False
+        self.present: trio.CancelScope | None = None
+
+    async def receive(self) -> bytes:
+        """What the client sends next; nothing once it has closed its side."""
+        return await wire.receive(self.socket)
+
+    async def send(self, data: bytes) -> None:
+        """Send; a client that takes nothing for too long has left."""
+        try:
+            await wire.send(self.socket, data, self.lane.stall_s)
+        except (*wire.BREAKS, trio.TooSlowError):
+            self.can_go_on = False
+            raise ClientLeft from None
+
+    async def next_head(self) -> bytes | None:
+        """The next request's head; None if the client sends no more.
+
+        Raises:
+            LlmuxError: It is not one, is too long, or takes too long.
+        """
+        data = self.buffer.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before it
+        while not data:
+            data = await self.lane.wait_idle(self)
+            if not data:
+                return None
+            data = data.lstrip(b"\r\n")
+        end = find_end(data)
+        if not end:
+            data, end = await self._rest_of_head(data)
+        self.buffer = data[end:]
+        return data[:end] or None
+
+    async def _rest_of_head(self, data: bytes) -> tuple[bytes, int]:
+        with trio.move_on_after(HEAD_S):
+            while not (end := find_end(data)):
+                more = await self.receive()
+                if not more:
+                    return b"", 0
+                data += more
+            return data, end
+        raise RequestTooSlow
+
+    def leave(self) -> None:
+        """The client has closed its side."""
+        self.has_left = True
+        if self.present is not None:
+            self.present.cancel()
+
+    async def refuse(self, error: LlmuxError) -> None:
+        """Answer what is no request, as the last on this connection."""
+        status, headers, body = error_answer(error)
+        await self.send(response_head(status, [*headers, (b"connection", b"close")]) + body)
+        await self.linger()
+
+    async def linger(self) -> None:
+        """Take what the client still sends: closing on unread data would lose it the answer."""
+        with suppress(*wire.BREAKS):
+            await self.stream.send_eof()
+            with trio.move_on_after(LINGER_S):
+                while await self.receive():
+                    pass
+
+    async def close(self) -> None:
+        """Close at once."""
+        await trio.aclose_forcefully(self.stream)
+
+
+class Departures:
+    """Notices clients that leave while a request of theirs is being served.
+
+    One epoll for all connections, told once about each: it wakes its one task when a client closes
+    its side, even while earlier data of it is unread. Requests pay nothing for it.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._connections: dict[int, ClientConnection] = {}
+
+    async def run(self) -> None:
+        """Tell connections that their clients have left, for ever."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for fileno, _ in self._epoll.poll(0):
+                    if (connection := self._connections.get(fileno)) is not None:
+                        connection.leave()
+        finally:
+            self._epoll.close()
+
+    def watching(self, connection: ClientConnection) -> Watch:
+        """Watch a connection for as long as the context lasts."""
+        return Watch(self, connection)
+
+    def add(self, connection: ClientConnection) -> None:
+        """Begin to watch."""
+        self._connections[connection.fileno] = connection
+        self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Watch no more; harmless when repeated."""
+        if self._connections.pop(connection.fileno, None) is not None:
+            with suppress(OSError, ValueError):  # closed already: the kernel has forgotten it, too
+                self._epoll.unregister(connection.fileno)
+
+
+class Watch:
+    """See `Departures.watching`."""
+
+    def __init__(self, departures: Departures, connection: ClientConnection) -> None:
+        self._departures = departures
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._departures.add(self._connection)
+
+    def __exit__(self, *_: object) -> None:
+        self._departures.forget(self._connection)
+
+
+class Presence:
+    """What runs inside is cancelled when the client leaves; see `llmux.proxy.Lane.present`."""
+
+    __slots__ = ("_connection", "_scope")
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._scope = trio.CancelScope()
+
+    async def __aenter__(self) -> None:
+        if self._connection.has_left:
+            raise ClientLeft
+        self._connection.present = self._scope
+        self._scope.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._connection.present = None
+        handled = self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise ClientLeft
+        return handled
+
+
+class FastRequest:
+    """One request on the fast lane; see `llmux.proxy.Lane`."""
+
+    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+        self.method = head.method
+        self.target = origin_form(head.target)
+        self.headers: HeaderList = head.headers
+        self.peer = connection.peer
+        self.scheme = "http"
+        self.has_answered = False
+        self.upgrade = head.upgrade
+        self._head = head
+        self._connection = connection
+        self._is_read = not (head.is_chunked or head.content_length)
+        connection.can_go_on = head.keeps_alive
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+        if self._is_read:
+            return b""
+        if self._head.content_length > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        if self._head.expects_continue and not self._connection.buffer:
+            await self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._head.is_chunked:
+            body = await self._read_chunks(limit_bytes)
+        else:
+            body = await self._read_length(self._head.content_length)
+        self._is_read = True
+        return body
+
+    async def _receive(self) -> bytes:
+        """More of the body."""
+        with trio.move_on_after(self._connection.lane.stall_s):
+            try:
+                data = await self._connection.receive()
+            except wire.BREAKS:
+                data = b""
+            if not data:
+                self._connection.can_go_on = False
+                raise ClientLeft
+            return data
+        raise RequestTooSlow
+
+    async def _read_length(self, length: int) -> bytes:
+        data = self._connection.buffer
+        if len(data) < length:
+            pieces = [data]
+            missing = length - len(data)
+            while missing > 0:
+                piece = await self._receive()
+                pieces.append(piece)
+                missing -= len(piece)
+            data = b"".join(pieces)
+        self._connection.buffer = data[length:]
+        return data[:length]
+
+    async def _read_chunks(self, limit_bytes: int) -> bytes:
+        parts = ChunkedParts([])
+        reader = Reader(parts, CHUNKED_HEAD)
+        data = self._connection.buffer
+        size = 0
+        wire_bytes = 0
+        try:
+            while True:
+                excess = reader.feed(data) if data else None
+                size = sum(map(len, parts.pieces)) if len(parts.pieces) < 64 else size
+                wire_bytes += len(data)
+                # What is no data counts too: chunk extensions could go on for ever.
+                if wire_bytes > 2 * limit_bytes + 65536:
+                    raise BodyTooLarge(limit_bytes)
+                if excess is not None:
+                    break
+                data = await self._receive()
+        except BackendBroke as error:
+            raise BadRequest(f"The request's body is not in chunks: {error}") from None
+        self._connection.buffer = excess
+        body = b"".join(parts.pieces)
+        if len(body) > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        return body
+
+    def present(self) -> AbstractAsyncContextManager[None]:
+        """Cancel what runs inside when the client leaves; raises ClientLeft."""
+        return Presence(self._connection)
+
+    async def relay(self, answer: Answer, headers: HeaderList) -> None:
+        """Send the backend's answer with these headers, its framing as it came."""
+        connection = self._connection
+        added = self._connection_headers()
+        if answer.stream is not None:
+            raise BadRequest("not yet")
+        if answer.framing == "chunked":
+            added.append((b"Transfer-Encoding", b"chunked"))
+        elif answer.framing == "close":
+            await self._relay_until_close(answer, [*headers, *added])
+            return
+        head = response_head(answer.status, [*headers, *added], answer.reason)
+        self.has_answered = True
+        # A body that breaks off must not be followed by another answer.
+        can_go_on, connection.can_go_on = connection.can_go_on, False
+        async for data in answer.wire():
+            # The head goes out with the first of the body if that is here already.
+            await connection.send(head + data if head else data)
+            head = b""
+        if head:
+            await connection.send(head)
+        connection.can_go_on = can_go_on
+
+    async def _relay_until_close(self, answer: Answer, headers: HeaderList) -> None:
+        """A body of unknown length, for a client that will send another request: in chunks."""
+        connection = self._connection
+        self.has_answered = True
+        can_go_on, connection.can_go_on = connection.can_go_on, False
+        chunked = (b"Transfer-Encoding", b"chunked")
+        await connection.send(response_head(answer.status, [*headers, chunked], answer.reason))
+        async for data in answer.wire():
+            await connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+        await connection.send(b"0\r\n\r\n")
+        connection.can_go_on = can_go_on
+
+    async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
+        """Send an answer of llmux's own."""
+        connection = self._connection
+        if not self._is_read:
+            connection.can_go_on = False
+        self.has_answered = True
+        head = response_head(status, [*headers, *self._connection_headers()])
+        await connection.send(head if self.method == b"HEAD" else head + body)
+        if not self._is_read:
+            await connection.linger()
+
+    def _connection_headers(self) -> list[tuple[bytes, bytes]]:
+        if self._connection.lane.is_stopping:
+            self._connection.can_go_on = False
+        return [] if self._connection.can_go_on else [(b"Connection", b"close")]
+
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+
+
+def response_head(status: int, headers: HeaderList, reason: bytes | None = None) -> bytes:
+    """Status line and headers, with the blank line."""
+    line = _STATUS_LINES.get(status) if reason is None else None
+    line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
+    return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])
+
+
+def origin_form(target: bytes) -> bytes:
+    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2)."""
+    if target.startswith((b"/", b"*")):
+        return target
+    url = urlsplit(target)
+    return (url.path or b"/") + (b"?" + url.query if url.query else b"")

@@ -1,0 +1,58 @@
+"""Reading and writing sockets with as little as possible around each system call.
+
+Trio's own `receive_some` and `send_all` try the call, then wait, then check twice for cancellation.
+In a stream of tokens the first try to read nearly always fails, and the first try to write nearly
+always succeeds: so here reading waits first, and writing does not wait at all if it need not. Every
+read is a checkpoint; a write is one only if it blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import trio
+
+RECEIVE_BYTES = 65536
+"""One receive buffer, and all that is read ahead of whoever takes the data."""
+
+BREAKS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a connection that breaks raises."""
+
+
+async def receive(socket: trio.socket.SocketType) -> bytes:
+    """What comes next; nothing at the end of the stream. Raises OSError."""
+    while True:
+        await trio.lowlevel.wait_readable(_open_fileno(socket))
+        try:
+            return os.read(socket.fileno(), RECEIVE_BYTES)
+        except BlockingIOError:
+            continue
+
+
+async def send(socket: trio.socket.SocketType, data: bytes, stall_s: float = math.inf) -> None:
+    """Send all of it.
+
+    Args:
+        socket: Where to.
+        data: What.
+        stall_s: Seconds in which the other side must take something.
+
+    Raises:
+        trio.TooSlowError: It took nothing for `stall_s`.
+        OSError: The connection broke.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(_open_fileno(socket), rest) :]
+        except BlockingIOError:
+            with trio.fail_after(stall_s):
+                await trio.lowlevel.wait_writable(socket)
+
+
+def _open_fileno(socket: trio.socket.SocketType) -> int:
+    fileno = socket.fileno()
+    if fileno < 0:
+        raise trio.ClosedResourceError("the connection was closed on this side")
+    return fileno
