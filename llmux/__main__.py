@@ -171,7 +171,7 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
     rest = HypercornSide(service.app, server)
     lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
     async with rest.lifespan(), trio.open_nursery() as background:
-        background.start_soon(lane.departures.run)
+        background.start_soon(lane.run)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accept = partial(trio.serve_listeners, handler_nursery=connections)

@@ -78,6 +78,7 @@ class AsgiLane:
         self.peer: str | None = scope["client"][0] if scope.get("client") else None
         self.scheme: str = scope["scheme"]
         self.has_answered = False
+        self.scope: trio.CancelScope | None = None
         self._receive = receive
         self._send = send
 

@@ -7,15 +7,16 @@ does not know) goes to `hand_over`, with the bytes already read; there the conne
 
 from __future__ import annotations
 
+import math
 import select
 import socket as stdlib_socket
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from http import HTTPStatus
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import trio
+from trio_util import periodic
 
 from llmux import wire
 from llmux.backend import Answer
@@ -38,6 +39,14 @@ SEND_BUFFER_BYTES = 128 * 1024
 LINGER_S = 2.0
 """How long a client that was refused in mid-request may go on sending before it is cut off."""
 
+SWEEP_S = 1.0
+"""How often idle connections are looked through."""
+
+UPGRADES = (b"", b"websocket")
+"""Changes of protocol that are carried."""
+
+NOTHING = nullcontext()
+
 HandOver = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 
 log = get_logger(__name__)
@@ -55,71 +64,69 @@ class FastLane:
     def __init__(self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float) -> None:
         self.proxy = proxy
         self.stall_s = stall_s
-        self._hand_over = hand_over
-        self.departures = Departures()
+        self.hand_over = hand_over
         self.is_stopping = False
-        self._idle: set[trio.CancelScope] = set()
+        self._departures = Departures()
+        self._idle_since: dict[ClientConnection, float] = {}  # oldest first
+
+    async def run(self) -> None:
+        """What goes on beside the connections: notices who leaves, and who is idle for too long."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._departures.run)
+            async for _ in periodic(SWEEP_S):
+                self._close_idle(trio.current_time() - KEEP_ALIVE_S)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end."""
         connection = ClientConnection(self, stream)
-        with self.departures.watching(connection):
-            try:
-                while (data := await connection.next_head()) is not None:
-                    try:
-                        head = parse_head(data)
-                        path = origin_form(head.target).partition(b"?")[0]
-                        if is_own_path(path) or head.upgrade not in (b"", b"websocket"):
-                            raise NotForUs
-                    except NotForUs:
-                        self.departures.forget(connection)
-                        await self._hand_over(stream, data + connection.buffer)
-                        return
-                    await self.proxy.serve(FastRequest(connection, head))
-                    if not connection.can_go_on:
-                        break
-            except LlmuxError as error:
-                with suppress(*wire.BREAKS, trio.TooSlowError):
-                    await connection.refuse(error)
-            except wire.BREAKS:
-                pass
-            except Exception:
-                log.exception("connection_failed")
-            finally:
-                await connection.close()
+        try:
+            with self._departures.watching(connection), connection.scope:
+                await connection.serve_requests()
+            if connection.rest is not None and not connection.scope.cancelled_caught:
+                await self.hand_over(stream, connection.rest)
+        except LlmuxError as error:
+            with suppress(*wire.BREAKS, ClientLeft):
+                await connection.refuse(error)
+        except (*wire.BREAKS, ClientLeft):
+            pass
+        except Exception:
+            log.exception("connection_failed")
+        finally:
+            await trio.aclose_forcefully(stream)
 
     def stop(self) -> None:
         """Close idle connections now, and the others after the request that they carry."""
         self.is_stopping = True
-        for scope in self._idle:
-            scope.cancel()
+        self._close_idle(math.inf)
 
-    def idle_scope(self) -> trio.CancelScope:
-        """A scope for waiting for a request, which `stop` cancels."""
-        scope = trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE_S)
+    def note_idle(self, connection: ClientConnection) -> None:
+        """The connection waits for a request."""
+        self._idle_since[connection] = trio.current_time()
         if self.is_stopping:
-            scope.cancel()
-        return scope
+            connection.scope.cancel()
 
-    async def wait_idle(self, connection: ClientConnection) -> bytes:
-        """The first bytes of the next request; none if there is no next one."""
-        with self.idle_scope() as scope:
-            self._idle.add(scope)
-            try:
-                return await connection.receive()
-            finally:
-                self._idle.discard(scope)
-        return b""
+    def note_busy(self, connection: ClientConnection) -> None:
+        """The connection has one."""
+        del self._idle_since[connection]
+
+    def _close_idle(self, since: float) -> None:
+        for connection, idle_since in self._idle_since.items():
+            if idle_since > since:
+                break
+            connection.scope.cancel()
 
 
 class ClientConnection:
     """One client's connection, and where it stands.
 
+    A client that closes its side is gone: that cancels `scope`, and with it whatever was being
+    done for it. So requests need no scopes of their own.
+
     Attributes:
+        scope: Around everything that is done for this client.
         buffer: Received and not used yet.
         can_go_on: Whether another request can follow on this connection.
-        has_left: Whether the client has closed its side.
-        present: Cancelled when the client leaves; None while no request is being served.
+        rest: What was read of a request that is not for this lane; None if none was.
     """
 
     def __init__(self, lane: FastLane, stream: trio.SocketStream) -> None:
@@ -130,10 +137,26 @@ class ClientConnection:
         self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         peer = self.socket.getpeername()
         self.peer: str | None = peer[0] if isinstance(peer, tuple) else None
+        self.scope = trio.CancelScope()
         self.buffer = b""
         self.can_go_on = True
-        self.has_left = False
-        self.present: trio.CancelScope | None = None
+        self.rest: bytes | None = None
+
+    async def serve_requests(self) -> None:
+        """Serve one request after the other; returns at the end, or with `rest` set."""
+        while self.can_go_on:
+            data = await self.next_head()
+            if data is None:
+                return
+            try:
+                head = parse_head(data)
+                path = origin_form(head.target).partition(b"?")[0]
+                if is_own_path(path) or head.upgrade not in UPGRADES:
+                    raise NotForUs
+            except NotForUs:
+                self.rest = data + self.buffer
+                return
+            await self.lane.proxy.serve(FastRequest(self, head))
 
     async def receive(self) -> bytes:
         """What the client sends next; nothing once it has closed its side."""
@@ -155,10 +178,14 @@ class ClientConnection:
         """
         data = self.buffer.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before it
         while not data:
-            data = await self.lane.wait_idle(self)
-            if not data:
+            self.lane.note_idle(self)
+            try:
+                received = await self.receive()
+            finally:
+                self.lane.note_busy(self)
+            if not received:
                 return None
-            data = data.lstrip(b"\r\n")
+            data = received.lstrip(b"\r\n")
         end = find_end(data)
         if not end:
             data, end = await self._rest_of_head(data)
@@ -175,12 +202,6 @@ class ClientConnection:
             return data, end
         raise RequestTooSlow
 
-    def leave(self) -> None:
-        """The client has closed its side."""
-        self.has_left = True
-        if self.present is not None:
-            self.present.cancel()
-
     async def refuse(self, error: LlmuxError) -> None:
         """Answer what is no request, as the last on this connection."""
         status, headers, body = error_answer(error)
@@ -195,10 +216,6 @@ class ClientConnection:
                 while await self.receive():
                     pass
 
-    async def close(self) -> None:
-        """Close at once."""
-        await trio.aclose_forcefully(self.stream)
-
 
 class Departures:
     """Notices clients that leave while a request of theirs is being served.
@@ -212,13 +229,13 @@ class Departures:
         self._connections: dict[int, ClientConnection] = {}
 
     async def run(self) -> None:
-        """Tell connections that their clients have left, for ever."""
+        """Cancel what is done for clients that have left, for ever."""
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for fileno, _ in self._epoll.poll(0):
                     if (connection := self._connections.get(fileno)) is not None:
-                        connection.leave()
+                        connection.scope.cancel()
         finally:
             self._epoll.close()
 
@@ -252,34 +269,6 @@ class Watch:
         self._departures.forget(self._connection)
 
 
-class Presence:
-    """What runs inside is cancelled when the client leaves; see `llmux.proxy.Lane.present`."""
-
-    __slots__ = ("_connection", "_scope")
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-        self._scope = trio.CancelScope()
-
-    async def __aenter__(self) -> None:
-        if self._connection.has_left:
-            raise ClientLeft
-        self._connection.present = self._scope
-        self._scope.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        self._connection.present = None
-        handled = self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught:
-            raise ClientLeft
-        return handled
-
-
 class FastRequest:
     """One request on the fast lane; see `llmux.proxy.Lane`."""
 
@@ -290,7 +279,7 @@ class FastRequest:
         self.peer = connection.peer
         self.scheme = "http"
         self.has_answered = False
-        self.upgrade = head.upgrade
+        self.scope: trio.CancelScope | None = connection.scope
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)
@@ -363,8 +352,8 @@ class FastRequest:
         return body
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what runs inside when the client leaves; raises ClientLeft."""
-        return Presence(self._connection)
+        """The connection's scope does it."""
+        return NOTHING
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, its framing as it came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -83,6 +84,12 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, labels: Iterable[str]) -> Histogram:
         return Histogram(name, text, tuple(labels), buckets=SECONDS_BUCKETS, registry=self.registry)
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - as many as there are series; lives as long as they do
+    def request_series(self, model: str, status: int, waited: bool) -> tuple[Counter, Histogram]:
+        """The count and the duration of such requests; `labels` is a microsecond for each."""
+        count = self.requests.labels(model, str(status), "true" if waited else "false")
+        return count, self.request_duration.labels(model, str(status))
 
     def watch_counts(self, read: Callable[[], Counts]) -> None:
         """Export queue depths and in-flight counts, read from the source when scraped.

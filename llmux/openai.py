@@ -238,18 +238,23 @@ def request_headers(
         scheme: http or https, as the client used it.
         extra: The config's headers; each replaces all of its name.
     """
+    fields = [(name.lower(), (name, value)) for name, value in headers]
+    present = dict(fields)
     own = [(name.encode(), value.encode()) for name, value in extra.items()]
     replaced = {name.lower() for name, _ in own}
-    dropped = NOT_FORWARDED | _named_by_connection(headers) | replaced
-    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
-    present = {name.lower() for name, _ in kept} | replaced
+    dropped = NOT_FORWARDED | replaced
+    if b"connection" in present:
+        dropped |= _named_by_connection(headers)
+    kept = [field for lower, field in fields if lower not in dropped]
     if client is not None and FORWARDED_FOR not in replaced:
-        kept = _append_forwarded_for(kept, client.encode())
-    if b"x-forwarded-proto" not in present:
+        if FORWARDED_FOR in present:
+            kept = _append_forwarded_for(kept, client.encode())
+        else:
+            kept.append((b"X-Forwarded-For", client.encode()))
+    if b"x-forwarded-proto" not in present and b"x-forwarded-proto" not in replaced:
         kept.append((b"X-Forwarded-Proto", scheme.encode()))
-    host = header(headers, b"host")
-    if host and b"x-forwarded-host" not in present:
-        kept.append((b"X-Forwarded-Host", host))
+    if b"host" in present and b"x-forwarded-host" not in {*present, *replaced}:
+        kept.append((b"X-Forwarded-Host", present[b"host"][1]))
     return kept + own
 
 
@@ -262,13 +267,18 @@ def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, 
 
 def response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """What the client gets: end-to-end headers, and for event streams no buffering on the way."""
-    dropped = HOP_BY_HOP | _named_by_connection(headers)
+    fields = [(name.lower(), (name, value)) for name, value in headers]
+    present = dict(fields)
+    dropped = HOP_BY_HOP
+    if b"connection" in present:
+        dropped |= _named_by_connection(headers)
     kept = [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in dropped and not lower.startswith(b"x-llmux-")
+        field
+        for lower, field in fields
+        if lower not in dropped and not lower.startswith(b"x-llmux-")
     ]
-    is_stream = header(headers, b"content-type").lower().startswith(b"text/event-stream")
+    kind = present.get(b"content-type")
+    is_stream = kind is not None and kind[1].lower().startswith(b"text/event-stream")
     if is_stream and not header(kept, b"x-accel-buffering"):
         kept.append((b"X-Accel-Buffering", b"no"))
     return kept

@@ -61,6 +61,7 @@ class Lane(Protocol):
         peer: The client's address, where the server knows it.
         scheme: http or https.
         has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
+        scope: A scope around the whole request, to cancel if it is cut; None if there is none.
     """
 
     method: bytes
@@ -69,15 +70,17 @@ class Lane(Protocol):
     peer: str | None
     scheme: str
     has_answered: bool
+    scope: trio.CancelScope | None
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
         ...
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what runs inside when the client leaves; raises ClientLeft.
+        """Cancel what runs inside when the client leaves, unless `scope` does.
 
-        Not before the body was read.
+        Raises:
+            ClientLeft: It left.
         """
         ...
 
@@ -124,10 +127,10 @@ class Journey:
     def count(self, metrics: Metrics) -> None:
         """Count the request; each ends exactly once, here."""
         queued = self.serving is not None and self.serving.queued
-        status = str(self.status)
-        metrics.requests.labels(self.model, status, "true" if queued else "false").inc()
+        requests, duration = metrics.request_series(self.model, self.status, queued)
+        requests.inc()
         if self.first_byte_s is not None:
-            metrics.request_duration.labels(self.model, status).observe(self.first_byte_s)
+            duration.observe(self.first_byte_s)
         if self.serving is not None and queued:
             metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
 
@@ -192,6 +195,7 @@ class ModelProxy:
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
         journey.serving = self._board.serving(journey.model)
+        journey.serving.scope = lane.scope
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

@@ -285,6 +285,7 @@ class Switcher:
             with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
                 await model.in_flight.wait_empty()
             if limit.cancelled_caught:
+                log.warning("drain_cut", model=model.name, in_flight=model.in_flight.count)
                 model.in_flight.cut()
                 await model.in_flight.wait_empty()
             nursery.cancel_scope.cancel()
