@@ -1,0 +1,151 @@
+"""Both lanes in this process: real sockets on both sides, hooks on a fake GPU."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from llmux.__main__ import server_config
+from llmux.app import Service, build_service
+from llmux.config import parse_config
+from llmux.fastlane import FastLane
+from llmux.hypercorn_side import HypercornSide
+from tests.fakes import FakeHooks
+
+LANES = ["fast", "asgi"]
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class ScriptedBackend:
+    """A backend that records what it gets, and plays what a test wants for each connection."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.received: list[bytes] = []
+        self.open = 0
+        self.play: Callable[[trio.SocketStream, bytes], Awaitable[None]] = play(OK)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        await trio.serve_listeners(self._connection, listeners, task_status=task_status)  # type: ignore[arg-type]
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        self.open += 1
+        try:
+            while request := await read_request(stream):
+                self.received.append(request)
+                await self.play(stream, request)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.open -= 1
+            await trio.aclose_forcefully(stream)
+
+
+async def read_request(stream: trio.SocketStream) -> bytes:
+    """One request with a Content-Length or no body; nothing at the end of the stream."""
+    data = b""
+    while True:
+        head, blank, body = data.partition(b"\r\n\r\n")
+        if blank:
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            if len(body) >= length:
+                return data
+        more = bytes(await stream.receive_some())
+        if not more:
+            return b""
+        data += more
+
+
+def play(
+    *pieces: bytes, close: bool = False
+) -> Callable[[trio.SocketStream, bytes], Awaitable[None]]:
+    """Answer each request with these pieces, one send each."""
+
+    async def answer(stream: trio.SocketStream, request: bytes) -> None:
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.lowlevel.checkpoint()
+        if close:
+            await stream.aclose()
+
+    return answer
+
+
+class Site:
+    """A running llmux on one lane."""
+
+    def __init__(self, service: Service, backend: ScriptedBackend, port: int) -> None:
+        self.service = service
+        self.backend = backend
+        self.port = port
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+    async def exchange(self, *pieces: bytes, seconds: float = 5) -> bytes:
+        """Send raw pieces on one connection; returns all that comes back until it is closed."""
+        stream = await self.connect()
+        async with stream:
+            with trio.fail_after(seconds):
+                for piece in pieces:
+                    await stream.send_all(piece)
+                return await read_all(stream)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
+
+    @property
+    def in_flight(self) -> int:
+        return self.service.board.in_flight_count("a")
+
+    async def until_idle(self) -> None:
+        with trio.fail_after(5):
+            while self.in_flight or self.service.board.queue_depths["a"]:
+                await trio.sleep(0.001)
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    """Everything until the end of the stream; a reset ends it, too."""
+    data = b""
+    try:
+        while more := await stream.receive_some():
+            data += more
+    except trio.BrokenResourceError:
+        pass
+    return data
+
+
+@asynccontextmanager
+async def running_lane(lane: str, folder: Path, **settings: Any) -> AsyncIterator[Site]:
+    """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
+    backend = ScriptedBackend()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(backend.serve)
+        models = {"a": {"port": backend.port, "wake": "up", "sleep": "down", "alive": "ping"}}
+        config = parse_config(
+            {"models": models, "state_dir": str(folder), **settings}, directory=folder
+        )
+        service = build_service(config, hooks=FakeHooks())
+        rest = HypercornSide(service.app, server_config("127.0.0.1", 0))
+        fast = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+        async with rest.lifespan():
+            nursery.start_soon(fast.run)
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            handler = fast.serve if lane == "fast" else partial(rest.serve, data=b"")
+            nursery.start_soon(trio.serve_listeners, handler, listeners)
+            site = Site(service, backend, listeners[0].socket.getsockname()[1])
+            yield site
+            await site.until_idle()
+        nursery.cancel_scope.cancel()

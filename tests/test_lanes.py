@@ -1,0 +1,464 @@
+"""What the contract's section 4 says, on both lanes, byte by byte."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from llmux.backend import Backend
+from tests.lanes import LANES, Site, play, read_all, running_lane
+
+BODY = b'{"model": "a"}'
+
+
+def post(body: bytes = BODY, *headers: bytes, close: bool = True) -> bytes:
+    lines = [
+        b"POST /v1/chat/completions HTTP/1.1",
+        b"Host: llmux",
+        b"Content-Length: %d" % len(body),
+        *headers,
+        *([b"Connection: close"] if close else []),
+    ]
+    return b"\r\n".join([*lines, b"", body])
+
+
+def ok(*headers: bytes, body: bytes = b"ok") -> bytes:
+    return b"\r\n".join(
+        [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *headers, b"", body]
+    )
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+def body_of(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+def error_code(answer: bytes) -> Any:
+    return json.loads(body_of(answer))["error"]["code"]
+
+
+@pytest.fixture(params=LANES)
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    async with running_lane(request.param, tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+async def fast(tmp_path: Path) -> AsyncIterator[Site]:
+    async with running_lane("fast", tmp_path) as site:
+        yield site
+
+
+async def test_request_bytes(site: Site) -> None:
+    body = b'{ "model":"a", "x": "\\u00e9" }'
+    extra = (
+        b"X-Odd: a  b", b"Model-Override: a", b"Keep-Alive: 5", b"X-Hop: 1", b"TE: trailers",
+        b"Connection: x-hop", b"X-Forwarded-For: 10.1.1.1",
+    )  # fmt: skip
+    await site.exchange(post(body, *extra))
+    (received,) = site.backend.received
+    head, _, forwarded = received.partition(b"\r\n\r\n")
+    assert forwarded == body
+    lines = head.lower().split(b"\r\n")
+    assert lines[0] == b"post /v1/chat/completions http/1.1"
+    assert b"host: 127.0.0.1:%d" % site.backend.port in lines
+    assert b"x-odd: a  b" in lines
+    assert b"x-forwarded-for: 10.1.1.1, 127.0.0.1" in lines
+    assert b"x-forwarded-host: llmux" in lines
+    assert b"x-forwarded-proto: http" in lines
+    for gone in (b"model-override", b"keep-alive", b"x-hop", b"te:", b"connection"):
+        assert not any(line.startswith(gone) for line in lines)
+
+
+async def test_response_bytes(site: Site) -> None:
+    zipped = gzip.compress(b"hello")
+    site.backend.play = play(
+        ok(b"Content-Encoding: gzip", b"Set-Cookie: a=1", b"Set-Cookie: b=2", b"Keep-Alive: 9",
+           b"X-llmux-Model: liar", body=zipped)
+    )  # fmt: skip
+    answer = await site.exchange(post())
+    assert body_of(answer) == zipped
+    lines = answer.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+    assert [line for line in lines if line.startswith(b"set-cookie")] == [
+        b"set-cookie: a=1", b"set-cookie: b=2",
+    ]  # fmt: skip
+    assert [line for line in lines if line.startswith(b"x-llmux-model")] == [b"x-llmux-model: a"]
+    assert not any(line.startswith(b"keep-alive") for line in lines)
+
+
+@pytest.mark.parametrize("code", [204, 304, 404, 418, 500])
+async def test_any_status_passes(site: Site, code: int) -> None:
+    length = b"" if code in (204, 304) else b"Content-Length: 0\r\n"
+    site.backend.play = play(b"HTTP/1.1 %d Whatever\r\n%b\r\n" % (code, length))
+    assert status(await site.exchange(post())) == code
+
+
+async def test_head_and_options(site: Site) -> None:
+    site.backend.play = play(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+    answer = await site.exchange(
+        b"HEAD /x?model=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    )
+    assert (status(answer), body_of(answer)) == (200, b"")
+    site.backend.play = play(ok())
+    answer = await site.exchange(
+        b"OPTIONS /x?model=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    )
+    assert status(answer) == 200
+
+
+async def test_chunked_both_ways(site: Site) -> None:
+    site.backend.play = play(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n",
+        b"3\r\nabc\r\n",
+        b"2;ext=1\r\nde\r\n0\r\n\r\n",
+    )
+    request = (
+        b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    )
+    answer = await site.exchange(
+        request, b"5\r\n" + BODY[:5] + b"\r\n", b"9\r\n", BODY[5:] + b"\r\n0\r\n\r\n"
+    )
+    assert status(answer) == 200
+    assert site.backend.received[0].endswith(b"\r\n\r\n" + BODY)
+    assert answer.endswith(b"0\r\n\r\n")
+    assert b"abc" in answer
+    assert b"de" in answer
+    assert b"x-accel-buffering: no" in answer.lower()
+
+
+async def test_a_body_until_close(site: Site) -> None:
+    site.backend.play = play(b"HTTP/1.1 200 OK\r\n\r\nhello ", b"world", close=True)
+    answer = await site.exchange(post())
+    assert status(answer) == 200
+    assert b"hello " in answer
+    assert b"transfer-encoding: chunked" in answer.lower()
+    assert answer.endswith(b"0\r\n\r\n")
+
+
+async def test_keep_alive_and_pipelining(site: Site) -> None:
+    answer = await site.exchange(
+        post(close=False) + post(b'{"model": "nope"}', close=False) + post()
+    )
+    codes = [int(piece[:3]) for piece in answer.split(b"HTTP/1.1 ")[1:]]
+    assert codes == [200, 404, 200]
+
+
+async def test_expect_100_continue(site: Site) -> None:
+    stream = await site.connect()
+    async with stream:
+        head, _, body = post(BODY, b"Expect: 100-continue").partition(b"\r\n\r\n")
+        with trio.fail_after(5):
+            await stream.send_all(head + b"\r\n\r\n")
+            interim = await stream.receive_some()
+            assert interim.startswith(b"HTTP/1.1 100")
+            await stream.send_all(body)
+            assert status(await read_all(stream)) == 200
+
+
+async def test_own_paths_on_the_same_connection(site: Site) -> None:
+    get = b"GET /health HTTP/1.1\r\nHost: h\r\n%b\r\n"
+    answer = await site.exchange(
+        post(close=False)
+        + get % b""
+        + get % b""
+        + post(close=False)
+        + get % b"Connection: close\r\n"
+    )
+    codes = [int(piece[:3]) for piece in answer.split(b"HTTP/1.1 ")[1:]]
+    assert codes == [200] * 5
+    assert len(site.backend.received) == 2
+
+
+async def test_absolute_form(site: Site) -> None:
+    await site.exchange(b"GET http://h/x?model=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert site.backend.received[0].startswith(b"GET /x?model=a HTTP/1.1\r\n")
+
+
+async def test_http_1_0(site: Site) -> None:
+    request = post().replace(b"HTTP/1.1", b"HTTP/1.0")
+    answer = await site.exchange(request)
+    assert status(answer) == 200
+    assert answer.endswith(b"ok")
+
+
+async def test_a_method_of_its_own(site: Site) -> None:
+    answer = await site.exchange(
+        b"BREW /x?model=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    )
+    assert status(answer) == 200
+    assert site.backend.received[0].startswith(b"BREW /x?model=a HTTP/1.1\r\n")
+
+
+# ---- Backends that misbehave ----
+
+
+BROKEN_HEADS = {
+    "closes": b"",
+    "garbage": b"hello\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-",
+    "bad header": b"HTTP/1.1 200 OK\r\nA b\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "length and chunks": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "endless head": b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_HEADS)
+async def test_a_backend_that_breaks_before_its_status_line_is_502(site: Site, name: str) -> None:
+    site.backend.play = play(BROKEN_HEADS[name], close=True)
+    answer = await site.exchange(post())
+    assert (status(answer), error_code(answer)) == (502, "backend_error")
+
+
+BROKEN_BODIES = {
+    "short": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    "bad chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_BODIES)
+async def test_a_backend_that_breaks_in_mid_body_is_cut(site: Site, name: str) -> None:
+    site.backend.play = play(BROKEN_BODIES[name], close=True)
+    answer = await site.exchange(post(close=False))
+    if answer:  # a reset may overtake the first bytes
+        assert status(answer) == 200
+        assert not answer.endswith(b"0\r\n\r\n")
+        assert len(body_of(answer)) < 10 or b"chunked" in answer
+
+
+async def test_a_backend_that_answers_before_it_has_read_the_body(site: Site) -> None:
+    async def too_early(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(
+            b"HTTP/1.1 413 No\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno!"
+        )
+        await stream.send_eof()
+        await read_all(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, too_early, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        proxy = site.service.proxy
+        proxy._upstreams["a"].backend = Backend(f"http://127.0.0.1:{port}")
+        big = b'{"model": "a", "x": "' + b"y" * 5_000_000 + b'"}'
+        answer = await site.exchange(post(big))
+        assert (status(answer), body_of(answer)) == (413, b"no!")
+        nursery.cancel_scope.cancel()
+
+
+# ---- Clients that misbehave ----
+
+
+async def test_a_slow_reader_is_cut_and_its_backend_closed(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    async with running_lane("fast", tmp_path, limits={"client_stall_secs": 0.3}) as site:
+        sent = 0
+
+        async def flood(stream: trio.SocketStream, request: bytes) -> None:
+            nonlocal sent
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while True:
+                await stream.send_all(b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
+                sent += 0xFFFF
+
+        site.backend.play = flood
+        stream = await site.connect()
+        async with stream:
+            await stream.send_all(post())
+            with trio.fail_after(5):
+                while not site.in_flight:
+                    await trio.sleep(0.01)
+                while site.in_flight or site.backend.open:
+                    await trio.sleep(0.01)
+        assert 0 < sent < 30_000_000  # the kernel's buffers, and no more
+
+
+async def test_other_streams_do_not_notice_a_slow_reader(fast: Site) -> None:
+    async def flood(stream: trio.SocketStream, request: bytes) -> None:
+        if b"/flood" not in request:
+            await stream.send_all(ok())
+            return
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await stream.send_all(b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
+
+    fast.backend.play = flood
+    stream = await fast.connect()
+    async with stream:
+        await stream.send_all(post().replace(b"/v1/chat/completions", b"/flood"))
+        with trio.fail_after(5):
+            for _ in range(20):
+                assert status(await fast.exchange(post())) == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"hello\r\n\r\n",
+        b"GET /x HTTP/1.1\r\n\r\n",
+        b"GET /x HTTP/1.1\nHost: h\n\n",
+        b"\x16\x03\x01\x02\x00",
+    ],
+)
+async def test_what_is_no_request_gets_400(fast: Site, request_bytes: bytes) -> None:
+    stream = await fast.connect()
+    async with stream:
+        await stream.send_all(request_bytes)
+        await stream.send_eof()
+        with trio.fail_after(5):
+            answer = await read_all(stream)
+    assert status(answer) in (400, 0)
+    if b"\r\n\r\n" in request_bytes or b"\n" in request_bytes:
+        assert status(answer) == 400
+    assert fast.backend.received == []
+
+
+async def test_a_head_over_the_limit(fast: Site) -> None:
+    answer = await fast.exchange(b"GET /x HTTP/1.1\r\nA: " + b"x" * 70_000)
+    assert (status(answer), error_code(answer)) == (431, "bad_request")
+
+
+async def test_a_body_over_the_limit(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    for lane in LANES:
+        async with running_lane(lane, tmp_path, limits={"body_bytes": 100}) as site:
+            answer = await site.exchange(post(b" " * 101))
+            assert (status(answer), error_code(answer)) == (413, "body_too_large")
+            chunk = b"64\r\n" + b" " * 100 + b"\r\n"
+            head = (
+                b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+                b"Connection: close\r\n\r\n"
+            )
+            answer = await site.exchange(head + chunk + chunk + b"0\r\n\r\n")
+            assert (status(answer), error_code(answer)) == (413, "body_too_large")
+
+
+async def test_a_head_that_comes_too_slowly(fast: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.fastlane.HEAD_S", 0.2)
+    stream = await fast.connect()
+    async with stream:
+        await stream.send_all(b"GET /x HTTP/1.1\r\nHos")
+        with trio.fail_after(5):
+            assert status(await read_all(stream)) == 408
+
+
+async def test_an_idle_connection_is_closed(fast: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.fastlane.KEEP_ALIVE_S", 0.0)
+    stream = await fast.connect()
+    async with stream:
+        with trio.fail_after(5):
+            assert await read_all(stream) == b""
+
+
+# Ways to make two readers of one request see two things (request smuggling): RFC 9112 section 11.2,
+# and the tables of published attacks. None may reach the backend as anything but one whole request.
+SMUGGLING = {
+    "CL.TE": b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX",
+    "TE.CL": b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello",
+    "same length twice": b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "length list": b"Content-Length: 5, 5\r\n\r\nhello",
+    "signed length": b"Content-Length: +5\r\n\r\nhello",
+    "negative length": b"Content-Length: -5\r\n\r\nhello",
+    "hex length": b"Content-Length: 0x5\r\n\r\nhello",
+    "huge length": b"Content-Length: 99999999999999999999\r\n\r\nhello",
+    "space in length": b"Content-Length: 5 5\r\n\r\nhello",
+    "length name with space": b"Content-Length : 5\r\n\r\nhello",
+    "chunked name with space": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "chunked name with tab": b"Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
+    "xchunked": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "quoted chunked": b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n',
+    "identity": b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+    "chunked, identity": b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "identity, chunked": b"Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
+    "gzip, chunked": b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and cow": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: cow\r\n\r\n0\r\n\r\n",
+    "vertical tab": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "NUL": b"Transfer-Encoding: chunked\x00\r\n\r\n0\r\n\r\n",
+    "folded": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "folded name": b"X: y\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "bare LF": b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "bare CR": b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "LF LF": b"X: y\n\nGET /evil HTTP/1.1\r\nHost: h\r\n\r\n",
+    "no name": b": y\r\n\r\n",
+    "no colon": b"Transfer-Encoding\r\n\r\n",
+    "two hosts": b"Host: evil\r\n\r\n",
+    "bad chunk size": b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+    "negative chunk": b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+    "0x chunk": b"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+    "huge chunk": b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nhello\r\n0\r\n\r\n",
+    "chunk LF": b"Transfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n",
+    "chunk too long": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n0\r\n\r\n",
+    "chunk end without CRLF": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
+    "chunk extension LF": b"Transfer-Encoding: chunked\r\n\r\n5;a\nhello\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+async def test_nothing_is_forwarded_that_could_be_read_in_two_ways(fast: Site, name: str) -> None:
+    head = b"POST /x?model=a HTTP/1.1\r\nHost: h\r\n"
+    stream = await fast.connect()
+    async with stream:
+        await stream.send_all(head + SMUGGLING[name])
+        await stream.send_eof()
+        with trio.fail_after(5):
+            answer = await read_all(stream)
+    assert status(answer) in (0, 400)
+    assert fast.backend.received == []
+
+
+async def test_what_follows_a_bad_request_is_not_served(fast: Site) -> None:
+    answer = await fast.exchange(
+        b"POST /x?model=a HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\n" + post()
+    )
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert fast.backend.received == []
+
+
+async def test_clients_that_leave_at_random_moments_leave_nothing(site: Site) -> None:
+    chance = random.Random(7)
+
+    async def answer_slowly(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(chance.randrange(5)):
+            await trio.sleep(chance.random() / 200)
+            await stream.send_all(b"1\r\nx\r\n")
+        await stream.send_all(b"0\r\n\r\n")
+
+    site.backend.play = answer_slowly
+
+    async def come_and_go() -> None:
+        stream = await site.connect()
+        async with stream:
+            with trio.move_on_after(chance.random() / 50):
+                whole = post()
+                cut = chance.choice([len(whole), len(whole), 5, 50, len(whole) - 3])
+                await stream.send_all(whole[:cut])
+                await read_all(stream)
+
+    for _ in range(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(come_and_go)
+    await site.until_idle()
+    # Every connection to the backend that is open is an idle one of the pool.
+    idle = site.service.proxy._upstreams["a"].backend
+    with trio.fail_after(5):
+        while (
+            repr(idle)
+            != f"<Backend http://127.0.0.1:{site.backend.port}, {site.backend.open} idle, 0 in use>"
+        ):
+            await trio.sleep(0.01)
