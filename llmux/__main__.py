@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,6 +154,7 @@ def run_server(options: ServeOptions) -> int:
             options.host if options.host is not None else config.host,
             options.port if options.port is not None else config.port,
         )
+        raise_descriptor_limit()
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)
@@ -162,6 +165,13 @@ def run_server(options: ServeOptions) -> int:
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many connections as the system does; hooks get the limit back that there was."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:

@@ -93,11 +93,18 @@ def build_service(
 
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
     app.register_blueprint(public_routes(config, board, metrics))
     app.register_blueprint(control_routes(config, board))
     app.register_error_handler(LlmuxError, answer_llmux_error)
     app.register_error_handler(HTTPException, answer_http_error)
-    app.asgi_app = ModelTraffic(app.asgi_app, proxy)  # type: ignore[assignment]
+    traffic = ModelTraffic(
+        app.asgi_app,
+        proxy,
+        nursery=lambda: app.nursery,
+        stall_s=config.limits.client_stall_secs,
+    )
+    app.asgi_app = traffic  # type: ignore[assignment]
 
     async def keep_switching() -> None:
         try:
@@ -110,6 +117,7 @@ def build_service(
     async def start() -> None:
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
         app.nursery.start_soon(keep_switching)
+        app.nursery.start_soon(traffic.watch_stalls)
 
     @app.after_serving
     async def stop() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import trio
+from trio_util import periodic
 
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.backend import Answer
@@ -14,16 +15,36 @@ from llmux.errors import BadRequest, BodyTooLarge
 from llmux.openai import is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
+SWEEP_S = 1.0
+"""How often stalled clients are looked for."""
+
 # Hypercorn adds its own to every response.
 SERVER_HEADERS = frozenset({b"date", b"server"})
 
 
 class ModelTraffic:
-    """ASGI middleware: model traffic goes to the proxy, the rest to the app inside."""
+    """ASGI middleware: model traffic goes to the proxy, the rest to the app inside.
 
-    def __init__(self, app: ASGIApp, proxy: ModelProxy) -> None:
+    Args:
+        app: What serves llmux's own paths.
+        proxy: Carries model traffic.
+        nursery: The nursery of the app's lifespan, once that has begun.
+        stall_s: Seconds after which a client that takes nothing is cut.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        proxy: ModelProxy,
+        *,
+        nursery: Callable[[], trio.Nursery],
+        stall_s: float,
+    ) -> None:
         self._app = app
         self._proxy = proxy
+        self._nursery = nursery
+        self._stall_s = stall_s
+        self._lanes: set[AsgiLane] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -34,7 +55,29 @@ class ModelTraffic:
         if is_own_path(scope["raw_path"]):
             await self._app(scope, quiet.receive, quiet.send)
         else:
-            await self._proxy.serve(AsgiLane(scope, quiet.receive, quiet.send))
+            await self._carry(AsgiLane(scope, quiet.receive, quiet.send))
+
+    async def _carry(self, lane: AsgiLane) -> None:
+        """Serve a request in a task of the lifespan, and return before it if its client stalls.
+
+        Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does
+        not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
+        """
+        self._lanes.add(lane)
+        self._nursery().start_soon(lane.run, self._proxy)
+        try:
+            await lane.ended.wait()
+        finally:
+            lane.task_scope.cancel()
+            self._lanes.discard(lane)
+
+    async def watch_stalls(self) -> None:
+        """Give up on clients that take nothing for too long, for ever."""
+        async for _ in periodic(min(SWEEP_S, self._stall_s)):
+            latest = trio.current_time() - self._stall_s
+            for lane in tuple(self._lanes):
+                if lane.sending_since is not None and lane.sending_since < latest:
+                    lane.ended.set()
 
 
 class QuietEnd:
@@ -69,6 +112,11 @@ class AsgiLane:
 
     A response that is given up half-way is simply not finished: the server then closes the
     connection without the end that the framing promises.
+
+    Attributes:
+        task_scope: Around the task that serves it.
+        ended: Set when there is no more to wait for: it is served, or given up.
+        sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,8 +127,24 @@ class AsgiLane:
         self.scheme: str = scope["scheme"]
         self.has_answered = False
         self.scope: trio.CancelScope | None = None
+        self.task_scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self.sending_since: float | None = None
         self._receive = receive
-        self._send = send
+        self._asgi_send = send
+
+    async def run(self, proxy: ModelProxy) -> None:
+        """Serve the request."""
+        try:
+            with self.task_scope:
+                await proxy.serve(self)
+        finally:
+            self.ended.set()
+
+    async def _send(self, message: Message) -> None:
+        self.sending_since = trio.current_time()
+        await self._asgi_send(message)
+        self.sending_since = None
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""

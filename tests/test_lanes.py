@@ -261,10 +261,9 @@ async def test_a_backend_that_answers_before_it_has_read_the_body(site: Site) ->
 # ---- Clients that misbehave ----
 
 
-async def test_a_slow_reader_is_cut_and_its_backend_closed(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    async with running_lane("fast", tmp_path, limits={"client_stall_secs": 0.3}) as site:
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_slow_reader_is_cut_and_its_backend_closed(lane: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path, limits={"client_stall_secs": 0.3}) as site:
         sent = 0
 
         async def flood(stream: trio.SocketStream, request: bytes) -> None:
@@ -286,7 +285,7 @@ async def test_a_slow_reader_is_cut_and_its_backend_closed(
         assert 0 < sent < 30_000_000  # the kernel's buffers, and no more
 
 
-async def test_other_streams_do_not_notice_a_slow_reader(fast: Site) -> None:
+async def test_other_streams_do_not_notice_a_slow_reader(site: Site) -> None:
     async def flood(stream: trio.SocketStream, request: bytes) -> None:
         if b"/flood" not in request:
             await stream.send_all(ok())
@@ -295,13 +294,13 @@ async def test_other_streams_do_not_notice_a_slow_reader(fast: Site) -> None:
         while True:
             await stream.send_all(b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
 
-    fast.backend.play = flood
-    stream = await fast.connect()
+    site.backend.play = flood
+    stream = await site.connect()
     async with stream:
         await stream.send_all(post().replace(b"/v1/chat/completions", b"/flood"))
         with trio.fail_after(5):
             for _ in range(20):
-                assert status(await fast.exchange(post())) == 200
+                assert status(await site.exchange(post())) == 200
 
 
 @pytest.mark.parametrize(
@@ -331,7 +330,7 @@ async def test_a_head_over_the_limit(fast: Site) -> None:
     assert (status(answer), error_code(answer)) == (431, "bad_request")
 
 
-async def test_a_body_over_the_limit(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+async def test_a_body_over_the_limit(tmp_path: Path) -> None:
     for lane in LANES:
         async with running_lane(lane, tmp_path, limits={"body_bytes": 100}) as site:
             answer = await site.exchange(post(b" " * 101))
