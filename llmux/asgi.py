@@ -127,6 +127,7 @@ class AsgiLane:
         self.scheme: str = scope["scheme"]
         self.has_answered = False
         self.scope: trio.CancelScope | None = None
+        self.upgrade = b""  # an ASGI server does not pass these on
         self.task_scope = trio.CancelScope()
         self.ended = trio.Event()
         self.sending_since: float | None = None

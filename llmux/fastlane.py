@@ -20,11 +20,12 @@ from trio_util import periodic
 
 from llmux import wire
 from llmux.backend import Answer
+from llmux.backend.connections import Stream
 from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
 from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
 from llmux.http1 import NotForUs, RequestHead, find_end, parse_head
 from llmux.logs import get_logger
-from llmux.openai import error_answer, is_own_path
+from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
 KEEP_ALIVE_S = 75.0
@@ -108,6 +109,10 @@ class FastLane:
     def note_busy(self, connection: ClientConnection) -> None:
         """The connection has one."""
         del self._idle_since[connection]
+
+    def watch_no_more(self, connection: ClientConnection) -> None:
+        """Leave it to the connection to notice that its client has left."""
+        self._departures.forget(connection)
 
     def _close_idle(self, since: float) -> None:
         for connection, idle_since in self._idle_since.items():
@@ -280,6 +285,7 @@ class FastRequest:
         self.scheme = "http"
         self.has_answered = False
         self.scope: trio.CancelScope | None = connection.scope
+        self.upgrade = head.upgrade
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)
@@ -360,7 +366,8 @@ class FastRequest:
         connection = self._connection
         added = self._connection_headers()
         if answer.stream is not None:
-            raise BadRequest("not yet")
+            await self._tunnel(answer, answer.stream, headers)
+            return
         if answer.framing == "chunked":
             added.append((b"Transfer-Encoding", b"chunked"))
         elif answer.framing == "close":
@@ -389,6 +396,32 @@ class FastRequest:
             await connection.send(b"%x\r\n%b\r\n" % (len(data), data))
         await connection.send(b"0\r\n\r\n")
         connection.can_go_on = can_go_on
+
+    async def _tunnel(self, answer: Answer, backend: Stream, headers: HeaderList) -> None:
+        """After a 101: bytes both ways, until either side closes."""
+        connection = self._connection
+        connection.can_go_on = False
+        # The client's last bytes count here, so its end is seen where they are read.
+        connection.lane.watch_no_more(connection)
+        upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
+        self.has_answered = True
+        head = response_head(101, [*headers, *upgrade], answer.reason)
+        await connection.send(head + answer.early)
+
+        async def to_backend() -> None:
+            data, connection.buffer = connection.buffer, b""
+            with suppress(*wire.BREAKS):
+                while data := data or await connection.receive():
+                    await backend.send_all(data)
+                    data = b""
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(to_backend)
+            with suppress(*wire.BREAKS, ClientLeft):
+                while data := await backend.receive_some(wire.RECEIVE_BYTES):
+                    await connection.send(bytes(data))
+            nursery.cancel_scope.cancel()
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""

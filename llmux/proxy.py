@@ -62,6 +62,7 @@ class Lane(Protocol):
         scheme: http or https.
         has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
         scope: A scope around the whole request, to cancel if it is cut; None if there is none.
+        upgrade: The protocol that the client wants to change to; empty if none.
     """
 
     method: bytes
@@ -71,6 +72,7 @@ class Lane(Protocol):
     scheme: str
     has_answered: bool
     scope: trio.CancelScope | None
+    upgrade: bytes
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
@@ -179,6 +181,8 @@ class ModelProxy:
         headers = request_headers(
             lane.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
+        if lane.upgrade:
+            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
         exchange = upstream.backend.exchange(lane.method, named.target, headers, body)
         async with lane.present(), journey.serving or NOT_SWITCHED, exchange as answer:
             added = journey.answers(answer.status)

@@ -461,3 +461,57 @@ async def test_clients_that_leave_at_random_moments_leave_nothing(site: Site) ->
             != f"<Backend http://127.0.0.1:{site.backend.port}, {site.backend.open} idle, 0 in use>"
         ):
             await trio.sleep(0.01)
+
+
+# ---- WebSockets ----
+
+
+HANDSHAKE = (
+    b"GET /ws?model=a HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Upgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+async def echo(stream: trio.SocketStream, request: bytes) -> None:
+    await stream.send_all(SWITCHING + b"early ")
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+async def test_a_websocket_is_tunnelled_while_it_is_in_flight(fast: Site) -> None:
+    fast.backend.play = echo
+    stream = await fast.connect()
+    async with stream:
+        with trio.fail_after(5):
+            await stream.send_all(HANDSHAKE + b"first ")
+            answer = b""
+            while not answer.endswith(b"early first "):
+                answer += await stream.receive_some()
+            assert status(answer) == 101
+            head = answer.lower().partition(b"\r\n\r\n")[0].split(b"\r\n")
+            assert b"upgrade: websocket" in head
+            assert b"connection: upgrade" in head
+            assert fast.in_flight == 1
+            await stream.send_all(b"more")
+            assert await stream.receive_some() == b"more"
+    await fast.until_idle()
+    sent = fast.backend.received[0].lower()
+    assert b"\r\nconnection: upgrade\r\n" in sent
+    assert b"\r\nsec-websocket-key: dghlihnhbxbszsbub25jzq==\r\n" in sent
+
+
+async def test_a_websocket_that_the_backend_closes(fast: Site) -> None:
+    fast.backend.play = play(SWITCHING + b"bye", close=True)
+    answer = await fast.exchange(HANDSHAKE)
+    assert (status(answer), body_of(answer)) == (101, b"bye")
+
+
+async def test_a_websocket_that_the_backend_refuses(fast: Site) -> None:
+    fast.backend.play = play(ok())
+    stream = await fast.connect()
+    async with stream:
+        await stream.send_all(HANDSHAKE)
+        with trio.fail_after(5):
+            assert status(bytes(await stream.receive_some())) == 200
