@@ -10,6 +10,7 @@ import trio
 from trio_util import periodic
 
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.errors import BadRequest, BodyTooLarge
 from llmux.openai import is_own_path
@@ -48,6 +49,9 @@ class ModelTraffic:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        if scope["type"] == "websocket" and not is_own_path(scope["raw_path"]):
+            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send))
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

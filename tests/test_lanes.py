@@ -5,12 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import generate_accept_token
 
 from llmux.backend import Backend
 from tests.lanes import LANES, Site, play, read_all, running_lane
@@ -515,3 +527,67 @@ async def test_a_websocket_that_the_backend_refuses(fast: Site) -> None:
         await stream.send_all(HANDSHAKE)
         with trio.fail_after(5):
             assert status(bytes(await stream.receive_some())) == 200
+
+
+async def websocket_echo(stream: trio.SocketStream, request: bytes) -> None:
+    """A WebSocket server that sends back what it gets, messages in two pieces."""
+    (key,) = re.findall(rb"(?i)sec-websocket-key: (\S+)", request)
+    accept = b"Sec-WebSocket-Accept: %b\r\n\r\n" % generate_accept_token(key)
+    await stream.send_all(SWITCHING[:-2] + accept)
+    frames = Connection(ConnectionType.SERVER)
+    while data := await stream.receive_some():
+        frames.receive_data(bytes(data))
+        for event in frames.events():
+            if isinstance(event, TextMessage):
+                await stream.send_all(
+                    frames.send(TextMessage(data=event.data[:1], message_finished=False))
+                    + frames.send(TextMessage(data=event.data[1:]))
+                )
+            elif isinstance(event, BytesMessage):
+                await stream.send_all(frames.send(BytesMessage(data=event.data)))
+            elif isinstance(event, CloseConnection):
+                await stream.send_all(frames.send(event.response()))
+                return
+
+
+async def test_websocket_messages_on_both_lanes(site: Site) -> None:
+    site.backend.play = websocket_echo
+    client = WSConnection(ConnectionType.CLIENT)
+    stream = await site.connect()
+    heard: list[Event] = []
+
+    async def hear() -> Event:
+        while not heard:
+            client.receive_data(bytes(await stream.receive_some()) or None)
+            heard.extend(client.events())
+        return heard.pop(0)
+
+    async with stream:
+        with trio.fail_after(5):
+            await stream.send_all(client.send(Request(host="h", target="/ws?model=a")))
+            assert isinstance(await hear(), AcceptConnection)
+            assert site.in_flight == 1
+            for message in (TextMessage(data="hello"), BytesMessage(data=b"\0\1")):
+                await stream.send_all(client.send(message))
+                answer = await hear()
+                assert isinstance(answer, TextMessage | BytesMessage)
+                data = answer.data
+                while not answer.message_finished:
+                    answer = await hear()
+                    assert isinstance(answer, TextMessage | BytesMessage)
+                    data += answer.data  # type: ignore[operator]
+                assert data == message.data
+            await stream.send_all(client.send(CloseConnection(code=1000)))
+            assert isinstance(await hear(), CloseConnection)
+    await site.until_idle()
+
+
+async def test_a_websocket_for_an_unknown_model(site: Site) -> None:
+    answer = b""
+    stream = await site.connect()
+    async with stream:
+        await stream.send_all(HANDSHAKE.replace(b"model=a", b"model=x"))
+        with trio.fail_after(5):
+            while b"model_not_found" not in answer:
+                answer += await stream.receive_some()
+    assert status(answer) == 404

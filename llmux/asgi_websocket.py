@@ -1,0 +1,144 @@
+"""WebSockets on the ASGI lane: message by message, since ASGI hides the frames."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import trio
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+
+from llmux import wire
+from llmux.asgi_types import Message, Receive, Scope, Send
+from llmux.backend import Answer
+from llmux.backend.connections import Stream
+from llmux.openai import header
+from llmux.proxy import ClientLeft, HeaderList
+
+# The server has negotiated these with the client; llmux has its own with the backend.
+HANDSHAKE_HEADERS = frozenset(
+    {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
+)
+
+
+class WebSocketLane:
+    """One WebSocket of an ASGI server; see `llmux.proxy.Lane`."""
+
+    def __init__(self, scope: Scope, target: bytes, receive: Receive, send: Send) -> None:
+        self.method = b"GET"
+        self.target = target
+        self.headers: HeaderList = _handshake(scope["headers"])
+        self.peer: str | None = scope["client"][0] if scope.get("client") else None
+        self.scheme = "https" if scope["scheme"] in ("wss", "https") else "http"
+        self.has_answered = False
+        self.scope: trio.CancelScope | None = None
+        self.upgrade = b"websocket"
+        self._receive = receive
+        self._send = send
+        self._frames = Connection(ConnectionType.CLIENT)
+        self._backend: Stream | None = None
+        self._parts: list[str | bytes] = []  # of a message that is still coming
+
+    async def read_body(self, limit_bytes: int) -> bytes:  # noqa: ARG002 - a handshake has none
+        """Nothing; raises ClientLeft."""
+        if (await self._receive())["type"] != "websocket.connect":
+            raise ClientLeft
+        return b""
+
+    @asynccontextmanager
+    async def present(self) -> AsyncIterator[None]:
+        """Cancel what runs inside when the client leaves, and carry its messages until then."""
+        error: Exception | None = None
+        has_left = False
+
+        async def carry() -> None:
+            nonlocal has_left
+            while (message := await self._receive())["type"] == "websocket.receive":
+                await self._to_backend(_event(message))
+            await self._to_backend(CloseConnection(code=message.get("code") or 1000))
+            has_left = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(carry)
+            try:
+                yield
+            except Exception as caught:
+                error = caught  # raised again outside, or the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        if has_left:
+            raise ClientLeft
+
+    async def _to_backend(self, event: Event) -> None:
+        if self._backend is not None and self._frames.state is ConnectionState.OPEN:
+            with suppress(*wire.BREAKS):
+                await self._backend.send_all(self._frames.send(event))
+
+    async def relay(self, answer: Answer, headers: HeaderList) -> None:
+        """Accept what the backend accepts, and carry its messages until it closes."""
+        if answer.stream is None:
+            await self.reply(answer.status, headers, await answer.read())
+            return
+        self.has_answered = True
+        protocol = header(answer.headers, b"sec-websocket-protocol")
+        passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
+        accept = {"type": "websocket.accept", "headers": passed}
+        await self._send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+        self._backend = answer.stream
+        data = answer.early
+        code = 1006
+        while self._frames.state is not ConnectionState.CLOSED:
+            try:
+                data = data or bytes(await answer.stream.receive_some(wire.RECEIVE_BYTES))
+            except wire.BREAKS:
+                break
+            if not data:
+                break
+            self._frames.receive_data(data)
+            data = b""
+            for event in self._frames.events():
+                if isinstance(event, CloseConnection):
+                    code = event.code
+                await self._from_backend(event)
+        await self._send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
+
+    async def _from_backend(self, event: Event) -> None:
+        if isinstance(event, TextMessage):
+            await self._send_piece("text", event.data, event.message_finished)
+        elif isinstance(event, BytesMessage):
+            await self._send_piece("bytes", bytes(event.data), event.message_finished)
+        elif isinstance(event, Ping | CloseConnection) and self._backend is not None:
+            with suppress(*wire.BREAKS):
+                await self._backend.send_all(self._frames.send(event.response()))
+
+    async def _send_piece(self, kind: str, data: str | bytes, is_last: bool) -> None:
+        """ASGI knows whole messages only."""
+        self._parts.append(data)
+        if is_last:
+            joined = data[:0].join(self._parts)  # type: ignore[arg-type]
+            self._parts.clear()
+            await self._send({"type": "websocket.send", kind: joined})
+
+    async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
+        """Refuse the handshake with an answer of its own."""
+        self.has_answered = True
+        start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
+        await self._send(start)
+        await self._send({"type": "websocket.http.response.body", "body": body})
+
+
+def _handshake(headers: HeaderList) -> list[tuple[bytes, bytes]]:
+    key = base64.b64encode(os.urandom(16))  # RFC 6455, section 4.1
+    kept = [(name, value) for name, value in headers if name.lower() not in HANDSHAKE_HEADERS]
+    return [*kept, (b"Sec-WebSocket-Version", b"13"), (b"Sec-WebSocket-Key", key)]
+
+
+def _event(message: Message) -> Event:
+    if message.get("bytes") is not None:
+        return BytesMessage(data=message["bytes"])
+    return TextMessage(data=message["text"])
