@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 
 from bench.processes import PROXY_CORE, free_port, running, wait_listening, wait_logged
 
@@ -18,7 +17,7 @@ master_process off;
 pid {directory}/nginx.pid;
 error_log stderr warn;
 worker_rlimit_nofile {descriptors};
-events {{ worker_connections {descriptors}; }}
+events {{ worker_connections {nginx_connections}; }}
 http {{
     access_log off;
     client_body_temp_path {directory}/body;
@@ -55,6 +54,7 @@ defaults
     timeout client 1h
     timeout server 1h
     http-reuse always
+    option http-no-delay
 frontend front
     bind 127.0.0.1:{port} backlog 1024
     default_backend back
@@ -65,8 +65,10 @@ backend back
 LLMUX = """
 port: 0
 state_dir: {directory}/{name}-state
+limits: {{queued_per_model: 20000}}
 models:
-  m: {{port: {backend}, wake: "true", sleep: "true", alive: "true"}}
+  m: &model {{port: {backend}, wake: "true", sleep: "true", alive: "true"}}
+  other: *model
 """
 
 
@@ -105,6 +107,8 @@ class Stage:
             backend=self.backend,
             descriptors=self.descriptors,
             connections=self.descriptors // 2 - 100,
+            # It takes some for itself, and cuts clients off when it has no more.
+            nginx_connections=self.descriptors + 2000,
             name=path.stem,
             **values,
         )
@@ -116,24 +120,17 @@ Starter = Callable[[Stage], AbstractContextManager[Contestant | None]]
 
 
 @contextmanager
-def listening(name: str, process: Popen[bytes], port: int, log: Path) -> Iterator[Contestant]:
-    wait_listening(process, port, log)
-    yield Contestant(name, port, process.pid)
-
-
-@contextmanager
 def nginx(stage: Stage) -> Iterator[Contestant | None]:
     """nginx, one process; None if it is not installed."""
     program = which("nginx")
     if program is None:
         yield None
         return
-    port, log = free_port(), stage.directory / "nginx.log"
+    port = free_port()
     config = stage.write("nginx.conf", NGINX, port=port)
-    command = [program, "-c", config, "-p", stage.directory, "-e", "stderr"]
-    with running(command, core=PROXY_CORE, log=log) as process:
-        with listening("nginx", process, port, log) as contestant:
-            yield contestant
+    command = [program, "-c", str(config), "-p", str(stage.directory), "-e", "stderr"]
+    with standing(stage, "nginx", port, command) as contestant:
+        yield contestant
 
 
 @contextmanager
@@ -143,11 +140,10 @@ def haproxy(stage: Stage) -> Iterator[Contestant | None]:
     if program is None:
         yield None
         return
-    port, log = free_port(), stage.directory / "haproxy.log"
+    port = free_port()
     config = stage.write("haproxy.cfg", HAPROXY, port=port)
-    with running([program, "-db", "-f", config], core=PROXY_CORE, log=log) as process:
-        with listening("haproxy", process, port, log) as contestant:
-            yield contestant
+    with standing(stage, "haproxy", port, [program, "-db", "-f", str(config)]) as contestant:
+        yield contestant
 
 
 @contextmanager
@@ -155,38 +151,47 @@ def llmux(stage: Stage) -> Iterator[Contestant]:
     """`llmux serve`: the fast lane."""
     log = stage.directory / "llmux.log"
     config = stage.write("llmux.yaml", LLMUX)
-    command = [sys.executable, "-m", "llmux", "serve", "-c", config]
+    command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
     with running(command, core=PROXY_CORE, log=log) as process:
         port = int(wait_logged(process, r"url=http://127\.0\.0\.1:(\d+)", log))
         yield Contestant("llmux", port, process.pid)
 
 
-@contextmanager
-def llmux_asgi(stage: Stage) -> Iterator[Contestant]:
+def llmux_asgi(stage: Stage) -> AbstractContextManager[Contestant]:
     """`hypercorn -k trio llmux.app:app`: the ASGI lane."""
     config = stage.write("llmux-asgi.yaml", LLMUX)
-    with hypercorn(stage, "llmux-asgi", "llmux.app:app", {"LLMUX_CONFIG": str(config)}) as served:
-        yield served
+    return hypercorn(stage, "llmux-asgi", "llmux.app:app", {"LLMUX_CONFIG": str(config)})
 
 
-@contextmanager
-def echo(stage: Stage) -> Iterator[Contestant]:
+def echo(stage: Stage) -> AbstractContextManager[Contestant]:
     """Hypercorn itself, without proxying."""
-    with hypercorn(stage, "echo", "bench.echo:app", {}) as served:
-        yield served
+    return hypercorn(stage, "echo", "bench.echo:app", {})
 
 
-@contextmanager
 def hypercorn(
-    stage: Stage, name: str, app: str, environment: dict[str, str]
-) -> Iterator[Contestant]:
-    port, log = free_port(), stage.directory / f"{name}.log"
+    stage: Stage, name: str, app: str, environment: Mapping[str, str]
+) -> AbstractContextManager[Contestant]:
+    """An app under Hypercorn's own command."""
+    port = free_port()
     # -w 0: in one process, so that what is measured is that process.
     options = ["-k", "trio", "-w", "0", "--backlog", "1024", "-b", f"127.0.0.1:{port}"]
     command = [sys.executable, "-m", "hypercorn", *options, app]
+    return standing(stage, name, port, command, environment)
+
+
+@contextmanager
+def standing(
+    stage: Stage,
+    name: str,
+    port: int,
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Contestant]:
+    """A server that listens on a port it was given."""
+    log = stage.directory / f"{name}.log"
     with running(command, core=PROXY_CORE, log=log, environment=environment) as process:
-        with listening(name, process, port, log) as contestant:
-            yield contestant
+        wait_listening(process, port, log)
+        yield Contestant(name, port, process.pid)
 
 
 def which(program: str) -> str | None:

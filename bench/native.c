@@ -1,8 +1,9 @@
 /* The two ends of the bench: a model server that costs nearly nothing, and clients that check.
  *
  *   native backend                                    serve on a free port, printed as {"port": N}
- *   native load HOST PORT CONNS SECONDS CHUNKS INTERVAL_US [MODEL]
- *                                                     ask in a closed loop; CHUNKS 0: no stream
+ *   native load HOST PORT CONNS SECONDS CHUNKS INTERVAL_US BURST
+ *                                                     ask in a closed loop; CHUNKS 0: no stream,
+ *                                                     BURST: chunks that share one send()
  *   native hold HOST PORT CONNS PATH MODEL            ask once on each connection, then hold all
  *
  * One thread and one epoll each. `load` and `hold` print one JSON object per report.
@@ -30,12 +31,15 @@
 enum {
     CHUNK_BYTES = 200,  /* one event of a stream, as a chat completion chunk */
     JSON_BYTES = 300,   /* an answer without a stream */
+    BURST_MAX = 16,     /* most chunks in one send() */
     HEAD_MAX = 8192,    /* longest head that either end takes */
     EVENTS = 512,
     SHOWN_ERRORS = 5,
 };
 
 static char chunk[CHUNK_BYTES + 1], json[JSON_BYTES + 1];
+static char frame[CHUNK_BYTES + 16];  /* a chunk in HTTP's framing */
+static int frame_bytes;
 
 static void die(const char *what) {
     perror(what);
@@ -67,6 +71,7 @@ static void set_up_process(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     pad(chunk, CHUNK_BYTES, "data: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"delta\":"
                             "{\"content\":\"@\"}}]}\n\n");
+    frame_bytes = sprintf(frame, "%x\r\n%s\r\n", CHUNK_BYTES, chunk);
     pad(json, JSON_BYTES, "{\"object\":\"chat.completion\",\"choices\":[{\"message\":"
                           "{\"role\":\"assistant\",\"content\":\"@\"}}]}");
 }
@@ -96,10 +101,10 @@ static int wait_until(int epoll, struct epoll_event *events, int64_t at_us) {
 
 struct served {
     int fd, in_bytes, out_at, out_bytes;
-    int64_t skip_bytes, due_us, interval_us, chunks_left;
+    int64_t skip_bytes, due_us, interval_us, chunks_left, burst;
     bool streams, idles, is_queued, waits_for_room;
     struct served *next;
-    char in[HEAD_MAX], out[1024];
+    char in[HEAD_MAX], out[4096];
 };
 
 /* Paced streams in the order of their next chunk. One interval for all, so a list will do. */
@@ -141,7 +146,7 @@ static void put(struct served *s, const char *format, ...) {
     va_end(values);
 }
 
-/* Send chunks until none is due or the socket is full, one send() each. */
+/* Send chunks until none is due or the socket is full. */
 static bool stream(int epoll, struct served *s) {
     for (;;) {
         if (s->out_bytes && !flush(s)) return false;
@@ -154,14 +159,14 @@ static bool stream(int epoll, struct served *s) {
             enqueue(s);
             return true;
         }
-        put(s, "%x\r\n%s\r\n", CHUNK_BYTES, chunk);
-        s->due_us += s->interval_us;
-        if (--s->chunks_left == 0) {
-            s->streams = s->idles;
-            if (!s->idles) put(s, "0\r\n\r\n");
-            else s->due_us = INT64_MAX;
+        for (int i = 0; i < s->burst && s->chunks_left; i++) {
+            memcpy(s->out + s->out_bytes, frame, frame_bytes);
+            s->out_bytes += frame_bytes;
+            s->chunks_left--;
         }
-        if (s->idles) s->streams = false;
+        s->due_us += s->interval_us;
+        s->streams = s->chunks_left > 0;
+        if (!s->streams && !s->idles) put(s, "0\r\n\r\n");
     }
 }
 
@@ -175,10 +180,11 @@ static void answer(struct served *s, char *head) {
             JSON_BYTES, json);
         return;
     }
-    long long chunks = 1, interval_us = 0;
-    if (!s->idles) sscanf(path, "/stream/%lld/%lld", &chunks, &interval_us);
+    long long chunks = 1, interval_us = 0, burst = 1;
+    if (!s->idles) sscanf(path, "/stream/%lld/%lld/%lld", &chunks, &interval_us, &burst);
     s->chunks_left = chunks;
     s->interval_us = interval_us;
+    s->burst = burst < BURST_MAX ? burst : BURST_MAX;
     s->due_us = now_us();
     put(s, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
 }
@@ -498,12 +504,13 @@ int main(int argc, char **argv) {
     set_up_process();
     if (argc == 2 && !strcmp(argv[1], "backend")) {
         serve();
-    } else if (argc >= 8 && !strcmp(argv[1], "load")) {
+    } else if (argc == 9 && !strcmp(argv[1], "load")) {
         char path[128] = "/v1/chat/completions";
         stream_chunks = atoi(argv[6]);
         is_paced = atoi(argv[7]) > 0;
-        if (stream_chunks) snprintf(path, sizeof path, "/stream/%s/%s", argv[6], argv[7]);
-        set_request(argv[2], argv[3], path, argc > 8 ? argv[8] : "m");
+        if (stream_chunks)
+            snprintf(path, sizeof path, "/stream/%s/%s/%s", argv[6], argv[7], argv[8]);
+        set_request(argv[2], argv[3], path, "m");
         load(atoi(argv[4]), atof(argv[5]));
     } else if (argc == 7 && !strcmp(argv[1], "hold")) {
         stream_chunks = strstr(argv[5], "idle") != NULL;

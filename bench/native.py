@@ -28,12 +28,14 @@ class Workload:
         seconds: How long they do so.
         chunks: Chunks in each answer; 0 for a plain one.
         interval_us: Time between chunks; 0 for as fast as they go.
+        burst: Chunks that the backend sends with one system call.
     """
 
     connections: int
     seconds: float
     chunks: int = 0
     interval_us: int = 0
+    burst: int = 1
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -84,7 +86,7 @@ class Native:
         if compiler is None:
             raise CannotRun("the bench needs a C compiler (cc)")
         self._directory = directory
-        self._program = directory / "native"
+        self._program = str(directory / "native")
         subprocess.run([compiler, "-O2", "-o", self._program, SOURCE], check=True)
 
     @contextmanager
@@ -96,7 +98,7 @@ class Native:
 
     def load(self, port: int, work: Workload) -> Load:
         """Let clients work; wrong answers are printed on stderr and counted."""
-        numbers = [work.connections, work.seconds, work.chunks, work.interval_us]
+        numbers = [work.connections, work.seconds, work.chunks, work.interval_us, work.burst]
         command = [self._program, "load", HOST, str(port), *map(str, numbers)]
         done = subprocess.run(on_core(LOAD_CORE, command), stdout=subprocess.PIPE, check=True)
         return msgspec.json.decode(done.stdout, type=Load)

@@ -21,6 +21,9 @@ START_S = 30.0
 END_S = 10.0
 """Time between SIGTERM and SIGKILL."""
 
+SPARE_DESCRIPTORS = 300
+"""For a proxy's own files, beside two for each stream."""
+
 TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -38,6 +41,11 @@ def raise_descriptor_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def most_streams(descriptors: int) -> int:
+    """How many streams a proxy with so many descriptors can carry."""
+    return (descriptors - SPARE_DESCRIPTORS) // 2
 
 
 def end_on_sigterm() -> None:
@@ -59,7 +67,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str | Path],
+    command: Sequence[str],
     *,
     core: int,
     log: Path,
@@ -82,9 +90,9 @@ def running(
             end(process)
 
 
-def on_core(core: int, command: Sequence[str | Path]) -> list[str]:
+def on_core(core: int, command: Sequence[str]) -> list[str]:
     """The command, pinned. `taskset` becomes it, so that the pid is the command's own."""
-    return ["taskset", "-c", str(core), *map(str, command)]
+    return ["taskset", "-c", str(core), *command]
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -56,7 +56,7 @@ class Model:
         last_error: Why the last try failed; None after a success.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
-    `on_change()` whenever a request joins the line or leaves the model.
+    `on_join()` when a request joins the line, `on_leave()` when one leaves the model.
     """
 
     def __init__(
@@ -64,19 +64,20 @@ class Model:
         name: str,
         *,
         on_enter: Callable[[Model, Phase, float], None] = lambda *_: None,
-        on_change: Callable[[], None] = lambda: None,
+        on_join: Callable[[], None] = lambda: None,
+        on_leave: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.phase = Phase.ASLEEP
         self.entered_at = -math.inf  # always has been
-        self.in_flight = InFlight(on_leave=on_change)
+        self.in_flight = InFlight(on_leave=on_leave)
         self.waiters = Waiters()
         self.holds_gpu = False
         self.failures = 0
         self.retry_at = -math.inf
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
-        self._on_change = on_change
+        self._on_join = on_join
 
     def __repr__(self) -> str:
         return (
@@ -104,7 +105,7 @@ class Model:
             LlmuxError: What those in line were refused with.
         """
         with self.waiters.join() as waiter:
-            self._on_change()
+            self._on_join()
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
             return self.in_flight.enter(scope)

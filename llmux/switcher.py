@@ -80,7 +80,12 @@ class Switcher:
     ) -> None:
         self._changed = RepeatedEvent()
         self.models = {
-            name: Model(name, on_enter=self._on_enter, on_change=self._changed.set)
+            name: Model(
+                name,
+                on_enter=self._on_enter,
+                on_join=self._changed.set,
+                on_leave=self._on_leave,
+            )
             for name in names
         }
         self.costs = SwitchCosts()
@@ -345,6 +350,11 @@ class Switcher:
         target.wake_failed(error)
 
     # ---- Telling ----
+
+    def _on_leave(self) -> None:
+        """A request has left a model: of interest only if others wait, and they mostly do not."""
+        if any(model.waiters.count for model in self.models.values()):
+            self._changed.set()
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
         log.debug("phase", model=model.name, phase=model.phase.value, left=left.value)
