@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import resource
@@ -155,6 +156,7 @@ def run_server(options: ServeOptions) -> int:
             options.port if options.port is not None else config.port,
         )
         raise_descriptor_limit()
+        calm_collector()
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)
@@ -172,6 +174,18 @@ def raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def calm_collector() -> None:
+    """Make the garbage collector look less often, and not at what stays for good.
+
+    Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
+    of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to
+    serve (`bench.switch`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
 
 
 async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from urllib.parse import urlsplit
 
 import trio
@@ -12,9 +12,11 @@ from trio_util import periodic
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
-from llmux.errors import BadRequest, BodyTooLarge
+from llmux.errors import BadRequest, BodyTooLarge, LlmuxError
 from llmux.openai import is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+
+NOTHING = nullcontext()
 
 SWEEP_S = 1.0
 """How often stalled clients are looked for."""
@@ -62,17 +64,21 @@ class ModelTraffic:
             await self._carry(AsgiLane(scope, quiet.receive, quiet.send))
 
     async def _carry(self, lane: AsgiLane) -> None:
-        """Serve a request in a task of the lifespan, and return before it if its client stalls.
+        """Serve a request in a task of the lifespan, and watch its client meanwhile.
 
         Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does
         not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
         """
+        await lane.receive_body(self._proxy.body_bytes)
         self._lanes.add(lane)
         self._nursery().start_soon(lane.run, self._proxy)
         try:
-            await lane.ended.wait()
+            with lane.watching:
+                await lane.wait_left()
+                lane.scope.cancel()
+                await lane.ended.wait()
         finally:
-            lane.task_scope.cancel()
+            lane.scope.cancel()
             self._lanes.discard(lane)
 
     async def watch_stalls(self) -> None:
@@ -81,7 +87,7 @@ class ModelTraffic:
             latest = trio.current_time() - self._stall_s
             for lane in tuple(self._lanes):
                 if lane.sending_since is not None and lane.sending_since < latest:
-                    lane.ended.set()
+                    lane.watching.cancel()
 
 
 class QuietEnd:
@@ -118,8 +124,10 @@ class AsgiLane:
     connection without the end that the framing promises.
 
     Attributes:
-        task_scope: Around the task that serves it.
-        ended: Set when there is no more to wait for: it is served, or given up.
+        scope: Around the task that serves it.
+        watching: Around the server's own task, which watches the client; cancelled when there is
+            no more to wait for: the request is served, or its client stalls.
+        ended: Set when it is served.
         sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
@@ -130,29 +138,43 @@ class AsgiLane:
         self.peer: str | None = scope["client"][0] if scope.get("client") else None
         self.scheme: str = scope["scheme"]
         self.has_answered = False
-        self.scope: trio.CancelScope | None = None
         self.upgrade = b""  # an ASGI server does not pass these on
-        self.task_scope = trio.CancelScope()
+        self.scope = trio.CancelScope()
+        self.watching = trio.CancelScope()
         self.ended = trio.Event()
         self.sending_since: float | None = None
+        self._body: bytes | Exception = b""
         self._receive = receive
         self._asgi_send = send
 
     async def run(self, proxy: ModelProxy) -> None:
         """Serve the request."""
         try:
-            with self.task_scope:
+            with self.scope:
                 await proxy.serve(self)
         finally:
             self.ended.set()
+            self.watching.cancel()
 
     async def _send(self, message: Message) -> None:
         self.sending_since = trio.current_time()
         await self._asgi_send(message)
         self.sending_since = None
 
-    async def read_body(self, limit_bytes: int) -> bytes:
+    async def receive_body(self, limit_bytes: int) -> None:
+        """Take in the body, or what is wrong with it; `read_body` then has it."""
+        try:
+            self._body = await self._receive_body(limit_bytes)
+        except (LlmuxError, ClientLeft) as error:
+            self._body = error
+
+    async def read_body(self, limit_bytes: int) -> bytes:  # noqa: ARG002 - it is here already
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+        if isinstance(self._body, Exception):
+            raise self._body
+        return self._body
+
+    async def _receive_body(self, limit_bytes: int) -> bytes:
         if self._content_length() > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         pieces: list[bytes] = []
@@ -179,37 +201,23 @@ class AsgiLane:
                     raise BadRequest("Content-Length is not a number") from None
         return 0
 
-    @asynccontextmanager
-    async def present(self) -> AsyncIterator[None]:
-        """Cancel what runs inside when the client leaves; raises ClientLeft."""
-        error: Exception | None = None
-        has_left = False
+    async def wait_left(self) -> None:
+        """Return when the client has left; not before the body was received."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
-        async def watch() -> None:
-            nonlocal has_left
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-            has_left = True
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            try:
-                yield
-            except Exception as caught:
-                # Raised again outside, or the nursery would wrap it in a group.
-                error = caught
-            nursery.cancel_scope.cancel()
-        if error is not None:
-            raise error
-        if has_left:
-            raise ClientLeft
+    def present(self) -> AbstractAsyncContextManager[None]:
+        """`scope` does it."""
+        return NOTHING
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
         await self._start(answer.status, headers)
         async for chunk in answer.chunks():
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+            more = not answer.has_ended  # the last one says so, and saves a message
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+            if not more:
+                return
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:

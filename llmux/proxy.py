@@ -61,7 +61,6 @@ class Lane(Protocol):
         peer: The client's address, where the server knows it.
         scheme: http or https.
         has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
-        scope: A scope around the whole request, to cancel if it is cut; None if there is none.
         upgrade: The protocol that the client wants to change to; empty if none.
     """
 
@@ -71,8 +70,12 @@ class Lane(Protocol):
     peer: str | None
     scheme: str
     has_answered: bool
-    scope: trio.CancelScope | None
     upgrade: bytes
+
+    @property
+    def scope(self) -> trio.CancelScope | None:
+        """A scope around the whole request, to cancel if it is cut; None if there is none."""
+        ...
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
@@ -149,7 +152,7 @@ class ModelProxy:
         self._board = board
         self._metrics = metrics
         self._names = config.names
-        self._body_bytes = config.limits.body_bytes
+        self.body_bytes = config.limits.body_bytes
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
         }
@@ -174,7 +177,7 @@ class ModelProxy:
             journey.count(self._metrics)
 
     async def _forward(self, lane: Lane, journey: Journey) -> None:
-        body = await lane.read_body(self._body_bytes)
+        body = await lane.read_body(self.body_bytes)
         upstream, named = self._route(lane, body, journey)
         if upstream.upstream_model is not None:
             body = rewrite_model(body, lane.headers, upstream.upstream_model)

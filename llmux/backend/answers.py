@@ -172,6 +172,11 @@ class Answer:
         if self.framing in {"none", "length"} and not self._length_bytes:
             connection.end(connection.pending)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of the body has been handed out, or it has none."""
+        return self._connection.has_ended
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's data as it arrives, without framing; its Content-Encoding is untouched.
 
@@ -209,7 +214,7 @@ async def read_head(connection: Connection) -> Head:
         if not data:
             raise BackendBroke("closed the connection before its answer")
         connection.has_answered = True
-        rest = reader.feed(data) or b""
+        rest = reader.feed_head(data) or b""
         connection.pending = rest
         size_bytes += len(data) - len(rest)
         if size_bytes > MAX_HEAD_BYTES:

@@ -20,6 +20,7 @@ MAX_HEAD_BYTES = 65536
 
 BLANK_LINE = b"\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+READ_ON = frozenset({b"transfer-encoding", b"content-length", b"connection"})
 CONTROLS = bytes({*range(32), 127} - {9})
 
 
@@ -64,6 +65,19 @@ class Reader:
             raise BackendBroke(f"not HTTP: {error}") from error
         return None
 
+    def feed_head(self, data: bytes) -> bytes | None:
+        """Like `feed`, for a head: nearly always it comes whole, and its end is the first one."""
+        end = data.find(BLANK_LINE) + len(BLANK_LINE)
+        if end < len(BLANK_LINE) or data[0] in BLANK_LINE:
+            return self.feed(data)
+        try:
+            self._feed(data[:end])
+        except httptools.HttpParserUpgrade:
+            assert self._parts.is_done  # llhttp's way to end the head of a 101
+        except httptools.HttpParserError as error:
+            raise BackendBroke(f"not HTTP: {error}") from error
+        return data[end:] if self._parts.is_done else self.feed(data[end:])
+
     def _feed_pieces(self, data: bytes) -> bytes | None:
         view = memoryview(data)
         for start, stop in pairwise(possible_ends(data)):
@@ -102,6 +116,7 @@ class Head:
         self.http_version = ""
         self.headers: list[tuple[bytes, bytes]] = []
         self.is_done = False
+        self._read_on: dict[bytes, list[bytes]] | None = None
 
     def on_status(self, reason: bytes) -> None:
         """One piece of the reason."""
@@ -114,10 +129,6 @@ class Head:
     def on_headers_complete(self) -> None:
         """The blank line."""
         self.is_done = True
-
-    def values(self, name: bytes) -> list[bytes]:
-        """All values of the header with this lower-case name, in lower case."""
-        return [value.lower() for key, value in self.headers if key.lower() == name]
 
     def check(self) -> None:
         """Check what llhttp lets pass.
@@ -140,22 +151,30 @@ class Head:
         """
         if method == b"HEAD" or self.status in {101, 204, 304}:
             return "none", 0
-        codings = self.values(b"transfer-encoding")
+        codings = self._read().get(b"transfer-encoding")
         if codings:
             if codings != [b"chunked"] or self.http_version == "1.0":
                 raise BackendBroke(f"Transfer-Encoding {b', '.join(codings)!r}")
             return "chunked", 0
-        lengths = self.values(b"content-length")
+        lengths = self._read().get(b"content-length")
         if not lengths:
             return "close", 0
         return "length", int(lengths[0])  # llhttp has seen that it is one number, given once
 
     def keeps_alive(self) -> bool:
         """Whether the backend will take another request on this connection."""
-        tokens = {
-            token.strip() for value in self.values(b"connection") for token in value.split(b",")
-        }
+        values = self._read().get(b"connection", ())
+        tokens = {token.strip() for value in values for token in value.split(b",")}
         return b"close" not in tokens and (self.http_version == "1.1" or b"keep-alive" in tokens)
+
+    def _read(self) -> dict[bytes, list[bytes]]:
+        """The values of the headers that say how to read on, in lower case."""
+        if self._read_on is None:
+            self._read_on = {}
+            for name, value in self.headers:
+                if (lower := name.lower()) in READ_ON:
+                    self._read_on.setdefault(lower, []).append(value.lower())
+        return self._read_on
 
 
 class ChunkedEnd:
