@@ -57,11 +57,11 @@ class ModelTraffic:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        quiet = QuietEnd(receive, send)
         if is_own_path(scope["raw_path"]):
+            quiet = QuietEnd(receive, send)
             await self._app(scope, quiet.receive, quiet.send)
         else:
-            await self._carry(AsgiLane(scope, quiet.receive, quiet.send))
+            await self._carry(AsgiLane(scope, receive, send))
 
     async def _carry(self, lane: AsgiLane) -> None:
         """Serve a request in a task of the lifespan, and watch its client meanwhile.
@@ -75,10 +75,12 @@ class ModelTraffic:
         try:
             with lane.watching:
                 await lane.wait_left()
-                lane.scope.cancel()
+                if not lane.is_ending:
+                    lane.scope.cancel()
                 await lane.ended.wait()
         finally:
-            lane.scope.cancel()
+            if not lane.ended.is_set():
+                lane.scope.cancel()
             self._lanes.discard(lane)
 
     async def watch_stalls(self) -> None:
@@ -94,8 +96,8 @@ class QuietEnd:
     """Keeps the disconnect back that a server reports of a response that has ended.
 
     Hypercorn says `http.disconnect` while the task that sends the last of a response is still to
-    recycle the connection or close it. Whoever cancels that task then (as Quart does, and
-    `leave_with_client`) leaves a connection that is never closed: not when idle, not at shutdown.
+    recycle the connection or close it. Whoever cancels that task then, as Quart does, leaves a
+    connection that is never closed: not when idle, not at shutdown.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -126,8 +128,10 @@ class AsgiLane:
     Attributes:
         scope: Around the task that serves it.
         watching: Around the server's own task, which watches the client; cancelled when there is
-            no more to wait for: the request is served, or its client stalls.
+            no more to wait for: the request is given up, or its client stalls.
         ended: Set when it is served.
+        is_ending: The last of the response is being sent, or has been: a disconnect that the server
+            reports now is the end of the response (ASGI 3, HTTP: Disconnect).
         sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
@@ -142,6 +146,7 @@ class AsgiLane:
         self.scope = trio.CancelScope()
         self.watching = trio.CancelScope()
         self.ended = trio.Event()
+        self.is_ending = False
         self.sending_since: float | None = None
         self._body: bytes | Exception = b""
         self._receive = receive
@@ -154,10 +159,12 @@ class AsgiLane:
                 await proxy.serve(self)
         finally:
             self.ended.set()
-            self.watching.cancel()
+            if not self.is_ending:
+                self.watching.cancel()
 
     async def _send(self, message: Message) -> None:
         self.sending_since = trio.current_time()
+        self.is_ending = not message.get("more_body", True)
         await self._asgi_send(message)
         self.sending_since = None
 

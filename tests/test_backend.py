@@ -623,10 +623,17 @@ async def test_connect_timeout(autojump_clock: MockClock) -> None:
     assert trio.current_time() == 7
 
 
-async def test_a_lack_of_descriptors_is_no_refusal() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+async def test_a_lack_of_descriptors_is_no_refusal(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("llmux.wire.stdlib_socket", no_socket)
     trio.socket.set_custom_socket_factory(NoSockets())
     with pytest.raises(BackendError, match="Too many open files") as caught:
-        await get(Backend("http://127.0.0.1:1"))
+        await get(Backend(f"http://{host}:1"))
     assert not isinstance(caught.value, BackendRefused)
 
 

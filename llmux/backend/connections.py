@@ -158,7 +158,7 @@ class Origin:
             raise (BackendError if is_local else BackendRefused)(str(cause)) from error
 
     async def _open(self) -> Stream:
-        tcp = await trio.open_tcp_stream(self._host, self._port)  # sets TCP_NODELAY
+        tcp = await wire.connect(self._host, self._port)
         if self._tls is None:
             return tcp
         tls = trio.SSLStream(tcp, self._tls, server_hostname=self._host, https_compatible=True)
