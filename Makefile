@@ -39,7 +39,7 @@ unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
 
 test-slow: $(TEST_STAMP)  ## Tests that take minutes, or need real clients or a browser
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
 
 test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
 	@tests/real.sh $(ARGS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -427,6 +429,52 @@ async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
         "port: expected int, got str",
         "prot: unknown key, did you mean 'port'?",
     ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_switcher_that_dies_ends_the_process(rack: Rack, form: str) -> None:
+    (rack.folder / "broken_policy.py").write_text(
+        "class Broken:\n"
+        "    def __init__(self, config): pass\n"
+        "    def decide(self, snapshot):\n"
+        "        if any(model.queued for model in snapshot.models.values()):\n"
+        "            raise RuntimeError('no idea')\n"
+    )
+    config = rack.write_config(policy={"name": "broken_policy:Broken"})
+    code = 3 if form == "llmux" else 0
+    async with running_llmux(config, form, ends_with=code) as llmux, llmux.client() as client:
+        with trio.fail_after(10):
+            try:
+                answer = await client.post(CHAT, json=chat("a"))
+            except httpx.TransportError:
+                pass
+            else:
+                assert answer.status_code == 503
+            await llmux.process.wait()
+        assert any("switcher_died" in line for line in llmux.lines)
+        assert any("no idea" in line for line in llmux.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals) -> None:
+    hanging = {"a": {"wake": "echo $$ > a.pid; sleep 60"}}
+    async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                answer = await client.post(CHAT, json=chat("a"))
+                assert answer.json()["error"]["code"] == "shutting_down"
+
+            nursery.start_soon(ask)
+            with trio.fail_after(5):
+                while not (rack.folder / "a.pid").exists():
+                    await trio.sleep(0.01)
+            llmux.process.send_signal(number)
+        with trio.fail_after(10):
+            assert await llmux.process.wait() == 0
+    pid = int((rack.folder / "a.pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_an_address_that_cannot_be_had(rack: Rack) -> None:
