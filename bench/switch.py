@@ -39,6 +39,9 @@ from bench.processes import (
 from bench.proxy import machine, say
 from bench.table import number, render
 
+IDLE_CONNECTIONS = 2 * 512
+"""What llmux keeps open to the two backends from one round to the next."""
+
 ONE_WAITER_SWITCHES = 100
 CROWDS = {100: 20, 10_000: 3}
 """Switches to measure, by number of waiters."""
@@ -191,7 +194,7 @@ def measure(native: Native, stage: Stage) -> dict[int, list[Switch]]:
         turns = cycle(MODELS)
         result = {1: [bench.switch_for_one(next(turns)) for _ in range(ONE_WAITER_SWITCHES)]}
         for wanted, times in CROWDS.items():
-            count = min(wanted, most_streams(stage.descriptors))
+            count = min(wanted, most_streams(stage.descriptors - IDLE_CONNECTIONS))
             say(f"{times} switches for {count} waiters")
             result[count] = [bench.switch_for_crowd(next(turns), count) for _ in range(times)]
         return result
