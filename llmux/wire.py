@@ -75,13 +75,20 @@ async def send(socket: trio.socket.SocketType, data: bytes, stall_s: float = mat
         trio.TooSlowError: It took nothing for `stall_s`.
         OSError: The connection broke.
     """
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(_open_fileno(socket), rest) :]
-        except BlockingIOError:
+    sent = _write(socket, data)
+    if sent < len(data):
+        rest = memoryview(data)[sent:]
+        while rest:
             with trio.fail_after(stall_s):
-                await trio.lowlevel.wait_writable(socket)
+                await trio.lowlevel.wait_writable(_open_fileno(socket))
+            rest = rest[_write(socket, rest) :]
+
+
+def _write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
+    try:
+        return os.write(_open_fileno(socket), data)
+    except BlockingIOError:
+        return 0
 
 
 def _open_fileno(socket: trio.socket.SocketType) -> int:
