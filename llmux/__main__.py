@@ -86,23 +86,35 @@ def main(context: click.Context, /, **options: Any) -> None:
 
     Without a command: serve.
     """
+    context.obj = options
     if context.invoked_subcommand is None:
         sys.exit(run_server(ServeOptions(**options)))
 
 
 @main.command()
 @serve_options
-def serve(**options: Any) -> None:
+@click.pass_context
+def serve(context: click.Context, /, **options: Any) -> None:
     """Serve the config's models until SIGTERM or SIGINT."""
-    sys.exit(run_server(ServeOptions(**options)))
+    sys.exit(run_server(ServeOptions(**with_options_before(context, options))))
+
+
+def with_options_before(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Options given before the command count where the command itself does not say otherwise."""
+    given = click.core.ParameterSource.COMMANDLINE
+    return {
+        name: value if context.get_parameter_source(name) is given else context.obj[name]
+        for name, value in options.items()
+    }
 
 
 @main.command()
 @config_option
-def check(config: Path | None) -> None:
+@click.pass_context
+def check(context: click.Context, /, **options: Any) -> None:
     """Check a config and show what it says; exit code 2 if it cannot be used."""
     try:
-        loaded = find_config(config)
+        loaded = find_config(with_options_before(context, options)["config"])
         load_policy(loaded.policy, loaded.directory)
     except ConfigError as error:
         print_mistake(error)
@@ -207,7 +219,10 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
             service.board.stop()
             lane.stop()
             await rest.stop()
-            connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+            grace_ends_at = trio.current_time() + GRACE_S
+            connections.cancel_scope.deadline = grace_ends_at
+        with trio.move_on_at(grace_ends_at):
+            await service.board.wait_ended()  # a hook that runs may use what is left of the grace
         background.cancel_scope.cancel()
     return EXIT_SWITCHER_DIED if died.is_set() else 0
 

@@ -130,7 +130,10 @@ def check_local(
     if "forwarded" in headers or "x-forwarded-for" in headers:
         raise Forbidden("The control API does not answer proxied requests")
     host = headers.get("host", "")
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
     if name != "localhost" and not _is_loopback(name) and name not in own_hosts:
         raise Forbidden(f"The control API does not answer for the host {host!r}")
     origin = headers.get("origin")

@@ -11,6 +11,7 @@ from pathlib import Path
 import sniffio
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import PathConverter
 
 from llmux import logs
 from llmux.admin import (
@@ -44,6 +45,12 @@ def exit_at_once() -> None:
     """End a process that can switch no more, under a server that would go on without it."""
     sys.stderr.flush()
     os._exit(EXIT_SWITCHER_DIED)
+
+
+class AnyPath(PathConverter):
+    """A rest of a path that may also begin with a slash, as `/data/model` does."""
+
+    regex = ".+?"
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ def build_service(
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
+    app.url_map.merge_slashes = False  # model names may begin with one
+    app.url_map.converters["path"] = AnyPath
     app.register_blueprint(public_routes(config, board, metrics))
     app.register_blueprint(control_routes(config, board))
     app.register_error_handler(LlmuxError, answer_llmux_error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes
 
 import trio
 from trio_util import periodic
@@ -13,7 +13,8 @@ from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.errors import BadRequest, BodyTooLarge, LlmuxError
-from llmux.openai import is_own_path
+from llmux.http1 import origin_form
+from llmux.openai import error_answer, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
 NOTHING = nullcontext()
@@ -51,11 +52,19 @@ class ModelTraffic:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] == "websocket" and not is_own_path(scope["raw_path"]):
-            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send))
-            return
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        try:
+            if scope.get("method") == "CONNECT":
+                raise BadRequest("CONNECT is not supported")
+            scope = _with_origin_form(scope)
+        except BadRequest as error:
+            await _refuse(error, send)
+            return
+        if scope["type"] == "websocket":
+            # On llmux's own paths there is none: there it names no model.
+            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send))
             return
         if is_own_path(scope["raw_path"]):
             quiet = QuietEnd(receive, send)
@@ -214,7 +223,7 @@ class AsgiLane:
             pass
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """`scope` does it."""
+        """The task's scope does it."""
         return NOTHING
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
@@ -238,9 +247,24 @@ class AsgiLane:
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
 
 
+async def _refuse(error: LlmuxError, send: Send) -> None:
+    """Answer what is not served, and close: behind a CONNECT, Hypercorn would read no more."""
+    status, headers, body = error_answer(error)
+    closing = [*headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": closing})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _with_origin_form(scope: Scope) -> Scope:
+    """The scope with path and query where the client gave an absolute URI; raises BadRequest."""
+    raw: bytes = scope["raw_path"]
+    if raw.startswith((b"/", b"*")):
+        return scope
+    path = origin_form(raw)
+    return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
+
+
 def _target(scope: Scope) -> bytes:
     path: bytes = scope["raw_path"]
     query: bytes = scope["query_string"]
-    if not path.startswith((b"/", b"*")):  # absolute-form: RFC 9112, section 3.2.2
-        path = urlsplit(path).path or b"/"
     return path + b"?" + query if query else path

@@ -34,7 +34,6 @@ class WebSocketLane:
         self.peer: str | None = scope["client"][0] if scope.get("client") else None
         self.scheme = "https" if scope["scheme"] in ("wss", "https") else "http"
         self.has_answered = False
-        self.scope: trio.CancelScope | None = None
         self.upgrade = b"websocket"
         self._receive = receive
         self._send = send

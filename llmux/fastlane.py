@@ -13,7 +13,6 @@ import socket as stdlib_socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import trio
 from trio_util import periodic
@@ -23,7 +22,7 @@ from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
 from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
-from llmux.http1 import NotForUs, RequestHead, find_end, parse_head
+from llmux.http1 import NotForUs, RequestHead, find_end, origin_form, parse_head
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
@@ -79,7 +78,11 @@ class FastLane:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end."""
-        connection = ClientConnection(self, stream)
+        try:
+            connection = ClientConnection(self, stream)
+        except OSError:  # reset before it was accepted
+            await trio.aclose_forcefully(stream)
+            return
         try:
             with self._departures.watching(connection), connection.scope:
                 await connection.serve_requests()
@@ -284,7 +287,6 @@ class FastRequest:
         self.peer = connection.peer
         self.scheme = "http"
         self.has_answered = False
-        self.scope: trio.CancelScope | None = connection.scope
         self.upgrade = head.upgrade
         self._head = head
         self._connection = connection
@@ -377,12 +379,13 @@ class FastRequest:
         self.has_answered = True
         # A body that breaks off must not be followed by another answer.
         can_go_on, connection.can_go_on = connection.can_go_on, False
+        if not answer.has_data:
+            await connection.send(head)
+            head = b""
         async for data in answer.wire():
-            # The head goes out with the first of the body if that is here already.
+            # The head goes out with the first of the body, since that is here already.
             await connection.send(head + data if head else data)
             head = b""
-        if head:
-            await connection.send(head)
         connection.can_go_on = can_go_on
 
     async def _relay_until_close(self, answer: Answer, headers: HeaderList) -> None:
@@ -451,11 +454,3 @@ def response_head(status: int, headers: HeaderList, reason: bytes | None = None)
     line = _STATUS_LINES.get(status) if reason is None else None
     line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
     return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])
-
-
-def origin_form(target: bytes) -> bytes:
-    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2)."""
-    if target.startswith((b"/", b"*")):
-        return target
-    url = urlsplit(target)
-    return (url.path or b"/") + (b"?" + url.query if url.query else b"")

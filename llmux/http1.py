@@ -8,6 +8,7 @@ it lets pass and should not is refused here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -86,7 +87,7 @@ def parse_head(data: bytes) -> RequestHead:
 
     Raises:
         BadRequest: It is not HTTP/1.1, or could be read in two ways.
-        NotForUs: Another version, a method that llhttp does not know, or CONNECT.
+        NotForUs: Another version, or a method that llhttp does not know.
     """
     parts = _Parts()
     parser = httptools.HttpRequestParser(parts)
@@ -101,11 +102,28 @@ def parse_head(data: bytes) -> RequestHead:
             raise NotForUs from error
         raise BadRequest(f"The request is not HTTP/1.1: {error}") from error
     method = parser.get_method()
-    if parser.get_http_version() != "1.1" or method == b"CONNECT":
+    if method == b"CONNECT":
+        raise BadRequest("CONNECT is not supported")
+    if parser.get_http_version() != "1.1":
         raise NotForUs
     head = RequestHead(method, parts.target, parts.headers)
     _read_headers(head)
     return head
+
+
+def origin_form(target: bytes) -> bytes:
+    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2).
+
+    Raises:
+        BadRequest: It is no target.
+    """
+    if target.startswith((b"/", b"*")):
+        return target
+    try:
+        url = urlsplit(target)
+    except ValueError as error:
+        raise BadRequest(f"The request's target is not a URI: {error}") from None
+    return (url.path or b"/") + (b"?" + url.query if url.query else b"")
 
 
 def _read_headers(head: RequestHead) -> None:

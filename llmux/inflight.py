@@ -38,13 +38,9 @@ class InFlight:
         """When the longest-running request entered (Trio's clock, seconds); None if none is in."""
         return next((flight.entered_at for flight in self._flights), None)
 
-    def enter(self, scope: trio.CancelScope | None = None) -> Flight:
-        """Count one more request, until the returned context is left.
-
-        Args:
-            scope: To cancel if the request is cut; without one, the request makes its own.
-        """
-        flight = Flight(self) if scope is None else ScopedFlight(self, scope)
+    def enter(self) -> Flight:
+        """Count one more request, until the returned context is left."""
+        flight = Flight(self)
         if not self._flights:
             self._empty = trio.Event()
         self._flights[flight] = None
@@ -100,24 +96,3 @@ class Flight:
         if self._is_cut and self._scope.cancelled_caught:
             raise StreamCut from None
         return handled
-
-
-class ScopedFlight(Flight):
-    """A request that is cut by cancelling a scope around it: a scope costs 4 us, a tenth of all."""
-
-    __slots__ = ()
-
-    def __init__(self, in_flight: InFlight, scope: trio.CancelScope) -> None:
-        self._in_flight = in_flight
-        self._scope = scope
-        self.entered_at = trio.current_time()
-
-    def cut(self) -> None:
-        """Cancel the scope around."""
-        self._scope.cancel()
-
-    def __enter__(self) -> ScopedFlight:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._in_flight.leave(self)

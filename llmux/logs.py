@@ -27,7 +27,11 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
         structlog.processors.JSONRenderer()
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), sort_keys=False, pad_event_to=0
+            colors=sys.stderr.isatty(),
+            sort_keys=False,
+            pad_event_to=0,
+            # With rich installed, the default prints local variables, and so clients' keys.
+            exception_formatter=structlog.dev.plain_traceback,
         )
     )
     structlog.configure(

@@ -21,6 +21,7 @@ from llmux.errors import (
     LlmuxError,
     ModelNotFound,
     NoModel,
+    NotReady,
     StreamCut,
 )
 from llmux.logs import get_logger
@@ -72,17 +73,12 @@ class Lane(Protocol):
     has_answered: bool
     upgrade: bytes
 
-    @property
-    def scope(self) -> trio.CancelScope | None:
-        """A scope around the whole request, to cancel if it is cut; None if there is none."""
-        ...
-
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
         ...
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what runs inside when the client leaves, unless `scope` does.
+        """Cancel what runs inside when the client leaves, unless something around it does.
 
         Raises:
             ClientLeft: It left.
@@ -166,8 +162,9 @@ class ModelProxy:
         except ClientLeft:
             pass
         except (BackendBroke, StreamCut) as error:
-            # The status line is out: the lane leaves the response without its end.
-            log.warning("response_cut", model=journey.model, reason=str(error))
+            # If the status line is out, the lane leaves the response without its end.
+            log.warning("response_cut", model=journey.model, reason=str(error) or "drain timed out")
+            await self._refuse(lane, journey, NotReady(journey.model))
         except LlmuxError as error:
             await self._refuse(lane, journey, error)
         except Exception as error:
@@ -202,7 +199,6 @@ class ModelProxy:
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
         journey.serving = self._board.serving(journey.model)
-        journey.serving.scope = lane.scope
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

@@ -25,16 +25,13 @@ class Serving:
     Attributes:
         queued: Whether it had to wait in line; also known when entering failed.
         waited_s: How long it did, in seconds; 0 if it did not.
-        scope: To cancel if the request is cut, where there is one around it already; without one
-            it makes its own, and leaving then raises StreamCut.
     """
 
-    __slots__ = ("_check", "_flight", "_model", "_timeout_s", "queued", "scope", "waited_s")
+    __slots__ = ("_check", "_flight", "_model", "_timeout_s", "queued", "waited_s")
 
     def __init__(
         self, model: Model, *, check: Callable[[Model], None], timeout_s: float | None
     ) -> None:
-        self.scope: trio.CancelScope | None = None
         self.queued = False
         self.waited_s = 0.0
         self._model = model
@@ -51,7 +48,7 @@ class Serving:
         self._check(self._model)
         if self._model.is_awake:
             # No checkpoint between this check and the count.
-            self._flight = self._model.in_flight.enter(self.scope)
+            self._flight = self._model.in_flight.enter()
         else:
             self._flight = await self._wait()
         self._flight.__enter__()
@@ -62,7 +59,7 @@ class Serving:
         self.queued = True
         try:
             with trio.fail_after(self._timeout_s):
-                return await self._model.wait_admitted(self.scope)
+                return await self._model.wait_admitted()
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None

@@ -43,6 +43,7 @@ class Switchboard:
         }
         self._ports = {model.name: model.port for model in config.models.values()}
         self._mode: Mode = "auto"
+        self._ended = trio.Event()
         metrics.watch_counts(self._counts)
 
     def __repr__(self) -> str:
@@ -160,9 +161,16 @@ class Switchboard:
 
     async def run(self) -> None:
         """Run every group's switcher until `stop`."""
-        async with trio.open_nursery() as nursery:
-            for switcher in self.groups.values():
-                nursery.start_soon(switcher.run)
+        try:
+            async with trio.open_nursery() as nursery:
+                for switcher in self.groups.values():
+                    nursery.start_soon(switcher.run)
+        finally:
+            self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Wait until `run` has ended: no hook runs then, and none will."""
+        await self._ended.wait()
 
     def stop(self) -> None:
         """Let nobody in any more, in any group; `run` ends with the switches that are running."""

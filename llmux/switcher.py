@@ -249,6 +249,8 @@ class Switcher:
                 target.waiters.refuse(error)
                 order.end(error)
                 await self._give_up(target, error)
+            except ShuttingDown as error:
+                order.end(error)
             finally:
                 order.end(ShuttingDown())  # heard only if this task was cancelled
 
@@ -266,13 +268,20 @@ class Switcher:
         try:
             for model in in_the_way:
                 await self._drain(model, target)
+                self._check_open()
                 hooks_s += await self._put_to_sleep(model, target)
+            self._check_open()
             hooks_s += await self._wake(target, source)
         except HookError as error:
             log.error("switch_failed", model=target.name, **{"from": source}, error=error.message)
             self._metrics.switches.labels(source or IDLE, target.name, "failure").inc()
             raise
         self._account(source, target, hooks_s, trio.current_time() - started_at)
+
+    def _check_open(self) -> None:
+        """After `stop` no further hook is started."""
+        if self._closed_with is not None:
+            raise self._closed_with.with_traceback(None)
 
     def _in_the_way_of(self, target: Model) -> list[Model]:
         """Who must sleep before the target may wake: a group holds one model at a time."""

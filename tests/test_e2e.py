@@ -256,7 +256,8 @@ async def test_a_hook_that_starts_a_server_without_a_redirect(rack: Rack) -> Non
 
 
 async def test_groups_do_not_wait_for_each_other(rack: Rack) -> None:
-    groups = {"a": {"wake": "sleep 60"}, "b": {"group": "other"}}
+    slow = {"wake": "sleep 60", "hook_timeouts": {"wake": 1}}
+    groups = {"a": slow, "b": {"group": "other"}}
     async with running_llmux(rack.write_config(models=groups)) as llmux, llmux.client() as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask_in_vain, client, "a")
@@ -455,9 +456,21 @@ async def test_a_switcher_that_dies_ends_the_process(rack: Rack, form: str) -> N
         assert any("no idea" in line for line in llmux.lines)
 
 
+async def test_stopping_lets_a_hook_that_runs_use_the_grace(rack: Rack) -> None:
+    slow = {"a": {"wake": "touch started; sleep 0.5; touch done"}}
+    async with running_llmux(rack.write_config(models=slow)) as llmux, llmux.client() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_in_vain, client, "a")
+            with trio.fail_after(5):
+                while not (rack.folder / "started").exists():
+                    await trio.sleep(0.01)
+            assert await llmux.terminate() == 0
+    assert (rack.folder / "done").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals) -> None:
-    hanging = {"a": {"wake": "echo $$ > a.pid; sleep 60"}}
+    hanging = {"a": {"wake": "echo $$ > a.pid; sleep 60", "hook_timeouts": {"wake": 1}}}
     async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
         async with trio.open_nursery() as nursery:
 

@@ -29,7 +29,6 @@ class FakeLane:
     method = b"POST"
     peer: str | None = "10.0.0.9"
     scheme = "http"
-    scope: trio.CancelScope | None = None
     upgrade = b""
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:

@@ -177,6 +177,11 @@ class Answer:
         """Whether all of the body has been handed out, or it has none."""
         return self._connection.has_ended
 
+    @property
+    def has_data(self) -> bool:
+        """Whether some of the body was received together with the head."""
+        return bool(self._connection.pending) and not self._connection.has_ended
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's data as it arrives, without framing; its Content-Encoding is untouched.
 
