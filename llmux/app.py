@@ -51,6 +51,7 @@ class AnyPath(PathConverter):
     """A rest of a path that may also begin with a slash, as `/data/model` does."""
 
     regex = ".+?"
+    part_isolating = False
 
 
 @dataclass(frozen=True)

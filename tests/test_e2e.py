@@ -302,6 +302,7 @@ async def test_control(client: httpx.AsyncClient, rack: Rack) -> None:
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Host": "rebound.example:3000"},
+        {"Host": "["},
     ],
 )
 async def test_control_answers_only_this_machine(
@@ -325,12 +326,17 @@ async def test_naming_a_model_in_other_ways(client: httpx.AsyncClient, rack: Rac
 
 async def test_aliases_upstream_names_and_headers(rack: Rack) -> None:
     named = {
-        "a": {"aliases": ["gpt-4o"], "upstream_model": "org/a", "headers": {"Authorization": "k"}}
+        "a": {
+            "aliases": ["gpt-4o", "/data/m"],
+            "upstream_model": "org/a",
+            "headers": {"Authorization": "k"},
+        }
     }
     async with running_llmux(rack.write_config(models=named)) as llmux, llmux.client() as client:
         body = b'{ "model" : "gpt-4o",  "n": 1e0, "messages": [{"model": "gpt-4o"}] }'
         answer = await client.post(CHAT, content=body, headers={"authorization": "client's"})
         assert answer.headers["x-llmux-model"] == "a"
+        assert (await client.get("/v1/models//data/m")).json()["id"] == "a"
         request, forwarded = rack.backends["a"].received[-1]
         assert forwarded == body.replace(b'"gpt-4o"', b'"org/a"', 1)
         headers = dict(request.headers)

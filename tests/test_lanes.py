@@ -6,6 +6,8 @@ import gzip
 import json
 import random
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -371,6 +373,63 @@ async def test_an_idle_connection_is_closed(fast: Site, monkeypatch: pytest.Monk
     async with stream:
         with trio.fail_after(5):
             assert await read_all(stream) == b""
+
+
+async def test_connections_that_are_reset_before_they_are_served(site: Site) -> None:
+    for _ in range(300):
+        plain = socket.create_connection(("127.0.0.1", site.port))
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        plain.close()
+    assert status(await site.exchange(post())) == 200
+
+
+async def test_connect_is_refused_and_closed(site: Site) -> None:
+    answer = await site.exchange(b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\nModel-Override: a\r\n\r\n")
+    assert (status(answer), error_code(answer)) == (400, "bad_request")
+    assert site.backend.received == []
+
+
+async def test_a_head_passes_before_the_first_byte_of_its_body(site: Site) -> None:
+    go_on = trio.Event()
+
+    async def pause(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        await go_on.wait()
+        await stream.send_all(b"ok")
+
+    site.backend.play = pause
+    stream = await site.connect()
+    async with stream:
+        await stream.send_all(post())
+        with trio.fail_after(5):
+            assert status(bytes(await stream.receive_some())) == 200
+            go_on.set()
+            assert (await read_all(stream)).endswith(b"ok")
+
+
+async def test_absolute_form_reaches_own_paths_too(site: Site) -> None:
+    get = b"GET %b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    assert status(await site.exchange(get % b"http://h/health")) == 200
+    answer = await site.exchange(get % b"http://[::1/x")
+    assert (status(answer), error_code(answer)) == (400, "bad_request")
+
+
+async def test_a_request_cut_before_its_status_line_gets_an_error(site: Site) -> None:
+    async def never(stream: trio.SocketStream, request: bytes) -> None:
+        await trio.sleep_forever()
+
+    site.backend.play = never
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            answer = await site.exchange(post())
+            assert (status(answer), error_code(answer)) == (503, "not_ready")
+
+        nursery.start_soon(ask)
+        with trio.fail_after(5):
+            while not site.backend.received:
+                await trio.sleep(0.001)
+        site.service.board.models["a"].in_flight.cut()
 
 
 # Ways to make two readers of one request see two things (request smuggling): RFC 9112 section 11.2,

@@ -53,6 +53,11 @@ def test_check_shows_what_it_found(config: Path) -> None:
     assert config_table(load_config(config)) in result.output
 
 
+def test_options_may_stand_before_the_command(config: Path) -> None:
+    assert run("-c", str(config), "check").exit_code == 0
+    assert run("-c", "nowhere.yaml", "check", "-c", str(config)).exit_code == 0
+
+
 @pytest.mark.parametrize("command", [["check"], ["serve"], []])
 def test_a_bad_config_is_told_line_by_line(config: Path, command: list[str]) -> None:
     config.write_text(CONFIG.replace("port: 8001", "port: x").replace("4000", "-1"))
