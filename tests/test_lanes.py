@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from wsproto import ConnectionType, WSConnection
@@ -203,6 +204,15 @@ async def test_http_1_0(site: Site) -> None:
     answer = await site.exchange(request)
     assert status(answer) == 200
     assert answer.endswith(b"ok")
+
+
+async def test_http_2(site: Site) -> None:
+    url = f"http://127.0.0.1:{site.port}"
+    async with httpx.AsyncClient(base_url=url, http1=False, http2=True) as client:
+        answer = await client.post("/v1/chat/completions", content=BODY)
+        assert (answer.http_version, answer.text) == ("HTTP/2", "ok")
+        assert answer.headers["x-llmux-model"] == "a"
+        assert (await client.get("/health")).status_code == 200
 
 
 async def test_a_method_of_its_own(site: Site) -> None:
