@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import resource
+import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -205,19 +206,25 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
     died = trio.Event()
     service = build_service(config, on_switcher_death=died.set)
     rest = HypercornSide(service.app, server)
-    lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+    serve_connection: Callable[[trio.SocketStream], Awaitable[None]] = partial(rest.serve, data=b"")
+    lane: FastLane | None = None
+    if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
+        lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+        serve_connection = lane.serve
     async with rest.lifespan(), trio.open_nursery() as background:
-        background.start_soon(lane.run)
+        if lane is not None:
+            background.start_soon(lane.run)
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accept = partial(trio.serve_listeners, handler_nursery=connections)
-                accepting.start_soon(accept, lane.serve, listeners(sockets))
+                accepting.start_soon(accept, serve_connection, listeners(sockets))
                 log.info("serving", config=str(config.path), models=service.board.registered_models)
                 await _wait_first(_wait_signal, died.wait)
                 accepting.cancel_scope.cancel()
             # No new connections; those in line get their 503, those in flight the grace.
             service.board.stop()
-            lane.stop()
+            if lane is not None:
+                lane.stop()
             await rest.stop()
             grace_ends_at = trio.current_time() + GRACE_S
             connections.cancel_scope.deadline = grace_ends_at

@@ -22,7 +22,7 @@ from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
 from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
-from llmux.http1 import NotForUs, RequestHead, find_end, origin_form, parse_head
+from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, origin_form, parse_head
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
@@ -338,19 +338,14 @@ class FastRequest:
         parts = ChunkedParts([])
         reader = Reader(parts, CHUNKED_HEAD)
         data = self._connection.buffer
-        size = 0
-        wire_bytes = 0
+        received_bytes = len(data)
         try:
-            while True:
-                excess = reader.feed(data) if data else None
-                size = sum(map(len, parts.pieces)) if len(parts.pieces) < 64 else size
-                wire_bytes += len(data)
+            while (excess := reader.feed(data) if data else None) is None:
                 # What is no data counts too: chunk extensions could go on for ever.
-                if wire_bytes > 2 * limit_bytes + 65536:
+                if received_bytes > 2 * limit_bytes + MAX_HEAD_BYTES:
                     raise BodyTooLarge(limit_bytes)
-                if excess is not None:
-                    break
                 data = await self._receive()
+                received_bytes += len(data)
         except BackendBroke as error:
             raise BadRequest(f"The request's body is not in chunks: {error}") from None
         self._connection.buffer = excess
