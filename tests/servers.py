@@ -60,7 +60,6 @@ class CheckingBackend:
                     finished = True
                 finally:
                     self.in_flight -= 1
-                    self.served += finished
                     self.aborted += not finished
                 if parser.our_state is not h11.DONE or parser.their_state is not h11.DONE:
                     return
@@ -75,6 +74,11 @@ class CheckingBackend:
         if not self.awake.exists():
             self.violations.append(f"{self.name} was asked while asleep")
 
+    def _finish(self) -> None:
+        """Check and count before the last byte: after it, the model may be asleep and the test over."""
+        self._check()
+        self.served += 1
+
     async def _answer(self, stream: trio.SocketStream, parser: h11.Connection, body: bytes) -> None:
         asked = json.loads(body) if body.startswith(b"{") else {}
         if asked.get("stream"):
@@ -88,7 +92,7 @@ class CheckingBackend:
                     await self.next_chunk(number)
                 await trio.sleep(asked.get("interval", 0))
                 await _send(stream, parser, h11.Data(data=b"data: %d\n\n" % number))
-            self._check()  # before the last byte: after it, the model may be put to sleep
+            self._finish()
             await _send(stream, parser, h11.EndOfMessage())
             return
         await trio.sleep(asked.get("seconds", 0))
@@ -98,7 +102,7 @@ class CheckingBackend:
             headers=[("content-type", "application/json"), ("content-length", str(len(answer)))],
         )
         await _send(stream, parser, head)
-        self._check()
+        self._finish()
         await _send(stream, parser, h11.Data(data=answer))
         await _send(stream, parser, h11.EndOfMessage())
 
