@@ -36,3 +36,9 @@ class SwitchCosts:
     def estimates_from(self, source: str | None) -> Mapping[str, float]:
         """Every known estimate for a switch away from `source`, by target."""
         return {target: cost for (start, target), cost in self._by_pair.items() if start == source}
+
+    def typical(self, target: str) -> float:
+        """The mean of what is known of switches into `target`, or else of all; 0 if nothing is."""
+        into = [cost for (_, end), cost in self._by_pair.items() if end == target]
+        known = into or list(self._by_pair.values())
+        return sum(known) / len(known) if known else 0.0

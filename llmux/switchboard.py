@@ -117,14 +117,14 @@ class Switchboard:
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
         """Seconds of hook time that a switch should take; None if it was never seen."""
-        return self._switcher(target).costs.estimate(source, target)
+        return self._switcher(target).measures.costs.estimate(source, target)
 
     def estimated_costs(self) -> dict[str, dict[str, float]]:
         """Every known cost in seconds, by source (`idle`: nothing was awake) and target."""
         costs: dict[str, dict[str, float]] = {}
         for switcher in self.groups.values():
             for source in (None, *switcher.models):
-                known = switcher.costs.estimates_from(source)
+                known = switcher.measures.costs.estimates_from(source)
                 if known:
                     costs.setdefault(source or "idle", {}).update(known)
         return costs

@@ -17,7 +17,6 @@ import trio
 from trio_util import RepeatedEvent, periodic
 
 from llmux.config import HookName, PolicyConfig
-from llmux.costs import SwitchCosts
 from llmux.errors import (
     HookError,
     LlmuxError,
@@ -29,6 +28,7 @@ from llmux.errors import (
     SwitcherDied,
 )
 from llmux.logs import get_logger
+from llmux.measures import Measures
 from llmux.metrics import IDLE, Metrics
 from llmux.model import Model, Phase
 from llmux.orders import Order
@@ -65,7 +65,7 @@ class Switcher:
 
     Attributes:
         models: The group's models by name; each knows its own phase, line and requests.
-        costs: Hook time of the switches seen so far.
+        measures: What was seen so far: costs, drains, absences, rates, latencies.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Switcher:
             )
             for name in names
         }
-        self.costs = SwitchCosts()
+        self.measures = Measures()
         self._hooks = hooks
         self._policy = policy
         self._metrics = metrics
@@ -148,7 +148,7 @@ class Switcher:
             source = self.active.name if self.active else None
             raise QueueFull(
                 f"{model.waiters.count} requests already wait for model {model.name}",
-                retry_after_s=self.costs.estimate(source, model.name) or 1.0,
+                retry_after_s=self.measures.costs.estimate(source, model.name) or 1.0,
             )
 
     # ---- What operators may do ----
@@ -232,7 +232,7 @@ class Switcher:
             active=active.name if active else None,
             active_since=active.entered_at if active else None,
             models={name: model.view() for name, model in self.models.items()},
-            estimated_cost=self.costs.estimate,
+            measures=self.measures,
         )
 
     # ---- The switch ----
@@ -371,7 +371,7 @@ class Switcher:
             self._metrics.active_duration.labels(model.name).observe(stayed_s)
 
     def _account(self, source: str | None, target: Model, hooks_s: float, took_s: float) -> None:
-        cost_s = self.costs.record(source, target.name, hooks_s)
+        cost_s = self.measures.costs.record(source, target.name, hooks_s)
         pair = (source or IDLE, target.name)
         self._metrics.switch_cost.labels(*pair).set(cost_s)
         self._metrics.switches.labels(*pair, "success").inc()

@@ -95,7 +95,7 @@ def test_a_policy_of_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fifoo", "unknown policy 'fifoo', did you mean 'fifo'? (one of: fifo; or "),
+        ("fifoo", "unknown policy 'fifoo', did you mean 'fifo'? (one of: adaptive, fifo, "),
         ("nothing.like.it", "unknown policy 'nothing.like.it' (one of: "),
         ("no_such_module:X", "cannot import 'no_such_module:X': No module named"),
         ("own_policies:X", "cannot import 'own_policies:X': module 'own_policies' has no"),

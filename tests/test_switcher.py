@@ -69,8 +69,8 @@ async def test_a_switch_drains_sleeps_and_wakes(autojump_clock: MockClock) -> No
         await wait_all_tasks_blocked()
         assert await rig.ask("b") == pytest.approx(10 + 2 + 3)
     assert rig.hooks.calls == [("a", "wake"), ("a", "sleep"), ("b", "wake")]
-    assert rig.switcher.costs.estimate(None, "a") == pytest.approx(1)
-    assert rig.switcher.costs.estimate("a", "b") == pytest.approx(5)  # without the drain
+    assert rig.switcher.measures.costs.estimate(None, "a") == pytest.approx(1)
+    assert rig.switcher.measures.costs.estimate("a", "b") == pytest.approx(5)  # without the drain
     assert rig.counter("llmux_switch_total", **{"from": "a", "to": "b", "result": "success"}) == 1
     assert rig.counter("llmux_switch_duration_seconds_sum", **{"from": "a", "to": "b"}) == 15
     assert rig.counter("llmux_switch_drain_duration_seconds_sum", **{"from": "a", "to": "b"}) == 10
@@ -208,7 +208,7 @@ async def test_a_failed_wake_fails_its_waiters_and_nobody_else(autojump_clock: M
         ("a", "wake"), ("a", "sleep"), ("b", "wake"), ("b", "sleep"), ("c", "wake"),
     ]  # fmt: skip
     assert rig.counter("llmux_switch_total", **{"from": "a", "to": "b", "result": "failure"}) == 1
-    assert rig.switcher.costs.estimate("a", "b") is None
+    assert rig.switcher.measures.costs.estimate("a", "b") is None
 
 
 async def test_a_failed_wake_leaves_the_group_idle(autojump_clock: MockClock) -> None:

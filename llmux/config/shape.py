@@ -182,6 +182,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         upstream_model: What the backend calls the model; as sent if not given.
         headers: Headers added to what the backend gets.
         group: Models of one group share a GPU and take turns on it.
+        max_in_flight: Most requests in flight; the rest wait in order. None for no limit.
+        preserves_in_flight: The hooks freeze the model with its requests, so none are waited for.
         hook_timeouts: Seconds that each hook may run.
     """
 
@@ -198,6 +200,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     upstream_model: Name | None = None
     headers: dict[HeaderName, HeaderValue] = {}
     group: Name = "default"
+    max_in_flight: PositiveInt | None = None
+    preserves_in_flight: bool = False
     hook_timeouts: HookTimeouts = HookTimeouts()
 
     @property
@@ -239,6 +243,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
         min_active_secs: Least time that a model stays awake.
+        max_wait_secs: After so long a wait a request's model is next, whatever the policy weighs.
+        client_hints: Heed x-llmux-priority, x-llmux-max-wait and x-llmux-switch of requests.
         options: Given as they are to a policy of your own.
     """
 
@@ -247,6 +253,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
+    max_wait_secs: Seconds = 300.0
+    client_hints: bool = False
     options: dict[str, Any] = {}
 
 

@@ -7,6 +7,7 @@ A policy of your own is a class with a `decide` method, named in the config by i
       options: {patience: 3}
 """
 
+from llmux.policy.adaptive import AdaptivePolicy
 from llmux.policy.base import (
     Decision,
     LookAgain,
@@ -16,11 +17,17 @@ from llmux.policy.base import (
     Stay,
     SwitchTo,
 )
+from llmux.policy.classic import CostAwarePolicy, TimeSlicePolicy
+from llmux.policy.exhaustive import ExhaustivePolicy
 from llmux.policy.fifo import FifoPolicy
-from llmux.policy.load import load_policy
+from llmux.policy.load import POLICIES, load_policy
 
 __all__ = [
+    "POLICIES",
+    "AdaptivePolicy",
+    "CostAwarePolicy",
     "Decision",
+    "ExhaustivePolicy",
     "FifoPolicy",
     "LookAgain",
     "ModelView",
@@ -28,5 +35,6 @@ __all__ = [
     "Snapshot",
     "Stay",
     "SwitchTo",
+    "TimeSlicePolicy",
     "load_policy",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llmux.ages import Ages
+from llmux.measures import Measures
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class ModelView:
     """One model at the moment of a decision.
 
@@ -17,6 +20,9 @@ class ModelView:
         queued: Requests waiting.
         oldest_arrival: When the first of those arrived, in seconds of the snapshot's clock.
         retry_at: Not to be chosen before this time: its last wake failed.
+        ages: How long those who wait have waited, all together.
+        backend_queued: Requests that wait inside of the backend; 0 where that is not watched.
+        has_slots: Whether it takes only so many requests at a time (`max_in_flight`).
     """
 
     name: str
@@ -24,30 +30,28 @@ class ModelView:
     queued: int = 0
     oldest_arrival: float | None = None
     retry_at: float = float("-inf")
+    ages: Ages = field(default_factory=Ages)
+    backend_queued: int = 0
+    has_slots: bool = False
 
 
-def _unknown_cost(_source: str | None, _target: str) -> float | None:
-    return None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Snapshot:
-    """A group of models at the moment of a decision; no switch is running.
+    """A group of models at the moment of a decision; no switch is running. To be read only.
 
     Attributes:
         now: The time, in seconds of a monotonic clock.
         active: The model that is awake; None after a start or a failed wake.
         active_since: When it woke.
         models: Every model of the group, by name.
-        estimated_cost: Seconds of hook time of a switch from (None: nothing awake) to; None if
-            it was never seen.
+        measures: What was measured so far: costs, drains, absences, rates, latencies.
     """
 
     now: float
     active: str | None
     active_since: float | None
     models: Mapping[str, ModelView]
-    estimated_cost: Callable[[str | None, str], float | None] = field(default=_unknown_cost)
+    measures: Measures = field(default_factory=Measures)
 
 
 @dataclass(frozen=True, slots=True)

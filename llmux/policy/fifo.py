@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, LookAgain, Snapshot, Stay, SwitchTo
+from llmux.policy.base import Decision, LookAgain, Snapshot, Stay
+from llmux.policy.choices import first_come, may_be_chosen, next_retry, oldest, wanted
 
 
 class FifoPolicy:
@@ -14,21 +15,14 @@ class FifoPolicy:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
-        wanted = [
-            (view.oldest_arrival, view)
-            for view in snapshot.models.values()
-            if view.oldest_arrival is not None and view.name != snapshot.active
-        ]
-        if not wanted:
+        others = wanted(snapshot)
+        if not others:
             return Stay()
-        may_start_at = min(view.retry_at for _, view in wanted)
+        now = snapshot.now
+        ready = may_be_chosen(others, now)
+        may_start_at = now if ready else next_retry(others, now)
         if snapshot.active_since is not None:
             may_start_at = max(may_start_at, snapshot.active_since + self._min_active_s)
-        if may_start_at > snapshot.now:
+        if may_start_at > now:
             return LookAgain(may_start_at)
-        # A model whose wake failed delays nobody else: the others go ahead of it.
-        arrival, oldest = min(
-            ((arrival, view) for arrival, view in wanted if view.retry_at <= snapshot.now),
-            key=lambda pair: pair[0],
-        )
-        return SwitchTo(oldest.name, f"its oldest request waits {snapshot.now - arrival:.1f} s")
+        return first_come(oldest(ready), now)

@@ -10,10 +10,19 @@ from pathlib import Path
 
 from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
+from llmux.policy.adaptive import AdaptivePolicy
 from llmux.policy.base import Policy
+from llmux.policy.classic import CostAwarePolicy, TimeSlicePolicy
+from llmux.policy.exhaustive import ExhaustivePolicy
 from llmux.policy.fifo import FifoPolicy
 
-POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {"fifo": FifoPolicy}
+POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {
+    "adaptive": AdaptivePolicy,
+    "fifo": FifoPolicy,
+    "exhaustive": ExhaustivePolicy,
+    "cost_aware": CostAwarePolicy,
+    "time_slice": TimeSlicePolicy,
+}
 """The policies that come with llmux, by name."""
 
 

@@ -1,0 +1,153 @@
+"""What a policy may know that no config says: measured while the models are switched and used."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from llmux.costs import SMOOTHING, SwitchCosts
+
+ARRIVALS = 16
+"""Over how many of the last arrivals a rate is taken."""
+
+LATENCY_SMOOTHING = 0.1
+"""Weight of the newest latency in its bucket, once there are ten."""
+
+
+class Latencies:
+    """How long a model takes to answer, by how many requests it answers at once.
+
+    One bucket for each power of two, with the running mean of both numbers; between buckets the
+    mean latency is interpolated, beyond the last known ones it is that of the nearest.
+    """
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, tuple[int, float, float]] = {}  # samples, in flight, seconds
+
+    def note(self, in_flight: int, seconds: float) -> None:
+        """Take in one answer, to a request that made the number in flight `in_flight`."""
+        bucket = in_flight.bit_length()
+        samples, mean_count, mean_s = self._buckets.get(bucket, (0, 0.0, 0.0))
+        weight = max(LATENCY_SMOOTHING, 1 / (samples + 1))
+        mean_count += weight * (in_flight - mean_count)
+        mean_s += weight * (seconds - mean_s)
+        self._buckets[bucket] = (samples + 1, mean_count, mean_s)
+
+    def estimate(self, in_flight: int) -> float | None:
+        """Seconds for a request that makes the number in flight `in_flight`; None if unknown."""
+        below: tuple[float, float] | None = None
+        for bucket in sorted(self._buckets):
+            _, count, seconds = self._buckets[bucket]
+            if count >= in_flight:
+                if below is None:
+                    return seconds
+                share = (in_flight - below[0]) / (count - below[0])
+                return below[1] + share * (seconds - below[1])
+            below = (count, seconds)
+        return below[1] if below else None
+
+    def points(self) -> list[tuple[float, float]]:
+        """The means: requests in flight and seconds, by the former."""
+        return [self._buckets[bucket][1:] for bucket in sorted(self._buckets)]
+
+
+class Rate:
+    """How often something happens, by its last few times."""
+
+    __slots__ = ("_times",)
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=ARRIVALS)
+
+    def note(self, now: float) -> None:
+        """It has happened."""
+        self._times.append(now)
+
+    def per_second(self, now: float) -> float:
+        """The rate now: it falls while nothing happens; 0 until it has happened twice."""
+        if len(self._times) < 2:
+            return 0.0
+        return len(self._times) / max(now - self._times[0], 1e-9)
+
+
+class Measures:
+    """What was measured of one group of models.
+
+    Attributes:
+        costs: Hook time of the switches seen.
+    """
+
+    def __init__(self) -> None:
+        self.costs = SwitchCosts()
+        self._drains_s: dict[str, float] = {}
+        self._absences_s: dict[str, float] = {}
+        self._closed_at: dict[str, float] = {}
+        self._rates: dict[str, Rate] = {}
+        self._latencies: dict[str, Latencies] = {}
+
+    def __repr__(self) -> str:
+        return f"<Measures {self.costs!r}>"
+
+    # ---- Taking in ----
+
+    def note_arrival(self, model: str, now: float) -> None:
+        """A request for the model has come."""
+        rate = self._rates.get(model)
+        if rate is None:
+            rate = self._rates[model] = Rate()
+        rate.note(now)
+
+    def note_closed(self, model: str, now: float) -> None:
+        """The model admits nobody any more."""
+        self._closed_at[model] = now
+
+    def note_open(self, model: str, now: float) -> None:
+        """The model admits again."""
+        closed_at = self._closed_at.pop(model, None)
+        if closed_at is not None:
+            _smooth(self._absences_s, model, now - closed_at)
+
+    def note_drained(self, model: str, seconds: float) -> None:
+        """The requests that were in flight when the model closed have taken so long."""
+        _smooth(self._drains_s, model, seconds)
+
+    def note_served(self, model: str, in_flight: int, seconds: float) -> None:
+        """A request that made the number in flight `in_flight` was served."""
+        latencies = self._latencies.get(model)
+        if latencies is None:
+            latencies = self._latencies[model] = Latencies()
+        latencies.note(in_flight, seconds)
+
+    # ---- Telling ----
+
+    def cost_s(self, source: str | None, target: str) -> float:
+        """Hook time of a switch; where unseen the mean of those into the target, or else of all.
+
+        0 while nothing is known, so that everything is tried.
+        """
+        known = self.costs.estimate(source, target)
+        return self.costs.typical(target) if known is None else known
+
+    def drain_s(self, model: str) -> float:
+        """How long the model takes to drain; 0 while unknown."""
+        return self._drains_s.get(model, 0.0)
+
+    def absence_s(self, model: str) -> float | None:
+        """For how long the model is away once it closes; None while unknown."""
+        return self._absences_s.get(model)
+
+    def arrivals_per_s(self, model: str, now: float) -> float:
+        """How many requests for the model come per second."""
+        rate = self._rates.get(model)
+        return rate.per_second(now) if rate else 0.0
+
+    def latency_s(self, model: str, in_flight: int) -> float | None:
+        """How long a request takes that makes the number in flight `in_flight`; None: unknown."""
+        latencies = self._latencies.get(model)
+        return latencies.estimate(in_flight) if latencies else None
+
+
+def _smooth(averages: dict[str, float], model: str, value: float) -> None:
+    known = averages.get(model, value)
+    averages[model] = known + SMOOTHING * (value - known)

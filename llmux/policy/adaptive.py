@@ -1,0 +1,143 @@
+"""Close a model when those who wait elsewhere have suffered as much as its own users will.
+
+The rule in words, and where its parts come from: docs/policies.md. What it needs to know it
+measures (`llmux.measures`); there is nothing to configure but the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llmux.config import PolicyConfig
+from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
+from llmux.policy.choices import (
+    first_come,
+    look_again,
+    may_be_chosen,
+    next_retry,
+    oldest,
+    waited_s,
+    wanted,
+)
+
+TICK_S = 0.25
+"""Least time to the next look, where nothing happens before."""
+
+TURN_SHARE = 0.05
+"""A turn that the bound ends has lasted at least this share of the absence before it. Larger ones
+lower the mean wait under overload and raise the longest (docs/policies.md has the table)."""
+
+MOMENT_S = 1e-3
+"""The least that a switch is taken to cost where something is divided by it."""
+
+
+class AdaptivePolicy:
+    """The policy that llmux uses if the config names none."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._max_wait_s = config.max_wait_secs
+        self._min_active_s = config.min_active_secs
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Say what to do now."""
+        others = wanted(snapshot)
+        if not others:
+            return Stay()
+        ready = may_be_chosen(others, snapshot.now)
+        if not ready:
+            return look_again(next_retry(others, snapshot.now))
+        if snapshot.active is None:
+            return first_come(oldest(ready), snapshot.now)
+        return self._weigh(snapshot, snapshot.models[snapshot.active], ready)
+
+    def _weigh(
+        self, snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
+    ) -> Decision:
+        """Bound, then stay open, then close; and if none applies, when to look again."""
+        now = snapshot.now
+        assert snapshot.active_since is not None
+        first = oldest(others)
+        may_leave_at = snapshot.active_since + self._min_active_s
+        bound_at = max(
+            now - waited_s(first, now) + self._max_wait_s,
+            snapshot.active_since + _least_turn_s(snapshot, active, first),
+            may_leave_at,
+        )
+        if bound_at <= now:
+            return first_come(first, now)
+        if active.backend_queued:
+            return LookAgain(min(bound_at, now + TICK_S))
+        ranked = sorted(others, key=lambda view: _urgency(snapshot, active, view), reverse=True)
+        closing_at = max(may_leave_at, _open_until(snapshot, active, ranked))
+        next_at = math.inf
+        for view in ranked:
+            close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
+            if close_at <= now:
+                return SwitchTo(view.name, _reason(view, now))
+            next_at = min(next_at, close_at)
+        # Sooner than the sums say: the rate of arrivals in them falls while none come.
+        soon = now + max(TICK_S, (next_at - now) / 4)
+        return LookAgain(min(bound_at, soon))
+
+
+def _round_trip_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
+    cost_s = snapshot.measures.cost_s
+    return cost_s(active.name, view.name) + cost_s(view.name, active.name)
+
+
+def _least_turn_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
+    """How long a model stays though others have waited for too long.
+
+    When more is asked for than the GPU can give, everyone waits for too long; going round in turns
+    that are shorter than this would only make it worse.
+    """
+    absence_s = snapshot.measures.absence_s(active.name) or 0.0
+    return 2 * _round_trip_s(snapshot, active, view) + TURN_SHARE * absence_s
+
+
+def _urgency(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
+    """Who is next: the most waiting ended for each second that the switch takes."""
+    cost_s = snapshot.measures.cost_s(active.name, view.name)
+    return view.ages.total(snapshot.now) / max(cost_s, MOMENT_S)
+
+
+def _open_until(snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]) -> float:
+    """Until when to stay open: one more request costs those who wait elsewhere little.
+
+    It lengthens the drain by its share of a batch; turned away, it would wait for the model's next
+    turn. -inf: not at all.
+    """
+    measures = snapshot.measures
+    in_flight = active.in_flight
+    latency_s = measures.latency_s(active.name, in_flight + 1) if in_flight else None
+    if latency_s is None:
+        return -math.inf
+    added_s = latency_s / (in_flight + 1)
+    absence_s = measures.absence_s(active.name)
+    if absence_s is None:
+        absence_s = _round_trip_s(snapshot, active, others[0]) + measures.drain_s(others[0].name)
+    waiting = sum(view.ages.weight for view in others)
+    if waiting * added_s >= absence_s:
+        return -math.inf
+    waited = sum(view.ages.total(snapshot.now) for view in others)
+    enough = absence_s * absence_s / (2 * max(added_s, 1e-9))
+    return snapshot.now + (enough - waited) / waiting
+
+
+def _suffered_enough_at(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
+    """When those in a line will have suffered as much, once served, as a closing will cost here.
+
+    Suffering grows with the square of the wait. Whoever comes for the active model while it is away
+    for a round trip S waits for what is left of it: rate times the integral of t^2 from 0 to S.
+    """
+    measures = snapshot.measures
+    drain_s = measures.drain_s(active.name) if active.in_flight else 0.0
+    served_after_s = measures.cost_s(active.name, view.name) + drain_s
+    rate = measures.arrivals_per_s(active.name, snapshot.now)
+    at_stake = rate * _round_trip_s(snapshot, active, view) ** 3 / 3
+    return view.ages.squares_reach(at_stake) - served_after_s
+
+
+def _reason(view: ModelView, now: float) -> str:
+    return f"{view.queued} waiting, {view.ages.total(now):.1f} s in all"

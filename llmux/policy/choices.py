@@ -1,0 +1,48 @@
+"""What policies have in common: who waits for another model, and whose turn it would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llmux.policy.base import LookAgain, ModelView, Snapshot, Stay, SwitchTo
+
+
+def wanted(snapshot: Snapshot) -> list[ModelView]:
+    """The models other than the active one that requests wait for."""
+    active = snapshot.active
+    return [v for v in snapshot.models.values() if v.queued and v.name != active]
+
+
+def may_be_chosen(models: Sequence[ModelView], now: float) -> list[ModelView]:
+    """Those whose last wake did not fail just now: such a model delays nobody else."""
+    return [view for view in models if view.retry_at <= now]
+
+
+def next_retry(models: Sequence[ModelView], now: float) -> float:
+    """When the next of them may be chosen that may not be now; infinity if there is none."""
+    return min((view.retry_at for view in models if view.retry_at > now), default=math.inf)
+
+
+def oldest(models: Sequence[ModelView]) -> ModelView:
+    """The model whose first request in line arrived first."""
+    return min(models, key=_arrival)
+
+
+def _arrival(view: ModelView) -> float:
+    return math.inf if view.oldest_arrival is None else view.oldest_arrival
+
+
+def waited_s(view: ModelView, now: float) -> float:
+    """How long the first in its line has waited, in seconds."""
+    return now - _arrival(view)
+
+
+def first_come(view: ModelView, now: float) -> SwitchTo:
+    """The switch to a model because of the first in its line."""
+    return SwitchTo(view.name, f"its oldest request waits {waited_s(view, now):.1f} s")
+
+
+def look_again(at: float) -> LookAgain | Stay:
+    """Look again at a time, which may be never."""
+    return Stay() if at == math.inf else LookAgain(at)

@@ -1,0 +1,99 @@
+"""The policies of llmux 0.9, their known faults mended, for people who move.
+
+What the original did wrong and these do not: a deferred decision was taken once and then never
+again until another request came; the longest wait was looked at on arrivals only, so that a lone
+request waited for ever; and a failed wake was tried again at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from llmux.config import PolicyConfig
+from llmux.policy.base import Decision, ModelView, Snapshot, Stay, SwitchTo
+from llmux.policy.choices import (
+    first_come,
+    look_again,
+    may_be_chosen,
+    next_retry,
+    oldest,
+    waited_s,
+    wanted,
+)
+
+COALESCE_S = 2.0
+"""How long the first in a line waits for more, if `options.coalesce_secs` does not say."""
+
+AMORTIZATION = 0.5
+"""Requests for a second of switching, if `options.amortization_factor` does not say."""
+
+
+class CostAwarePolicy:
+    """Let a model serve for as long as the switch away costs, and gather a line that is worth it.
+
+    A model that has served so long is left for one whose line is as long as `amortization_factor`
+    times the seconds of the switch, or whose first request has waited for `coalesce_secs`; and for
+    any whose first request has waited for `max_wait_secs`.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._max_wait_s = config.max_wait_secs
+        self._min_active_s = config.min_active_secs
+        self._coalesce_s = float(config.options.get("coalesce_secs", COALESCE_S))
+        self._amortization = float(config.options.get("amortization_factor", AMORTIZATION))
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Say what to do now."""
+        others, now = wanted(snapshot), snapshot.now
+        ready = may_be_chosen(others, now)
+        if not ready:
+            return look_again(next_retry(others, now))
+        if snapshot.active is None:
+            return first_come(oldest(ready), now)
+        due = {view.name: self._due_at(snapshot, view) for view in ready}
+        first = min(ready, key=lambda view: due[view.name])
+        return first_come(first, now) if due[first.name] <= now else look_again(due[first.name])
+
+    def _due_at(self, snapshot: Snapshot, view: ModelView) -> float:
+        """When this model's turn comes if nothing changes."""
+        assert snapshot.active_since is not None
+        arrived_at = snapshot.now - waited_s(view, snapshot.now)
+        cost_s = snapshot.measures.cost_s(snapshot.active, view.name)
+        is_worth_it = view.queued >= max(1, math.ceil(self._amortization * cost_s))
+        gathered_at = arrived_at if is_worth_it else arrived_at + self._coalesce_s
+        served_at = max(gathered_at, snapshot.active_since + cost_s)
+        stale_at = arrived_at + self._max_wait_s
+        return max(min(served_at, stale_at), snapshot.active_since + self._min_active_s)
+
+
+class TimeSlicePolicy:
+    """Serve the active model until it is idle, then the model with the longest line.
+
+    A request that has waited for `max_wait_secs` does not wait for that.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._max_wait_s = config.max_wait_secs
+        self._min_active_s = config.min_active_secs
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Say what to do now."""
+        others, now = wanted(snapshot), snapshot.now
+        if not others:
+            return Stay()
+        ready = may_be_chosen(others, now)
+        if not ready:
+            return look_again(next_retry(others, now))
+        first = oldest(ready)
+        if snapshot.active is None:
+            return first_come(first, now)
+        active = snapshot.models[snapshot.active]
+        assert snapshot.active_since is not None
+        may_leave_at = snapshot.active_since + self._min_active_s
+        if active.in_flight or active.queued:
+            stale_at = max(may_leave_at, now + self._max_wait_s - waited_s(first, now))
+            return first_come(first, now) if stale_at <= now else look_again(stale_at)
+        if may_leave_at > now:
+            return look_again(may_leave_at)
+        longest = max(ready, key=lambda view: view.queued)
+        return SwitchTo(longest.name, f"the longest line: {longest.queued} waiting")

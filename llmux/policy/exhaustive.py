@@ -1,0 +1,49 @@
+"""Exhaustive service: serve the active model until it has nothing left to do."""
+
+from __future__ import annotations
+
+from llmux.config import PolicyConfig
+from llmux.policy.base import Decision, Snapshot, Stay
+from llmux.policy.choices import (
+    first_come,
+    look_again,
+    may_be_chosen,
+    next_retry,
+    oldest,
+    waited_s,
+    wanted,
+)
+
+
+class ExhaustivePolicy:
+    """Stay while the active model has work; then the oldest waiting request decides.
+
+    Work is a request that waits for a slot of the active model where `max_in_flight` is set, else
+    one in flight. A request that has waited for `max_wait_secs` ends the stay all the same.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self._max_wait_s = config.max_wait_secs
+        self._min_active_s = config.min_active_secs
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Say what to do now."""
+        others, now = wanted(snapshot), snapshot.now
+        ready = may_be_chosen(others, now)
+        if not others:
+            return Stay()
+        if not ready:
+            return look_again(next_retry(others, now))
+        first = oldest(ready)
+        if snapshot.active is None:
+            return first_come(first, now)
+        assert snapshot.active_since is not None
+        may_close_at = snapshot.active_since + self._min_active_s
+        if self._has_work(snapshot):
+            may_close_at = max(may_close_at, now + self._max_wait_s - waited_s(first, now))
+        return first_come(first, now) if may_close_at <= now else look_again(may_close_at)
+
+    def _has_work(self, snapshot: Snapshot) -> bool:
+        assert snapshot.active is not None
+        active = snapshot.models[snapshot.active]
+        return active.queued > 0 if active.has_slots else active.in_flight > 0

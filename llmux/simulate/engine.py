@@ -1,0 +1,314 @@
+"""One group of models, simulated event by event, under the very policies that the server runs.
+
+The rules are those of `llmux.switcher`: requests for the open model go in, the others stand in
+line; a switch drains, takes its hooks' time, lets the line in; then the policy is asked again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llmux.measures import Measures
+from llmux.policy import LookAgain, ModelView, Policy, Snapshot, SwitchTo
+from llmux.simulate.arrivals import Arrival
+from llmux.simulate.backends import Job, Server
+from llmux.simulate.outcome import Outcome
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
+"""As in `llmux.model`."""
+
+ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
+
+Cost = Callable[[str | None, str], float]
+"""Seconds of hook time of a switch; from None: nothing was awake."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is simulated.
+
+    Attributes:
+        models: Their names.
+        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds.
+        server: Makes a model's server.
+        policy: Makes the policy.
+        max_in_flight: Most requests in flight on a model; the rest wait in order.
+        preserves_in_flight: A model sleeps with its requests; nothing is drained.
+        failing_wakes: Share of wakes that fail.
+        asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
+            have nothing to say.
+    """
+
+    models: Sequence[str]
+    cost: Cost
+    server: Callable[[str], Server]
+    policy: Callable[[], Policy]
+    max_in_flight: int | None = None
+    preserves_in_flight: bool = False
+    failing_wakes: float = 0.0
+    asks_when_idle: bool = False
+
+
+class Station:
+    """One simulated model."""
+
+    __slots__ = ("failures", "index", "line", "name", "server", "view")
+
+    def __init__(self, index: int, name: str, server: Server, *, has_slots: bool) -> None:
+        self.index = index
+        self.name = name
+        self.server = server
+        self.line: deque[Job] = deque()
+        self.view = ModelView(name, has_slots=has_slots)
+        self.failures = 0
+
+
+def simulate(
+    setup: Setup,
+    arrivals: Iterator[Arrival] | Sequence[Arrival],
+    *,
+    follow: Callable[[Job, float], Arrival | None] | None = None,
+    until: float = math.inf,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda _count: None,
+) -> Outcome:
+    """Run to the end of the arrivals and of all that they asked for.
+
+    Args:
+        setup: The models, their costs and the policy.
+        arrivals: In order of time.
+        follow: What comes because a request was answered; for closed loops.
+        until: Seconds of simulated time after which nothing is done any more.
+        seed: Of what is drawn at random here: which wakes fail.
+        progress: Called with the number of requests answered, every 10,000.
+    """
+    run = Simulation(setup, iter(arrivals), follow, random.Random(seed), progress)  # noqa: S311
+    run.run(until)
+    return run.outcome
+
+
+class Simulation:
+    """The state of one run; see `simulate`."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        arrivals: Iterator[Arrival],
+        follow: Callable[[Job, float], Arrival | None] | None,
+        rng: random.Random,
+        progress: Callable[[int], None],
+    ) -> None:
+        has_slots = setup.max_in_flight is not None
+        self.outcome = Outcome(list(setup.models))
+        self._setup = setup
+        self._policy = setup.policy()
+        self._note_queued = getattr(self._policy, "note_queued", None)
+        self._arrivals = arrivals
+        self._follow = follow
+        self._rng = rng
+        self._progress = progress
+        self._stations = {
+            name: Station(index, name, setup.server(name), has_slots=has_slots)
+            for index, name in enumerate(setup.models)
+        }
+        self._snapshot = Snapshot(
+            now=0.0,
+            active=None,
+            active_since=None,
+            models={name: station.view for name, station in self._stations.items()},
+            measures=Measures(),
+        )
+        self._measures = self._snapshot.measures
+        self._open: Station | None = None  # admits requests
+        self._leaving: Station | None = None  # drains; its server still works
+        self._target: Station | None = None  # being switched to
+        self._source: Station | None = None
+        self._waiting = 0  # in all lines
+        self._events: list[tuple[float, int, int, Arrival | None]] = []
+        self._count = 0
+        self._look_at = math.inf
+        self._drain_began = 0.0
+        self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
+
+    # ---- Time ----
+
+    def run(self, until: float) -> None:
+        """Go from event to event."""
+        self._draw_arrival()
+        events = self._events
+        now = 0.0
+        while True:
+            working = self._open or self._leaving
+            done_at = working.server.done_at if working else math.inf
+            at = min(done_at, events[0][0] if events else math.inf)
+            if at == math.inf or at > until:
+                break
+            self._seconds[self._doing()] += at - now
+            now = self._snapshot.now = at
+            if done_at <= at and working is not None:
+                self._end(working, now)
+            else:
+                _, _, kind, arrival = heapq.heappop(events)
+                if arrival is not None:
+                    if kind == ARRIVAL:
+                        self._draw_arrival()
+                    self._arrive(arrival, now)
+                elif kind == SWITCHED:
+                    self._switched(now)
+                elif now < self._look_at:
+                    continue  # a look that was put off
+            if self._target is None:
+                self._ask(now)
+        self.outcome.seconds = self._seconds
+
+    def _doing(self) -> str:
+        if self._target is not None:
+            return "draining" if self._leaving else "switching"
+        return "serving" if self._open and self._open.view.in_flight else "idle"
+
+    def _schedule(self, at: float, kind: int, arrival: Arrival | None = None) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at, self._count, kind, arrival))
+
+    def _draw_arrival(self) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is not None:
+            self._schedule(arrival.at, ARRIVAL, arrival)
+
+    # ---- Requests ----
+
+    def _arrive(self, arrival: Arrival, now: float) -> None:
+        station = self._stations[arrival.model]
+        job = Job(arrival.model, now, arrival.work_s)
+        self._measures.note_arrival(station.name, now)
+        if station is self._open and self._has_room(station):
+            self._admit(station, job, now)
+            return
+        self._waiting += 1
+        station.line.append(job)
+        view = station.view
+        view.queued += 1
+        view.ages.add(now)
+        if view.oldest_arrival is None:
+            view.oldest_arrival = now
+        if self._note_queued is not None:
+            self._note_queued(station.name)
+
+    def _has_room(self, station: Station) -> bool:
+        limit = self._setup.max_in_flight
+        return limit is None or (station.view.in_flight < limit and not station.line)
+
+    def _admit(self, station: Station, job: Job, now: float) -> None:
+        view = station.view
+        view.in_flight += 1
+        job.admitted_at = now
+        job.in_flight = view.in_flight
+        station.server.add(job, now)
+
+    def _admit_line(self, station: Station, now: float) -> None:
+        limit = self._setup.max_in_flight or math.inf
+        view, line = station.view, station.line
+        while line and view.in_flight < limit:
+            job = line.popleft()
+            view.queued -= 1
+            view.ages.remove(job.arrived_at)
+            self._waiting -= 1
+            self._admit(station, job, now)
+        view.oldest_arrival = line[0].arrived_at if line else None
+
+    def _end(self, station: Station, now: float) -> None:
+        job = station.server.pop(now)
+        view = station.view
+        view.in_flight -= 1
+        self.outcome.add(station.index, job, now)
+        self._measures.note_served(station.name, job.in_flight, now - job.admitted_at)
+        if self.outcome.count % 10_000 == 0:
+            self._progress(self.outcome.count)
+        if self._follow is not None and (arrival := self._follow(job, now)) is not None:
+            self._schedule(arrival.at, FOLLOWED, arrival)
+        if station is self._open:
+            if station.line:
+                self._admit_line(station, now)
+        elif not view.in_flight:
+            self._drained(station, now)
+
+    # ---- Switches ----
+
+    def _ask(self, now: float) -> None:
+        here = self._open.view.queued if self._open else 0
+        if self._waiting == here and not self._setup.asks_when_idle:
+            return
+        decision = self._policy.decide(self._snapshot)
+        if isinstance(decision, SwitchTo):
+            self._begin(self._stations[decision.model], now)
+        elif isinstance(decision, LookAgain) and decision.at != self._look_at:
+            assert decision.at > now, decision
+            self._look_at = decision.at
+            self._schedule(decision.at, LOOK)
+
+    def _begin(self, target: Station, now: float) -> None:
+        self._target = target
+        self._look_at = math.inf
+        source = self._source = self._open
+        self._open = None
+        if source is None:
+            self._run_hooks(now)
+            return
+        assert self._snapshot.active_since is not None
+        self.outcome.spans.append((source.index, self._snapshot.active_since, now))
+        self._snapshot.active = self._snapshot.active_since = None
+        self._measures.note_closed(source.name, now)
+        if self._setup.preserves_in_flight:
+            source.server.freeze(now)
+            self._run_hooks(now)
+        elif source.view.in_flight:
+            self._leaving = source
+            self._drain_began = now
+        else:
+            self._run_hooks(now)
+
+    def _drained(self, station: Station, now: float) -> None:
+        self._leaving = None
+        self._measures.note_drained(station.name, now - self._drain_began)
+        self._run_hooks(now)
+
+    def _run_hooks(self, now: float) -> None:
+        assert self._target is not None
+        source = self._source.name if self._source else None
+        self._schedule(now + self._setup.cost(source, self._target.name), SWITCHED)
+
+    def _switched(self, now: float) -> None:
+        target = self._target
+        assert target is not None
+        self._target = None
+        source = self._source.name if self._source else None
+        if self._setup.failing_wakes and self._rng.random() < self._setup.failing_wakes:
+            self._fail(target, now)
+            return
+        self._measures.costs.record(source, target.name, self._setup.cost(source, target.name))
+        self._measures.note_open(target.name, now)
+        self.outcome.switches += 1
+        target.failures = 0
+        target.view.retry_at = -math.inf
+        self._open = target
+        self._snapshot.active, self._snapshot.active_since = target.name, now
+        if self._setup.preserves_in_flight:
+            target.server.thaw(now)
+        self._admit_line(target, now)
+
+    def _fail(self, target: Station, now: float) -> None:
+        delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**target.failures)
+        target.failures += 1
+        view = target.view
+        view.retry_at = now + delay_s
+        self.outcome.failed += len(target.line)
+        self._waiting -= len(target.line)
+        for job in target.line:
+            view.ages.remove(job.arrived_at)
+        target.line.clear()
+        view.queued, view.oldest_arrival = 0, None
