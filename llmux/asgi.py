@@ -152,6 +152,9 @@ class AsgiLane:
         self.scheme: str = scope["scheme"]
         self.has_answered = False
         self.upgrade = b""  # an ASGI server does not pass these on
+        self.cut_scope: trio.CancelScope | None = (
+            None  # Hypercorn sends nothing for what is cancelled
+        )
         self.scope = trio.CancelScope()
         self.watching = trio.CancelScope()
         self.ended = trio.Event()

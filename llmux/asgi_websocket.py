@@ -35,6 +35,7 @@ class WebSocketLane:
         self.scheme = "https" if scope["scheme"] in ("wss", "https") else "http"
         self.has_answered = False
         self.upgrade = b"websocket"
+        self.cut_scope: trio.CancelScope | None = None
         self._receive = receive
         self._send = send
         self._frames = Connection(ConnectionType.CLIENT)

@@ -128,7 +128,8 @@ class ClientConnection:
     """One client's connection, and where it stands.
 
     A client that closes its side is gone: that cancels `scope`, and with it whatever was being
-    done for it. So requests need no scopes of their own.
+    done for it. A request that a drain cuts ends in the same way. So requests need no scopes of
+    their own.
 
     Attributes:
         scope: Around everything that is done for this client.
@@ -288,6 +289,8 @@ class FastRequest:
         self.scheme = "http"
         self.has_answered = False
         self.upgrade = head.upgrade
+        # Replies are written without waiting, so they work in a cancelled scope, too.
+        self.cut_scope = connection.scope
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)
@@ -424,7 +427,7 @@ class FastRequest:
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""
         connection = self._connection
-        if not self._is_read:
+        if not self._is_read or connection.scope.cancel_called:
             connection.can_go_on = False
         self.has_answered = True
         head = response_head(status, [*headers, *self._connection_headers()])

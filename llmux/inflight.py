@@ -38,9 +38,14 @@ class InFlight:
         """When the longest-running request entered (Trio's clock, seconds); None if none is in."""
         return next((flight.entered_at for flight in self._flights), None)
 
-    def enter(self) -> Flight:
-        """Count one more request, until the returned context is left."""
-        flight = Flight(self)
+    def enter(self, scope: trio.CancelScope | None = None) -> Flight:
+        """Count one more request, until the returned context is left.
+
+        Args:
+            scope: What to cancel to cut the request: a scope that is around it already. Without
+                one, the context has its own.
+        """
+        flight = Flight(self, scope)
         if not self._flights:
             self._empty = trio.Event()
         self._flights[flight] = None
@@ -66,21 +71,24 @@ class InFlight:
 class Flight:
     """One request in flight: `with in_flight.enter(): ...` lasts until its last byte is sent."""
 
-    __slots__ = ("_in_flight", "_is_cut", "_scope", "entered_at")
+    __slots__ = ("_in_flight", "_is_cut", "_own_scope", "_scope", "entered_at")
 
-    def __init__(self, in_flight: InFlight) -> None:
+    def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
         self._in_flight = in_flight
-        self._scope = trio.CancelScope()
+        self._own_scope = trio.CancelScope() if scope is None else None
+        self._scope = scope or self._own_scope
         self._is_cut = False
         self.entered_at = trio.current_time()
 
     def cut(self) -> None:
         """Cancel what runs inside; the context then raises `StreamCut`."""
         self._is_cut = True
+        assert self._scope is not None
         self._scope.cancel()
 
     def __enter__(self) -> Flight:
-        self._scope.__enter__()
+        if self._own_scope is not None:
+            self._own_scope.__enter__()
         return self
 
     def __exit__(
@@ -90,9 +98,18 @@ class Flight:
         traceback: TracebackType | None,
     ) -> bool | None:
         try:
-            handled = self._scope.__exit__(kind, error, traceback)
+            handled = self._own_scope is not None and self._own_scope.__exit__(
+                kind, error, traceback
+            )
         finally:
             self._in_flight.leave(self)
-        if self._is_cut and self._scope.cancelled_caught:
+        if self._is_cut and error is not None and is_cancellation(error):
             raise StreamCut from None
         return handled
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an error is Trio's way to end what was cancelled, from one task or from several."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)

@@ -98,8 +98,11 @@ class Model:
         self.entered_at = trio.current_time()
         self._on_enter(self, left, stayed_s)
 
-    async def wait_admitted(self) -> Flight:
+    async def wait_admitted(self, scope: trio.CancelScope | None = None) -> Flight:
         """Stand in line until let in; returns with the request counted as in flight.
+
+        Args:
+            scope: As for `InFlight.enter`.
 
         Raises:
             LlmuxError: What those in line were refused with.
@@ -108,7 +111,7 @@ class Model:
             self._on_join()
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
-            return self.in_flight.enter()
+            return self.in_flight.enter(scope)
 
     def wake_succeeded(self) -> None:
         """Forget earlier failures."""

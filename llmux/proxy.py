@@ -63,6 +63,8 @@ class Lane(Protocol):
         scheme: http or https.
         has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
         upgrade: The protocol that the client wants to change to; empty if none.
+        cut_scope: A scope that is around the request already, and in which `reply` works even once
+            it is cancelled; None if there is none.
     """
 
     method: bytes
@@ -72,6 +74,7 @@ class Lane(Protocol):
     scheme: str
     has_answered: bool
     upgrade: bytes
+    cut_scope: trio.CancelScope | None
 
     async def read_body(self, limit_bytes: int) -> bytes:
         """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
@@ -198,7 +201,7 @@ class ModelProxy:
                 raise
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
-        journey.serving = self._board.serving(journey.model)
+        journey.serving = self._board.serving(journey.model, lane.cut_scope)
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

@@ -27,15 +27,21 @@ class Serving:
         waited_s: How long it did, in seconds; 0 if it did not.
     """
 
-    __slots__ = ("_check", "_flight", "_model", "_timeout_s", "queued", "waited_s")
+    __slots__ = ("_check", "_flight", "_model", "_scope", "_timeout_s", "queued", "waited_s")
 
     def __init__(
-        self, model: Model, *, check: Callable[[Model], None], timeout_s: float | None
+        self,
+        model: Model,
+        *,
+        check: Callable[[Model], None],
+        timeout_s: float | None,
+        scope: trio.CancelScope | None = None,
     ) -> None:
         self.queued = False
         self.waited_s = 0.0
         self._model = model
         self._check = check
+        self._scope = scope
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._flight: Flight | None = None
 
@@ -48,7 +54,7 @@ class Serving:
         self._check(self._model)
         if self._model.is_awake:
             # No checkpoint between this check and the count.
-            self._flight = self._model.in_flight.enter()
+            self._flight = self._model.in_flight.enter(self._scope)
         else:
             self._flight = await self._wait()
         self._flight.__enter__()
@@ -59,7 +65,7 @@ class Serving:
         self.queued = True
         try:
             with trio.fail_after(self._timeout_s):
-                return await self._model.wait_admitted()
+                return await self._model.wait_admitted(self._scope)
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None

@@ -51,13 +51,13 @@ class Switchboard:
 
     # ---- The door ----
 
-    def serving(self, model: str) -> Serving:
+    def serving(self, model: str, scope: trio.CancelScope | None = None) -> Serving:
         """The only way into a model; see `Switcher.serving`.
 
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self._switcher(model).serving(model)
+        return self._switcher(model).serving(model, scope)
 
     def _switcher(self, model: str) -> Switcher:
         try:

@@ -125,9 +125,10 @@ class Switcher:
 
     # ---- The door ----
 
-    def serving(self, name: str) -> Serving:
+    def serving(self, name: str, scope: trio.CancelScope | None = None) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
+        What is inside can be cut: by a scope of its own, or by one that is around it already.
         Entering may raise ManualMode, QueueFull, SwitchTimeout, HookError or ShuttingDown, and
         leaving StreamCut.
         """
@@ -135,6 +136,7 @@ class Switcher:
             self.models[name],
             check=self._check_admissible,
             timeout_s=self._settings.request_timeout_secs,
+            scope=scope,
         )
 
     def _check_admissible(self, model: Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -128,14 +128,17 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 
 @asynccontextmanager
-async def running_lane(lane: str, folder: Path, **settings: Any) -> AsyncIterator[Site]:
+async def running_lane(
+    lane: str, folder: Path, *, models: Sequence[str] = ("a",), **settings: Any
+) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
     backend = ScriptedBackend()
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
-        models = {"a": {"port": backend.port, "wake": "up", "sleep": "down", "alive": "ping"}}
+        model = {"port": backend.port, "wake": "up", "sleep": "down", "alive": "ping"}
         config = parse_config(
-            {"models": models, "state_dir": str(folder), **settings}, directory=folder
+            {"models": dict.fromkeys(models, model), "state_dir": str(folder), **settings},
+            directory=folder,
         )
         service = build_service(config, hooks=FakeHooks())
         rest = HypercornSide(service.app, server_config("127.0.0.1", 0))

@@ -327,6 +327,43 @@ async def test_other_streams_do_not_notice_a_slow_reader(site: Site) -> None:
                 assert status(await site.exchange(post())) == 200
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_drain_that_takes_too_long_cuts_requests(lane: str, tmp_path: Path) -> None:
+    policy = {"drain_timeout_secs": 0.05}
+
+    async def begin(stream: trio.SocketStream, request: bytes) -> None:
+        if b"/begin" in request:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        await trio.sleep_forever()
+
+    async with (
+        running_lane(lane, tmp_path, policy=policy, models=["a", "b"]) as site,
+        trio.open_nursery() as nursery,
+    ):
+        site.backend.play = begin
+        answers: dict[bytes, bytes] = {}
+
+        async def ask(path: bytes) -> None:
+            request = post().replace(b"/v1/chat/completions", path)
+            answers[path] = await site.exchange(request)
+
+        nursery.start_soon(ask, b"/wait")
+        nursery.start_soon(ask, b"/begin")
+        with trio.fail_after(5):
+            while len(site.backend.received) < 2:
+                await trio.sleep(0.001)
+            await site.service.board.force_switch("b")
+            await site.until_idle()
+            async with site.client() as client:
+                series = (await client.get("/metrics")).text
+    assert status(answers[b"/wait"]) == 503
+    assert json.loads(body_of(answers[b"/wait"]))["error"]["code"] == "not_ready"
+    assert status(answers[b"/begin"]) == 200
+    assert body_of(answers[b"/begin"]) == b"half"
+    counted = re.findall(r'llmux_requests_total{model="a",status="(\d+)".*} (.*)', series)
+    assert sorted(counted) == [("200", "1.0"), ("503", "1.0")]
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [

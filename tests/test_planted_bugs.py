@@ -27,10 +27,10 @@ PLANTS = {
         "            await waiter.wait_granted()\n"
         "            # No checkpoint since the grant, and the line is not left yet: settled means"
         " counted.\n"
-        "            return self.in_flight.enter()\n",
+        "            return self.in_flight.enter(scope)\n",
         "            await waiter.wait_granted()\n"
         "        await trio.lowlevel.checkpoint()\n"
-        "        return self.in_flight.enter()\n",
+        "        return self.in_flight.enter(scope)\n",
     ),
     "forget to settle on cancel": (
         "waiters.py",

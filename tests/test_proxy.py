@@ -30,6 +30,7 @@ class FakeLane:
     peer: str | None = "10.0.0.9"
     scheme = "http"
     upgrade = b""
+    cut_scope: trio.CancelScope | None = None
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:
         self.target = target
