@@ -102,6 +102,16 @@ class QueueFull(LlmuxError):
     code = "queue_full"
 
 
+class WouldSwitch(LlmuxError):
+    """The request's model is not active, and it asked not to cause a switch."""
+
+    status = 409
+    code = "would_switch"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model {model} is not active, and the request asks for no switch")
+
+
 class SwitchTimeout(LlmuxError):
     """The request waited longer than `policy.request_timeout_secs`."""
 

@@ -290,7 +290,7 @@ class FastRequest:
         self.has_answered = False
         self.upgrade = head.upgrade
         # Replies are written without waiting, so they work in a cancelled scope, too.
-        self.cut_scope = connection.scope
+        self.cut_scope: trio.CancelScope | None = connection.scope
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)

@@ -14,10 +14,10 @@ class InFlight:
     """The requests in flight on one model.
 
     Entering and leaving are synchronous, so a count can neither be seen half-changed nor leak
-    through a cancellation. `on_leave()` is called after each request that leaves.
+    through a cancellation. `on_leave(flight)` is called after each request that leaves.
     """
 
-    def __init__(self, on_leave: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
         self._on_leave = on_leave
         self._flights: dict[Flight, None] = {}  # in order of entry
         # self._empty.is_set() == (self.count == 0). Events cannot un-happen, so each busy period
@@ -49,6 +49,7 @@ class InFlight:
         if not self._flights:
             self._empty = trio.Event()
         self._flights[flight] = None
+        flight.company = len(self._flights)
         return flight
 
     def leave(self, flight: Flight) -> None:
@@ -56,7 +57,7 @@ class InFlight:
         del self._flights[flight]
         if not self._flights:
             self._empty.set()
-        self._on_leave()
+        self._on_leave(flight)
 
     def cut(self) -> None:
         """End every request in flight; each raises `StreamCut` where it stands."""
@@ -69,9 +70,17 @@ class InFlight:
 
 
 class Flight:
-    """One request in flight: `with in_flight.enter(): ...` lasts until its last byte is sent."""
+    """One request in flight: `with in_flight.enter(): ...` lasts until its last byte is sent.
 
-    __slots__ = ("_in_flight", "_is_cut", "_own_scope", "_scope", "entered_at")
+    Attributes:
+        entered_at: When it entered (Trio's clock, seconds).
+        company: How many were in flight then, itself included.
+        is_whole: Whether it ended by itself: nothing was raised in it.
+    """
+
+    __slots__ = (
+        "_in_flight", "_is_cut", "_own_scope", "_scope", "company", "entered_at", "is_whole",
+    )  # fmt: skip
 
     def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
         self._in_flight = in_flight
@@ -79,6 +88,8 @@ class Flight:
         self._scope = scope or self._own_scope
         self._is_cut = False
         self.entered_at = trio.current_time()
+        self.company = 1
+        self.is_whole = False
 
     def cut(self) -> None:
         """Cancel what runs inside; the context then raises `StreamCut`."""
@@ -97,6 +108,7 @@ class Flight:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        self.is_whole = kind is None
         try:
             handled = self._own_scope is not None and self._own_scope.__exit__(
                 kind, error, traceback

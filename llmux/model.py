@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import trio
@@ -35,12 +36,28 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.ASLEEP: frozenset({Phase.WAKING}),
     Phase.WAKING: frozenset({Phase.AWAKE, Phase.SLEEPING}),  # SLEEPING: cleaning up a failed wake
     Phase.AWAKE: frozenset({Phase.DRAINING, Phase.SLEEPING}),  # SLEEPING: draining is off
-    Phase.DRAINING: frozenset({Phase.SLEEPING}),
+    Phase.DRAINING: frozenset({Phase.SLEEPING, Phase.AWAKE}),  # AWAKE: the switch was abandoned
     Phase.SLEEPING: frozenset({Phase.ASLEEP, Phase.FAILED}),
     # SLEEPING: its GPU memory was not given back; it is put to sleep again before another wakes.
     Phase.FAILED: frozenset({Phase.WAKING, Phase.SLEEPING}),
 }
 """Every way from one phase to the next; there is no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the config says of a model that its switcher must know.
+
+    Attributes:
+        max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.
+        preserves_in_flight: Its hooks freeze it with its requests, so that none is waited for.
+    """
+
+    max_in_flight: float = math.inf
+    preserves_in_flight: bool = False
+
+
+NO_TRAITS = Traits()
 
 
 class Model:
@@ -54,9 +71,11 @@ class Model:
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
+        max_in_flight, preserves_in_flight: See `Traits`.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
-    `on_join()` when a request joins the line, `on_leave()` when one leaves the model.
+    `on_line(model)` when a request joins the line or leaves it, `on_leave(model, flight)` when one
+    leaves the model.
     """
 
     def __init__(
@@ -64,20 +83,24 @@ class Model:
         name: str,
         *,
         on_enter: Callable[[Model, Phase, float], None] = lambda *_: None,
-        on_join: Callable[[], None] = lambda: None,
-        on_leave: Callable[[], None] = lambda: None,
+        on_line: Callable[[Model], None] = lambda _: None,
+        on_leave: Callable[[Model, Flight], None] = lambda *_: None,
+        traits: Traits = NO_TRAITS,
     ) -> None:
         self.name = name
         self.phase = Phase.ASLEEP
         self.entered_at = -math.inf  # always has been
-        self.in_flight = InFlight(on_leave=on_leave)
-        self.waiters = Waiters()
+        self.in_flight = InFlight(on_leave=self._left)
+        self.waiters = Waiters(on_settle=self._settled)
+        self.max_in_flight = traits.max_in_flight
+        self.preserves_in_flight = traits.preserves_in_flight
         self.holds_gpu = False
         self.failures = 0
         self.retry_at = -math.inf
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
-        self._on_join = on_join
+        self._on_line = on_line
+        self._on_leave = on_leave
 
     def __repr__(self) -> str:
         return (
@@ -87,8 +110,20 @@ class Model:
 
     @property
     def is_awake(self) -> bool:
-        """Whether it admits requests at this instant."""
+        """Whether it serves requests, and admits as many as it has room for."""
         return self.phase is Phase.AWAKE
+
+    @property
+    def admits(self) -> bool:
+        """Whether a request that comes at this instant goes in at once."""
+        if self.phase is not Phase.AWAKE:
+            return False
+        return self.max_in_flight == math.inf or (not self.waiters.count and self.room > 0)
+
+    @property
+    def room(self) -> float:
+        """How many more it may have in flight."""
+        return self.max_in_flight - self.in_flight.count - self.waiters.settling
 
     def enter(self, phase: Phase) -> None:
         """Change phase; the only place that does."""
@@ -98,20 +133,40 @@ class Model:
         self.entered_at = trio.current_time()
         self._on_enter(self, left, stayed_s)
 
-    async def wait_admitted(self, scope: trio.CancelScope | None = None) -> Flight:
+    async def wait_admitted(
+        self, scope: trio.CancelScope | None = None, weight: float = 1.0
+    ) -> Flight:
         """Stand in line until let in; returns with the request counted as in flight.
 
         Args:
+            weight: What its age counts for.
             scope: As for `InFlight.enter`.
 
         Raises:
             LlmuxError: What those in line were refused with.
         """
-        with self.waiters.join() as waiter:
-            self._on_join()
+        with self.waiters.join(weight) as waiter:
+            self._on_line(self)
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
             return self.in_flight.enter(scope)
+
+    async def let_in(self) -> None:
+        """Let in all who wait and have room; returns once each of them has settled."""
+        await self.waiters.grant(self.room)
+
+    def _admit_more(self) -> None:
+        """A place may have become free."""
+        if self.waiters.count and self.is_awake:
+            self.waiters.let_in(self.room)
+
+    def _left(self, flight: Flight) -> None:
+        self._admit_more()
+        self._on_leave(self, flight)
+
+    def _settled(self) -> None:
+        self._admit_more()
+        self._on_line(self)
 
     def wake_succeeded(self) -> None:
         """Forget earlier failures."""
@@ -134,4 +189,6 @@ class Model:
             queued=self.waiters.count,
             oldest_arrival=self.waiters.oldest,
             retry_at=self.retry_at,
+            ages=self.waiters.ages,
+            has_slots=self.max_in_flight != math.inf,
         )

@@ -14,11 +14,13 @@ class Order:
     Attributes:
         target: The model that is to be awake.
         reason: Why, for people.
+        is_forced: An operator's, who wants it whether requests wait for it or not.
     """
 
-    def __init__(self, target: Model, reason: str) -> None:
+    def __init__(self, target: Model, reason: str, *, is_forced: bool = False) -> None:
         self.target = target
         self.reason = reason
+        self.is_forced = is_forced
         self._ended = trio.Event()
         self._error: LlmuxError | None = None
 

@@ -24,6 +24,7 @@ from llmux.errors import (
     NotReady,
     StreamCut,
 )
+from llmux.hints import NO_HINTS, read_hints
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
@@ -151,6 +152,7 @@ class ModelProxy:
         self._board = board
         self._metrics = metrics
         self._names = config.names
+        self._heeds_hints = config.policy.client_hints
         self.body_bytes = config.limits.body_bytes
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
@@ -201,7 +203,8 @@ class ModelProxy:
                 raise
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
-        journey.serving = self._board.serving(journey.model, lane.cut_scope)
+        hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS
+        journey.serving = self._board.serving(journey.model, lane.cut_scope, hints)
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

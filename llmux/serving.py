@@ -8,7 +8,8 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import SwitchTimeout
+from llmux.errors import SwitchTimeout, WouldSwitch
+from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
 from llmux.logs import get_logger
 from llmux.model import Model
@@ -27,7 +28,9 @@ class Serving:
         waited_s: How long it did, in seconds; 0 if it did not.
     """
 
-    __slots__ = ("_check", "_flight", "_model", "_scope", "_timeout_s", "queued", "waited_s")
+    __slots__ = (
+        "_check", "_flight", "_hints", "_model", "_scope", "_timeout_s", "queued", "waited_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -36,13 +39,15 @@ class Serving:
         check: Callable[[Model], None],
         timeout_s: float | None,
         scope: trio.CancelScope | None = None,
+        hints: Hints = NO_HINTS,
     ) -> None:
         self.queued = False
         self.waited_s = 0.0
         self._model = model
         self._check = check
         self._scope = scope
-        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._hints = hints
+        self._timeout_s = min(math.inf if timeout_s is None else timeout_s, hints.max_wait_s)
         self._flight: Flight | None = None
 
     async def __aenter__(self) -> Serving:
@@ -52,7 +57,7 @@ class Serving:
             LlmuxError: The request is refused: at the door, in line, or after too long a wait.
         """
         self._check(self._model)
-        if self._model.is_awake:
+        if self._model.admits:
             # No checkpoint between this check and the count.
             self._flight = self._model.in_flight.enter(self._scope)
         else:
@@ -61,11 +66,13 @@ class Serving:
         return self
 
     async def _wait(self) -> Flight:
+        if self._hints.never_switch and not self._model.is_awake:
+            raise WouldSwitch(self._model.name)
         arrived_at = trio.current_time()
         self.queued = True
         try:
             with trio.fail_after(self._timeout_s):
-                return await self._model.wait_admitted(self._scope)
+                return await self._model.wait_admitted(self._scope, self._hints.weight)
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 
 import trio
 
-from llmux.config import Config
+from llmux.config import Config, ModelConfig
 from llmux.errors import ModelNotFound
+from llmux.hints import NO_HINTS, Hints
 from llmux.metrics import Counts, Metrics
-from llmux.model import Model
+from llmux.model import Model, Traits
 from llmux.policy import load_policy
 from llmux.serving import Serving
 from llmux.switcher import Hooks, Mode, State, Switcher
@@ -35,6 +37,7 @@ class Switchboard:
                 metrics,
                 settings=config.policy,
                 queued_per_model=config.limits.queued_per_model,
+                traits={name: _traits(config.models[name]) for name in names},
             )
             for group, names in members.items()
         }
@@ -51,13 +54,15 @@ class Switchboard:
 
     # ---- The door ----
 
-    def serving(self, model: str, scope: trio.CancelScope | None = None) -> Serving:
+    def serving(
+        self, model: str, scope: trio.CancelScope | None = None, hints: Hints = NO_HINTS
+    ) -> Serving:
         """The only way into a model; see `Switcher.serving`.
 
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self._switcher(model).serving(model, scope)
+        return self._switcher(model).serving(model, scope, hints)
 
     def _switcher(self, model: str) -> Switcher:
         try:
@@ -176,3 +181,8 @@ class Switchboard:
         """Let nobody in any more, in any group; `run` ends with the switches that are running."""
         for switcher in self.groups.values():
             switcher.stop()
+
+
+def _traits(model: ModelConfig) -> Traits:
+    limit = model.max_in_flight
+    return Traits(math.inf if limit is None else limit, model.preserves_in_flight)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Literal, Protocol
 
 import trio
@@ -27,12 +28,15 @@ from llmux.errors import (
     ShuttingDown,
     SwitcherDied,
 )
+from llmux.hints import NO_HINTS, Hints
+from llmux.inflight import Flight
 from llmux.logs import get_logger
 from llmux.measures import Measures
 from llmux.metrics import IDLE, Metrics
-from llmux.model import Model, Phase
+from llmux.model import NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
+from llmux.prefetch import Prefetch
 from llmux.serving import Serving
 
 SLOW_DRAIN_S = 60.0
@@ -60,6 +64,10 @@ class Hooks(Protocol):
         ...
 
 
+class SwitchAbandoned(Exception):
+    """Nobody waits for the target any more, but for another model."""
+
+
 class Switcher:
     """Switches the models of one group.
 
@@ -77,14 +85,16 @@ class Switcher:
         *,
         settings: PolicyConfig,
         queued_per_model: int = 1000,
+        traits: Mapping[str, Traits] | None = None,
     ) -> None:
         self._changed = RepeatedEvent()
         self.models = {
             name: Model(
                 name,
                 on_enter=self._on_enter,
-                on_join=self._changed.set,
+                on_line=self._on_line,
                 on_leave=self._on_leave,
+                traits=(traits or {}).get(name, NO_TRAITS),
             )
             for name in names
         }
@@ -125,26 +135,30 @@ class Switcher:
 
     # ---- The door ----
 
-    def serving(self, name: str, scope: trio.CancelScope | None = None) -> Serving:
+    def serving(
+        self, name: str, scope: trio.CancelScope | None = None, hints: Hints = NO_HINTS
+    ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
         What is inside can be cut: by a scope of its own, or by one that is around it already.
-        Entering may raise ManualMode, QueueFull, SwitchTimeout, HookError or ShuttingDown, and
-        leaving StreamCut.
+        Entering may raise ManualMode, QueueFull, WouldSwitch, SwitchTimeout, HookError or
+        ShuttingDown, and leaving StreamCut.
         """
         return Serving(
             self.models[name],
             check=self._check_admissible,
             timeout_s=self._settings.request_timeout_secs,
             scope=scope,
+            hints=hints,
         )
 
     def _check_admissible(self, model: Model) -> None:
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
-        if model.is_awake:
+        self.measures.note_arrival(model.name, trio.current_time())
+        if model.admits:
             return
-        if self._mode == "manual":
+        if self._mode == "manual" and not model.is_awake:
             raise ManualMode(model.name, self.active.name if self.active else None)
         if model.waiters.count >= self._queued_per_model:
             source = self.active.name if self.active else None
@@ -166,7 +180,8 @@ class Switcher:
         if mode == "manual":
             active = self.active.name if self.active else None
             for model in self.models.values():
-                model.waiters.refuse(ManualMode(model.name, active))
+                if not model.is_awake:
+                    model.waiters.refuse(ManualMode(model.name, active))
         self._changed.set()
 
     async def force_switch(self, name: str) -> None:
@@ -181,7 +196,7 @@ class Switcher:
             raise ModelNotFound(name)
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
-        order = Order(self.models[name], "forced")
+        order = Order(self.models[name], "forced", is_forced=True)
         self._orders.append(order)
         self._changed.set()
         await order.wait_ended()
@@ -208,7 +223,7 @@ class Switcher:
             while (order := await self._next_order()) is not None:
                 # A nursery for each switch, so that it can be cancelled as a whole.
                 async with trio.open_nursery() as switch:  # noqa: ASYNC112
-                    switch.start_soon(self._carry_out, order)
+                    switch.start_soon(self._carry_out, order, switch)
         finally:
             # Whatever ends this task: nobody may be left waiting for it. After `stop` a no-op.
             is_cancelled = trio.current_effective_deadline() == -math.inf
@@ -239,14 +254,18 @@ class Switcher:
 
     # ---- The switch ----
 
-    async def _carry_out(self, order: Order) -> None:
+    async def _carry_out(self, order: Order, nursery: trio.Nursery) -> None:
         target = order.target
         async with self._switch_lock:
             try:
                 if not target.is_awake:
-                    await self._switch(target)
-                await target.waiters.grant()  # the barrier: returns once each has settled
+                    await self._switch(order, nursery)
+                await target.let_in()  # the barrier: returns once each has settled
                 order.end()
+            except SwitchAbandoned:
+                log.info("switch_abandoned", to=target.name)
+                if self.active is not None:
+                    await self.active.let_in()
             except HookError as error:
                 target.waiters.refuse(error)
                 order.end(error)
@@ -256,28 +275,39 @@ class Switcher:
             finally:
                 order.end(ShuttingDown())  # heard only if this task was cancelled
 
-    async def _switch(self, target: Model) -> None:
+    async def _switch(self, order: Order, nursery: trio.Nursery) -> None:
         """Drain and put to sleep what is in the way, then wake the target.
+
+        Args:
+            order: What is wanted.
+            nursery: Runs what goes on beside this.
 
         Raises:
             HookError: The target is not awake.
+            SwitchAbandoned: The target is not wanted any more; what was drained is awake again.
         """
+        target = order.target
         started_at = trio.current_time()
         in_the_way = self._in_the_way_of(target)
         source = in_the_way[0].name if in_the_way else None
-        log.info("switch_started", **{"from": source, "to": target.name})
+        log.info("switch_started", **{"from": source, "to": target.name, "reason": order.reason})
         hooks_s = 0.0
+        prefetch = self._prefetch(target, source, nursery)
         try:
             for model in in_the_way:
-                await self._drain(model, target)
+                await self._drain(model, order)
                 self._check_open()
                 hooks_s += await self._put_to_sleep(model, target)
+            await prefetch.wait_ended()
             self._check_open()
+            self._check_wanted(order)
             hooks_s += await self._wake(target, source)
         except HookError as error:
             log.error("switch_failed", model=target.name, **{"from": source}, error=error.message)
             self._metrics.switches.labels(source or IDLE, target.name, "failure").inc()
             raise
+        finally:
+            prefetch.abandon()
         self._account(source, target, hooks_s, trio.current_time() - started_at)
 
     def _check_open(self) -> None:
@@ -285,28 +315,71 @@ class Switcher:
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
 
+    def _is_wanted(self, order: Order) -> bool:
+        """Whether somebody waits for its target, or nobody for anything else."""
+        if order.is_forced or order.target.waiters.count:
+            return True
+        return not any(model.waiters.count for model in self.models.values())
+
+    def _check_wanted(self, order: Order) -> None:
+        if not self._is_wanted(order):
+            raise SwitchAbandoned
+
+    def _prefetch(self, target: Model, source: str | None, nursery: trio.Nursery) -> Prefetch:
+        """Start the target's prefetch hook, if it has one and there is something to wait for."""
+        about = {"source": source or "", "target": target.name}
+        prefetch = Prefetch(partial(self._hooks.run, target.name, "prefetch", **about))
+        if source is None or not self._hooks.has(target.name, "prefetch"):
+            prefetch.skip()
+        else:
+            nursery.start_soon(prefetch.run)
+        return prefetch
+
     def _in_the_way_of(self, target: Model) -> list[Model]:
         """Who must sleep before the target may wake: a group holds one model at a time."""
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
 
-    async def _drain(self, model: Model, target: Model) -> None:
-        """Stop admitting, and wait until the last request in flight has left."""
+    async def _drain(self, model: Model, order: Order) -> None:
+        """Stop admitting, and wait until the last request in flight has left.
+
+        Raises:
+            SwitchAbandoned: The switch is not wanted any more; the model is awake again.
+        """
         if not (model.is_awake and self._settings.drain_before_switch):
             return
+        if model.preserves_in_flight:
+            return
         started_at = trio.current_time()
-        timeout_s = self._settings.drain_timeout_secs
+        had_requests = model.in_flight.count > 0
         model.enter(Phase.DRAINING)
+        await model.waiters.wait_settled()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._log_slow_drain, model)
-            with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
-                await model.in_flight.wait_empty()
-            if limit.cancelled_caught:
-                log.warning("drain_cut", model=model.name, in_flight=model.in_flight.count)
-                model.in_flight.cut()
-                await model.in_flight.wait_empty()
+            nursery.start_soon(self._cancel_when_unwanted, order, nursery.cancel_scope)
+            await self._wait_drained(model)
             nursery.cancel_scope.cancel()
+        if not self._is_wanted(order):
+            model.enter(Phase.AWAKE)
+            raise SwitchAbandoned
         drained_s = trio.current_time() - started_at
-        self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
+        if had_requests:
+            self.measures.note_drained(model.name, drained_s)
+        self._metrics.drain_duration.labels(model.name, order.target.name).observe(drained_s)
+
+    async def _cancel_when_unwanted(self, order: Order, drain: trio.CancelScope) -> None:
+        while self._is_wanted(order):
+            await self._changed.wait()
+        drain.cancel()
+
+    async def _wait_drained(self, model: Model) -> None:
+        """Wait for the requests in flight, and cut those that take too long."""
+        timeout_s = self._settings.drain_timeout_secs
+        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+            await model.in_flight.wait_empty()
+        if limit.cancelled_caught:
+            log.warning("drain_cut", model=model.name, in_flight=model.in_flight.count)
+            model.in_flight.cut()
+            await model.in_flight.wait_empty()
 
     async def _put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
         """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
@@ -362,14 +435,25 @@ class Switcher:
 
     # ---- Telling ----
 
-    def _on_leave(self) -> None:
+    def _on_line(self, model: Model) -> None:
+        """A request has joined a line, or left it: the last to leave may end a switch."""
+        del model
+        self._changed.set()
+
+    def _on_leave(self, model: Model, flight: Flight) -> None:
         """A request has left a model: of interest only if others wait, and they mostly do not."""
-        if any(model.waiters.count for model in self.models.values()):
+        if flight.is_whole:
+            served_s = trio.current_time() - flight.entered_at
+            self.measures.note_served(model.name, flight.company, served_s)
+        if any(other.waiters.count for other in self.models.values()):
             self._changed.set()
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
         log.debug("phase", model=model.name, phase=model.phase.value, left=left.value)
+        if model.is_awake:
+            self.measures.note_open(model.name, trio.current_time())
         if left is Phase.AWAKE:
+            self.measures.note_closed(model.name, trio.current_time())
             self._metrics.active_duration.labels(model.name).observe(stayed_s)
 
     def _account(self, source: str | None, target: Model, hooks_s: float, took_s: float) -> None:

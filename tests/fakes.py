@@ -12,6 +12,7 @@ import trio
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
 from llmux.metrics import Metrics
+from llmux.model import Traits
 from llmux.policy import FifoPolicy, Policy
 from llmux.switcher import Switcher
 
@@ -30,6 +31,7 @@ class FakeHooks:
         seconds: How long each hook takes (default: no time, but one checkpoint).
         failing: Which hooks fail, and how often (-1: always).
         verifiers: Which models have a `verify_asleep` hook.
+        prefetchers: Which models have a `prefetch` hook; it may overlap others.
         gates: Events that a hook waits for before it ends.
         calls: Every hook that was started, in order.
     """
@@ -37,6 +39,7 @@ class FakeHooks:
     seconds: Mapping[HookKey, float] = field(default_factory=dict)
     failing: dict[HookKey, int] = field(default_factory=dict)
     verifiers: set[str] = field(default_factory=set)
+    prefetchers: set[str] = field(default_factory=set)
     gates: dict[HookKey, trio.Event] = field(default_factory=dict)
     drains: bool = True
     calls: list[HookKey] = field(default_factory=list)
@@ -46,11 +49,15 @@ class FakeHooks:
     served: dict[str, int] = field(default_factory=dict)
 
     def has(self, model: str, hook: HookName) -> bool:
-        return hook != "verify_asleep" or model in self.verifiers
+        optional = {"verify_asleep": self.verifiers, "prefetch": self.prefetchers}
+        return model in optional.get(hook, {model})
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         key = (model, hook)
         self.calls.append(key)
+        if hook == "prefetch":
+            await self._take(key, model, hook)
+            return
         assert self.running is None, f"{key} overlaps {self.running}"
         assert hook != "wake" or self.awake <= {model}, f"{key} while {self.awake} awake"
         assert not self.drains or not self.inside.get(model), f"{key} with a request inside"
@@ -58,17 +65,20 @@ class FakeHooks:
         if hook == "sleep":
             self.awake.discard(model)
         try:
-            await trio.lowlevel.checkpoint()
-            if key in self.gates:
-                await self.gates[key].wait()
-            await trio.sleep(self.seconds.get(key, 0))
-            if self.failing.get(key, 0):
-                self.failing[key] -= 1
-                raise HookError(model, hook, "exited with 1", exit_code=1, output="no such GPU")
+            await self._take(key, model, hook)
             if hook == "wake":
                 self.awake.add(model)
         finally:
             self.running = None
+
+    async def _take(self, key: HookKey, model: str, hook: HookName) -> None:
+        await trio.lowlevel.checkpoint()
+        if key in self.gates:
+            await self.gates[key].wait()
+        await trio.sleep(self.seconds.get(key, 0))
+        if self.failing.get(key, 0):
+            self.failing[key] -= 1
+            raise HookError(model, hook, "exited with 1", exit_code=1, output="no such GPU")
 
     @asynccontextmanager
     async def request(self, model: str) -> AsyncIterator[None]:
@@ -93,12 +103,14 @@ class Rig:
         hooks: FakeHooks | None = None,
         policy: Callable[[PolicyConfig], Policy] = FifoPolicy,
         queued_per_model: int = 1000,
+        traits: Mapping[str, Traits] | None = None,
         **settings: Any,
     ) -> None:
         self.hooks = hooks or FakeHooks()
         self.metrics = Metrics()
         config = PolicyConfig(**settings)
-        self.hooks.drains = config.drain_before_switch
+        frozen = any(trait.preserves_in_flight for trait in (traits or {}).values())
+        self.hooks.drains = config.drain_before_switch and not frozen
         self.switcher = Switcher(
             tuple(models),
             self.hooks,
@@ -106,6 +118,7 @@ class Rig:
             self.metrics,
             settings=config,
             queued_per_model=queued_per_model,
+            traits=traits,
         )
 
     async def ask(self, model: str, seconds: float = 0) -> float:

@@ -12,7 +12,7 @@ from llmux.inflight import InFlight
 
 async def test_counts_are_exact_and_synchronous() -> None:
     left: list[int] = []
-    in_flight = InFlight(on_leave=lambda: left.append(in_flight.count))
+    in_flight = InFlight(on_leave=lambda _: left.append(in_flight.count))
     nobody = in_flight.oldest
     assert nobody is None
     with assert_no_checkpoints():

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 PLANTS = {
     "admit while draining": (
         "model.py",
-        "return self.phase is Phase.AWAKE",
-        "return self.phase in (Phase.AWAKE, Phase.DRAINING)",
+        "        if self.phase is not Phase.AWAKE:\n",
+        "        if self.phase not in (Phase.AWAKE, Phase.DRAINING):\n",
     ),
     "settle before the guard is taken": (
         "model.py",
@@ -39,8 +39,23 @@ PLANTS = {
     ),
     "release the lock before the barrier": (
         "waiters.py",
-        "            waiter.tell_nowait(None)\n        await self._settled.wait()\n",
-        "            waiter.tell_nowait(None)\n",
+        "        self.let_in(room)\n        await self._settled.wait()\n",
+        "        self.let_in(room)\n",
+    ),
+    "count a grant only once it is in flight": (
+        "model.py",
+        "self.max_in_flight - self.in_flight.count - self.waiters.settling",
+        "self.max_in_flight - self.in_flight.count",
+    ),
+    "forget the next in line when a place becomes free": (
+        "model.py",
+        "    def _left(self, flight: Flight) -> None:\n        self._admit_more()\n",
+        "    def _left(self, flight: Flight) -> None:\n",
+    ),
+    "abandon a switch that is wanted": (
+        "switcher.py",
+        "        if order.is_forced or order.target.waiters.count:\n",
+        "        if order.is_forced:\n",
     ),
     "leak an in-flight count on disconnect": (
         "inflight.py",
@@ -83,7 +98,14 @@ def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
         file = tmp_path / "llmux" / name
         assert file.read_text().count(before) == 1, f"{name} has changed: plant {bug!r} anew"
         file.write_text(file.read_text().replace(before, after))
-    tests = ["switcher", "switcher_races", "switcher_workload", "switcher_stateful", "waiters"]
+    tests = [
+        "switcher",
+        "switcher_races",
+        "switcher_extras",
+        "switcher_workload",
+        "switcher_stateful",
+        "waiters",
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/test_{name}.py" for name in tests)],
         cwd=tmp_path,

@@ -1,0 +1,60 @@
+"""What one request asks of the policy for itself; heeded only with `policy.client_hints`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmux.errors import BadRequest
+from llmux.openai import Headers, header
+
+HIGHEST_PRIORITY = 1000.0
+"""A line's sums must not be drowned by one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """One request's wishes.
+
+    Attributes:
+        weight: What its age counts for when lines are weighed; 1 for an ordinary request.
+        max_wait_s: After so many seconds in line it gives up; infinity: never.
+        never_switch: Be refused rather than cause a switch.
+    """
+
+    weight: float = 1.0
+    max_wait_s: float = math.inf
+    never_switch: bool = False
+
+
+NO_HINTS = Hints()
+
+
+def read_hints(headers: Headers) -> Hints:
+    """The hints in a request's headers.
+
+    Raises:
+        BadRequest: A hint is there, but says nothing that is understood.
+    """
+    switch = header(headers, b"x-llmux-switch").lower()
+    if switch not in {b"", b"never"}:
+        raise BadRequest("x-llmux-switch: expected 'never'")
+    return Hints(
+        weight=_number(headers, b"x-llmux-priority", 1.0, HIGHEST_PRIORITY),
+        max_wait_s=_number(headers, b"x-llmux-max-wait", math.inf, math.inf),
+        never_switch=switch == b"never",
+    )
+
+
+def _number(headers: Headers, name: bytes, default: float, highest: float) -> float:
+    value = header(headers, name)
+    if not value:
+        return default
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= highest or (math.isinf(number) and number != default):
+        upto = "" if math.isinf(highest) else f", at most {highest:g}"
+        raise BadRequest(f"{name.decode()}: expected a positive number{upto}")
+    return number
