@@ -375,6 +375,9 @@ class FastRequest:
             return
         head = response_head(answer.status, [*headers, *added], answer.reason)
         self.has_answered = True
+        if (body := answer.take_whole()) is not None:
+            await connection.send(head + body)
+            return
         # A body that breaks off must not be followed by another answer.
         can_go_on, connection.can_go_on = connection.can_go_on, False
         if not answer.has_data:

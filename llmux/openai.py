@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -37,8 +36,7 @@ NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE}
 # ---- Which model ----
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """What a request names.
 
     Attributes:
@@ -79,8 +77,9 @@ def find_model(target: bytes, headers: Headers, body: bytes, names: Collection[s
 
 def header(headers: Headers, wanted: bytes) -> bytes:
     """The first header of a lower-case name, stripped; empty if there is none."""
+    length = len(wanted)
     for name, value in headers:
-        if name.lower() == wanted:
+        if len(name) == length and name.lower() == wanted:
             return value.strip()
     return b""
 
@@ -242,7 +241,7 @@ def request_headers(
     present = dict(fields)
     own = [(name.encode(), value.encode()) for name, value in extra.items()]
     replaced = {name.lower() for name, _ in own}
-    dropped = NOT_FORWARDED | replaced
+    dropped = NOT_FORWARDED | replaced if replaced else NOT_FORWARDED
     if b"connection" in present:
         dropped |= _named_by_connection(headers)
     kept = [field for lower, field in fields if lower not in dropped]
@@ -253,7 +252,8 @@ def request_headers(
             kept.append((b"X-Forwarded-For", client.encode()))
     if b"x-forwarded-proto" not in present and b"x-forwarded-proto" not in replaced:
         kept.append((b"X-Forwarded-Proto", scheme.encode()))
-    if b"host" in present and b"x-forwarded-host" not in {*present, *replaced}:
+    taken = b"x-forwarded-host" in present or b"x-forwarded-host" in replaced
+    if b"host" in present and not taken:
         kept.append((b"X-Forwarded-Host", present[b"host"][1]))
     return kept + own
 

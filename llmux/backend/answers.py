@@ -182,6 +182,17 @@ class Answer:
         """Whether some of the body was received together with the head."""
         return bool(self._connection.pending) and not self._connection.has_ended
 
+    def take_whole(self) -> bytes | None:
+        """The body, if its length is known and all of it came with the head; ends the answer."""
+        connection = self._connection
+        if connection.has_ended or self.framing != "length":
+            return None
+        data = connection.pending
+        if len(data) < self._length_bytes:
+            return None
+        connection.end(data[self._length_bytes :])
+        return data[: self._length_bytes]
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's data as it arrives, without framing; its Content-Encoding is untouched.
 

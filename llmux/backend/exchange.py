@@ -37,13 +37,13 @@ class Request:
     ) -> None:
         self.method = method
         self.body = body
-        self.is_upgrade = any(name.lower() == b"upgrade" for name, _ in headers)
         line = b"%b %b%b HTTP/1.1" % (method, origin.prefix, target)
         lines = [line, b"Host: " + origin.host_header]
         lines += [b"%b: %b" % header for header in headers]
         if body or method in BODY_METHODS:
             lines.append(b"Content-Length: %d" % len(body))
         self.head = b"\r\n".join([*lines, b"", b""])
+        self.is_upgrade = b"\r\nupgrade:" in self.head.lower()
         breaks = len(lines) + 1
         if (
             (self.head.count(b"\r"), self.head.count(b"\n")) != (breaks, breaks)
@@ -119,7 +119,10 @@ class Exchange:
     async def _ask(self, connection: Connection) -> Answer:
         connection.begin()
         try:
-            await self._send(connection)
+            if self.sender is None:
+                await connection.send(self._request.head + self._request.body)
+            else:
+                self.sender.start_soon(connection.send, self._request.head, self._request.body)
             head = await read_head(connection)
             while head.status < 200 and head.status != 101:
                 head = await read_head(connection)
@@ -128,13 +131,6 @@ class Exchange:
             return Answer(head, self._request.method, connection)
         except BackendBroke as error:
             raise BackendError(str(error)) from error
-
-    async def _send(self, connection: Connection) -> None:
-        request = self._request
-        if self.sender is None:
-            await connection.send(request.head + request.body)
-        else:
-            self.sender.start_soon(connection.send, request.head, request.body)
 
 
 @asynccontextmanager

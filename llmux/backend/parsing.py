@@ -163,7 +163,9 @@ class Head:
 
     def keeps_alive(self) -> bool:
         """Whether the backend will take another request on this connection."""
-        values = self._read().get(b"connection", ())
+        values = self._read().get(b"connection")
+        if values is None:
+            return self.http_version == "1.1"
         tokens = {token.strip() for value in values for token in value.split(b",")}
         return b"close" not in tokens and (self.http_version == "1.1" or b"keep-alive" in tokens)
 
