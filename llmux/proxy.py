@@ -132,10 +132,9 @@ class Journey:
     def count(self, metrics: Metrics) -> None:
         """Count the request; each ends exactly once, here."""
         queued = self.serving is not None and self.serving.queued
-        requests, duration = metrics.request_series(self.model, self.status, queued)
-        requests.inc()
-        if self.first_byte_s is not None:
-            duration.observe(self.first_byte_s)
+        metrics.requests.count(
+            self.model, self.status, waited=queued, first_byte_s=self.first_byte_s
+        )
         if self.serving is not None and queued:
             metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
 

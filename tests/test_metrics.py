@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmux.metrics import SECONDS_BUCKETS, Metrics
@@ -26,8 +27,7 @@ SERIES = {
 def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": (1, 2)})
-    metrics.requests.labels("a", "200", "true").inc()
-    metrics.request_duration.labels("a", "200").observe(1)
+    metrics.requests.count("a", 200, waited=True, first_byte_s=1)
     metrics.queue_wait.labels("a").observe(1)
     metrics.active_duration.labels("a").observe(1)
     metrics.switches.labels("idle", "a", "success").inc()
@@ -53,6 +53,31 @@ def test_counts_are_read_when_scraped() -> None:
     text = metrics.render().decode()
     assert 'llmux_request_queue_depth{model="a"} 3.0' in text
     assert 'llmux_model_in_flight{model="a"} 4.0' in text
+
+
+def test_requests_are_counted_as_prometheus_would() -> None:
+    metrics = Metrics()
+    own = Histogram("own", "The same", buckets=SECONDS_BUCKETS, registry=None)
+    for seconds in (0, 0.005, 0.0051, 1, 3600, 3601):
+        metrics.requests.count("a", 200, waited=False, first_byte_s=seconds)
+        own.observe(seconds)
+    metrics.requests.count("a", 499, waited=True, first_byte_s=None)
+    found = {
+        (sample.name.removeprefix("llmux_request_duration_seconds"), sample.labels.get("le")): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(metrics.render().decode())
+        if family.name == "llmux_request_duration_seconds"
+        for sample in family.samples
+    }
+    (family,) = own.collect()
+    assert found == {
+        (sample.name.removeprefix("own"), sample.labels.get("le")): sample.value
+        for sample in family.samples
+    }
+    text = metrics.render().decode()
+    assert 'llmux_requests_total{model="a",status="200",waited="false"} 6.0' in text
+    assert 'llmux_requests_total{model="a",status="499",waited="true"} 1.0' in text
 
 
 def test_each_app_has_a_registry_of_its_own() -> None:
