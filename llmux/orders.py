@@ -14,13 +14,13 @@ class Order:
     Attributes:
         target: The model that is to be awake.
         reason: Why, for people.
-        is_forced: An operator's, who wants it whether requests wait for it or not.
+        stands: It is wanted though no request waits for it: an operator does, or the policy knew.
     """
 
-    def __init__(self, target: Model, reason: str, *, is_forced: bool = False) -> None:
+    def __init__(self, target: Model, reason: str, *, stands: bool = False) -> None:
         self.target = target
         self.reason = reason
-        self.is_forced = is_forced
+        self.stands = stands
         self._ended = trio.Event()
         self._error: LlmuxError | None = None
 

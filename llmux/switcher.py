@@ -196,7 +196,7 @@ class Switcher:
             raise ModelNotFound(name)
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
-        order = Order(self.models[name], "forced", is_forced=True)
+        order = Order(self.models[name], "forced", stands=True)
         self._orders.append(order)
         self._changed.set()
         await order.wait_ended()
@@ -235,7 +235,8 @@ class Switcher:
                 return self._orders.popleft()
             decision = self._policy.decide(self._snapshot()) if self._mode == "auto" else None
             if isinstance(decision, SwitchTo):
-                return Order(self.models[decision.model], decision.reason)
+                target = self.models[decision.model]
+                return Order(target, decision.reason, stands=not target.waiters.count)
             look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
             with trio.move_on_at(look_again_at):
                 # No checkpoint since the snapshot: no change can be missed.
@@ -317,7 +318,7 @@ class Switcher:
 
     def _is_wanted(self, order: Order) -> bool:
         """Whether somebody waits for its target, or nobody for anything else."""
-        if order.is_forced or order.target.waiters.count:
+        if order.stands or order.target.waiters.count:
             return True
         return not any(model.waiters.count for model in self.models.values())
 

@@ -54,8 +54,8 @@ PLANTS = {
     ),
     "abandon a switch that is wanted": (
         "switcher.py",
-        "        if order.is_forced or order.target.waiters.count:\n",
-        "        if order.is_forced:\n",
+        "        if order.stands or order.target.waiters.count:\n",
+        "        if order.target.waiters.count:\n",
     ),
     "leak an in-flight count on disconnect": (
         "inflight.py",
