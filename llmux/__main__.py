@@ -1,4 +1,4 @@
-"""The command line: `llmux`, `llmux serve`, `llmux check`, `llmux schema`."""
+"""The command line: `llmux serve` and what helps with its config and its policy."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from llmux.errors import ConfigError
 from llmux.fastlane import FastLane
 from llmux.hypercorn_side import HypercornSide
 from llmux.policy import load_policy
+from llmux.simulate.commands import replay_command, simulate_command
 from llmux.statelock import LockHeld, state_lock
 
 EXIT_CANNOT_LISTEN = 1
@@ -121,6 +122,10 @@ def check(context: click.Context, /, **options: Any) -> None:
         print_mistake(error)
         sys.exit(EXIT_CONFIG)
     click.echo(config_table(loaded))
+
+
+main.add_command(simulate_command)
+main.add_command(replay_command)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sniffio
+import trio
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
@@ -26,6 +27,7 @@ from llmux.config import Config, default_config_path, load_config
 from llmux.errors import ConfigError, LlmuxError
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
+from llmux.journal import Journal, Started
 from llmux.metrics import Metrics
 from llmux.proxy import ModelProxy
 from llmux.statelock import LockHeld, state_lock
@@ -96,8 +98,9 @@ def build_service(
         ConfigError: The policy cannot be loaded.
     """
     metrics = Metrics()
-    board = Switchboard(config, hooks or shell_hooks(config, metrics), metrics)
-    proxy = ModelProxy(config, board, metrics)
+    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
+    board = Switchboard(config, hooks or shell_hooks(config, metrics), metrics, journal)
+    proxy = ModelProxy(config, board, metrics, journal)
 
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
@@ -126,6 +129,8 @@ def build_service(
     @app.before_serving
     async def start() -> None:
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
+        journal.add(started(config))
+        app.nursery.start_soon(journal.run)
         app.nursery.start_soon(keep_switching)
         app.nursery.start_soon(traffic.watch_stalls)
 
@@ -135,6 +140,19 @@ def build_service(
         await proxy.aclose()
 
     return Service(app, board, proxy)
+
+
+def started(config: Config) -> Callable[[float], Started]:
+    """What the journal says of the start, which is now."""
+    now = trio.current_time()
+    return lambda offset_s: Started(
+        at=now + offset_s,
+        policy=config.policy.name,
+        groups={model.name: model.group for model in config.models.values()},
+        slots={m.name: m.max_in_flight for m in config.models.values() if m.max_in_flight},
+        max_wait_s=config.policy.max_wait_secs,
+        min_active_s=config.policy.min_active_secs,
+    )
 
 
 def shell_hooks(config: Config, metrics: Metrics) -> ShellHooks:

@@ -25,6 +25,7 @@ from llmux.errors import (
     StreamCut,
 )
 from llmux.hints import NO_HINTS, read_hints
+from llmux.journal import NO_JOURNAL, Journal
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
@@ -147,9 +148,11 @@ class ModelProxy:
         config: Config,
         board: Switchboard,
         metrics: Metrics,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
         self._board = board
         self._metrics = metrics
+        self._journal = journal
         self._names = config.names
         self._heeds_hints = config.policy.client_hints
         self.body_bytes = config.limits.body_bytes
@@ -176,6 +179,8 @@ class ModelProxy:
             await self._refuse(lane, journey, InternalError(error))
         finally:
             journey.count(self._metrics)
+            if journey.serving is not None and self._journal.is_kept:
+                self._journal.add(journey.serving.entry(journey.status))
 
     async def _forward(self, lane: Lane, journey: Journey) -> None:
         body = await lane.read_body(self.body_bytes)

@@ -11,6 +11,7 @@ import trio
 from llmux.errors import SwitchTimeout, WouldSwitch
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
+from llmux.journal import Request
 from llmux.logs import get_logger
 from llmux.model import Model
 
@@ -49,6 +50,21 @@ class Serving:
         self._hints = hints
         self._timeout_s = min(math.inf if timeout_s is None else timeout_s, hints.max_wait_s)
         self._flight: Flight | None = None
+
+    def entry(self, status: int) -> Callable[[float], Request]:
+        """What the journal says of the request, which ends now; see `Journal.add`."""
+        ended_at = trio.current_time()
+        flight = self._flight
+        admitted_at = flight.entered_at if flight else None
+        arrived_at = (ended_at if admitted_at is None else admitted_at) - self.waited_s
+        return lambda offset_s: Request(
+            self._model.name,
+            arrived_at + offset_s,
+            ended_at + offset_s,
+            status,
+            None if admitted_at is None else admitted_at + offset_s,
+            flight.company if flight else 0,
+        )
 
     async def __aenter__(self) -> Serving:
         """Get in.

@@ -11,6 +11,7 @@ import trio
 from llmux.config import Config, ModelConfig
 from llmux.errors import ModelNotFound
 from llmux.hints import NO_HINTS, Hints
+from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics
 from llmux.model import Model, Traits
 from llmux.policy import load_policy
@@ -25,7 +26,9 @@ class Switchboard:
         groups: The switchers by group, in the config's order.
     """
 
-    def __init__(self, config: Config, hooks: Hooks, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, hooks: Hooks, metrics: Metrics, journal: Journal = NO_JOURNAL
+    ) -> None:
         members: dict[str, list[str]] = {}
         for model in config.models.values():
             members.setdefault(model.group, []).append(model.name)
@@ -37,6 +40,7 @@ class Switchboard:
                 metrics,
                 settings=config.policy,
                 queued_per_model=config.limits.queued_per_model,
+                journal_to=journal,
                 traits={name: _traits(config.models[name]) for name in names},
             )
             for group, names in members.items()

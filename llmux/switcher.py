@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import trio
 from trio_util import RepeatedEvent, periodic
 
+from llmux import journal
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import (
     HookError,
@@ -30,6 +31,7 @@ from llmux.errors import (
 )
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
+from llmux.journal import NO_JOURNAL, Journal
 from llmux.logs import get_logger
 from llmux.measures import Measures
 from llmux.metrics import IDLE, Metrics
@@ -86,6 +88,7 @@ class Switcher:
         settings: PolicyConfig,
         queued_per_model: int = 1000,
         traits: Mapping[str, Traits] | None = None,
+        journal_to: Journal = NO_JOURNAL,
     ) -> None:
         self._changed = RepeatedEvent()
         self.models = {
@@ -102,6 +105,7 @@ class Switcher:
         self._hooks = hooks
         self._policy = policy
         self._metrics = metrics
+        self._journal = journal_to
         self._settings = settings
         self._queued_per_model = queued_per_model
         self._mode: Mode = "auto"
@@ -292,23 +296,39 @@ class Switcher:
         in_the_way = self._in_the_way_of(target)
         source = in_the_way[0].name if in_the_way else None
         log.info("switch_started", **{"from": source, "to": target.name, "reason": order.reason})
-        hooks_s = 0.0
+        drain_s = hooks_s = 0.0
+        result = "abandoned"
         prefetch = self._prefetch(target, source, nursery)
         try:
             for model in in_the_way:
-                await self._drain(model, order)
+                drain_s += await self._drain(model, order)
                 self._check_open()
                 hooks_s += await self._put_to_sleep(model, target)
             await prefetch.wait_ended()
             self._check_open()
             self._check_wanted(order)
             hooks_s += await self._wake(target, source)
+            result = "success"
         except HookError as error:
+            result = "failure"
             log.error("switch_failed", model=target.name, **{"from": source}, error=error.message)
             self._metrics.switches.labels(source or IDLE, target.name, "failure").inc()
             raise
         finally:
             prefetch.abandon()
+            ended_at = trio.current_time()
+            self._journal.add(
+                lambda offset_s: journal.Switch(
+                    source,
+                    target.name,
+                    started_at + offset_s,
+                    ended_at + offset_s,
+                    drain_s,
+                    hooks_s,
+                    result,
+                    order.reason,
+                )
+            )
         self._account(source, target, hooks_s, trio.current_time() - started_at)
 
     def _check_open(self) -> None:
@@ -340,16 +360,19 @@ class Switcher:
         """Who must sleep before the target may wake: a group holds one model at a time."""
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
 
-    async def _drain(self, model: Model, order: Order) -> None:
+    async def _drain(self, model: Model, order: Order) -> float:
         """Stop admitting, and wait until the last request in flight has left.
+
+        Returns:
+            Seconds that it took.
 
         Raises:
             SwitchAbandoned: The switch is not wanted any more; the model is awake again.
         """
         if not (model.is_awake and self._settings.drain_before_switch):
-            return
+            return 0.0
         if model.preserves_in_flight:
-            return
+            return 0.0
         started_at = trio.current_time()
         had_requests = model.in_flight.count > 0
         model.enter(Phase.DRAINING)
@@ -366,6 +389,7 @@ class Switcher:
         if had_requests:
             self.measures.note_drained(model.name, drained_s)
         self._metrics.drain_duration.labels(model.name, order.target.name).observe(drained_s)
+        return drained_s
 
     async def _cancel_when_unwanted(self, order: Order, drain: trio.CancelScope) -> None:
         while self._is_wanted(order):

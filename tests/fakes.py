@@ -11,6 +11,7 @@ import trio
 
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
+from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Metrics
 from llmux.model import Traits
 from llmux.policy import FifoPolicy, Policy
@@ -104,10 +105,12 @@ class Rig:
         policy: Callable[[PolicyConfig], Policy] = FifoPolicy,
         queued_per_model: int = 1000,
         traits: Mapping[str, Traits] | None = None,
+        journal: Journal = NO_JOURNAL,
         **settings: Any,
     ) -> None:
         self.hooks = hooks or FakeHooks()
         self.metrics = Metrics()
+        self.journal = journal
         config = PolicyConfig(**settings)
         frozen = any(trait.preserves_in_flight for trait in (traits or {}).values())
         self.hooks.drains = config.drain_before_switch and not frozen
@@ -119,12 +122,14 @@ class Rig:
             settings=config,
             queued_per_model=queued_per_model,
             traits=traits,
+            journal_to=journal,
         )
 
     async def ask(self, model: str, seconds: float = 0) -> float:
         """One request that the backend answers after `seconds`; returns how long it waited."""
         async with self.switcher.serving(model) as serving, self.hooks.request(model):
             await trio.sleep(seconds)
+        self.journal.add(serving.entry(200))
         return serving.waited_s
 
     @asynccontextmanager

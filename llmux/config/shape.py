@@ -282,6 +282,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         port: Port to listen on; 0 lets the system pick one.
         models: Models by name.
         policy: When to switch.
+        journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
         state_dir: Folder of logs, lock and state; relative to the config's folder.
@@ -295,6 +296,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         dict[Name, ModelConfig], _check_some, Meta(extra_json_schema={"minProperties": 1})
     ]
     policy: PolicyConfig = PolicyConfig()
+    journal: bool = True
     limits: Limits = Limits()
     fallback: Url | None = None
     state_dir: Path

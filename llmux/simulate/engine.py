@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.measures import Measures
@@ -37,7 +37,7 @@ class Setup:
         cost: Hook time of a switch from one (None: nothing awake) to another, in seconds.
         server: Makes a model's server.
         policy: Makes the policy.
-        max_in_flight: Most requests in flight on a model; the rest wait in order.
+        max_in_flight: Most requests in flight on a model, for all or by name; the rest wait.
         preserves_in_flight: A model sleeps with its requests; nothing is drained.
         failing_wakes: Share of wakes that fail.
         asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
@@ -48,23 +48,30 @@ class Setup:
     cost: Cost
     server: Callable[[str], Server]
     policy: Callable[[], Policy]
-    max_in_flight: int | None = None
+    max_in_flight: int | Mapping[str, int] | None = None
     preserves_in_flight: bool = False
     failing_wakes: float = 0.0
     asks_when_idle: bool = False
+
+    def limit(self, model: str) -> float:
+        """Most requests in flight on a model."""
+        given = self.max_in_flight
+        limit = given.get(model) if isinstance(given, Mapping) else given
+        return math.inf if limit is None else limit
 
 
 class Station:
     """One simulated model."""
 
-    __slots__ = ("failures", "index", "line", "name", "server", "view")
+    __slots__ = ("failures", "index", "limit", "line", "name", "server", "view")
 
-    def __init__(self, index: int, name: str, server: Server, *, has_slots: bool) -> None:
+    def __init__(self, index: int, name: str, server: Server, limit: float) -> None:
         self.index = index
         self.name = name
         self.server = server
         self.line: deque[Job] = deque()
-        self.view = ModelView(name, has_slots=has_slots)
+        self.limit = limit
+        self.view = ModelView(name, has_slots=limit != math.inf)
         self.failures = 0
 
 
@@ -103,7 +110,6 @@ class Simulation:
         rng: random.Random,
         progress: Callable[[int], None],
     ) -> None:
-        has_slots = setup.max_in_flight is not None
         self.outcome = Outcome(list(setup.models))
         self._setup = setup
         self._policy = setup.policy()
@@ -113,7 +119,7 @@ class Simulation:
         self._rng = rng
         self._progress = progress
         self._stations = {
-            name: Station(index, name, setup.server(name), has_slots=has_slots)
+            name: Station(index, name, setup.server(name), setup.limit(name))
             for index, name in enumerate(setup.models)
         }
         self._snapshot = Snapshot(
@@ -186,7 +192,8 @@ class Simulation:
         station = self._stations[arrival.model]
         job = Job(arrival.model, now, arrival.work_s)
         self._measures.note_arrival(station.name, now)
-        if station is self._open and self._has_room(station):
+        has_room = station.view.in_flight < station.limit and not station.line
+        if station is self._open and has_room:
             self._admit(station, job, now)
             return
         self._waiting += 1
@@ -199,10 +206,6 @@ class Simulation:
         if self._note_queued is not None:
             self._note_queued(station.name)
 
-    def _has_room(self, station: Station) -> bool:
-        limit = self._setup.max_in_flight
-        return limit is None or (station.view.in_flight < limit and not station.line)
-
     def _admit(self, station: Station, job: Job, now: float) -> None:
         view = station.view
         view.in_flight += 1
@@ -211,9 +214,8 @@ class Simulation:
         station.server.add(job, now)
 
     def _admit_line(self, station: Station, now: float) -> None:
-        limit = self._setup.max_in_flight or math.inf
         view, line = station.view, station.line
-        while line and view.in_flight < limit:
+        while line and view.in_flight < station.limit:
             job = line.popleft()
             view.queued -= 1
             view.ages.remove(job.arrived_at)

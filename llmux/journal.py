@@ -1,0 +1,186 @@
+"""What happened, for `llmux replay`: one line of JSON for each request and each switch.
+
+No prompts, no headers, no keys: models and times only. Times are Unix times, in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import trio
+from trio_util import periodic
+
+from llmux.logs import get_logger
+
+FLUSH_S = 1.0
+"""How often what has happened is written; as much of it is lost when the process is killed."""
+
+MAX_BYTES = 64 << 20
+"""A journal over this becomes `journal.1.jsonl`, in place of the one before."""
+
+AT_ONCE = 500
+"""Entries that are written before others may run: about a millisecond."""
+
+log = get_logger(__name__)
+
+
+class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
+    """llmux has started: nothing is awake.
+
+    Attributes:
+        at: When.
+        policy: The name of the policy.
+        groups: The group of each model.
+        slots: `max_in_flight` of the models that have one.
+        max_wait_s, min_active_s: What the policy was given.
+    """
+
+    at: float
+    policy: str
+    groups: Mapping[str, str]
+    slots: Mapping[str, int]
+    max_wait_s: float
+    min_active_s: float
+
+
+class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omit_defaults=True):
+    """One request has ended.
+
+    Attributes:
+        model: What it was for.
+        arrived: When it came to the model's door, its body read.
+        ended: When its last byte was sent, or it was refused, or left.
+        status: What it was counted as.
+        admitted: When it was let in; None if it never was.
+        company: How many were in flight on the model then, itself included.
+    """
+
+    model: str
+    arrived: float
+    ended: float
+    status: int
+    admitted: float | None = None
+    company: int = 0
+
+
+class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_defaults=True):
+    """One switch has ended.
+
+    Attributes:
+        source: The model that was left; None if nothing was awake.
+        target: The model that was wanted.
+        started: When it began: the source admits nobody from then on.
+        ended: When it was over.
+        drain_s: Of that, until the last request of the source had ended.
+        hooks_s: Of that, run time of hooks.
+        result: success, failure, or abandoned.
+        reason: Why it was decided.
+    """
+
+    source: str | None
+    target: str
+    started: float
+    ended: float
+    drain_s: float
+    hooks_s: float
+    result: str
+    reason: str = ""
+
+
+Entry = Started | Request | Switch
+
+
+class Journal:
+    """Entries, collected here and written by one task; see `Entry` for what they say.
+
+    Entries come with times of Trio's clock; Unix times are what is written.
+
+    Args:
+        path: The file; None: nothing is kept.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries: list[Callable[[float], Entry]] = []
+        self._has_failed = False
+        self._offset_s = 0.0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything is written."""
+        return self._path is not None
+
+    def add(self, entry: Callable[[float], Entry]) -> None:
+        """Keep an entry, made when it is written: it is called with Unix minus Trio time."""
+        if self._path is not None:
+            self._entries.append(entry)
+
+    async def run(self) -> None:
+        """Write what is there every second, and the rest when cancelled."""
+        if self._path is None:
+            return
+        # Once: when somebody sets the clock of the host, the journal's order must not change.
+        self._offset_s = time.time() - trio.current_time()
+        try:
+            async for _ in periodic(FLUSH_S):
+                while self._entries:
+                    self._flush(self._path, AT_ONCE)
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._flush(self._path)
+
+    def _flush(self, path: Path, count: int | None = None) -> None:
+        """Write the first entries. A disk that is full costs entries, and nothing else."""
+        entries, self._entries[:count] = self._entries[:count], []
+        if not entries:
+            return
+        lines = msgspec.json.Encoder().encode_lines([entry(self._offset_s) for entry in entries])
+        try:
+            self._write(path, lines)
+        except OSError as error:
+            if not self._has_failed:
+                log.error("journal_failed", error=str(error))
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+    @staticmethod
+    def _write(path: Path, lines: bytes) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            if path.stat().st_size + len(lines) > MAX_BYTES:
+                path.replace(path.with_suffix(".1" + path.suffix))
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, lines)
+        finally:
+            os.close(descriptor)
+
+
+NO_JOURNAL = Journal(None)
+"""Keeps nothing."""
+
+
+def read_journal(path: Path) -> Iterator[Entry]:
+    """The entries of a journal, in the order they were written.
+
+    A last line that was cut off, as a killed process leaves it, is not one.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A line is none of llmux's; the message says which.
+    """
+    decoder = msgspec.json.Decoder(Entry)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error

@@ -1,0 +1,184 @@
+"""From a journal to a simulation: what each request needed, and what switches cost.
+
+How fast a backend is with n requests at once is taken from the journal: one alone makes progress at
+1 second a second, n of them at L(1)/L(n) each, where L is the latency by requests in flight. What a
+request needed is its progress from its admission to its end. So a replay under the policy that was
+really used repeats what happened, and under another one what would have.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+from llmux.config import PolicyConfig
+from llmux.journal import Request, Started, Switch, read_journal
+from llmux.measures import Latencies
+from llmux.policy import POLICIES
+from llmux.simulate.arrivals import Arrival
+from llmux.simulate.backends import Sharing
+from llmux.simulate.engine import Setup
+from llmux.simulate.outcome import mean
+
+Speed = Callable[[int], float]
+"""Progress that each of n requests makes in a second, in seconds of work."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a journal says of one group.
+
+    Attributes:
+        started: The last start in it.
+        requests: Those that were let in, in order of arrival.
+        turned_away: How many were not: refused, too late, or their clients left. They are not
+            replayed.
+        switches: In order.
+    """
+
+    started: Started
+    requests: Sequence[Request]
+    turned_away: int
+    switches: Sequence[Switch]
+
+    @property
+    def models(self) -> list[str]:
+        """The models that it has requests for."""
+        return sorted({request.model for request in self.requests})
+
+    def line_waits(self) -> list[float]:
+        """What each request has waited in line, in seconds."""
+        return [admitted(request) - request.arrived for request in self.requests]
+
+    def setup(self, policy: str, **settings: object) -> Setup:
+        """The simulation of these models under a policy.
+
+        Args:
+            policy: One of llmux's.
+            settings: Of its config, where they are not to be those that were used.
+        """
+        used = {
+            "max_wait_secs": self.started.max_wait_s,
+            "min_active_secs": self.started.min_active_s,
+        }
+        config = PolicyConfig(name=policy, **{**used, **settings})  # type: ignore[arg-type]
+        speeds = {model: speed_of(self._of(model)) for model in self.models}
+        return Setup(
+            models=self.models,
+            cost=self._costs(),
+            server=lambda model: Sharing(speeds[model]),
+            policy=partial(POLICIES[policy], config),
+            max_in_flight=dict(self.started.slots),
+        )
+
+    def arrivals(self) -> list[Arrival]:
+        """The requests, each with the work that it was."""
+        first = min(request.arrived for request in self.requests)
+        work = {
+            id(request): seconds
+            for model in self.models
+            for request, seconds in works(self._of(model), speed_of(self._of(model)))
+        }
+        return [
+            Arrival(request.arrived - first, request.model, work[id(request)])
+            for request in self.requests
+        ]
+
+    def _of(self, model: str) -> list[Request]:
+        return [request for request in self.requests if request.model == model]
+
+    def _costs(self) -> Callable[[str | None, str], float]:
+        """Mean hook times: of the pair, else of switches into the target, else of all."""
+        seen: dict[object, list[float]] = defaultdict(list)
+        for switch in self.switches:
+            if switch.result == "success":
+                for key in ((switch.source, switch.target), switch.target, None):
+                    seen[key].append(switch.hooks_s)
+
+        def cost(source: str | None, target: str) -> float:
+            known = seen.get((source, target)) or seen.get(target) or seen.get(None)
+            return mean(known) if known else 0.0
+
+        return cost
+
+
+def admitted(request: Request) -> float:
+    """When a request was let in that was."""
+    assert request.admitted is not None
+    return request.admitted
+
+
+def load_recordings(paths: Iterable[Path]) -> dict[str, Recording]:
+    """The recordings of each group in a journal's files, which are given in order of time.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: It is no journal, or there is nothing in it.
+    """
+    started: Started | None = None
+    requests: list[Request] = []
+    switches: list[Switch] = []
+    for path in paths:
+        for entry in read_journal(path):
+            match entry:
+                case Started():
+                    started = entry
+                case Request():
+                    requests.append(entry)
+                case Switch():
+                    switches.append(entry)
+    if started is None or not requests:
+        raise ValueError("the journal says of no request, or of no start")
+    let_in = sorted(
+        (request for request in requests if request.admitted is not None),
+        key=lambda request: request.arrived,
+    )
+    groups = started.groups
+    return {
+        group: Recording(
+            started,
+            [request for request in let_in if groups.get(request.model) == group],
+            sum(1 for r in requests if r.admitted is None and groups.get(r.model) == group),
+            [switch for switch in switches if groups.get(switch.target) == group],
+        )
+        for group in dict.fromkeys(groups.values())
+        if any(groups.get(request.model) == group for request in let_in)
+    }
+
+
+def speed_of(requests: Sequence[Request]) -> Speed:
+    """How fast a backend has been with n requests at once; never faster with more."""
+    latencies = Latencies()
+    for request in requests:
+        latencies.note(request.company, request.ended - admitted(request))
+
+    @cache
+    def latency_s(count: int) -> float:
+        here = latencies.estimate(count) or 1e-6
+        return here if count <= 1 else max(here, latency_s(count - 1))
+
+    return lambda count: latency_s(1) / latency_s(count)
+
+
+def works(requests: Sequence[Request], speed: Speed) -> list[tuple[Request, float]]:
+    """What each request of one model needed: its progress while it was in flight."""
+    moments = sorted(
+        [(admitted(request), 1, request) for request in requests]
+        + [(request.ended, 0, request) for request in requests],
+        key=lambda moment: moment[:2],
+    )
+    begun: dict[int, float] = {}
+    needed: list[tuple[Request, float]] = []
+    progress = last = 0.0
+    for at, begins, request in moments:
+        if begun:
+            progress += (at - last) * speed(len(begun))
+        last = at
+        if begins:
+            begun[id(request)] = progress
+        else:
+            needed.append((request, progress - begun.pop(id(request))))
+    return needed

@@ -1,0 +1,70 @@
+"""Simulations and recordings for people: a table, and a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llmux.errors import LlmuxError
+from llmux.simulate.outcome import Outcome, mean, percentile
+
+HEADS = (
+    "policy", "mean wait", "p50", "p99", "max", "switches", "serving", "draining", "switching",
+    "idle", "fairness",
+)  # fmt: skip
+
+
+class NoPlots(LlmuxError):
+    """Matplotlib is not installed."""
+
+
+def row(name: str, waits: Sequence[float], outcome: Outcome) -> list[str]:
+    """One line of the table: waits in seconds, shares of the time in percent."""
+    total = sum(outcome.seconds.values()) or 1.0
+    shares = [
+        f"{100 * outcome.seconds[part] / total:.0f} %"
+        for part in ("serving", "draining", "switching", "idle")
+    ]
+    fairness = f"{outcome.fairness():.2f}"
+    return [name, *figures(waits), str(outcome.switches), *shares, fairness]
+
+
+def figures(waits: Sequence[float]) -> list[str]:
+    """Mean, median, 99th percentile and maximum, in seconds."""
+    values = (mean(waits), percentile(waits, 0.5), percentile(waits, 0.99), max(waits, default=0))
+    return [f"{value:.2f}" for value in values]
+
+
+def render(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns, under `HEADS`."""
+    lines = [HEADS, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
+    """Draw when each model was awake under each policy.
+
+    Raises:
+        NoPlots: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise NoPlots("--plot needs matplotlib: pip install 'llmux[plot]'") from None
+    figure = Figure(figsize=(12, 1 + 1.6 * len(outcomes)), layout="constrained")
+    axes = figure.subplots(len(outcomes), 1, sharex=True, squeeze=False)
+    for (name, outcome), (axis,) in zip(outcomes.items(), axes, strict=True):
+        for index, model in enumerate(outcome.names):
+            stays = [(start, end - start) for at, start, end in outcome.spans if at == index]
+            axis.broken_barh(stays, (index - 0.4, 0.8), label=model)
+        axis.set_yticks(range(len(outcome.names)), outcome.names)
+        axis.set_title(f"{name}: mean wait {mean(outcome.waits()):.1f} s", loc="left")
+    axes[-1][0].set_xlabel("seconds")
+    figure.savefig(path)

@@ -1,0 +1,188 @@
+"""What is written down, and that a replay of it repeats what happened."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from llmux import journal
+from llmux.__main__ import main
+from llmux.journal import Journal, Request, Started, Switch, read_journal
+from llmux.policy import POLICIES
+from llmux.simulate import simulate
+from llmux.simulate.outcome import mean
+from llmux.simulate.replay import load_recordings
+from tests.fakes import FakeHooks, Rig
+
+MODELS = ("a", "b", "c")
+HOOKS = {(model, hook): 2.0 for model in MODELS for hook in ("sleep", "wake")}
+
+
+def started(policy: str) -> Started:
+    return Started(
+        at=0,
+        policy=policy,
+        groups=dict.fromkeys(MODELS, "default"),
+        slots={},
+        max_wait_s=300,
+        min_active_s=0,
+    )
+
+
+async def record(path: Path, policy: str, requests: int = 300) -> None:
+    """Random traffic for three models on the virtual clock, written to a journal."""
+    kept = Journal(path)
+    kept.add(lambda _: started(policy))
+    rng = random.Random(7)
+    rig = Rig(MODELS, hooks=FakeHooks(seconds=HOOKS), policy=POLICIES[policy], journal=kept)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        async with rig.running() as asking:
+            for _ in range(requests):
+                await trio.sleep(rng.expovariate(0.5))
+                asking.start_soon(rig.ask, rng.choices(MODELS, (4, 2, 1))[0], rng.expovariate(0.25))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+async def test_a_replay_with_the_policy_that_was_used_repeats_what_happened(
+    policy: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    await record(tmp_path / "journal.jsonl", policy)
+    recording = load_recordings([tmp_path / "journal.jsonl"])["default"]
+    assert len(recording.requests) == 300
+    observed = mean(recording.line_waits())
+    replayed = simulate(recording.setup(policy), recording.arrivals())
+    assert replayed.count == 300
+    assert mean(replayed.line_waits()) == pytest.approx(observed, rel=0.1)
+    switches = [switch for switch in recording.switches if switch.result == "success"]
+    assert replayed.switches == pytest.approx(len(switches), rel=0.1)
+
+
+async def test_what_a_journal_says_of_a_switch_and_its_request(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    kept = Journal(path)
+    rig = Rig(("a", "b"), hooks=FakeHooks(seconds=HOOKS), journal=kept)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        async with rig.running() as asking:
+            asking.start_soon(rig.ask, "a", 10)
+            await trio.sleep(5)
+            await rig.ask("b", 1)
+        nursery.cancel_scope.cancel()
+    first, second = (entry for entry in read_journal(path) if isinstance(entry, Switch))
+    assert (first.source, first.target, first.result) == (None, "a", "success")
+    assert (second.source, second.target) == ("a", "b")
+    assert second.drain_s == pytest.approx(7)
+    assert second.hooks_s == pytest.approx(4)
+    assert second.ended - second.started == pytest.approx(11)
+    assert "oldest request waits" in second.reason
+    asked_a, asked_b = (entry for entry in read_journal(path) if isinstance(entry, Request))
+    assert asked_b.admitted is not None
+    assert asked_b.admitted - asked_b.arrived == pytest.approx(11)
+    assert asked_b.ended - asked_b.admitted == pytest.approx(1)
+    assert asked_a.company == 1
+
+
+async def test_a_journal_that_is_too_long_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(journal, "MAX_BYTES", 1000)
+    path = tmp_path / "journal.jsonl"
+    kept = Journal(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        for _ in range(20):
+            kept.add(lambda _: started("fifo"))
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert path.stat().st_size <= 1000
+    assert list(read_journal(tmp_path / "journal.1.jsonl"))
+
+
+async def test_a_disk_that_is_full_costs_entries_and_nothing_else(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "journal.jsonl").mkdir()  # cannot be written to either
+    kept = Journal(tmp_path / "journal.jsonl")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        for _ in range(3):
+            kept.add(lambda _: started("fifo"))
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+
+def test_a_line_cut_off_is_no_entry_but_garbage_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(
+        '{"event":"request","model":"a","arrived":1,"ended":2,"status":200}\n{"event":"req'
+    )
+    assert len(list(read_journal(path))) == 1
+    path.write_text('{"event":"dance"}\n')
+    with pytest.raises(ValueError, match=r"line 1: .*dance"):
+        list(read_journal(path))
+
+
+async def test_replay_prints_what_happened_and_what_would_have(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    await record(path, "fifo", requests=60)
+    await wait_all_tasks_blocked()
+    done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo,adaptive"])
+    assert done.exit_code == 0, done.output
+    names = [line.split()[0] for line in done.output.splitlines()]
+    assert names == ["group", "policy", "observed", "fifo", "adaptive"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "the journal says of no request"), ("{}\n", "line 1:"), ("nonsense\n", "line 1:")],
+)
+def test_what_is_no_journal_is_a_mistake_in_one_line(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(content)
+    done = CliRunner().invoke(main, ["replay", str(path)])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_simulate_prints_a_table() -> None:
+    for more in (
+        [],
+        ["--sharing"],
+        ["--pattern", "closed", "--hours", "1"],
+        ["--pattern", "bursty"],
+    ):
+        done = CliRunner().invoke(main, ["simulate", "--requests", "300", *more])
+        assert done.exit_code == 0, done.output
+        names = [line.split()[0] for line in done.output.splitlines()]
+        assert names == ["policy", "fifo", "exhaustive", "adaptive"]
+
+
+def test_simulate_reads_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,model,service_s\n0,x,1\n1,y,2\n2,x,\n")
+    done = CliRunner().invoke(main, ["simulate", "--trace", str(trace), "--policy", "fifo"])
+    assert done.exit_code == 0, done.output
+    trace.write_text("when,what\n0,x\n")
+    done = CliRunner().invoke(main, ["simulate", "--trace", str(trace)])
+    assert done.exit_code == 1
+    assert "arrival_s" in done.output
+
+
+def test_a_policy_that_does_not_exist_is_a_mistake() -> None:
+    done = CliRunner().invoke(main, ["simulate", "--policy", "fifoo"])
+    assert done.exit_code == 2
+    assert "unknown policy 'fifoo'" in done.output
