@@ -25,6 +25,7 @@ from llmux.asgi import ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.config import Config, default_config_path, load_config
 from llmux.errors import ConfigError, LlmuxError
+from llmux.gate import metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
 from llmux.journal import Journal, Started
@@ -131,6 +132,9 @@ def build_service(
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
         journal.add(started(config))
         app.nursery.start_soon(journal.run)
+        if config.policy.gate:
+            asked = [(m, metrics_of(proxy.backend(name))) for name, m in board.models.items()]
+            app.nursery.start_soon(watch_backends, asked)
         app.nursery.start_soon(keep_switching)
         app.nursery.start_soon(traffic.watch_stalls)
 

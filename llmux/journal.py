@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import trio
-from trio_util import periodic
 
 from llmux.logs import get_logger
 
@@ -127,10 +126,11 @@ class Journal:
         # Once: when somebody sets the clock of the host, the journal's order must not change.
         self._offset_s = time.time() - trio.current_time()
         try:
-            async for _ in periodic(FLUSH_S):
+            while True:
                 while self._entries:
                     self._flush(self._path, AT_ONCE)
                     await trio.lowlevel.checkpoint()
+                await trio.sleep(FLUSH_S)
         finally:
             self._flush(self._path)
 

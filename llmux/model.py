@@ -68,6 +68,7 @@ class Model:
         entered_at: When it entered that phase (Trio's clock, seconds).
         holds_gpu: Its wake hook was started, and no sleep has been confirmed since. What
             `verify_asleep` decides; a group puts all such models to sleep before it wakes another.
+        backend_queued: Requests that wait inside of the backend, where that is watched.
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
@@ -95,6 +96,7 @@ class Model:
         self.max_in_flight = traits.max_in_flight
         self.preserves_in_flight = traits.preserves_in_flight
         self.holds_gpu = False
+        self.backend_queued = 0
         self.failures = 0
         self.retry_at = -math.inf
         self.last_error: LlmuxError | None = None
@@ -190,5 +192,6 @@ class Model:
             oldest_arrival=self.waiters.oldest,
             retry_at=self.retry_at,
             ages=self.waiters.ages,
+            backend_queued=self.backend_queued,
             has_slots=self.max_in_flight != math.inf,
         )

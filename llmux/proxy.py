@@ -217,6 +217,10 @@ class ModelProxy:
         status, headers, body = error_answer(error)
         await lane.reply(status, [*headers, *journey.answers(status)], body)
 
+    def backend(self, model: str) -> Backend:
+        """The backend of a model."""
+        return self._upstreams[model].backend
+
     async def aclose(self) -> None:
         """Close the idle connections to all backends."""
         for upstream in (*self._upstreams.values(), self._fallback):

@@ -243,7 +243,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
         min_active_secs: Least time that a model stays awake.
-        max_wait_secs: After so long a wait a request's model is next, whatever the policy weighs.
+        max_wait_secs: After so long a wait a request's model is next, whatever else is weighed.
+        gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
         client_hints: Heed x-llmux-priority, x-llmux-max-wait and x-llmux-switch of requests.
         options: Given as they are to a policy of your own.
     """
@@ -254,6 +255,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     drain_timeout_secs: Seconds | None = None
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
     max_wait_secs: Seconds = 300.0
+    gate: bool = False
     client_hints: bool = False
     options: dict[str, Any] = {}
 

@@ -1,0 +1,62 @@
+"""The optional gate: how many requests wait inside of the active backends, by their own word.
+
+vLLM says it in its metrics. While it has requests of its own waiting, a model is not closed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+import trio
+
+from llmux.backend import Backend
+from llmux.errors import LlmuxError
+from llmux.model import Model
+
+LOOK_S = 1.0
+"""How often a backend is asked, and how long it may take to answer."""
+
+_WAITING = re.compile(
+    rb"^vllm:num_requests_waiting(?:\{[^}\n]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE
+)
+
+Fetch = Callable[[], Awaitable[bytes]]
+"""Gets a backend's metrics; raises LlmuxError."""
+
+
+def metrics_of(backend: Backend) -> Fetch:
+    """Gets the metrics of a backend."""
+
+    async def fetch() -> bytes:
+        async with backend.exchange(b"GET", b"/metrics", [], b"") as answer:
+            return await answer.read()
+
+    return fetch
+
+
+async def watch_backends(models: Iterable[tuple[Model, Fetch]]) -> None:
+    """Keep `backend_queued` of each model that is awake up to date, for ever."""
+    watched = tuple(models)
+    while True:
+        async with trio.open_nursery() as nursery:
+            for model, fetch in watched:
+                if model.is_awake:
+                    nursery.start_soon(_look, model, fetch)
+                else:
+                    model.backend_queued = 0
+        await trio.sleep(LOOK_S)
+
+
+async def _look(model: Model, fetch: Fetch) -> None:
+    metrics = b""  # a backend that does not say has nobody waiting
+    with trio.move_on_after(LOOK_S):
+        with suppress(LlmuxError):
+            metrics = await fetch()
+    model.backend_queued = queued_in(metrics)
+
+
+def queued_in(metrics: bytes) -> int:
+    """How many requests wait, by metrics in Prometheus's text format; 0 if they do not say."""
+    return round(sum(float(value) for value in _WAITING.findall(metrics)))
