@@ -69,7 +69,7 @@ def test_defaults() -> None:
     )
     assert config.directory == Path.cwd()
     assert config.policy == PolicyConfig(
-        name="fifo",
+        name="adaptive",
         request_timeout_secs=None,
         drain_before_switch=True,
         drain_timeout_secs=None,

@@ -249,7 +249,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         options: Given as they are to a policy of your own.
     """
 
-    name: Name = "fifo"
+    name: Name = "adaptive"
     request_timeout_secs: Annotated[float, Meta(ge=0)] | None = None
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None

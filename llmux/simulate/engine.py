@@ -137,6 +137,7 @@ class Simulation:
         self._waiting = 0  # in all lines
         self._events: list[tuple[float, int, int, Arrival | None]] = []
         self._count = 0
+        self._coming = 0  # arrivals among the events
         self._look_at = math.inf
         self._drain_began = 0.0
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
@@ -152,7 +153,7 @@ class Simulation:
             working = self._open or self._leaving
             done_at = working.server.done_at if working else math.inf
             at = min(done_at, events[0][0] if events else math.inf)
-            if at == math.inf or at > until:
+            if at == math.inf or at > until or self._is_over(done_at):
                 break
             self._seconds[self._doing()] += at - now
             now = self._snapshot.now = at
@@ -161,6 +162,7 @@ class Simulation:
             else:
                 _, _, kind, arrival = heapq.heappop(events)
                 if arrival is not None:
+                    self._coming -= 1
                     if kind == ARRIVAL:
                         self._draw_arrival()
                     self._arrive(arrival, now)
@@ -170,7 +172,15 @@ class Simulation:
                     continue  # a look that was put off
             if self._target is None:
                 self._ask(now)
+        if self._open is not None and self._snapshot.active_since is not None:
+            self.outcome.spans.append((self._open.index, self._snapshot.active_since, now))
         self.outcome.seconds = self._seconds
+
+    def _is_over(self, done_at: float) -> bool:
+        """Whether nothing is left but looks that were put off."""
+        return (
+            not self._coming and done_at == math.inf and self._target is None and not self._waiting
+        )
 
     def _doing(self) -> str:
         if self._target is not None:
@@ -179,6 +189,7 @@ class Simulation:
 
     def _schedule(self, at: float, kind: int, arrival: Arrival | None = None) -> None:
         self._count += 1
+        self._coming += arrival is not None
         heapq.heappush(self._events, (at, self._count, kind, arrival))
 
     def _draw_arrival(self) -> None:
@@ -277,6 +288,7 @@ class Simulation:
     def _drained(self, station: Station, now: float) -> None:
         self._leaving = None
         self._measures.note_drained(station.name, now - self._drain_began)
+        self.outcome.drains.append((station.index, self._drain_began, now))
         self._run_hooks(now)
 
     def _run_hooks(self, now: float) -> None:

@@ -23,7 +23,8 @@ class Outcome:
         switches: Successful switches.
         failed: Requests that a failed wake has refused.
         seconds: Where the time went: serving, draining, switching, idle.
-        spans: Of each stay: its model's index, from when to when. For plots.
+        spans: Of each stay: its model's index, from when to when it was open.
+        drains: Of each drain: its model's index, from when to when.
     """
 
     names: Sequence[str]
@@ -36,6 +37,7 @@ class Outcome:
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[int, float, float]] = field(default_factory=list)
+    drains: list[tuple[int, float, float]] = field(default_factory=list)
 
     def add(self, index: int, job: Job, now: float) -> None:
         """One more request has ended."""

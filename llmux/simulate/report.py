@@ -49,7 +49,7 @@ def render(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Draw when each model was awake under each policy.
+    """Draw when each model was open (dark) and when it drained (light) under each policy.
 
     Raises:
         NoPlots: Matplotlib is not installed.
@@ -61,9 +61,10 @@ def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
     figure = Figure(figsize=(12, 1 + 1.6 * len(outcomes)), layout="constrained")
     axes = figure.subplots(len(outcomes), 1, sharex=True, squeeze=False)
     for (name, outcome), (axis,) in zip(outcomes.items(), axes, strict=True):
-        for index, model in enumerate(outcome.names):
-            stays = [(start, end - start) for at, start, end in outcome.spans if at == index]
-            axis.broken_barh(stays, (index - 0.4, 0.8), label=model)
+        for index in range(len(outcome.names)):
+            for spans, colour in ((outcome.spans, "C0"), (outcome.drains, "#a8c8e8")):
+                bars = [(start, end - start) for at, start, end in spans if at == index]
+                axis.broken_barh(bars, (index - 0.4, 0.8), color=colour)
         axis.set_yticks(range(len(outcome.names)), outcome.names)
         axis.set_title(f"{name}: mean wait {mean(outcome.waits()):.1f} s", loc="left")
     axes[-1][0].set_xlabel("seconds")
