@@ -97,6 +97,7 @@ class Model:
         self.preserves_in_flight = traits.preserves_in_flight
         self.holds_gpu = False
         self.backend_queued = 0
+        self._frozen_at: float | None = None
         self.failures = 0
         self.retry_at = -math.inf
         self.last_error: LlmuxError | None = None
@@ -133,6 +134,10 @@ class Model:
         left, self.phase = self.phase, phase
         stayed_s = trio.current_time() - self.entered_at
         self.entered_at = trio.current_time()
+        if left is Phase.AWAKE and phase is Phase.SLEEPING and self.preserves_in_flight:
+            self._freeze()
+        elif phase is Phase.AWAKE:
+            self._thaw()
         self._on_enter(self, left, stayed_s)
 
     async def wait_admitted(
@@ -162,7 +167,30 @@ class Model:
         if self.waiters.count and self.is_awake:
             self.waiters.let_in(self.room)
 
+    @property
+    def wanted_by(self) -> int:
+        """How many requests would have it awake: those in line, and those frozen with it."""
+        return self.waiters.count + self._frozen
+
+    @property
+    def _frozen(self) -> int:
+        return 0 if self._frozen_at is None else self.in_flight.count
+
+    def _freeze(self) -> None:
+        """Those in flight wait from now on, as those in line do."""
+        self._frozen_at = self.entered_at
+        for _ in range(self.in_flight.count):
+            self.waiters.ages.add(self._frozen_at)
+
+    def _thaw(self) -> None:
+        if self._frozen_at is not None:
+            for _ in range(self.in_flight.count):
+                self.waiters.ages.remove(self._frozen_at)
+        self._frozen_at = None
+
     def _left(self, flight: Flight) -> None:
+        if self._frozen_at is not None:
+            self.waiters.ages.remove(self._frozen_at)
         self._admit_more()
         self._on_leave(self, flight)
 
@@ -183,15 +211,23 @@ class Model:
         self.retry_at = trio.current_time() + delay_s
         self.last_error = error
 
+    @property
+    def _oldest(self) -> float | None:
+        if not self._frozen or self._frozen_at is None:
+            return self.waiters.oldest
+        in_line = self.waiters.oldest
+        return self._frozen_at if in_line is None else min(in_line, self._frozen_at)
+
     def view(self) -> ModelView:
         """What a policy may know of it."""
         return ModelView(
             name=self.name,
             in_flight=self.in_flight.count,
-            queued=self.waiters.count,
-            oldest_arrival=self.waiters.oldest,
+            queued=self.wanted_by,
+            oldest_arrival=self._oldest,
             retry_at=self.retry_at,
             ages=self.waiters.ages,
             backend_queued=self.backend_queued,
             has_slots=self.max_in_flight != math.inf,
+            freezes=self.preserves_in_flight,
         )

@@ -240,7 +240,7 @@ class Switcher:
             decision = self._policy.decide(self._snapshot()) if self._mode == "auto" else None
             if isinstance(decision, SwitchTo):
                 target = self.models[decision.model]
-                return Order(target, decision.reason, stands=not target.waiters.count)
+                return Order(target, decision.reason, stands=not target.wanted_by)
             look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
             with trio.move_on_at(look_again_at):
                 # No checkpoint since the snapshot: no change can be missed.
@@ -338,9 +338,9 @@ class Switcher:
 
     def _is_wanted(self, order: Order) -> bool:
         """Whether somebody waits for its target, or nobody for anything else."""
-        if order.stands or order.target.waiters.count:
+        if order.stands or order.target.wanted_by:
             return True
-        return not any(model.waiters.count for model in self.models.values())
+        return not any(model.wanted_by for model in self.models.values())
 
     def _check_wanted(self, order: Order) -> None:
         if not self._is_wanted(order):
@@ -470,7 +470,7 @@ class Switcher:
         if flight.is_whole:
             served_s = trio.current_time() - flight.entered_at
             self.measures.note_served(model.name, flight.company, served_s)
-        if any(other.waiters.count for other in self.models.values()):
+        if any(other.wanted_by for other in self.models.values()):
             self._changed.set()
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:

@@ -49,13 +49,13 @@ PLANTS = {
     ),
     "forget the next in line when a place becomes free": (
         "model.py",
-        "    def _left(self, flight: Flight) -> None:\n        self._admit_more()\n",
-        "    def _left(self, flight: Flight) -> None:\n",
+        "            self.waiters.ages.remove(self._frozen_at)\n        self._admit_more()\n",
+        "            self.waiters.ages.remove(self._frozen_at)\n",
     ),
     "abandon a switch that is wanted": (
         "switcher.py",
-        "        if order.stands or order.target.waiters.count:\n",
-        "        if order.target.waiters.count:\n",
+        "        if order.stands or order.target.wanted_by:\n",
+        "        if order.target.wanted_by:\n",
     ),
     "leak an in-flight count on disconnect": (
         "inflight.py",

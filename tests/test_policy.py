@@ -34,7 +34,10 @@ def decide(
         now=now,
         active=active,
         active_since=since,
-        models={view.name: view for view in views},
+        models={
+            **({active: ModelView(active)} if active else {}),
+            **{view.name: view for view in views},
+        },
     )
     return FifoPolicy(PolicyConfig(**config)).decide(snapshot)
 

@@ -183,10 +183,66 @@ async def test_preserved_requests_are_not_waited_for_and_go_on(autojump_clock: M
     async with rig.running() as requests:
         requests.start_soon(rig.ask, "a", 100)
         await trio.sleep(1)
-        assert await rig.ask("b") == pytest.approx(0, abs=0.1)
+        assert await rig.ask("b") == pytest.approx(0, abs=0.1)  # no drain
         assert rig.switcher.models["a"].in_flight.count == 1
-        assert await rig.ask("a") == pytest.approx(0, abs=0.1)
-    assert rig.hooks.served["a"] == 2
+        await trio.sleep(1)
+        assert rig.switcher.models["a"].is_awake  # nobody asked for it but the one that is frozen
+    assert rig.hooks.served["a"] == 1
+
+
+async def test_frozen_requests_count_among_those_who_wait(autojump_clock: MockClock) -> None:
+    rig = Rig(traits={"a": Traits(preserves_in_flight=True)})
+    model = rig.switcher.models["a"]
+    async with rig.running() as requests:
+        with trio.CancelScope() as leaves:
+            requests.start_soon(rig.ask, "a", 100)
+            await trio.sleep(1)
+            rig.hooks.seconds = {("b", "wake"): 50}
+            requests.start_soon(rig.ask, "b")
+            await trio.sleep(10)
+            view = model.view()
+            assert view.queued == 1
+            assert view.oldest_arrival == pytest.approx(1, abs=0.1)
+            assert view.ages.total(trio.current_time()) == pytest.approx(10, abs=0.1)
+            requests.start_soon(rig.ask, "a", 1)  # stands in line behind it
+            await trio.sleep(10)
+            assert model.view().queued == 2
+        assert not leaves.cancelled_caught
+    assert (model.view().queued, model.view().ages.count) == (0, 0)
+
+
+async def test_a_frozen_request_whose_client_leaves_is_forgotten(autojump_clock: MockClock) -> None:
+    rig = Rig(traits={"a": Traits(preserves_in_flight=True)})
+    model = rig.switcher.models["a"]
+    leaves = trio.CancelScope()
+    async with rig.running() as requests:
+
+        async def ask() -> None:
+            with leaves:
+                await rig.ask("a", 100)
+
+        requests.start_soon(ask)
+        await trio.sleep(1)
+        rig.hooks.seconds = {("b", "wake"): 50}
+        requests.start_soon(rig.ask, "b", 5)
+        await trio.sleep(10)
+        leaves.cancel()
+        await wait_all_tasks_blocked()
+        assert (model.view().queued, model.view().ages.count) == (0, 0)
+    assert rig.hooks.calls.count(("a", "wake")) == 1
+
+
+async def test_a_model_gets_on_with_frozen_requests_before_it_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    hooks = FakeHooks(seconds={(model, "wake"): 2 for model in "ab"})
+    rig = Rig(hooks=hooks, traits={name: Traits(preserves_in_flight=True) for name in "ab"})
+    async with rig.running() as requests:
+        for _ in range(3):
+            requests.start_soon(rig.ask, "a", 60)
+            requests.start_soon(rig.ask, "b", 60)
+            await trio.sleep(5)
+    assert rig.hooks.calls.count(("a", "wake")) <= 4  # not one for each second
 
 
 # ---- Hints ----

@@ -15,6 +15,7 @@ from llmux.policy.choices import (
     first_come,
     look_again,
     may_be_chosen,
+    may_leave_at,
     next_retry,
     oldest,
     waited_s,
@@ -58,18 +59,18 @@ class AdaptivePolicy:
         now = snapshot.now
         assert snapshot.active_since is not None
         first = oldest(others)
-        may_leave_at = snapshot.active_since + self._min_active_s
+        leaves_at = may_leave_at(snapshot, self._min_active_s)
         bound_at = max(
             now - waited_s(first, now) + self._max_wait_s,
             snapshot.active_since + _least_turn_s(snapshot, active, first),
-            may_leave_at,
+            leaves_at,
         )
         if bound_at <= now:
             return first_come(first, now)
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
         ranked = sorted(others, key=lambda view: _urgency(snapshot, active, view), reverse=True)
-        closing_at = max(may_leave_at, _open_until(snapshot, active, ranked))
+        closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
         next_at = math.inf
         for view in ranked:
             close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))

@@ -17,12 +17,13 @@ class ModelView:
     Attributes:
         name: Its name in the config.
         in_flight: Requests being served.
-        queued: Requests waiting.
+        queued: Requests waiting: in line, or frozen with their model.
         oldest_arrival: When the first of those arrived, in seconds of the snapshot's clock.
         retry_at: Not to be chosen before this time: its last wake failed.
         ages: How long those who wait have waited, all together.
         backend_queued: Requests that wait inside of the backend; 0 where that is not watched.
         has_slots: Whether it takes only so many requests at a time (`max_in_flight`).
+        freezes: Whether it sleeps with its requests, to go on with them (`preserves_in_flight`).
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelView:
     ages: Ages = field(default_factory=Ages)
     backend_queued: int = 0
     has_slots: bool = False
+    freezes: bool = False
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from llmux.policy.choices import (
     first_come,
     look_again,
     may_be_chosen,
+    may_leave_at,
     next_retry,
     oldest,
     waited_s,
@@ -63,7 +64,7 @@ class CostAwarePolicy:
         gathered_at = arrived_at if is_worth_it else arrived_at + self._coalesce_s
         served_at = max(gathered_at, snapshot.active_since + cost_s)
         stale_at = arrived_at + self._max_wait_s
-        return max(min(served_at, stale_at), snapshot.active_since + self._min_active_s)
+        return max(min(served_at, stale_at), may_leave_at(snapshot, self._min_active_s))
 
 
 class TimeSlicePolicy:
@@ -88,12 +89,11 @@ class TimeSlicePolicy:
         if snapshot.active is None:
             return first_come(first, now)
         active = snapshot.models[snapshot.active]
-        assert snapshot.active_since is not None
-        may_leave_at = snapshot.active_since + self._min_active_s
+        leaves_at = may_leave_at(snapshot, self._min_active_s)
         if active.in_flight or active.queued:
-            stale_at = max(may_leave_at, now + self._max_wait_s - waited_s(first, now))
+            stale_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
             return first_come(first, now) if stale_at <= now else look_again(stale_at)
-        if may_leave_at > now:
-            return look_again(may_leave_at)
+        if leaves_at > now:
+            return look_again(leaves_at)
         longest = max(ready, key=lambda view: view.queued)
         return SwitchTo(longest.name, f"the longest line: {longest.queued} waiting")

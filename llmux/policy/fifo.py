@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, LookAgain, Snapshot, Stay
-from llmux.policy.choices import first_come, may_be_chosen, next_retry, oldest, wanted
+from llmux.policy.choices import first_come, may_be_chosen, may_leave_at, next_retry, oldest, wanted
 
 
 class FifoPolicy:
@@ -21,8 +21,8 @@ class FifoPolicy:
         now = snapshot.now
         ready = may_be_chosen(others, now)
         may_start_at = now if ready else next_retry(others, now)
-        if snapshot.active_since is not None:
-            may_start_at = max(may_start_at, snapshot.active_since + self._min_active_s)
+        if snapshot.active is not None:
+            may_start_at = max(may_start_at, may_leave_at(snapshot, self._min_active_s))
         if may_start_at > now:
             return LookAgain(may_start_at)
         return first_come(oldest(ready), now)

@@ -63,15 +63,18 @@ class Setup:
 class Station:
     """One simulated model."""
 
-    __slots__ = ("failures", "index", "limit", "line", "name", "server", "view")
+    __slots__ = ("failures", "frozen_at", "index", "limit", "line", "name", "server", "view")
 
-    def __init__(self, index: int, name: str, server: Server, limit: float) -> None:
+    def __init__(
+        self, index: int, name: str, server: Server, limit: float, *, freezes: bool
+    ) -> None:
         self.index = index
         self.name = name
         self.server = server
         self.line: deque[Job] = deque()
         self.limit = limit
-        self.view = ModelView(name, has_slots=limit != math.inf)
+        self.view = ModelView(name, has_slots=limit != math.inf, freezes=freezes)
+        self.frozen_at = math.nan
         self.failures = 0
 
 
@@ -119,7 +122,13 @@ class Simulation:
         self._rng = rng
         self._progress = progress
         self._stations = {
-            name: Station(index, name, setup.server(name), setup.limit(name))
+            name: Station(
+                index,
+                name,
+                setup.server(name),
+                setup.limit(name),
+                freezes=setup.preserves_in_flight,
+            )
             for index, name in enumerate(setup.models)
         }
         self._snapshot = Snapshot(
@@ -277,13 +286,33 @@ class Simulation:
         self._snapshot.active = self._snapshot.active_since = None
         self._measures.note_closed(source.name, now)
         if self._setup.preserves_in_flight:
-            source.server.freeze(now)
+            self._freeze(source, now)
             self._run_hooks(now)
         elif source.view.in_flight:
             self._leaving = source
             self._drain_began = now
         else:
             self._run_hooks(now)
+
+    def _freeze(self, station: Station, now: float) -> None:
+        """Its requests wait now, too."""
+        station.server.freeze(now)
+        station.frozen_at = now
+        view = station.view
+        view.queued += view.in_flight
+        self._waiting += view.in_flight
+        for _ in range(view.in_flight):
+            view.ages.add(now)
+        if view.in_flight and view.oldest_arrival is None:
+            view.oldest_arrival = now
+
+    def _thaw(self, station: Station, now: float) -> None:
+        station.server.thaw(now)
+        view = station.view
+        view.queued -= view.in_flight
+        self._waiting -= view.in_flight
+        for _ in range(view.in_flight):
+            view.ages.remove(station.frozen_at)
 
     def _drained(self, station: Station, now: float) -> None:
         self._leaving = None
@@ -312,7 +341,7 @@ class Simulation:
         self._open = target
         self._snapshot.active, self._snapshot.active_since = target.name, now
         if self._setup.preserves_in_flight:
-            target.server.thaw(now)
+            self._thaw(target, now)
         self._admit_line(target, now)
 
     def _fail(self, target: Station, now: float) -> None:

@@ -1,0 +1,452 @@
+"""What `bench.policies` simulates: traffic of four kinds, and the original llmux's FIFO."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmux.config import PolicyConfig
+from llmux.policy import POLICIES, Decision, Policy, Snapshot, Stay, SwitchTo
+from llmux.simulate import (
+    Arrival,
+    Closed,
+    Outcome,
+    Setup,
+    Slots,
+    bursty,
+    one_hot,
+    poisson,
+    simulate,
+    zipf,
+)
+from llmux.simulate.arrivals import exponential
+from llmux.simulate.backends import Job
+from llmux.simulate.outcome import mean, percentile
+
+BASELINE = "original"
+"""What all ratios are to."""
+
+UNBOUNDED = "unbounded"
+"""The adaptive policy without its bound."""
+
+SWITCHES_S = (2.0, 10.0, 60.0)
+SLOTS = 8
+SERVICE_S = 8.0
+"""Slots of a backend and mean time of a request, except in grid B and of traces."""
+
+Figures = Mapping[str, float]
+"""What is kept of a run; seconds unless the name says otherwise."""
+
+
+class OriginalFifo:
+    """FIFO as the original llmux (2.4, Rust) does it; only for comparison.
+
+    Each request that finds its model not active tries a switch of its own; the tries stand in line
+    for one lock. One whose turn it is gives up if its model is active, or if nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._tries: deque[str] = deque()
+
+    def note_queued(self, model: str) -> None:
+        """A request has joined a line."""
+        self._tries.append(model)
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        """Say what to do now."""
+        while self._tries:
+            model = self._tries.popleft()
+            if model != snapshot.active and snapshot.models[model].queued:
+                return SwitchTo(model)
+        return Stay()
+
+
+NAMES = (BASELINE, UNBOUNDED, *POLICIES)
+
+
+def make_policy(name: str) -> Policy:
+    """A policy of llmux by its name, or one of the two that exist only here."""
+    if name == BASELINE:
+        return OriginalFifo()
+    if name == UNBOUNDED:
+        return POLICIES["adaptive"](PolicyConfig(max_wait_secs=1e9))
+    return POLICIES[name](PolicyConfig(name=name))
+
+
+def fleet(models: Sequence[str], switch_s: float, slots: int, policy: str) -> Setup:
+    """Models of which each switch costs the same."""
+    return Setup(
+        models=models,
+        cost=lambda _source, _target: switch_s,
+        server=lambda _model: Slots(slots),
+        policy=lambda: make_policy(policy),
+    )
+
+
+class Case(Protocol):
+    """One traffic, the same for every policy; a frozen dataclass, its fields are the axes."""
+
+    def run(self, policy: str) -> Figures:
+        """Simulate it under a policy."""
+        ...
+
+    def axes(self) -> dict[str, Any]:
+        """What it is, for a table's breakdown."""
+        ...
+
+
+def wait_figures(outcome: Outcome) -> dict[str, float]:
+    """What all that wait have in common, in llmux's line and inside of the backend."""
+    waits = outcome.waits()
+    total_s = sum(outcome.seconds.values())
+    return {
+        "mean": mean(waits),
+        "p99": percentile(waits, 0.99),
+        "max": max(waits),
+        "switches": outcome.switches,
+        "draining_share": outcome.seconds["draining"] / total_s,
+        "switching_share": outcome.seconds["switching"] / total_s,
+    }
+
+
+# ---- Grids ----
+
+
+@dataclass(frozen=True)
+class GridCase:
+    """Made-up traffic.
+
+    Attributes:
+        models: How many there are.
+        switch_s: Hook time of every switch.
+        popularity: zipf or one_hot.
+        pattern: poisson or bursty.
+        load: Of the slots, if there were no switches.
+        slots: Requests that a backend works on at a time.
+        service_s: Mean of the (exponential) service time.
+        requests: How many come.
+        seed: Of all that is drawn at random.
+    """
+
+    models: int
+    switch_s: float
+    popularity: str
+    pattern: str
+    load: float
+    slots: int
+    service_s: float
+    requests: int
+    seed: int
+
+    def __str__(self) -> str:
+        return (
+            f"N {self.models}, {self.switch_s:g} s, {self.popularity}, {self.pattern}, "
+            f"load {self.load:g}"
+        )
+
+    def axes(self) -> dict[str, Any]:
+        """What the grid is made of."""
+        names = ("models", "switch_s", "popularity", "pattern", "load")
+        return {name: getattr(self, name) for name in names}
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """The same, each time."""
+        shares = {"zipf": zipf, "one_hot": one_hot}[self.popularity](self.models)
+        arrive = {"poisson": poisson, "bursty": bursty}[self.pattern]
+        rate = self.load * self.slots / self.service_s
+        work = exponential(self.service_s)
+        return arrive(shares, rate, work, self.requests, random.Random(self.seed))
+
+    def run(self, policy: str) -> Figures:
+        """Simulate it under a policy."""
+        models = [str(index) for index in range(self.models)]
+        setup = fleet(models, self.switch_s, self.slots, policy)
+        return wait_figures(simulate(setup, self.arrivals()))
+
+
+LOADS_A = (0.3, 0.5, 0.7, 0.85, 0.95)
+LOADS_B = (0.03, 0.1, 0.2, 0.4, 0.6, 0.85)
+
+
+def grid_a(requests: int, seed: int) -> list[GridCase]:
+    """Long requests in large batches, as in a chat service: 180 configurations."""
+    return _grid(LOADS_A, SLOTS, SERVICE_S, requests, seed)
+
+
+def grid_b(requests: int, seed: int) -> list[GridCase]:
+    """Short requests, two at a time, mostly little load: 216 configurations."""
+    return _grid(LOADS_B, 2, 1.0, requests, seed)
+
+
+def _grid(
+    loads: Sequence[float], slots: int, service_s: float, requests: int, seed: int
+) -> list[GridCase]:
+    axes = product((2, 4, 8), SWITCHES_S, ("zipf", "one_hot"), ("poisson", "bursty"), loads)
+    return [GridCase(*axis, slots, service_s, requests, seed + i) for i, axis in enumerate(axes)]
+
+
+# ---- Traces ----
+
+TRACES: Mapping[str, Sequence[str]] = {
+    "arena": ("prism_vtc_arena27.csv",),
+    "servegen": ("servegen_4models_24h_load0.3_seed0.csv",),
+    "azure": ("AzureLLMInferenceTrace_code.csv", "AzureLLMInferenceTrace_conv.csv"),
+}
+"""LMSYS Chatbot Arena as Prism samples it (27 models); alibaba/ServeGen (4 models); two services of
+Azure's public data set of 2023, taken for two models."""
+
+TRACE_LOADS = (0.3, 0.6, 0.85)
+PROMPT_TOKEN_S = 0.0002
+OUTPUT_TOKEN_S = 0.015
+"""Where a trace says lengths and no times, a request takes 0.2 ms for each token of its prompt
+(5,000 a second) and 15 ms for each of its answer (66 a second): about an 8B model on one GPU."""
+
+
+@lru_cache(maxsize=1)
+def read_traces(files: tuple[Path, ...], requests: int | None) -> list[Arrival]:
+    """The first requests (None: all) of the files together, by time.
+
+    A file has the column arrival_s or TIMESTAMP; model, or it is one model; and service_s, or the
+    lengths in tokens.
+    """
+    rows: list[Arrival] = []
+    for path in files:
+        with path.open(newline="") as file:
+            rows += [_arrival(row, path.stem) for row in csv.DictReader(file)]
+    return sorted(rows)[:requests]
+
+
+def _arrival(row: Mapping[str, str], file: str) -> Arrival:
+    at = row.get("arrival_s") or datetime.fromisoformat(row["TIMESTAMP"]).timestamp()
+    return Arrival(float(at), row.get("model", file), _work_s(row))
+
+
+def _work_s(row: Mapping[str, str]) -> float:
+    if "service_s" in row:
+        return float(row["service_s"])
+    prompt = int(row.get("prompt_len") or row["ContextTokens"])
+    output = int(row.get("output_len") or row["GeneratedTokens"])
+    return PROMPT_TOKEN_S * prompt + OUTPUT_TOKEN_S * output
+
+
+@dataclass(frozen=True)
+class TraceCase:
+    """Recorded traffic, as much faster or slower as the load needs.
+
+    Attributes:
+        trace: Its name in `TRACES`.
+        switch_s: Hook time of every switch.
+        load: Of the slots, if there were no switches.
+        files: Where it is.
+        requests: Only so many are taken; None: all.
+    """
+
+    trace: str
+    switch_s: float
+    load: float
+    files: tuple[Path, ...]
+    requests: int | None
+
+    def __str__(self) -> str:
+        return f"{self.trace}, {self.switch_s:g} s, load {self.load:g}"
+
+    def axes(self) -> dict[str, Any]:
+        """What is varied."""
+        return {"trace": self.trace, "switch_s": self.switch_s, "load": self.load}
+
+    def arrivals(self) -> list[Arrival]:
+        """From time 0 on, at the load."""
+        recorded = read_traces(self.files, self.requests)
+        begin, end = recorded[0].at, recorded[-1].at
+        work_s = sum(arrival.work_s for arrival in recorded)
+        stretch = work_s / (SLOTS * self.load) / (end - begin)
+        return [arrival._replace(at=(arrival.at - begin) * stretch) for arrival in recorded]
+
+    def run(self, policy: str) -> Figures:
+        """Simulate it under a policy."""
+        arrivals = self.arrivals()
+        models = sorted({arrival.model for arrival in arrivals})
+        setup = fleet(models, self.switch_s, SLOTS, policy)
+        return wait_figures(simulate(setup, arrivals))
+
+
+def traces(directory: Path, requests: int | None) -> list[TraceCase]:
+    """Those whose files are there, at each switch cost and load."""
+    found = {
+        name: tuple(directory / file for file in files)
+        for name, files in TRACES.items()
+        if all((directory / file).is_file() for file in files)
+    }
+    return [
+        TraceCase(name, switch_s, load, files, requests)
+        for (name, files), switch_s, load in product(found.items(), SWITCHES_S, TRACE_LOADS)
+    ]
+
+
+# ---- Closed loop ----
+
+AGENTS = 12
+THINK_S = 20.0
+STAYING = 0.95
+"""An agent that stays with its model asks it 20 times in a row, on average: about one task."""
+
+
+class Agents(Closed):
+    """A closed loop whose agents ask the same model again with some probability."""
+
+    def __init__(self, staying: float, seed: int) -> None:
+        rng = random.Random(seed)
+        super().__init__(AGENTS, [0.25] * 4, exponential(THINK_S), exponential(SERVICE_S), rng)
+        self._dice = random.Random(seed + 1)
+        self._staying = staying
+
+    def follow(self, job: Job, now: float) -> Arrival:
+        """What the agent asks next whose request was answered now."""
+        asked = super().follow(job, now)
+        stays = self._dice.random() < self._staying
+        return asked._replace(model=job.model) if stays else asked
+
+
+@dataclass(frozen=True)
+class ClosedCase:
+    """Twelve agents who wait for their answers, and four models with equal shares.
+
+    Attributes:
+        agents: "roaming" pick a model for each request, "staying" stay with one for a while.
+        switch_s: Hook time of every switch.
+        hours: Of simulated time.
+        seed: Of all that is drawn at random.
+    """
+
+    agents: str
+    switch_s: float
+    hours: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.agents}, {self.switch_s:g} s, seed {self.seed}"
+
+    def axes(self) -> dict[str, Any]:
+        """What is varied."""
+        return {"agents": self.agents, "switch_s": self.switch_s}
+
+    def run(self, policy: str) -> Figures:
+        """Simulate it under a policy."""
+        loop = Agents(STAYING if self.agents == "staying" else 0.0, self.seed)
+        setup = fleet([str(index) for index in range(4)], self.switch_s, SLOTS, policy)
+        outcome = simulate(setup, loop.first(), follow=loop.follow, until=3600 * self.hours)
+        return {**wait_figures(outcome), "requests_per_hour": outcome.count / self.hours}
+
+
+def closed(hours: float, seeds: Sequence[int]) -> list[ClosedCase]:
+    """Both kinds of agents at each switch cost."""
+    axes = product(("roaming", "staying"), SWITCHES_S, seeds)
+    return [ClosedCase(kind, switch_s, hours, seed) for kind, switch_s, seed in axes]
+
+
+# ---- Starvation ----
+
+HOT, *COLD = "hot", "cold 1", "cold 2", "cold 3"
+HOT_LOAD = 0.7
+HOT_SLOTS = 32
+"""22 of them busy on average, so that the hot model has nothing to do once in a million years."""
+
+COLD_EVERY_S = 600.0
+
+
+@dataclass(frozen=True)
+class StarvationCase:
+    """A hot model that never idles, and three cold ones with a request every ten minutes each.
+
+    Attributes:
+        switch_s: Hook time of every switch.
+        hours: Of simulated time.
+        seed: Of all that is drawn at random.
+    """
+
+    switch_s: float
+    hours: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.switch_s:g} s, seed {self.seed}"
+
+    def axes(self) -> dict[str, Any]:
+        """What is varied."""
+        return {"switch_s": self.switch_s}
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """The same, each time."""
+        rates = [HOT_LOAD * HOT_SLOTS / SERVICE_S, *[1 / COLD_EVERY_S] * len(COLD)]
+        rate = sum(rates)
+        count = round(3600 * self.hours * rate)
+        work = exponential(SERVICE_S)
+        drawn = poisson([one / rate for one in rates], rate, work, count, random.Random(self.seed))
+        names = (HOT, *COLD)
+        return (arrival._replace(model=names[int(arrival.model)]) for arrival in drawn)
+
+    def run(self, policy: str) -> Figures:
+        """Simulate it under a policy; `excess` is the most by which a wait was over its bound."""
+        outcome = simulate(fleet((HOT, *COLD), self.switch_s, HOT_SLOTS, policy), self.arrivals())
+        waits = outcome.line_waits()
+        allowed = allowed_waits(outcome, PolicyConfig().max_wait_secs, self.switch_s)
+        over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
+        worst = max(range(len(over)), key=over.__getitem__)
+        by_model = list(zip(outcome.models, waits, strict=True))
+        return {
+            "hot_mean": mean([wait for model, wait in by_model if model == 0]),
+            "cold_mean": mean([wait for model, wait in by_model if model]),
+            "cold_max": max((wait for model, wait in by_model if model), default=0.0),
+            "longest_drain": longest_drain_s(outcome),
+            "excess": over[worst],
+            "worst_wait": waits[worst],
+            "worst_allowed": allowed[worst],
+            "switches": outcome.switches,
+        }
+
+
+def starvation(hours: float, seeds: Sequence[int]) -> list[StarvationCase]:
+    """At each switch cost."""
+    return [StarvationCase(switch_s, hours, seed) for switch_s, seed in product(SWITCHES_S, seeds)]
+
+
+def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[float]:
+    """How long each request may wait in line: invariant 7 of docs/design.md.
+
+    The bound; and for its own model and each with an older request in line, two switches and a
+    drain, for which the longest seen stands.
+    """
+    each_s = 2 * switch_s + longest_drain_s(outcome)
+    by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
+    # A line is in order: somebody older waits for a model if the last who came for it does.
+    line_until = [0.0] * len(outcome.names)
+    allowed = [0.0] * outcome.count
+    for at in by_arrival:
+        own, arrived_at = outcome.models[at], outcome.arrived_at[at]
+        others = sum(until > arrived_at for i, until in enumerate(line_until) if i != own)
+        allowed[at] = bound_s + (1 + others) * each_s
+        line_until[own] = outcome.admitted_at[at]
+    return allowed
+
+
+def longest_drain_s(outcome: Outcome) -> float:
+    """In seconds; 0 if there was none."""
+    return max((end - start for _, start, end in outcome.drains), default=0.0)
+
+
+def in_short(cases: Sequence[GridCase], count: int = 12) -> list[GridCase]:
+    """A few of many, always the same."""
+    return random.Random(0).sample(cases, count)
+
+
+def with_requests(cases: Sequence[GridCase], requests: int) -> list[GridCase]:
+    """The same traffic, cut short."""
+    return [replace(case, requests=requests) for case in cases]
