@@ -43,6 +43,7 @@ class FakeHooks:
     prefetchers: set[str] = field(default_factory=set)
     gates: dict[HookKey, trio.Event] = field(default_factory=dict)
     drains: bool = True
+    freezing: set[str] = field(default_factory=set)
     calls: list[HookKey] = field(default_factory=list)
     awake: set[str] = field(default_factory=set)
     running: HookKey | None = None
@@ -61,7 +62,7 @@ class FakeHooks:
             return
         assert self.running is None, f"{key} overlaps {self.running}"
         assert hook != "wake" or self.awake <= {model}, f"{key} while {self.awake} awake"
-        assert not self.drains or not self.inside.get(model), f"{key} with a request inside"
+        assert not self._drains(model) or not self.inside.get(model), f"{key} with a request inside"
         self.running = key
         if hook == "sleep":
             self.awake.discard(model)
@@ -71,6 +72,9 @@ class FakeHooks:
                 self.awake.add(model)
         finally:
             self.running = None
+
+    def _drains(self, model: str) -> bool:
+        return self.drains and model not in self.freezing
 
     async def _take(self, key: HookKey, model: str, hook: HookName) -> None:
         await trio.lowlevel.checkpoint()
@@ -91,7 +95,7 @@ class FakeHooks:
         finally:
             self.inside[model] -= 1
             self.served[model] = self.served.get(model, 0) + 1
-            assert not self.drains or model in self.awake, f"{model} slept under a request"
+            assert not self._drains(model) or model in self.awake, f"{model} slept under a request"
 
 
 class Rig:
@@ -112,8 +116,8 @@ class Rig:
         self.metrics = Metrics()
         self.journal = journal
         config = PolicyConfig(**settings)
-        frozen = any(trait.preserves_in_flight for trait in (traits or {}).values())
-        self.hooks.drains = config.drain_before_switch and not frozen
+        self.hooks.drains = config.drain_before_switch
+        self.hooks.freezing = {n for n, t in (traits or {}).items() if t.preserves_in_flight}
         self.switcher = Switcher(
             tuple(models),
             self.hooks,

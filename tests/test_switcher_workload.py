@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from llmux.errors import HookError, LlmuxError, StreamCut
+from llmux.model import Traits
+from llmux.policy import POLICIES
 from tests.fakes import FakeHooks, Rig
 
 MODELS = "abcd"
@@ -46,12 +48,17 @@ commands = st.lists(
     st.builds(Command, instants, st.one_of(models, st.sampled_from(["manual", "auto"]))),
     max_size=5,
 )
-hook_keys = st.tuples(models, st.sampled_from(["wake", "sleep", "verify_asleep"]))
+hook_keys = st.tuples(models, st.sampled_from(["wake", "sleep", "verify_asleep", "prefetch"]))
 hook_sets = st.builds(
     FakeHooks,
     seconds=st.dictionaries(hook_keys, durations, max_size=6),
     failing=st.dictionaries(hook_keys, st.integers(1, 3), max_size=3),
     verifiers=st.sets(models),
+    prefetchers=st.sets(models),
+)
+traits = st.dictionaries(
+    models,
+    st.builds(Traits, st.sampled_from([math.inf, 1, 2]), st.sampled_from([False, False, True])),
 )
 policies = st.fixed_dictionaries(
     {
@@ -98,23 +105,30 @@ async def probe(rig: Rig) -> None:
         assert len(awake) <= 1
         assert set(awake) <= rig.hooks.awake
         for model in rig.switcher.models.values():
-            assert not (model.is_awake and model.waiters.count), f"{model} keeps some waiting"
+            assert model.in_flight.count <= model.max_in_flight, f"{model} admits too many"
+            has_room = model.is_awake and model.room > 0
+            assert not (has_room and model.waiters.count), f"{model} keeps some waiting"
+            view = model.view()
+            assert view.ages.count == view.queued, f"{model} counts wrongly"
         await trio.sleep(0.25)
 
 
-@settings(max_examples=200)
-@given(arrivals, commands, hook_sets, policies)
+@settings(max_examples=300)
+@given(arrivals, commands, hook_sets, policies, st.sampled_from(sorted(POLICIES)), traits)
 def test_every_request_ends_and_every_count_returns_to_zero(
     arrivals: list[Arrival],
     commands: list[Command],
     hooks: FakeHooks,
-    policy: dict[str, Any],
+    settings_of_policy: dict[str, Any],
+    policy: str,
+    traits: dict[str, Traits],
 ) -> None:
     ends: Counter[str] = Counter()
 
     async def main() -> None:
         with trio.fail_after(10_000):
-            rig = Rig(MODELS, hooks=hooks, **policy)
+            make = POLICIES[policy]
+            rig = Rig(MODELS, hooks=hooks, policy=make, traits=traits, **settings_of_policy)
             async with trio.open_nursery() as background:
                 background.start_soon(probe, rig)
                 async with rig.running() as tasks:

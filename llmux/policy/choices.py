@@ -12,6 +12,9 @@ SLICE = 10.0
 
 At most an eleventh of the time then goes into switching. Simulated, 5 and 20 are worse."""
 
+LEAST_SLICE_S = 1.0
+"""And at least so long, whatever the switch costs: frozen requests must get on."""
+
 
 def wanted(snapshot: Snapshot) -> list[ModelView]:
     """The models other than the active one that requests wait for."""
@@ -40,7 +43,8 @@ def may_leave_at(snapshot: Snapshot, min_active_s: float) -> float:
     least_s = min_active_s
     active = snapshot.models[snapshot.active]
     if active.freezes and active.in_flight:
-        least_s = max(least_s, SLICE * snapshot.measures.costs.typical(active.name))
+        slice_s = SLICE * snapshot.measures.costs.typical(active.name)
+        least_s = max(least_s, slice_s, LEAST_SLICE_S)
     return snapshot.active_since + least_s
 
 
