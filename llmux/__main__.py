@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
-import resource
-import select
-import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 import trio
-from hypercorn.config import Config as ServerConfig
-from hypercorn.config import Sockets
-from hypercorn.utils import repr_socket_addr
 
 from llmux import __version__, logs
 from llmux.app import (
     EXIT_CONFIG,
-    EXIT_SWITCHER_DIED,
-    build_service,
     find_config,
     print_mistake,
 )
 from llmux.config import Config, HookName, config_schema
 from llmux.errors import ConfigError
-from llmux.fastlane import FastLane
-from llmux.hypercorn_side import HypercornSide
 from llmux.policy import load_policy
+from llmux.server import calm_collector, listen, raise_descriptor_limit, serve_config, server_config
 from llmux.simulate.commands import replay_command, simulate_command
 from llmux.statelock import LockHeld, state_lock
 
 EXIT_CANNOT_LISTEN = 1
-
-GRACE_S = 30.0
-"""How long requests in flight may go on after SIGTERM."""
 
 log = logs.get_logger(__name__)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -172,6 +156,7 @@ def run_server(options: ServeOptions) -> int:
         server = server_config(
             options.host if options.host is not None else config.host,
             options.port if options.port is not None else config.port,
+            config,
         )
         raise_descriptor_limit()
         calm_collector()
@@ -185,111 +170,6 @@ def run_server(options: ServeOptions) -> int:
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN
-
-
-def raise_descriptor_limit() -> None:
-    """Allow as many connections as the system does; hooks get the limit back that there was."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def calm_collector() -> None:
-    """Make the garbage collector look less often, and not at what stays for good.
-
-    Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
-    of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to
-    serve (`bench.switch`).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
-
-
-async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:
-    """Serve until a signal comes or a switcher dies; returns the exit code."""
-    died = trio.Event()
-    service = build_service(config, on_switcher_death=died.set)
-    rest = HypercornSide(service.app, server)
-    serve_connection: Callable[[trio.SocketStream], Awaitable[None]] = partial(rest.serve, data=b"")
-    lane: FastLane | None = None
-    if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
-        lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
-        serve_connection = lane.serve
-    async with rest.lifespan(), trio.open_nursery() as background:
-        if lane is not None:
-            background.start_soon(lane.run)
-        async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as accepting:
-                accept = partial(trio.serve_listeners, handler_nursery=connections)
-                accepting.start_soon(accept, serve_connection, listeners(sockets))
-                log.info("serving", config=str(config.path), models=service.board.registered_models)
-                await _wait_first(_wait_signal, died.wait)
-                accepting.cancel_scope.cancel()
-            # No new connections; those in line get their 503, those in flight the grace.
-            service.board.stop()
-            if lane is not None:
-                lane.stop()
-            await rest.stop()
-            grace_ends_at = trio.current_time() + GRACE_S
-            connections.cancel_scope.deadline = grace_ends_at
-        with trio.move_on_at(grace_ends_at):
-            await service.board.wait_ended()  # a hook that runs may use what is left of the grace
-        background.cancel_scope.cancel()
-    return EXIT_SWITCHER_DIED if died.is_set() else 0
-
-
-async def _wait_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name, grace_secs=GRACE_S)
-            return
-
-
-async def _wait_first(*waits: Callable[[], Awaitable[None]]) -> None:
-    """Return when the first of these does."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(one: Callable[[], Awaitable[None]]) -> None:
-            await one()
-            nursery.cancel_scope.cancel()
-
-        for one in waits:
-            nursery.start_soon(wait, one)
-
-
-def listen(config: ServerConfig) -> Sockets:
-    """Bind and listen; raises OSError if the address cannot be had."""
-    try:
-        sockets = config.create_sockets()
-    except OSError as error:
-        raise OSError(f"cannot listen on {config.bind[0]}: {error.strerror}") from error
-    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-        sock.listen(config.backlog)
-    return sockets
-
-
-def listeners(sockets: Sockets) -> list[trio.SocketListener]:
-    """Trio's listeners on these; says where they listen."""
-    for sock in sockets.insecure_sockets:
-        log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
-    return [
-        trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        for sock in sockets.insecure_sockets
-    ]
-
-
-def server_config(host: str, port: int) -> ServerConfig:
-    """Hypercorn's settings, each with the reason why its default does not do."""
-    config = ServerConfig()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-    config.graceful_timeout = GRACE_S  # the default cuts streams after 3 s
-    config.keep_alive_timeout = 75  # as nginx; 5 s make clients reconnect between questions
-    config.keep_alive_max_requests = sys.maxsize  # nothing here needs fresh connections
-    config.h11_max_incomplete_size = 64 * 1024  # long cookies and tokens
-    config.backlog = 1024  # 100 is few for a burst
-    config.errorlog = logging.getLogger("hypercorn.error")
-    return config
 
 
 if __name__ == "__main__":

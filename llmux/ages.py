@@ -9,7 +9,8 @@ class Ages:
     """Sums over the requests in one line, from which those over their ages follow at any time.
 
     Adding, removing and asking cost the same however long the line is. An age is the time since the
-    arrival, in seconds; a weight (1 if nobody asked for another) is what one request counts for.
+    arrival, in seconds; a weight is what one request counts for: 1 if nobody asked for another, and
+    from 0.001 to 1,000.
 
     Attributes:
         count: How many requests there are.

@@ -141,6 +141,9 @@ def build_service(
     @app.after_serving
     async def stop() -> None:
         board.stop()
+        if config.on_shutdown == "sleep":
+            await board.wait_ended()
+            await board.put_to_sleep()
         await proxy.aclose()
 
     return Service(app, board, proxy)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llmux.errors import BadRequest
 from llmux.openai import Headers, header
 
-HIGHEST_PRIORITY = 1000.0
-"""A line's sums must not be drowned by one request."""
+LOWEST_PRIORITY, HIGHEST_PRIORITY = 0.001, 1000.0
+"""One request must not drown a line's sums, nor be lost in them to rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ def read_hints(headers: Headers) -> Hints:
     if switch not in {b"", b"never"}:
         raise BadRequest("x-llmux-switch: expected 'never'")
     return Hints(
-        weight=_number(headers, b"x-llmux-priority", 1.0, HIGHEST_PRIORITY),
-        max_wait_s=_number(headers, b"x-llmux-max-wait", math.inf, math.inf),
+        weight=_number(headers, b"x-llmux-priority", 1.0, LOWEST_PRIORITY, HIGHEST_PRIORITY),
+        max_wait_s=_number(headers, b"x-llmux-max-wait", math.inf, 0.0, math.inf),
         never_switch=switch == b"never",
     )
 
 
-def _number(headers: Headers, name: bytes, default: float, highest: float) -> float:
+def _number(headers: Headers, name: bytes, default: float, lowest: float, highest: float) -> float:
     value = header(headers, name)
     if not value:
         return default
@@ -54,7 +54,7 @@ def _number(headers: Headers, name: bytes, default: float, highest: float) -> fl
         number = float(value)
     except ValueError:
         number = math.nan
-    if not 0 < number <= highest or (math.isinf(number) and number != default):
-        upto = "" if math.isinf(highest) else f", at most {highest:g}"
-        raise BadRequest(f"{name.decode()}: expected a positive number{upto}")
+    if not (0 < number < math.inf and lowest <= number <= highest):
+        limits = "" if math.isinf(highest) else f" from {lowest:g} to {highest:g}"
+        raise BadRequest(f"{name.decode()}: expected a positive number{limits}")
     return number

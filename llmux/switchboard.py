@@ -181,6 +181,12 @@ class Switchboard:
         """Wait until `run` has ended: no hook runs then, and none will."""
         await self._ended.wait()
 
+    async def put_to_sleep(self) -> None:
+        """Run the sleep hooks of all models that hold a GPU; only once `run` has ended."""
+        async with trio.open_nursery() as nursery:
+            for switcher in self.groups.values():
+                nursery.start_soon(switcher.put_to_sleep)
+
     def stop(self) -> None:
         """Let nobody in any more, in any group; `run` ends with the switches that are running."""
         for switcher in self.groups.values():

@@ -211,6 +211,14 @@ class Switcher:
         """Let nobody in any more; `run` returns once the switch that is running has ended."""
         self._close(ShuttingDown())
 
+    async def put_to_sleep(self) -> None:
+        """Put to sleep what holds the GPU; only once `run` has ended, which nobody can undo."""
+        async with self._switch_lock:
+            for model in self.models.values():
+                if model.holds_gpu:
+                    with suppress(HookError):  # logged
+                        await self._put_to_sleep(model, model)
+
     def _close(self, error: LlmuxError) -> None:
         self._closed_with = self._closed_with or error
         while self._orders:

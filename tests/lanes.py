@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import trio
 
-from llmux.__main__ import server_config
 from llmux.app import Service, build_service
 from llmux.config import parse_config
 from llmux.fastlane import FastLane
 from llmux.hypercorn_side import HypercornSide
+from llmux.server import server_config
 from tests.fakes import FakeHooks
 
 LANES = ["fast", "asgi"]
@@ -141,7 +141,7 @@ async def running_lane(
             directory=folder,
         )
         service = build_service(config, hooks=FakeHooks())
-        rest = HypercornSide(service.app, server_config("127.0.0.1", 0))
+        rest = HypercornSide(service.app, server_config("127.0.0.1", 0, config))
         fast = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
         async with rest.lifespan():
             nursery.start_soon(fast.run)

@@ -184,6 +184,7 @@ BAD_VALUES: list[tuple[object, str]] = [
     ({"models": []}, "models: expected object, got array"),
     (one_model() | {"port": 65536}, "port: expected int <= 65535"),
     (one_model() | {"port": True}, "port: expected int, got bool"),
+    (one_model() | {"on_shutdown": "nap"}, "on_shutdown: expected 'leave' or 'sleep', got 'nap'"),
     (one_model() | {"host": "a b"}, "host: expected a host name or IP address"),
     (one_model() | {"state_dir": 1}, "state_dir: expected str, got int"),
     (one_model() | {"state_dir": " "}, "state_dir: must not be blank"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -494,6 +495,52 @@ async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals
     pid = int((rack.folder / "a.pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_second_signal_ends_everything_at_once(rack: Rack) -> None:
+    hanging = {"a": {"wake": "echo $$ > a.pid; exec sleep 60"}}
+    async with (
+        running_llmux(rack.write_config(models=hanging), ends_with=4) as llmux,
+        llmux.client() as client,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_in_vain, client, "a")
+            with trio.fail_after(5):
+                while not (rack.folder / "a.pid").exists():
+                    await trio.sleep(0.01)
+            llmux.process.send_signal(signal.SIGTERM)
+            with trio.fail_after(5):
+                while not any("stopping" in line for line in llmux.lines):
+                    await trio.sleep(0.01)
+            llmux.process.send_signal(signal.SIGINT)
+            with trio.fail_after(10):
+                assert await llmux.process.wait() == 4
+    assert not any("Traceback" in line for line in llmux.lines)
+    pid = int((rack.folder / "a.pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack) -> None:
+    models = {"a": {"sleep": "touch asleep"}}
+    config = rack.write_config(models=models, on_shutdown="sleep")
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        assert await llmux.terminate() == 0
+    assert (rack.folder / "asleep").exists()
+
+
+async def test_systemd_is_told_when_llmux_serves_and_when_it_stops(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(10)
+        systemd.bind(str(rack.folder / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(rack.folder / "notify"))
+        async with running_llmux(rack.write_config()) as llmux:
+            assert systemd.recv(100) == b"READY=1"
+            assert await llmux.terminate() == 0
+        assert systemd.recv(100) == b"STOPPING=1"
 
 
 async def test_an_address_that_cannot_be_had(rack: Rack) -> None:

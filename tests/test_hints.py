@@ -28,9 +28,14 @@ def test_hints(headers: list[tuple[bytes, bytes]], hints: Hints) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (b"x-llmux-priority", b"0", "x-llmux-priority: expected a positive number, at most 1000"),
+        (
+            b"x-llmux-priority",
+            b"0",
+            "x-llmux-priority: expected a positive number from 0.001 to 1000",
+        ),
         (b"x-llmux-priority", b"-1", "x-llmux-priority: expected"),
         (b"x-llmux-priority", b"1e9", "x-llmux-priority: expected"),
+        (b"x-llmux-priority", b"1e-14", "x-llmux-priority: expected"),
         (b"x-llmux-priority", b"nan", "x-llmux-priority: expected"),
         (b"x-llmux-max-wait", b"soon", "x-llmux-max-wait: expected a positive number"),
         (b"x-llmux-max-wait", b"0", "x-llmux-max-wait: expected a positive number"),

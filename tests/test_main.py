@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmux import __version__
-from llmux.__main__ import config_table, main, server_config
-from llmux.config import load_config
+from llmux.__main__ import config_table, main
+from llmux.config import load_config, parse_config
+from llmux.server import server_config
 
 CONFIG = """
 port: 4000
@@ -90,4 +91,6 @@ def test_schema_is_json() -> None:
 
 
 def test_ipv6_addresses_are_bound_in_brackets() -> None:
-    assert server_config("::1", 3000).bind == ["[::1]:3000"]
+    models = {"a": {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}}
+    config = parse_config({"models": models, "state_dir": "state"}, directory=Path())
+    assert server_config("::1", 3000, config).bind == ["[::1]:3000"]

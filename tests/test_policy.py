@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llmux.ages import Ages
 from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
+from llmux.measures import Measures
 from llmux.policy import (
+    POLICIES,
     Decision,
     FifoPolicy,
     LookAgain,
@@ -128,3 +133,354 @@ def test_a_policy_without_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "own_policies", module)
     with pytest.raises(ConfigError, match="own_policies:Empty has no method `decide`"):
         load_policy(PolicyConfig(name="own_policies:Empty"))
+
+
+# ---- Policies that weigh ----
+
+
+def line(name: str, *arrivals: float, **more: Any) -> ModelView:
+    ages = Ages()
+    for arrived_at in arrivals:
+        ages.add(arrived_at)
+    oldest_arrival = min(arrivals, default=None)
+    return ModelView(name, queued=len(arrivals), oldest_arrival=oldest_arrival, ages=ages, **more)
+
+
+def known(
+    cost_s: float = 10.0, *, models: str = "abc", busy: str = "", drain_s: float = 0
+) -> Measures:
+    """Every switch costs the same; a busy model has had 16 requests in the second before 100."""
+    measures = Measures()
+    for source in models:
+        for target in models:
+            if source != target:
+                measures.costs.record(source, target, cost_s)
+    for model in busy:
+        for number in range(16):
+            measures.note_arrival(model, 99 + number / 16)
+    for model in models if drain_s else "":
+        measures.note_drained(model, drain_s)
+    return measures
+
+
+def ask(
+    policy: str,
+    *views: ModelView,
+    measures: Measures | None = None,
+    now: float = 100.0,
+    active: str | None = "a",
+    since: float = 0.0,
+    **config: Any,
+) -> Decision:
+    snapshot = Snapshot(
+        now=now,
+        active=active,
+        active_since=None if active is None else since,
+        models={view.name: view for view in views},
+        measures=measures or Measures(),
+    )
+    return POLICIES[policy](PolicyConfig(name=policy, **config)).decide(snapshot)
+
+
+def target_of(decision: Decision) -> str | None:
+    return decision.model if isinstance(decision, SwitchTo) else None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_stays_where_nobody_waits_elsewhere(policy: str) -> None:
+    assert ask(policy, line("a", 90.0), line("b")) == Stay()
+    assert ask(policy, line("a"), line("b"), active=None) == Stay()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_begins_with_the_oldest(policy: str) -> None:
+    views = [line("a", 95.0, 96.0, 97.0), line("b", 90.0), line("c")]
+    assert target_of(ask(policy, *views, active=None, measures=known())) == "b"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_waits_for_a_failed_model_alone(policy: str) -> None:
+    failed = line("b", 10.0, retry_at=130.0)
+    later = line("c", 10.0, retry_at=140.0)
+    assert ask(policy, line("a"), failed, later, active=None) == LookAgain(130.0)
+    assert ask(policy, line("a"), failed, later) == LookAgain(130.0)
+    assert target_of(ask(policy, line("a"), failed, line("c", 50.0), active=None)) == "c"
+    assert target_of(ask(policy, line("a"), failed, retries_now(later))) == "c"
+
+
+def retries_now(view: ModelView) -> ModelView:
+    view.retry_at = 100.0
+    return view
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "exhaustive", "cost_aware", "time_slice"])
+def test_nobody_waits_longer_than_the_bound(policy: str) -> None:
+    busy = line("a", in_flight=4)
+    measures = known(busy="a")
+    measures.note_served("a", 5, 1e-6)
+    coalesce: dict[str, Any] = {"options": {"coalesce_secs": 1000}}
+    stays = ask(policy, busy, line("b", 61.0), measures=measures, max_wait_secs=40, **coalesce)
+    assert isinstance(stays, LookAgain)
+    assert 100 < stays.at <= 101
+    leaves = ask(policy, busy, line("b", 60.0), measures=measures, max_wait_secs=40, **coalesce)
+    assert target_of(leaves) == "b"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_min_active_secs_comes_before_all_else(policy: str) -> None:
+    rest: dict[str, Any] = {"since": 95.0, "min_active_secs": 20, "max_wait_secs": 1}
+    decision = ask(policy, line("a"), line("b", 1.0), measures=known(1.0), **rest)
+    assert isinstance(decision, LookAgain)
+    assert 100 < decision.at <= 115
+    assert target_of(ask(policy, line("a"), line("b", 1.0), now=115.0, **rest)) == "b"
+
+
+# ---- exhaustive ----
+
+
+def test_exhaustive_serves_all_that_is_in_flight() -> None:
+    assert ask("exhaustive", line("a", in_flight=1), line("b", 90.0)) == LookAgain(390.0)
+    assert target_of(ask("exhaustive", line("a"), line("b", 90.0))) == "b"
+
+
+def test_exhaustive_with_slots_serves_all_that_wait_for_one() -> None:
+    slots = {"has_slots": True, "in_flight": 2}
+    assert ask("exhaustive", line("a", 99.0, **slots), line("b", 90.0)) == LookAgain(390.0)
+    assert target_of(ask("exhaustive", line("a", **slots), line("b", 90.0))) == "b"
+
+
+# ---- cost_aware ----
+
+
+def test_cost_aware_serves_for_as_long_as_the_switch_costs() -> None:
+    views = line("a"), line("b", *[99.0] * 5)
+    assert ask("cost_aware", *views, measures=known(), since=95.0) == LookAgain(105.0)
+    assert target_of(ask("cost_aware", *views, measures=known(), since=90.0)) == "b"
+
+
+def test_cost_aware_gathers_a_line_that_is_worth_it() -> None:
+    measures = known()  # 10 s, at half a request a second: 5
+    assert ask("cost_aware", line("a"), line("b", *[99.5] * 4), measures=measures) == LookAgain(
+        101.5
+    )
+    assert target_of(ask("cost_aware", line("a"), line("b", *[99.5] * 5), measures=measures)) == "b"
+    assert target_of(ask("cost_aware", line("a"), line("b", 98.0), measures=measures)) == "b"
+    options = {"coalesce_secs": 30, "amortization_factor": 0.1}
+    decision = ask("cost_aware", line("a"), line("b", 99.5), measures=measures, options=options)
+    assert target_of(decision) == "b"
+
+
+def test_cost_aware_takes_the_oldest_of_those_that_are_overdue() -> None:
+    views = line("a"), line("b", 50.0), line("c", 10.0)
+    rest: dict[str, Any] = {"since": 95.0, "max_wait_secs": 20.0}
+    assert target_of(ask("cost_aware", *views, measures=known(), **rest)) == "c"
+
+
+# ---- time_slice ----
+
+
+def test_time_slice_serves_until_idle_and_then_the_longest_line() -> None:
+    others = line("b", 90.0), line("c", 95.0, 96.0)
+    assert ask("time_slice", line("a", in_flight=1), *others) == LookAgain(390.0)
+    assert ask("time_slice", line("a", 99.0), *others) == LookAgain(390.0)
+    assert ask("time_slice", line("a"), *others) == SwitchTo("c", "the longest line: 2 waiting")
+
+
+# ---- adaptive ----
+
+
+def test_adaptive_explores_while_it_knows_nothing() -> None:
+    assert target_of(ask("adaptive", line("a", in_flight=3), line("b", 100.0))) == "b"
+
+
+def test_adaptive_closes_an_idle_model_for_anybody() -> None:
+    decision = ask("adaptive", line("a"), line("b", 99.0), measures=known())
+    assert decision == SwitchTo("b", "1 waiting, 1.0 s in all")
+
+
+def test_adaptive_stays_while_its_own_users_have_more_at_stake() -> None:
+    # 16 requests in a second, away for 20 s: 16 * 20^3 / 3 = 206.6^2, of which 10 s are the switch.
+    measures = known(busy="a")
+    decision = ask("adaptive", line("a"), line("b", 99.0), measures=measures, max_wait_secs=1000)
+    assert isinstance(decision, LookAgain)
+    decision = ask("adaptive", line("a"), line("b", -97.0), measures=measures, max_wait_secs=1000)
+    assert target_of(decision) == "b"
+
+
+def test_adaptive_takes_a_drain_for_part_of_the_switch() -> None:
+    rest: dict[str, Any] = {"max_wait_secs": 1000}
+    views = line("a", in_flight=1), line("b", 0.0)
+    assert target_of(ask("adaptive", *views, measures=known(busy="a"), **rest)) is None
+    drains = known(busy="a", drain_s=100)
+    assert target_of(ask("adaptive", *views, measures=drains, **rest)) == "b"
+
+
+def test_adaptive_stays_open_while_one_more_request_costs_little() -> None:
+    measures = known()
+    measures.note_served("a", 4, 2.0)  # half a second each
+    busy = line("a", in_flight=3)
+    # Away for 20 s: 20^2 / (2 * 0.5) = 400 s of waiting are enough.
+    assert isinstance(ask("adaptive", busy, line("b", 90.0), measures=measures), LookAgain)
+    crowd = line("b", *[60.0] * 10)
+    assert target_of(ask("adaptive", busy, crowd, measures=measures)) == "b"
+    assert target_of(ask("adaptive", busy, line("b", *[100.0] * 40), measures=measures)) == "b"
+    assert target_of(ask("adaptive", line("a"), line("b", 90.0), measures=measures)) == "b"
+
+
+def test_adaptive_knows_from_absences_what_it_means_to_be_turned_away() -> None:
+    measures = known()
+    measures.note_served("a", 4, 2.0)
+    measures.note_closed("a", 10)
+    measures.note_open("a", 12)  # away for 2 s only: 2^2 / (2 * 0.5) = 4 s of waiting are enough
+    decision = ask("adaptive", line("a", in_flight=3), line("b", 90.0), measures=measures)
+    assert target_of(decision) == "b"
+
+
+def test_adaptive_goes_where_most_waiting_is_ended_for_each_second_of_switching() -> None:
+    measures = known()
+    for _ in range(30):
+        measures.costs.record("a", "c", 100.0)
+    views = line("a"), line("b", 90.0, 91.0), line("c", 80.0, 81.0, 82.0)
+    assert target_of(ask("adaptive", *views, measures=measures)) == "b"
+    assert target_of(ask("adaptive", *views, measures=known())) == "c"
+
+
+def test_adaptive_has_a_least_turn_though_others_wait_too_long() -> None:
+    measures = known(busy="a")
+    measures.note_closed("a", 0)
+    measures.note_open("a", 50)
+    overdue = line("b", 90.0)
+    # Twice the round trip of 20 s, and a twentieth of the 50 s that it was away: 42.5 s.
+    early = ask("adaptive", line("a"), overdue, measures=measures, since=60.0, max_wait_secs=1)
+    assert isinstance(early, LookAgain)
+    late = ask("adaptive", line("a"), overdue, measures=measures, since=57.4, max_wait_secs=1)
+    assert target_of(late) == "b"
+
+
+def test_adaptive_does_not_leave_a_backend_that_has_a_line_of_its_own() -> None:
+    full = line("a", in_flight=9, backend_queued=3)
+    assert ask("adaptive", full, line("b", 50.0), measures=known()) == LookAgain(100.25)
+    almost = ask("adaptive", full, line("b", 59.9), measures=known(), max_wait_secs=40.2)
+    assert isinstance(almost, LookAgain)
+    assert almost.at == pytest.approx(100.1)
+    assert (
+        target_of(ask("adaptive", full, line("b", 59.0), measures=known(), max_wait_secs=40)) == "b"
+    )
+
+
+def test_adaptive_soon_notices_that_a_burst_is_over() -> None:
+    measures = known()
+    for number in range(16):
+        measures.note_arrival("a", 100 + number / 1000)
+    decision = ask("adaptive", line("a"), line("b", 100.02), measures=measures, now=100.03)
+    assert isinstance(decision, LookAgain)
+    assert decision.at < 101
+
+
+# ---- All of them, whatever they see ----
+
+times = st.one_of(st.sampled_from([0.0, 1.0, 99.999, 100.0]), st.floats(0, 100))
+
+
+@st.composite
+def views(draw: st.DrawFn, name: str) -> ModelView:
+    arrivals = draw(st.lists(times, max_size=5))
+    view = line(name, *arrivals)
+    view.in_flight = draw(st.integers(0, 3))
+    view.backend_queued = draw(st.integers(0, 1))
+    view.retry_at = draw(st.sampled_from([float("-inf"), 0.0, 100.0, 100.001, 160.0]))
+    view.has_slots = draw(st.booleans())
+    return view
+
+
+@st.composite
+def measured(draw: st.DrawFn) -> Measures:
+    measures = Measures()
+    names = st.sampled_from("abc")
+    seconds = st.sampled_from([0.0, 1e-3, 1.0, 40.0, 600.0])
+    for source, target, cost_s in draw(st.lists(st.tuples(names, names, seconds), max_size=5)):
+        measures.costs.record(source, target, cost_s)
+    for model, now in draw(st.lists(st.tuples(names, times), max_size=20)):
+        measures.note_arrival(model, now)
+    for model, in_flight, took_s in draw(
+        st.lists(st.tuples(names, st.integers(1, 9), seconds), max_size=5)
+    ):
+        measures.note_served(model, in_flight, took_s)
+    for model, took_s in draw(st.lists(st.tuples(names, seconds), max_size=3)):
+        measures.note_drained(model, took_s)
+        measures.note_closed(model, 0.0)
+        measures.note_open(model, took_s)
+    return measures
+
+
+@given(
+    policy=st.sampled_from(sorted(POLICIES)),
+    models=st.tuples(views("a"), views("b"), views("c")),
+    measures=measured(),
+    active=st.sampled_from([None, "a", "b"]),
+    since=times,
+    max_wait_secs=st.sampled_from([1e-3, 1.0, 50.0, 1e6]),
+    min_active_secs=st.sampled_from([0.0, 5.0, 1e6]),
+)
+def test_every_decision_can_be_followed(
+    policy: str,
+    models: tuple[ModelView, ...],
+    measures: Measures,
+    active: str | None,
+    since: float,
+    max_wait_secs: float,
+    min_active_secs: float,
+) -> None:
+    decision = ask(
+        policy,
+        *models,
+        measures=measures,
+        active=active,
+        since=since,
+        max_wait_secs=max_wait_secs,
+        min_active_secs=min_active_secs,
+    )
+    waiting_elsewhere = [view for view in models if view.queued and view.name != active]
+    ready = [view.name for view in waiting_elsewhere if view.retry_at <= 100]
+    match decision:
+        case SwitchTo(model):
+            assert model in ready
+        case LookAgain(at):
+            assert 100 < at < float("inf")
+        case Stay():
+            assert not waiting_elsewhere
+
+
+class CountedAges(Ages):
+    """Counts the questions that it is asked, and cannot be walked over."""
+
+    asked = 0
+
+    def total(self, now: float) -> float:
+        self.asked += 1
+        return super().total(now)
+
+    def squares(self, then: float) -> float:
+        self.asked += 1
+        return super().squares(then)
+
+    def squares_reach(self, wanted: float) -> float:
+        self.asked += 1
+        return super().squares_reach(wanted)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("waiting_each", [1, 125])
+def test_a_decision_costs_the_same_however_many_wait(policy: str, waiting_each: int) -> None:
+    models = []
+    for name in "abcdefgh":
+        ages = CountedAges()
+        for _ in range(waiting_each):
+            ages.add(100.0)
+        models.append(ModelView(name, 4, waiting_each, 100.0, ages=ages))
+    measures = known(models="abcdefgh", busy="a")
+    measures.note_served("a", 5, 1e-6)
+    ask(policy, *models, measures=measures)
+    asked = [view.ages.asked for view in models if isinstance(view.ages, CountedAges)]
+    assert len(asked) == 8
+    assert max(asked) <= 3  # one for each part of the rule

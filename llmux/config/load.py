@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import platformdirs
@@ -152,9 +153,9 @@ class _Reader:
             return self._read_list(get_args(bare)[0], value, keys)
         if origin is Path:
             return _resolve(self._directory, _scalar(str, value))
-        if issubclass(origin, Section):
+        if inspect.isclass(origin) and issubclass(origin, Section):
             return self.read_section(origin, value, keys)
-        return _scalar(kind, value)
+        return _one_of(get_args(bare), value) if origin is Literal else _scalar(kind, value)
 
     def _read_mapping(self, key_kind: Any, item_kind: Any, value: object, keys: Keys) -> Any:
         """A section under a key of the user's choice is told that key as its name."""
@@ -193,6 +194,13 @@ def _peel(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
     if get_origin(kind) in (Union, types.UnionType):
         return _peel(next(arg for arg in get_args(kind) if arg is not types.NoneType))
     return kind, []
+
+
+def _one_of(choices: Sequence[str], value: object) -> object:
+    if value not in choices:
+        named = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"expected {named}, got {value!r}")
+    return value
 
 
 def _scalar(kind: Any, value: object) -> Any:

@@ -284,6 +284,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         port: Port to listen on; 0 lets the system pick one.
         models: Models by name.
         policy: When to switch.
+        shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
+        on_shutdown: What becomes of the model that is awake; leave or sleep.
         journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
@@ -298,6 +300,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         dict[Name, ModelConfig], _check_some, Meta(extra_json_schema={"minProperties": 1})
     ]
     policy: PolicyConfig = PolicyConfig()
+    shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0
+    on_shutdown: Literal["leave", "sleep"] = "leave"
     journal: bool = True
     limits: Limits = Limits()
     fallback: Url | None = None

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from llmux.config import PolicyConfig
+from llmux.measures import ARRIVALS
 from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import (
     first_come,
@@ -78,7 +79,9 @@ class AdaptivePolicy:
                 return SwitchTo(view.name, _reason(view, now))
             next_at = min(next_at, close_at)
         # Sooner than the sums say: the rate of arrivals in them falls while none come.
-        soon = now + max(TICK_S, (next_at - now) / 4)
+        rate = snapshot.measures.arrivals_per_s(active.name, now)
+        fades_s = ARRIVALS / rate if rate else math.inf
+        soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
         return LookAgain(min(bound_at, soon))
 
 

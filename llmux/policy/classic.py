@@ -52,7 +52,7 @@ class CostAwarePolicy:
         if snapshot.active is None:
             return first_come(oldest(ready), now)
         due = {view.name: self._due_at(snapshot, view) for view in ready}
-        first = min(ready, key=lambda view: due[view.name])
+        first = min(ready, key=lambda view: (due[view.name], now - waited_s(view, now)))
         return first_come(first, now) if due[first.name] <= now else look_again(due[first.name])
 
     def _due_at(self, snapshot: Snapshot, view: ModelView) -> float:

@@ -41,7 +41,7 @@ class Setup:
         preserves_in_flight: A model sleeps with its requests; nothing is drained.
         failing_wakes: Share of wakes that fail.
         asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
-            have nothing to say.
+            have nothing to say. One that always has goes on for ever: then say `until`.
     """
 
     models: Sequence[str]
@@ -268,10 +268,11 @@ class Simulation:
         decision = self._policy.decide(self._snapshot)
         if isinstance(decision, SwitchTo):
             self._begin(self._stations[decision.model], now)
-        elif isinstance(decision, LookAgain) and decision.at != self._look_at:
+        elif isinstance(decision, LookAgain):
             assert decision.at > now, decision
-            self._look_at = decision.at
-            self._schedule(decision.at, LOOK)
+            if decision.at != self._look_at:
+                self._look_at = decision.at
+                self._schedule(decision.at, LOOK)
 
     def _begin(self, target: Station, now: float) -> None:
         self._target = target
@@ -354,4 +355,6 @@ class Simulation:
         for job in target.line:
             view.ages.remove(job.arrived_at)
         target.line.clear()
-        view.queued, view.oldest_arrival = 0, None
+        # Those frozen with it wait on.
+        view.queued = view.in_flight
+        view.oldest_arrival = target.frozen_at if view.in_flight else None

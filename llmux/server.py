@@ -1,0 +1,173 @@
+"""How `llmux serve` runs: sockets, lanes, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.config import Sockets
+from hypercorn.utils import repr_socket_addr
+
+from llmux import logs
+from llmux.app import EXIT_SWITCHER_DIED, build_service
+from llmux.config import Config
+from llmux.fastlane import FastLane
+from llmux.hypercorn_side import HypercornSide
+
+EXIT_AT_ONCE = 4
+"""A second signal came while llmux was stopping."""
+
+log = logs.get_logger(__name__)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many connections as the system does; hooks get the limit back that there was."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def calm_collector() -> None:
+    """Make the garbage collector look less often, and not at what stays for good.
+
+    Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
+    of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to
+    serve (`bench.switch`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
+
+
+async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:
+    """Serve until a signal comes or a switcher dies; returns the exit code.
+
+    A second signal ends everything at once: clients are cut, and a hook that runs is ended.
+    """
+    died, stopping = trio.Event(), trio.Event()
+    service = build_service(config, on_switcher_death=died.set)
+    rest = HypercornSide(service.app, server)
+    serve_connection: Callable[[trio.SocketStream], Awaitable[None]] = partial(rest.serve, data=b"")
+    lane: FastLane | None = None
+    if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
+        lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+        serve_connection = lane.serve
+    grace_s = config.shutdown_grace_secs
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.CancelScope() as everything,
+    ):
+        async with rest.lifespan(), trio.open_nursery() as background:
+            background.start_soon(_heed, signals, stopping, everything, grace_s)
+            if lane is not None:
+                background.start_soon(lane.run)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    accept = partial(trio.serve_listeners, handler_nursery=connections)
+                    accepting.start_soon(accept, serve_connection, listeners(sockets))
+                    models = service.board.registered_models
+                    log.info("serving", config=str(config.path), models=models)
+                    notify_systemd("READY=1")
+                    await _wait_first(stopping.wait, died.wait)
+                    notify_systemd("STOPPING=1")
+                    accepting.cancel_scope.cancel()
+                # No new connections; those in line get their 503, those in flight the grace.
+                service.board.stop()
+                if lane is not None:
+                    lane.stop()
+                await rest.stop()
+                grace_ends_at = trio.current_time() + grace_s
+                connections.cancel_scope.deadline = grace_ends_at
+            with trio.move_on_at(grace_ends_at):
+                await service.board.wait_ended()  # a hook may use what is left of the grace
+            if config.on_shutdown == "sleep" and not died.is_set():
+                await service.board.put_to_sleep()
+            background.cancel_scope.cancel()
+    if everything.cancelled_caught:
+        return EXIT_AT_ONCE
+    return EXIT_SWITCHER_DIED if died.is_set() else 0
+
+
+async def _heed(
+    signals: AsyncIterator[int],
+    stopping: trio.Event,
+    everything: trio.CancelScope,
+    grace_s: float,
+) -> None:
+    """The first signal asks llmux to stop, the second to do so at once."""
+    async for number in signals:
+        name = signal.Signals(number).name
+        if stopping.is_set():
+            log.warning("stopping_at_once", signal=name)
+            everything.cancel()
+        else:
+            log.info("stopping", signal=name, grace_secs=grace_s)
+            stopping.set()
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd, if it has started llmux with `Type=notify`; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        # A name that begins with @ is in the abstract namespace.
+        notify.connect("\0" + address[1:] if address.startswith("@") else address)
+        notify.send(state.encode())
+
+
+async def _wait_first(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when the first of these does."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(one: Callable[[], Awaitable[None]]) -> None:
+            await one()
+            nursery.cancel_scope.cancel()
+
+        for one in waits:
+            nursery.start_soon(wait, one)
+
+
+def listen(config: ServerConfig) -> Sockets:
+    """Bind and listen; raises OSError if the address cannot be had."""
+    try:
+        sockets = config.create_sockets()
+    except OSError as error:
+        raise OSError(f"cannot listen on {config.bind[0]}: {error.strerror}") from error
+    for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
+        sock.listen(config.backlog)
+    return sockets
+
+
+def listeners(sockets: Sockets) -> list[trio.SocketListener]:
+    """Trio's listeners on these; says where they listen."""
+    for sock in sockets.insecure_sockets:
+        log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
+    return [
+        trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        for sock in sockets.insecure_sockets
+    ]
+
+
+def server_config(host: str, port: int, llmux: Config) -> ServerConfig:
+    """Hypercorn's settings, each with the reason why its default does not do."""
+    config = ServerConfig()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.graceful_timeout = llmux.shutdown_grace_secs  # the default cuts streams after 3 s
+    config.keep_alive_timeout = 75  # as nginx; 5 s make clients reconnect between questions
+    config.keep_alive_max_requests = sys.maxsize  # nothing here needs fresh connections
+    config.h11_max_incomplete_size = 64 * 1024  # long cookies and tokens
+    config.backlog = 1024  # 100 is few for a burst
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
