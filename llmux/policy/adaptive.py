@@ -97,7 +97,7 @@ def _least_turn_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> flo
     that are shorter than this would only make it worse.
     """
     absence_s = snapshot.measures.absence_s(active.name) or 0.0
-    return 2 * _round_trip_s(snapshot, active, view) + TURN_SHARE * absence_s
+    return _round_trip_s(snapshot, active, view) + TURN_SHARE * absence_s
 
 
 def _urgency(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
