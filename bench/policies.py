@@ -1,120 +1,263 @@
 """What the policies are worth, simulated: `python -m bench.policies`.
 
-Every configuration is one run of `llmux.simulate` for each policy on the same arrivals; figures are
-ratios to the original llmux's FIFO on them, and their geometric means over a grid.
+Every policy meets the same traffic in `llmux.simulate`; figures are ratios to the original llmux's
+FIFO on it. Grid A: long requests in large batches; grid B: short ones, mostly little load; traces:
+recorded traffic; closed: agents who wait for their answers; starvation: the longest waits beside a
+model that never idles. All is drawn by seed, so that it comes out the same everywhere.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import multiprocessing
+import os
+import platform
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import product
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-from llmux.config import PolicyConfig
-from llmux.policy import POLICIES, Decision, Policy, Snapshot, Stay, SwitchTo
-from llmux.simulate import Arrival, Outcome, Setup, Slots, bursty, one_hot, poisson, simulate, zipf
-from llmux.simulate.arrivals import exponential
+from bench.policy_cases import (
+    BASELINE,
+    NAMES,
+    UNBOUNDED,
+    Case,
+    Figures,
+    closed,
+    grid_a,
+    grid_b,
+    starvation,
+    traces,
+)
+from bench.policy_live import live
+from bench.policy_live import report as report_live
+from bench.policy_report import (
+    ADAPTIVE,
+    Report,
+    Results,
+    WaitTargets,
+    report_closed,
+    report_starvation,
+    report_waits,
+)
+from bench.table import render
+from llmux.policy import POLICIES
 
-BASELINE = "original"
-"""What all ratios are to."""
+REQUESTS, QUICK_REQUESTS = 8000, 1000
+"""Of each run of a grid."""
 
-
-class OriginalFifo:
-    """FIFO as the original llmux (2.4, Rust) does it; only for comparison.
-
-    Each request that finds its model not active tries a switch of its own; the tries stand in line
-    for one lock. One whose turn it is gives up if its model is active, or if nobody waits for it.
-    """
-
-    def __init__(self) -> None:
-        self._tries: deque[str] = deque()
-
-    def note_queued(self, model: str) -> None:
-        """A request has joined a line."""
-        self._tries.append(model)
-
-    def decide(self, snapshot: Snapshot) -> Decision:
-        """Say what to do now."""
-        while self._tries:
-            model = self._tries.popleft()
-            if model != snapshot.active and snapshot.models[model].queued:
-                return SwitchTo(model)
-        return Stay()
-
-
-def make_policy(name: str, **settings: object) -> Policy:
-    """A policy of llmux by its name, or the baseline."""
-    if name == BASELINE:
-        return OriginalFifo()
-    return POLICIES[name](PolicyConfig(name=name, **settings))  # type: ignore[arg-type]
+QUICK_CASES = 12
+SAY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
-class Case:
-    """One configuration: a fleet of models, what a switch costs, and who asks how.
+class Scale:
+    """How much is run.
 
     Attributes:
-        models: How many there are.
-        switch_s: Hook time of every switch.
-        popularity: zipf or one_hot.
-        pattern: poisson or bursty.
-        load: Of the slots, if there were no switches.
-        slots: Requests that a backend works on at a time.
-        service_s: Mean of the (exponential) service time.
-        requests: How many come.
-        seed: Of all that is drawn at random.
+        requests: Of each run of a grid; None: as many as the figures in the documentation have.
+        quick: A few short runs of each part: a first look, for no conclusions.
+        seed: The first of all.
+        traces: Directory of the recorded traffic.
     """
 
-    models: int
-    switch_s: float
-    popularity: str
-    pattern: str
-    load: float
-    slots: int
-    service_s: float
-    requests: int
-    seed: int
+    requests: int | None = None
+    quick: bool = False
+    seed: int = 1
+    traces: Path = Path("../shared/traces")
 
-    def arrivals(self) -> Iterator[Arrival]:
-        """The same, each time."""
-        shares = {"zipf": zipf, "one_hot": one_hot}[self.popularity](self.models)
-        arrive = {"poisson": poisson, "bursty": bursty}[self.pattern]
-        rate = self.load * self.slots / self.service_s
-        work = exponential(self.service_s)
-        return arrive(shares, rate, work, self.requests, random.Random(self.seed))
+    def grid(self, make: Callable[[int, int], Sequence[Case]]) -> Sequence[Case]:
+        """A grid, or a few of it, always the same."""
+        requests = self.requests or (QUICK_REQUESTS if self.quick else REQUESTS)
+        cases = make(requests, self.seed)
+        if not self.quick:
+            return cases
+        return [cases[at] for at in sorted(random.Random(0).sample(range(len(cases)), QUICK_CASES))]
 
-    def run(self, policy: Callable[[], Policy]) -> Outcome:
-        """Simulate it under a policy."""
-        setup = Setup(
-            models=[str(index) for index in range(self.models)],
-            cost=lambda _source, _target: self.switch_s,
-            server=lambda _model: Slots(self.slots),
-            policy=policy,
-        )
-        return simulate(setup, self.arrivals(), seed=self.seed)
+    def recorded(self) -> Sequence[Case]:
+        """The traces; whole, unless told otherwise."""
+        requests = self.requests or (QUICK_REQUESTS if self.quick else None)
+        return traces(self.traces, requests)
 
+    def closed(self) -> Sequence[Case]:
+        """The closed loops."""
+        return closed(1.0 if self.quick else 6.0, self.seeds(2 if self.quick else 5))
 
-def grid_a(requests: int = 4000, seed: int = 1) -> list[Case]:
-    """Long requests in large batches, as in a chat service: 180 configurations."""
-    axes = product(
-        (2, 4, 8),
-        (2.0, 10.0, 60.0),
-        ("zipf", "one_hot"),
-        ("poisson", "bursty"),
-        (0.3, 0.5, 0.7, 0.85, 0.95),
-    )
-    return [Case(*axis, 8, 8.0, requests, seed + i) for i, axis in enumerate(axes)]
+    def starvation(self) -> Sequence[Case]:
+        """The probes."""
+        return starvation(1.0 if self.quick else 12.0, self.seeds(1 if self.quick else 3))
+
+    def seeds(self, count: int) -> range:
+        """So many, from the first on."""
+        return range(self.seed, self.seed + count)
 
 
-def grid_b(requests: int = 4000, seed: int = 1) -> list[Case]:
-    """Short requests, two at a time, mostly little load: 216 configurations."""
-    axes = product(
-        (2, 4, 8),
-        (2.0, 10.0, 60.0),
-        ("zipf", "one_hot"),
-        ("poisson", "bursty"),
-        (0.03, 0.1, 0.2, 0.4, 0.6, 0.85),
-    )
-    return [Case(*axis, 2, 1.0, requests, seed + i) for i, axis in enumerate(axes)]
+@dataclass(frozen=True)
+class Part:
+    """One kind of traffic, and what is made of it.
+
+    Attributes:
+        cases: The traffic.
+        report: Tables and targets from all runs.
+        more: Policies that only this part runs.
+    """
+
+    cases: Callable[[Scale], Sequence[Case]]
+    report: Callable[[Results], Report]
+    more: tuple[str, ...] = ()
+
+
+GRID_A_TARGETS = WaitTargets(mean=0.65, p99=0.60, worst=1.10)
+GRID_B_TARGETS = WaitTargets(mean=0.75, p99=0.70)
+TRACE_TARGETS = WaitTargets(mean=0.65, p99=0.65, worst=1.0)
+
+PARTS: Mapping[str, Part] = {
+    "grid_a": Part(
+        lambda scale: scale.grid(grid_a),
+        partial(report_waits, "grid A", targets=GRID_A_TARGETS),
+        (UNBOUNDED,),
+    ),
+    "grid_b": Part(
+        lambda scale: scale.grid(grid_b), partial(report_waits, "grid B", targets=GRID_B_TARGETS)
+    ),
+    "traces": Part(Scale.recorded, partial(report_waits, "traces", targets=TRACE_TARGETS)),
+    "closed": Part(Scale.closed, partial(report_closed, "closed loop")),
+    "starvation": Part(Scale.starvation, partial(report_starvation, "starvation")),
+}
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.live:
+        print(report_live(live()))
+        return
+    try:
+        run_and_print(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.policies", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=[*PARTS],
+                        help=f"parts to run: {', '.join(PARTS)}")  # fmt: skip
+    parser.add_argument("--policies", type=policy_names, default=[*POLICIES],
+                        help=f"separated by commas, of {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument("--requests", type=int, help="of each run of a grid or trace")
+    parser.add_argument("--quick", action="store_true", help="a few short runs: a first look")
+    parser.add_argument("--seed", type=int, default=Scale.seed, help="the first of all seeds")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write every run as JSON")
+    parser.add_argument("--traces", type=Path, metavar="DIR", default=Scale.traces)
+    parser.add_argument("--verbose", action="store_true", help="adaptive, by axis")
+    parser.add_argument("--live", action="store_true",
+                        help="instead: a real llmux against its simulation (minutes)")  # fmt: skip
+    return parser.parse_args()
+
+
+def policy_names(value: str) -> list[str]:
+    """From the command line."""
+    names = value.split(",")
+    for name in names:
+        if name not in NAMES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(NAMES)}")
+    return [name for name in names if name != BASELINE]
+
+
+def run_and_print(options: argparse.Namespace) -> None:
+    scale = Scale(options.requests, options.quick, options.seed, options.traces)
+    reports, saved = [], {}
+    for name in options.only:
+        part = PARTS[name]
+        cases = part.cases(scale)
+        if not cases:
+            print(f"{name}: nothing in {options.traces}: left out\n")
+            continue
+        policies = list(dict.fromkeys([BASELINE, *options.policies, *part.more]))
+        results = run_all(name, cases, policies, options.jobs)
+        report = part.report(results)
+        reports.append(report)
+        saved[name] = {**report.data, "runs": [*run_rows(results)]}
+        print(page(report, verbose=options.verbose), end="\n\n", flush=True)
+    verdicts = [verdict for report in reports for verdict in report.verdicts]
+    if verdicts:
+        heads = [f"target of {ADAPTIVE}", "measured", ""]
+        print(render([heads, *(verdict.row() for verdict in verdicts)]), end="\n\n")
+    print(versions())
+    if options.save:
+        data = {"versions": versions(), "targets": verdicts, "parts": saved}
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(json.dumps(data, indent=1, default=plain) + "\n")
+
+
+def page(report: Report, *, verbose: bool) -> str:
+    """One part for people."""
+    return "\n\n".join([report.title, *report.tables, *(report.details if verbose else [])])
+
+
+def run_rows(results: Results) -> Iterator[dict[str, Any]]:
+    """Every run, to be saved; a case holds its seed."""
+    for case, by_policy in results.items():
+        for policy, figures in by_policy.items():
+            yield {"case": case, "policy": policy, **figures}
+
+
+def plain(value: Any) -> Any:
+    """What JSON cannot hold, as what it can."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def versions() -> str:
+    return f"llmux {version('llmux')}, Python {platform.python_version()}; simulated, by seed"
+
+
+# ---- Running ----
+
+Task = tuple[Case, str]
+
+
+def run_all(name: str, cases: Sequence[Case], policies: Sequence[str], jobs: int) -> Results:
+    """Run every policy on every case, in `jobs` processes."""
+    # By case, so that neighbours read the same trace.
+    tasks = [(case, policy) for case in cases for policy in policies]
+    found: dict[Case, dict[str, Figures]] = {case: {} for case in cases}
+    for (case, policy), figures in progress(name, len(tasks), ran(tasks, jobs)):
+        found[case][policy] = figures
+    # The order in which they ended is chance.
+    return {case: {policy: of[policy] for policy in policies} for case, of in found.items()}
+
+
+def ran(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Figures]]:
+    """As they end."""
+    if jobs == 1:
+        yield from map(run_one, tasks)
+        return
+    with multiprocessing.Pool(jobs) as pool:
+        yield from pool.imap_unordered(run_one, tasks)
+
+
+def run_one(task: Task) -> tuple[Task, Figures]:
+    case, policy = task
+    return task, case.run(policy)
+
+
+def progress(
+    name: str, total: int, ended: Iterator[tuple[Task, Figures]]
+) -> Iterator[tuple[Task, Figures]]:
+    """Say every few seconds how far it is, apart from the tables."""
+    next_at = time.monotonic() + SAY_EVERY_S
+    for count, one in enumerate(ended, 1):
+        yield one
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + SAY_EVERY_S
+            print(f"{name}: {count} of {total} runs", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

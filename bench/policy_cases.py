@@ -6,7 +6,7 @@ import csv
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import product
@@ -294,7 +294,9 @@ def traces(directory: Path, requests: int | None) -> list[TraceCase]:
 # ---- Closed loop ----
 
 AGENTS = 12
-THINK_S = 20.0
+THINK_S = (5.0, 20.0)
+"""Between an answer and the next question: a tool that runs, a person who reads."""
+
 STAYING = 0.95
 """An agent that stays with its model asks it 20 times in a row, on average: about one task."""
 
@@ -302,9 +304,9 @@ STAYING = 0.95
 class Agents(Closed):
     """A closed loop whose agents ask the same model again with some probability."""
 
-    def __init__(self, staying: float, seed: int) -> None:
+    def __init__(self, staying: float, think_s: float, seed: int) -> None:
         rng = random.Random(seed)
-        super().__init__(AGENTS, [0.25] * 4, exponential(THINK_S), exponential(SERVICE_S), rng)
+        super().__init__(AGENTS, [0.25] * 4, exponential(think_s), exponential(SERVICE_S), rng)
         self._dice = random.Random(seed + 1)
         self._staying = staying
 
@@ -321,26 +323,30 @@ class ClosedCase:
 
     Attributes:
         agents: "roaming" pick a model for each request, "staying" stay with one for a while.
+        think_s: How long they think, on average.
         switch_s: Hook time of every switch.
         hours: Of simulated time.
         seed: Of all that is drawn at random.
     """
 
     agents: str
+    think_s: float
     switch_s: float
     hours: float
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.agents}, {self.switch_s:g} s, seed {self.seed}"
+        agents = f"{self.agents}, thinking {self.think_s:g} s"
+        return f"{agents}, {self.switch_s:g} s, seed {self.seed}"
 
     def axes(self) -> dict[str, Any]:
         """What is varied."""
-        return {"agents": self.agents, "switch_s": self.switch_s}
+        return {"agents": self.agents, "think_s": self.think_s, "switch_s": self.switch_s}
 
     def run(self, policy: str) -> Figures:
         """Simulate it under a policy."""
-        loop = Agents(STAYING if self.agents == "staying" else 0.0, self.seed)
+        staying = STAYING if self.agents == "staying" else 0.0
+        loop = Agents(staying, self.think_s, self.seed)
         setup = fleet([str(index) for index in range(4)], self.switch_s, SLOTS, policy)
         outcome = simulate(setup, loop.first(), follow=loop.follow, until=3600 * self.hours)
         return {**wait_figures(outcome), "requests_per_hour": outcome.count / self.hours}
@@ -348,8 +354,8 @@ class ClosedCase:
 
 def closed(hours: float, seeds: Sequence[int]) -> list[ClosedCase]:
     """Both kinds of agents at each switch cost."""
-    axes = product(("roaming", "staying"), SWITCHES_S, seeds)
-    return [ClosedCase(kind, switch_s, hours, seed) for kind, switch_s, seed in axes]
+    axes = product(("roaming", "staying"), THINK_S, SWITCHES_S, seeds)
+    return [ClosedCase(*axis[:3], hours, axis[3]) for axis in axes]
 
 
 # ---- Starvation ----
@@ -357,7 +363,7 @@ def closed(hours: float, seeds: Sequence[int]) -> list[ClosedCase]:
 HOT, *COLD = "hot", "cold 1", "cold 2", "cold 3"
 HOT_LOAD = 0.7
 HOT_SLOTS = 32
-"""22 of them busy on average, so that the hot model has nothing to do once in a million years."""
+"""On average 22 of them are busy: the hot model has nothing to do once in decades."""
 
 COLD_EVERY_S = 600.0
 
@@ -440,13 +446,3 @@ def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[flo
 def longest_drain_s(outcome: Outcome) -> float:
     """In seconds; 0 if there was none."""
     return max((end - start for _, start, end in outcome.drains), default=0.0)
-
-
-def in_short(cases: Sequence[GridCase], count: int = 12) -> list[GridCase]:
-    """A few of many, always the same."""
-    return random.Random(0).sample(cases, count)
-
-
-def with_requests(cases: Sequence[GridCase], requests: int) -> list[GridCase]:
-    """The same traffic, cut short."""
-    return [replace(case, requests=requests) for case in cases]

@@ -103,7 +103,7 @@ def test_traces_that_are_not_there_are_left_out_with_a_line(
 
 def test_agents_that_stay_ask_the_same_model_again() -> None:
     job = Job("2", 0.0, 1.0)
-    staying, roaming = Agents(1.0, seed=1), Agents(0.0, seed=1)
+    staying, roaming = Agents(1.0, 20.0, seed=1), Agents(0.0, 20.0, seed=1)
     assert {staying.follow(job, 9.0).model for _ in range(20)} == {"2"}
     assert len({roaming.follow(job, 9.0).model for _ in range(20)}) == 4
 

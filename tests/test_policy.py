@@ -350,10 +350,10 @@ def test_adaptive_has_a_least_turn_though_others_wait_too_long() -> None:
     measures.note_closed("a", 0)
     measures.note_open("a", 50)
     overdue = line("b", 90.0)
-    # Twice the round trip of 20 s, and a twentieth of the 50 s that it was away: 42.5 s.
-    early = ask("adaptive", line("a"), overdue, measures=measures, since=60.0, max_wait_secs=1)
+    # The round trip of 20 s, and a twentieth of the 50 s that it was away: 22.5 s.
+    early = ask("adaptive", line("a"), overdue, measures=measures, since=80.0, max_wait_secs=1)
     assert isinstance(early, LookAgain)
-    late = ask("adaptive", line("a"), overdue, measures=measures, since=57.4, max_wait_secs=1)
+    late = ask("adaptive", line("a"), overdue, measures=measures, since=77.4, max_wait_secs=1)
     assert target_of(late) == "b"
 
 

@@ -103,10 +103,7 @@ def _picker(shares: Sequence[float], rng: random.Random) -> Callable[[], str]:
 
 
 class Closed:
-    """Agents, each of which asks, waits for the answer, thinks, and asks again: a closed loop.
-
-    Each stays with its model for a while, as an agent at work on one task does.
-    """
+    """Agents, each of which asks, waits for the answer, thinks, and asks again: a closed loop."""
 
     def __init__(
         self, agents: int, shares: Sequence[float], think: Draw, work: Draw, rng: random.Random
