@@ -34,7 +34,8 @@ class Setup:
 
     Attributes:
         models: Their names.
-        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds.
+        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds; asked once
+            for each switch.
         server: Makes a model's server.
         policy: Makes the policy.
         max_in_flight: Most requests in flight on a model, for all or by name; the rest wait.
@@ -149,6 +150,7 @@ class Simulation:
         self._coming = 0  # arrivals among the events
         self._look_at = math.inf
         self._drain_began = 0.0
+        self._hooks_s = 0.0
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
 
     # ---- Time ----
@@ -324,7 +326,8 @@ class Simulation:
     def _run_hooks(self, now: float) -> None:
         assert self._target is not None
         source = self._source.name if self._source else None
-        self._schedule(now + self._setup.cost(source, self._target.name), SWITCHED)
+        self._hooks_s = self._setup.cost(source, self._target.name)
+        self._schedule(now + self._hooks_s, SWITCHED)
 
     def _switched(self, now: float) -> None:
         target = self._target
@@ -334,7 +337,7 @@ class Simulation:
         if self._setup.failing_wakes and self._rng.random() < self._setup.failing_wakes:
             self._fail(target, now)
             return
-        self._measures.costs.record(source, target.name, self._setup.cost(source, target.name))
+        self._measures.costs.record(source, target.name, self._hooks_s)
         self._measures.note_open(target.name, now)
         self.outcome.switches += 1
         target.failures = 0
