@@ -70,7 +70,7 @@ class Scale:
     requests: int | None = None
     quick: bool = False
     seed: int = 1
-    traces: Path = Path("../shared/traces")
+    traces: Path = Path("traces")
 
     def grid(self, make: Callable[[int, int], Sequence[Case]]) -> Sequence[Case]:
         """A grid, or a few of it, always the same."""

@@ -201,7 +201,8 @@ TRACES: Mapping[str, Sequence[str]] = {
     "azure": ("AzureLLMInferenceTrace_code.csv", "AzureLLMInferenceTrace_conv.csv"),
 }
 """LMSYS Chatbot Arena as Prism samples it (27 models); alibaba/ServeGen (4 models); two services of
-Azure's public data set of 2023, taken for two models."""
+Azure's public data set of 2023, taken for two models. They are not part of this repository:
+`--traces` says where they are."""
 
 TRACE_LOADS = (0.3, 0.6, 0.85)
 PROMPT_TOKEN_S = 0.0002

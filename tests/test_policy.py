@@ -336,7 +336,7 @@ def test_adaptive_knows_from_absences_what_it_means_to_be_turned_away() -> None:
     assert target_of(decision) == "b"
 
 
-def test_adaptive_goes_where_most_waiting_is_ended_for_each_second_of_switching() -> None:
+def test_adaptive_goes_where_most_suffering_is_ended_for_each_second_of_switching() -> None:
     measures = known()
     for _ in range(30):
         measures.costs.record("a", "c", 100.0)

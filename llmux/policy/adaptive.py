@@ -70,7 +70,7 @@ class AdaptivePolicy:
             return first_come(first, now)
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
-        ranked = sorted(others, key=lambda view: _urgency(snapshot, active, view), reverse=True)
+        ranked = _ranked(snapshot, active, others)
         closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
         next_at = math.inf
         for view in ranked:
@@ -100,10 +100,21 @@ def _least_turn_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> flo
     return _round_trip_s(snapshot, active, view) + TURN_SHARE * absence_s
 
 
-def _urgency(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
-    """Who is next: the most waiting ended for each second that the switch takes."""
-    cost_s = snapshot.measures.cost_s(active.name, view.name)
-    return view.ages.total(snapshot.now) / max(cost_s, MOMENT_S)
+def _ranked(
+    snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
+) -> Sequence[ModelView]:
+    """Who is next: the most suffering ended for each second that the switch takes.
+
+    All are weighed at the same time, when the quickest switch would be done: each at its own would
+    make slow switches look good.
+    """
+    costs_s = {view.name: snapshot.measures.cost_s(active.name, view.name) for view in others}
+    then = snapshot.now + min(costs_s.values())
+
+    def urgency(view: ModelView) -> float:
+        return view.ages.squares(then) / max(costs_s[view.name], MOMENT_S)
+
+    return sorted(others, key=urgency, reverse=True)
 
 
 def _open_until(snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]) -> float:

@@ -34,8 +34,8 @@ class Setup:
 
     Attributes:
         models: Their names.
-        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds; asked once
-            for each switch.
+        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds; asked
+            once for each switch.
         server: Makes a model's server.
         policy: Makes the policy.
         max_in_flight: Most requests in flight on a model, for all or by name; the rest wait.
