@@ -143,6 +143,7 @@ def config_table(config: Config) -> str:
         f"listens on {config.host}:{config.port}",
         f"state in   {config.state_dir}",
         f"policy     {config.policy.name}",
+        f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",
         "",
     ]
     return "\n".join([*head, *table])

@@ -14,7 +14,8 @@ from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from llmux.config import Config
-from llmux.errors import BadRequest, Forbidden, LlmuxError, ModelNotFound
+from llmux.errors import BadRequest, Forbidden, InvalidKey, LlmuxError, ModelNotFound
+from llmux.keys import KeyRing
 from llmux.metrics import CONTENT_TYPE, Metrics
 from llmux.model import Model
 from llmux.openai import error_answer, model_list, model_object
@@ -41,20 +42,28 @@ def public_routes(config: Config, board: Switchboard, metrics: Metrics) -> Bluep
     routes = Blueprint("public", __name__)
     created = int(time.time())
     names = config.names
+    metrics_keys = {
+        "open": KeyRing(),
+        "api_key": config.api_keys,
+        "control_key": config.control_keys,
+    }[config.metrics_access]
 
     @routes.get("/v1/models")
     async def list_models() -> Response:
+        check_key(config.api_keys)
         facts = ((name, created, _facts(model)) for name, model in board.models.items())
         return _json(model_list(facts))
 
     @routes.get("/v1/models/<path:name>")
     async def show_model(name: str) -> Response:
+        check_key(config.api_keys)
         if name not in names:
             raise ModelNotFound(name)
         return _json(model_object(names[name], created, _facts(board.models[names[name]])))
 
     @routes.get("/metrics")
     async def show_metrics() -> Response:
+        check_key(metrics_keys)
         return Response(metrics.render(), content_type=CONTENT_TYPE)
 
     @routes.get("/health")
@@ -67,13 +76,16 @@ def public_routes(config: Config, board: Switchboard, metrics: Metrics) -> Bluep
 
 
 def control_routes(config: Config, board: Switchboard) -> Blueprint:
-    """The control API, for programs of this machine."""
+    """The control API: for who has a control key, or without such for programs of this machine."""
     routes = Blueprint("control", __name__, url_prefix="/control")
     names = config.names
     own_hosts = {config.host, socket.gethostname()}
 
     @routes.before_request
     async def guard() -> None:
+        if config.control_keys:
+            check_key(config.control_keys)
+            return
         headers = {name.lower(): value for name, value in request.headers.items()}
         check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
 
@@ -112,6 +124,16 @@ async def answer_http_error(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return answer
+
+
+def check_key(ring: KeyRing) -> None:
+    """Let those in who send one of these keys; everybody, if there are none.
+
+    Raises:
+        InvalidKey: The request that is being served carries none of them.
+    """
+    if ring and not ring.accepts(request.scope["headers"]):
+        raise InvalidKey
 
 
 def check_local(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sniffio
@@ -23,6 +24,7 @@ from llmux.admin import (
 )
 from llmux.asgi import ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
+from llmux.awake import AwakeRecord, Marks
 from llmux.config import Config, default_config_path, load_config
 from llmux.errors import ConfigError, LlmuxError
 from llmux.gate import metrics_of, watch_backends
@@ -100,8 +102,13 @@ def build_service(
     """
     metrics = Metrics()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
-    board = Switchboard(config, hooks or shell_hooks(config, metrics), metrics, journal)
+    record = AwakeRecord(config.state_dir / "awake.json")
+    board = Switchboard(
+        config, hooks or shell_hooks(config, metrics, record.mark), metrics, journal, record
+    )
+    board.on_death = on_switcher_death
     proxy = ModelProxy(config, board, metrics, journal)
+    board.listen_with(proxy.heard_since)
 
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
@@ -120,29 +127,33 @@ def build_service(
     )
     app.asgi_app = traffic  # type: ignore[assignment]
 
-    async def keep_switching() -> None:
+    async def vital(task: Callable[[], Awaitable[None]]) -> None:
+        """Run what must not end unseen: its nursery would end all others, and llmux serve on."""
         try:
-            await board.run()
+            await task()
         except Exception:
-            log.exception("switcher_died")
+            log.exception("switcher_died" if task == board.run else "task_died")
+            board.stop()
             on_switcher_death()
 
     @app.before_serving
     async def start() -> None:
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
         journal.add(started(config))
-        app.nursery.start_soon(journal.run)
+        app.nursery.start_soon(vital, journal.run)
         if config.policy.gate:
             asked = [(m, metrics_of(proxy.backend(name))) for name, m in board.models.items()]
-            app.nursery.start_soon(watch_backends, asked)
-        app.nursery.start_soon(keep_switching)
-        app.nursery.start_soon(traffic.watch_stalls)
+            app.nursery.start_soon(vital, partial(watch_backends, asked))
+        app.nursery.start_soon(vital, board.run)
+        app.nursery.start_soon(vital, traffic.watch_stalls)
 
     @app.after_serving
     async def stop() -> None:
         board.stop()
         if config.on_shutdown == "sleep":
-            await board.wait_ended()
+            with trio.move_on_after(config.shutdown_grace_secs):
+                await board.wait_ended()
+            board.end()
             await board.put_to_sleep()
         await proxy.aclose()
 
@@ -162,13 +173,15 @@ def started(config: Config) -> Callable[[float], Started]:
     )
 
 
-def shell_hooks(config: Config, metrics: Metrics) -> ShellHooks:
+def shell_hooks(config: Config, metrics: Metrics, marks: Marks) -> ShellHooks:
     """The config's hooks, with their logs under its `state_dir`."""
     return ShellHooks(
         config.models,
         directory=config.directory,
         log_dir=config.state_dir / "logs",
         metrics=metrics,
+        marks=marks,
+        secret_variables=config.api_keys.variables | config.control_keys.variables,
     )
 
 

@@ -15,7 +15,7 @@ from llmux.backend import Answer
 from llmux.errors import BadRequest, BodyTooLarge, LlmuxError
 from llmux.http1 import origin_form
 from llmux.openai import error_answer, is_own_path
-from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 
 NOTHING = nullcontext()
 
@@ -78,7 +78,8 @@ class ModelTraffic:
         Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does
         not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
         """
-        await lane.receive_body(self._proxy.body_bytes)
+        if self._proxy.admits(lane.headers):  # else it is refused with its body unread
+            await lane.receive_body(self._proxy.body_bytes)
         self._lanes.add(lane)
         self._nursery().start_soon(lane.run, self._proxy)
         try:
@@ -160,6 +161,7 @@ class AsgiLane:
         self.ended = trio.Event()
         self.is_ending = False
         self.sending_since: float | None = None
+        self._stands_after_event = False
         self._body: bytes | Exception = b""
         self._receive = receive
         self._asgi_send = send
@@ -232,12 +234,23 @@ class AsgiLane:
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
         await self._start(answer.status, headers)
-        async for chunk in answer.chunks():
-            more = not answer.has_ended  # the last one says so, and saves a message
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
-            if not more:
-                return
+        chunk = sent = b""
+        try:
+            async for chunk in answer.chunks():
+                more = not answer.has_ended  # the last one says so, and saves a message
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+                if not more:
+                    return
+                sent = chunk
+        except trio.Cancelled:
+            self._stands_after_event = chunk is sent and is_event_end(answer, chunk)
+            raise
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def send_last_event(self, event: bytes) -> None:
+        """Send this after a stream of events that was cut between two of them."""
+        if self._stands_after_event:
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""

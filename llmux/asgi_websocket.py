@@ -124,6 +124,9 @@ class WebSocketLane:
             self._parts.clear()
             await self._send({"type": "websocket.send", kind: joined})
 
+    async def send_last_event(self, event: bytes) -> None:
+        """What is relayed is no stream of events."""
+
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Refuse the handshake with an answer of its own."""
         self.has_answered = True

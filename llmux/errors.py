@@ -16,11 +16,13 @@ class LlmuxError(Exception):
     Attributes:
         status: HTTP status code of the answer.
         code: Machine-readable `error.code` of the answer; a promise to clients.
+        challenge: What a `WWW-Authenticate` header asks for; empty for no header.
         retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    challenge: ClassVar[str] = ""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -76,6 +78,19 @@ class RequestTooSlow(BadRequest):
 
     def __init__(self) -> None:
         super().__init__("The request did not arrive in time")
+
+
+class InvalidKey(LlmuxError):
+    """The request carries no key that is accepted here."""
+
+    status = 401
+    code = "invalid_api_key"
+    challenge = "Bearer"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Send a valid key, in a header 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        )
 
 
 class Forbidden(LlmuxError):

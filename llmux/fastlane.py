@@ -25,7 +25,7 @@ from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, Req
 from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, origin_form, parse_head
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
-from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""
@@ -294,6 +294,7 @@ class FastRequest:
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)
+        self._stands_after_event = False
         connection.can_go_on = head.keeps_alive
 
     async def read_body(self, limit_bytes: int) -> bytes:
@@ -383,10 +384,15 @@ class FastRequest:
         if not answer.has_data:
             await connection.send(head)
             head = b""
-        async for data in answer.wire():
-            # The head goes out with the first of the body, since that is here already.
-            await connection.send(head + data if head else data)
-            head = b""
+        data = sent = b""
+        try:
+            async for data in answer.wire():
+                # The head goes out with the first of the body, since that is here already.
+                await connection.send(head + data if head else data)
+                sent, head = data, b""
+        except trio.Cancelled:
+            self._stands_after_event = data is sent and is_event_end(answer, data, b"\r\n")
+            raise
         connection.can_go_on = can_go_on
 
     async def _relay_until_close(self, answer: Answer, headers: HeaderList) -> None:
@@ -396,8 +402,14 @@ class FastRequest:
         can_go_on, connection.can_go_on = connection.can_go_on, False
         chunked = (b"Transfer-Encoding", b"chunked")
         await connection.send(response_head(answer.status, [*headers, chunked], answer.reason))
-        async for data in answer.wire():
-            await connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+        data = sent = b""
+        try:
+            async for data in answer.wire():
+                await connection.send(_chunk(data))
+                sent = data
+        except trio.Cancelled:
+            self._stands_after_event = data is sent and is_event_end(answer, data)
+            raise
         await connection.send(b"0\r\n\r\n")
         connection.can_go_on = can_go_on
 
@@ -427,6 +439,12 @@ class FastRequest:
                     await connection.send(bytes(data))
             nursery.cancel_scope.cancel()
 
+    async def send_last_event(self, event: bytes) -> None:
+        """Send this after a stream of events that was cut between two of them."""
+        if self._stands_after_event:
+            with suppress(*wire.BREAKS):
+                await self._connection.send(_chunk(event))
+
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""
         connection = self._connection
@@ -448,6 +466,10 @@ _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def response_head(status: int, headers: HeaderList, reason: bytes | None = None) -> bytes:

@@ -12,14 +12,18 @@ from contextlib import suppress
 import trio
 
 from llmux.backend import Backend
-from llmux.errors import LlmuxError
+from llmux.errors import BackendBroke, LlmuxError
 from llmux.model import Model
 
 LOOK_S = 1.0
 """How often a backend is asked, and how long it may take to answer."""
 
+MANY = 1e9
+"""More than that is not a number of requests."""
+
 _WAITING = re.compile(
-    rb"^vllm:num_requests_waiting(?:\{[^}\n]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE
+    rb"^vllm:num_requests_waiting(?:\{.*\})?[ \t]+([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*$",
+    re.MULTILINE,
 )
 
 Fetch = Callable[[], Awaitable[bytes]]
@@ -52,11 +56,11 @@ async def watch_backends(models: Iterable[tuple[Model, Fetch]]) -> None:
 async def _look(model: Model, fetch: Fetch) -> None:
     metrics = b""  # a backend that does not say has nobody waiting
     with trio.move_on_after(LOOK_S):
-        with suppress(LlmuxError):
+        with suppress(LlmuxError, BackendBroke):
             metrics = await fetch()
     model.backend_queued = queued_in(metrics)
 
 
 def queued_in(metrics: bytes) -> int:
     """How many requests wait, by metrics in Prometheus's text format; 0 if they do not say."""
-    return round(sum(float(value) for value in _WAITING.findall(metrics)))
+    return round(min(sum(float(value) for value in _WAITING.findall(metrics)), MANY))

@@ -8,7 +8,7 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +18,12 @@ from urllib.parse import quote, urlsplit
 
 import trio
 
+from llmux.awake import Marks
 from llmux.config import HookName, ModelConfig
 from llmux.errors import HookError
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
+from llmux.orphans import MARK_VARIABLE
 
 KILL_AFTER_S = 5.0
 """Time between SIGTERM and SIGKILL, and at most as long again for the group to be gone."""
@@ -38,7 +40,10 @@ MAX_STEM_BYTES = 200
 """Longest percent-encoded model name used as it is; file names end at 255 bytes (NAME_MAX)."""
 
 SECRET_VARIABLES = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
-"""llmux's own secrets, which hooks and the servers they start do not get."""
+"""Usual names of llmux's own secrets, which hooks and the servers they start do not get."""
+
+MARKED_HOOKS = frozenset({"wake", "sleep"})
+"""Those that must not go on once another llmux has taken over."""
 
 ORIGINAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """Soft and hard descriptor limit of this process before anything in it raised the soft one.
@@ -64,8 +69,24 @@ class ShellHooks:
         directory: Path,
         log_dir: Path,
         metrics: Metrics,
+        marks: Marks = lambda _model: "",
+        secret_variables: Iterable[str] = (),
         kill_after_s: float = KILL_AFTER_S,
     ) -> None:
+        """Run nothing yet.
+
+        Args:
+            models: Whose hooks.
+            directory: Where they run.
+            log_dir: Where what they print goes.
+            metrics: Where their durations and failures are counted.
+            marks: What to put in the environment of a model's wake and sleep hook; see
+                `llmux.orphans`.
+            secret_variables: More of the environment that hooks do not get.
+            kill_after_s: Time between SIGTERM and SIGKILL.
+        """
+        self._secret_variables = SECRET_VARIABLES.union(secret_variables)
+        self._marks = marks
         self._models = models
         self._directory = directory
         self._log_dir = log_dir
@@ -75,6 +96,11 @@ class ShellHooks:
     def has(self, model: str, hook: HookName) -> bool:
         """Whether the model has this hook."""
         return self._models[model].script(hook) is not None
+
+    def timeout_s(self, model: str, hook: HookName) -> float:
+        """Seconds that a hook may run; infinity for no limit."""
+        timeout_s = self._models[model].timeout_s(hook)
+        return math.inf if timeout_s is None else timeout_s
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         """Run a hook that the model has, to its end.
@@ -106,11 +132,10 @@ class ShellHooks:
     async def _run_shell(
         self, model: str, hook: HookName, environment: Mapping[str, str], output: _Output | None
     ) -> _End:
-        config = self._models[model]
-        script, timeout_s = config.script(hook), config.timeout_s(hook)
+        script, timeout_s = self._models[model].script(hook), self.timeout_s(model, hook)
         assert script is not None, f"{model} has no {hook} hook"
         ending = GroupEnd(self._kill_after_s)
-        with trio.move_on_after(math.inf if timeout_s is None else timeout_s):
+        with trio.move_on_after(timeout_s):
             try:
                 done = await trio.run_process(
                     shell_command(script),
@@ -135,7 +160,12 @@ class ShellHooks:
         return _End(f"took longer than {timeout_s:g} s")
 
     def _environment(self, model: str, hook: str, source: str, target: str) -> dict[str, str]:
-        own = {name: text for name, text in os.environ.items() if name not in SECRET_VARIABLES}
+        secret = self._secret_variables
+        own = {name: text for name, text in os.environ.items() if name not in secret}
+        own.pop(MARK_VARIABLE, None)  # llmux itself may have been started by a hook
+        mark = self._marks(model) if hook in MARKED_HOOKS else ""
+        if mark:
+            own[MARK_VARIABLE] = mark
         port = backend_port(self._models[model])
         return own | {
             "LLMUX_MODEL": model,

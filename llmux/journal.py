@@ -5,6 +5,7 @@ No prompts, no headers, no keys: models and times only. Times are Unix times, in
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -105,6 +106,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._head = b""  # of each file: what was started
         self._entries: list[Callable[[float], Entry]] = []
         self._has_failed = False
         self._offset_s = 0.0
@@ -139,10 +141,14 @@ class Journal:
         entries, self._entries[:count] = self._entries[:count], []
         if not entries:
             return
-        lines = msgspec.json.Encoder().encode_lines([entry(self._offset_s) for entry in entries])
         try:
-            self._write(path, lines)
-        except OSError as error:
+            made = [entry(self._offset_s) for entry in entries]
+            lines = msgspec.json.Encoder().encode_lines(made)
+            started = [entry for entry in made if isinstance(entry, Started)]
+            if started:
+                self._head = msgspec.json.encode(started[-1]) + b"\n"
+            self._write(path, lines, self._head)
+        except (OSError, TypeError, ValueError) as error:  # the latter of a policy's odd reason
             if not self._has_failed:
                 log.error("journal_failed", error=str(error))
             self._has_failed = True
@@ -150,14 +156,22 @@ class Journal:
             self._has_failed = False
 
     @staticmethod
-    def _write(path: Path, lines: bytes) -> None:
+    def _write(path: Path, lines: bytes, head: bytes) -> None:
+        """Append whole lines or nothing; raises OSError."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             if path.stat().st_size + len(lines) > MAX_BYTES:
                 path.replace(path.with_suffix(".1" + path.suffix))
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(descriptor, lines)
+            size = os.fstat(descriptor).st_size
+            if not size and not lines.startswith(head):
+                lines = head + lines
+            elif size and os.pread(descriptor, 1, size - 1) != b"\n":
+                lines = b"\n" + lines  # somebody was killed in the middle of a line
+            if os.write(descriptor, lines) < len(lines):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
 
@@ -169,7 +183,7 @@ NO_JOURNAL = Journal(None)
 def read_journal(path: Path) -> Iterator[Entry]:
     """The entries of a journal, in the order they were written.
 
-    A last line that was cut off, as a killed process leaves it, is not one.
+    A line that was cut off, as a killed process leaves it, is not one.
 
     Raises:
         OSError: The file cannot be read.
@@ -178,9 +192,9 @@ def read_journal(path: Path) -> Iterator[Entry]:
     decoder = msgspec.json.Decoder(Entry)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
+                if not line.endswith(b"\n") or (line[:1] == b"{" and line[-2:] != b"}\n"):
+                    continue
                 raise ValueError(f"{path}, line {number}: {error}") from error

@@ -6,6 +6,10 @@ from collections import deque
 
 from llmux.costs import SMOOTHING, SwitchCosts
 
+NOTICED = 4.0
+"""An absence counts as at most so many times what the first in line has waited: else a night in
+which nobody came would look like a very long one. Simulated, 1 and 2 are worse."""
+
 ARRIVALS = 16
 """Over how many of the last arrivals a rate is taken."""
 
@@ -102,11 +106,15 @@ class Measures:
         """The model admits nobody any more."""
         self._closed_at[model] = now
 
-    def note_open(self, model: str, now: float) -> None:
-        """The model admits again."""
+    def note_open(self, model: str, now: float, wanted_since: float | None) -> None:
+        """The model admits again, for those who have wanted it since then (None: nobody).
+
+        An absence that hardly anybody noticed was not as long as the clock says.
+        """
         closed_at = self._closed_at.pop(model, None)
-        if closed_at is not None:
-            _smooth(self._absences_s, model, now - closed_at)
+        if closed_at is not None and wanted_since is not None:
+            noticed_s = NOTICED * (now - wanted_since)
+            _smooth(self._absences_s, model, min(now - closed_at, noticed_s))
 
     def note_drained(self, model: str, seconds: float) -> None:
         """The requests that were in flight when the model closed have taken so long."""

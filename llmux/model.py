@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import trio
 
@@ -33,7 +34,8 @@ class Phase(Enum):
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.ASLEEP: frozenset({Phase.WAKING}),
+    # AWAKE: it was found so at the start; FAILED: it may be so (llmux.awake).
+    Phase.ASLEEP: frozenset({Phase.WAKING, Phase.AWAKE, Phase.FAILED}),
     Phase.WAKING: frozenset({Phase.AWAKE, Phase.SLEEPING}),  # SLEEPING: cleaning up a failed wake
     Phase.AWAKE: frozenset({Phase.DRAINING, Phase.SLEEPING}),  # SLEEPING: draining is off
     Phase.DRAINING: frozenset({Phase.SLEEPING, Phase.AWAKE}),  # AWAKE: the switch was abandoned
@@ -42,6 +44,9 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.FAILED: frozenset({Phase.WAKING, Phase.SLEEPING}),
 }
 """Every way from one phase to the next; there is no other."""
+
+SERVES = frozenset({Phase.AWAKE, Phase.DRAINING})
+"""The phases with requests in flight, unless the hooks preserve them or draining is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Model:
     Attributes:
         phase: Where it is in its life; changed by `enter` alone.
         entered_at: When it entered that phase (Trio's clock, seconds).
+        stay: How many times it has been woken.
         holds_gpu: Its wake hook was started, and no sleep has been confirmed since. What
             `verify_asleep` decides; a group puts all such models to sleep before it wakes another.
         backend_queued: Requests that wait inside of the backend, where that is watched.
@@ -87,6 +93,7 @@ class Model:
         on_line: Callable[[Model], None] = lambda _: None,
         on_leave: Callable[[Model, Flight], None] = lambda *_: None,
         traits: Traits = NO_TRAITS,
+        drains: bool = True,
     ) -> None:
         self.name = name
         self.phase = Phase.ASLEEP
@@ -95,6 +102,8 @@ class Model:
         self.waiters = Waiters(on_settle=self._settled)
         self.max_in_flight = traits.max_in_flight
         self.preserves_in_flight = traits.preserves_in_flight
+        self._drains = drains
+        self.stay = 0
         self.holds_gpu = False
         self.backend_queued = 0
         self._frozen_at: float | None = None
@@ -117,6 +126,18 @@ class Model:
         return self.phase is Phase.AWAKE
 
     @property
+    def standing(self) -> Literal["awake", "unsure"] | None:
+        """What the next llmux must know of it, should this one be killed now; None: asleep."""
+        if not self.holds_gpu:
+            return None
+        return "awake" if self.phase in SERVES else "unsure"
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether its requests have to leave before it sleeps."""
+        return self._drains and not self.preserves_in_flight
+
+    @property
     def admits(self) -> bool:
         """Whether a request that comes at this instant goes in at once."""
         if self.phase is not Phase.AWAKE:
@@ -134,25 +155,32 @@ class Model:
         left, self.phase = self.phase, phase
         stayed_s = trio.current_time() - self.entered_at
         self.entered_at = trio.current_time()
-        if left is Phase.AWAKE and phase is Phase.SLEEPING and self.preserves_in_flight:
+        if phase is Phase.AWAKE:
+            self.stay += left is not Phase.DRAINING
+        elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
             self._freeze()
-        elif phase is Phase.AWAKE:
-            self._thaw()
         self._on_enter(self, left, stayed_s)
+        if phase is Phase.AWAKE:
+            self._thaw()
 
     async def wait_admitted(
-        self, scope: trio.CancelScope | None = None, weight: float = 1.0
+        self,
+        scope: trio.CancelScope | None = None,
+        weight: float = 1.0,
+        *,
+        never_switch: bool = False,
     ) -> Flight:
         """Stand in line until let in; returns with the request counted as in flight.
 
         Args:
             weight: What its age counts for.
+            never_switch: It waits for a slot only, not for a switch.
             scope: As for `InFlight.enter`.
 
         Raises:
             LlmuxError: What those in line were refused with.
         """
-        with self.waiters.join(weight) as waiter:
+        with self.waiters.join(weight, never_switch=never_switch) as waiter:
             self._on_line(self)
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
@@ -212,7 +240,8 @@ class Model:
         self.last_error = error
 
     @property
-    def _oldest(self) -> float | None:
+    def oldest(self) -> float | None:
+        """Since when the first of those waits that would have it awake; None if there is none."""
         if not self._frozen or self._frozen_at is None:
             return self.waiters.oldest
         in_line = self.waiters.oldest
@@ -220,14 +249,15 @@ class Model:
 
     def view(self) -> ModelView:
         """What a policy may know of it."""
+        has_slots = self.max_in_flight != math.inf
         return ModelView(
             name=self.name,
             in_flight=self.in_flight.count,
             queued=self.wanted_by,
-            oldest_arrival=self._oldest,
+            oldest_arrival=self.oldest,
             retry_at=self.retry_at,
             ages=self.waiters.ages,
             backend_queued=self.backend_queued,
-            has_slots=self.max_in_flight != math.inf,
-            freezes=self.preserves_in_flight,
+            has_slots=has_slots,
+            freezes=not self.is_drained and (self.preserves_in_flight or has_slots),
         )

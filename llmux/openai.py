@@ -304,7 +304,14 @@ def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], byt
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if error.challenge:
+        headers.append((b"www-authenticate", error.challenge.encode()))
     return error.status, headers, body
+
+
+def error_event(error: LlmuxError) -> bytes:
+    """An error as the last event of a stream, as OpenAI's clients know it."""
+    return b"data: " + error_answer(error)[2] + b"\n\n"
 
 
 def model_object(name: str, created: int, facts: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import trio
 
 from llmux.errors import LlmuxError
@@ -9,18 +11,27 @@ from llmux.model import Model
 
 
 class Order:
-    """A switch to carry out: decided by the policy, or placed by an operator who waits for it.
+    """A switch to carry out: decided by the policy, or placed by somebody who waits for it.
 
     Attributes:
-        target: The model that is to be awake.
+        target: The model that is to be awake, or asleep.
         reason: Why, for people.
         stands: It is wanted though no request waits for it: an operator does, or the policy knew.
+        to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too.
     """
 
-    def __init__(self, target: Model, reason: str, *, stands: bool = False) -> None:
+    def __init__(
+        self,
+        target: Model,
+        reason: str,
+        *,
+        stands: bool = False,
+        to: Literal["awake", "asleep", "down"] = "awake",
+    ) -> None:
         self.target = target
         self.reason = reason
         self.stands = stands
+        self.to = to
         self._ended = trio.Event()
         self._error: LlmuxError | None = None
 

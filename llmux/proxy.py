@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -17,7 +18,9 @@ from llmux.backend import Answer, Backend
 from llmux.config import Config, ModelConfig
 from llmux.errors import (
     BackendBroke,
+    BackendRefused,
     InternalError,
+    InvalidKey,
     LlmuxError,
     ModelNotFound,
     NoModel,
@@ -31,7 +34,9 @@ from llmux.metrics import Metrics
 from llmux.openai import (
     Named,
     error_answer,
+    error_event,
     find_model,
+    header,
     request_headers,
     response_headers,
     rewrite_model,
@@ -92,6 +97,10 @@ class Lane(Protocol):
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
+        ...
+
+    async def send_last_event(self, event: bytes) -> None:
+        """Send this after a stream of events that was cut between two of them, if it was that."""
         ...
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
@@ -155,6 +164,8 @@ class ModelProxy:
         self._journal = journal
         self._names = config.names
         self._heeds_hints = config.policy.client_hints
+        self._api_keys = config.api_keys or None
+        self._forwards_keys = config.forward_api_keys
         self.body_bytes = config.limits.body_bytes
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
@@ -170,7 +181,10 @@ class ModelProxy:
             pass
         except (BackendBroke, StreamCut) as error:
             # If the status line is out, the lane leaves the response without its end.
-            log.warning("response_cut", model=journey.model, reason=str(error) or "drain timed out")
+            reason = str(error) or "the model is put to sleep"
+            log.warning("response_cut", model=journey.model, reason=reason)
+            if lane.has_answered and isinstance(error, StreamCut):
+                await lane.send_last_event(error_event(NotReady(journey.model)))
             await self._refuse(lane, journey, NotReady(journey.model))
         except LlmuxError as error:
             await self._refuse(lane, journey, error)
@@ -182,18 +196,46 @@ class ModelProxy:
             if journey.serving is not None and self._journal.is_kept:
                 self._journal.add(journey.serving.entry(journey.status))
 
+    def admits(self, headers: HeaderList) -> bool:
+        """Whether a request with these headers may come in at all."""
+        return self._api_keys is None or bool(self._api_keys.accepts(headers))
+
     async def _forward(self, lane: Lane, journey: Journey) -> None:
+        received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         body = await lane.read_body(self.body_bytes)
         upstream, named = self._route(lane, body, journey)
         if upstream.upstream_model is not None:
             body = rewrite_model(body, lane.headers, upstream.upstream_model)
         headers = request_headers(
-            lane.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
+            received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
         if lane.upgrade:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
-        exchange = upstream.backend.exchange(lane.method, named.target, headers, body)
-        async with lane.present(), journey.serving or NOT_SWITCHED, exchange as answer:
+        exchange = partial(upstream.backend.exchange, lane.method, named.target, headers, body)
+        async with lane.present():
+            try:
+                await self._answer(lane, journey, exchange())
+            except BackendRefused:
+                if journey.serving is None:
+                    raise
+                # It has seen nothing of the request, which may wait until the model is up again.
+                await self._board.refused(journey.model)
+                await self._answer(lane, journey, exchange())
+
+    def _admit(self, headers: HeaderList) -> HeaderList:
+        """The headers without llmux's own key, if the backend is not to see it."""
+        assert self._api_keys is not None
+        carriers = self._api_keys.accepts(headers)
+        if not carriers:
+            raise InvalidKey
+        if self._forwards_keys:
+            return headers
+        return [field for field in headers if field[0].lower() not in carriers]
+
+    async def _answer(
+        self, lane: Lane, journey: Journey, exchange: AbstractAsyncContextManager[Answer]
+    ) -> None:
+        async with journey.serving or NOT_SWITCHED, exchange as answer:
             added = journey.answers(answer.status)
             await lane.relay(answer, [*response_headers(answer.headers), *added])
 
@@ -217,6 +259,10 @@ class ModelProxy:
         status, headers, body = error_answer(error)
         await lane.reply(status, [*headers, *journey.answers(status)], body)
 
+    def heard_since(self, model: str, since: float) -> bool:
+        """Whether a byte has come from a model's backend since then (Trio's clock, seconds)."""
+        return self._upstreams[model].backend.heard_at() >= since
+
     def backend(self, model: str) -> Backend:
         """The backend of a model."""
         return self._upstreams[model].backend
@@ -226,6 +272,22 @@ class ModelProxy:
         for upstream in (*self._upstreams.values(), self._fallback):
             if upstream is not None:
                 await upstream.backend.aclose()
+
+
+def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
+    """Whether what was sent last of a stream of events ends with the end of one.
+
+    Should it only look so, then what is sent next breaks the framing of a stream that ends broken
+    anyway.
+
+    Args:
+        answer: What is being sent.
+        sent: The last piece.
+        after: What the framing puts after an event.
+    """
+    return header(answer.headers, b"content-type").startswith(b"text/event-stream") and (
+        sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
+    )
 
 
 def header_value(name: str) -> bytes:

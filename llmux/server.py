@@ -20,7 +20,7 @@ from hypercorn.config import Sockets
 from hypercorn.utils import repr_socket_addr
 
 from llmux import logs
-from llmux.app import EXIT_SWITCHER_DIED, build_service
+from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
 from llmux.config import Config
 from llmux.fastlane import FastLane
 from llmux.hypercorn_side import HypercornSide
@@ -89,8 +89,11 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
                 await rest.stop()
                 grace_ends_at = trio.current_time() + grace_s
                 connections.cancel_scope.deadline = grace_ends_at
-            with trio.move_on_at(grace_ends_at):
+            with trio.move_on_at(grace_ends_at) as patience:
                 await service.board.wait_ended()  # a hook may use what is left of the grace
+            if died.is_set() and patience.cancelled_caught:
+                exit_at_once()  # its hook cannot be ended: it would be waited for for ever
+            service.board.end()
             if config.on_shutdown == "sleep" and not died.is_set():
                 await service.board.put_to_sleep()
             background.cancel_scope.cancel()

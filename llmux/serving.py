@@ -19,14 +19,14 @@ log = get_logger(__name__)
 
 
 class Serving:
-    """Be in flight on a model: `async with switcher.serving(name): ...`.
+    """Be in flight on a model: `async with switcher.serving(name): ...`, also more than once.
 
     Entering waits until the model admits the request; from then on the model stays awake until
     the context is left, however it is left. Nothing else in the program touches lines or counts.
 
     Attributes:
         queued: Whether it had to wait in line; also known when entering failed.
-        waited_s: How long it did, in seconds; 0 if it did not.
+        waited_s: How long it did in all, in seconds; 0 if it did not.
     """
 
     __slots__ = (
@@ -88,12 +88,14 @@ class Serving:
         self.queued = True
         try:
             with trio.fail_after(self._timeout_s):
-                return await self._model.wait_admitted(self._scope, self._hints.weight)
+                return await self._model.wait_admitted(
+                    self._scope, self._hints.weight, never_switch=self._hints.never_switch
+                )
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None
         finally:
-            self.waited_s = trio.current_time() - arrived_at
+            self.waited_s += trio.current_time() - arrived_at
 
     async def __aexit__(
         self,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import trio
+from trio_util import periodic
 
+from llmux.awake import AwakeRecord
 from llmux.config import Config, ModelConfig
 from llmux.errors import ModelNotFound
+from llmux.health import HeardSince
 from llmux.hints import NO_HINTS, Hints
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics
@@ -18,17 +21,27 @@ from llmux.policy import load_policy
 from llmux.serving import Serving
 from llmux.switcher import Hooks, Mode, State, Switcher
 
+WATCH_S = 1.0
+"""How often it is looked whether the switchers get on."""
+
 
 class Switchboard:
     """One switcher for each group of models; groups never wait for each other.
 
     Attributes:
         groups: The switchers by group, in the config's order.
+        on_death: Called when a switcher can get on no more: its hook cannot even be ended.
     """
 
     def __init__(
-        self, config: Config, hooks: Hooks, metrics: Metrics, journal: Journal = NO_JOURNAL
+        self,
+        config: Config,
+        hooks: Hooks,
+        metrics: Metrics,
+        journal: Journal = NO_JOURNAL,
+        record: AwakeRecord | None = None,
     ) -> None:
+        self._record = record or AwakeRecord(None)
         members: dict[str, list[str]] = {}
         for model in config.models.values():
             members.setdefault(model.group, []).append(model.name)
@@ -41,6 +54,7 @@ class Switchboard:
                 settings=config.policy,
                 queued_per_model=config.limits.queued_per_model,
                 journal_to=journal,
+                record=self._record,
                 traits={name: _traits(config.models[name]) for name in names},
             )
             for group, names in members.items()
@@ -50,7 +64,9 @@ class Switchboard:
         }
         self._ports = {model.name: model.port for model in config.models.values()}
         self._mode: Mode = "auto"
+        self._running = trio.CancelScope()
         self._ended = trio.Event()
+        self.on_death: Callable[[], object] = lambda: None
         metrics.watch_counts(self._counts)
 
     def __repr__(self) -> str:
@@ -73,6 +89,16 @@ class Switchboard:
             return self._switcher_of[model]
         except KeyError:
             raise ModelNotFound(model) from None
+
+    async def refused(self, model: str) -> None:
+        """A model's backend has refused a connection; see `Health.refused`."""
+        switcher = self._switcher(model)
+        await switcher.health.refused(switcher.models[model])
+
+    def listen_with(self, heard_since: HeardSince) -> None:
+        """Say how it can be known that bytes come from a backend."""
+        for switcher in self.groups.values():
+            switcher.health.heard_since = heard_since
 
     # ---- What it is doing ----
 
@@ -170,12 +196,30 @@ class Switchboard:
 
     async def run(self) -> None:
         """Run every group's switcher until `stop`."""
+        self._record.load(self.models)
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as beside:
+                self._running = beside.cancel_scope
+                beside.start_soon(self._watch_switchers)
                 for switcher in self.groups.values():
-                    nursery.start_soon(switcher.run)
+                    beside.start_soon(switcher.health.watch)
+                async with trio.open_nursery() as nursery:
+                    for switcher in self.groups.values():
+                        nursery.start_soon(switcher.run)
+                beside.cancel_scope.cancel()
         finally:
             self._ended.set()
+
+    async def _watch_switchers(self) -> None:
+        """Notice one whose hook cannot even be ended."""
+        async for _ in periodic(WATCH_S):
+            stuck = [group for group, each in self.groups.items() if each.die_if_stuck()]
+            if stuck:
+                self.on_death()
+
+    def end(self) -> None:
+        """End `run` at once, after `stop`: a hook that runs is ended like one over its time."""
+        self._running.cancel()
 
     async def wait_ended(self) -> None:
         """Wait until `run` has ended: no hook runs then, and none will."""

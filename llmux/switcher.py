@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ import trio
 from trio_util import RepeatedEvent, periodic
 
 from llmux import journal
+from llmux.awake import AwakeRecord
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import (
     HookError,
@@ -28,7 +29,9 @@ from llmux.errors import (
     QueueFull,
     ShuttingDown,
     SwitcherDied,
+    WouldSwitch,
 )
+from llmux.health import IN_USE, Health
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
 from llmux.journal import NO_JOURNAL, Journal
@@ -37,6 +40,7 @@ from llmux.measures import Measures
 from llmux.metrics import IDLE, Metrics
 from llmux.model import NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
+from llmux.orphans import end_marked
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
 from llmux.prefetch import Prefetch
 from llmux.serving import Serving
@@ -65,6 +69,15 @@ class Hooks(Protocol):
         """
         ...
 
+    def timeout_s(self, model: str, hook: HookName) -> float:
+        """Seconds that a hook may run; infinity for no limit."""
+        ...
+
+
+STEP_SLACK_S = 60.0
+"""How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
+five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
+
 
 class SwitchAbandoned(Exception):
     """Nobody waits for the target any more, but for another model."""
@@ -76,6 +89,7 @@ class Switcher:
     Attributes:
         models: The group's models by name; each knows its own phase, line and requests.
         measures: What was seen so far: costs, drains, absences, rates, latencies.
+        health: Looks after the model that is awake.
     """
 
     def __init__(
@@ -89,6 +103,7 @@ class Switcher:
         queued_per_model: int = 1000,
         traits: Mapping[str, Traits] | None = None,
         journal_to: Journal = NO_JOURNAL,
+        record: AwakeRecord | None = None,
     ) -> None:
         self._changed = RepeatedEvent()
         self.models = {
@@ -98,6 +113,7 @@ class Switcher:
                 on_line=self._on_line,
                 on_leave=self._on_leave,
                 traits=(traits or {}).get(name, NO_TRAITS),
+                drains=settings.drain_before_switch,
             )
             for name in names
         }
@@ -106,12 +122,15 @@ class Switcher:
         self._policy = policy
         self._metrics = metrics
         self._journal = journal_to
+        self._record = record or AwakeRecord(None)
         self._settings = settings
+        self.health = Health(lambda: self._in_use, hooks, settings, self._bring_down)
         self._queued_per_model = queued_per_model
         self._mode: Mode = "auto"
         self._orders: deque[Order] = deque()
         self._switch_lock = trio.Lock()
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
+        self._hook_must_end_by = math.inf
 
     def __repr__(self) -> str:
         name = f" {self.active.name!r}" if self.active else ""
@@ -125,6 +144,11 @@ class Switcher:
         return next((model for model in self.models.values() if model.is_awake), None)
 
     @property
+    def _in_use(self) -> Model | None:
+        """The model that is awake or draining."""
+        return next((model for model in self.models.values() if model.phase in IN_USE), None)
+
+    @property
     def state(self) -> State:
         """`switching` from the moment that a model stops admitting until one is awake."""
         if self.active is not None:
@@ -136,6 +160,13 @@ class Switcher:
     def has_died(self) -> bool:
         """Whether `run` ended though nobody asked it to."""
         return isinstance(self._closed_with, SwitcherDied)
+
+    def die_if_stuck(self) -> bool:
+        """Give up if a hook cannot even be ended; returns whether `run` can switch no more."""
+        if trio.current_time() > self._hook_must_end_by:
+            log.critical("switcher_stuck", state=repr(self))
+            self._close(SwitcherDied())
+        return self.has_died
 
     # ---- The door ----
 
@@ -232,6 +263,7 @@ class Switcher:
     async def run(self) -> None:
         """Follow orders and the policy until stopped. The only task that switches."""
         try:
+            await self._take_over()
             while (order := await self._next_order()) is not None:
                 # A nursery for each switch, so that it can be cancelled as a whole.
                 async with trio.open_nursery() as switch:  # noqa: ASYNC112
@@ -240,6 +272,25 @@ class Switcher:
             # Whatever ends this task: nobody may be left waiting for it. After `stop` a no-op.
             is_cancelled = trio.current_effective_deadline() == -math.inf
             self._close(ShuttingDown() if is_cancelled else SwitcherDied())
+
+    async def _take_over(self) -> None:
+        """Find out what an llmux that was killed has left awake; see `llmux.awake`."""
+        for model in self.models.values():
+            entry = self._record.entry(model.name)
+            if entry is None:
+                continue
+            if entry.mark:
+                await end_marked(entry.mark)
+            model.holds_gpu = True
+            alone = self.active is None and entry.state == "awake"
+            if alone and await self.health.is_alive(model):
+                log.info("model_adopted", model=model.name)
+                model.enter(Phase.AWAKE)
+            else:  # it is in the way of any other
+                log.warning("model_unsure", model=model.name, hint="slept before another wakes")
+                model.enter(Phase.FAILED)
+        if self.active is not None:
+            await self.active.let_in()
 
     async def _next_order(self) -> Order | None:
         while self._closed_with is None:
@@ -271,6 +322,9 @@ class Switcher:
         target = order.target
         async with self._switch_lock:
             try:
+                if order.to != "awake":
+                    await self._retire(order)
+                    return
                 if not target.is_awake:
                     await self._switch(order, nursery)
                 await target.let_in()  # the barrier: returns once each has settled
@@ -312,7 +366,7 @@ class Switcher:
                 drain_s += await self._drain(model, order)
                 self._check_open()
                 hooks_s += await self._put_to_sleep(model, target)
-            await prefetch.wait_ended()
+            await self._wait_prefetched(prefetch, order)
             self._check_open()
             self._check_wanted(order)
             hooks_s += await self._wake(target, source)
@@ -339,6 +393,40 @@ class Switcher:
             )
         self._account(source, target, hooks_s, trio.current_time() - started_at)
 
+    async def _retire(self, order: Order) -> None:
+        """Put a model to sleep for no other: it is down, or its config has changed.
+
+        Raises:
+            HookError: The GPU is still taken.
+        """
+        model = order.target
+        if model.is_awake:
+            if order.to == "down":
+                model.enter(Phase.DRAINING)
+                await model.waiters.wait_settled()
+                model.in_flight.cut()
+                await model.in_flight.wait_empty()
+            else:
+                await self._drain(model, order)
+            self._check_open()
+            await self._put_to_sleep(model, model)
+        order.end()
+
+    async def _bring_down(self, model: Model) -> None:
+        """A model does not answer any more: cut its requests and put it to sleep."""
+        log.error("model_down", model=model.name, in_flight=model.in_flight.count)
+        model.in_flight.cut()  # also those that a drain waits for
+        if not model.is_awake:
+            return
+        # In manual mode nobody else would wake it again, and somebody has wanted it awake.
+        orders = [Order(model, "down", stands=True, to="down")]
+        if self._mode == "manual":
+            orders.append(Order(model, "down", stands=True))
+        self._orders.extendleft(reversed(orders))
+        self._changed.set()
+        with suppress(LlmuxError):  # logged; whoever waits will hear of it
+            await orders[-1].wait_ended()
+
     def _check_open(self) -> None:
         """After `stop` no further hook is started."""
         if self._closed_with is not None:
@@ -364,6 +452,17 @@ class Switcher:
             nursery.start_soon(prefetch.run)
         return prefetch
 
+    async def _wait_prefetched(self, prefetch: Prefetch, order: Order) -> None:
+        """Wait for the prefetch hook, unless nothing will come of the switch."""
+
+        def is_in_vain() -> bool:
+            return self._closed_with is not None or not self._is_wanted(order)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
+            await prefetch.wait_ended()
+            nursery.cancel_scope.cancel()
+
     def _in_the_way_of(self, target: Model) -> list[Model]:
         """Who must sleep before the target may wake: a group holds one model at a time."""
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
@@ -377,20 +476,24 @@ class Switcher:
         Raises:
             SwitchAbandoned: The switch is not wanted any more; the model is awake again.
         """
-        if not (model.is_awake and self._settings.drain_before_switch):
-            return 0.0
-        if model.preserves_in_flight:
+        if not model.is_awake:
             return 0.0
         started_at = trio.current_time()
         had_requests = model.in_flight.count > 0
         model.enter(Phase.DRAINING)
         await model.waiters.wait_settled()
+        self._send_away_those_who_stay(model)
+        if not model.is_drained:
+            return 0.0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._log_slow_drain, model)
-            nursery.start_soon(self._cancel_when_unwanted, order, nursery.cancel_scope)
+            nursery.start_soon(
+                self._cancel_when, lambda: not self._is_wanted(order), nursery.cancel_scope
+            )
             await self._wait_drained(model)
             nursery.cancel_scope.cancel()
-        if not self._is_wanted(order):
+        # Called off, it may be wanted again by now: but not all have left.
+        if model.in_flight.count or not self._is_wanted(order):
             model.enter(Phase.AWAKE)
             raise SwitchAbandoned
         drained_s = trio.current_time() - started_at
@@ -399,19 +502,29 @@ class Switcher:
         self._metrics.drain_duration.labels(model.name, order.target.name).observe(drained_s)
         return drained_s
 
-    async def _cancel_when_unwanted(self, order: Order, drain: trio.CancelScope) -> None:
-        while self._is_wanted(order):
+    def _send_away_those_who_stay(self, model: Model) -> None:
+        """Of those in line for a slot: who may not wait until the model is awake again."""
+        if self._mode == "manual":
+            model.waiters.refuse(ManualMode(model.name, None))
+        model.waiters.refuse(WouldSwitch(model.name), only=lambda waiter: waiter.never_switch)
+
+    async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
+        """Cancel a wait of the switch as soon as something is the case."""
+        while not is_over():
             await self._changed.wait()
-        drain.cancel()
+        wait.cancel()
 
     async def _wait_drained(self, model: Model) -> None:
-        """Wait for the requests in flight, and cut those that take too long."""
+        """Wait for the requests in flight, and cut those that take too long, or do not."""
         timeout_s = self._settings.drain_timeout_secs
         with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
             await model.in_flight.wait_empty()
         if limit.cancelled_caught:
-            log.warning("drain_cut", model=model.name, in_flight=model.in_flight.count)
-            model.in_flight.cut()
+            cuts = self._settings.on_drain_timeout == "cut"
+            event = "drain_cut" if cuts else "drain_over_time"
+            log.warning(event, model=model.name, in_flight=model.in_flight.count)
+            if cuts:
+                model.in_flight.cut()
             await model.in_flight.wait_empty()
 
     async def _put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
@@ -424,7 +537,8 @@ class Switcher:
             HookError: The GPU is still taken; the model stays in the way.
         """
         started_at = trio.current_time()
-        model.enter(Phase.SLEEPING)
+        if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
+            model.enter(Phase.SLEEPING)
         try:
             await self._sleep_and_verify(model, target)
         except HookError:
@@ -442,22 +556,31 @@ class Switcher:
     async def _sleep_and_verify(self, model: Model, target: Model) -> None:
         about = {"source": model.name, "target": target.name}
         try:
-            await self._hooks.run(model.name, "sleep", **about)
+            await self._run_hook(model, "sleep", **about)
         except HookError as error:
             # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
             log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
         if self._hooks.has(model.name, "verify_asleep"):
-            await self._hooks.run(model.name, "verify_asleep", **about)
+            await self._run_hook(model, "verify_asleep", **about)
 
     async def _wake(self, target: Model, source: str | None) -> float:
         """Run the wake hook; returns its seconds, raises HookError."""
         started_at = trio.current_time()
-        target.enter(Phase.WAKING)
         target.holds_gpu = True
-        await self._hooks.run(target.name, "wake", source=source or "", target=target.name)
+        target.enter(Phase.WAKING)
+        await self._run_hook(target, "wake", source=source or "", target=target.name)
         target.wake_succeeded()
         target.enter(Phase.AWAKE)
         return trio.current_time() - started_at
+
+    async def _run_hook(self, model: Model, hook: HookName, *, source: str, target: str) -> None:
+        """Run a hook that changes what is awake; raises HookError."""
+        longest_s = self._hooks.timeout_s(model.name, hook) + STEP_SLACK_S
+        self._hook_must_end_by = trio.current_time() + longest_s
+        try:
+            await self._hooks.run(model.name, hook, source=source, target=target)
+        finally:
+            self._hook_must_end_by = math.inf
 
     async def _give_up(self, target: Model, error: HookError) -> None:
         """After a failure: free what the wake took, and put off the target's next try."""
@@ -483,8 +606,9 @@ class Switcher:
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
         log.debug("phase", model=model.name, phase=model.phase.value, left=left.value)
+        self._record.note(model.name, model.standing)
         if model.is_awake:
-            self.measures.note_open(model.name, trio.current_time())
+            self.measures.note_open(model.name, trio.current_time(), model.oldest)
         if left is Phase.AWAKE:
             self.measures.note_closed(model.name, trio.current_time())
             self._metrics.active_duration.labels(model.name).observe(stayed_s)

@@ -23,10 +23,11 @@ from llmux.errors import LlmuxError
 class Waiter:
     """One request in line; told its fate over a memory channel of its own, at most once."""
 
-    __slots__ = ("_receive", "_send", "arrived_at", "weight")
+    __slots__ = ("_receive", "_send", "arrived_at", "never_switch", "weight")
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, never_switch: bool) -> None:
         self.arrived_at = trio.current_time()
+        self.never_switch = never_switch
         self.weight = weight
         # Size 1: telling never blocks, and a fate that is told before the waiter looks is kept.
         self._send, self._receive = trio.open_memory_channel[LlmuxError | None](1)
@@ -89,13 +90,14 @@ class Waiters:
         return next((waiter.arrived_at for waiter in self._line), None)
 
     @contextmanager
-    def join(self, weight: float = 1.0) -> Iterator[Waiter]:
+    def join(self, weight: float = 1.0, *, never_switch: bool = False) -> Iterator[Waiter]:
         """Stand in line for as long as the context lasts; leaving it settles.
 
         Args:
             weight: What this one's age counts for.
+            never_switch: It waits for a slot only, not for a switch.
         """
-        waiter = Waiter(weight)
+        waiter = Waiter(weight, never_switch)
         self._line[waiter] = None
         self.ages.add(waiter.arrived_at, weight)
         try:
@@ -135,8 +137,10 @@ class Waiters:
         """Wait until each that was granted is in flight or gone."""
         await self._settled.wait()
 
-    def refuse(self, error: LlmuxError) -> None:
-        """Send everyone who waits now away with `error`."""
-        for waiter in list(self._line):
+    def refuse(
+        self, error: LlmuxError, only: Callable[[Waiter], bool] = lambda _waiter: True
+    ) -> None:
+        """Send everyone who waits now away with `error`, or some of them."""
+        for waiter in list(filter(only, self._line)):
             self._take_out(waiter)
             waiter.tell_nowait(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import trio
 
+from llmux.awake import AwakeRecord
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
 from llmux.journal import NO_JOURNAL, Journal
@@ -34,6 +36,7 @@ class FakeHooks:
         verifiers: Which models have a `verify_asleep` hook.
         prefetchers: Which models have a `prefetch` hook; it may overlap others.
         gates: Events that a hook waits for before it ends.
+        timeouts: What the switcher is told of a hook's time-out; nothing ends it.
         calls: Every hook that was started, in order.
     """
 
@@ -42,6 +45,7 @@ class FakeHooks:
     verifiers: set[str] = field(default_factory=set)
     prefetchers: set[str] = field(default_factory=set)
     gates: dict[HookKey, trio.Event] = field(default_factory=dict)
+    timeouts: dict[HookKey, float] = field(default_factory=dict)
     drains: bool = True
     freezing: set[str] = field(default_factory=set)
     calls: list[HookKey] = field(default_factory=list)
@@ -54,9 +58,17 @@ class FakeHooks:
         optional = {"verify_asleep": self.verifiers, "prefetch": self.prefetchers}
         return model in optional.get(hook, {model})
 
+    def timeout_s(self, model: str, hook: HookName) -> float:
+        return self.timeouts.get((model, hook), math.inf)
+
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         key = (model, hook)
         self.calls.append(key)
+        if hook == "alive":
+            await self._take(key, model, hook)
+            if model not in self.awake:
+                raise HookError(model, hook, "exited with 7", exit_code=7)
+            return
         if hook == "prefetch":
             await self._take(key, model, hook)
             return
@@ -110,6 +122,7 @@ class Rig:
         queued_per_model: int = 1000,
         traits: Mapping[str, Traits] | None = None,
         journal: Journal = NO_JOURNAL,
+        record: AwakeRecord | None = None,
         **settings: Any,
     ) -> None:
         self.hooks = hooks or FakeHooks()
@@ -127,6 +140,7 @@ class Rig:
             queued_per_model=queued_per_model,
             traits=traits,
             journal_to=journal,
+            record=record,
         )
 
     async def ask(self, model: str, seconds: float = 0) -> float:

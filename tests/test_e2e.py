@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -528,6 +529,42 @@ async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack) -> None:
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await llmux.terminate() == 0
     assert (rack.folder / "asleep").exists()
+
+
+@pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
+async def test_a_hook_is_ended_with_the_grace(rack: Rack, on_shutdown: str) -> None:
+    models = {"a": {"wake": "echo begun >> hooks.log; sleep 60", "sleep": ": > asleep"}}
+    settings = {"shutdown_grace_secs": 0.5, "on_shutdown": on_shutdown}
+    config = rack.write_config(models=models, **settings)
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.post, CHAT, json=chat("a")))
+            with trio.fail_after(10):
+                while not rack.hook_log:
+                    await trio.sleep(0.01)
+            assert await llmux.terminate(seconds=10) == 0
+    assert (rack.folder / "asleep").exists() == (on_shutdown == "sleep")
+
+
+async def test_a_gate_whose_backend_breaks_off_stops_nothing(rack: Rack) -> None:
+    async def break_off(stream: trio.SocketStream) -> None:
+        if b"/metrics" in await stream.receive_some():
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nvllm:num")
+        else:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, break_off, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        model = {"port": listener.socket.getsockname()[1], "wake": "true", "sleep": "true"}
+        config = rack.write_config(models={"a": model}, policy={"gate": True})
+        async with running_llmux(config) as llmux, llmux.client() as client:
+            for _ in range(3):
+                assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+                await trio.sleep(0.6)  # the gate looks every second
+            assert (await client.get("/health")).status_code == 200
+        nursery.cancel_scope.cancel()
 
 
 async def test_systemd_is_told_when_llmux_serves_and_when_it_stops(

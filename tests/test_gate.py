@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llmux.errors import BackendError
+from llmux.errors import BackendBroke, BackendError
 from llmux.gate import queued_in, watch_backends
 from llmux.model import Model, Phase
 
@@ -20,6 +20,12 @@ from llmux.model import Model, Phase
          b'vllm:num_requests_waiting{engine="1"} 1e1\n', 12),
         (b"vllm:num_requests_waiting_total 5\nother 7\n", 0),
         (b"<html>", 0),
+        (b"vllm:num_requests_waiting +Inf\n", 0),
+        (b"vllm:num_requests_waiting 1e999\n", 1_000_000_000),
+        (b"vllm:num_requests_waiting 1e-05\n", 0),
+        (b"vllm:num_requests_waiting 1.2.3\n", 0),
+        (b"vllm:num_requests_waiting eE\n", 0),
+        (b'vllm:num_requests_waiting{model_name="a}b"} 3\n', 3),
     ],
 )  # fmt: skip
 def test_what_metrics_say(metrics: bytes, queued: int) -> None:
@@ -56,3 +62,16 @@ async def test_models_that_are_awake_are_watched(autojump_clock: MockClock) -> N
         await trio.sleep(3.0)
         assert model.view().backend_queued == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_a_backend_that_breaks_off_has_nobody_waiting(autojump_clock: MockClock) -> None:
+    model = Model("a")
+    model.enter(Phase.WAKING)
+    model.enter(Phase.AWAKE)
+
+    async def fetch() -> bytes:
+        raise BackendBroke("closed in the middle")
+
+    with trio.move_on_after(5):
+        await watch_backends([(model, fetch)])
+    assert model.backend_queued == 0

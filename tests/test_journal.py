@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import resource
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -186,3 +189,71 @@ def test_a_policy_that_does_not_exist_is_a_mistake() -> None:
     done = CliRunner().invoke(main, ["simulate", "--policy", "fifoo"])
     assert done.exit_code == 2
     assert "unknown policy 'fifoo'" in done.output
+
+
+async def test_a_disk_that_is_full_in_mid_line_leaves_whole_lines(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    kept = Journal(path)
+    kept.add(lambda _: Started(0, "fifo", {"a": "default"}, {}, 300, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for at in range(10):
+        kept.add(partial(one_request, at))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # to a process, that is a full disk
+    try:
+        with trio.move_on_after(2):
+            await kept.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept.add(partial(one_request, 10))
+    with trio.move_on_after(2):
+        await kept.run()
+    assert [type(entry) for entry in read_journal(path)] == [Started, Request]
+
+
+async def test_after_a_kill_in_mid_line_the_journal_goes_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"event":"request","model":"a","arr')
+    kept = Journal(path)
+    kept.add(partial(one_request, 1))
+    with trio.move_on_after(2):
+        await kept.run()
+    assert [type(entry) for entry in read_journal(path)] == [Request]
+
+
+async def test_each_file_says_what_was_started(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MAX_BYTES", 2000)
+    path = tmp_path / "journal.jsonl"
+    kept = Journal(path)
+    kept.add(lambda _: Started(0, "fifo", {"a": "default"}, {}, 300, 0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        for at in range(90):
+            kept.add(partial(one_request, at))
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    for file in (path, path.with_suffix(".1.jsonl")):
+        assert isinstance(next(read_journal(file)), Started)
+
+
+async def test_what_cannot_be_written_as_json_costs_entries_only(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    kept = Journal(tmp_path / "journal.jsonl")
+    odd: Any = object()  # a policy's reason
+    kept.add(lambda _: journal.Switch(None, "a", 0, 0, 0, 0, "success", odd))
+    with trio.move_on_after(2):
+        await kept.run()
+    kept.add(partial(one_request, 1))
+    with trio.move_on_after(2):
+        await kept.run()
+    assert len(list(read_journal(tmp_path / "journal.jsonl"))) == 1
+
+
+def one_request(at: float, _offset_s: float) -> Request:
+    return Request("a", at, at + 1, 200, at)

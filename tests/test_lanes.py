@@ -479,6 +479,41 @@ async def test_a_request_cut_before_its_status_line_gets_an_error(site: Site) ->
         site.service.board.models["a"].in_flight.cut()
 
 
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+EVENT = b"data: 1\n\n"
+STREAMS = {
+    "chunked": (SSE_HEAD + b"Transfer-Encoding: chunked\r\n\r\n9\r\n" + EVENT + b"\r\n", True),
+    "until close": (SSE_HEAD + b"\r\n" + EVENT, True),
+    "in mid event": (SSE_HEAD + b"Transfer-Encoding: chunked\r\n\r\n6\r\ndata: \r\n", False),
+    "no stream": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n\n\n\r\n", False),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_the_last_event_of_a_stream_that_is_cut_says_why(site: Site, name: str) -> None:
+    sent, is_told = STREAMS[name]
+    site.backend.play = play(sent)
+    answers: list[bytes] = []
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            answers.append(await site.exchange(post()))
+
+        nursery.start_soon(ask)
+        with trio.fail_after(5):
+            while not site.backend.received:
+                await trio.sleep(0.001)
+            await trio.sleep(0.1)  # until it has been passed on
+        site.service.board.models["a"].in_flight.cut()
+    (answer,) = answers
+    assert status(answer) == 200
+    assert not answer.endswith(b"0\r\n\r\n"), "no false end"
+    assert (b'data: {"error":{"message":"Model not ready: a"' in answer) == is_told
+    if is_told:
+        last = answer.rpartition(b"data: ")[2]
+        assert json.loads(last.strip())["error"]["code"] == "not_ready"
+
+
 # Ways to make two readers of one request see two things (request smuggling): RFC 9112 section 11.2,
 # and the tables of published attacks. None may reach the backend as anything but one whole request.
 SMUGGLING = {

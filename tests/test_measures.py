@@ -119,15 +119,15 @@ def test_drains_are_smoothed_by_0_3() -> None:
 
 def test_an_absence_lasts_from_closing_to_opening() -> None:
     measures = Measures()
-    measures.note_open("a", 5)  # the first time: it was not away
+    measures.note_open("a", 5, None)  # the first time: it was not away
     assert measures.absence_s("a") is None
     measures.note_closed("a", 10)
     assert measures.absence_s("a") is None
-    measures.note_open("a", 30)
-    measures.note_open("a", 99)
+    measures.note_open("a", 30, 12)
+    measures.note_open("a", 99, 40)
     assert measures.absence_s("a") == 20
     measures.note_closed("a", 100)
-    measures.note_open("a", 110)
+    measures.note_open("a", 110, 101)
     assert measures.absence_s("a") == pytest.approx(17)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from pathlib import Path
@@ -331,7 +332,9 @@ def test_adaptive_knows_from_absences_what_it_means_to_be_turned_away() -> None:
     measures = known()
     measures.note_served("a", 4, 2.0)
     measures.note_closed("a", 10)
-    measures.note_open("a", 12)  # away for 2 s only: 2^2 / (2 * 0.5) = 4 s of waiting are enough
+    measures.note_open(
+        "a", 12, 10
+    )  # away for 2 s only: 2^2 / (2 * 0.5) = 4 s of waiting are enough
     decision = ask("adaptive", line("a", in_flight=3), line("b", 90.0), measures=measures)
     assert target_of(decision) == "b"
 
@@ -345,10 +348,17 @@ def test_adaptive_goes_where_most_suffering_is_ended_for_each_second_of_switchin
     assert target_of(ask("adaptive", *views, measures=known())) == "c"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1])
+@pytest.mark.parametrize("option", ["coalesce_secs", "amortization_factor"])
+def test_cost_aware_takes_no_odd_numbers(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"options.{option} must be a number from 0 on"):
+        load_policy(PolicyConfig(name="cost_aware", options={option: value}))
+
+
 def test_adaptive_has_a_least_turn_though_others_wait_too_long() -> None:
     measures = known(busy="a")
     measures.note_closed("a", 0)
-    measures.note_open("a", 50)
+    measures.note_open("a", 50, 0)
     overdue = line("b", 90.0)
     # The round trip of 20 s, and a twentieth of the 50 s that it was away: 22.5 s.
     early = ask("adaptive", line("a"), overdue, measures=measures, since=80.0, max_wait_secs=1)
@@ -409,7 +419,7 @@ def measured(draw: st.DrawFn) -> Measures:
     for model, took_s in draw(st.lists(st.tuples(names, seconds), max_size=3)):
         measures.note_drained(model, took_s)
         measures.note_closed(model, 0.0)
-        measures.note_open(model, took_s)
+        measures.note_open(model, took_s, 0.0)
     return measures
 
 

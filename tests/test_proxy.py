@@ -83,6 +83,9 @@ class FakeLane:
                 raise self.fails
         self.ended = True
 
+    async def send_last_event(self, event: bytes) -> None:
+        self.last_event = event
+
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self._start(status, headers)

@@ -469,8 +469,8 @@ def test_every_phase_can_be_left() -> None:
 
 async def test_a_model_cannot_enter_a_phase_out_of_order() -> None:
     model = Rig().switcher.models["a"]
-    with pytest.raises(AssertionError, match="cannot enter AWAKE"):
-        model.enter(Phase.AWAKE)
+    with pytest.raises(AssertionError, match="cannot enter DRAINING"):
+        model.enter(Phase.DRAINING)
 
 
 async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
@@ -480,3 +480,11 @@ async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
         async with rig.switcher.serving("a"):
             assert repr(rig.switcher) == "<Switcher ACTIVE 'a', 1 in flight, 0 waiting>"
             assert repr(rig.switcher.models["a"]) == "<Model 'a' AWAKE, 1 in flight, 0 waiting>"
+
+
+async def test_a_drain_over_its_time_may_go_on(autojump_clock: MockClock) -> None:
+    rig = Rig(drain_timeout_secs=5, on_drain_timeout="wait")
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        assert await rig.ask("b") == pytest.approx(99, abs=0.1)

@@ -293,7 +293,8 @@ async def test_what_policies_know_is_measured(autojump_clock: MockClock) -> None
     async with rig.running() as requests:
         requests.start_soon(rig.ask, "a", 10)
         await trio.sleep(1)
-        await rig.ask("b", 2)  # after a drain of 9 s and a wake of 4
+        requests.start_soon(rig.ask, "b", 2)  # after a drain of 9 s and a wake of 4
+        await trio.sleep(11)
         await rig.ask("a")
     measures = rig.switcher.measures
     assert measures.drain_s("a") == pytest.approx(9)

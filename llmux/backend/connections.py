@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import socket
 import ssl
+import struct
 from urllib.parse import urlsplit
 
 import trio
@@ -20,6 +23,10 @@ default), so that the next one need not connect anew."""
 
 IDLE_S = 30.0
 """Seconds after which an idle connection is not used again; routers forget silent ones."""
+
+LAST_DATA_RECV = 52
+"""Where `struct tcp_info` (linux/tcp.h) has the milliseconds since data came. The kernel keeps that
+time anyway, so that nothing here need be done for each chunk."""
 
 # Failures to connect that are this host's own, and say nothing about the backend.
 LOCAL_ERRNOS = frozenset(
@@ -117,6 +124,17 @@ class Connection:
             return False
         return False
 
+    def heard_at(self) -> float:
+        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        if not self.has_answered:
+            return -math.inf
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except (AttributeError, OSError):  # no Linux; closed
+            return -math.inf
+        (ago_ms,) = struct.unpack_from("=I", info, LAST_DATA_RECV)
+        return trio.current_time() - float(ago_ms) / 1000
+
     def close(self) -> None:
         """Close at once: no TLS farewell, nothing to await."""
         self._socket.close()
@@ -179,7 +197,7 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 class Pool:
-    """The idle connections to one backend, and how many are in use.
+    """The connections to one backend: the idle ones, and those in use.
 
     The one used last is used next, so that after a burst the others grow old and go. No task
     looks after them: the old ones are closed when another comes back.
@@ -187,7 +205,9 @@ class Pool:
 
     def __init__(self) -> None:
         self.in_use = 0
+        self._busy: set[Connection] = set()
         self._idle: list[Connection] = []  # oldest first
+        self._heard_at = -math.inf
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -203,12 +223,23 @@ class Pool:
             connection.close()
         return None
 
+    def add(self, connection: Connection) -> None:
+        """One more is in use; `put_back` ends that."""
+        self._busy.add(connection)
+
+    def heard_at(self) -> float:
+        """When the last byte of an answer came (Trio's clock); -inf if none has."""
+        return max([self._heard_at, *(each.heard_at() for each in self._busy)])
+
     def put_back(self, connection: Connection) -> None:
         """Keep a connection for another request if it can carry one, else close it at once."""
+        self._busy.discard(connection)
+        if connection.has_ended:
+            self._heard_at = trio.current_time()
         if self._is_closed or not connection.can_carry_another():
             connection.close()
             return
-        now = connection.idle_since = trio.current_time()
+        now = connection.idle_since = self._heard_at
         self._idle.append(connection)
         while len(self._idle) > MAX_IDLE or self._idle[0].idle_since < now - IDLE_S:
             self._idle.pop(0).close()

@@ -108,7 +108,7 @@ class Exchange:
     async def _ask_again(self) -> Answer:
         """The idle connection was closed unanswered, most likely before the request got there."""
         assert self._connection is not None
-        self._connection.close()
+        self._pool.put_back(self._connection)  # which closes it, unfinished as it is
         try:
             self._connection = await self._origin.connect()
         except BackendRefused as error:
@@ -117,6 +117,7 @@ class Exchange:
         return await self._ask(self._connection)
 
     async def _ask(self, connection: Connection) -> Answer:
+        self._pool.add(connection)
         connection.begin()
         try:
             if self.sender is None:
@@ -205,6 +206,10 @@ class Backend:
         request = Request(self._origin, method, target, headers, body)
         exchange = Exchange(self._origin, self._pool, request)
         return exchange if len(body) < JOINED_BODY_BYTES else uploading(exchange)
+
+    def heard_at(self) -> float:
+        """When the last byte of an answer came (Trio's clock, seconds); -inf if none has."""
+        return self._pool.heard_at()
 
     async def aclose(self) -> None:
         """Close the idle connections, and those in use once they are done; awaits nothing."""

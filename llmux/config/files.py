@@ -63,7 +63,10 @@ def decode(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        message = f"{place}{error.problem or error.context}"
+        problem = str(error.problem or error.context)
+        # A name at its end may be a key that was not quoted and begins like an alias or a tag.
+        problem = re.sub(r""" ('[^'<][^']+'|"[^"]+")$""", "", problem)
+        message = f"{place}{problem}"
     except RecursionError:
         message = "nested too deeply"
     except (yaml.YAMLError, ValueError) as error:

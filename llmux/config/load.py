@@ -22,8 +22,16 @@ import msgspec
 import platformdirs
 
 from llmux.config.files import decode, duplicates
-from llmux.config.shape import Config, Keys, Section, check_not_blank, file_keys
+from llmux.config.shape import (
+    KEY_LISTS,
+    Config,
+    Keys,
+    Section,
+    check_not_blank,
+    file_keys,
+)
 from llmux.errors import ConfigError
+from llmux.keys import KeyRing, read_keys
 
 
 def load_config(path: Path) -> Config:
@@ -56,7 +64,11 @@ def parse_config(
     """
     directory = (directory or (path.parent if path else Path())).absolute()
     reader = _Reader("config" if path is None else str(path), directory)
-    reader.mistakes += [f"{_show(keys)}: duplicate key" for keys in duplicates(data)]
+    reader.mistakes += [
+        # Below a list of keys, what stands in a mapping's place may be one.
+        f"{_show(keys[:1] if keys[0] in KEY_LISTS else keys)}: duplicate key"
+        for keys in duplicates(data)
+    ]
     config = reader.read_section(
         Config,
         data,
@@ -144,18 +156,18 @@ class _Reader:
 
     def _read_bare(self, bare: Any, kind: Any, value: object, keys: Keys) -> Any:
         origin = get_origin(bare) or bare
-        if origin is Any:
-            return value
         if origin is dict:
             key_kind, item_kind = get_args(bare)
             return self._read_mapping(key_kind, item_kind, value, keys)
         if origin is tuple:
             return self._read_list(get_args(bare)[0], value, keys)
+        if origin is KeyRing:
+            return self._read_key_ring(value, keys)
         if origin is Path:
             return _resolve(self._directory, _scalar(str, value))
         if inspect.isclass(origin) and issubclass(origin, Section):
             return self.read_section(origin, value, keys)
-        return _one_of(get_args(bare), value) if origin is Literal else _scalar(kind, value)
+        return _leaf(bare, kind, value)
 
     def _read_mapping(self, key_kind: Any, item_kind: Any, value: object, keys: Keys) -> Any:
         """A section under a key of the user's choice is told that key as its name."""
@@ -181,6 +193,21 @@ class _Reader:
             return None
         return tuple(self._read(item_kind, item, (*keys, i)) for i, item in enumerate(value))
 
+    def _read_key_ring(self, value: object, keys: Keys) -> KeyRing | None:
+        if not isinstance(value, list | tuple):
+            self._note(keys, _mismatch("array", value))
+            return None
+        found: list[bytes] = []
+        for index, item in enumerate(value):
+            try:
+                found += read_keys(item, self._directory)
+            except ValueError as error:
+                self._note((*keys, index), str(error))
+        if self.mistakes:
+            return None
+        variables = (item.get("env") for item in value if isinstance(item, dict))
+        return KeyRing(found, (name for name in variables if name))
+
     def _note(self, keys: Keys, message: str) -> None:
         self.mistakes.append(f"{_show(keys) or self._label}: {message}")
 
@@ -194,6 +221,14 @@ def _peel(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
     if get_origin(kind) in (Union, types.UnionType):
         return _peel(next(arg for arg in get_args(kind) if arg is not types.NoneType))
     return kind, []
+
+
+def _leaf(bare: Any, kind: Any, value: object) -> Any:
+    if bare is Any:
+        return value
+    if get_origin(bare) is Literal:
+        return _one_of(get_args(bare), value)
+    return _scalar(kind, value)
 
 
 def _one_of(choices: Sequence[str], value: object) -> object:

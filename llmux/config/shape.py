@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from llmux.keys import MASK, KeyRing
+
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 
 Keys = tuple[Any, ...]
@@ -119,6 +121,29 @@ HeaderValue = Annotated[str, _check_header_value]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 PositiveInt = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+KeyList = Annotated[
+    KeyRing,
+    Meta(
+        extra_json_schema={
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"type": "string", "pattern": "^[!-~]+$"},
+                    *(
+                        {
+                            "type": "object",
+                            "properties": {source: {"type": "string"}},
+                            "required": [source],
+                            "additionalProperties": False,
+                        }
+                        for source in ("file", "env")
+                    ),
+                ]
+            },
+            "default": [],
+        }
+    ),
+]
 
 
 # --- The shape -----------------------------------------------------------------------------------
@@ -204,6 +229,13 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     preserves_in_flight: bool = False
     hook_timeouts: HookTimeouts = HookTimeouts()
 
+    def __repr__(self) -> str:
+        hidden = {"headers": dict.fromkeys(self.headers, MASK)}
+        fields = (
+            f"{name}={hidden.get(name, getattr(self, name))!r}" for name in self.__struct_fields__
+        )
+        return f"ModelConfig({', '.join(fields)})"
+
     @property
     def base_url(self) -> str:
         """The backend's URL without a slash at its end."""
@@ -242,7 +274,11 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         request_timeout_secs: Longest wait for a model; null for no limit.
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
+        on_drain_timeout: cut the requests that are still in flight then, or log it and wait.
         min_active_secs: Least time that a model stays awake.
+        alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
+        alive_failures: Failures in a row after which the model counts as down; 1 if its backend
+            has refused a connection.
         max_wait_secs: After so long a wait a request's model is next, whatever else is weighed.
         gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
         client_hints: Heed x-llmux-priority, x-llmux-max-wait and x-llmux-switch of requests.
@@ -253,7 +289,10 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     request_timeout_secs: Annotated[float, Meta(ge=0)] | None = None
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None
+    on_drain_timeout: Literal["cut", "wait"] = "cut"
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
+    alive_interval_secs: Annotated[float, Meta(ge=0)] = 30.0
+    alive_failures: PositiveInt = 3
     max_wait_secs: Seconds = 300.0
     gate: bool = False
     client_hints: bool = False
@@ -276,6 +315,10 @@ class Limits(Section, frozen=True, kw_only=True):
     client_stall_secs: Seconds = 60.0
 
 
+KEY_LISTS = ("api_keys", "control_keys")
+"""The keys of the file whose values are secret."""
+
+
 class Config(Section, frozen=True, kw_only=True, dict=True):
     """The config of llmux.
 
@@ -289,6 +332,10 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
+        api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
+        control_keys: The same for the control API, which then answers other machines, too.
+        metrics_access: Which key opens the metrics; open for none.
+        forward_api_keys: Whether backends get to see the key that a client has sent to llmux.
         state_dir: Folder of logs, lock and state; relative to the config's folder.
         path: The file that this comes from, if any.
         directory: Where hooks run: the file's folder.
@@ -305,6 +352,10 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     journal: bool = True
     limits: Limits = Limits()
     fallback: Url | None = None
+    api_keys: KeyList = msgspec.field(default_factory=KeyRing)
+    control_keys: KeyList = msgspec.field(default_factory=KeyRing)
+    metrics_access: Literal["open", "api_key", "control_key"] = "open"
+    forward_api_keys: bool = False
     state_dir: Path
     path: NotAKey[Path | None] = None
     directory: NotAKey[Path]
@@ -317,7 +368,10 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
-        """An alias must name one model."""
+        """An alias must name one model; a door with a lock must have a key."""
+        needed = f"{given.get('metrics_access')}s"
+        if needed in KEY_LISTS and not given.get(needed):
+            yield ("metrics_access",), f"needs {needed!r}, of which there are none"
         models: Any = given.get("models")
         owners: dict[str, str] = {}
         for keys, alias in _aliases(models):

@@ -60,7 +60,7 @@ class AdaptivePolicy:
         now = snapshot.now
         assert snapshot.active_since is not None
         first = oldest(others)
-        leaves_at = may_leave_at(snapshot, self._min_active_s)
+        leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
         bound_at = max(
             now - waited_s(first, now) + self._max_wait_s,
             snapshot.active_since + _least_turn_s(snapshot, active, first),
@@ -105,11 +105,11 @@ def _ranked(
 ) -> Sequence[ModelView]:
     """Who is next: the most suffering ended for each second that the switch takes.
 
-    All are weighed at the same time, when the quickest switch would be done: each at its own would
-    make slow switches look good.
+    All are weighed at the same time, a round trip ahead with the quickest of them: each at its own
+    would make slow switches look good.
     """
     costs_s = {view.name: snapshot.measures.cost_s(active.name, view.name) for view in others}
-    then = snapshot.now + min(costs_s.values())
+    then = snapshot.now + 2 * min(costs_s.values())
 
     def urgency(view: ModelView) -> float:
         return view.ages.squares(then) / max(costs_s[view.name], MOMENT_S)

@@ -32,18 +32,19 @@ def next_retry(models: Sequence[ModelView], now: float) -> float:
     return min((view.retry_at for view in models if view.retry_at > now), default=math.inf)
 
 
-def may_leave_at(snapshot: Snapshot, min_active_s: float) -> float:
+def may_leave_at(snapshot: Snapshot, min_active_s: float, max_wait_s: float = math.inf) -> float:
     """When the active model may be left: after `min_active_secs`, and not without a use.
 
     A model that goes on with frozen requests must get on with them before others take its place, or
-    the GPU would do nothing but switch.
+    the GPU would do nothing but switch. So must one whose slots are taken when it wakes, where
+    draining is off.
     """
     assert snapshot.active is not None
     assert snapshot.active_since is not None
     least_s = min_active_s
     active = snapshot.models[snapshot.active]
     if active.freezes and active.in_flight:
-        slice_s = SLICE * snapshot.measures.costs.typical(active.name)
+        slice_s = min(SLICE * snapshot.measures.costs.typical(active.name), max_wait_s)
         least_s = max(least_s, slice_s, LEAST_SLICE_S)
     return snapshot.active_since + least_s
 

@@ -40,8 +40,8 @@ class CostAwarePolicy:
     def __init__(self, config: PolicyConfig) -> None:
         self._max_wait_s = config.max_wait_secs
         self._min_active_s = config.min_active_secs
-        self._coalesce_s = float(config.options.get("coalesce_secs", COALESCE_S))
-        self._amortization = float(config.options.get("amortization_factor", AMORTIZATION))
+        self._coalesce_s = _option(config, "coalesce_secs", COALESCE_S)
+        self._amortization = _option(config, "amortization_factor", AMORTIZATION)
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
@@ -64,7 +64,16 @@ class CostAwarePolicy:
         gathered_at = arrived_at if is_worth_it else arrived_at + self._coalesce_s
         served_at = max(gathered_at, snapshot.active_since + cost_s)
         stale_at = arrived_at + self._max_wait_s
-        return max(min(served_at, stale_at), may_leave_at(snapshot, self._min_active_s))
+        return max(
+            min(served_at, stale_at), may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+        )
+
+
+def _option(config: PolicyConfig, name: str, default: float) -> float:
+    value = float(config.options.get(name, default))
+    if not 0 <= value < math.inf:
+        raise ValueError(f"options.{name} must be a number from 0 on")
+    return value
 
 
 class TimeSlicePolicy:
@@ -89,7 +98,7 @@ class TimeSlicePolicy:
         if snapshot.active is None:
             return first_come(first, now)
         active = snapshot.models[snapshot.active]
-        leaves_at = may_leave_at(snapshot, self._min_active_s)
+        leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
         if active.in_flight or active.queued:
             stale_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
             return first_come(first, now) if stale_at <= now else look_again(stale_at)

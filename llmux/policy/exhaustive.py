@@ -38,7 +38,7 @@ class ExhaustivePolicy:
         first = oldest(ready)
         if snapshot.active is None:
             return first_come(first, now)
-        may_close_at = may_leave_at(snapshot, self._min_active_s)
+        may_close_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
         if self._has_work(snapshot):
             may_close_at = max(may_close_at, now + self._max_wait_s - waited_s(first, now))
         return first_come(first, now) if may_close_at <= now else look_again(may_close_at)

@@ -338,7 +338,7 @@ class Simulation:
             self._fail(target, now)
             return
         self._measures.costs.record(source, target.name, self._hooks_s)
-        self._measures.note_open(target.name, now)
+        self._measures.note_open(target.name, now, target.view.oldest_arrival)
         self.outcome.switches += 1
         target.failures = 0
         target.view.retry_at = -math.inf

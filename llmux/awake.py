@@ -1,0 +1,122 @@
+"""Which models may be awake, on disk: for the llmux that comes after one that was killed.
+
+Written before a hook starts and after it has ended, in the one place that changes phases, by
+renaming a new file over the old: it survives a killed process, not a power cut (no fsync, for after
+that nothing is awake).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from llmux.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model that is not known to be asleep.
+
+    Attributes:
+        state: awake: its wake hook has succeeded, and no sleep hook was started since. unsure: one
+            of them was started, and its end was not seen, or it failed.
+        mark: What the processes of that hook have in their environment; see `llmux.orphans`.
+    """
+
+    state: Literal["awake", "unsure"]
+    mark: str = ""
+
+
+class _File(msgspec.Struct, frozen=True):
+    models: dict[str, Entry]
+
+
+class AwakeRecord:
+    """The record of one config's models.
+
+    If it cannot be written, that is logged and llmux goes on: an outage would be worse.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Read nothing yet.
+
+        Args:
+            path: The file; None to keep no record.
+        """
+        self._path = path
+        self._entries: dict[str, Entry] = {}
+
+    def load(self, models: Iterable[str]) -> None:
+        """Read what the last llmux has left.
+
+        A file that cannot be read says only that there was one: any of the models may be awake.
+
+        Args:
+            models: All that there are; others in the file are dropped, for their hooks are unknown.
+        """
+        known = set(models)
+        found = self._read(known)
+        self._entries = {name: entry for name, entry in found.items() if name in known}
+        for name in found.keys() - known:
+            log.warning("awake_unknown", model=name, hint="not in the config; left as it is")
+
+    def _read(self, models: Iterable[str]) -> Mapping[str, Entry]:
+        if self._path is None:
+            return {}
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_File).models
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("awake_unreadable", path=str(self._path), error=str(error))
+            return {name: Entry("unsure") for name in models}
+
+    def entry(self, model: str) -> Entry | None:
+        """What is known of a model; None if it is asleep."""
+        return self._entries.get(model)
+
+    def mark(self, model: str) -> str:
+        """What the processes of its hook are to have in their environment; empty for nothing."""
+        entry = self._entries.get(model)
+        return entry.mark if entry else ""
+
+    def note(self, model: str, state: Literal["awake", "unsure"] | None) -> None:
+        """Write down what a model is now; None: asleep."""
+        before = self._entries.get(model)
+        if state is None:
+            self._entries.pop(model, None)
+        elif state == "awake":
+            self._entries[model] = Entry("awake")
+        else:
+            self._entries[model] = Entry("unsure", secrets.token_hex(8))
+        if self._entries.get(model) != before:
+            self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        new = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(new, "wb", opener=_private) as file:
+                file.write(msgspec.json.encode(_File(self._entries)) + b"\n")
+            new.replace(self._path)
+        except OSError as error:
+            log.error("awake_not_written", path=str(self._path), error=str(error))
+            with suppress(OSError):
+                self._path.write_bytes(b"?")  # better nothing known than something wrong
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+Marks = Callable[[str], str]
+"""The mark of a model's hook."""

@@ -1,0 +1,121 @@
+"""Whether the model that is awake still answers, and what happens if it does not.
+
+Its `alive` hook is run now and then, and at once when its backend refuses a connection. A failure
+counts only if nothing came from the backend meanwhile: a busy server may be slow to say that it is
+well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from llmux.config import HookName, PolicyConfig
+from llmux.errors import HookError
+from llmux.logs import get_logger
+from llmux.model import Model, Phase
+
+IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
+
+log = get_logger(__name__)
+
+HeardSince = Callable[[str, float], bool]
+"""Whether a byte has come from a model's backend since a time (Trio's clock, seconds)."""
+
+
+class AliveHook(Protocol):
+    """How an alive hook is run; `llmux.switcher.Hooks` does it."""
+
+    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run it; raises HookError."""
+        ...
+
+
+class Health:
+    """Looks after the model of one group that is awake.
+
+    Attributes:
+        heard_since: Asked before a failure counts.
+    """
+
+    def __init__(
+        self,
+        in_use: Callable[[], Model | None],
+        hooks: AliveHook,
+        settings: PolicyConfig,
+        bring_down: Callable[[Model], Awaitable[None]],
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            in_use: The model that is awake or draining.
+            hooks: Runs alive hooks.
+            settings: How often to look, and how many failures are enough.
+            bring_down: Called with a model that does not answer any more.
+        """
+        self.heard_since: HeardSince = lambda _model, _since: False
+        self._in_use = in_use
+        self._hooks = hooks
+        self._settings = settings
+        self._bring_down = bring_down
+        self._looking = trio.Lock()  # one alive hook at a time
+        self._looked_at = -math.inf
+        self._stay = 0  # of the model, as all that was seen of it
+        self._failures = 0
+        self._applied = trio.Event()
+
+    def apply(self, settings: PolicyConfig) -> None:
+        """Use other settings from now on."""
+        self._settings = settings
+        self._applied.set()
+        self._applied = trio.Event()
+
+    async def watch(self) -> None:
+        """Look every `alive_interval_secs`, for ever."""
+        while True:
+            with trio.move_on_after(self._settings.alive_interval_secs or math.inf) as interval:
+                await self._applied.wait()
+            model = self._in_use()
+            if interval.cancelled_caught and model is not None:
+                enough, since = self._settings.alive_failures, self._looked_at
+                await self._check(model, enough, heard_since=since)
+
+    async def refused(self, model: Model) -> None:
+        """The backend has refused a connection: look at once, and one failure is enough.
+
+        Returns when the model is found to be well, or has been brought down, or is not in use.
+        """
+        await self._check(model, enough=1, heard_since=trio.current_time())
+
+    async def is_alive(self, model: Model) -> bool:
+        """Run its alive hook."""
+        try:
+            await self._hooks.run(model.name, "alive", source="", target=model.name)
+        except HookError:
+            return False
+        return True
+
+    async def _check(self, model: Model, enough: int, heard_since: float) -> None:
+        asked_at, stay = trio.current_time(), model.stay
+        async with self._looking:
+            if self._looked_at >= asked_at or not _is_in_use(model, stay):
+                return  # somebody else has looked meanwhile
+            if self._stay != stay:
+                self._stay, self._failures = stay, 0
+            self._looked_at = trio.current_time()
+            is_well = await self.is_alive(model) or self.heard_since(model.name, heard_since)
+            if not _is_in_use(model, stay):
+                return
+            self._failures = 0 if is_well else self._failures + 1
+            if self._failures < enough:
+                return
+            self._failures = 0
+            await self._bring_down(model)
+
+
+def _is_in_use(model: Model, stay: int) -> bool:
+    """Whether this is still the stay that was asked about."""
+    return model.stay == stay and model.phase in IN_USE

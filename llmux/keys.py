@@ -1,0 +1,147 @@
+"""Keys that clients must send: where they are read from, and who has sent one.
+
+A key's text leaves this module in no message and no `repr`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+MASK = "***"
+
+_KEY = re.compile(rb"[!-~]+")
+
+
+class KeyRing:
+    """Keys, each of which opens the same door; never changed.
+
+    Attributes:
+        variables: The environment variables that some of them were read from.
+    """
+
+    __slots__ = ("_keys", "variables")
+
+    def __init__(self, keys: Iterable[bytes] = (), variables: Iterable[str] = ()) -> None:
+        self._keys = tuple(keys)
+        self.variables = frozenset(variables)
+
+    def __repr__(self) -> str:
+        return f"KeyRing({', '.join([MASK] * len(self._keys))})"
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeyRing):
+            return NotImplemented
+        return (self._keys, self.variables) == (other._keys, other.variables)
+
+    def __hash__(self) -> int:
+        return hash((self._keys, self.variables))
+
+    def accepts(self, headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+        """The headers that carry one of the keys, by their names in lower case; empty: none does.
+
+        Args:
+            headers: A request's, as received.
+        """
+        carriers = set()
+        for name, value in headers:
+            lower = name.lower()
+            key = _credential(lower, value)
+            if key is not None and self._holds(key):
+                carriers.add(lower)
+        return frozenset(carriers)
+
+    def _holds(self, sent: bytes) -> bool:
+        found = False
+        for key in self._keys:  # all of them, so that the time taken does not say which it was
+            # In this order, since it takes as long as its second argument is.
+            found |= hmac.compare_digest(sent, key)
+        return found
+
+
+def _credential(name: bytes, value: bytes) -> bytes | None:
+    """What a header says the client's key is; None if it is no header for that."""
+    if name == b"x-api-key":
+        return value.strip()
+    if name == b"authorization":
+        scheme, _, key = value.strip().partition(b" ")
+        return key.strip() if scheme.lower() == b"bearer" else None
+    return None
+
+
+# ---- From the config ----
+
+
+def read_keys(item: object, directory: Path) -> tuple[bytes, ...]:
+    """The keys that one item of the config's lists stands for, at least one.
+
+    Args:
+        item: A key, `{file: PATH}` or `{env: NAME}`.
+        directory: What paths are relative to.
+
+    Raises:
+        ValueError: It stands for none, or for something that can be no key.
+    """
+    if isinstance(item, str):
+        return (_checked(item, "the key"),)
+    # An unknown mapping's keys are not named: they may be what should have been kept secret.
+    match item:
+        case {"file": str(path), **rest} if not rest:
+            return _read_file(path, directory)
+        case {"env": str(name), **rest} if not rest:
+            return _read_variable(name)
+    raise ValueError("expected a key in quotes, {file: PATH} or {env: NAME}")
+
+
+def _read_file(text: str, directory: Path) -> tuple[bytes, ...]:
+    try:
+        path = directory / Path(text).expanduser()
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:  # it would show what it has met
+        raise ValueError(f"the file {text!r} is not UTF-8 text") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no such ~user, no possible path
+        reason = getattr(error, "strerror", None) or "not a usable path"
+        raise ValueError(f"the file {text!r} cannot be read: {reason}") from None
+    keys = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    found = tuple(
+        _checked(key, f"line {number} of the file {text!r}")
+        for number, key in keys
+        if key and not key.startswith("#")
+    )
+    if not found:
+        raise ValueError(f"the file {text!r} holds no key: write one a line")
+    return found
+
+
+def _read_variable(name: str) -> tuple[bytes, ...]:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("expected the name of an environment variable, as in {env: MY_KEYS}")
+    text = os.environ.get(name)
+    if text is None:
+        raise ValueError(f"the environment variable {name} is not set")
+    found = tuple(
+        _checked(key, f"a key in the environment variable {name}")
+        for key in re.split(r"[,\s]+", text)
+        if key
+    )
+    if not found:
+        raise ValueError(
+            f"the environment variable {name} holds no key: give some, separated by commas"
+        )
+    return found
+
+
+def _checked(key: str, what: str) -> bytes:
+    """What can be sent in a header, whatever the client (RFC 9110, section 5.5)."""
+    raw = key.encode("utf-8", "surrogatepass")
+    if not raw:
+        raise ValueError(f"{what} is empty")
+    if not _KEY.fullmatch(raw):
+        raise ValueError(f"{what} must be visible ASCII characters, without spaces")
+    return raw
