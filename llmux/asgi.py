@@ -12,7 +12,8 @@ from trio_util import periodic
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
-from llmux.errors import BadRequest, BodyTooLarge, LlmuxError
+from llmux.bodies import Body
+from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.http1 import origin_form
 from llmux.openai import error_answer, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
@@ -62,15 +63,16 @@ class ModelTraffic:
         except BadRequest as error:
             await _refuse(error, send)
             return
+        body = Body(self._proxy.bodies)
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
-            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send))
+            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send, body))
             return
         if is_own_path(scope["raw_path"]):
             quiet = QuietEnd(receive, send)
             await self._app(scope, quiet.receive, quiet.send)
         else:
-            await self._carry(AsgiLane(scope, receive, send))
+            await self._carry(AsgiLane(scope, receive, send, body))
 
     async def _carry(self, lane: AsgiLane) -> None:
         """Serve a request in a task of the lifespan, and watch its client meanwhile.
@@ -79,7 +81,7 @@ class ModelTraffic:
         not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
         """
         if self._proxy.admits(lane.headers):  # else it is refused with its body unread
-            await lane.receive_body(self._proxy.body_bytes)
+            await lane.receive_body()
         self._lanes.add(lane)
         self._nursery().start_soon(lane.run, self._proxy)
         try:
@@ -145,7 +147,8 @@ class AsgiLane:
         sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
+        self.body = body
         self.method: bytes = scope["method"].encode("ascii")
         self.target = _target(scope)
         self.headers: HeaderList = scope["headers"]
@@ -162,7 +165,7 @@ class AsgiLane:
         self.is_ending = False
         self.sending_since: float | None = None
         self._stands_after_event = False
-        self._body: bytes | Exception = b""
+        self._mistake: LlmuxError | ClientLeft | None = None
         self._receive = receive
         self._asgi_send = send
 
@@ -182,36 +185,36 @@ class AsgiLane:
         await self._asgi_send(message)
         self.sending_since = None
 
-    async def receive_body(self, limit_bytes: int) -> None:
+    async def receive_body(self) -> None:
         """Take in the body, or what is wrong with it; `read_body` then has it."""
         try:
-            self._body = await self._receive_body(limit_bytes)
+            with trio.move_on_after(self.body.longest_s) as deadline:
+                await self._receive_body()
+            if deadline.cancelled_caught:
+                raise RequestTooSlow
         except (LlmuxError, ClientLeft) as error:
-            self._body = error
+            self._mistake = error
+        except BaseException:
+            self.body.release()  # nobody else will
+            raise
 
-    async def read_body(self, limit_bytes: int) -> bytes:  # noqa: ARG002 - it is here already
-        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
-        if isinstance(self._body, Exception):
-            raise self._body
-        return self._body
+    async def read_body(self) -> None:
+        """It was read before; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
+        if self._mistake is not None:
+            raise self._mistake
 
-    async def _receive_body(self, limit_bytes: int) -> bytes:
-        if self._content_length() > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
+    async def _receive_body(self) -> None:
+        self.body.announce(self._content_length())
         pieces: list[bytes] = []
-        size = 0
         more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > limit_bytes:
-                raise BodyTooLarge(limit_bytes)
-            pieces.append(piece)
+            pieces.append(message.get("body", b""))
+            self.body.grow(len(pieces[-1]))
             more = message.get("more_body", False)
-        return b"".join(pieces)
+        self.body.data = b"".join(pieces)
 
     def _content_length(self) -> int:
         for name, value in self.headers:

@@ -15,6 +15,7 @@ from llmux import wire
 from llmux.asgi_types import Message, Receive, Scope, Send
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
+from llmux.bodies import Body
 from llmux.openai import header
 from llmux.proxy import ClientLeft, HeaderList
 
@@ -27,7 +28,10 @@ HANDSHAKE_HEADERS = frozenset(
 class WebSocketLane:
     """One WebSocket of an ASGI server; see `llmux.proxy.Lane`."""
 
-    def __init__(self, scope: Scope, target: bytes, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, target: bytes, receive: Receive, send: Send, body: Body
+    ) -> None:
+        self.body = body
         self.method = b"GET"
         self.target = target
         self.headers: HeaderList = _handshake(scope["headers"])
@@ -42,11 +46,10 @@ class WebSocketLane:
         self._backend: Stream | None = None
         self._parts: list[str | bytes] = []  # of a message that is still coming
 
-    async def read_body(self, limit_bytes: int) -> bytes:  # noqa: ARG002 - a handshake has none
-        """Nothing; raises ClientLeft."""
+    async def read_body(self) -> None:
+        """A handshake has none; raises ClientLeft."""
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientLeft
-        return b""
 
     @asynccontextmanager
     async def present(self) -> AsyncIterator[None]:

@@ -117,6 +117,16 @@ class QueueFull(LlmuxError):
     code = "queue_full"
 
 
+class TooManyConnections(LlmuxError):
+    """More clients are connected than `limits.connections`."""
+
+    status = 503
+    code = "too_many_connections"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"llmux has {limit} connections, its limit", retry_after_s=1)
+
+
 class WouldSwitch(LlmuxError):
     """The request's model is not active, and it asked not to cause a switch."""
 

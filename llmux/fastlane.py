@@ -21,6 +21,7 @@ from llmux import wire
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
+from llmux.bodies import Body
 from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
 from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, origin_form, parse_head
 from llmux.logs import get_logger
@@ -285,6 +286,7 @@ class FastRequest:
         self.method = head.method
         self.target = origin_form(head.target)
         self.headers: HeaderList = head.headers
+        self.body = Body(connection.lane.proxy.bodies)
         self.peer = connection.peer
         self.scheme = "http"
         self.has_answered = False
@@ -297,20 +299,29 @@ class FastRequest:
         self._stands_after_event = False
         connection.can_go_on = head.keeps_alive
 
-    async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+    async def read_body(self) -> None:
+        """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
         if self._is_read:
-            return b""
-        if self._head.content_length > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        if self._head.expects_continue and not self._connection.buffer:
+            return
+        body = self.body
+        length = self._head.content_length
+        buffer = self._connection.buffer
+        if length and len(buffer) >= length:  # it came with the head
+            body.grow(length)
+            body.data, self._connection.buffer = buffer[:length], buffer[length:]
+            self._is_read = True
+            return
+        body.announce(length)
+        if self._head.expects_continue and not buffer:
             await self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._head.is_chunked:
-            body = await self._read_chunks(limit_bytes)
-        else:
-            body = await self._read_length(self._head.content_length)
-        self._is_read = True
-        return body
+        with trio.move_on_after(body.longest_s) as deadline:
+            if self._head.is_chunked:
+                await self._read_chunks(body)
+            else:
+                await self._read_length(body, length)
+            self._is_read = True
+        if deadline.cancelled_caught:
+            raise RequestTooSlow
 
     async def _receive(self) -> bytes:
         """More of the body."""
@@ -325,38 +336,42 @@ class FastRequest:
             return data
         raise RequestTooSlow
 
-    async def _read_length(self, length: int) -> bytes:
-        data = self._connection.buffer
-        if len(data) < length:
-            pieces = [data]
-            missing = length - len(data)
-            while missing > 0:
-                piece = await self._receive()
-                pieces.append(piece)
-                missing -= len(piece)
-            data = b"".join(pieces)
-        self._connection.buffer = data[length:]
-        return data[:length]
+    async def _read_length(self, body: Body, length: int) -> None:
+        piece, self._connection.buffer = self._connection.buffer, b""
+        body.grow(len(piece))
+        pieces = [piece]
+        missing = length - len(piece)
+        while missing > 0:
+            piece = await self._receive()
+            body.grow(min(len(piece), missing))
+            pieces.append(piece)
+            missing -= len(piece)
+        data = b"".join(pieces)
+        body.data, self._connection.buffer = data[:length], data[length:]
 
-    async def _read_chunks(self, limit_bytes: int) -> bytes:
+    async def _read_chunks(self, body: Body) -> None:
         parts = ChunkedParts([])
         reader = Reader(parts, CHUNKED_HEAD)
+        pieces: list[bytes] = []
         data = self._connection.buffer
         received_bytes = len(data)
         try:
-            while (excess := reader.feed(data) if data else None) is None:
+            while True:
+                excess = reader.feed(data) if data else None
+                pieces.append(b"".join(parts.pieces))
+                parts.pieces.clear()
+                body.grow(len(pieces[-1]))
+                if excess is not None:
+                    break
                 # What is no data counts too: chunk extensions could go on for ever.
-                if received_bytes > 2 * limit_bytes + MAX_HEAD_BYTES:
-                    raise BodyTooLarge(limit_bytes)
+                if received_bytes > 2 * body.most_bytes + MAX_HEAD_BYTES:
+                    raise BodyTooLarge(body.most_bytes)
                 data = await self._receive()
                 received_bytes += len(data)
         except BackendBroke as error:
             raise BadRequest(f"The request's body is not in chunks: {error}") from None
         self._connection.buffer = excess
-        body = b"".join(parts.pieces)
-        if len(body) > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
-        return body
+        body.data = b"".join(pieces)
 
     def present(self) -> AbstractAsyncContextManager[None]:
         """The connection's scope does it."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import trio
 
 from llmux.backend import Answer, Backend
+from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
 from llmux.errors import (
     BackendBroke,
@@ -66,6 +67,7 @@ class Lane(Protocol):
         method: As the client wrote it.
         target: Raw path and query.
         headers: As received.
+        body: What has been read of its body.
         peer: The client's address, where the server knows it.
         scheme: http or https.
         has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
@@ -77,14 +79,15 @@ class Lane(Protocol):
     method: bytes
     target: bytes
     headers: HeaderList
+    body: Body
     peer: str | None
     scheme: str
     has_answered: bool
     upgrade: bytes
     cut_scope: trio.CancelScope | None
 
-    async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body; raises BodyTooLarge, BadRequest, ClientLeft."""
+    async def read_body(self) -> None:
+        """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
         ...
 
     def present(self) -> AbstractAsyncContextManager[None]:
@@ -166,7 +169,7 @@ class ModelProxy:
         self._heeds_hints = config.policy.client_hints
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
-        self.body_bytes = config.limits.body_bytes
+        self.bodies = Bodies(config.limits)
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
         }
@@ -192,6 +195,7 @@ class ModelProxy:
             log.exception("internal_error", model=journey.model)
             await self._refuse(lane, journey, InternalError(error))
         finally:
+            lane.body.release()
             journey.count(self._metrics)
             if journey.serving is not None and self._journal.is_kept:
                 self._journal.add(journey.serving.entry(journey.status))
@@ -202,25 +206,26 @@ class ModelProxy:
 
     async def _forward(self, lane: Lane, journey: Journey) -> None:
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
-        body = await lane.read_body(self.body_bytes)
-        upstream, named = self._route(lane, body, journey)
+        await lane.read_body()
+        body = lane.body
+        upstream, named = self._route(lane, body.data, journey)
         if upstream.upstream_model is not None:
-            body = rewrite_model(body, lane.headers, upstream.upstream_model)
+            body.data = rewrite_model(body.data, lane.headers, upstream.upstream_model)
         headers = request_headers(
             received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
         if lane.upgrade:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
-        exchange = partial(upstream.backend.exchange, lane.method, named.target, headers, body)
+        begin = partial(upstream.backend.exchange, lane.method, named.target, headers)
         async with lane.present():
             try:
-                await self._answer(lane, journey, exchange())
+                await self._answer(lane, journey, begin(body.data))
             except BackendRefused:
                 if journey.serving is None:
                     raise
                 # It has seen nothing of the request, which may wait until the model is up again.
                 await self._board.refused(journey.model)
-                await self._answer(lane, journey, exchange())
+                await self._answer(lane, journey, begin(body.data))
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -236,6 +241,7 @@ class ModelProxy:
         self, lane: Lane, journey: Journey, exchange: AbstractAsyncContextManager[Answer]
     ) -> None:
         async with journey.serving or NOT_SWITCHED, exchange as answer:
+            lane.body.release()
             added = journey.answers(answer.status)
             await lane.relay(answer, [*response_headers(answer.headers), *added])
 

@@ -19,11 +19,18 @@ from hypercorn.config import Config as ServerConfig
 from hypercorn.config import Sockets
 from hypercorn.utils import repr_socket_addr
 
-from llmux import logs
+from llmux import logs, wire
 from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
 from llmux.config import Config
-from llmux.fastlane import FastLane
+from llmux.errors import TooManyConnections
+from llmux.fastlane import FastLane, response_head
 from llmux.hypercorn_side import HypercornSide
+from llmux.openai import error_answer
+
+DESCRIPTORS = 64
+"""What llmux itself needs, hooks included."""
+
+Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 EXIT_AT_ONCE = 4
 """A second signal came while llmux was stopping."""
@@ -36,6 +43,36 @@ def raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def most_connections() -> int:
+    """How many there are descriptors for: a client needs one, and one to its backend."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (soft - DESCRIPTORS) // 2)
+
+
+def at_most(limit: int, serve: Serve) -> Serve:
+    """Serve so many connections at a time; others are told so, and closed."""
+    count = 0
+    status, headers, body = error_answer(TooManyConnections(limit))
+    refusal = response_head(status, [*headers, (b"connection", b"close")]) + body
+
+    async def serve_or_refuse(stream: trio.SocketStream) -> None:
+        nonlocal count
+        if count >= limit:
+            with suppress(*wire.BREAKS):
+                await wire.send(stream.socket, refusal, stall_s=0)
+            await trio.aclose_forcefully(stream)
+            return
+        count += 1
+        try:
+            await serve(stream)
+        finally:
+            count -= 1
+
+    return serve_or_refuse
 
 
 def calm_collector() -> None:
@@ -58,11 +95,12 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set)
     rest = HypercornSide(service.app, server)
-    serve_connection: Callable[[trio.SocketStream], Awaitable[None]] = partial(rest.serve, data=b"")
+    serve_connection: Serve = partial(rest.serve, data=b"")
     lane: FastLane | None = None
     if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
         lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
         serve_connection = lane.serve
+    serve_connection = at_most(config.limits.connections or most_connections(), serve_connection)
     grace_s = config.shutdown_grace_secs
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,

@@ -196,11 +196,21 @@ class Switcher:
         if self._mode == "manual" and not model.is_awake:
             raise ManualMode(model.name, self.active.name if self.active else None)
         if model.waiters.count >= self._queued_per_model:
-            source = self.active.name if self.active else None
-            raise QueueFull(
-                f"{model.waiters.count} requests already wait for model {model.name}",
-                retry_after_s=self.measures.costs.estimate(source, model.name) or 1.0,
-            )
+            message = f"{model.waiters.count} requests already wait for model {model.name}"
+            raise QueueFull(message, retry_after_s=self._wait_s(model))
+
+    def _wait_s(self, model: Model) -> float:
+        """About how long a request that came now would be in line, by what was measured."""
+        active, wait_s = self.active, 0.0
+        if active is not model:
+            source = active.name if active else None
+            wait_s += self.measures.cost_s(source, model.name)
+            if active is not None and active.in_flight.count:
+                wait_s += self.measures.drain_s(active.name)
+        if model.max_in_flight != math.inf:  # as many rounds as there are in line
+            latency_s = self.measures.latency_s(model.name, int(model.max_in_flight)) or 0.0
+            wait_s += latency_s * model.waiters.count / model.max_in_flight
+        return wait_s
 
     # ---- What operators may do ----
 

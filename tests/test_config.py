@@ -276,7 +276,7 @@ BAD_VALUES: list[tuple[object, str]] = [
     (one_model() | {"limits": {"body_bytes": 0}}, "limits.body_bytes: expected int >= 1"),
     (
         one_model() | {"limits": {"x-no": 1}},
-        "limits.x-no: unknown key, known are body_bytes, client_stall_secs, queued_bytes, queued",
+        "limits.x-no: unknown key, known are body_bytes, body_secs, client_stall_secs, connections, ",
     ),
 ]
 

@@ -567,6 +567,22 @@ async def test_a_gate_whose_backend_breaks_off_stops_nothing(rack: Rack) -> None
         nursery.cancel_scope.cancel()
 
 
+async def test_more_connections_than_allowed_are_told_so(rack: Rack) -> None:
+    async with running_llmux(rack.write_config(limits={"connections": 2})) as llmux:
+        url = httpx.URL(llmux.url)
+        held = [await trio.open_tcp_stream(url.host, url.port or 0) for _ in range(2)]
+        await trio.sleep(0.1)  # until they are accepted
+        async with llmux.client() as client:
+            answer = await client.get("/health")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["code"] == "too_many_connections"
+        await held.pop().aclose()
+        await trio.sleep(0.1)
+        async with llmux.client() as client:
+            assert (await client.get("/health")).status_code == 200
+        await held.pop().aclose()
+
+
 async def test_systemd_is_told_when_llmux_serves_and_when_it_stops(
     rack: Rack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

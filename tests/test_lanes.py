@@ -736,3 +736,75 @@ async def test_a_websocket_for_an_unknown_model(site: Site) -> None:
             while b"model_not_found" not in answer:
                 answer += await stream.receive_some()
     assert status(answer) == 404
+
+
+# ---- Limits on what is held ----
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_bodies_over_the_limit_for_all_are_sent_away(
+    lane: str, is_chunked: bool, tmp_path: Path
+) -> None:
+    async def never(stream: trio.SocketStream, request: bytes) -> None:
+        await trio.sleep_forever()
+
+    limits = {"queued_bytes": 100_000}
+    async with running_lane(lane, tmp_path, limits=limits) as site, trio.open_nursery() as nursery:
+        site.backend.play = never
+        bodies = site.service.proxy.bodies
+        whole = post(b'{"model": "a", "x": "' + b"x" * 60_000 + b'"}')
+        one = chunked(whole) if is_chunked else whole
+        clients = [await site.connect() for _ in range(2)]
+        nursery.start_soon(clients[0].send_all, one)
+        with trio.fail_after(5):
+            while not site.backend.received:
+                await trio.sleep(0.001)
+            assert 60_000 < bodies.held_bytes < 61_000
+            answer = await site.exchange(one)
+            assert (status(answer), error_code(answer)) == (429, "queue_full")
+            assert b"retry-after: 5\r\n" in answer.lower()
+            for client in clients:
+                await client.aclose()
+            await site.until_idle()
+            while bodies.held_bytes:
+                await trio.sleep(0.001)
+            site.backend.play = play(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert status(await site.exchange(one)) == 200
+            assert bodies.held_bytes == 0
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_body_is_held_until_its_answer_begins(lane: str, tmp_path: Path) -> None:
+    async def begin(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        await trio.sleep_forever()
+
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = begin
+        async with await site.connect() as stream:
+            await stream.send_all(post(b'{"model": "a"}'))
+            await stream.receive_some()
+            assert site.service.proxy.bodies.held_bytes == 0
+            assert site.service.board.in_flight_count("a") == 1
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_body_that_takes_too_long_is_refused(lane: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path, limits={"body_secs": 0.2}) as site:
+        async with await site.connect() as stream:
+            await stream.send_all(post(b"x" * 1000)[:-900])
+            with trio.fail_after(5):
+                answer = await stream.receive_some()
+    assert status(answer) == 408
+    assert site.service.proxy.bodies.held_bytes == 0
+
+
+def chunked(request: bytes) -> bytes:
+    """The same request, its body in chunks."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+    pieces = [body[at : at + 10_000] for at in range(0, len(body), 10_000)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    head = b"\r\n".join([*lines, b"Transfer-Encoding: chunked"])
+    return head + b"\r\n\r\n" + chunks + b"0\r\n\r\n"

@@ -12,8 +12,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from llmux.backend import Answer
-from llmux.config import parse_config
-from llmux.errors import BackendBroke, BodyTooLarge
+from llmux.bodies import Bodies, Body
+from llmux.config import Limits, parse_config
+from llmux.errors import BackendBroke
 from llmux.metrics import Metrics
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 from llmux.switchboard import Switchboard
@@ -40,18 +41,18 @@ class FakeLane:
         self.answer_headers: dict[bytes, bytes] = {}
         self.received = b""
         self.ended = False
-        self.body = json.dumps(body).encode()
+        self.sent = json.dumps(body).encode()
+        self.body = Body(Bodies(Limits(body_bytes=1000)))
         self.left = trio.Event()
         self.fails: Exception | None = None
         self.error: Exception | None = None
 
-    async def read_body(self, limit_bytes: int) -> bytes:
+    async def read_body(self) -> None:
         await trio.lowlevel.checkpoint()
-        if len(self.body) > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
+        self.body.grow(len(self.sent))
         if self.left.is_set():
             raise ClientLeft
-        return self.body
+        self.body.data = self.sent
 
     @asynccontextmanager
     async def present(self) -> AsyncIterator[None]:
@@ -188,7 +189,7 @@ async def test_the_fallback_gets_what_names_no_model_of_ours(
 
 async def test_the_unforeseen_is_answered_too(rig: Rig) -> None:
     class BrokenLane(FakeLane):
-        async def read_body(self, limit_bytes: int) -> bytes:
+        async def read_body(self) -> None:
             raise ZeroDivisionError("oops")
 
     lane = BrokenLane({})

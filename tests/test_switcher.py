@@ -27,7 +27,7 @@ from llmux.errors import (
     SwitcherDied,
     SwitchTimeout,
 )
-from llmux.model import TRANSITIONS, Phase
+from llmux.model import TRANSITIONS, Phase, Traits
 from llmux.policy import Decision, LookAgain, Snapshot, Stay, SwitchTo
 from tests.fakes import FakeHooks, Rig
 
@@ -488,3 +488,24 @@ async def test_a_drain_over_its_time_may_go_on(autojump_clock: MockClock) -> Non
         requests.start_soon(rig.ask, "a", 100)
         await trio.sleep(1)
         assert await rig.ask("b") == pytest.approx(99, abs=0.1)
+
+
+async def test_who_finds_the_line_full_hears_how_long_it_takes(autojump_clock: MockClock) -> None:
+    hooks = FakeHooks(seconds={("b", "wake"): 20})
+    rig = Rig(hooks=hooks, queued_per_model=1, traits={"b": Traits(max_in_flight=2)})
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 7)
+        await trio.sleep(1)
+        await rig.ask("b", 1)  # a drain of 6 s, a switch of 20
+        for _ in range(2):
+            requests.start_soon(rig.ask, "b", 100)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(1)
+        with pytest.raises(QueueFull) as full:
+            await rig.ask("b")
+        assert full.value.retry_after_s == 1  # of its slots it knows only the second that one took
+        requests.start_soon(rig.ask, "a", 1)
+        await trio.sleep(1)
+        with pytest.raises(QueueFull):
+            await rig.ask("a")

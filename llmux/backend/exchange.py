@@ -129,6 +129,7 @@ class Exchange:
                 head = await read_head(connection)
             if head.status == 101 and not self._request.is_upgrade:
                 raise BackendBroke("changed the protocol unasked")
+            self._request.body = b""  # it will not be sent again
             return Answer(head, self._request.method, connection)
         except BackendBroke as error:
             raise BackendError(str(error)) from error

@@ -306,13 +306,17 @@ class Limits(Section, frozen=True, kw_only=True):
         body_bytes: Largest request body.
         queued_per_model: Most requests that wait for one model.
         queued_bytes: Most bytes in the bodies of all waiting requests.
+        body_secs: Longest time that a request body may take to arrive.
         client_stall_secs: A client that takes no byte for so long is cut.
+        connections: Most connections of clients; null for as many as there are descriptors for.
     """
 
     body_bytes: PositiveInt = 64 << 20
     queued_per_model: PositiveInt = 1000
     queued_bytes: PositiveInt = 1 << 30
+    body_secs: Seconds = 600.0
     client_stall_secs: Seconds = 60.0
+    connections: PositiveInt | None = None
 
 
 KEY_LISTS = ("api_keys", "control_keys")

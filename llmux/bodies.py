@@ -1,0 +1,86 @@
+"""The request bodies that are held in memory, counted against `limits.queued_bytes`.
+
+A body counts from its first byte until its backend has begun to answer: until then the request may
+have to be sent once more.
+"""
+
+from __future__ import annotations
+
+from llmux.config import Limits
+from llmux.errors import BodyTooLarge, QueueFull
+
+RETRY_AFTER_S = 5.0
+"""When a client that was sent away may try again: nobody knows yet what its request was for."""
+
+
+class Bodies:
+    """All of them together.
+
+    Attributes:
+        held_bytes: How many there are.
+        most_bytes: The largest body that is taken.
+        longest_s: How long one may take to arrive, in seconds.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.held_bytes = 0
+        self.apply(limits)
+
+    def apply(self, limits: Limits) -> None:
+        """Use other limits from now on."""
+        self.most_bytes = limits.body_bytes
+        self.longest_s = limits.body_secs
+        self._queued_bytes = limits.queued_bytes
+
+    def grow(self, by: int) -> None:
+        """So many more have been received.
+
+        Raises:
+            QueueFull: They are too many.
+        """
+        if self.held_bytes + by > self._queued_bytes:
+            message = f"The bodies of waiting requests fill {self._queued_bytes} bytes"
+            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
+        self.held_bytes += by
+
+
+class Body:
+    """One request's body.
+
+    Attributes:
+        data: What of it is there; empty once it was released.
+    """
+
+    __slots__ = ("_bodies", "_size", "data")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+        self.data = b""
+
+    @property
+    def most_bytes(self) -> int:
+        """How long it may be."""
+        return self._bodies.most_bytes
+
+    @property
+    def longest_s(self) -> float:
+        """How long it may take to arrive, in seconds."""
+        return self._bodies.longest_s
+
+    def announce(self, length: int) -> None:
+        """The client says how long it will be; raises BodyTooLarge."""
+        if length > self._bodies.most_bytes:
+            raise BodyTooLarge(self._bodies.most_bytes)
+
+    def grow(self, by: int) -> None:
+        """So many bytes of it have been received; raises BodyTooLarge, QueueFull."""
+        self.announce(self._size + by)
+        self._bodies.grow(by)
+        self._size += by
+
+    def release(self) -> None:
+        """It is not needed any more; harmless when repeated."""
+        self._bodies.held_bytes -= self._size
+        self._size = 0
+        self.data = b""
