@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -40,6 +41,7 @@ class ServeOptions:
     port: int | None
     verbose: bool
     log_format: logs.LogFormat
+    watch: bool
 
 
 config_option = click.option(
@@ -54,6 +56,7 @@ def serve_options(command: Command) -> Command:
     """The options that `llmux` and `llmux serve` share."""
     for option in (
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+        click.option("--watch", is_flag=True, help="Reload the config when its file changes."),
         click.option("-v", "--verbose", is_flag=True, help="Log at debug level."),
         click.option("-p", "--port", type=click.IntRange(0, 65535), help="Override the port."),
         click.option("-H", "--host", help="Override the address to listen on."),
@@ -164,7 +167,8 @@ def run_server(options: ServeOptions) -> int:
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)
-            return trio.run(serve_config, config, server, sockets)
+            serving = partial(serve_config, config, server, sockets, watch=options.watch)
+            return trio.run(serving)
     except (ConfigError, LockHeld) as error:
         print_mistake(error)
         return EXIT_CONFIG

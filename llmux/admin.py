@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,10 @@ from llmux.switcher import Mode
 T = TypeVar("T")
 
 
+CurrentConfig = Callable[[], Config]
+"""The config that is used now."""
+
+
 class SwitchRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /control/switch`."""
 
@@ -37,33 +42,29 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
     mode: Mode
 
 
-def public_routes(config: Config, board: Switchboard, metrics: Metrics) -> Blueprint:
+def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -> Blueprint:
     """The model list, metrics and health."""
     routes = Blueprint("public", __name__)
     created = int(time.time())
-    names = config.names
-    metrics_keys = {
-        "open": KeyRing(),
-        "api_key": config.api_keys,
-        "control_key": config.control_keys,
-    }[config.metrics_access]
 
     @routes.get("/v1/models")
     async def list_models() -> Response:
-        check_key(config.api_keys)
-        facts = ((name, created, _facts(model)) for name, model in board.models.items())
+        check_key(config().api_keys)
+        models = board.models.items()  # also those that are being removed
+        facts = ((n, created, _facts(model)) for n, model in models if n in config().models)
         return _json(model_list(facts))
 
     @routes.get("/v1/models/<path:name>")
     async def show_model(name: str) -> Response:
-        check_key(config.api_keys)
+        check_key(config().api_keys)
+        names = config().names
         if name not in names:
             raise ModelNotFound(name)
         return _json(model_object(names[name], created, _facts(board.models[names[name]])))
 
     @routes.get("/metrics")
     async def show_metrics() -> Response:
-        check_key(metrics_keys)
+        check_key(metrics_keys(config()))
         return Response(metrics.render(), content_type=CONTENT_TYPE)
 
     @routes.get("/health")
@@ -75,16 +76,15 @@ def public_routes(config: Config, board: Switchboard, metrics: Metrics) -> Bluep
     return routes
 
 
-def control_routes(config: Config, board: Switchboard) -> Blueprint:
+def control_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
     """The control API: for who has a control key, or without such for programs of this machine."""
     routes = Blueprint("control", __name__, url_prefix="/control")
-    names = config.names
-    own_hosts = {config.host, socket.gethostname()}
+    own_hosts = {config().host, socket.gethostname()}
 
     @routes.before_request
     async def guard() -> None:
-        if config.control_keys:
-            check_key(config.control_keys)
+        if keys := config().control_keys:
+            check_key(keys)
             return
         headers = {name.lower(): value for name, value in request.headers.items()}
         check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
@@ -96,7 +96,7 @@ def control_routes(config: Config, board: Switchboard) -> Blueprint:
     @routes.post("/switch")
     async def switch() -> Response:
         wanted = await _body(SwitchRequest)
-        await board.force_switch(names.get(wanted.model, wanted.model))
+        await board.force_switch(config().names.get(wanted.model, wanted.model))
         return _message(f"Switched to model: {wanted.model}")
 
     @routes.post("/mode")
@@ -124,6 +124,12 @@ async def answer_http_error(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return answer
+
+
+def metrics_keys(config: Config) -> KeyRing:
+    """The keys that open the metrics; none: they are open."""
+    rings = {"open": KeyRing(), "api_key": config.api_keys, "control_key": config.control_keys}
+    return rings[config.metrics_access]
 
 
 def check_key(ring: KeyRing) -> None:

@@ -27,12 +27,14 @@ from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.awake import AwakeRecord, Marks
 from llmux.config import Config, default_config_path, load_config
 from llmux.errors import ConfigError, LlmuxError
-from llmux.gate import metrics_of, watch_backends
+from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
 from llmux.journal import Journal, Started
 from llmux.metrics import Metrics
+from llmux.model import Model
 from llmux.proxy import ModelProxy
+from llmux.reload import Reloader
 from llmux.statelock import LockHeld, state_lock
 from llmux.switchboard import Switchboard
 from llmux.switcher import Hooks
@@ -67,11 +69,13 @@ class Service:
         app: The ASGI app; its lifespan runs the switchers.
         board: The switchers.
         proxy: What carries model traffic, for lanes beside the app's own.
+        reloader: Has everybody use another config.
     """
 
     app: QuartTrio
     board: Switchboard
     proxy: ModelProxy
+    reloader: Reloader
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -103,20 +107,23 @@ def build_service(
     metrics = Metrics()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")
-    board = Switchboard(
-        config, hooks or shell_hooks(config, metrics, record.mark), metrics, journal, record
-    )
+    shell = shell_hooks(config, metrics, record.mark)
+    board = Switchboard(config, hooks or shell, metrics, journal, record)
     board.on_death = on_switcher_death
     proxy = ModelProxy(config, board, metrics, journal)
     board.listen_with(proxy.heard_since)
+    reloader = Reloader(config, board)
+    reloader.tell(shell.apply, of_models=shell.use)
+    reloader.tell(proxy.apply, of_models=proxy.use)
+    reloader.tell(lambda new: journal.add(started(new)))
 
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
     app.url_map.merge_slashes = False  # model names may begin with one
     app.url_map.converters["path"] = AnyPath
-    app.register_blueprint(public_routes(config, board, metrics))
-    app.register_blueprint(control_routes(config, board))
+    app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
+    app.register_blueprint(control_routes(lambda: reloader.config, board))
     app.register_error_handler(LlmuxError, answer_llmux_error)
     app.register_error_handler(HTTPException, answer_http_error)
     traffic = ModelTraffic(
@@ -136,28 +143,31 @@ def build_service(
             board.stop()
             on_switcher_death()
 
+    def gated() -> list[tuple[Model, Fetch]]:
+        if not reloader.config.policy.gate:
+            return []
+        return [(m, metrics_of(proxy.backend(name))) for name, m in board.models.items()]
+
     @app.before_serving
     async def start() -> None:
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
         journal.add(started(config))
         app.nursery.start_soon(vital, journal.run)
-        if config.policy.gate:
-            asked = [(m, metrics_of(proxy.backend(name))) for name, m in board.models.items()]
-            app.nursery.start_soon(vital, partial(watch_backends, asked))
+        app.nursery.start_soon(vital, partial(watch_backends, gated))
         app.nursery.start_soon(vital, board.run)
         app.nursery.start_soon(vital, traffic.watch_stalls)
 
     @app.after_serving
     async def stop() -> None:
         board.stop()
-        if config.on_shutdown == "sleep":
-            with trio.move_on_after(config.shutdown_grace_secs):
+        if reloader.config.on_shutdown == "sleep":
+            with trio.move_on_after(reloader.config.shutdown_grace_secs):
                 await board.wait_ended()
             board.end()
             await board.put_to_sleep()
-        await proxy.aclose()
+        proxy.close()
 
-    return Service(app, board, proxy)
+    return Service(app, board, proxy, reloader)
 
 
 def started(config: Config) -> Callable[[float], Started]:
@@ -181,7 +191,7 @@ def shell_hooks(config: Config, metrics: Metrics, marks: Marks) -> ShellHooks:
         log_dir=config.state_dir / "logs",
         metrics=metrics,
         marks=marks,
-        secret_variables=config.api_keys.variables | config.control_keys.variables,
+        secret_variables=config.secret_variables,
     )
 
 

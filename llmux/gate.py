@@ -40,12 +40,15 @@ def metrics_of(backend: Backend) -> Fetch:
     return fetch
 
 
-async def watch_backends(models: Iterable[tuple[Model, Fetch]]) -> None:
-    """Keep `backend_queued` of each model that is awake up to date, for ever."""
-    watched = tuple(models)
+async def watch_backends(models: Callable[[], Iterable[tuple[Model, Fetch]]]) -> None:
+    """Keep `backend_queued` of each model that is awake up to date, for ever.
+
+    Args:
+        models: Those that are watched now.
+    """
     while True:
         async with trio.open_nursery() as nursery:
-            for model, fetch in watched:
+            for model, fetch in models():
                 if model.is_awake:
                     nursery.start_soon(_look, model, fetch)
                 else:

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from llmux.awake import Marks
-from llmux.config import HookName, ModelConfig
+from llmux.config import Config, HookName, ModelConfig
 from llmux.errors import HookError
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
@@ -87,11 +87,22 @@ class ShellHooks:
         """
         self._secret_variables = SECRET_VARIABLES.union(secret_variables)
         self._marks = marks
-        self._models = models
+        self._models = dict(models)
         self._directory = directory
         self._log_dir = log_dir
         self._metrics = metrics
         self._kill_after_s = kill_after_s
+
+    def apply(self, config: Config) -> None:
+        """Use another config from now on, but for what `use` is told of its models."""
+        self._secret_variables = SECRET_VARIABLES.union(config.secret_variables)
+
+    def use(self, name: str, model: ModelConfig | None) -> None:
+        """Use another config for a model from now on, or none any more."""
+        if model is None:
+            del self._models[name]
+        else:
+            self._models[name] = model
 
     def has(self, model: str, hook: HookName) -> bool:
         """Whether the model has this hook."""

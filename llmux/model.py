@@ -45,6 +45,8 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 }
 """Every way from one phase to the next; there is no other."""
 
+AT_REST = frozenset({Phase.ASLEEP, Phase.FAILED})
+
 SERVES = frozenset({Phase.AWAKE, Phase.DRAINING})
 """The phases with requests in flight, unless the hooks preserve them or draining is off."""
 
@@ -79,6 +81,7 @@ class Model:
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
         max_in_flight, preserves_in_flight: See `Traits`.
+        drains: Whether requests in flight are waited for, as the config says.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
     `on_line(model)` when a request joins the line or leaves it, `on_leave(model, flight)` when one
@@ -100,9 +103,8 @@ class Model:
         self.entered_at = -math.inf  # always has been
         self.in_flight = InFlight(on_leave=self._left)
         self.waiters = Waiters(on_settle=self._settled)
-        self.max_in_flight = traits.max_in_flight
-        self.preserves_in_flight = traits.preserves_in_flight
-        self._drains = drains
+        self.apply(traits)
+        self.drains = drains
         self.stay = 0
         self.holds_gpu = False
         self.backend_queued = 0
@@ -120,6 +122,12 @@ class Model:
             f"{self.in_flight.count} in flight, {self.waiters.count} waiting>"
         )
 
+    def apply(self, traits: Traits) -> None:
+        """Use other traits from now on."""
+        self.max_in_flight = traits.max_in_flight
+        self.preserves_in_flight = traits.preserves_in_flight
+        self._admit_more()
+
     @property
     def is_awake(self) -> bool:
         """Whether it serves requests, and admits as many as it has room for."""
@@ -135,7 +143,7 @@ class Model:
     @property
     def is_drained(self) -> bool:
         """Whether its requests have to leave before it sleeps."""
-        return self._drains and not self.preserves_in_flight
+        return self.drains and not self.preserves_in_flight
 
     @property
     def admits(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from functools import partial
 from typing import Protocol
 
 import trio
@@ -120,6 +119,43 @@ class Upstream:
         self.extra_headers: Mapping[str, str] = config.headers if config else {}
 
 
+class Outgoing:
+    """A request as its backend gets it.
+
+    Attributes:
+        named: What it is for.
+        received: The headers that may be passed on.
+        upstream: Where it goes.
+    """
+
+    __slots__ = ("_headers", "_lane", "named", "received", "upstream")
+
+    def __init__(self, lane: Lane, named: Named, received: HeaderList, upstream: Upstream) -> None:
+        """Make it.
+
+        Raises:
+            BadRequest: The model's name cannot be replaced in it.
+        """
+        self._lane = lane
+        self.named = named
+        self.received = received
+        self.upstream = upstream
+        if upstream.upstream_model is not None:
+            body = lane.body
+            body.data = rewrite_model(body.data, lane.headers, upstream.upstream_model)
+        self._headers = request_headers(
+            received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
+        )
+        if lane.upgrade:
+            self._headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
+
+    def exchange(self) -> AbstractAsyncContextManager[Answer]:
+        """Send it; entering yields the answer."""
+        return self.upstream.backend.exchange(
+            self._lane.method, self.named.target, self._headers, self._lane.body.data
+        )
+
+
 class Journey:
     """What one request will be counted as."""
 
@@ -165,15 +201,33 @@ class ModelProxy:
         self._board = board
         self._metrics = metrics
         self._journal = journal
+        self.bodies = Bodies(config.limits)
+        self._fallback: Upstream | None = None
+        self.apply(config)
+        self._upstreams = {
+            model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
+        }
+
+    def apply(self, config: Config) -> None:
+        """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
         self._heeds_hints = config.policy.client_hints
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
-        self.bodies = Bodies(config.limits)
-        self._upstreams = {
-            model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
-        }
+        self.bodies.apply(config.limits)
+        if self._fallback is not None:
+            self._fallback.backend.close()
         self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
+
+    def use(self, name: str, model: ModelConfig | None) -> None:
+        """Use another config for a model from now on, or none any more."""
+        before = self._upstreams.pop(name, None)
+        backend = before.backend if before else None
+        if backend is not None and (model is None or backend.base_url != model.base_url):
+            backend.close()  # once those in flight are done with it
+            backend = None
+        if model is not None:
+            self._upstreams[name] = Upstream(backend or Backend(model.base_url), model)
 
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
@@ -207,25 +261,17 @@ class ModelProxy:
     async def _forward(self, lane: Lane, journey: Journey) -> None:
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         await lane.read_body()
-        body = lane.body
-        upstream, named = self._route(lane, body.data, journey)
-        if upstream.upstream_model is not None:
-            body.data = rewrite_model(body.data, lane.headers, upstream.upstream_model)
-        headers = request_headers(
-            received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
-        )
-        if lane.upgrade:
-            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
-        begin = partial(upstream.backend.exchange, lane.method, named.target, headers)
+        upstream, named = self._route(lane, lane.body.data, journey)
+        outgoing = Outgoing(lane, named, received, upstream)
         async with lane.present():
             try:
-                await self._answer(lane, journey, begin(body.data))
+                await self._answer(lane, journey, outgoing)
             except BackendRefused:
                 if journey.serving is None:
                     raise
                 # It has seen nothing of the request, which may wait until the model is up again.
                 await self._board.refused(journey.model)
-                await self._answer(lane, journey, begin(body.data))
+                await self._answer(lane, journey, outgoing)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -237,13 +283,16 @@ class ModelProxy:
             return headers
         return [field for field in headers if field[0].lower() not in carriers]
 
-    async def _answer(
-        self, lane: Lane, journey: Journey, exchange: AbstractAsyncContextManager[Answer]
-    ) -> None:
-        async with journey.serving or NOT_SWITCHED, exchange as answer:
-            lane.body.release()
-            added = journey.answers(answer.status)
-            await lane.relay(answer, [*response_headers(answer.headers), *added])
+    async def _answer(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
+        async with journey.serving or NOT_SWITCHED:
+            # A new config may have come while it waited.
+            upstream = self._upstreams.get(journey.model, outgoing.upstream)
+            if upstream is not outgoing.upstream:
+                outgoing = Outgoing(lane, outgoing.named, outgoing.received, upstream)
+            async with outgoing.exchange() as answer:
+                lane.body.release()
+                added = journey.answers(answer.status)
+                await lane.relay(answer, [*response_headers(answer.headers), *added])
 
     def _route(self, lane: Lane, body: bytes, journey: Journey) -> tuple[Upstream, Named]:
         try:
@@ -273,11 +322,11 @@ class ModelProxy:
         """The backend of a model."""
         return self._upstreams[model].backend
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the idle connections to all backends."""
         for upstream in (*self._upstreams.values(), self._fallback):
             if upstream is not None:
-                await upstream.backend.aclose()
+                upstream.backend.close()
 
 
 def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:

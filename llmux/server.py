@@ -26,6 +26,7 @@ from llmux.errors import TooManyConnections
 from llmux.fastlane import FastLane, response_head
 from llmux.hypercorn_side import HypercornSide
 from llmux.openai import error_answer
+from llmux.reload import Reloader
 
 DESCRIPTORS = 64
 """What llmux itself needs, hooks included."""
@@ -87,10 +88,19 @@ def calm_collector() -> None:
     gc.set_threshold(100_000, 50, 1000)
 
 
-async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -> int:
+async def serve_config(
+    config: Config, server: ServerConfig, sockets: Sockets, *, watch: bool = False
+) -> int:
     """Serve until a signal comes or a switcher dies; returns the exit code.
 
-    A second signal ends everything at once: clients are cut, and a hook that runs is ended.
+    A second signal ends everything at once: clients are cut, and a hook that runs is ended. SIGHUP
+    has the config read again.
+
+    Args:
+        config: What to serve.
+        server: Hypercorn's settings.
+        sockets: Where to listen.
+        watch: Reload the config whenever its file changes.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set)
@@ -101,13 +111,15 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
         lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
         serve_connection = lane.serve
     serve_connection = at_most(config.limits.connections or most_connections(), serve_connection)
-    grace_s = config.shutdown_grace_secs
+    reloader = service.reloader
     with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
         trio.CancelScope() as everything,
     ):
         async with rest.lifespan(), trio.open_nursery() as background:
-            background.start_soon(_heed, signals, stopping, everything, grace_s)
+            background.start_soon(_heed, signals, stopping, everything, reloader)
+            if watch:
+                background.start_soon(reloader.watch)
             if lane is not None:
                 background.start_soon(lane.run)
             async with trio.open_nursery() as connections:
@@ -125,14 +137,14 @@ async def serve_config(config: Config, server: ServerConfig, sockets: Sockets) -
                 if lane is not None:
                     lane.stop()
                 await rest.stop()
-                grace_ends_at = trio.current_time() + grace_s
+                grace_ends_at = trio.current_time() + reloader.config.shutdown_grace_secs
                 connections.cancel_scope.deadline = grace_ends_at
             with trio.move_on_at(grace_ends_at) as patience:
                 await service.board.wait_ended()  # a hook may use what is left of the grace
             if died.is_set() and patience.cancelled_caught:
                 exit_at_once()  # its hook cannot be ended: it would be waited for for ever
             service.board.end()
-            if config.on_shutdown == "sleep" and not died.is_set():
+            if reloader.config.on_shutdown == "sleep" and not died.is_set():
                 await service.board.put_to_sleep()
             background.cancel_scope.cancel()
     if everything.cancelled_caught:
@@ -144,15 +156,18 @@ async def _heed(
     signals: AsyncIterator[int],
     stopping: trio.Event,
     everything: trio.CancelScope,
-    grace_s: float,
+    reloader: Reloader,
 ) -> None:
-    """The first signal asks llmux to stop, the second to do so at once."""
+    """The first signal asks llmux to stop, the second to do so at once; SIGHUP reloads."""
     async for number in signals:
         name = signal.Signals(number).name
-        if stopping.is_set():
+        if number == signal.SIGHUP:
+            reloader.reload()
+        elif stopping.is_set():
             log.warning("stopping_at_once", signal=name)
             everything.cancel()
         else:
+            grace_s = reloader.config.shutdown_grace_secs
             log.info("stopping", signal=name, grace_secs=grace_s)
             stopping.set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import trio
@@ -42,29 +42,17 @@ class Switchboard:
         record: AwakeRecord | None = None,
     ) -> None:
         self._record = record or AwakeRecord(None)
-        members: dict[str, list[str]] = {}
+        self._hooks = hooks
+        self._metrics = metrics
+        self._journal = journal
+        self._heard_since: HeardSince = lambda _model, _since: False
+        self._ports: dict[str, int | None] = {}
+        self._switcher_of: dict[str, Switcher] = {}
+        self._running: trio.Nursery | None = None
+        self.groups: dict[str, Switcher] = {}
         for model in config.models.values():
-            members.setdefault(model.group, []).append(model.name)
-        self.groups: Mapping[str, Switcher] = {
-            group: Switcher(
-                names,
-                hooks,
-                load_policy(config.policy, config.directory),  # one each: it may remember things
-                metrics,
-                settings=config.policy,
-                queued_per_model=config.limits.queued_per_model,
-                journal_to=journal,
-                record=self._record,
-                traits={name: _traits(config.models[name]) for name in names},
-            )
-            for group, names in members.items()
-        }
-        self._switcher_of = {
-            name: switcher for switcher in self.groups.values() for name in switcher.models
-        }
-        self._ports = {model.name: model.port for model in config.models.values()}
+            self._add(config, model)
         self._mode: Mode = "auto"
-        self._running = trio.CancelScope()
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
         metrics.watch_counts(self._counts)
@@ -97,6 +85,7 @@ class Switchboard:
 
     def listen_with(self, heard_since: HeardSince) -> None:
         """Say how it can be known that bytes come from a backend."""
+        self._heard_since = heard_since
         for switcher in self.groups.values():
             switcher.health.heard_since = heard_since
 
@@ -187,6 +176,86 @@ class Switchboard:
         """Switch a model's group to it; see `Switcher.force_switch`."""
         await self._switcher(model).force_switch(model)
 
+    # ---- Another config ----
+
+    def _add(self, config: Config, model: ModelConfig) -> None:
+        switcher = self.groups.get(model.group)
+        if switcher is None:
+            switcher = self.groups[model.group] = Switcher(
+                (),
+                self._hooks,
+                load_policy(config.policy, config.directory),  # one each: it may remember things
+                self._metrics,
+                settings=config.policy,
+                queued_per_model=config.limits.queued_per_model,
+                journal_to=self._journal,
+                record=self._record,
+            )
+            switcher.health.heard_since = self._heard_since
+            self._start(switcher)
+        switcher.add(model.name, traits_of(model))
+        self._switcher_of[model.name] = switcher
+        self._ports[model.name] = model.port
+
+    def refuses(self, config: Config) -> Iterator[str]:
+        """What of another config cannot be done now, one line each."""
+        for name, switcher in self._switcher_of.items():
+            model = config.models.get(name)
+            moves = model is not None and self.groups.get(model.group) is not switcher
+            if moves and not switcher.is_unused(name):
+                yield f"models.{name}.group: cannot change while the model is in use"
+
+    def apply(
+        self, old: Config, new: Config, use: Callable[[str, ModelConfig | None], None]
+    ) -> None:
+        """Bring all groups to another config that `refuses` has nothing against.
+
+        Args:
+            old: The one before.
+            new: The one to use.
+            use: Called with each model and its new config, when it is used; None: it is gone.
+        """
+        for switcher in self.groups.values():
+            policy = load_policy(new.policy, new.directory)
+            switcher.apply(new.policy, policy, new.limits.queued_per_model)
+            switcher.set_mode(self._mode)
+        for name in [name for name in self._switcher_of if name not in new.models]:
+            self._remove(name, use)
+        for model in new.models.values():
+            before, has_it = old.models.get(model.name), self._switcher_of.get(model.name)
+            if has_it is not None and has_it is not self.groups.get(model.group):
+                self._remove(model.name, use)  # at once: it is not in use
+                has_it = None
+            if has_it is None:
+                use(model.name, model)
+                self._add(new, model)
+            elif before is None:  # it is being removed
+                has_it.add(model.name)
+                self._change(model, use, waits=True)
+            elif model != before:
+                self._change(model, use, waits=model.needs_sleep_after(before))
+
+    def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
+        switcher = self._switcher_of[name]
+
+        def forget() -> None:
+            del self._switcher_of[name], self._ports[name]
+            use(name, None)
+
+        switcher.remove(name, forget)
+
+    def _change(
+        self, model: ModelConfig, use: Callable[[str, ModelConfig | None], None], *, waits: bool
+    ) -> None:
+        switcher = self._switcher_of[model.name]
+
+        def change() -> None:
+            use(model.name, model)
+            self._ports[model.name] = model.port
+            switcher.models[model.name].apply(traits_of(model))
+
+        switcher.renew(model.name, change) if waits else change()
+
     # ---- Its life ----
 
     @property
@@ -199,16 +268,25 @@ class Switchboard:
         self._record.load(self.models)
         try:
             async with trio.open_nursery() as beside:
-                self._running = beside.cancel_scope
                 beside.start_soon(self._watch_switchers)
-                for switcher in self.groups.values():
-                    beside.start_soon(switcher.health.watch)
-                async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as self._running:
                     for switcher in self.groups.values():
-                        nursery.start_soon(switcher.run)
+                        self._start(switcher)
                 beside.cancel_scope.cancel()
         finally:
+            self._running = None
             self._ended.set()
+
+    def _start(self, switcher: Switcher) -> None:
+        if self._running is not None:
+            self._running.start_soon(self._run, switcher)
+
+    @staticmethod
+    async def _run(switcher: Switcher) -> None:
+        async with trio.open_nursery() as beside:
+            beside.start_soon(switcher.health.watch)
+            await switcher.run()
+            beside.cancel_scope.cancel()
 
     async def _watch_switchers(self) -> None:
         """Notice one whose hook cannot even be ended."""
@@ -219,7 +297,8 @@ class Switchboard:
 
     def end(self) -> None:
         """End `run` at once, after `stop`: a hook that runs is ended like one over its time."""
-        self._running.cancel()
+        if self._running is not None:
+            self._running.cancel_scope.cancel()
 
     async def wait_ended(self) -> None:
         """Wait until `run` has ended: no hook runs then, and none will."""
@@ -237,6 +316,7 @@ class Switchboard:
             switcher.stop()
 
 
-def _traits(model: ModelConfig) -> Traits:
+def traits_of(model: ModelConfig) -> Traits:
+    """What the config says of a model that its switcher must know."""
     limit = model.max_in_flight
     return Traits(math.inf if limit is None else limit, model.preserves_in_flight)

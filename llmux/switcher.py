@@ -38,7 +38,7 @@ from llmux.journal import NO_JOURNAL, Journal
 from llmux.logs import get_logger
 from llmux.measures import Measures
 from llmux.metrics import IDLE, Metrics
-from llmux.model import NO_TRAITS, Model, Phase, Traits
+from llmux.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
 from llmux.orphans import end_marked
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
@@ -106,17 +106,7 @@ class Switcher:
         record: AwakeRecord | None = None,
     ) -> None:
         self._changed = RepeatedEvent()
-        self.models = {
-            name: Model(
-                name,
-                on_enter=self._on_enter,
-                on_line=self._on_line,
-                on_leave=self._on_leave,
-                traits=(traits or {}).get(name, NO_TRAITS),
-                drains=settings.drain_before_switch,
-            )
-            for name in names
-        }
+        self.models: dict[str, Model] = {}
         self.measures = Measures()
         self._hooks = hooks
         self._policy = policy
@@ -131,6 +121,9 @@ class Switcher:
         self._switch_lock = trio.Lock()
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
         self._hook_must_end_by = math.inf
+        self._leaving: dict[str, Callable[[], None]] = {}
+        for name in names:
+            self.add(name, (traits or {}).get(name, NO_TRAITS))
 
     def __repr__(self) -> str:
         name = f" {self.active.name!r}" if self.active else ""
@@ -153,7 +146,7 @@ class Switcher:
         """`switching` from the moment that a model stops admitting until one is awake."""
         if self.active is not None:
             return "active"
-        at_rest = all(m.phase in (Phase.ASLEEP, Phase.FAILED) for m in self.models.values())
+        at_rest = all(m.phase in AT_REST for m in self.models.values())
         return "idle" if at_rest else "switching"
 
     @property
@@ -190,6 +183,8 @@ class Switcher:
     def _check_admissible(self, model: Model) -> None:
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
+        if self.models.get(model.name) is not model:
+            raise ModelNotFound(model.name)  # removed just now
         self.measures.note_arrival(model.name, trio.current_time())
         if model.admits:
             return
@@ -247,6 +242,67 @@ class Switcher:
         await order.wait_ended()
         if not order.target.is_awake:
             raise NotReady(name)
+
+    def add(self, name: str, traits: Traits = NO_TRAITS) -> None:
+        """Have one more model, asleep; or keep one that was to be removed."""
+        self._leaving.pop(name, None)
+        if name not in self.models:
+            self.models[name] = Model(
+                name,
+                on_enter=self._on_enter,
+                on_line=self._on_line,
+                on_leave=self._on_leave,
+                traits=traits,
+                drains=self._settings.drain_before_switch,
+            )
+
+    def renew(self, name: str, then: Callable[[], None]) -> None:
+        """Call `then` while the model sleeps: now, or once it was drained and put to sleep."""
+        model = self.models[name]
+        if self._rests(model):
+            then()
+            return
+        reason = "its config has changed"
+        self._orders.append(Order(model, reason, stands=True, to="asleep", then=then))
+        self._changed.set()
+
+    def _rests(self, model: Model) -> bool:
+        """Whether it sleeps, and will as long as nothing new is decided."""
+        is_asleep = model.phase in AT_REST and not model.holds_gpu
+        return is_asleep and not self._switch_lock.locked()
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a model could be removed at once."""
+        model = self.models[name]
+        return self._rests(model) and not (model.wanted_by or model.in_flight.count)
+
+    def remove(self, name: str, then: Callable[[], None]) -> None:
+        """Have a model no more, and call `then`, once nobody wants it and it sleeps."""
+        self._leaving[name] = then
+        self._remove_if_unwanted(self.models[name])
+
+    def _remove_if_unwanted(self, model: Model) -> None:
+        if model.name not in self._leaving or model.wanted_by or model.in_flight.count:
+            return
+
+        def finish() -> None:
+            # It may have come back meanwhile, and somebody may have come before it had left.
+            unwanted = not (model.wanted_by or model.in_flight.count)
+            if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
+                del self.models[model.name]
+                then()
+
+        self.renew(model.name, finish)
+
+    def apply(self, settings: PolicyConfig, policy: Policy, queued_per_model: int) -> None:
+        """Use other settings from now on."""
+        self._settings = settings
+        self._policy = policy
+        self._queued_per_model = queued_per_model
+        self.health.apply(settings)
+        for model in self.models.values():
+            model.drains = settings.drain_before_switch
+        self._changed.set()
 
     def stop(self) -> None:
         """Let nobody in any more; `run` returns once the switch that is running has ended."""
@@ -335,6 +391,8 @@ class Switcher:
                 if order.to != "awake":
                     await self._retire(order)
                     return
+                if self.models.get(target.name) is not target:
+                    raise NotReady(target.name)
                 if not target.is_awake:
                     await self._switch(order, nursery)
                 await target.let_in()  # the barrier: returns once each has settled
@@ -347,7 +405,7 @@ class Switcher:
                 target.waiters.refuse(error)
                 order.end(error)
                 await self._give_up(target, error)
-            except ShuttingDown as error:
+            except (ShuttingDown, NotReady) as error:
                 order.end(error)
             finally:
                 order.end(ShuttingDown())  # heard only if this task was cancelled
@@ -410,16 +468,17 @@ class Switcher:
             HookError: The GPU is still taken.
         """
         model = order.target
-        if model.is_awake:
-            if order.to == "down":
-                model.enter(Phase.DRAINING)
-                await model.waiters.wait_settled()
-                model.in_flight.cut()
-                await model.in_flight.wait_empty()
-            else:
-                await self._drain(model, order)
-            self._check_open()
+        if order.to == "down" and model.is_awake:
+            model.enter(Phase.DRAINING)
+            await model.waiters.wait_settled()
+            model.in_flight.cut()
+            await model.in_flight.wait_empty()
+        elif order.to == "asleep":
+            await self._drain(model, order)
+        self._check_open()
+        if model.phase is Phase.DRAINING or (model.holds_gpu and order.to == "asleep"):
             await self._put_to_sleep(model, model)
+        order.then()
         order.end()
 
     async def _bring_down(self, model: Model) -> None:
@@ -603,7 +662,8 @@ class Switcher:
 
     def _on_line(self, model: Model) -> None:
         """A request has joined a line, or left it: the last to leave may end a switch."""
-        del model
+        if self._leaving:
+            self._remove_if_unwanted(model)
         self._changed.set()
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
@@ -611,6 +671,8 @@ class Switcher:
         if flight.is_whole:
             served_s = trio.current_time() - flight.entered_at
             self.measures.note_served(model.name, flight.company, served_s)
+        if self._leaving:
+            self._remove_if_unwanted(model)
         if any(other.wanted_by for other in self.models.values()):
             self._changed.set()
 

@@ -88,4 +88,4 @@ class BackendTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all idle connections."""
         for backend in self._backends.values():
-            await backend.aclose()
+            backend.close()

@@ -91,7 +91,7 @@ async def serving(play: Play, limit_s: float = 10) -> AsyncIterator[Server]:
         nursery.start_soon(server.serve)
         with trio.fail_after(limit_s):
             yield server
-        await server.backend.aclose()
+        server.backend.close()
         nursery.cancel_scope.cancel()
 
 
@@ -467,7 +467,7 @@ async def test_request_on_the_wire(method: bytes, body: bytes, expected: bytes) 
         headers = [(b"Accept", b"*/*"), (b"x", b"\xff"), (b"Accept", b"a")]
         async with backend.exchange(method, b"/v1/x?y=%20", headers, body) as answer:
             await answer.read()
-        await backend.aclose()
+        backend.close()
     assert requests == [
         b"%b /base/v1/x?y=%%20 HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % (method, server.port)
         + b"Accept: */*\r\nx: \xff\r\nAccept: a\r\n"
@@ -755,7 +755,7 @@ async def test_idle_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> 
     async with serving(playing(OK)) as server:
         await hold(server.backend, 5)
         assert state(server.backend) == "3 idle, 0 in use>"
-        await server.backend.aclose()
+        server.backend.close()
         assert state(server.backend) == "0 idle, 0 in use>"
 
 
@@ -779,7 +779,7 @@ async def test_connections_in_use_are_closed_when_they_come_back() -> None:
     async with serving(playing(OK)) as server:
         async with server.backend.exchange(b"GET", b"/", [], b"") as answer:
             assert state(server.backend) == "0 idle, 1 in use>"
-            await server.backend.aclose()
+            server.backend.close()
             assert await answer.read() == b"ok"
         assert state(server.backend) == "0 idle, 0 in use>"
 
@@ -937,7 +937,7 @@ async def test_tls(certificate: ssl.SSLContext) -> None:
             async with backend.exchange(b"POST", b"/", [], BIG_BODY) as answer:
                 assert await answer.read() == b"ok"
             assert state(backend) == "1 idle, 0 in use>"
-        await backend.aclose()
+        backend.close()
     assert server.connections == 1
 
 

@@ -51,7 +51,7 @@ async def test_models_that_are_awake_are_watched(autojump_clock: MockClock) -> N
         one.enter(Phase.AWAKE)
     silent.backend_queued = 9
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_backends, [(model, fetch), (silent, hang)])
+        nursery.start_soon(watch_backends, lambda: [(model, fetch), (silent, hang)])
         await trio.sleep(0.5)
         assert model.view().backend_queued == 4
         await trio.sleep(2.0)  # one second for the one that hangs
@@ -73,5 +73,5 @@ async def test_a_backend_that_breaks_off_has_nobody_waiting(autojump_clock: Mock
         raise BackendBroke("closed in the middle")
 
     with trio.move_on_after(5):
-        await watch_backends([(model, fetch)])
+        await watch_backends(lambda: [(model, fetch)])
     assert model.backend_queued == 0

@@ -615,7 +615,7 @@ async def test_a_thousand_clients_that_leave_at_random_moments(site: Site) -> No
         # What is still open to the backend are idle connections, which may be used again.
         while " 0 in use>" not in repr(backend):
             await trio.sleep(0.01)
-        await site.service.proxy.aclose()
+        site.service.proxy.close()
         while site.backend.open or open_descriptors() > before:
             await trio.sleep(0.01)
 

@@ -139,7 +139,7 @@ async def running(tmp_path: Any) -> AsyncIterator[Rig]:
         yield rig
         assert rig.board.in_flight_count("a") == 0
         assert rig.board.queue_depths == {"a": 0}
-        await rig.proxy.aclose()
+        rig.proxy.close()
         nursery.cancel_scope.cancel()
 
 

@@ -180,12 +180,12 @@ class Backend:
         Raises:
             ValueError: Not such a URL.
         """
-        self._base_url = base_url
+        self.base_url = base_url
         self._origin = Origin(base_url, connect_timeout_s)
         self._pool = Pool()
 
     def __repr__(self) -> str:
-        return f"<Backend {self._base_url}, {len(self._pool)} idle, {self._pool.in_use} in use>"
+        return f"<Backend {self.base_url}, {len(self._pool)} idle, {self._pool.in_use} in use>"
 
     def exchange(
         self, method: bytes, target: bytes, headers: Headers, body: bytes
@@ -212,6 +212,6 @@ class Backend:
         """When the last byte of an answer came (Trio's clock, seconds); -inf if none has."""
         return self._pool.heard_at()
 
-    async def aclose(self) -> None:
-        """Close the idle connections, and those in use once they are done; awaits nothing."""
+    def close(self) -> None:
+        """Close the idle connections, and those in use once they are done."""
         self._pool.close()

@@ -244,6 +244,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         host = self.host or "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    def needs_sleep_after(self, before: ModelConfig) -> bool:
+        """Whether it can follow that one only while the model sleeps: another server, or hooks."""
+        keys = ("base_url", "wake", "sleep", "preserves_in_flight")
+        return any(getattr(self, key) != getattr(before, key) for key in keys)
+
     def script(self, hook: HookName) -> str | None:
         """The hook's shell script; None if the model has no such hook."""
         script: str | None = getattr(self, hook)
@@ -369,6 +374,11 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         """The model's name by every name that clients may use: its own and its aliases."""
         own = {name: name for name in self.models}
         return own | {alias: m.name for m in self.models.values() for alias in m.aliases}
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that hold keys."""
+        return self.api_keys.variables | self.control_keys.variables
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:

@@ -1,0 +1,324 @@
+"""Another config while serving: what is at once, what waits, what is refused; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from llmux.config import Config, ModelConfig, parse_config
+from llmux.errors import ConfigError, LlmuxError
+from llmux.metrics import Metrics
+from llmux.reload import Reloader
+from llmux.switchboard import Switchboard
+from tests.fakes import FakeHooks
+from tests.servers import Rack, chat, running_backends, running_llmux
+
+CHAT = "/v1/chat/completions"
+
+
+def model(port: int = 1, **more: Any) -> dict[str, Any]:
+    return {"port": port, "wake": "up", "sleep": "down", "alive": "ping", **more}
+
+
+def config_of(models: dict[str, Any], **more: Any) -> Config:
+    data = {
+        "state_dir": "s",
+        "policy": {"name": "fifo", "alive_interval_secs": 0},
+        **more,
+        "models": models,
+    }
+    return parse_config(data, directory=Path())
+
+
+class Site:
+    """Switchers on a fake GPU, and what they were told."""
+
+    def __init__(self, models: dict[str, Any], **more: Any) -> None:
+        config = config_of(models, **more)
+        self.hooks = FakeHooks()
+        self.board = Switchboard(config, self.hooks, Metrics())
+        self.reloader = Reloader(config, self.board)
+        self.told: list[tuple[str, int | None]] = []
+        self.reloader.tell(of_models=self._note)
+
+    def _note(self, name: str, config: ModelConfig | None) -> None:
+        self.told.append((name, config.port if config else None))
+
+    async def ask(self, name: str, seconds: float = 0) -> None:
+        async with self.board.serving(name), self.hooks.request(name):
+            await trio.sleep(seconds)
+
+    def apply(self, models: dict[str, Any], **more: Any) -> None:
+        self.reloader.apply(config_of(models, **more))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[trio.Nursery]:
+        with trio.fail_after(100_000):
+            async with trio.open_nursery() as beside:
+                beside.start_soon(self.board.run)
+                async with trio.open_nursery() as requests:
+                    yield requests
+                for each in self.board.models.values():
+                    assert (each.in_flight.count, each.waiters.count) == (0, 0)
+                beside.cancel_scope.cancel()
+
+
+async def test_a_model_that_did_not_change_is_not_touched(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(), "b": model(3), "c": model(4)})
+        await trio.sleep(1)
+        assert site.hooks.calls == [("a", "wake")]
+        assert site.told == [("b", 3), ("c", 4)]
+        assert site.board.active_model == "a"
+        await site.ask("c")
+        assert site.board.model_port("b") == 3
+
+
+async def test_a_model_that_is_awake_changes_once_it_is_drained(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(2)})
+        await trio.sleep(1)
+        requests.start_soon(site.ask, "a", 1)  # waits, and is served by the new one
+        await trio.sleep(1)
+        assert site.told == []
+        assert site.board.model_port("a") == 1
+        await trio.sleep(100)
+        assert site.told == [("a", 2)]
+        assert site.hooks.calls == [("a", "wake"), ("a", "sleep"), ("a", "wake")]
+
+
+async def test_what_needs_no_sleep_changes_at_once(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(max_in_flight=1)})
+    async with site.running() as requests:
+        for _ in range(3):
+            requests.start_soon(site.ask, "a", 10)
+        await trio.sleep(1)
+        assert site.board.in_flight_count("a") == 1
+        site.apply({"a": model(max_in_flight=3, aliases=["x"], hook_timeouts={"wake": 9})})
+        await wait_all_tasks_blocked()
+        assert site.told == [("a", 1)]
+        assert site.board.in_flight_count("a") == 3
+        assert site.hooks.calls == [("a", "wake")]
+
+
+async def test_a_model_that_is_gone_serves_who_waits_for_it(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "b", 10)
+        await trio.sleep(1)
+        requests.start_soon(site.ask, "a", 5)
+        await trio.sleep(1)
+        site.apply({"b": model(2)})
+        await trio.sleep(1)
+        assert site.told == []
+        await trio.sleep(30)
+        assert site.told == [("a", None)]
+        assert site.hooks.calls[-1] == ("a", "sleep")
+        assert site.hooks.served == {"a": 1, "b": 1}
+        with pytest.raises(LlmuxError, match="Model not found: a"):
+            await site.ask("a")
+        assert list(site.board.models) == ["b"]
+
+
+async def test_a_model_that_is_gone_and_comes_back_stays(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 10)
+        await trio.sleep(1)
+        site.apply({"b": model(2)})
+        await trio.sleep(1)
+        site.apply({"a": model(5), "b": model(2)})
+        await trio.sleep(20)
+        assert site.told == [("a", 5)]
+        await site.ask("a")
+        assert list(site.board.models) == ["a", "b"]
+
+
+async def test_a_target_that_is_removed_while_its_switch_runs(autojump_clock: MockClock) -> None:
+    """Its waiter leaves, too; what the switch has woken is put to sleep again."""
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 10)
+        await trio.sleep(1)
+        with trio.move_on_after(2):
+            async with trio.open_nursery() as leaving:
+                leaving.start_soon(site.ask, "b")
+                await trio.sleep(1)
+                site.apply({"a": model()})
+        await trio.sleep(60)
+        assert site.told == [("b", None)]
+        await site.ask("a")
+        assert site.hooks.awake == {"a"}
+
+
+async def test_a_new_group_gets_its_own_switcher(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 10)
+        await trio.sleep(1)
+        site.hooks.awake.clear()  # the fake has one GPU
+        site.apply({"a": model(), "g": model(2, group="second")})
+        with trio.fail_after(5):
+            await site.ask("g")
+        site.hooks.awake.add("a")
+
+
+async def test_a_model_in_use_cannot_change_its_group(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running():
+        await site.ask("a")
+        await wait_all_tasks_blocked()  # the switch is over
+        with pytest.raises(ConfigError, match=r"models\.a\.group: cannot change while"):
+            site.apply({"a": model(group="x"), "b": model(9)})
+        assert site.told == [], "a config that is refused changes nothing"
+        site.apply({"a": model(), "b": model(2, group="x")})
+        assert site.told == [("b", None), ("b", 2)]
+
+
+async def test_another_policy_decides_at_once(autojump_clock: MockClock) -> None:
+    models = {"a": model(), "b": model(2)}
+    site = Site(models, policy={"name": "fifo", "min_active_secs": 1000})
+    async with site.running() as requests:
+        await site.ask("a")
+        requests.start_soon(site.ask, "b")
+        await trio.sleep(10)
+        assert site.board.active_model == "a"
+        site.apply(models, policy={"name": "adaptive"})
+        await trio.sleep(1)
+        assert site.board.active_model == "b"
+
+
+# ---- A real llmux ----
+
+
+async def until(found: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not found():
+            await trio.sleep(0.02)
+
+
+@pytest.fixture
+async def rack(tmp_path: Path) -> AsyncIterator[Rack]:
+    async with running_backends(tmp_path, "a", "b") as rack:
+        yield rack
+
+
+def write(rack: Rack, *names: str, **settings: Any) -> None:
+    models = {name: rack.model(name) for name in names}
+    config = {"port": 0, "state_dir": "state", "models": models, **settings}
+    new = rack.folder / "new.json"
+    new.write_text(json.dumps(config))
+    new.replace(rack.folder / "llmux.json")
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "--watch"])
+async def test_models_come_and_go(rack: Rack, how: str) -> None:
+    write(rack, "a")
+    config = rack.folder / "llmux.json"
+    arguments = ["--watch"] if how == "--watch" else []
+    async with running_llmux(config, "llmux", *arguments) as llmux, llmux.client() as client:
+
+        async def reload(*names: str) -> None:
+            count = sum("reloaded" in line for line in llmux.lines)
+            write(rack, *names)
+            if how == "SIGHUP":
+                os.kill(llmux.process.pid, signal.SIGHUP)
+            await until(lambda: sum("reloaded" in line for line in llmux.lines) > count)
+
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 404
+        await reload("a", "b")
+        assert rack.hook_log == ["a wake"]
+        assert (await client.post(CHAT, json=chat("b"))).json()["served_by"] == "b"
+        async with trio.open_nursery() as nursery:
+            answers: list[httpx.Response] = []
+
+            async def ask() -> None:
+                answers.append(await client.post(CHAT, json=chat("b", seconds=0.5)))
+
+            nursery.start_soon(ask)
+            await trio.sleep(0.2)
+            await reload("a")
+            assert (await client.post(CHAT, json=chat("b"))).status_code == 404
+        assert [answer.status_code for answer in answers] == [200]
+        assert [m["id"] for m in (await client.get("/v1/models")).json()["data"]] == ["a"]
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+
+
+async def test_a_bad_file_changes_nothing_and_says_why(rack: Rack) -> None:
+    write(rack, "a", "b")
+    config = rack.folder / "llmux.json"
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+
+        async def reload_in_vain(text: str, *, says: str) -> None:
+            config.write_text(text)
+            os.kill(llmux.process.pid, signal.SIGHUP)
+            await until(
+                lambda: any("reload_failed" in each and says in each for each in llmux.lines)
+            )
+
+        await reload_in_vain("{", says="llmux.json")
+        await reload_in_vain(json.dumps({"models": {}}), says="needs at least one model")
+        odd = {"models": {"a": rack.model("a")}, "policy": {"name": "fifoo"}}
+        await reload_in_vain(json.dumps(odd), says="did you mean 'fifo'")
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+        assert not any("Traceback" in line for line in llmux.lines)
+
+
+async def test_keys_and_aliases_change_at_once_and_ports_need_a_restart(rack: Rack) -> None:
+    write(rack, "a")
+    config = rack.folder / "llmux.json"
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        write(rack, "a", api_keys=["secret"], host="0.0.0.0", fallback=None)
+        os.kill(llmux.process.pid, signal.SIGHUP)
+        await until(lambda: any("reloaded" in line for line in llmux.lines))
+        assert any("needs_restart" in line and "host" in line for line in llmux.lines)
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 401
+        key = {"authorization": "Bearer secret"}
+        assert (await client.post(CHAT, json=chat("a"), headers=key)).status_code == 200
+        assert not any("secret" in line for line in llmux.lines)
+
+
+async def test_requests_do_not_notice_reloads(rack: Rack) -> None:
+    write(rack, "a", "b")
+    config = rack.folder / "llmux.json"
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        answers: list[int] = []
+
+        async def ask(name: str) -> None:
+            for _ in range(10):
+                answer = await client.post(CHAT, json=chat(name, seconds=0.01))
+                answers.append(answer.status_code)
+
+        async with trio.open_nursery() as nursery:
+            for name in "ab" * 4:
+                nursery.start_soon(partial(ask, name))
+            for round_ in range(8):
+                await trio.sleep(0.1)
+                # Another wake hook each time: whoever is awake is drained and slept for it.
+                models = {
+                    name: rack.model(name, wake=f"{rack.model(name)['wake']} # {round_}")
+                    for name in "ab"
+                }
+                write(rack, models=models)
+                os.kill(llmux.process.pid, signal.SIGHUP)
+        assert answers == [200] * 80
+        assert not any("switch_failed" in line for line in llmux.lines)
