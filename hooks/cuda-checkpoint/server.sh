@@ -1,0 +1,150 @@
+# shellcheck shell=sh
+# Sourced by the other scripts: the server on $LLMUX_PORT, and what of it is on the GPU.
+
+files=run/cuda-$LLMUX_PORT
+pid_file=$files.pid # process id, start time and boot of the server that wake.sh started
+# shellcheck disable=SC2034 # for those who source this
+log_file=$files.log # what that server prints
+toggled=$files.off  # is there while it is suspended by an old cuda-checkpoint, which cannot be asked
+
+answer='' left=''
+
+say() { echo "${0##*/}: $*" >&2; }
+
+now() { date +%s; }
+
+# Whether the server answers. It may do so while it is suspended: nothing of that is on the GPU.
+answers() {
+    curl --silent --fail --noproxy '*' --max-time 4 --output /dev/null \
+        "http://127.0.0.1:$LLMUX_PORT${HEALTH_PATH:-/health}"
+}
+
+# ---- CUDA ----
+
+# cuda SECONDS ARGUMENTS: sets $answer to all that cuda-checkpoint prints; fails as it does, or after
+# so long. In llmux's process group (--foreground), so that llmux can end it.
+cuda() {
+    seconds=$1
+    shift
+    # shellcheck disable=SC2086 # in words
+    answer=$(timeout --foreground -k 5 "$seconds" ${CUDA_CHECKPOINT:-cuda-checkpoint} "$@" 2>&1) &&
+        return
+    code=$?
+    [ "$code" != 124 ] || answer="no answer within $seconds s"
+    return "$code"
+}
+
+# Whether cuda-checkpoint can say in what state a process is, and suspend in steps (driver 570).
+can_ask() {
+    cuda 10 --help || :
+    case $answer in
+        *--get-state*) ;;
+        *--toggle*) return 1 ;;
+        *)
+            say "cannot run ${CUDA_CHECKPOINT:-cuda-checkpoint} ($answer); get it from \
+github.com/NVIDIA/cuda-checkpoint, or set CUDA_CHECKPOINT to its path"
+            exit 1
+            ;;
+    esac
+}
+
+# Sets $running, $locked and $checkpointed to the server's processes that are in that state, and
+# $broken to those that CUDA has given up. The rest have nothing to do with CUDA.
+look() {
+    running='' locked='' checkpointed='' broken=''
+    left || return 0
+    for pid in $left; do
+        cuda 10 --get-state --pid "$pid" || continue
+        case $answer in
+            *running*) running="$running $pid" ;;
+            *locked*) locked="$locked $pid" ;;
+            *checkpointed*) checkpointed="$checkpointed $pid" ;;
+            *failed*) broken="$broken $pid" ;;
+        esac
+    done
+}
+
+# each ACTION PROCESSES: does it to each, with a time limit; fails at the first that fails.
+each() {
+    action=$1
+    shift
+    for pid in "$@"; do
+        case $action in
+            lock)
+                cuda $((${LOCK_MS:-30000} / 1000 + 5)) --action lock --pid "$pid" \
+                    --timeout "${LOCK_MS:-30000}"
+                ;;
+            *) cuda "${COPY_SECS:-60}" --action "$action" --pid "$pid" ;;
+        esac || return 1
+    done
+}
+
+# Brings back all that is suspended, wholly or in part. Fails, with the reason in $answer.
+resume() {
+    look
+    # shellcheck disable=SC2086 # one id a word
+    each restore $checkpointed || return 1
+    # shellcheck disable=SC2086
+    each unlock $checkpointed $locked || return 1
+    [ -z "$broken" ] || answer="CUDA has failed in process$broken"
+    [ -z "$broken" ]
+}
+
+# ---- The process ----
+
+# Sets $leader if wake.sh has started a server since the machine has, which may have ended.
+known() {
+    leader='' started='' boot=''
+    [ -r "$pid_file" ] && read -r leader started boot <"$pid_file"
+    [ -n "$boot" ] && [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]
+}
+
+# Prints the state and, 20th, the start time of a process (proc(5)).
+stat_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null; }
+
+# Whether the server's first process runs; the start time tells it from a later one of the same id.
+runs() {
+    known || return 1
+    # shellcheck disable=SC2046 # in words
+    set -- $(stat_of "$leader")
+    [ "${20:-}" = "$started" ] && [ "$1" != Z ] && [ "$1" != X ]
+}
+
+# Sets $left to what runs of the server: its first process, or workers that outlived it.
+left() {
+    left=''
+    known || return 1
+    # shellcheck disable=SC2046 # in words
+    set -- $(stat_of "$leader")
+    [ -z "${20:-}" ] || [ "${20}" = "$started" ] || return 1
+    left=$(sed -n "s/^\([0-9]*\) (.*) [^ZX] [0-9]* [0-9]* $leader .*/\1/p" \
+        /proc/[0-9]*/stat 2>/dev/null | tr '\n' ' ')
+    [ -n "$left" ]
+}
+
+# wait_gone SECONDS
+wait_gone() {
+    until=$(($(now) + $1))
+    while left; do
+        [ "$(now)" -lt "$until" ] || return 1
+        sleep 0.1
+    done
+}
+
+# stop_server SECONDS: SIGTERM, and SIGKILL to what still runs then. Leaves a server alone that
+# wake.sh did not start.
+stop_server() {
+    if left; then
+        # shellcheck disable=SC2086 # one id a word
+        kill -TERM $left 2>/dev/null || :
+        if ! wait_gone "$1"; then
+            # shellcheck disable=SC2086
+            kill -KILL $left 2>/dev/null || :
+            if ! wait_gone 5; then
+                say "cannot end process $left"
+                return 1
+            fi
+        fi
+    fi
+    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$toggled"
+}

@@ -1,0 +1,117 @@
+#!/bin/sh
+# Wake hook: starts a vLLM server for $LLMUX_MODEL on $LLMUX_PORT, if none runs, or wakes the one that
+# sleeps, and waits until it answers.
+#
+#   ./wake.sh MODEL [OPTIONS OF vllm serve]
+set -eu
+# shellcheck source-path=SCRIPTDIR source=server.sh
+. "$(dirname "$0")/server.sh"
+
+deadline=$(($(now) + ${VLLM_WAKE_SECS:-580}))
+
+# Leaves no server behind that does not work.
+fail() {
+    trap '' TERM INT HUP
+    if left; then
+        tail -n 15 "$log_file" >&2 || :
+        stop_server 2 || :
+        say "$1; the server has been stopped"
+    else
+        say "$1"
+    fi
+    exit 1
+}
+trap 'fail "was told to end"' TERM INT HUP
+
+# Sets $seconds to what is left of the time, at least 1: to curl, 0 means for ever.
+remaining() {
+    seconds=$((deadline - $(now)))
+    [ "$seconds" -gt 0 ] || seconds=1
+}
+
+# must METHOD PATH [OPTIONS OF CURL]: a step without which the server is of no use.
+must() {
+    method=$1 path=$2
+    shift 2
+    remaining
+    ask "$method" "$path" "$seconds" "$@"
+    [ "$status" = 200 ] || fail "$method $path: status $status $(printf %s "$body" | head -c 300)"
+}
+
+start() {
+    command -v "${VLLM:-vllm}" >/dev/null ||
+        fail "${VLLM:-vllm} not found; install vLLM, or set VLLM to the path of the program"
+    mkdir -p run
+    [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
+    # In a session of its own, so that it outlives this hook, and can be ended with its workers.
+    # The paths used here exist in the development mode only; they are why it must listen on loopback.
+    VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
+        --host 127.0.0.1 --port "$LLMUX_PORT" --served-model-name "$LLMUX_MODEL" \
+        >"$log_file" 2>&1 </dev/null &
+    leader=$!
+    # shellcheck disable=SC2046 # in words
+    set -- $(stat_of "$leader")
+    echo "$leader ${20:-ended} $(cat /proc/sys/kernel/random/boot_id)" >"$pid_file"
+}
+
+# Level 1 kept the weights. Level 2 has lost them: they are read from disk before there is room for
+# the KV cache, or the model would answer garbage. (Unknown: as level 2, which is right for both.)
+wake_up() {
+    mkdir -p run
+    : >"$half_awake"
+    if [ "$(cat "$level_file" 2>/dev/null)" = 1 ]; then
+        must POST /wake_up
+    else
+        must POST '/wake_up?tags=weights'
+        must POST /collective_rpc --header 'Content-Type: application/json' \
+            --data '{"method": "reload_weights"}'
+        must POST '/wake_up?tags=kv_cache'
+    fi
+    must POST /reset_prefix_cache
+    rm -f "$half_awake"
+}
+
+command -v curl >/dev/null || fail "curl not found; install it"
+[ $# -gt 0 ] || fail "usage: wake.sh MODEL [OPTIONS OF vllm serve]"
+
+if runs; then
+    [ -e "$half_awake" ] || ask GET /health 4
+    # Half awake: it can neither be put to sleep nor be woken any more. 503: its engine has died.
+    if [ -e "$half_awake" ] || [ "$status" = 503 ]; then
+        say "the server that was left is of no use (half awake, or its engine died); starting it anew"
+        stop_server 10
+        start "$@"
+    fi
+else
+    ask GET /is_sleeping 4
+    case $status in
+        000)
+            stop_server 2 # workers that outlived their server would hold the GPU
+            start "$@"
+            ;;
+        200)
+            # Started by somebody else, with what it takes: it will do.
+            look
+            if [ -e "$half_awake" ]; then
+                [ "$sleeping" = no ] || fail "an earlier wake was broken off; restart the server"
+                rm -f "$half_awake"
+            fi
+            ;;
+        *) fail "port $LLMUX_PORT is taken by a server that these hooks cannot use (GET /is_sleeping: \
+status $status); stop it, or start it with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode" ;;
+    esac
+fi
+
+until serves; do
+    if [ "$sleeping" = yes ] && [ ! -e "$half_awake" ]; then
+        wake_up
+        continue
+    fi
+    [ "$(now)" -lt "$deadline" ] || fail "no answer within ${VLLM_WAKE_SECS:-580} s \
+(VLLM_WAKE_SECS, to be kept below the wake time-out in hook_timeouts)"
+    sleep 0.1
+    if known && ! runs; then
+        tail -n 15 "$log_file" >&2 || :
+        fail "the server ended by itself; why stands above and in $log_file"
+    fi
+done
