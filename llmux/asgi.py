@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
 import trio
@@ -248,6 +249,20 @@ class AsgiLane:
         except trio.Cancelled:
             self._stands_after_event = chunk is sent and is_event_end(answer, chunk)
             raise
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def begin_events(self, headers: HeaderList) -> None:
+        """Send 200 and headers of a stream of events that llmux itself begins."""
+        await self._start(HTTPStatus.OK, headers)
+
+    async def send_events(self, data: bytes) -> None:
+        """Send some of that stream."""
+        self._stands_after_event = False
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._stands_after_event = data.endswith((b"\n\n", b"\r\n\r\n"))
+
+    async def end_events(self) -> None:
+        """End it as it should."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def send_last_event(self, event: bytes) -> None:

@@ -127,6 +127,15 @@ class WebSocketLane:
             self._parts.clear()
             await self._send({"type": "websocket.send", kind: joined})
 
+    async def begin_events(self, headers: HeaderList) -> None:
+        """A handshake has no body that could ask for them."""
+
+    async def send_events(self, data: bytes) -> None:
+        """See `begin_events`."""
+
+    async def end_events(self) -> None:
+        """See `begin_events`."""
+
     async def send_last_event(self, event: bytes) -> None:
         """What is relayed is no stream of events."""
 

@@ -229,6 +229,13 @@ class BackendError(LlmuxError):
         super().__init__(f"Backend error: {reason}")
 
 
+class NoStream(BackendError):
+    """The backend has answered a client that waits for a stream with something else."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"answered {status}: {body[:2000].decode(errors='replace')}")
+
+
 class BackendRefused(BackendError):
     """The backend accepted no connection, so it cannot have seen the request."""
 

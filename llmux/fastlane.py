@@ -296,7 +296,7 @@ class FastRequest:
         self._head = head
         self._connection = connection
         self._is_read = not (head.is_chunked or head.content_length)
-        self._stands_after_event = False
+        self._stands_after_event = self._could_go_on = False
         connection.can_go_on = head.keeps_alive
 
     async def read_body(self) -> None:
@@ -453,6 +453,25 @@ class FastRequest:
                 while data := await backend.receive_some(wire.RECEIVE_BYTES):
                     await connection.send(bytes(data))
             nursery.cancel_scope.cancel()
+
+    async def begin_events(self, headers: HeaderList) -> None:
+        """Send 200 and headers of a stream of events that llmux itself begins."""
+        connection = self._connection
+        self.has_answered = True
+        self._could_go_on, connection.can_go_on = connection.can_go_on, False
+        chunked = (b"Transfer-Encoding", b"chunked")
+        await connection.send(response_head(HTTPStatus.OK, [*headers, chunked]))
+
+    async def send_events(self, data: bytes) -> None:
+        """Send some of that stream."""
+        self._stands_after_event = False
+        await self._connection.send(_chunk(data))
+        self._stands_after_event = data.endswith((b"\n\n", b"\r\n\r\n"))
+
+    async def end_events(self) -> None:
+        """End it as it should."""
+        await self._connection.send(b"0\r\n\r\n")
+        self._connection.can_go_on = self._could_go_on
 
     async def send_last_event(self, event: bytes) -> None:
         """Send this after a stream of events that was cut between two of them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from http import HTTPStatus
 from typing import Protocol
 
 import trio
@@ -24,11 +25,13 @@ from llmux.errors import (
     LlmuxError,
     ModelNotFound,
     NoModel,
+    NoStream,
     NotReady,
     StreamCut,
 )
 from llmux.hints import NO_HINTS, read_hints
 from llmux.journal import NO_JOURNAL, Journal
+from llmux.keepalive import KeptAlive, asks_for_stream
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
@@ -101,6 +104,18 @@ class Lane(Protocol):
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
         ...
 
+    async def begin_events(self, headers: HeaderList) -> None:
+        """Send 200 and headers of a stream of events that llmux itself begins."""
+        ...
+
+    async def send_events(self, data: bytes) -> None:
+        """Send some of that stream."""
+        ...
+
+    async def end_events(self) -> None:
+        """End it as it should."""
+        ...
+
     async def send_last_event(self, event: bytes) -> None:
         """Send this after a stream of events that was cut between two of them, if it was that."""
         ...
@@ -159,12 +174,13 @@ class Outgoing:
 class Journey:
     """What one request will be counted as."""
 
-    __slots__ = ("arrived_at", "first_byte_s", "model", "serving", "status")
+    __slots__ = ("arrived_at", "first_byte_s", "kept_alive", "model", "serving", "status")
 
     def __init__(self) -> None:
         self.arrived_at = trio.current_time()
         self.model = ""
         self.serving: Serving | None = None
+        self.kept_alive: KeptAlive | None = None
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
 
@@ -212,6 +228,7 @@ class ModelProxy:
         """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
         self._heeds_hints = config.policy.client_hints
+        self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
         self.bodies.apply(config.limits)
@@ -263,15 +280,25 @@ class ModelProxy:
         await lane.read_body()
         upstream, named = self._route(lane, lane.body.data, journey)
         outgoing = Outgoing(lane, named, received, upstream)
+        if self._keepalive_s is not None and asks_for_stream(lane.body.data):
+            journey.kept_alive = KeptAlive(
+                lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
+            )
+            async with lane.present(), journey.kept_alive.waiting():
+                await self._exchange(lane, journey, outgoing)
+            return
         async with lane.present():
-            try:
-                await self._answer(lane, journey, outgoing)
-            except BackendRefused:
-                if journey.serving is None:
-                    raise
-                # It has seen nothing of the request, which may wait until the model is up again.
-                await self._board.refused(journey.model)
-                await self._answer(lane, journey, outgoing)
+            await self._exchange(lane, journey, outgoing)
+
+    async def _exchange(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
+        try:
+            await self._answer(lane, journey, outgoing)
+        except BackendRefused:
+            if journey.serving is None:
+                raise
+            # It has seen nothing of the request, which may wait until the model is up again.
+            await self._board.refused(journey.model)
+            await self._answer(lane, journey, outgoing)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -291,8 +318,24 @@ class ModelProxy:
                 outgoing = Outgoing(lane, outgoing.named, outgoing.received, upstream)
             async with outgoing.exchange() as answer:
                 lane.body.release()
+                if journey.kept_alive is not None:
+                    await journey.kept_alive.stop()
+                    if journey.kept_alive.has_begun:
+                        await self._go_on(lane, answer)
+                        return
                 added = journey.answers(answer.status)
                 await lane.relay(answer, [*response_headers(answer.headers), *added])
+
+    @staticmethod
+    async def _go_on(lane: Lane, answer: Answer) -> None:
+        """Send an answer to a client that has its status line already."""
+        is_stream = header(answer.headers, b"content-type").startswith(b"text/event-stream")
+        if answer.status == HTTPStatus.OK and is_stream:
+            async for data in answer.chunks():
+                await lane.send_events(data)
+        else:
+            await lane.send_events(error_event(NoStream(answer.status, await answer.read())))
+        await lane.end_events()
 
     def _route(self, lane: Lane, body: bytes, journey: Journey) -> tuple[Upstream, Named]:
         try:
@@ -310,6 +353,9 @@ class ModelProxy:
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         if lane.has_answered:
+            if journey.kept_alive is not None and journey.kept_alive.has_begun:
+                await lane.send_events(error_event(error))
+                await lane.end_events()
             return
         status, headers, body = error_answer(error)
         await lane.reply(status, [*headers, *journey.answers(status)], body)

@@ -129,7 +129,12 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 @asynccontextmanager
 async def running_lane(
-    lane: str, folder: Path, *, models: Sequence[str] = ("a",), **settings: Any
+    lane: str,
+    folder: Path,
+    *,
+    models: Sequence[str] = ("a",),
+    hooks: FakeHooks | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
     backend = ScriptedBackend()
@@ -140,7 +145,7 @@ async def running_lane(
             {"models": dict.fromkeys(models, model), "state_dir": str(folder), **settings},
             directory=folder,
         )
-        service = build_service(config, hooks=FakeHooks())
+        service = build_service(config, hooks=hooks or FakeHooks())
         rest = HypercornSide(service.app, server_config("127.0.0.1", 0, config))
         fast = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
         async with rest.lifespan():

@@ -219,7 +219,7 @@ FOREIGN = b"Origin: https://ui.example"
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_control_keys(lane: str, tmp_path: Path) -> None:
-    settings = {"api_keys": [SECRET], "control_keys": [CONTROL]}
+    settings: dict[str, Any] = {"api_keys": [SECRET], "control_keys": [CONTROL]}
     async with running_lane(lane, tmp_path, **settings) as site:
         status_of = b"/control/status"
         for headers in ([], [FAR], [bearer(SECRET)], [bearer("sk-wr0ng"), FAR], [FOREIGN]):
@@ -247,7 +247,7 @@ async def test_api_keys_alone_leave_control_to_this_machine(site: Site) -> None:
 async def test_metrics_access(
     tmp_path: Path, access: str, without: int, api: int, control: int
 ) -> None:
-    settings = {"api_keys": [SECRET], "control_keys": [CONTROL], "metrics_access": access}
+    settings: dict[str, Any] = {"api_keys": [SECRET], "control_keys": [CONTROL], "metrics_access": access}
     async with running_lane("fast", tmp_path, **settings) as site:
         assert status(await site.exchange(get(b"/metrics"))) == without
         assert status(await site.exchange(get(b"/metrics", bearer(SECRET)))) == api

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from wsproto.events import (
 from wsproto.utilities import generate_accept_token
 
 from llmux.backend import Backend
+from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, play, read_all, running_lane
 
 BODY = b'{"model": "a"}'
@@ -808,3 +810,90 @@ def chunked(request: bytes) -> bytes:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     head = b"\r\n".join([*lines, b"Transfer-Encoding: chunked"])
     return head + b"\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+# ---- Comments for those who wait ----
+
+STREAM = b'{"model": "a", "stream": true}'
+EVENTS = b"data: 1\n\ndata: [DONE]\n\n"
+
+
+def stream_of_events(*pieces: bytes, status: bytes = b"200 OK") -> tuple[bytes, ...]:
+    head = b"HTTP/1.1 %b\r\nContent-Type: text/event-stream\r\n" % status
+    chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+    return (head + b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n")
+
+
+def dechunked(answer: bytes) -> bytes:
+    rest, data = body_of(answer), b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        data += rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+    return data
+
+
+def slow_to_wake(
+    lane: str, tmp_path: Path, *, fails: bool = False
+) -> AbstractAsyncContextManager[Site]:
+    hooks = FakeHooks(seconds={("a", "wake"): 0.5}, failing={("a", "wake"): int(fails)})
+    return running_lane(lane, tmp_path, hooks=hooks, policy={"waiting_keepalive_secs": 0.1})
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_who_waits_for_a_stream_gets_comments(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = play(*stream_of_events(EVENTS))
+        answer = await site.exchange(post(STREAM))
+        assert status(answer) == 200
+        head = answer.partition(b"\r\n\r\n")[0].lower()
+        assert b"content-type: text/event-stream" in head
+        assert b"x-llmux-model: a" in head
+        assert answer.endswith(b"0\r\n\r\n")
+        comments, _, events = dechunked(answer).partition(b"data: ")
+        assert comments.count(b": waiting for the model\n\n") >= 3
+        assert b"data: " + events == EVENTS
+        again = await site.exchange(post(STREAM))
+        assert b": waiting" not in again, "it does not wait any more"
+        assert dechunked(again) == EVENTS
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_who_wants_no_stream_gets_no_comments(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        answer = await site.exchange(post(b'{"model": "a", "stream": false}'))
+        assert (status(answer), body_of(answer)) == (200, b"ok")
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_later_failure_is_an_event(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path, fails=True) as site:
+        answer = await site.exchange(post(STREAM))
+        assert status(answer) == 200
+        assert answer.endswith(b"0\r\n\r\n")
+        last = dechunked(answer).rpartition(b"data: ")[2]
+        assert json.loads(last)["error"]["code"] == "hook_failed"
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_an_answer_that_is_no_stream_is_an_event(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = play(b"HTTP/1.1 400 Bad\r\nContent-Length: 9\r\n\r\ntoo long!")
+        last = dechunked(await site.exchange(post(STREAM))).rpartition(b"data: ")[2]
+        error = json.loads(last)["error"]
+        assert error["message"] == "Backend error: answered 400: too long!"
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_client_that_leaves_while_it_gets_comments(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        async with await site.connect() as stream:
+            await stream.send_all(post(STREAM))
+            with trio.fail_after(5):
+                while b": waiting" not in await stream.receive_some():
+                    pass
+        await site.until_idle()
+        with trio.fail_after(5):
+            while site.service.board.queue_depths["a"]:
+                await trio.sleep(0.01)
+        assert site.service.proxy.bodies.held_bytes == 0

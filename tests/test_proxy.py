@@ -84,6 +84,15 @@ class FakeLane:
                 raise self.fails
         self.ended = True
 
+    async def begin_events(self, headers: HeaderList) -> None:
+        self._start(200, headers)
+
+    async def send_events(self, data: bytes) -> None:
+        self.received += data
+
+    async def end_events(self) -> None:
+        self.ended = True
+
     async def send_last_event(self, event: bytes) -> None:
         self.last_event = event
 

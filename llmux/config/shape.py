@@ -280,6 +280,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
         on_drain_timeout: cut the requests that are still in flight then, or log it and wait.
+        waiting_keepalive_secs: How often who waits for a stream gets a comment; null for never.
         min_active_secs: Least time that a model stays awake.
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
         alive_failures: Failures in a row after which the model counts as down; 1 if its backend
@@ -295,6 +296,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None
     on_drain_timeout: Literal["cut", "wait"] = "cut"
+    waiting_keepalive_secs: Seconds | None = None
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
     alive_interval_secs: Annotated[float, Meta(ge=0)] = 30.0
     alive_failures: PositiveInt = 3
