@@ -20,6 +20,7 @@ class Bodies:
         held_bytes: How many there are.
         most_bytes: The largest body that is taken.
         longest_s: How long one may take to arrive, in seconds.
+        limit_bytes: How many there may be.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -30,18 +31,7 @@ class Bodies:
         """Use other limits from now on."""
         self.most_bytes = limits.body_bytes
         self.longest_s = limits.body_secs
-        self._queued_bytes = limits.queued_bytes
-
-    def grow(self, by: int) -> None:
-        """So many more have been received.
-
-        Raises:
-            QueueFull: They are too many.
-        """
-        if self.held_bytes + by > self._queued_bytes:
-            message = f"The bodies of waiting requests fill {self._queued_bytes} bytes"
-            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
-        self.held_bytes += by
+        self.limit_bytes = limits.queued_bytes
 
 
 class Body:
@@ -75,12 +65,19 @@ class Body:
 
     def grow(self, by: int) -> None:
         """So many bytes of it have been received; raises BodyTooLarge, QueueFull."""
-        self.announce(self._size + by)
-        self._bodies.grow(by)
-        self._size += by
+        bodies = self._bodies
+        size = self._size + by
+        if size > bodies.most_bytes:
+            raise BodyTooLarge(bodies.most_bytes)
+        if bodies.held_bytes + by > bodies.limit_bytes:
+            message = f"The bodies of waiting requests fill {bodies.limit_bytes} bytes"
+            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
+        bodies.held_bytes += by
+        self._size = size
 
     def release(self) -> None:
         """It is not needed any more; harmless when repeated."""
-        self._bodies.held_bytes -= self._size
-        self._size = 0
-        self.data = b""
+        if self._size:
+            self._bodies.held_bytes -= self._size
+            self._size = 0
+            self.data = b""
