@@ -22,7 +22,14 @@ from llmux.app import (
 from llmux.config import Config, HookName, config_schema
 from llmux.errors import ConfigError
 from llmux.policy import load_policy
-from llmux.server import calm_collector, listen, raise_descriptor_limit, serve_config, server_config
+from llmux.server import (
+    calm_collector,
+    listen,
+    raise_descriptor_limit,
+    return_freed_memory,
+    serve_config,
+    server_config,
+)
 from llmux.simulate.commands import replay_command, simulate_command
 from llmux.statelock import LockHeld, state_lock
 
@@ -164,6 +171,7 @@ def run_server(options: ServeOptions) -> int:
         )
         raise_descriptor_limit()
         calm_collector()
+        return_freed_memory()
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)

@@ -64,12 +64,19 @@ class Body:
             raise BodyTooLarge(self._bodies.most_bytes)
 
     def grow(self, by: int) -> None:
-        """So many bytes of it have been received; raises BodyTooLarge, QueueFull."""
+        """So many bytes of it have been received.
+
+        Raises:
+            BodyTooLarge, QueueFull: It is not taken, and what there is of it counts no more: to
+                tell the client may take a while, in which others could have the room.
+        """
         bodies = self._bodies
         size = self._size + by
         if size > bodies.most_bytes:
+            self.release()
             raise BodyTooLarge(bodies.most_bytes)
         if bodies.held_bytes + by > bodies.limit_bytes:
+            self.release()
             message = f"The bodies of waiting requests fill {bodies.limit_bytes} bytes"
             raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
         bodies.held_bytes += by

@@ -338,16 +338,16 @@ class FastRequest:
 
     async def _read_length(self, body: Body, length: int) -> None:
         piece, self._connection.buffer = self._connection.buffer, b""
-        body.grow(len(piece))
-        pieces = [piece]
-        missing = length - len(piece)
-        while missing > 0:
-            piece = await self._receive()
+        received = bytearray()  # thousands of pieces would leave the heap in pieces, too
+        while True:
+            missing = length - len(received)
             body.grow(min(len(piece), missing))
-            pieces.append(piece)
-            missing -= len(piece)
-        data = b"".join(pieces)
-        body.data, self._connection.buffer = data[:length], data[length:]
+            received += piece[:missing]
+            if len(piece) >= missing:
+                break
+            piece = b""  # not twice in memory while it waits
+            piece = await self._receive()
+        body.data, self._connection.buffer = bytes(received), piece[missing:]
 
     async def _read_chunks(self, body: Body) -> None:
         parts = ChunkedParts([])

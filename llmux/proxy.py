@@ -261,7 +261,9 @@ class ModelProxy:
                 await lane.send_last_event(error_event(NotReady(journey.model)))
             await self._refuse(lane, journey, NotReady(journey.model))
         except LlmuxError as error:
-            await self._refuse(lane, journey, error)
+            # Else it would keep what it was raised from in memory, half a body perhaps, for as long
+            # as the client takes to hear of it.
+            await self._refuse(lane, journey, error.with_traceback(None))
         except Exception as error:
             log.exception("internal_error", model=journey.model)
             await self._refuse(lane, journey, InternalError(error))

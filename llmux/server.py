@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -27,6 +28,9 @@ from llmux.fastlane import FastLane, response_head
 from llmux.hypercorn_side import HypercornSide
 from llmux.openai import error_answer
 from llmux.reload import Reloader
+
+M_MMAP_THRESHOLD = -3
+"""mallopt(3), from malloc.h."""
 
 DESCRIPTORS = 64
 """What llmux itself needs, hooks included."""
@@ -74,6 +78,16 @@ def at_most(limit: int, serve: Serve) -> Serve:
             count -= 1
 
     return serve_or_refuse
+
+
+def return_freed_memory() -> None:
+    """Have large bodies return to the system what they took (glibc only).
+
+    By itself glibc keeps blocks of up to 32 MiB for itself once one has been freed: after a flood
+    of bodies llmux would stay as large as it ever was.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def calm_collector() -> None:
