@@ -8,7 +8,7 @@ RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test lint unit test-slow test-real bench format clean
+.PHONY: help run test lint unit test-slow test-real bench soak format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: min
 bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and the cost of a switch
 	@$(BIN)/python -m bench.proxy $(ARGS)
 	@$(BIN)/python -m bench.switch
+
+soak: $(TEST_STAMP)  ## Ten minutes of faults at random: backends that crash, hang and lie, llmux killed
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(TEST_STAMP)  ## Format the code
 	@$(BIN)/ruff format --quiet .

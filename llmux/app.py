@@ -111,7 +111,7 @@ def build_service(
     board = Switchboard(config, hooks or shell, metrics, journal, record)
     board.on_death = on_switcher_death
     proxy = ModelProxy(config, board, metrics, journal)
-    board.listen_with(proxy.heard_since)
+    board.connect(proxy.heard_since, proxy.forget_idle)
     reloader = Reloader(config, board)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)

@@ -155,6 +155,7 @@ class HookError(LlmuxError):
         hook: wake, sleep, alive, prefetch or verify_asleep.
         exit_code: The shell's exit code; None if it was ended by llmux or never started.
         output: The last lines that the hook printed.
+        was_started: Whether it can have done anything.
     """
 
     status = 500
@@ -168,6 +169,7 @@ class HookError(LlmuxError):
         *,
         exit_code: int | None = None,
         output: str = "",
+        was_started: bool = True,
     ) -> None:
         detail = f"{hook} hook {reason}" + (f": {output}" if output else "")
         super().__init__(f"Hook failed for {model}: {detail}")
@@ -175,6 +177,7 @@ class HookError(LlmuxError):
         self.hook = hook
         self.reason = reason
         self.exit_code = exit_code
+        self.was_started = was_started
         self.output = output
 
 

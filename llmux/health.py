@@ -80,7 +80,8 @@ class Health:
                 await self._applied.wait()
             model = self._in_use()
             if interval.cancelled_caught and model is not None:
-                enough, since = self._settings.alive_failures, self._looked_at
+                enough = self._settings.alive_failures
+                since = max(self._looked_at, model.entered_at)
                 await self._check(model, enough, heard_since=since)
 
     async def refused(self, model: Model) -> None:
@@ -91,11 +92,11 @@ class Health:
         await self._check(model, enough=1, heard_since=trio.current_time())
 
     async def is_alive(self, model: Model) -> bool:
-        """Run its alive hook."""
+        """Run its alive hook. One that cannot be started says nothing against the model."""
         try:
             await self._hooks.run(model.name, "alive", source="", target=model.name)
-        except HookError:
-            return False
+        except HookError as error:
+            return not error.was_started
         return True
 
     async def _check(self, model: Model, enough: int, heard_since: float) -> None:
@@ -106,9 +107,10 @@ class Health:
             if self._stay != stay:
                 self._stay, self._failures = stay, 0
             self._looked_at = trio.current_time()
-            is_well = await self.is_alive(model) or self.heard_since(model.name, heard_since)
+            is_well = await self.is_alive(model)
             if not _is_in_use(model, stay):
                 return
+            is_well = is_well or self.heard_since(model.name, heard_since)
             self._failures = 0 if is_well else self._failures + 1
             if self._failures < enough:
                 return

@@ -163,7 +163,7 @@ class ShellHooks:
                 return _End.of_shell(done.returncode)
             # RuntimeError: no thread to fork in. ValueError: not encodable in this locale.
             except (OSError, RuntimeError, ValueError) as error:
-                return _End(f"could not be started: {error}")
+                return _End(f"could not be started: {error}", was_started=False)
             finally:
                 with trio.CancelScope(shield=True):
                     if not await ending.finish():
@@ -224,10 +224,12 @@ class _End:
     Attributes:
         failure: What went wrong, to follow "the wake hook"; None if nothing did.
         exit_code: The shell's, negative for a signal; None if llmux ended it or it never started.
+        was_started: Whether it has run at all.
     """
 
     failure: str | None
     exit_code: int | None = None
+    was_started: bool = True
 
     @classmethod
     def of_shell(cls, exit_code: int) -> _End:
@@ -241,7 +243,14 @@ class _End:
         if self.failure is None:
             return None
         tail = "" if output is None else output.tail()
-        return HookError(model, hook, self.failure, exit_code=self.exit_code, output=tail)
+        return HookError(
+            model,
+            hook,
+            self.failure,
+            exit_code=self.exit_code,
+            output=tail,
+            was_started=self.was_started,
+        )
 
 
 # ---- The process group ----

@@ -364,7 +364,13 @@ class ModelProxy:
 
     def heard_since(self, model: str, since: float) -> bool:
         """Whether a byte has come from a model's backend since then (Trio's clock, seconds)."""
-        return self._upstreams[model].backend.heard_at() >= since
+        upstream = self._upstreams.get(model)  # it may have been removed just now
+        return upstream is not None and upstream.backend.heard_at() >= since
+
+    def forget_idle(self, model: str) -> None:
+        """Close the idle connections to a model's backend, which is about to sleep."""
+        if (upstream := self._upstreams.get(model)) is not None:
+            upstream.backend.close_idle()
 
     def backend(self, model: str) -> Backend:
         """The backend of a model."""

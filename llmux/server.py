@@ -22,6 +22,7 @@ from hypercorn.utils import repr_socket_addr
 
 from llmux import logs, wire
 from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
+from llmux.backend.connections import MAX_IDLE
 from llmux.config import Config
 from llmux.errors import TooManyConnections
 from llmux.fastlane import FastLane, response_head
@@ -50,12 +51,17 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def most_connections() -> int:
-    """How many there are descriptors for: a client needs one, and one to its backend."""
+def most_connections(groups: int) -> int:
+    """How many there are descriptors for: a client needs one, and one to its backend.
+
+    What idles besides, one backend a group, is no more than all clients have asked at once, and no
+    more than a pool keeps.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, (soft - DESCRIPTORS) // 2)
+    spare = soft - DESCRIPTORS
+    return max(1, spare // (1 + groups), (spare - MAX_IDLE * (groups - 1)) // 2)
 
 
 def at_most(limit: int, serve: Serve) -> Serve:
@@ -124,7 +130,8 @@ async def serve_config(
     if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
         lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
         serve_connection = lane.serve
-    serve_connection = at_most(config.limits.connections or most_connections(), serve_connection)
+    most = config.limits.connections or most_connections(len(service.board.groups))
+    serve_connection = at_most(most, serve_connection)
     reloader = service.reloader
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,

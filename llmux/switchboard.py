@@ -46,6 +46,7 @@ class Switchboard:
         self._metrics = metrics
         self._journal = journal
         self._heard_since: HeardSince = lambda _model, _since: False
+        self._on_sleep: Callable[[str], object] = lambda _model: None
         self._ports: dict[str, int | None] = {}
         self._switcher_of: dict[str, Switcher] = {}
         self._running: trio.Nursery | None = None
@@ -83,11 +84,11 @@ class Switchboard:
         switcher = self._switcher(model)
         await switcher.health.refused(switcher.models[model])
 
-    def listen_with(self, heard_since: HeardSince) -> None:
-        """Say how it can be known that bytes come from a backend."""
-        self._heard_since = heard_since
+    def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
+        """Say how it can be known that bytes come from a backend, and what to do when it sleeps."""
+        self._heard_since, self._on_sleep = heard_since, on_sleep
         for switcher in self.groups.values():
-            switcher.health.heard_since = heard_since
+            switcher.health.heard_since, switcher.on_sleep = heard_since, on_sleep
 
     # ---- What it is doing ----
 
@@ -191,7 +192,7 @@ class Switchboard:
                 journal_to=self._journal,
                 record=self._record,
             )
-            switcher.health.heard_since = self._heard_since
+            switcher.health.heard_since, switcher.on_sleep = self._heard_since, self._on_sleep
             self._start(switcher)
         switcher.add(model.name, traits_of(model))
         self._switcher_of[model.name] = switcher

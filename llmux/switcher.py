@@ -90,6 +90,7 @@ class Switcher:
         models: The group's models by name; each knows its own phase, line and requests.
         measures: What was seen so far: costs, drains, absences, rates, latencies.
         health: Looks after the model that is awake.
+        on_sleep: Called with each model that is to be put to sleep now.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Switcher:
         self._switch_lock = trio.Lock()
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
         self._hook_must_end_by = math.inf
+        self.on_sleep: Callable[[str], object] = lambda _model: None
         self._leaving: dict[str, Callable[[], None]] = {}
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))
@@ -606,6 +608,7 @@ class Switcher:
             HookError: The GPU is still taken; the model stays in the way.
         """
         started_at = trio.current_time()
+        self.on_sleep(model.name)
         if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
             model.enter(Phase.SLEEPING)
         try:
@@ -629,6 +632,8 @@ class Switcher:
         except HookError as error:
             # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
             log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
+            if not error.was_started:
+                raise  # nothing has been done to free the GPU
         if self._hooks.has(model.name, "verify_asleep"):
             await self._run_hook(model, "verify_asleep", **about)
 

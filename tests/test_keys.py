@@ -247,7 +247,11 @@ async def test_api_keys_alone_leave_control_to_this_machine(site: Site) -> None:
 async def test_metrics_access(
     tmp_path: Path, access: str, without: int, api: int, control: int
 ) -> None:
-    settings: dict[str, Any] = {"api_keys": [SECRET], "control_keys": [CONTROL], "metrics_access": access}
+    settings: dict[str, Any] = {
+        "api_keys": [SECRET],
+        "control_keys": [CONTROL],
+        "metrics_access": access,
+    }
     async with running_lane("fast", tmp_path, **settings) as site:
         assert status(await site.exchange(get(b"/metrics"))) == without
         assert status(await site.exchange(get(b"/metrics", bearer(SECRET)))) == api

@@ -360,11 +360,15 @@ def test_adaptive_has_a_least_turn_though_others_wait_too_long() -> None:
     measures.note_closed("a", 0)
     measures.note_open("a", 50, 0)
     overdue = line("b", 90.0)
-    # The round trip of 20 s, and a twentieth of the 50 s that it was away: 22.5 s.
-    early = ask("adaptive", line("a"), overdue, measures=measures, since=80.0, max_wait_secs=1)
+    # The round trip of 20 s is more than 0.3 of the 50 s that it was away.
+    early = ask("adaptive", line("a"), overdue, measures=measures, since=80.1, max_wait_secs=1)
     assert isinstance(early, LookAgain)
-    late = ask("adaptive", line("a"), overdue, measures=measures, since=77.4, max_wait_secs=1)
+    late = ask("adaptive", line("a"), overdue, measures=measures, since=79.9, max_wait_secs=1)
     assert target_of(late) == "b"
+    measures.note_closed("a", 100)
+    measures.note_open("a", 210, 100)  # on average, 50 + 0.3 * 60 = 68 s; 0.3 of that is 20.4
+    early = ask("adaptive", line("a"), overdue, measures=measures, since=79.9, max_wait_secs=1)
+    assert isinstance(early, LookAgain)
 
 
 def test_adaptive_does_not_leave_a_backend_that_has_a_line_of_its_own() -> None:

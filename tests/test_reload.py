@@ -322,3 +322,21 @@ async def test_requests_do_not_notice_reloads(rack: Rack) -> None:
                 os.kill(llmux.process.pid, signal.SIGHUP)
         assert answers == [200] * 80
         assert not any("switch_failed" in line for line in llmux.lines)
+
+
+async def test_a_model_is_removed_while_its_alive_hook_runs(tmp_path: Path) -> None:
+    async with running_backends(tmp_path, "a", "b") as rack:
+        slow = {"alive": "echo >> looked; sleep 1; test -e a.awake"}
+        config = rack.write_config(models={"a": slow}, policy={"alive_interval_secs": 0.1})
+        async with running_llmux(config) as llmux, llmux.client() as client:
+            assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+            with trio.fail_after(5):
+                while not (tmp_path / "looked").exists():
+                    await trio.sleep(0.01)
+            data = json.loads(config.read_text())
+            del data["models"]["a"]
+            config.write_text(json.dumps(data))
+            os.kill(llmux.process.pid, signal.SIGHUP)
+            await trio.sleep(1.5)
+            assert not any("switcher_died" in line for line in llmux.lines)
+            assert (await client.post(CHAT, json=chat("b"))).status_code == 200

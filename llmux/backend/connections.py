@@ -247,5 +247,9 @@ class Pool:
     def close(self) -> None:
         """Close the idle ones now, and those in use when they come back."""
         self._is_closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the idle ones."""
         while self._idle:
             self._idle.pop().close()

@@ -212,6 +212,10 @@ class Backend:
         """When the last byte of an answer came (Trio's clock, seconds); -inf if none has."""
         return self._pool.heard_at()
 
+    def close_idle(self) -> None:
+        """Close the idle connections."""
+        self._pool.close_idle()
+
     def close(self) -> None:
         """Close the idle connections, and those in use once they are done."""
         self._pool.close()

@@ -26,7 +26,7 @@ from llmux.policy.choices import (
 TICK_S = 0.25
 """Least time to the next look, where nothing happens before."""
 
-TURN_SHARE = 0.05
+TURN_SHARE = 0.3
 """A turn that the bound ends has lasted at least this share of the absence before it. Larger ones
 lower the mean wait under overload and raise the longest (docs/policies.md has the table)."""
 
@@ -97,7 +97,7 @@ def _least_turn_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> flo
     that are shorter than this would only make it worse.
     """
     absence_s = snapshot.measures.absence_s(active.name) or 0.0
-    return _round_trip_s(snapshot, active, view) + TURN_SHARE * absence_s
+    return max(_round_trip_s(snapshot, active, view), TURN_SHARE * absence_s)
 
 
 def _ranked(

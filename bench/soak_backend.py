@@ -1,0 +1,351 @@
+"""A stand-in model server for `bench.soak`: a process that holds a GPU, and misbehaves when asked.
+
+Started by a wake hook with nothing but the standard library (`python -I -S`), so that it is up at
+once. The GPU is a file that it locks for as long as it lives; whoever finds it locked has been
+woken beside another. Each request says in its `x-soak` header what is to become of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+MARK_VARIABLE = "LLMUX_SOAK"
+"""In the environment of all processes of one run; what the watchdog ends them by."""
+
+GPU_S = 0.5
+"""A probe may hold the lock for a moment; a model that is awake holds it for good."""
+
+LOOK_S = 0.02
+"""How often it is looked whether the mark is gone under a request."""
+
+PORT_S = 3.0
+"""Longest wait for the port, which the model's last server may not have left quite yet."""
+
+GARBAGE = (
+    b"\x16\x03\x01\x00\xee\x01\x00\x00\xff\xfe\r\n\r\n",
+    b"HTTP/1.1 abc OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 50\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 300_000 + b"\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n",
+    b"HTTP/1.1 200",
+    b"",
+)
+
+
+# ---- What a right answer is, for both sides ----
+
+
+def plain_body(model: str, request_id: str, checksum: int, size: int) -> bytes:
+    """The answer to a plain request: who answered what, and `size` bytes that none else has."""
+    head = json.dumps({"model": model, "id": request_id, "checksum": checksum}).encode()
+    unit = f"\n{request_id}".encode()
+    return head + (unit * (size // len(unit) + 1))[:size]
+
+
+def stream_events(model: str, request_id: str, checksum: int, count: int) -> list[bytes]:
+    """The answer to a streaming request, event by event."""
+    events = [b'data: {"id": "%s", "n": %d}\n\n' % (request_id.encode(), n) for n in range(count)]
+    last = {"model": model, "id": request_id, "checksum": checksum}
+    return [*events, b"data: %s\n\n" % json.dumps(last).encode(), b"data: [DONE]\n\n"]
+
+
+# ---- The server ----
+
+
+class Server:
+    """One model's server.
+
+    Attributes:
+        folder: Of the run: locks, marks of who is awake, and what was seen.
+    """
+
+    def __init__(self, folder: Path, *, model: str, slug: str, group: str, port: int) -> None:
+        self.folder = folder
+        self._model = model
+        self._awake = folder / f"awake-{slug}"
+        self._ready = folder / f"ready-{slug}"
+        self._gpu = folder / f"gpu-{group}"
+        self._port = port
+        self._listener = socket.socket()
+        self._inside: dict[socket.socket, str] = {}
+
+    def run(self) -> NoReturn:
+        """Take the GPU, listen, say so, and serve for ever."""
+        gpu = os.open(self._gpu, os.O_RDWR | os.O_CREAT, 0o600)
+        if not _retry(lambda: fcntl.flock(gpu, fcntl.LOCK_EX | fcntl.LOCK_NB), GPU_S):
+            holder = os.pread(gpu, 200, 0).decode()
+            self._complain(f"two models awake: {self._model} is woken beside {holder}")
+            sys.exit("the GPU is taken")
+        os.ftruncate(gpu, 0)
+        os.pwrite(gpu, self._model.encode(), 0)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not _retry(lambda: self._listener.bind(("127.0.0.1", self._port)), PORT_S):
+            sys.exit(f"port {self._port} is taken")
+        self._listener.listen(256)
+        self._ready.write_text(f"{os.getpid()}\n")
+        threading.Thread(target=self._look, daemon=True).start()
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # it refuses from now on
+                signal.pause()
+                continue
+            threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError, EOFError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            buffer = b""
+            while True:
+                head, body, buffer = _receive(connection, buffer)
+                if head.startswith(b"GET /health "):
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    continue
+                asked = _asked(head)
+                self._inside[connection] = asked["id"]
+                try:
+                    self._check(connection, asked["id"])
+                    self._answer(connection, asked, zlib.crc32(body))
+                finally:
+                    self._inside.pop(connection, None)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(LOOK_S)
+            for connection, request_id in list(self._inside.items()):
+                self._check(connection, request_id)
+
+    def _answer(self, connection: socket.socket, asked: Mapping[str, Any], checksum: int) -> None:
+        time.sleep(asked["work_s"])
+        lie = asked["lie"]
+        if lie:
+            self._note(lie)
+            self._misbehave(connection, lie, asked)
+        if asked["chunks"]:
+            self._stream(connection, asked, lie, checksum)
+            return
+        body = plain_body(self._model, asked["id"], checksum, asked["size"])
+        status, length = b"200 OK", len(body)
+        if lie == "says 503":
+            status = b"503 Service Unavailable"
+        elif lie == "length too short":
+            length -= 20
+        elif lie == "length too long":
+            length += 20
+        head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, length)
+        if lie == "length too short":
+            # At once: what comes later would look like the next answer, whoever reads it.
+            connection.sendall(head + body)
+            raise EOFError
+        half = len(body) // 2 if len(body) > 5000 or lie else len(body) - 1
+        connection.sendall(head + body[:half])
+        self._break_half_way(connection, lie)
+        self._leave(connection, asked["id"])
+        connection.sendall(body[half:])
+        if lie == "length too long":
+            raise EOFError
+
+    def _stream(
+        self, connection: socket.socket, asked: Mapping[str, Any], lie: str, checksum: int
+    ) -> None:
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        events = stream_events(self._model, asked["id"], checksum, asked["chunks"])
+        for number, event in enumerate(events):
+            if number == len(events) // 2:
+                self._break_half_way(connection, lie)
+            time.sleep(asked["gap_s"])
+            connection.sendall(b"%x\r\n%b\r\n" % (len(event), event))
+        self._leave(connection, asked["id"])
+        connection.sendall(b"0\r\n\r\n")
+
+    def _misbehave(self, connection: socket.socket, lie: str, asked: Mapping[str, Any]) -> None:
+        """Before the answer; may not return."""
+        if lie == "garbage head":
+            connection.sendall(GARBAGE[asked["size"] % len(GARBAGE)])
+            raise EOFError
+        if lie == "resets":
+            _reset(connection)
+        elif lie == "crashes":
+            _end_with(signal.SIGKILL)
+        elif lie == "hangs":
+            _end_with(signal.SIGSTOP)
+        elif lie == "refuses":
+            # Not close() alone: the thread in accept() would go on to take connections.
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+
+    def _break_half_way(self, connection: socket.socket, lie: str) -> None:
+        if lie == "breaks off":
+            raise EOFError
+        if lie == "resets half-way":
+            _reset(connection)
+        if lie == "breaks framing":
+            connection.sendall(b"no chunk size\r\n")
+            raise EOFError
+        if lie == "crashes half-way":
+            _end_with(signal.SIGKILL)
+        if lie == "stalls":
+            while not _is_gone(connection):
+                time.sleep(0.05)
+            raise EOFError
+
+    def _leave(self, connection: socket.socket, request_id: str) -> None:
+        """Before the last byte, since the model may sleep after it."""
+        self._check(connection, request_id)
+        self._inside.pop(connection, None)
+
+    def _check(self, connection: socket.socket, request_id: str) -> None:
+        """No request may be inside of a model whose sleep hook was started.
+
+        Contract, section 5, invariant 2: streams may be cut for it, but are so before the hook
+        starts. So whoever is still connected once the mark is gone has not been cut.
+        """
+        if not self._awake.exists() and not _is_gone(connection) and connection in self._inside:
+            self._inside.pop(connection, None)  # once is enough
+            self._complain(f"{self._model} is not awake, but has request {request_id}")
+
+    def _complain(self, what: str) -> None:
+        self._append("violations", {"what": what})
+
+    def _note(self, kind: str) -> None:
+        self._append("faults", {"kind": f"backend {kind}", "model": self._model})
+
+    def _append(self, file: str, entry: dict[str, Any]) -> None:
+        line = json.dumps({"at": time.time(), **entry}) + "\n"
+        with (self.folder / file).open("ab", buffering=0) as output:
+            output.write(line.encode())
+
+
+def _receive(connection: socket.socket, buffer: bytes) -> tuple[bytes, bytes, bytes]:
+    """One request: head, body, and what follows; raises EOFError."""
+    while (end := buffer.find(b"\r\n\r\n")) < 0:
+        buffer += _some(connection)
+    head, received = buffer[:end], bytearray(buffer[end + 4 :])
+    length = int(_header(head, b"content-length") or 0)
+    while len(received) < length:
+        received += _some(connection)
+    return head, bytes(received[:length]), bytes(received[length:])
+
+
+def _some(connection: socket.socket) -> bytes:
+    data = connection.recv(1 << 18)
+    if not data:
+        raise EOFError
+    return data
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            return value.strip()
+    return b""
+
+
+def _asked(head: bytes) -> Mapping[str, Any]:
+    asked: dict[str, Any] = json.loads(_header(head, b"x-soak"))
+    return asked
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the other side has closed; all that it had to say was read."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _reset(connection: socket.socket) -> NoReturn:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    raise EOFError
+
+
+def _end_with(number: signal.Signals) -> NoReturn:
+    os.kill(os.getpid(), number)
+    while True:  # another thread may get it, and this one go on for a moment
+        time.sleep(1)
+
+
+def _retry(attempt: Any, longest_s: float) -> bool:
+    deadline = time.monotonic() + longest_s
+    while True:
+        try:
+            attempt()
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
+# ---- The watchdog ----
+
+
+def watch(mark: str) -> None:
+    """Wait until the run has ended, however it does, and end what it has left behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    while pids := list(marked(mark)):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def marked(mark: str) -> Iterator[int]:
+    """The processes of the run that still live."""
+    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        # Of a zombie the environment is empty, and of other users' processes not readable.
+        with suppress(OSError):
+            if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--watch", metavar="MARK", help="be the watchdog")
+    parser.add_argument("--id", help="the run's mark and the model, for who looks for its process")
+    parser.add_argument("--model")
+    parser.add_argument("--slug", help="its name in file names")
+    parser.add_argument("--group")
+    parser.add_argument("--port", type=int)
+    options = parser.parse_args()
+    if options.watch:
+        watch(options.watch)
+        return
+    Server(
+        Path.cwd(),
+        model=options.model,
+        slug=options.slug,
+        group=options.group,
+        port=options.port,
+    ).run()
+
+
+if __name__ == "__main__":
+    main()
