@@ -106,8 +106,9 @@ class Health:
                 return  # somebody else has looked meanwhile
             if self._stay != stay:
                 self._stay, self._failures = stay, 0
-            self._looked_at = trio.current_time()
+            began_at = trio.current_time()
             is_well = await self.is_alive(model)
+            self._looked_at = began_at  # not if whoever asked has left, and with it the look
             if not _is_in_use(model, stay):
                 return
             is_well = is_well or self.heard_since(model.name, heard_since)

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import StreamCut
+from llmux.errors import BackendRefused, StreamCut
 
 
 class InFlight:
@@ -115,7 +115,9 @@ class Flight:
             )
         finally:
             self._in_flight.leave(self)
-        if self._is_cut and error is not None and is_cancellation(error):
+        # Refused in the same instant, it would be tried again in a scope that is cancelled.
+        is_ended = error is not None and is_cancellation(error)
+        if self._is_cut and (is_ended or isinstance(error, BackendRefused)):
             raise StreamCut from None
         return handled
 

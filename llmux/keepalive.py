@@ -13,6 +13,8 @@ from typing import Protocol
 import msgspec
 import trio
 
+from llmux.inflight import is_cancellation
+
 COMMENT = b": waiting for the model\n\n"
 """A line that begins with a colon says nothing (WHATWG HTML, section 9.2.6)."""
 
@@ -53,6 +55,7 @@ class KeptAlive:
 
     Attributes:
         has_begun: Whether it has its 200; all that follows are events.
+        is_over: Whether its backend has begun to answer.
     """
 
     def __init__(self, client: Events, interval_s: float, headers: Callable[[], Headers]) -> None:
@@ -64,29 +67,39 @@ class KeptAlive:
             headers: Called for more headers when the status line goes out.
         """
         self.has_begun = False
+        self.is_over = False
         self._client = client
         self._interval_s = interval_s
         self._headers = headers
-        self._is_over = False
         self._broke_with: Exception | None = None
         self._sending = trio.Lock()  # a comment goes out whole, or not at all
+
+    @property
+    def hears_events_of_llmux(self) -> bool:
+        """Whether it has its 200, and nothing but comments yet."""
+        return self.has_begun and not self.is_over
 
     async def stop(self) -> None:
         """Send no more, and return when the last is out."""
         async with self._sending:
-            self._is_over = True
+            self.is_over = True
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """Send comments for as long as the context lasts, or until `stop`."""
         error: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_comments, nursery.cancel_scope)
-            try:
-                yield
-            except Exception as caught:
-                error = caught  # raised again outside, or the nursery would wrap it in a group
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_comments, nursery.cancel_scope)
+                try:
+                    yield
+                except Exception as caught:
+                    error = caught  # raised again outside, or the nursery would wrap it in a group
+                nursery.cancel_scope.cancel()
+        except BaseException as ended:
+            # A cut has cancelled the connection's scope, too; what it raised says more.
+            if error is None or not is_cancellation(ended):
+                raise
         error = error or self._broke_with
         if error is not None:
             raise error
@@ -96,7 +109,7 @@ class KeptAlive:
             while True:
                 await trio.sleep(self._interval_s)
                 async with self._sending:
-                    if self._is_over:
+                    if self.is_over:
                         return
                     if not self.has_begun:
                         self.has_begun = True

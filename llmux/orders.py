@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import trio
@@ -19,7 +18,6 @@ class Order:
         reason: Why, for people.
         stands: It is wanted though no request waits for it: an operator does, or the policy knew.
         to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too.
-        then: Called when it is asleep, with nothing in between.
     """
 
     def __init__(
@@ -29,13 +27,11 @@ class Order:
         *,
         stands: bool = False,
         to: Literal["awake", "asleep", "down"] = "awake",
-        then: Callable[[], None] = lambda: None,
     ) -> None:
         self.target = target
         self.reason = reason
         self.stands = stands
         self.to = to
-        self.then = then
         self._ended = trio.Event()
         self._error: LlmuxError | None = None
 

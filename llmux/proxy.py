@@ -184,6 +184,11 @@ class Journey:
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
 
+    @property
+    def hears_events(self) -> bool:
+        """Whether the client has been sent comments only, so that an error is one more event."""
+        return self.kept_alive is not None and self.kept_alive.hears_events_of_llmux
+
     def answers(self, status: int) -> list[tuple[bytes, bytes]]:
         """Note that the first byte goes out now; returns the headers that llmux adds."""
         self.status = status
@@ -257,7 +262,7 @@ class ModelProxy:
             # If the status line is out, the lane leaves the response without its end.
             reason = str(error) or "the model is put to sleep"
             log.warning("response_cut", model=journey.model, reason=reason)
-            if lane.has_answered and isinstance(error, StreamCut):
+            if lane.has_answered and isinstance(error, StreamCut) and not journey.hears_events:
                 await lane.send_last_event(error_event(NotReady(journey.model)))
             await self._refuse(lane, journey, NotReady(journey.model))
         except LlmuxError as error:
@@ -283,6 +288,9 @@ class ModelProxy:
         upstream, named = self._route(lane, lane.body.data, journey)
         outgoing = Outgoing(lane, named, received, upstream)
         if self._keepalive_s is not None and asks_for_stream(lane.body.data):
+            # The status line may be out before it is known how the answer is encoded.
+            received = [each for each in received if each[0].lower() != b"accept-encoding"]
+            outgoing = Outgoing(lane, named, received, upstream)
             journey.kept_alive = KeptAlive(
                 lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
             )
@@ -355,7 +363,7 @@ class ModelProxy:
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         if lane.has_answered:
-            if journey.kept_alive is not None and journey.kept_alive.has_begun:
+            if journey.hears_events:
                 await lane.send_events(error_event(error))
                 await lane.end_events()
             return

@@ -183,7 +183,8 @@ async def _heed(
     async for number in signals:
         name = signal.Signals(number).name
         if number == signal.SIGHUP:
-            reloader.reload()
+            if not stopping.is_set():
+                reloader.reload()
         elif stopping.is_set():
             log.warning("stopping_at_once", signal=name)
             everything.cancel()

@@ -42,18 +42,20 @@ class Switchboard:
         record: AwakeRecord | None = None,
     ) -> None:
         self._record = record or AwakeRecord(None)
+        self._mode: Mode = "auto"
         self._hooks = hooks
         self._metrics = metrics
         self._journal = journal
         self._heard_since: HeardSince = lambda _model, _since: False
         self._on_sleep: Callable[[str], object] = lambda _model: None
         self._ports: dict[str, int | None] = {}
+        self._used: dict[str, ModelConfig] = {}  # not yet changed, where that has to wait
         self._switcher_of: dict[str, Switcher] = {}
         self._running: trio.Nursery | None = None
+        self._is_stopped = False
         self.groups: dict[str, Switcher] = {}
         for model in config.models.values():
             self._add(config, model)
-        self._mode: Mode = "auto"
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
         metrics.watch_counts(self._counts)
@@ -194,7 +196,9 @@ class Switchboard:
             )
             switcher.health.heard_since, switcher.on_sleep = self._heard_since, self._on_sleep
             self._start(switcher)
+        switcher.set_mode(self._mode)
         switcher.add(model.name, traits_of(model))
+        self._used[model.name] = model
         self._switcher_of[model.name] = switcher
         self._ports[model.name] = model.port
 
@@ -224,6 +228,7 @@ class Switchboard:
             self._remove(name, use)
         for model in new.models.values():
             before, has_it = old.models.get(model.name), self._switcher_of.get(model.name)
+            used = self._used.get(model.name, model)
             if has_it is not None and has_it is not self.groups.get(model.group):
                 self._remove(model.name, use)  # at once: it is not in use
                 has_it = None
@@ -233,14 +238,14 @@ class Switchboard:
             elif before is None:  # it is being removed
                 has_it.add(model.name)
                 self._change(model, use, waits=True)
-            elif model != before:
-                self._change(model, use, waits=model.needs_sleep_after(before))
+            elif model != before or model != used:
+                self._change(model, use, waits=model.needs_sleep_after(used))
 
     def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
         switcher = self._switcher_of[name]
 
         def forget() -> None:
-            del self._switcher_of[name], self._ports[name]
+            del self._switcher_of[name], self._ports[name], self._used[name]
             use(name, None)
 
         switcher.remove(name, forget)
@@ -251,6 +256,7 @@ class Switchboard:
         switcher = self._switcher_of[model.name]
 
         def change() -> None:
+            self._used[model.name] = model
             use(model.name, model)
             self._ports[model.name] = model.port
             switcher.models[model.name].apply(traits_of(model))
@@ -279,7 +285,7 @@ class Switchboard:
             self._ended.set()
 
     def _start(self, switcher: Switcher) -> None:
-        if self._running is not None:
+        if self._running is not None and not self._is_stopped:
             self._running.start_soon(self._run, switcher)
 
     @staticmethod
@@ -313,6 +319,7 @@ class Switchboard:
 
     def stop(self) -> None:
         """Let nobody in any more, in any group; `run` ends with the switches that are running."""
+        self._is_stopped = True
         for switcher in self.groups.values():
             switcher.stop()
 

@@ -18,7 +18,7 @@ import trio
 from trio_util import RepeatedEvent, periodic
 
 from llmux import journal
-from llmux.awake import AwakeRecord
+from llmux.awake import AwakeRecord, Entry
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import (
     HookError,
@@ -123,6 +123,7 @@ class Switcher:
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
         self._hook_must_end_by = math.inf
         self.on_sleep: Callable[[str], object] = lambda _model: None
+        self._when_asleep: dict[str, list[Callable[[], None]]] = {}
         self._leaving: dict[str, Callable[[], None]] = {}
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))
@@ -264,8 +265,12 @@ class Switcher:
         if self._rests(model):
             then()
             return
+        # Done as soon as it sleeps, whatever it is put to sleep for; the order only hastens that.
+        self._when_asleep.setdefault(name, []).append(then)
         reason = "its config has changed"
-        self._orders.append(Order(model, reason, stands=True, to="asleep", then=then))
+        self._orders.append(Order(model, reason, stands=True, to="asleep"))
+        if self._mode == "manual" and model.is_awake:  # nobody else would wake it again
+            self._orders.append(Order(model, reason, stands=True))
         self._changed.set()
 
     def _rests(self, model: Model) -> bool:
@@ -343,22 +348,25 @@ class Switcher:
 
     async def _take_over(self) -> None:
         """Find out what an llmux that was killed has left awake; see `llmux.awake`."""
-        for model in self.models.values():
-            entry = self._record.entry(model.name)
-            if entry is None:
-                continue
-            if entry.mark:
-                await end_marked(entry.mark)
-            model.holds_gpu = True
-            alone = self.active is None and entry.state == "awake"
-            if alone and await self.health.is_alive(model):
-                log.info("model_adopted", model=model.name)
-                model.enter(Phase.AWAKE)
-            else:  # it is in the way of any other
-                log.warning("model_unsure", model=model.name, hint="slept before another wakes")
-                model.enter(Phase.FAILED)
-        if self.active is not None:
-            await self.active.let_in()
+        found = {name: entry for name in self.models if (entry := self._record.entry(name))}
+        for name in found:
+            self.models[name].holds_gpu = True
+        async with self._switch_lock:
+            for name, entry in found.items():
+                await self._take_over_one(self.models[name], entry)
+            if self.active is not None:
+                await self.active.let_in()
+
+    async def _take_over_one(self, model: Model, entry: Entry) -> None:
+        if entry.mark:
+            await end_marked(entry.mark)
+        alone = self.active is None and entry.state == "awake"
+        if alone and await self.health.is_alive(model):
+            log.info("model_adopted", model=model.name)
+            model.enter(Phase.AWAKE)
+        else:  # it is in the way of any other
+            log.warning("model_unsure", model=model.name, hint="slept before another wakes")
+            model.enter(Phase.FAILED)
 
     async def _next_order(self) -> Order | None:
         while self._closed_with is None:
@@ -480,14 +488,15 @@ class Switcher:
         self._check_open()
         if model.phase is Phase.DRAINING or (model.holds_gpu and order.to == "asleep"):
             await self._put_to_sleep(model, model)
-        order.then()
+        for change in self._when_asleep.pop(model.name, ()):  # it slept already
+            change()
         order.end()
 
     async def _bring_down(self, model: Model) -> None:
         """A model does not answer any more: cut its requests and put it to sleep."""
         log.error("model_down", model=model.name, in_flight=model.in_flight.count)
         model.in_flight.cut()  # also those that a drain waits for
-        if not model.is_awake:
+        if not model.is_awake or self._closed_with is not None:
             return
         # In manual mode nobody else would wake it again, and somebody has wanted it awake.
         orders = [Order(model, "down", stands=True, to="down")]
@@ -623,6 +632,8 @@ class Switcher:
                 raise
         model.holds_gpu = False
         model.enter(then)
+        for change in self._when_asleep.pop(model.name, ()):
+            change()
         return trio.current_time() - started_at
 
     async def _sleep_and_verify(self, model: Model, target: Model) -> None:

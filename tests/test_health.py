@@ -284,3 +284,46 @@ async def test_a_server_that_hangs_is_cut_and_woken_again(crashing: Crashing) ->
     # It takes the connection and says nothing: nobody can know whether it has begun to work.
     assert (await client.post(CHAT, json=chat("a"))).json()["error"]["code"] == "not_ready"
     assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+
+
+# ---- What comes between a refusal and its look ----
+
+
+async def test_a_look_that_was_given_up_does_not_count(autojump_clock: MockClock) -> None:
+    rig = Rig(hooks=FakeHooks(seconds={("a", "alive"): 2}))
+    async with rig.running() as requests:
+        await rig.ask("a")
+        rig.hooks.awake.discard("a")
+        model = rig.switcher.models["a"]
+        leaving = trio.CancelScope()
+
+        async def leave() -> None:
+            with leaving:
+                await rig.switcher.health.refused(model)
+
+        async def stay() -> None:
+            await rig.switcher.health.refused(model)
+            assert not model.is_awake
+
+        requests.start_soon(leave)
+        await wait_all_tasks_blocked()
+        requests.start_soon(stay)
+        await trio.sleep(1)
+        leaving.cancel()
+
+
+async def test_nobody_waits_for_a_model_that_llmux_stops_without(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(hooks=FakeHooks(seconds={("a", "alive"): 2}))
+    async with rig.running() as requests:
+        await rig.ask("a")
+        rig.hooks.awake.discard("a")
+
+        async def stop() -> None:
+            await trio.sleep(1)
+            rig.switcher.stop()
+
+        requests.start_soon(stop)
+        with trio.fail_after(1000):
+            await rig.switcher.health.refused(rig.switcher.models["a"])

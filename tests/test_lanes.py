@@ -897,3 +897,45 @@ async def test_a_client_that_leaves_while_it_gets_comments(lane: str, tmp_path: 
             while site.service.board.queue_depths["a"]:
                 await trio.sleep(0.01)
         assert site.service.proxy.bodies.held_bytes == 0
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_stream_with_comments_has_no_false_end(
+    lane: str, tmp_path: Path, waits: bool
+) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        if not waits:
+            await site.exchange(post(b'{"model": "a"}'))
+        site.backend.play = play(*stream_of_events(b'data: {"tok')[:2], close=True)
+        answer = await site.exchange(post(STREAM))
+        assert not answer.endswith(b"0\r\n\r\n")
+        assert b"error" not in answer
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("keepalive_s", [0.1, 60])
+async def test_a_cut_is_told_once_with_comments(
+    lane: str, tmp_path: Path, begins: bool, keepalive_s: float
+) -> None:
+    async def hang(stream: trio.SocketStream, request: bytes) -> None:
+        if begins:
+            await stream.send_all(b"".join(stream_of_events(b"data: 1\n\n")[:2]))
+        await trio.sleep_forever()
+
+    policy = {"waiting_keepalive_secs": keepalive_s}
+    async with running_lane(lane, tmp_path, policy=policy) as site, trio.open_nursery() as nursery:
+        site.backend.play = hang
+        answers: list[bytes] = []
+
+        async def ask() -> None:
+            answers.append(await site.exchange(post(STREAM)))
+
+        nursery.start_soon(ask)
+        await trio.sleep(0.4)
+        site.service.board.models["a"].in_flight.cut()
+    (answer,) = answers
+    assert answer.count(b'"code":"not_ready"') == 1
+    told_by_status = not begins and keepalive_s == 60
+    assert status(answer) == (503 if told_by_status else 200)

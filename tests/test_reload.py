@@ -16,12 +16,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from llmux.awake import AwakeRecord
 from llmux.config import Config, ModelConfig, parse_config
 from llmux.errors import ConfigError, LlmuxError
 from llmux.metrics import Metrics
 from llmux.reload import Reloader
 from llmux.switchboard import Switchboard
-from tests.fakes import FakeHooks
+from tests.fakes import FakeHooks, Rig
 from tests.servers import Rack, chat, running_backends, running_llmux
 
 CHAT = "/v1/chat/completions"
@@ -340,3 +341,86 @@ async def test_a_model_is_removed_while_its_alive_hook_runs(tmp_path: Path) -> N
             await trio.sleep(1.5)
             assert not any("switcher_died" in line for line in llmux.lines)
             assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+
+
+# ---- Reloads at awkward moments ----
+
+
+async def test_a_second_reload_does_not_bring_the_first_forward(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(2, sleep="other")})
+        await trio.sleep(1)
+        site.apply({"a": model(2, sleep="other", aliases=["x"])})
+        await trio.sleep(1)
+        assert site.told == [], "new hooks while the old server is awake"
+        await trio.sleep(200)
+        assert set(site.told) == {("a", 2)}
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_sleep_that_fails_first_loses_no_change(
+    autojump_clock: MockClock, stays: bool
+) -> None:
+    site = Site({"a": model(verify_asleep="v"), "b": model(2)})
+    site.hooks.verifiers = {"a"}
+    async with site.running():
+        await site.ask("a")
+        site.hooks.failing["a", "verify_asleep"] = 2
+        changed = {"a": model(9, verify_asleep="v")} if stays else {}
+        site.apply({**changed, "b": model(2)})
+        await trio.sleep(10)
+        assert site.told == []
+        await site.ask("b")  # a is put to sleep for it
+        await trio.sleep(100)
+        assert site.told == [("a", 9 if stays else None)]
+
+
+async def test_in_manual_mode_a_model_that_has_changed_is_woken_again(
+    autojump_clock: MockClock,
+) -> None:
+    site = Site({"a": model()})
+    async with site.running():
+        await site.board.force_switch("a")
+        site.board.set_mode("manual")
+        site.apply({"a": model(2), "b": model(3, group="second")})
+        await trio.sleep(5)
+        await site.ask("a")
+        with pytest.raises(LlmuxError, match="Manual mode"):
+            await site.ask("b")
+
+
+async def test_a_group_that_comes_while_llmux_stops_holds_nothing_up(
+    autojump_clock: MockClock,
+) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 50)
+        await trio.sleep(1)
+        site.board.stop()
+        site.apply({"a": model(), "b": model(2, group="second")})
+        with trio.fail_after(1000):
+            await site.board.wait_ended()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_reload_while_llmux_takes_over(
+    autojump_clock: MockClock, tmp_path: Path, comes: bool
+) -> None:
+    path = tmp_path / "awake.json"
+    path.write_text('{"models": {"a": {"state": "awake"}}}')
+    record = AwakeRecord(path)
+    record.load(["a", "b"])
+    hooks = FakeHooks(seconds={("a", "alive"): 5}, awake={"a"})
+    rig = Rig(hooks=hooks, record=record)
+    async with rig.running():
+        await trio.sleep(1)
+        assert not rig.switcher.is_unused("a"), "it may be awake"
+        if comes:
+            rig.switcher.add("c")
+        else:
+            rig.switcher.remove("b", lambda: None)
+        await trio.sleep(10)
+        assert rig.switcher.active is rig.switcher.models["a"]
