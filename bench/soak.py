@@ -134,7 +134,7 @@ MAY_FOLLOW = {
     "length too short": {"ok"},
     "breaks off": {"cut"},
     "resets half-way": {"cut", "backend_error"},
-    "breaks framing": {"cut"},
+    "breaks framing": {"cut", "backend_error"},
     "stalls": {"cut", "left"},
     "says 503": {"ok"},
     "refuses": {"ok"},
@@ -572,10 +572,15 @@ class Seen:
 
 
 class Line:
-    """A client's connection; it carries requests until one side has enough."""
+    """A client's connection; it carries requests until one side has enough.
+
+    Attributes:
+        opened_at: When (wall clock): whoever was killed since then has closed it.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
+        self.opened_at = time.time()
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
         self._head: h11.Response | None = None
         self._body = bytearray()
@@ -643,7 +648,7 @@ class Line:
 
     def _broken(self, detail: str) -> Seen:
         if self._head is None:
-            return Seen("lost", detail=detail)
+            return Seen("lost", detail=f"no answer: {detail}")
         return self._seen("cut", f"{detail}, after {len(self._body)} bytes")
 
     def _seen(self, outcome: str, detail: str = "") -> Seen:
@@ -794,7 +799,7 @@ class Soak:
                 if line is not None and seen.outcome == "left" and ask.leaves_by_reset:
                     option = struct.pack("ii", 1, 0)
                     line.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-                self._note(seen)
+                self._note(seen, line.opened_at if line else begun_at)
                 if seen.outcome in {"lost", "queue_full", "manual_mode"}:
                     await trio.sleep(1.0)
                 if line is not None and not line.can_go_on:
@@ -867,19 +872,26 @@ class Soak:
             elif ask.wants == "body_too_large":
                 ask.body_bytes = BODY_BYTES + 1000
 
-    def _note(self, seen: Seen) -> None:
-        """Count how a request ended, and say what is wrong about it."""
+    def _note(self, seen: Seen, since: float) -> None:
+        """Count how a request ended, and say what is wrong about it.
+
+        Args:
+            seen: How it ended.
+            since: When its connection was opened.
+        """
         record, ask = self.record, seen.ask
         assert ask is not None
         record.done += 1
         record.longest_s = max(record.longest_s, seen.ended_at - seen.begun_at)
         was_away = self.llmux.was_away(seen.begun_at, seen.ended_at)
-        if was_away and seen.outcome in {"lost", "cut"}:
+        if (was_away and seen.outcome in {"lost", "cut"}) or (
+            seen.outcome == "lost" and self.llmux.was_away(min(since, seen.begun_at), seen.ended_at)
+        ):
             record.outcomes["llmux killed"] += 1
             return
         if was_away or seen.outcome == "left":
             record.unknown += 1
-        elif seen.begun_at > self.llmux.since:
+        elif seen.status and seen.begun_at > self.llmux.since:
             record.counted[seen.model, seen.status] += 1
         record.outcomes[self._label(seen, ask)] += 1
         if seen.outcome in {"lost", "hang", "wrong"} or (

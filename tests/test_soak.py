@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.soak import CODES, LIES, MAY_FOLLOW, Fault, Sample, Seen, is_cause, spread
 from bench.soak import Ask as Request
 
 ASK = Request("1", "a", "a", body_bytes=0, size=0, chunks=0, gap_s=0, work_s=0)
 
 
+@pytest.mark.slow
 def test_twenty_seconds_of_faults_break_no_promise() -> None:
     command = [sys.executable, "-m", "bench.soak", "--minutes", "0.15"]
     root = Path(__file__).parents[1]
