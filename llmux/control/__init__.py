@@ -1,0 +1,1 @@
+"""The control API: what operators, the page and the terminal see and steer."""
