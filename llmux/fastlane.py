@@ -405,6 +405,9 @@ class FastRequest:
                 # The head goes out with the first of the body, since that is here already.
                 await connection.send(head + data if head else data)
                 sent, head = data, b""
+        except BackendBroke:
+            self.has_answered = not head  # it waits for the first of the body
+            raise
         except trio.Cancelled:
             self._stands_after_event = data is sent and is_event_end(answer, data, b"\r\n")
             raise

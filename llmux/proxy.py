@@ -19,6 +19,7 @@ from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
 from llmux.errors import (
     BackendBroke,
+    BackendError,
     BackendRefused,
     InternalError,
     InvalidKey,
@@ -258,11 +259,13 @@ class ModelProxy:
             await self._forward(lane, journey)
         except ClientLeft:
             pass
-        except (BackendBroke, StreamCut) as error:
+        except BackendBroke as error:
             # If the status line is out, the lane leaves the response without its end.
-            reason = str(error) or "the model is put to sleep"
-            log.warning("response_cut", model=journey.model, reason=reason)
-            if lane.has_answered and isinstance(error, StreamCut) and not journey.hears_events:
+            log.warning("response_cut", model=journey.model, reason=str(error))
+            await self._refuse(lane, journey, BackendError(str(error)))
+        except StreamCut:
+            log.warning("response_cut", model=journey.model, reason="the model is put to sleep")
+            if lane.has_answered and not journey.hears_events:
                 await lane.send_last_event(error_event(NotReady(journey.model)))
             await self._refuse(lane, journey, NotReady(journey.model))
         except LlmuxError as error:

@@ -257,10 +257,22 @@ BROKEN_BODIES = {
 async def test_a_backend_that_breaks_in_mid_body_is_cut(site: Site, name: str) -> None:
     site.backend.play = play(BROKEN_BODIES[name], close=True)
     answer = await site.exchange(post(close=False))
-    if answer:  # a reset may overtake the first bytes
+    if status(answer) == 502:  # nothing was passed on yet
+        assert error_code(answer) == "backend_error"
+    elif answer:  # a reset may overtake the first bytes
         assert status(answer) == 200
         assert not answer.endswith(b"0\r\n\r\n")
         assert len(body_of(answer)) < 10 or b"chunked" in answer
+
+
+async def test_a_backend_that_breaks_where_its_body_begins_is_never_silence(site: Site) -> None:
+    site.backend.play = play(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    answer = await site.exchange(post(close=False))
+    assert answer, "neither a status line nor an error"
+    if status(answer) == 502:
+        assert error_code(answer) == "backend_error"
+    else:
+        assert (status(answer), body_of(answer)) == (200, b"")
 
 
 async def test_a_backend_that_answers_before_it_has_read_the_body(site: Site) -> None:
