@@ -1,45 +1,25 @@
-"""llmux's own paths, as Quart routes: the model list, metrics, health and the control API."""
+"""llmux's public paths as Quart routes (models, metrics, health), and errors as answers."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
-import trio
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from llmux.config import Config
-from llmux.errors import BadRequest, Forbidden, InvalidKey, LlmuxError, ModelNotFound
-from llmux.keys import KeyRing
+from llmux.control.guard import check_key, metrics_keys
+from llmux.errors import LlmuxError, ModelNotFound
 from llmux.metrics import CONTENT_TYPE, Metrics
 from llmux.model import Model
 from llmux.openai import error_answer, model_list, model_object
 from llmux.switchboard import Switchboard
-from llmux.switcher import Mode
-
-T = TypeVar("T")
-
 
 CurrentConfig = Callable[[], Config]
 """The config that is used now."""
-
-
-class SwitchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of `POST /control/switch`."""
-
-    model: str
-
-
-class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of `POST /control/mode`."""
-
-    mode: Mode
 
 
 def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -> Blueprint:
@@ -76,38 +56,6 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
     return routes
 
 
-def control_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
-    """The control API: for who has a control key, or without such for programs of this machine."""
-    routes = Blueprint("control", __name__, url_prefix="/control")
-    own_hosts = {config().host, socket.gethostname()}
-
-    @routes.before_request
-    async def guard() -> None:
-        if keys := config().control_keys:
-            check_key(keys)
-            return
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
-
-    @routes.get("/status")
-    async def show_status() -> Response:
-        return _json(msgspec.json.encode(_status(board)))
-
-    @routes.post("/switch")
-    async def switch() -> Response:
-        wanted = await _body(SwitchRequest)
-        await board.force_switch(config().names.get(wanted.model, wanted.model))
-        return _message(f"Switched to model: {wanted.model}")
-
-    @routes.post("/mode")
-    async def set_mode() -> Response:
-        wanted = await _body(ModeRequest)
-        board.set_mode(wanted.mode)
-        return _message(f"Switched to {wanted.mode} mode")
-
-    return routes
-
-
 async def answer_llmux_error(error: LlmuxError) -> Response:
     """Quart's error handler for llmux's own errors."""
     status, headers, body = error_answer(error)
@@ -126,66 +74,6 @@ async def answer_http_error(error: HTTPException) -> Response:
     return answer
 
 
-def metrics_keys(config: Config) -> KeyRing:
-    """The keys that open the metrics; none: they are open."""
-    rings = {"open": KeyRing(), "api_key": config.api_keys, "control_key": config.control_keys}
-    return rings[config.metrics_access]
-
-
-def check_key(ring: KeyRing) -> None:
-    """Let those in who send one of these keys; everybody, if there are none.
-
-    Raises:
-        InvalidKey: The request that is being served carries none of them.
-    """
-    if ring and not ring.accepts(request.scope["headers"]):
-        raise InvalidKey
-
-
-def check_local(
-    *, peer: tuple[str, int] | None, headers: dict[str, str], own_hosts: set[str]
-) -> None:
-    """Let only this machine's own programs steer: no proxied request, no foreign web page.
-
-    The `Host` is checked too, since a page whose name was rebound to a loopback address is of
-    the same origin as itself, and sends no `Origin` with a GET.
-
-    Raises:
-        Forbidden: The request comes from elsewhere.
-    """
-    if peer is None or not _is_loopback(peer[0]):
-        raise Forbidden("The control API answers loopback peers only")
-    if "forwarded" in headers or "x-forwarded-for" in headers:
-        raise Forbidden("The control API does not answer proxied requests")
-    host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
-    if name != "localhost" and not _is_loopback(name) and name not in own_hosts:
-        raise Forbidden(f"The control API does not answer for the host {host!r}")
-    origin = headers.get("origin")
-    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Forbidden(f"The control API does not answer pages of {origin}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
-async def _body(kind: type[T]) -> T:
-    raw = await request.get_data()
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError as error:
-        raise BadRequest(f"Request body: {error}") from None
-
-
 def _facts(model: Model) -> dict[str, Any]:
     return {
         "state": model.phase.value,
@@ -194,40 +82,5 @@ def _facts(model: Model) -> dict[str, Any]:
     }
 
 
-def _status(board: Switchboard) -> dict[str, Any]:
-    return {
-        "state": board.state,
-        "active_model": board.active_model,
-        "mode": board.mode,
-        "queue_depth": board.queue_depths,
-        "groups": {
-            group: {
-                "state": switcher.state,
-                "active_model": switcher.active.name if switcher.active else None,
-                "models": list(switcher.models),
-            }
-            for group, switcher in board.groups.items()
-        },
-        "models": {name: _model_status(model) for name, model in board.models.items()},
-        "estimated_costs": board.estimated_costs(),
-    }
-
-
-def _model_status(model: Model) -> dict[str, Any]:
-    now = trio.current_time()
-    oldest = model.waiters.oldest
-    return {
-        **_facts(model),
-        "awake": model.is_awake,
-        "oldest_wait_secs": None if oldest is None else round(now - oldest, 3),
-        "last_error": None if model.last_error is None else model.last_error.message,
-        "retry_in_secs": max(0.0, round(model.retry_at - now, 3)) if model.failures else None,
-    }
-
-
 def _json(body: bytes, status: int = 200) -> Response:
     return Response(body, status, content_type="application/json")
-
-
-def _message(text: str) -> Response:
-    return _json(msgspec.json.encode({"message": text}))

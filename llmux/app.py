@@ -16,17 +16,14 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from llmux import logs
-from llmux.admin import (
-    answer_http_error,
-    answer_llmux_error,
-    control_routes,
-    public_routes,
-)
+from llmux.admin import answer_http_error, answer_llmux_error, public_routes
 from llmux.asgi import ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.awake import AwakeRecord, Marks
 from llmux.config import Config, default_config_path, load_config
+from llmux.control.routes import Steered, control_routes
 from llmux.errors import ConfigError, LlmuxError
+from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
@@ -70,12 +67,14 @@ class Service:
         board: The switchers.
         proxy: What carries model traffic, for lanes beside the app's own.
         reloader: Has everybody use another config.
+        feed: What happens, for those who watch.
     """
 
     app: QuartTrio
     board: Switchboard
     proxy: ModelProxy
     reloader: Reloader
+    feed: Feed
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -104,28 +103,23 @@ def build_service(
     Raises:
         ConfigError: The policy cannot be loaded.
     """
-    metrics = Metrics()
+    metrics, feed = Metrics(), Feed()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")
-    shell = shell_hooks(config, metrics, record.mark)
-    board = Switchboard(config, hooks or shell, metrics, journal, record)
+    shell = shell_hooks(config, metrics, record.mark, feed)
+    board = Switchboard(config, hooks or shell, metrics, journal, record=record, feed=feed)
     board.on_death = on_switcher_death
-    proxy = ModelProxy(config, board, metrics, journal)
+    proxy = ModelProxy(config, board, metrics, journal, feed)
     board.connect(proxy.heard_since, proxy.forget_idle)
-    reloader = Reloader(config, board)
+    reloader = Reloader(config, board, feed)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(lambda new: journal.add(started(new)))
 
-    app = QuartTrio("llmux")
-    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
-    app.url_map.merge_slashes = False  # model names may begin with one
-    app.url_map.converters["path"] = AnyPath
+    app = empty_app()
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
-    app.register_blueprint(control_routes(lambda: reloader.config, board))
-    app.register_error_handler(LlmuxError, answer_llmux_error)
-    app.register_error_handler(HTTPException, answer_http_error)
+    steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
+    app.register_blueprint(control_routes(steered))
     traffic = ModelTraffic(
         app.asgi_app,
         proxy,
@@ -153,6 +147,7 @@ def build_service(
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
         journal.add(started(config))
         app.nursery.start_soon(vital, journal.run)
+        app.nursery.start_soon(vital, feed.run)
         app.nursery.start_soon(vital, partial(watch_backends, gated))
         app.nursery.start_soon(vital, board.run)
         app.nursery.start_soon(vital, traffic.watch_stalls)
@@ -160,6 +155,7 @@ def build_service(
     @app.after_serving
     async def stop() -> None:
         board.stop()
+        feed.stop()
         if reloader.config.on_shutdown == "sleep":
             with trio.move_on_after(reloader.config.shutdown_grace_secs):
                 await board.wait_ended()
@@ -167,7 +163,19 @@ def build_service(
             await board.put_to_sleep()
         proxy.close()
 
-    return Service(app, board, proxy, reloader)
+    return Service(app, board, proxy, reloader, feed)
+
+
+def empty_app() -> QuartTrio:
+    """A Quart app without paths, set up as llmux needs it."""
+    app = QuartTrio("llmux")
+    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
+    app.url_map.merge_slashes = False  # model names may begin with one
+    app.url_map.converters["path"] = AnyPath
+    app.register_error_handler(LlmuxError, answer_llmux_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    return app
 
 
 def started(config: Config) -> Callable[[float], Started]:
@@ -183,7 +191,9 @@ def started(config: Config) -> Callable[[float], Started]:
     )
 
 
-def shell_hooks(config: Config, metrics: Metrics, marks: Marks) -> ShellHooks:
+def shell_hooks(
+    config: Config, metrics: Metrics, marks: Marks, feed: Feed | None = None
+) -> ShellHooks:
     """The config's hooks, with their logs under its `state_dir`."""
     return ShellHooks(
         config.models,
@@ -192,6 +202,7 @@ def shell_hooks(config: Config, metrics: Metrics, marks: Marks) -> ShellHooks:
         metrics=metrics,
         marks=marks,
         secret_variables=config.secret_variables,
+        feed=feed,
     )
 
 

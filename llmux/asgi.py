@@ -16,6 +16,7 @@ from llmux.backend import Answer
 from llmux.bodies import Body
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.http1 import origin_form
+from llmux.logs import get_logger
 from llmux.openai import error_answer, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 
@@ -23,6 +24,8 @@ NOTHING = nullcontext()
 
 SWEEP_S = 1.0
 """How often stalled clients are looked for."""
+
+log = get_logger(__name__)
 
 # Hypercorn adds its own to every response.
 SERVER_HEADERS = frozenset({b"date", b"server"})
@@ -50,7 +53,7 @@ class ModelTraffic:
         self._proxy = proxy
         self._nursery = nursery
         self._stall_s = stall_s
-        self._lanes: set[AsgiLane] = set()
+        self._lanes: set[AsgiLane | OwnRequest] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -70,19 +73,19 @@ class ModelTraffic:
             await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send, body))
             return
         if is_own_path(scope["raw_path"]):
-            quiet = QuietEnd(receive, send)
-            await self._app(scope, quiet.receive, quiet.send)
-        else:
-            await self._carry(AsgiLane(scope, receive, send, body))
+            await self._watched(OwnRequest(self._app, scope, receive, send))
+            return
+        lane = AsgiLane(scope, receive, send, body)
+        if self._proxy.admits(lane.headers):  # else it is refused with its body unread
+            await lane.receive_body()
+        await self._watched(lane)
 
-    async def _carry(self, lane: AsgiLane) -> None:
+    async def _watched(self, lane: AsgiLane | OwnRequest) -> None:
         """Serve a request in a task of the lifespan, and watch its client meanwhile.
 
         Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does
         not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
         """
-        if self._proxy.admits(lane.headers):  # else it is refused with its body unread
-            await lane.receive_body()
         self._lanes.add(lane)
         self._nursery().start_soon(lane.run, self._proxy)
         try:
@@ -105,31 +108,57 @@ class ModelTraffic:
                     lane.watching.cancel()
 
 
-class QuietEnd:
-    """Keeps the disconnect back that a server reports of a response that has ended.
+class OwnRequest:
+    """A request for llmux's own paths, on its way through the app inside.
 
-    Hypercorn says `http.disconnect` while the task that sends the last of a response is still to
-    recycle the connection or close it. Whoever cancels that task then, as Quart does, leaves a
-    connection that is never closed: not when idle, not at shutdown.
+    The app hears of no disconnect once the response has ended: Hypercorn says so while the task
+    that sends the last of it is still to recycle the connection or close it. Whoever cancels that
+    task then, as Quart does, leaves a connection that is never closed: not when idle, not at
+    shutdown.
+
+    Attributes:
+        scope, watching, ended, is_ending, sending_since: As in `AsgiLane`.
     """
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app = app
+        self._asgi_scope = scope
         self._receive = receive
-        self._send = send
-        self._has_ended = False
+        self._asgi_send = send
+        self.scope = trio.CancelScope()
+        self.watching = trio.CancelScope()
+        self.ended = trio.Event()
+        self.is_ending = False
+        self.sending_since: float | None = None
 
-    async def receive(self) -> Message:
-        """The server's next message; none any more once the response has ended."""
+    async def run(self, _proxy: ModelProxy) -> None:
+        """Serve it."""
+        try:
+            with self.scope:
+                await self._app(self._asgi_scope, self._hear, self._send)
+        except Exception:
+            log.exception("own_path_failed", path=self._asgi_scope["path"])
+        finally:
+            self.ended.set()
+            self.watching.cancel()
+
+    async def wait_left(self) -> None:
+        """The app itself hears when the client leaves."""
+        await self.ended.wait()
+
+    async def _hear(self) -> Message:
+        """The server's next message."""
         message = await self._receive()
-        if self._has_ended and message["type"] == "http.disconnect":
+        if self.is_ending and message["type"] == "http.disconnect":
             await trio.sleep_forever()
         return message
 
-    async def send(self, message: Message) -> None:
-        """Hand the server a message."""
+    async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._has_ended = True
-        await self._send(message)
+            self.is_ending = True
+        self.sending_since = trio.current_time()
+        await self._asgi_send(message)
+        self.sending_since = None
 
 
 class AsgiLane:

@@ -39,13 +39,15 @@ class Body:
 
     Attributes:
         data: What of it is there; empty once it was released.
+        received_bytes: How much of it has come.
     """
 
-    __slots__ = ("_bodies", "_size", "data")
+    __slots__ = ("_bodies", "_size", "data", "received_bytes")
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
         self._size = 0
+        self.received_bytes = 0
         self.data = b""
 
     @property
@@ -80,7 +82,7 @@ class Body:
             message = f"The bodies of waiting requests fill {bodies.limit_bytes} bytes"
             raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
         bodies.held_bytes += by
-        self._size = size
+        self._size = self.received_bytes = size
 
     def release(self) -> None:
         """It is not needed any more; harmless when repeated."""

@@ -16,12 +16,15 @@ class LlmuxError(Exception):
     Attributes:
         status: HTTP status code of the answer.
         code: Machine-readable `error.code` of the answer; a promise to clients.
+        may_be_repeated: Whether a client may send the request again by itself, if it usually does
+            so after this status.
         challenge: What a `WWW-Authenticate` header asks for; empty for no header.
         retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    may_be_repeated: ClassVar[bool] = True
     challenge: ClassVar[str] = ""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -55,11 +58,28 @@ class ModelNotFound(LlmuxError):
         self.model = model
 
 
+class GroupNotFound(LlmuxError):
+    """There is no group of this name."""
+
+    status = 404
+    code = "group_not_found"
+
+    def __init__(self, group: str) -> None:
+        super().__init__(f"Group not found: {group}")
+
+
 class BadRequest(LlmuxError):
     """The request cannot be read."""
 
     status = 400
     code = "bad_request"
+
+
+class ConfigMistakes(BadRequest):
+    """The config that is to be used has mistakes."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
 
 
 class HeadTooLarge(BadRequest):
@@ -203,6 +223,37 @@ class NotReady(LlmuxError):
         super().__init__(f"Model not ready: {model}")
 
 
+class RequestCancelled(LlmuxError):
+    """An operator has cancelled the request."""
+
+    status = 503
+    code = "cancelled"
+    may_be_repeated = False
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled by an operator")
+
+
+class RequestNotFound(LlmuxError):
+    """The request that is to be cancelled is not there, or no more."""
+
+    status = 404
+    code = "request_not_found"
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f"No such request is being served: {request}")
+
+
+class Pinned(LlmuxError):
+    """An operator keeps another model awake."""
+
+    status = 503
+    code = "pinned"
+
+    def __init__(self, model: str, pinned: str) -> None:
+        super().__init__(f"Model {pinned} is pinned: model {model} not available")
+
+
 class ShuttingDown(LlmuxError):
     """The server is stopping; a client may come back when it is up again."""
 
@@ -248,7 +299,15 @@ class BackendBroke(Exception):
 
 
 class StreamCut(Exception):
-    """llmux cut a response that had begun (a drain over its time, a model found down)."""
+    """llmux cut a request in flight: a drain over its time, a model found down, an operator.
+
+    Attributes:
+        why: What to tell its client; None: that the model is put to sleep.
+    """
+
+    def __init__(self, why: LlmuxError | None = None) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class InternalError(LlmuxError):

@@ -17,13 +17,16 @@ from subprocess import DEVNULL
 from urllib.parse import quote, urlsplit
 
 import trio
+from msgspec.structs import replace
 
 from llmux.awake import Marks
 from llmux.config import Config, HookName, ModelConfig
 from llmux.errors import HookError
+from llmux.feed import Feed
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
+from llmux.shapes import HookRun
 
 KILL_AFTER_S = 5.0
 """Time between SIGTERM and SIGKILL, and at most as long again for the group to be gone."""
@@ -53,8 +56,8 @@ Hooks get this soft limit back: programs that use select() break on descriptors 
 
 EXIT_HINTS = {126: " (not executable)", 127: " (command not found)"}  # POSIX sh, section 2.8.2
 
-# Terminal escape sequences (ECMA-48 section 5.4) as a whole, then single control characters.
-_NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NOT_TEXT = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Terminal escape sequences (ECMA-48 section 5.4) as a whole, then single control characters."""
 
 log = get_logger(__name__)
 
@@ -71,6 +74,7 @@ class ShellHooks:
         metrics: Metrics,
         marks: Marks = lambda _model: "",
         secret_variables: Iterable[str] = (),
+        feed: Feed | None = None,
         kill_after_s: float = KILL_AFTER_S,
     ) -> None:
         """Run nothing yet.
@@ -83,10 +87,12 @@ class ShellHooks:
             marks: What to put in the environment of a model's wake and sleep hook; see
                 `llmux.orphans`.
             secret_variables: More of the environment that hooks do not get.
+            feed: Who is told of runs.
             kill_after_s: Time between SIGTERM and SIGKILL.
         """
         self._secret_variables = SECRET_VARIABLES.union(secret_variables)
         self._marks = marks
+        self._feed = feed or Feed()
         self._models = dict(models)
         self._directory = directory
         self._log_dir = log_dir
@@ -113,6 +119,10 @@ class ShellHooks:
         timeout_s = self._models[model].timeout_s(hook)
         return math.inf if timeout_s is None else timeout_s
 
+    def log_path(self, model: str) -> Path:
+        """Where what the hooks of a model print goes, and what the servers print they start."""
+        return self._log_dir / log_name(model)
+
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         """Run a hook that the model has, to its end.
 
@@ -130,13 +140,27 @@ class ShellHooks:
         """
         environment = self._environment(model, hook, source, target)
         started_at = trio.current_time()
+        run = HookRun(model=model, hook=hook, started=self._feed.clock.unix(started_at))
+        if hook != "alive":  # every few seconds
+            self._feed.tell("hook", run)
         end = _End("was cancelled")  # unless the run ends otherwise
         with self._output(model, f"{hook} source={source} target={target}") as output:
             try:
                 end = await self._run_shell(model, hook, environment, output)
             finally:
-                error = end.error(model, hook, output)
-                self._record(model, hook, trio.current_time() - started_at, error)
+                tail = "" if output is None else output.tail()
+                error = end.error(model, hook, tail)
+                took_s = trio.current_time() - started_at
+                self._record(model, hook, took_s, error)
+                if hook != "alive" or error is not None:
+                    ended = replace(
+                        run,
+                        duration_secs=round(took_s, 3),
+                        ok=error is None,
+                        error=end.failure,
+                        output=tail,
+                    )
+                    self._feed.tell("hook", ended)
         if error is not None:
             raise error
 
@@ -190,7 +214,7 @@ class ShellHooks:
     @contextmanager
     def _output(self, model: str, title: str) -> Iterator[_Output | None]:
         """The model's log, ready for a run; None, with a warning, if it cannot be written."""
-        path = self._log_dir / log_name(model)
+        path = self.log_path(model)
         with ExitStack() as stack:
             output = None
             try:
@@ -239,10 +263,9 @@ class _End:
             return cls(f"was killed by signal {-exit_code}", exit_code)
         return cls(f"exited with {exit_code}{EXIT_HINTS.get(exit_code, '')}", exit_code)
 
-    def error(self, model: str, hook: str, output: _Output | None) -> HookError | None:
+    def error(self, model: str, hook: str, tail: str) -> HookError | None:
         if self.failure is None:
             return None
-        tail = "" if output is None else output.tail()
         return HookError(
             model,
             hook,
@@ -432,5 +455,5 @@ def _last_bytes(descriptor: int, count: int) -> bytes:
 
 
 def _plain_tail(text: str) -> str:
-    lines = (_NOT_TEXT.sub("", line).rstrip() for line in text.splitlines())
+    lines = (NOT_TEXT.sub("", line).rstrip() for line in text.splitlines())
     return "\n".join([line for line in lines if line][-TAIL_LINES:])

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import BackendRefused, StreamCut
+from llmux.errors import BackendRefused, LlmuxError, StreamCut
 
 
 class InFlight:
@@ -76,10 +76,12 @@ class Flight:
         entered_at: When it entered (Trio's clock, seconds).
         company: How many were in flight then, itself included.
         is_whole: Whether it ended by itself: nothing was raised in it.
+        is_in: Whether it has not ended yet.
     """
 
     __slots__ = (
-        "_in_flight", "_is_cut", "_own_scope", "_scope", "company", "entered_at", "is_whole",
+        "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company", "entered_at", "is_in",
+        "is_whole",
     )  # fmt: skip
 
     def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
@@ -87,13 +89,20 @@ class Flight:
         self._own_scope = trio.CancelScope() if scope is None else None
         self._scope = scope or self._own_scope
         self._is_cut = False
+        self._why: LlmuxError | None = None
         self.entered_at = trio.current_time()
         self.company = 1
         self.is_whole = False
+        self.is_in = True
 
-    def cut(self) -> None:
-        """Cancel what runs inside; the context then raises `StreamCut`."""
+    def cut(self, why: LlmuxError | None = None) -> None:
+        """Cancel what runs inside; the context then raises `StreamCut`.
+
+        Args:
+            why: What to tell its client; None: that the model is put to sleep.
+        """
         self._is_cut = True
+        self._why = why
         assert self._scope is not None
         self._scope.cancel()
 
@@ -109,6 +118,7 @@ class Flight:
         traceback: TracebackType | None,
     ) -> bool | None:
         self.is_whole = kind is None
+        self.is_in = False
         try:
             handled = self._own_scope is not None and self._own_scope.__exit__(
                 kind, error, traceback
@@ -118,7 +128,7 @@ class Flight:
         # Refused in the same instant, it would be tried again in a scope that is cancelled.
         is_ended = error is not None and is_cancellation(error)
         if self._is_cut and (is_ended or isinstance(error, BackendRefused)):
-            raise StreamCut from None
+            raise StreamCut(self._why) from None
         return handled
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,9 @@ FLUSH_S = 1.0
 
 MAX_BYTES = 64 << 20
 """A journal over this becomes `journal.1.jsonl`, in place of the one before."""
+
+LATEST_BYTES = 4 << 20
+"""How much of the end of a journal is looked through: some 30,000 entries."""
 
 AT_ONCE = 500
 """Entries that are written before others may run: about a millisecond."""
@@ -121,6 +124,22 @@ class Journal:
         if self._path is not None:
             self._entries.append(entry)
 
+    def latest(self, since: float, limit: int) -> list[Entry]:
+        """The last entries that ended since a Unix time, oldest first; at most so many.
+
+        Only of the file that is being written, and of that the last `LATEST_BYTES`.
+        """
+        if self._path is None:
+            return []
+        with suppress(OSError), self._path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LATEST_BYTES))
+            lines = file.read(LATEST_BYTES).splitlines()
+            entries = list(_decoded(lines))
+            found = [each for each in entries if _at(each) >= since]
+            return found[len(found) - min(limit, len(found)) :]
+        return []
+
     async def run(self) -> None:
         """Write what is there every second, and the rest when cancelled."""
         if self._path is None:
@@ -174,6 +193,18 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[Entry]:
+    """The entries of these lines, but for those that are cut off."""
+    decoder = msgspec.json.Decoder(Entry)
+    for line in lines:
+        with suppress(msgspec.DecodeError):
+            yield decoder.decode(line)
+
+
+def _at(entry: Entry) -> float:
+    return entry.at if isinstance(entry, Started) else entry.ended
 
 
 NO_JOURNAL = Journal(None)

@@ -58,10 +58,12 @@ class Traits:
     Attributes:
         max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.
         preserves_in_flight: Its hooks freeze it with its requests, so that none is waited for.
+        idle_sleep_s: For so long unused, it is put to sleep.
     """
 
     max_in_flight: float = math.inf
     preserves_in_flight: bool = False
+    idle_sleep_s: float = math.inf
 
 
 NO_TRAITS = Traits()
@@ -80,7 +82,8 @@ class Model:
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
-        max_in_flight, preserves_in_flight: See `Traits`.
+        used_at: When it was woken, or its last request left.
+        max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
@@ -106,6 +109,7 @@ class Model:
         self.apply(traits)
         self.drains = drains
         self.stay = 0
+        self.used_at = -math.inf
         self.holds_gpu = False
         self.backend_queued = 0
         self._frozen_at: float | None = None
@@ -126,6 +130,7 @@ class Model:
         """Use other traits from now on."""
         self.max_in_flight = traits.max_in_flight
         self.preserves_in_flight = traits.preserves_in_flight
+        self.idle_sleep_s = traits.idle_sleep_s
         self._admit_more()
 
     @property
@@ -165,6 +170,7 @@ class Model:
         self.entered_at = trio.current_time()
         if phase is Phase.AWAKE:
             self.stay += left is not Phase.DRAINING
+            self.used_at = self.entered_at
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
             self._freeze()
         self._on_enter(self, left, stayed_s)
@@ -177,18 +183,20 @@ class Model:
         weight: float = 1.0,
         *,
         never_switch: bool = False,
+        request: str = "",
     ) -> Flight:
         """Stand in line until let in; returns with the request counted as in flight.
 
         Args:
             weight: What its age counts for.
             never_switch: It waits for a slot only, not for a switch.
+            request: Its name.
             scope: As for `InFlight.enter`.
 
         Raises:
             LlmuxError: What those in line were refused with.
         """
-        with self.waiters.join(weight, never_switch=never_switch) as waiter:
+        with self.waiters.join(weight, never_switch=never_switch, request=request) as waiter:
             self._on_line(self)
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
@@ -227,6 +235,8 @@ class Model:
     def _left(self, flight: Flight) -> None:
         if self._frozen_at is not None:
             self.waiters.ages.remove(self._frozen_at)
+        if not self.in_flight.count:
+            self.used_at = trio.current_time()
         self._admit_more()
         self._on_leave(self, flight)
 

@@ -304,6 +304,8 @@ def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], byt
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if not error.may_be_repeated:
+        headers.append((b"x-should-retry", b"false"))  # OpenAI's clients heed it
     if error.challenge:
         headers.append((b"www-authenticate", error.challenge.encode()))
     return error.status, headers, body
@@ -333,3 +335,8 @@ def model_list(models: Iterable[tuple[str, int, Mapping[str, Any]]]) -> bytes:
 
 def _model(name: str, created: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "llmux", "llmux": facts}
+
+
+def header_value(name: str) -> bytes:
+    """A configured name as a header value; what ISO 8859-1 lacks goes as UTF-8 bytes."""
+    return name.encode("utf-8", "replace")

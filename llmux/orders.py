@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import trio
@@ -17,7 +18,9 @@ class Order:
         target: The model that is to be awake, or asleep.
         reason: Why, for people.
         stands: It is wanted though no request waits for it: an operator does, or the policy knew.
+        rule: Which rule of the policy, or who else, has decided.
         to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too.
+        on_failure: Called if it could not be carried out.
     """
 
     def __init__(
@@ -26,12 +29,15 @@ class Order:
         reason: str,
         *,
         stands: bool = False,
+        rule: str = "",
         to: Literal["awake", "asleep", "down"] = "awake",
     ) -> None:
         self.target = target
         self.reason = reason
         self.stands = stands
+        self.rule = rule
         self.to = to
+        self.on_failure: Callable[[], None] = lambda: None
         self._ended = trio.Event()
         self._error: LlmuxError | None = None
 
@@ -43,6 +49,8 @@ class Order:
         if not self._ended.is_set():
             self._error = error
             self._ended.set()
+            if error is not None:
+                self.on_failure()
 
     async def wait_ended(self) -> None:
         """Wait until it is carried out.

@@ -8,7 +8,7 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Protocol
 
@@ -30,8 +30,11 @@ from llmux.errors import (
     NotReady,
     StreamCut,
 )
+from llmux.feed import Feed
 from llmux.hints import NO_HINTS, read_hints
+from llmux.inflight import InFlight
 from llmux.journal import NO_JOURNAL, Journal
+from llmux.journey import Journey, Journeys
 from llmux.keepalive import KeptAlive, asks_for_stream
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
@@ -45,14 +48,7 @@ from llmux.openai import (
     response_headers,
     rewrite_model,
 )
-from llmux.serving import Serving
 from llmux.switchboard import Switchboard
-
-CLIENT_LEFT = 499
-"""Status under which a request is counted whose client left before its answer (as nginx does)."""
-
-NOT_SWITCHED = nullcontext()
-"""What holds a request for the fallback, which is no model of ours."""
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 
@@ -172,44 +168,6 @@ class Outgoing:
         )
 
 
-class Journey:
-    """What one request will be counted as."""
-
-    __slots__ = ("arrived_at", "first_byte_s", "kept_alive", "model", "serving", "status")
-
-    def __init__(self) -> None:
-        self.arrived_at = trio.current_time()
-        self.model = ""
-        self.serving: Serving | None = None
-        self.kept_alive: KeptAlive | None = None
-        self.status = CLIENT_LEFT
-        self.first_byte_s: float | None = None
-
-    @property
-    def hears_events(self) -> bool:
-        """Whether the client has been sent comments only, so that an error is one more event."""
-        return self.kept_alive is not None and self.kept_alive.hears_events_of_llmux
-
-    def answers(self, status: int) -> list[tuple[bytes, bytes]]:
-        """Note that the first byte goes out now; returns the headers that llmux adds."""
-        self.status = status
-        self.first_byte_s = trio.current_time() - self.arrived_at
-        waited_ms = round(1000 * self.serving.waited_s) if self.serving else 0
-        added = [(b"x-llmux-wait-ms", b"%d" % waited_ms)]
-        if self.model:
-            added.append((b"x-llmux-model", header_value(self.model)))
-        return added
-
-    def count(self, metrics: Metrics) -> None:
-        """Count the request; each ends exactly once, here."""
-        queued = self.serving is not None and self.serving.queued
-        metrics.requests.count(
-            self.model, self.status, waited=queued, first_byte_s=self.first_byte_s
-        )
-        if self.serving is not None and queued:
-            metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
-
-
 class ModelProxy:
     """Carries model traffic from a lane to the backend of the model that it names."""
 
@@ -219,10 +177,13 @@ class ModelProxy:
         board: Switchboard,
         metrics: Metrics,
         journal: Journal = NO_JOURNAL,
+        feed: Feed | None = None,
     ) -> None:
         self._board = board
         self._metrics = metrics
         self._journal = journal
+        self.journeys = Journeys(feed or Feed())
+        self._passing = InFlight()  # to the fallback
         self.bodies = Bodies(config.limits)
         self._fallback: Upstream | None = None
         self.apply(config)
@@ -254,7 +215,7 @@ class ModelProxy:
 
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
-        journey = Journey()
+        journey = self.journeys.begin(lane)
         try:
             await self._forward(lane, journey)
         except ClientLeft:
@@ -263,11 +224,12 @@ class ModelProxy:
             # If the status line is out, the lane leaves the response without its end.
             log.warning("response_cut", model=journey.model, reason=str(error))
             await self._refuse(lane, journey, BackendError(str(error)))
-        except StreamCut:
-            log.warning("response_cut", model=journey.model, reason="the model is put to sleep")
+        except StreamCut as cut:
+            why = cut.why or NotReady(journey.model)
+            log.warning("response_cut", model=journey.model, reason=why.message)
             if lane.has_answered and not journey.hears_events:
-                await lane.send_last_event(error_event(NotReady(journey.model)))
-            await self._refuse(lane, journey, NotReady(journey.model))
+                await lane.send_last_event(error_event(why))
+            await self._refuse(lane, journey, why)
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
@@ -277,6 +239,7 @@ class ModelProxy:
             await self._refuse(lane, journey, InternalError(error))
         finally:
             lane.body.release()
+            self.journeys.end(journey)
             journey.count(self._metrics)
             if journey.serving is not None and self._journal.is_kept:
                 self._journal.add(journey.serving.entry(journey.status))
@@ -324,20 +287,30 @@ class ModelProxy:
         return [field for field in headers if field[0].lower() not in carriers]
 
     async def _answer(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
-        async with journey.serving or NOT_SWITCHED:
+        if journey.cancelled_with is not None:  # before it got here
+            raise journey.cancelled_with
+        if journey.serving is None:
+            with self._passing.enter(lane.cut_scope) as journey.passing:
+                await self._pass_on(lane, journey, outgoing)
+            return
+        async with journey.serving:
             # A new config may have come while it waited.
             upstream = self._upstreams.get(journey.model, outgoing.upstream)
             if upstream is not outgoing.upstream:
                 outgoing = Outgoing(lane, outgoing.named, outgoing.received, upstream)
-            async with outgoing.exchange() as answer:
-                lane.body.release()
-                if journey.kept_alive is not None:
-                    await journey.kept_alive.stop()
-                    if journey.kept_alive.has_begun:
-                        await self._go_on(lane, answer)
-                        return
-                added = journey.answers(answer.status)
-                await lane.relay(answer, [*response_headers(answer.headers), *added])
+            await self._pass_on(lane, journey, outgoing)
+
+    async def _pass_on(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
+        async with outgoing.exchange() as answer:
+            journey.answer = answer
+            lane.body.release()
+            if journey.kept_alive is not None:
+                await journey.kept_alive.stop()
+                if journey.kept_alive.has_begun:
+                    await self._go_on(lane, answer)
+                    return
+            added = journey.answers(answer.status)
+            await lane.relay(answer, [*response_headers(answer.headers), *added])
 
     @staticmethod
     async def _go_on(lane: Lane, answer: Answer) -> None:
@@ -361,7 +334,9 @@ class ModelProxy:
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
         hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS
-        journey.serving = self._board.serving(journey.model, lane.cut_scope, hints)
+        journey.serving = self._board.serving(
+            journey.model, lane.cut_scope, hints, request=journey.id
+        )
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
@@ -408,8 +383,3 @@ def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
     return header(answer.headers, b"content-type").startswith(b"text/event-stream") and (
         sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
     )
-
-
-def header_value(name: str) -> bytes:
-    """A configured name as a header value; what ISO 8859-1 lacks goes as UTF-8 bytes."""
-    return name.encode("utf-8", "replace")

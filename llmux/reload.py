@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from llmux.config import Config, ModelConfig, load_config
 from llmux.errors import ConfigError
+from llmux.feed import Feed
 from llmux.logs import get_logger
 from llmux.policy import load_policy
+from llmux.shapes import Reloaded
 from llmux.switchboard import Switchboard
 
 WATCH_S = 1.0
@@ -34,15 +37,17 @@ class Reloader:
         config: The one that is used now.
     """
 
-    def __init__(self, config: Config, board: Switchboard) -> None:
+    def __init__(self, config: Config, board: Switchboard, feed: Feed | None = None) -> None:
         """Do nothing yet.
 
         Args:
             config: What is served.
             board: Its switchers.
+            feed: Who is told.
         """
         self.config = config
         self._board = board
+        self._feed = feed or Feed()
         self._users: list[Callable[[Config], None]] = []
         self._model_users: list[Callable[[str, ModelConfig | None], None]] = []
 
@@ -64,24 +69,29 @@ class Reloader:
         if of_models is not None:
             self._model_users.append(of_models)
 
-    def reload(self) -> bool:
-        """Read the file again; a bad one is logged and changes nothing.
-
-        Returns:
-            Whether the new one is used.
-        """
+    def reload(self) -> Reloaded:
+        """Read the file again; a bad one is logged and changes nothing."""
         path = self.config.path
         try:
             if path is None:
                 raise ConfigError(["the config comes from no file"])
-            self.apply(load_config(path))
+            fixed = self.apply(load_config(path))
         except ConfigError as error:
             log.error("reload_failed", config=str(path), mistakes=error.mistakes)
-            return False
-        return True
+            return self._told(ok=False, mistakes=error.mistakes)
+        return self._told(ok=True, needs_restart=fixed)
 
-    def apply(self, new: Config) -> None:
+    def _told(self, **how: Any) -> Reloaded:
+        now = self._feed.clock.now()
+        reloaded = Reloaded(at=now, models=list(self.config.models), **how)
+        self._feed.tell("reload", reloaded)
+        return reloaded
+
+    def apply(self, new: Config) -> list[str]:
         """Use another config.
+
+        Returns:
+            The keys whose new values need a restart.
 
         Raises:
             ConfigError: It cannot be used, and nothing has changed.
@@ -99,6 +109,7 @@ class Reloader:
             user(new)
         self._board.apply(old, new, self._use)
         log.info("reloaded", config=str(new.path), models=list(new.models))
+        return fixed
 
     def _use(self, name: str, model: ModelConfig | None) -> None:
         log.info("model_removed" if model is None else "model_changed", model=name)

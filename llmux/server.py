@@ -155,6 +155,7 @@ async def serve_config(
                     accepting.cancel_scope.cancel()
                 # No new connections; those in line get their 503, those in flight the grace.
                 service.board.stop()
+                service.feed.stop()
                 if lane is not None:
                     lane.stop()
                 await rest.stop()

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import SwitchTimeout, WouldSwitch
+from llmux.errors import LlmuxError, SwitchTimeout, WouldSwitch
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
 from llmux.journal import Request
@@ -25,12 +25,14 @@ class Serving:
     the context is left, however it is left. Nothing else in the program touches lines or counts.
 
     Attributes:
+        flight: Its stay at the model, once it has been let in; also when it has left.
         queued: Whether it had to wait in line; also known when entering failed.
         waited_s: How long it did in all, in seconds; 0 if it did not.
     """
 
     __slots__ = (
-        "_check", "_flight", "_hints", "_model", "_scope", "_timeout_s", "queued", "waited_s",
+        "_check", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since", "flight",
+        "queued", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +43,7 @@ class Serving:
         timeout_s: float | None,
         scope: trio.CancelScope | None = None,
         hints: Hints = NO_HINTS,
+        request: str = "",
     ) -> None:
         self.queued = False
         self.waited_s = 0.0
@@ -49,12 +52,29 @@ class Serving:
         self._scope = scope
         self._hints = hints
         self._timeout_s = min(math.inf if timeout_s is None else timeout_s, hints.max_wait_s)
-        self._flight: Flight | None = None
+        self.flight: Flight | None = None
+        self._request = request
+        self._waits_since: float | None = None
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it is in flight."""
+        return self.flight is not None and self.flight.is_in
+
+    @property
+    def waited_so_far_s(self) -> float:
+        """How long it has waited up to now, in seconds."""
+        waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since
+        return self.waited_s + waits_s
+
+    def refuse(self, error: LlmuxError) -> None:
+        """Send it away if it waits in line."""
+        self._model.waiters.refuse(error, only=lambda waiter: waiter.request == self._request)
 
     def entry(self, status: int) -> Callable[[float], Request]:
         """What the journal says of the request, which ends now; see `Journal.add`."""
         ended_at = trio.current_time()
-        flight = self._flight
+        flight = self.flight
         admitted_at = flight.entered_at if flight else None
         arrived_at = (ended_at if admitted_at is None else admitted_at) - self.waited_s
         return lambda offset_s: Request(
@@ -75,27 +95,31 @@ class Serving:
         self._check(self._model)
         if self._model.admits:
             # No checkpoint between this check and the count.
-            self._flight = self._model.in_flight.enter(self._scope)
+            self.flight = self._model.in_flight.enter(self._scope)
         else:
-            self._flight = await self._wait()
-        self._flight.__enter__()
+            self.flight = await self._wait()
+        self.flight.__enter__()
         return self
 
     async def _wait(self) -> Flight:
         if self._hints.never_switch and not self._model.is_awake:
             raise WouldSwitch(self._model.name)
-        arrived_at = trio.current_time()
+        self._waits_since = arrived_at = trio.current_time()
         self.queued = True
         try:
             with trio.fail_after(self._timeout_s):
                 return await self._model.wait_admitted(
-                    self._scope, self._hints.weight, never_switch=self._hints.never_switch
+                    self._scope,
+                    self._hints.weight,
+                    never_switch=self._hints.never_switch,
+                    request=self._request,
                 )
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None
         finally:
             self.waited_s += trio.current_time() - arrived_at
+            self._waits_since = None
 
     async def __aexit__(
         self,
@@ -108,5 +132,5 @@ class Serving:
         Raises:
             StreamCut: llmux itself cut the request.
         """
-        assert self._flight is not None
-        return self._flight.__exit__(kind, error, traceback)
+        assert self.flight is not None
+        return self.flight.__exit__(kind, error, traceback)

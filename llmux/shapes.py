@@ -6,7 +6,7 @@ The OpenAPI document is made of these classes; see `llmux.control.openapi`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -420,3 +420,93 @@ class History(Shape, frozen=True):
     switches: list[SwitchRecord]
     hooks: list[HookRun]
     counts: list[Counts]
+
+
+class Journal(Shape, frozen=True):
+    """Entries of the journal; `llmux.journal` says what is in them.
+
+    Attributes:
+        entries: Oldest first.
+    """
+
+    entries: list[dict[str, Any]]
+
+
+class Health(Shape, frozen=True):
+    """Whether llmux can make progress.
+
+    Attributes:
+        status: ok, or why not.
+    """
+
+    status: str
+
+
+class ModelFacts(Shape, frozen=True):
+    """What llmux has to say of a model in OpenAI's list.
+
+    Attributes:
+        state: What it is doing.
+        in_flight: Requests being served.
+        queued: Requests waiting.
+    """
+
+    state: ModelState
+    in_flight: int
+    queued: int
+
+
+class ModelObject(Shape, frozen=True):
+    """A model, as OpenAI's API shows it.
+
+    Attributes:
+        id: Its name.
+        object: Always `model`.
+        created: When llmux was started.
+        owned_by: Always `llmux`.
+        llmux: What it is doing.
+    """
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["llmux"]
+    llmux: ModelFacts
+
+
+class ModelList(Shape, frozen=True):
+    """All models.
+
+    Attributes:
+        object: Always `list`.
+        data: By name.
+    """
+
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+class ErrorDetail(Shape, frozen=True):
+    """What is wrong.
+
+    Attributes:
+        message: In words.
+        type: Always `llmux_error`.
+        param: Always null.
+        code: For programs.
+    """
+
+    message: str
+    type: Literal["llmux_error"]
+    param: None
+    code: str
+
+
+class Error(Shape, frozen=True):
+    """An error, in OpenAI's form.
+
+    Attributes:
+        error: What is wrong.
+    """
+
+    error: ErrorDetail

@@ -11,14 +11,17 @@ from trio_util import periodic
 
 from llmux.awake import AwakeRecord
 from llmux.config import Config, ModelConfig
-from llmux.errors import ModelNotFound
+from llmux.errors import GroupNotFound, ModelNotFound
+from llmux.feed import Feed
 from llmux.health import HeardSince
 from llmux.hints import NO_HINTS, Hints
+from llmux.idle import NO_IDLE_RULES, IdleRules
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics
 from llmux.model import Model, Traits
 from llmux.policy import load_policy
 from llmux.serving import Serving
+from llmux.shapes import ModeChange, Pin
 from llmux.switcher import Hooks, Mode, State, Switcher
 
 WATCH_S = 1.0
@@ -39,8 +42,11 @@ class Switchboard:
         hooks: Hooks,
         metrics: Metrics,
         journal: Journal = NO_JOURNAL,
+        *,
         record: AwakeRecord | None = None,
+        feed: Feed | None = None,
     ) -> None:
+        self._feed = feed or Feed()
         self._record = record or AwakeRecord(None)
         self._mode: Mode = "auto"
         self._hooks = hooks
@@ -59,6 +65,7 @@ class Switchboard:
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
         metrics.watch_counts(self._counts)
+        self._feed.watch_counts(self._in_flight_and_queued)
 
     def __repr__(self) -> str:
         return f"<Switchboard {dict(self.groups)!r}>"
@@ -66,14 +73,19 @@ class Switchboard:
     # ---- The door ----
 
     def serving(
-        self, model: str, scope: trio.CancelScope | None = None, hints: Hints = NO_HINTS
+        self,
+        model: str,
+        scope: trio.CancelScope | None = None,
+        hints: Hints = NO_HINTS,
+        *,
+        request: str = "",
     ) -> Serving:
         """The only way into a model; see `Switcher.serving`.
 
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self._switcher(model).serving(model, scope, hints)
+        return self._switcher(model).serving(model, scope, hints, request=request)
 
     def _switcher(self, model: str) -> Switcher:
         try:
@@ -162,6 +174,12 @@ class Switchboard:
             for name, model in self.models.items()
         }
 
+    def _in_flight_and_queued(self) -> dict[str, tuple[int, int]]:
+        return {
+            name: (model.in_flight.count, model.waiters.count)
+            for name, model in self.models.items()
+        }
+
     # ---- What operators may do ----
 
     @property
@@ -174,10 +192,39 @@ class Switchboard:
         self._mode = mode
         for switcher in self.groups.values():
             switcher.set_mode(mode)
+        self._feed.tell("mode", ModeChange(at=self._feed.clock.now(), mode=mode))
 
     async def force_switch(self, model: str) -> None:
         """Switch a model's group to it; see `Switcher.force_switch`."""
         await self._switcher(model).force_switch(model)
+
+    async def put_model_to_sleep(self, model: str) -> None:
+        """Drain a model and put it to sleep; see `Switcher.put_model_to_sleep`."""
+        await self._switcher(model).put_model_to_sleep(model)
+
+    async def pin(self, pin: Pin) -> None:
+        """Keep a model of its group awake; see `Switcher.pin`."""
+        await self._switcher(pin.model).pin(pin)
+
+    def unpin(self, group: str | None = None) -> None:
+        """Leave it to the policy again what is awake in a group, or in all.
+
+        Raises:
+            GroupNotFound: There is none of this name.
+        """
+        if group is not None and group not in self.groups:
+            raise GroupNotFound(group)
+        for name, switcher in self.groups.items():
+            if group in {None, name}:
+                switcher.unpin()
+
+    def switcher_of(self, model: str) -> Switcher:
+        """The switcher of a model's group; raises ModelNotFound."""
+        return self._switcher(model)
+
+    def config_of(self, model: str) -> ModelConfig:
+        """The config of a model, as it is used now."""
+        return self._used[model]
 
     # ---- Another config ----
 
@@ -193,6 +240,9 @@ class Switchboard:
                 queued_per_model=config.limits.queued_per_model,
                 journal_to=self._journal,
                 record=self._record,
+                feed=self._feed,
+                group=model.group,
+                idle_rules=idle_rules_of(config, model.group),
             )
             switcher.health.heard_since, switcher.on_sleep = self._heard_since, self._on_sleep
             self._start(switcher)
@@ -222,7 +272,8 @@ class Switchboard:
         """
         for switcher in self.groups.values():
             policy = load_policy(new.policy, new.directory)
-            switcher.apply(new.policy, policy, new.limits.queued_per_model)
+            rules = idle_rules_of(new, switcher.group)
+            switcher.apply(new.policy, policy, new.limits.queued_per_model, rules)
             switcher.set_mode(self._mode)
         for name in [name for name in self._switcher_of if name not in new.models]:
             self._remove(name, use)
@@ -326,5 +377,17 @@ class Switchboard:
 
 def traits_of(model: ModelConfig) -> Traits:
     """What the config says of a model that its switcher must know."""
-    limit = model.max_in_flight
-    return Traits(math.inf if limit is None else limit, model.preserves_in_flight)
+    limit, idle_s = model.max_in_flight, model.idle_sleep_secs
+    return Traits(
+        math.inf if limit is None else limit,
+        model.preserves_in_flight,
+        math.inf if idle_s is None else idle_s,
+    )
+
+
+def idle_rules_of(config: Config, group: str) -> IdleRules:
+    """What the config says of an idle group."""
+    rules = config.groups.get(group)
+    if rules is None:
+        return NO_IDLE_RULES
+    return IdleRules(rules.standby, rules.standby_after_secs, rules.preload)

@@ -17,8 +17,8 @@ from typing import Literal, Protocol
 import trio
 from trio_util import RepeatedEvent, periodic
 
-from llmux import journal
 from llmux.awake import AwakeRecord, Entry
+from llmux.chronicle import Chronicle
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import (
     HookError,
@@ -26,24 +26,28 @@ from llmux.errors import (
     ManualMode,
     ModelNotFound,
     NotReady,
+    Pinned,
     QueueFull,
     ShuttingDown,
     SwitcherDied,
     WouldSwitch,
 )
+from llmux.feed import Feed
 from llmux.health import IN_USE, Health
 from llmux.hints import NO_HINTS, Hints
+from llmux.idle import NO_IDLE_RULES, IdleRules, idle_order
 from llmux.inflight import Flight
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.logs import get_logger
 from llmux.measures import Measures
-from llmux.metrics import IDLE, Metrics
+from llmux.metrics import Metrics
 from llmux.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
 from llmux.orphans import end_marked
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
 from llmux.prefetch import Prefetch
 from llmux.serving import Serving
+from llmux.shapes import Pin, PinChange, SwitchRecord
 
 SLOW_DRAIN_S = 60.0
 """How often a drain that goes on is logged."""
@@ -90,6 +94,7 @@ class Switcher:
         models: The group's models by name; each knows its own phase, line and requests.
         measures: What was seen so far: costs, drains, absences, rates, latencies.
         health: Looks after the model that is awake.
+        group: Its name.
         on_sleep: Called with each model that is to be put to sleep now.
     """
 
@@ -105,6 +110,9 @@ class Switcher:
         traits: Mapping[str, Traits] | None = None,
         journal_to: Journal = NO_JOURNAL,
         record: AwakeRecord | None = None,
+        feed: Feed | None = None,
+        group: str = "default",
+        idle_rules: IdleRules = NO_IDLE_RULES,
     ) -> None:
         self._changed = RepeatedEvent()
         self.models: dict[str, Model] = {}
@@ -112,7 +120,12 @@ class Switcher:
         self._hooks = hooks
         self._policy = policy
         self._metrics = metrics
-        self._journal = journal_to
+        self.group = group
+        self._feed = feed or Feed()
+        self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
+        self._pin: Pin | None = None
+        self._idle_rules = idle_rules
+        self._began_at = 0.0
         self._record = record or AwakeRecord(None)
         self._settings = settings
         self.health = Health(lambda: self._in_use, hooks, settings, self._bring_down)
@@ -167,7 +180,12 @@ class Switcher:
     # ---- The door ----
 
     def serving(
-        self, name: str, scope: trio.CancelScope | None = None, hints: Hints = NO_HINTS
+        self,
+        name: str,
+        scope: trio.CancelScope | None = None,
+        hints: Hints = NO_HINTS,
+        *,
+        request: str = "",
     ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
@@ -181,6 +199,7 @@ class Switcher:
             timeout_s=self._settings.request_timeout_secs,
             scope=scope,
             hints=hints,
+            request=request,
         )
 
     def _check_admissible(self, model: Model) -> None:
@@ -188,6 +207,8 @@ class Switcher:
             raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
+        if self._pin is not None and not self._pin.wait and model.name != self._pin.model:
+            raise Pinned(model.name, self._pin.model)
         self.measures.note_arrival(model.name, trio.current_time())
         if model.admits:
             return
@@ -198,7 +219,10 @@ class Switcher:
             raise QueueFull(message, retry_after_s=self._wait_s(model))
 
     def _wait_s(self, model: Model) -> float:
-        """About how long a request that came now would be in line, by what was measured."""
+        """About how long a request that came now would be in line, by what was measured.
+
+        Should the switch begin at once, that is: when it does is for the policy to say.
+        """
         active, wait_s = self.active, 0.0
         if active is not model:
             source = active.name if active else None
@@ -230,21 +254,93 @@ class Switcher:
     async def force_switch(self, name: str) -> None:
         """Switch to a model whatever the policy thinks; returns when it is awake.
 
-        The order stands even if the caller is cancelled while it waits.
+        While the group is pinned, it is pinned to that model then. The order stands even if the
+        caller is cancelled while it waits.
 
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
         """
+        if self._pin is not None:
+            await self.pin(Pin(model=name, wait=self._pin.wait))
+            return
+        await self._follow(Order(self._known(name), "an operator", stands=True, rule="forced"))
+
+    async def put_model_to_sleep(self, name: str) -> None:
+        """Drain a model and put it to sleep; a request for it wakes it again.
+
+        Raises:
+            ModelNotFound, HookError, ShuttingDown: Why it does not sleep.
+        """
+        target = self._known(name)
+        await self._follow(Order(target, "an operator", stands=True, to="asleep", rule="forced"))
+
+    async def pin(self, pin: Pin) -> None:
+        """Switch to a model and keep it awake; returns when it is.
+
+        Requests for the others are refused, or wait, until `unpin`. If the model cannot be woken,
+        nothing has changed.
+
+        Raises:
+            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+        """
+        order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
+        before = self._pin
+
+        def roll_back() -> None:
+            if self._pin is pin:
+                self._set_pin(before)
+
+        order.on_failure = roll_back
+        self._set_pin(pin)
+        await self._follow(order)
+
+    def unpin(self) -> None:
+        """Leave it to the policy again what is awake; harmless when repeated."""
+        if self._pin is not None:
+            self._set_pin(None)
+
+    @property
+    def pinned(self) -> Pin | None:
+        """What the group is pinned to; None: nothing."""
+        return self._pin
+
+    def _set_pin(self, pin: Pin | None) -> None:
+        self._pin = pin
+        if pin is not None and not pin.wait:
+            for model in self.models.values():
+                if model.name != pin.model:
+                    model.waiters.refuse(Pinned(model.name, pin.model))
+        change = PinChange(at=self._feed.clock.now(), group=self.group, pinned=pin)
+        self._feed.tell("pin", change)
+        self._changed.set()
+
+    def _known(self, name: str) -> Model:
         if name not in self.models:
             raise ModelNotFound(name)
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
-        order = Order(self.models[name], "forced", stands=True)
+        return self.models[name]
+
+    async def _follow(self, order: Order) -> None:
         self._orders.append(order)
         self._changed.set()
         await order.wait_ended()
-        if not order.target.is_awake:
-            raise NotReady(name)
+        if order.to == "awake" and not order.target.is_awake:
+            raise NotReady(order.target.name)
+
+    @property
+    def running(self) -> SwitchRecord | None:
+        """The switch that runs; None: none does."""
+        return self._chronicle.running
+
+    def eta_s(self, model: Model) -> float | None:
+        """Like `_wait_s`, but None where nobody knows."""
+        if model.admits:
+            return 0.0
+        source = self.active.name if self.active else None
+        if source != model.name and self.measures.costs.estimate(source, model.name) is None:
+            return None
+        return self._wait_s(model)
 
     def add(self, name: str, traits: Traits = NO_TRAITS) -> None:
         """Have one more model, asleep; or keep one that was to be removed."""
@@ -297,12 +393,21 @@ class Switcher:
             unwanted = not (model.wanted_by or model.in_flight.count)
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
+                if self._pin is not None and self._pin.model == model.name:
+                    self.unpin()
                 then()
 
         self.renew(model.name, finish)
 
-    def apply(self, settings: PolicyConfig, policy: Policy, queued_per_model: int) -> None:
+    def apply(
+        self,
+        settings: PolicyConfig,
+        policy: Policy,
+        queued_per_model: int,
+        idle_rules: IdleRules = NO_IDLE_RULES,
+    ) -> None:
         """Use other settings from now on."""
+        self._idle_rules = idle_rules
         self._settings = settings
         self._policy = policy
         self._queued_per_model = queued_per_model
@@ -337,6 +442,8 @@ class Switcher:
         """Follow orders and the policy until stopped. The only task that switches."""
         try:
             await self._take_over()
+            self._began_at = trio.current_time()
+            self._preload()
             while (order := await self._next_order()) is not None:
                 # A nursery for each switch, so that it can be cancelled as a whole.
                 async with trio.open_nursery() as switch:  # noqa: ASYNC112
@@ -368,27 +475,53 @@ class Switcher:
             log.warning("model_unsure", model=model.name, hint="slept before another wakes")
             model.enter(Phase.FAILED)
 
+    def _preload(self) -> None:
+        """Wake what the config says, unless something is awake."""
+        model = self.models.get(self._idle_rules.preload or "")
+        if model is not None and not any(each.holds_gpu for each in self.models.values()):
+            self._orders.append(Order(model, "at the start", stands=True, rule="preload"))
+
     async def _next_order(self) -> Order | None:
         while self._closed_with is None:
             if self._orders:
                 return self._orders.popleft()
-            decision = self._policy.decide(self._snapshot()) if self._mode == "auto" else None
-            if isinstance(decision, SwitchTo):
-                target = self.models[decision.model]
-                return Order(target, decision.reason, stands=not target.wanted_by)
-            look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
+            order, look_again_at = self._decide() if self._mode == "auto" else (None, math.inf)
+            if order is not None:
+                return order
             with trio.move_on_at(look_again_at):
                 # No checkpoint since the snapshot: no change can be missed.
                 await self._changed.wait()
         return None
 
+    def _decide(self) -> tuple[Order | None, float]:
+        """What to do now, and when to look again at the latest."""
+        decision = self._policy.decide(self._snapshot())
+        if isinstance(decision, SwitchTo):
+            target, rule = self.models[decision.model], decision.rule
+            stands = not target.wanted_by
+            return Order(target, decision.reason, stands=stands, rule=rule), math.inf
+        look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
+        if self._pin is not None or not self._heeds_idleness:
+            return None, look_again_at
+        now = trio.current_time()
+        order, at = idle_order(self.models, self._idle_rules, self._began_at, now)
+        return order, min(at, look_again_at)
+
+    @property
+    def _heeds_idleness(self) -> bool:
+        is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
+        return is_short or self._idle_rules.standby is not None
+
     def _snapshot(self) -> Snapshot:
         active = self.active
+        shown = list(self.models.values())
+        if self._pin is not None:  # then there are no others
+            shown = [each for each in shown if each is active or each.name == self._pin.model]
         return Snapshot(
             now=trio.current_time(),
             active=active.name if active else None,
             active_since=active.entered_at if active else None,
-            models={name: model.view() for name, model in self.models.items()},
+            models={model.name: model.view() for model in shown},
             measures=self.measures,
         )
 
@@ -432,44 +565,22 @@ class Switcher:
             SwitchAbandoned: The target is not wanted any more; what was drained is awake again.
         """
         target = order.target
-        started_at = trio.current_time()
         in_the_way = self._in_the_way_of(target)
-        source = in_the_way[0].name if in_the_way else None
-        log.info("switch_started", **{"from": source, "to": target.name, "reason": order.reason})
-        drain_s = hooks_s = 0.0
-        result = "abandoned"
-        prefetch = self._prefetch(target, source, nursery)
-        try:
-            for model in in_the_way:
-                drain_s += await self._drain(model, order)
+        first = in_the_way[0] if in_the_way else None
+        source = first.name if first else None
+        with self._chronicle.switch(order, first) as tally:
+            prefetch = self._prefetch(target, source, nursery)
+            try:
+                for model in in_the_way:
+                    tally.drain_s += await self._drain(model, order)
+                    self._check_open()
+                    tally.hooks_s += await self._put_to_sleep(model, target)
+                await self._wait_prefetched(prefetch, order)
                 self._check_open()
-                hooks_s += await self._put_to_sleep(model, target)
-            await self._wait_prefetched(prefetch, order)
-            self._check_open()
-            self._check_wanted(order)
-            hooks_s += await self._wake(target, source)
-            result = "success"
-        except HookError as error:
-            result = "failure"
-            log.error("switch_failed", model=target.name, **{"from": source}, error=error.message)
-            self._metrics.switches.labels(source or IDLE, target.name, "failure").inc()
-            raise
-        finally:
-            prefetch.abandon()
-            ended_at = trio.current_time()
-            self._journal.add(
-                lambda offset_s: journal.Switch(
-                    source,
-                    target.name,
-                    started_at + offset_s,
-                    ended_at + offset_s,
-                    drain_s,
-                    hooks_s,
-                    result,
-                    order.reason,
-                )
-            )
-        self._account(source, target, hooks_s, trio.current_time() - started_at)
+                self._check_wanted(order)
+                tally.hooks_s += await self._wake(target, source)
+            finally:
+                prefetch.abandon()
 
     async def _retire(self, order: Order) -> None:
         """Put a model to sleep for no other: it is down, or its config has changed.
@@ -689,30 +800,19 @@ class Switcher:
             self.measures.note_served(model.name, flight.company, served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
-        if any(other.wanted_by for other in self.models.values()):
+        if any(other.wanted_by for other in self.models.values()) or self._is_newly_idle(model):
             self._changed.set()
 
+    def _is_newly_idle(self, model: Model) -> bool:
+        return not model.in_flight.count and self._heeds_idleness
+
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
-        log.debug("phase", model=model.name, phase=model.phase.value, left=left.value)
+        self._chronicle.phase(model, left, stayed_s)
         self._record.note(model.name, model.standing)
         if model.is_awake:
             self.measures.note_open(model.name, trio.current_time(), model.oldest)
         if left is Phase.AWAKE:
             self.measures.note_closed(model.name, trio.current_time())
-            self._metrics.active_duration.labels(model.name).observe(stayed_s)
-
-    def _account(self, source: str | None, target: Model, hooks_s: float, took_s: float) -> None:
-        cost_s = self.measures.costs.record(source, target.name, hooks_s)
-        pair = (source or IDLE, target.name)
-        self._metrics.switch_cost.labels(*pair).set(cost_s)
-        self._metrics.switches.labels(*pair, "success").inc()
-        self._metrics.switch_duration.labels(*pair).observe(took_s)
-        log.info(
-            "model_activated",
-            model=target.name,
-            **{"from": source},
-            duration_secs=round(took_s, 3),
-        )
 
     async def _log_slow_drain(self, model: Model) -> None:
         async for drained_s, _ in periodic(SLOW_DRAIN_S):

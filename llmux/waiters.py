@@ -23,11 +23,12 @@ from llmux.errors import LlmuxError
 class Waiter:
     """One request in line; told its fate over a memory channel of its own, at most once."""
 
-    __slots__ = ("_receive", "_send", "arrived_at", "never_switch", "weight")
+    __slots__ = ("_receive", "_send", "arrived_at", "never_switch", "request", "weight")
 
-    def __init__(self, weight: float, never_switch: bool) -> None:
+    def __init__(self, weight: float, never_switch: bool, request: str) -> None:
         self.arrived_at = trio.current_time()
         self.never_switch = never_switch
+        self.request = request
         self.weight = weight
         # Size 1: telling never blocks, and a fate that is told before the waiter looks is kept.
         self._send, self._receive = trio.open_memory_channel[LlmuxError | None](1)
@@ -89,15 +90,23 @@ class Waiters:
         """When the first in line arrived (Trio's clock, seconds); None if nobody waits."""
         return next((waiter.arrived_at for waiter in self._line), None)
 
+    @property
+    def first(self) -> str | None:
+        """The name of the first in line; None if nobody waits."""
+        return next((waiter.request for waiter in self._line), None)
+
     @contextmanager
-    def join(self, weight: float = 1.0, *, never_switch: bool = False) -> Iterator[Waiter]:
+    def join(
+        self, weight: float = 1.0, *, never_switch: bool = False, request: str = ""
+    ) -> Iterator[Waiter]:
         """Stand in line for as long as the context lasts; leaving it settles.
 
         Args:
             weight: What this one's age counts for.
             never_switch: It waits for a slot only, not for a switch.
+            request: Its name.
         """
-        waiter = Waiter(weight, never_switch)
+        waiter = Waiter(weight, never_switch, request)
         self._line[waiter] = None
         self.ages.add(waiter.arrived_at, weight)
         try:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmux.config import (
     Config,
+    GroupConfig,
     HookName,
     HookTimeouts,
     Limits,
@@ -491,7 +492,9 @@ def test_schema_knows_every_key_and_no_other() -> None:
     json.dumps(schema)  # holds nothing that JSON cannot
     shapes = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
-    assert set(shapes) == {"Config", "ModelConfig", "HookTimeouts", "PolicyConfig", "Limits"}
+    assert set(shapes) == {
+        "Config", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig", "PolicyConfig",
+    }  # fmt: skip
     for shape in shapes.values():
         assert shape["additionalProperties"] is False
         assert all(prop["description"] for prop in shape["properties"].values())
@@ -511,6 +514,7 @@ KEYS = st.sampled_from(
     [
         *Config.__struct_fields__,
         *ModelConfig.__struct_fields__,
+        *GroupConfig.__struct_fields__,
         *PolicyConfig.__struct_fields__,
         *Limits.__struct_fields__,
         "a.b",

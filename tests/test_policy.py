@@ -59,7 +59,7 @@ def test_nothing_to_do() -> None:
 
 def test_the_oldest_request_wins() -> None:
     decision = decide(waiting("a", 95), waiting("b", 90), active="c", since=0)
-    assert decision == SwitchTo("b", "its oldest request waits 10.0 s")
+    assert decision == SwitchTo("b", "its oldest request waits 10.0 s", "oldest first")
 
 
 def test_the_active_model_has_its_minimum() -> None:
@@ -70,7 +70,9 @@ def test_the_active_model_has_its_minimum() -> None:
 def test_a_failed_model_delays_only_itself() -> None:
     failed = waiting("a", 10, retry_at=130.0)
     assert decide(failed) == LookAgain(130)
-    assert decide(failed, waiting("b", 90)) == SwitchTo("b", "its oldest request waits 10.0 s")
+    assert decide(failed, waiting("b", 90)) == SwitchTo(
+        "b", "its oldest request waits 10.0 s", "oldest first"
+    )
     assert decide(failed, waiting("b", 90, retry_at=110.0)) == LookAgain(110)
     cooling = decide(failed, waiting("b", 90), active="c", since=99, min_active_secs=5)
     assert cooling == LookAgain(104)
@@ -284,7 +286,8 @@ def test_time_slice_serves_until_idle_and_then_the_longest_line() -> None:
     others = line("b", 90.0), line("c", 95.0, 96.0)
     assert ask("time_slice", line("a", in_flight=1), *others) == LookAgain(390.0)
     assert ask("time_slice", line("a", 99.0), *others) == LookAgain(390.0)
-    assert ask("time_slice", line("a"), *others) == SwitchTo("c", "the longest line: 2 waiting")
+    to_c = SwitchTo("c", "the longest line: 2 waiting", "longest line")
+    assert ask("time_slice", line("a"), *others) == to_c
 
 
 # ---- adaptive ----
@@ -296,7 +299,7 @@ def test_adaptive_explores_while_it_knows_nothing() -> None:
 
 def test_adaptive_closes_an_idle_model_for_anybody() -> None:
     decision = ask("adaptive", line("a"), line("b", 99.0), measures=known())
-    assert decision == SwitchTo("b", "1 waiting, 1.0 s in all")
+    assert decision == SwitchTo("b", "1 waiting, 1.0 s in all", "close")
 
 
 def test_adaptive_stays_while_its_own_users_have_more_at_stake() -> None:

@@ -2,10 +2,19 @@
 
 from llmux.config.load import default_config_path, load_config, parse_config
 from llmux.config.schema import config_schema
-from llmux.config.shape import Config, HookName, HookTimeouts, Limits, ModelConfig, PolicyConfig
+from llmux.config.shape import (
+    Config,
+    GroupConfig,
+    HookName,
+    HookTimeouts,
+    Limits,
+    ModelConfig,
+    PolicyConfig,
+)
 
 __all__ = [
     "Config",
+    "GroupConfig",
     "HookName",
     "HookTimeouts",
     "Limits",

@@ -8,13 +8,23 @@ from typing import Any
 
 import msgspec
 
-from llmux.config.shape import Config, HookTimeouts, Limits, ModelConfig, PolicyConfig, file_keys
+from llmux.config.shape import (
+    Config,
+    GroupConfig,
+    HookTimeouts,
+    Limits,
+    ModelConfig,
+    PolicyConfig,
+    file_keys,
+)
+
+SECTIONS = (Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits)
 
 
 def config_schema() -> dict[str, Any]:
     """A JSON Schema (2020-12) of the config, for editors."""
     schema = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Path
-    for section in (Config, ModelConfig, HookTimeouts, PolicyConfig, Limits):
+    for section in SECTIONS:
         shape = schema["$defs"][section.__name__]
         text = inspect.getdoc(section) or ""
         shape["description"] = text.partition("\n")[0]

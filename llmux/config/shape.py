@@ -208,6 +208,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         headers: Headers added to what the backend gets.
         group: Models of one group share a GPU and take turns on it.
         max_in_flight: Most requests in flight; the rest wait in order. None for no limit.
+        idle_sleep_secs: After so long without a request the model is put to sleep; null for never.
         preserves_in_flight: The hooks freeze the model with its requests, so none are waited for.
         hook_timeouts: Seconds that each hook may run.
     """
@@ -226,6 +227,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     headers: dict[HeaderName, HeaderValue] = {}
     group: Name = "default"
     max_in_flight: PositiveInt | None = None
+    idle_sleep_secs: Seconds | None = None
     preserves_in_flight: bool = False
     hook_timeouts: HookTimeouts = HookTimeouts()
 
@@ -269,6 +271,22 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             yield ("host",), "goes with 'port' only"
         elif not port and not url:
             yield (), "give 'port' or 'url'"
+
+
+class GroupConfig(Section, frozen=True, kw_only=True):
+    """What a group does when nobody wants anything of it.
+
+    Attributes:
+        name: Its key in the file: a name that models give as their group.
+        standby: The model that is woken once nothing else was wanted for a while; null for none.
+        standby_after_secs: How long nothing must have been wanted.
+        preload: The model that is woken when llmux starts; null for none.
+    """
+
+    name: NotAKey[str] = ""
+    standby: Name | None = None
+    standby_after_secs: Seconds = 300.0
+    preload: Name | None = None
 
 
 class PolicyConfig(Section, frozen=True, kw_only=True):
@@ -337,6 +355,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         host: Address to listen on.
         port: Port to listen on; 0 lets the system pick one.
         models: Models by name.
+        groups: What groups of models do when nobody wants anything, by name.
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: What becomes of the model that is awake; leave or sleep.
@@ -357,6 +376,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     models: Annotated[
         dict[Name, ModelConfig], _check_some, Meta(extra_json_schema={"minProperties": 1})
     ]
+    groups: dict[Name, GroupConfig] = {}
     policy: PolicyConfig = PolicyConfig()
     shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0
     on_shutdown: Literal["leave", "sleep"] = "leave"
@@ -396,6 +416,30 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             elif alias in owners:
                 yield keys, f"{alias!r} is an alias of {owners[alias]!r} already"
             owners.setdefault(alias, keys[1])
+        yield from _group_conflicts(given.get("groups"), models)
+
+
+def _group_conflicts(groups: Any, models: Any) -> Iterator[tuple[Keys, str]]:
+    """A group must have models, and its standby and preload be some of them."""
+    if not isinstance(groups, dict) or not isinstance(models, dict):
+        return
+    group_of = {
+        name: model.get("group", "default")
+        for name, model in models.items()
+        if isinstance(model, dict)
+    }
+    for group, rules in groups.items():
+        if group not in group_of.values():
+            yield ("groups", group), "no model has this group"
+        for key in ("standby", "preload"):
+            model = rules.get(key) if isinstance(rules, dict) else None
+            if isinstance(model, str) and group_of.get(model) != group:
+                yield ("groups", group, key), f"{model!r} is no model of this group"
+        standby = rules.get("standby") if isinstance(rules, dict) else None
+        sleeper = models.get(standby) if isinstance(standby, str) else None
+        if isinstance(sleeper, dict) and sleeper.get("idle_sleep_secs") is not None:
+            keys = ("models", standby, "idle_sleep_secs")
+            yield keys, f"the standby of {group!r} would be woken again at once"
 
 
 def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:

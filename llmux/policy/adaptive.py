@@ -13,6 +13,7 @@ from llmux.config import PolicyConfig
 from llmux.measures import ARRIVALS
 from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import (
+    COLD,
     first_come,
     look_again,
     may_be_chosen,
@@ -50,7 +51,7 @@ class AdaptivePolicy:
         if not ready:
             return look_again(next_retry(others, snapshot.now))
         if snapshot.active is None:
-            return first_come(oldest(ready), snapshot.now)
+            return first_come(oldest(ready), snapshot.now, COLD)
         return self._weigh(snapshot, snapshot.models[snapshot.active], ready)
 
     def _weigh(
@@ -67,7 +68,7 @@ class AdaptivePolicy:
             leaves_at,
         )
         if bound_at <= now:
-            return first_come(first, now)
+            return first_come(first, now, "bound")
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
         ranked = _ranked(snapshot, active, others)
@@ -76,7 +77,7 @@ class AdaptivePolicy:
         for view in ranked:
             close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
             if close_at <= now:
-                return SwitchTo(view.name, _reason(view, now))
+                return SwitchTo(view.name, _reason(view, now), "close")
             next_at = min(next_at, close_at)
         # Sooner than the sums say: the rate of arrivals in them falls while none come.
         rate = snapshot.measures.arrivals_per_s(active.name, now)

@@ -70,10 +70,11 @@ class LookAgain:
 
 @dataclass(frozen=True, slots=True)
 class SwitchTo:
-    """Switch to this model now; `reason` is for people."""
+    """Switch to this model now; `reason` is for people, `rule` the name of what has decided."""
 
     model: str
     reason: str = ""
+    rule: str = ""
 
 
 Decision = Stay | LookAgain | SwitchTo

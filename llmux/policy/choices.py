@@ -12,6 +12,9 @@ SLICE = 10.0
 
 At most an eleventh of the time then goes into switching. Simulated, 5 and 20 are worse."""
 
+COLD = "nothing was awake"
+"""The rule that needs no weighing."""
+
 LEAST_SLICE_S = 1.0
 """And at least so long, whatever the switch costs: frozen requests must get on."""
 
@@ -63,9 +66,9 @@ def waited_s(view: ModelView, now: float) -> float:
     return now - _arrival(view)
 
 
-def first_come(view: ModelView, now: float) -> SwitchTo:
+def first_come(view: ModelView, now: float, rule: str) -> SwitchTo:
     """The switch to a model because of the first in its line."""
-    return SwitchTo(view.name, f"its oldest request waits {waited_s(view, now):.1f} s")
+    return SwitchTo(view.name, f"its oldest request waits {waited_s(view, now):.1f} s", rule)
 
 
 def look_again(at: float) -> LookAgain | Stay:

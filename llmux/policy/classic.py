@@ -12,6 +12,7 @@ import math
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, ModelView, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import (
+    COLD,
     first_come,
     look_again,
     may_be_chosen,
@@ -50,10 +51,14 @@ class CostAwarePolicy:
         if not ready:
             return look_again(next_retry(others, now))
         if snapshot.active is None:
-            return first_come(oldest(ready), now)
+            return first_come(oldest(ready), now, COLD)
         due = {view.name: self._due_at(snapshot, view) for view in ready}
         first = min(ready, key=lambda view: (due[view.name], now - waited_s(view, now)))
-        return first_come(first, now) if due[first.name] <= now else look_again(due[first.name])
+        return (
+            first_come(first, now, "worth it")
+            if due[first.name] <= now
+            else look_again(due[first.name])
+        )
 
     def _due_at(self, snapshot: Snapshot, view: ModelView) -> float:
         """When this model's turn comes if nothing changes."""
@@ -96,13 +101,15 @@ class TimeSlicePolicy:
             return look_again(next_retry(others, now))
         first = oldest(ready)
         if snapshot.active is None:
-            return first_come(first, now)
+            return first_come(first, now, COLD)
         active = snapshot.models[snapshot.active]
         leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
         if active.in_flight or active.queued:
             stale_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
-            return first_come(first, now) if stale_at <= now else look_again(stale_at)
+            return (
+                first_come(first, now, "longest wait") if stale_at <= now else look_again(stale_at)
+            )
         if leaves_at > now:
             return look_again(leaves_at)
         longest = max(ready, key=lambda view: view.queued)
-        return SwitchTo(longest.name, f"the longest line: {longest.queued} waiting")
+        return SwitchTo(longest.name, f"the longest line: {longest.queued} waiting", "longest line")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, Snapshot, Stay
 from llmux.policy.choices import (
+    COLD,
     first_come,
     look_again,
     may_be_chosen,
@@ -37,11 +38,13 @@ class ExhaustivePolicy:
             return look_again(next_retry(others, now))
         first = oldest(ready)
         if snapshot.active is None:
-            return first_come(first, now)
+            return first_come(first, now, COLD)
         may_close_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+        rule = "no work left"
         if self._has_work(snapshot):
+            rule = "longest wait"
             may_close_at = max(may_close_at, now + self._max_wait_s - waited_s(first, now))
-        return first_come(first, now) if may_close_at <= now else look_again(may_close_at)
+        return first_come(first, now, rule) if may_close_at <= now else look_again(may_close_at)
 
     def _has_work(self, snapshot: Snapshot) -> bool:
         assert snapshot.active is not None

@@ -25,4 +25,4 @@ class FifoPolicy:
             may_start_at = max(may_start_at, may_leave_at(snapshot, self._min_active_s))
         if may_start_at > now:
             return LookAgain(may_start_at)
-        return first_come(oldest(ready), now)
+        return first_come(oldest(ready), now, "oldest first")

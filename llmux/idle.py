@@ -1,0 +1,57 @@
+"""What a group does while nobody wants anything: sleep a model that is not used, wake a standby."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmux.model import Model
+from llmux.orders import Order
+
+
+@dataclass(frozen=True, slots=True)
+class IdleRules:
+    """What the config says of an idle group.
+
+    Attributes:
+        standby: The model that is woken when nothing else is wanted; None: none.
+        standby_after_s: How long nothing must have been wanted before that.
+        preload: The model that is woken at the start; None: none.
+    """
+
+    standby: str | None = None
+    standby_after_s: float = 300.0
+    preload: str | None = None
+
+
+NO_IDLE_RULES = IdleRules()
+
+
+def idle_order(
+    models: Mapping[str, Model], rules: IdleRules, began_at: float, now: float
+) -> tuple[Order | None, float]:
+    """What to do in a group in which no switch runs, and when to look again at the latest.
+
+    Args:
+        models: The group's.
+        rules: What its config says.
+        began_at: When the group was begun to be served.
+        now: The time; like all others here of Trio's clock, in seconds.
+    """
+    if any(model.wanted_by or model.in_flight.count for model in models.values()):
+        return None, math.inf  # asked again when that changes
+    active = next((model for model in models.values() if model.is_awake), None)
+    idle_since = max([began_at, *(max(m.used_at, m.entered_at) for m in models.values())])
+    standby = models.get(rules.standby or "")
+    if standby is not None and standby is not active:
+        wake_at = max(idle_since + rules.standby_after_s, standby.retry_at)
+        if wake_at <= now:
+            return Order(standby, "nothing else is wanted", stands=True, rule="standby"), math.inf
+    else:
+        wake_at = math.inf
+    sleep_at = math.inf if active is None else active.used_at + active.idle_sleep_s
+    if active is not None and sleep_at <= now:
+        reason = f"unused for {active.idle_sleep_s:g} s"
+        return Order(active, reason, stands=True, to="asleep", rule="idle"), math.inf
+    return None, min(wake_at, sleep_at)

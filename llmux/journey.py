@@ -1,0 +1,209 @@
+"""One request on its way: where it is, what it will be counted as, and how to end it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+import trio
+
+from llmux.backend import Answer
+from llmux.bodies import Body
+from llmux.errors import LlmuxError, RequestCancelled, RequestNotFound
+from llmux.feed import Feed
+from llmux.inflight import Flight
+from llmux.keepalive import KeptAlive
+from llmux.metrics import Metrics
+from llmux.openai import header_value
+from llmux.serving import Serving
+from llmux.shapes import RequestChanges, RequestInfo, RequestList, RequestPhase
+
+CLIENT_LEFT = 499
+"""Counted for a client that left before its answer began; nginx's code for it."""
+
+MOST_TOLD = 250
+"""Requests in one batch of the feed: a thousand a second are as many as anybody can look at."""
+
+
+class Travelling(Protocol):
+    """What is known of a request's lane here; see `llmux.proxy.Lane`."""
+
+    method: bytes
+    target: bytes
+    body: Body
+    peer: str | None
+    cut_scope: trio.CancelScope | None
+
+
+class Journey:
+    """One request on its way.
+
+    Attributes:
+        id: Its name, another one for each request.
+        arrived_at: When its head had come (Trio's clock).
+        ended_at: When it ended; None: it has not.
+        model: What it is for, once that is known; empty for the fallback.
+        serving: Its stay at the model.
+        passing: Its stay at the fallback.
+        kept_alive: What its client is told while it waits.
+        answer: The backend's.
+        status: What it will be counted as.
+        first_byte_s: When its answer began, in seconds since it arrived.
+        cancelled_with: Why it is not to go on; None: it is.
+        told: What the feed was told last of it.
+    """
+
+    __slots__ = (
+        "answer", "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive",
+        "lane", "model", "passing", "serving", "status", "told",
+    )  # fmt: skip
+
+    def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
+        self.id = id
+        self.lane = lane
+        self.arrived_at = trio.current_time()
+        self.ended_at: float | None = None
+        self.model = ""
+        self.serving: Serving | None = None
+        self.passing: Flight | None = None
+        self.kept_alive: KeptAlive | None = None
+        self.answer: Answer | None = None
+        self.status = CLIENT_LEFT
+        self.first_byte_s: float | None = None
+        self.cancelled_with: LlmuxError | None = None
+        self.told: RequestPhase | None = None
+
+    @property
+    def hears_events(self) -> bool:
+        """Whether the client has been sent comments only, so that an error is one more event."""
+        return self.kept_alive is not None and self.kept_alive.hears_events_of_llmux
+
+    @property
+    def phase(self) -> RequestPhase:
+        """Where it is."""
+        if self.ended_at is not None:
+            return "ended"
+        if self.answer is not None:
+            return "answering"
+        if self.passing is not None or (self.serving is not None and self.serving.is_in):
+            return "forwarding"
+        return "reading" if self.serving is None else "waiting"
+
+    def answers(self, status: int) -> list[tuple[bytes, bytes]]:
+        """Note that the first byte goes out now; returns the headers that llmux adds."""
+        self.status = status
+        self.first_byte_s = trio.current_time() - self.arrived_at
+        waited_ms = round(1000 * self.serving.waited_s) if self.serving else 0
+        added = [
+            (b"x-llmux-wait-ms", b"%d" % waited_ms),
+            (b"x-llmux-request-id", self.id.encode()),
+        ]
+        if self.model:
+            added.append((b"x-llmux-model", header_value(self.model)))
+        return added
+
+    def cancel(self, error: LlmuxError) -> None:
+        """Have it end with an error, wherever it is."""
+        self.cancelled_with = error
+        flight = self.passing or (self.serving.flight if self.serving else None)
+        if flight is not None and flight.is_in:
+            flight.cut(error)
+        elif self.serving is not None:
+            self.serving.refuse(error)
+        elif self.lane.cut_scope is not None:  # while its body is read
+            self.lane.cut_scope.cancel()
+
+    def count(self, metrics: Metrics) -> None:
+        """Count the request; each ends exactly once, here."""
+        queued = self.serving is not None and self.serving.queued
+        metrics.requests.count(
+            self.model, self.status, waited=queued, first_byte_s=self.first_byte_s
+        )
+        if self.serving is not None and queued:
+            metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
+
+
+class Journeys:
+    """All requests that are on their way, oldest first."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._under_way: dict[str, Journey] = {}
+        self._begun = 0
+        self._ended: list[RequestInfo] = []  # since the last batch of the feed
+        self._omitted = 0
+        feed.look_up(self._look)
+
+    def begin(self, lane: Travelling) -> Journey:
+        """A request has come."""
+        self._begun += 1
+        journey = Journey(f"{self._feed.boot}-{self._begun}", lane)
+        self._under_way[journey.id] = journey
+        return journey
+
+    def end(self, journey: Journey) -> None:
+        """It has ended."""
+        del self._under_way[journey.id]
+        journey.ended_at = trio.current_time()
+        if self._feed.is_heard:
+            if len(self._ended) < MOST_TOLD:
+                self._ended.append(self._info(journey))
+            else:
+                self._omitted += 1
+
+    def list(self, limit: int) -> RequestList:
+        """The oldest of them."""
+        return RequestList(
+            at=self._feed.clock.now(),
+            total=len(self._under_way),
+            requests=[self._info(each) for each in islice(self._under_way.values(), limit)],
+        )
+
+    def cancel(self, id: str) -> None:  # noqa: A002
+        """Have a request end with an error.
+
+        Raises:
+            RequestNotFound: It is not there, or no more.
+        """
+        if (journey := self._under_way.get(id)) is None:
+            raise RequestNotFound(id)
+        journey.cancel(RequestCancelled())
+
+    def _look(self) -> tuple[str, RequestChanges] | None:
+        """What has become of them since this was called last."""
+        changed = list(islice(self._changed(), MOST_TOLD + 1))
+        ended, omitted = self._ended, self._omitted + (len(changed) > MOST_TOLD)
+        self._ended, self._omitted = [], 0
+        if not (changed or ended):
+            return None
+        told = changed[:MOST_TOLD]
+        for journey in told:
+            journey.told = journey.phase
+        return "requests", RequestChanges(
+            at=self._feed.clock.now(),
+            changed=[self._info(journey) for journey in told],
+            ended=ended,
+            omitted=omitted,
+        )
+
+    def _changed(self) -> Iterator[Journey]:
+        return (each for each in self._under_way.values() if each.told != each.phase)
+
+    def _info(self, journey: Journey) -> RequestInfo:
+        unix, lane = self._feed.clock.unix, journey.lane
+        has_ended = journey.ended_at is not None
+        return RequestInfo(
+            id=journey.id,
+            model=journey.model,
+            phase=journey.phase,
+            arrived=unix(journey.arrived_at),
+            waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
+            client=lane.peer,
+            method=lane.method.decode("latin-1"),
+            path=lane.target.partition(b"?")[0].decode("latin-1"),
+            bytes_in=lane.body.received_bytes,
+            bytes_out=journey.answer.received_bytes if journey.answer else 0,
+            ended=None if journey.ended_at is None else unix(journey.ended_at),
+            status=journey.status if has_ended or journey.first_byte_s is not None else None,
+        )
