@@ -32,6 +32,7 @@ from llmux.server import (
 )
 from llmux.simulate.commands import replay_command, simulate_command
 from llmux.statelock import LockHeld, state_lock
+from llmux.validate_command import run_validation, validate_options
 
 EXIT_CANNOT_LISTEN = 1
 
@@ -116,6 +117,31 @@ def check(context: click.Context, /, **options: Any) -> None:
         print_mistake(error)
         sys.exit(EXIT_CONFIG)
     click.echo(config_table(loaded))
+
+
+@main.command()
+@config_option
+@validate_options
+@click.pass_context
+def validate(context: click.Context, /, config: Path | None, **options: Any) -> None:
+    """Try MODEL's hooks: does it come back from sleep as it was?
+
+    Wakes it, asks it twice, puts it to sleep, wakes it, asks again, and compares. If the first two
+    answers are equal, the third must be equal, too; if not, it may be twice as far from the nearer
+    of them as they are from each other, by the share of words that are not the same. Embeddings
+    are compared by their cosine. Empty answers, errors and one piece over and over (!!!!!!) fail.
+    WARN fails nothing: alive says yes while asleep, or answers differ too much to tell.
+
+    Stop llmux before: this takes the config's lock. Models of the same group that llmux has left
+    awake are put to sleep first, and MODEL is left asleep. Exit code 1 if a check fails, 2 if there
+    was nothing to check: a bad config, no such model, or llmux is running.
+    """
+    try:
+        loaded = find_config(with_options_before(context, {"config": config})["config"])
+    except ConfigError as error:
+        print_mistake(error)
+        sys.exit(EXIT_CONFIG)
+    sys.exit(run_validation(loaded, **options))
 
 
 main.add_command(simulate_command)
