@@ -79,3 +79,11 @@ def test_the_scripts_of_podman_are_those_of_docker() -> None:
         text = script.read_text().replace("${DOCKER:-docker}", "${PODMAN:-podman}")
         text = re.sub(r"\bdocker\b", "podman", text).replace("Docker", "Podman")
         assert text == (HOOKS / "podman" / script.name).read_text()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_readme_says_how_to_validate_one_of_its_models(folder: str) -> None:
+    text = (HOOKS / folder / "README.md").read_text()
+    ((config, model),) = re.findall(r"`llmux validate -c (\S+) (\S+)`", text)
+    assert config == f"hooks/{folder}/llmux.yaml"
+    assert model in load_config(HOOKS / folder / "llmux.yaml").models
