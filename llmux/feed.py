@@ -178,6 +178,7 @@ class Feed:
         self._readers: set[Reader] = set()
         self._heard_until = -math.inf
         self._sealed = RepeatedEvent()
+        self._came = RepeatedEvent()  # somebody who reads
         self._has_ended = False
         self._looks: list[Look] = []
         self._count: Callable[[], Mapping[str, tuple[int, int]]] = dict
@@ -229,6 +230,7 @@ class Feed:
         boot, _, number = last_event_id.rpartition("-")
         knows = boot == self.boot and number.isdecimal() and self.is_heard
         self._heard_until = trio.current_time() + GRACE_S
+        self._came.set()
         self._seal()
         if knows and self._oldest - 1 <= int(number) <= self._last:
             return Reader(self, int(number))
@@ -289,12 +291,17 @@ class Feed:
                     self._look()
                 elif self._ring:
                     self._forget_all()
-                await trio.sleep(TICK_S if is_heard else IDLE_TICK_S)
+                if is_heard:
+                    await trio.sleep(TICK_S)
+                else:
+                    with trio.move_on_after(IDLE_TICK_S):
+                        await self._came.wait()
         finally:
             self.stop()
 
     def stop(self) -> None:
-        """Let all readers go."""
+        """Let all readers go, once they have what there is."""
+        self._seal()
         self._has_ended = True
         self._sealed.set()
 
