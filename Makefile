@@ -48,7 +48,7 @@ test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: min
 
 docs: $(DOCS_STAMP)  ## Build the documentation's site into site/ (pages made from the code are made anew)
 	@$(BIN)/python -m docs.generate
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"
 
 bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and the cost of a switch

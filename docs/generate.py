@@ -87,12 +87,13 @@ def kind(shape: dict[str, Any], unit: str = "") -> str:
         return " or ".join(f"`{choice}`" for choice in shape["enum"])
     if "$ref" in shape:
         return "section"
-    if shape["type"] == "array":
+    if shape.get("type") == "array":
         return f"list of: {kind(shape['items'])}"
-    if shape["type"] == "object" and "required" in shape:
+    if "required" in shape:
         return f"`{{{shape['required'][0]}: …}}`"
     words = {"object": "mapping", "boolean": "true or false", "integer": "integer"}
-    word = words.get(shape["type"], shape["type"])
+    name = shape.get("type", "anything")
+    word = words.get(name, name)
     limits = [
         f"{sign} {shape[limit]:,}"
         for limit, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))

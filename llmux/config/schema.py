@@ -20,7 +20,7 @@ def config_schema() -> dict[str, Any]:
         shape["description"] = text.partition("\n")[0]
         described = _attributes(text)
         shape["properties"] = {
-            key: shape["properties"][key] | {"description": described[key]}
+            key: shape["properties"][key] | {"description": described.get(key, "")}
             for key in file_keys(section)
         }
     config = schema["$defs"]["Config"]
