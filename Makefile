@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Both are made anew when what they were installed from has changed.
+# They are made anew when what they were installed from has changed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
+DOCS_STAMP := $(VENV)/.installed-docs
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test lint unit test-slow test-real bench soak format clean
+.PHONY: help run test lint unit test-slow test-real docs bench soak format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,11 +40,16 @@ unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@$(BIN)/coverage run -m pytest -m "not slow and not real" $(ARGS)
 	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
 
-test-slow: $(TEST_STAMP)  ## Tests that take minutes, or need real clients or a browser
+test-slow: $(TEST_STAMP) $(DOCS_STAMP)  ## Tests that take minutes, or need real clients or a browser
 	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
 
 test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
 	@tests/real.sh $(ARGS)
+
+docs: $(DOCS_STAMP)  ## Build the documentation's site into site/ (pages made from the code are made anew)
+	@$(BIN)/python -m docs.generate
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "docs: site/index.html"
 
 bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and the cost of a switch
 	@$(BIN)/python -m bench.proxy $(ARGS)
@@ -57,7 +63,7 @@ format: $(TEST_STAMP)  ## Format the code
 	@$(BIN)/ruff check --quiet --fix .
 
 clean:  ## Remove the virtual environment and all caches
-	rm -rf $(VENV) .venv-real .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage run
+	rm -rf $(VENV) .venv-real .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage run site
 
 $(BIN)/python:
 	@echo "== creating the virtual environment in $(VENV)"
@@ -72,4 +78,9 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "== installing llmux and its test tools"
 	@$(INSTALL) --editable '.[test,lint]'
+	@touch $(RUN_STAMP) $@
+
+$(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== installing what makes the documentation's site"
+	@$(INSTALL) --editable '.[docs]'
 	@touch $(RUN_STAMP) $@

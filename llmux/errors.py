@@ -214,7 +214,7 @@ class ManualMode(LlmuxError):
 
 
 class NotReady(LlmuxError):
-    """A forced switch ended with another model awake."""
+    """The model left before it answered: a forced switch, a drain over its time, or found down."""
 
     status = 503
     code = "not_ready"

@@ -8,9 +8,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,8 +21,10 @@ import httpx
 import pytest
 import trio
 
-from llmux.config import parse_config
+from docs import generate
+from llmux.config import config_schema, parse_config
 from llmux.hooks import KILL_AFTER_S
+from llmux.reload import FIXED
 from tests.lanes import LANES, read_all, running_lane
 from tests.servers import FORMS, chat, running_backends, running_llmux, start_in_vain
 
@@ -222,3 +227,87 @@ async def test_a_state_dir_that_cannot_be_had(tmp_path: Path) -> None:
         code, (line,) = await start_in_vain(rack.write_config(state_dir="file/state"), "llmux")
     assert code == 1
     assert "file/state" in line
+
+
+# ---- What is made from the code ----
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=lambda page: page.name)
+def test_what_the_code_says_is_up_to_date(page: Path) -> None:
+    text = page.read_text()
+    assert generate.renew(text) == text, "run: python -m docs.generate (or make docs)"
+
+
+def test_what_is_made_from_the_code_is_in_the_pages() -> None:
+    made = "".join(page.read_text() for page in generate.pages())
+    for part in generate.PARTS:
+        assert made.count(f"<!-- generated: {part} -->") == 1
+
+
+def test_every_key_of_the_config_is_described() -> None:
+    schema = config_schema()
+    for path, section in generate.sections(schema["$defs"], "", schema["$ref"]):
+        assert section["description"], path
+        for key, shape in section["properties"].items():
+            text = shape["description"]
+            assert re.fullmatch(r"[A-Z].*\.", text), f"{path}.{key}: a sentence, please: {text}"
+    sections = {path for path, _ in generate.sections(schema["$defs"], "", schema["$ref"])}
+    assert len(sections) == len(schema["$defs"])
+
+
+def test_what_needs_a_restart_is_in_the_config() -> None:
+    text = (DOCS / "config.md").read_text()
+    assert text.count("| **restart** |") == len(FIXED)
+
+
+def test_every_log_event_is_documented() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    logged = {
+        name.value
+        for path in (ROOT / "llmux").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"info", "warning", "error"}
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "log"
+        for name in ast.walk(node.args[0])
+        if isinstance(name, ast.Constant) and isinstance(name.value, str)
+    }
+    documented = {
+        name
+        for row in rows(text.partition("\n## Log events")[2])
+        for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert documented == logged, "the table of log events in docs/metrics.md"
+
+
+# ---- The site ----
+
+
+FETCHED = re.compile(
+    r'<(?:script|img|iframe|link rel="stylesheet")[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs mkdocs-material: make docs")
+def test_the_site_is_built_without_warnings_and_fetches_nothing(tmp_path: Path) -> None:
+    assert FETCHED.findall('<script src="https://cdn.example/x.js">')
+    # No proxy answers on port 9: whatever the build would fetch fails.
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | offline | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        assert not FETCHED.findall(page.read_text()), page
+        assert '<pre class="mermaid"' not in page.read_text(), "mermaid is fetched by the reader"

@@ -28,7 +28,7 @@ def config_schema() -> dict[str, Any]:
         shape = schema["$defs"][section.__name__]
         text = inspect.getdoc(section) or ""
         shape["description"] = text.partition("\n")[0]
-        described = dict(re.findall(r"^    (\w+): (.+)$", text, re.MULTILINE))
+        described = _attributes(text)
         shape["properties"] = {
             key: shape["properties"][key] | {"description": described.get(key, "")}
             for key in file_keys(section)
@@ -37,3 +37,9 @@ def config_schema() -> dict[str, Any]:
     config["required"] = ["models"]  # the loader fills in the rest
     config["patternProperties"] = {"^x-": {}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """What the section "Attributes:" says of each, on one line."""
+    found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", docstring, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}

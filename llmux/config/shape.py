@@ -190,6 +190,10 @@ class HookTimeouts(Section, frozen=True, kw_only=True):
     verify_asleep: Seconds | None = 30.0
 
 
+NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
+"""What of a model can only change while it sleeps: where its server is, and its hooks."""
+
+
 class ModelConfig(Section, frozen=True, kw_only=True):
     """A model: where its backend answers, and the hooks that wake it and put it to sleep.
 
@@ -207,7 +211,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         upstream_model: What the backend calls the model; as sent if not given.
         headers: Headers added to what the backend gets.
         group: Models of one group share a GPU and take turns on it.
-        max_in_flight: Most requests in flight; the rest wait in order. None for no limit.
+        max_in_flight: Most requests in flight; the rest wait in order. null for no limit.
         idle_sleep_secs: After so long without a request the model is put to sleep; null for never.
         preserves_in_flight: The hooks freeze the model with its requests, so none are waited for.
         hook_timeouts: Seconds that each hook may run.
@@ -248,8 +252,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     def needs_sleep_after(self, before: ModelConfig) -> bool:
         """Whether it can follow that one only while the model sleeps: another server, or hooks."""
-        keys = ("base_url", "wake", "sleep", "preserves_in_flight")
-        return any(getattr(self, key) != getattr(before, key) for key in keys)
+        return any(getattr(self, key) != getattr(before, key) for key in NEEDS_SLEEP)
 
     def script(self, hook: HookName) -> str | None:
         """The hook's shell script; None if the model has no such hook."""
@@ -293,11 +296,12 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     """When to switch, and how patiently.
 
     Attributes:
-        name: A policy of llmux, or package.module:Class for one of your own.
+        name: One of adaptive, fifo, exhaustive, cost_aware or time_slice; package.module:Class for
+            one of your own.
         request_timeout_secs: Longest wait for a model; null for no limit.
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
-        on_drain_timeout: cut the requests that are still in flight then, or log it and wait.
+        on_drain_timeout: What becomes of requests still in flight then; wait only logs it.
         waiting_keepalive_secs: How often who waits for a stream gets a comment; null for never.
         min_active_secs: Least time that a model stays awake.
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
@@ -366,7 +370,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         control_keys: The same for the control API, which then answers other machines, too.
         metrics_access: Which key opens the metrics; open for none.
         forward_api_keys: Whether backends get to see the key that a client has sent to llmux.
-        state_dir: Folder of logs, lock and state; relative to the config's folder.
+        state_dir: Folder of logs, lock and state; relative to the config's folder. By default one
+            for each config, in the platform's place for such.
         path: The file that this comes from, if any.
         directory: Where hooks run: the file's folder.
     """

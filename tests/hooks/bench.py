@@ -91,12 +91,7 @@ class Bench:
 
     def install(self, command: str, module: str = "", arguments: str = "") -> Path:
         """Put a stand-in on the PATH under the name of what it stands in for."""
-        path = self.bin / command
-        module = f"tests.hooks.standins.{module or command}"
-        run = f'{sys.executable} -S -m {module} {arguments} "$@"'
-        path.write_text(f"#!/bin/sh\nexport PYTHONPATH={ROOT}\nexec {run}\n")
-        path.chmod(0o755)
-        return path
+        return install_standin(self.bin / command, module or command, arguments)
 
     def fault(self, *names: str) -> None:
         """What goes wrong from now on."""
@@ -173,13 +168,7 @@ class Bench:
 
     def running(self) -> list[int]:
         """Processes that have come from scripts of this bench and still run."""
-        wanted = f"STANDIN_DIR={self.home}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+        return processes_with(f"STANDIN_DIR={self.home}")
 
     def wait_until(self, condition: Any, what: str) -> None:
         """Poll for something that happens by itself."""
@@ -263,9 +252,34 @@ class Bench:
         try:
             yield self
         finally:
-            for pid in self.running():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill_all(self.running())
+
+
+def install_standin(path: Path, module: str, arguments: str = "") -> Path:
+    """Make a command of a stand-in."""
+    run = f'{sys.executable} -S -m tests.hooks.standins.{module} {arguments} "$@"'
+    path.write_text(f"#!/bin/sh\nexport PYTHONPATH={ROOT}\nexec {run}\n")
+    path.chmod(0o755)
+    return path
+
+
+def processes_with(setting: str) -> list[int]:
+    """Processes that have this in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and setting.encode() in (entry / "environ").read_bytes().split(
+                b"\0"
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+def kill_all(pids: list[int]) -> None:
+    """SIGKILL, where they still run."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def free_port() -> int:

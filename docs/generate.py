@@ -1,0 +1,191 @@
+"""Writes the parts of the documentation that say what the code says: `python -m docs.generate`.
+
+They stand in the pages between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is
+written by hand. `tests/test_docs.py` fails if a page is not what this makes of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llmux import errors
+from llmux.config import config_schema
+from llmux.config.shape import NEEDS_SLEEP
+from llmux.errors import LlmuxError
+from llmux.metrics import Metrics
+from llmux.reload import FIXED
+
+DOCS = Path(__file__).parent
+
+MIB = 1 << 20
+
+WHILE_ASLEEP = {"port", "host", "url", *NEEDS_SLEEP}
+"""Keys of a model; `base_url` is made of the first three."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# ---- The config ----
+
+
+def config_tables() -> str:
+    """A heading and a table for each section of the config."""
+    schema = config_schema()
+    parts = []
+    for path, section in sections(schema["$defs"], "", schema["$ref"]):
+        required = section.get("required", ())
+        rows = (
+            (
+                f"`{key}`",
+                kind(shape, unit(path, key)),
+                "required" if key in required else default(shape),
+                shape["description"],
+                reload(path, key),
+            )
+            for key, shape in section["properties"].items()
+        )
+        title = f"`{path}`" if path else "The file"
+        head = ("key", "type", "default", "meaning", "on reload")
+        parts += [f"## {title}", section["description"], table(head, rows)]
+    return "\n\n".join(parts)
+
+
+def sections(defs: dict[str, Any], path: str, ref: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A section and those below it, each with its path in the file."""
+    section = defs[ref.rpartition("/")[2]]
+    yield path, section
+    for key, shape in section["properties"].items():
+        inner = shape.get("additionalProperties")
+        name = ".NAME" if isinstance(inner, dict) else ""
+        for below in (shape, inner if name else {}, *shape.get("anyOf", ())):
+            if "$ref" in below:
+                yield from sections(defs, f"{path}.{key}{name}".lstrip("."), below["$ref"])
+
+
+def unit(path: str, key: str) -> str:
+    """What a number counts; empty: things."""
+    if key.endswith("_secs") or path.endswith("hook_timeouts"):
+        return "seconds"
+    return "bytes" if key.endswith("_bytes") else ""
+
+
+def kind(shape: dict[str, Any], unit: str = "") -> str:
+    """A type as people say it."""
+    if "anyOf" in shape:
+        return ", or ".join(kind(choice, unit) for choice in shape["anyOf"])
+    if "enum" in shape:
+        return " or ".join(f"`{choice}`" for choice in shape["enum"])
+    if "$ref" in shape:
+        return "section"
+    if shape.get("type") == "array":
+        return f"list of: {kind(shape['items'])}"
+    if "required" in shape:
+        return f"`{{{shape['required'][0]}: …}}`"
+    words = {"object": "mapping", "boolean": "true or false", "integer": "integer"}
+    name = shape.get("type", "anything")
+    word = words.get(name, name)
+    limits = [
+        f"{sign} {shape[limit]:,}"
+        for limit, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        if limit in shape
+    ]
+    return " ".join([unit if unit and word in {"number", "integer"} else word, *limits])
+
+
+def default(shape: dict[str, Any]) -> str:
+    """What a key has that the file does not give."""
+    if "default" not in shape or "$ref" in shape:
+        return "see below" if "$ref" in shape else "see its meaning"
+    value = shape["default"]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_large = isinstance(value, int) and value >= MIB
+    return f"`{json.dumps(value)}`" + (f" ({value // MIB:,} MiB)" if is_large else "")
+
+
+def reload(path: str, key: str) -> str:
+    """When another value counts."""
+    if f"{path}.{key}".lstrip(".") in FIXED:
+        return "**restart**"
+    if path == "models.NAME" and key in WHILE_ASLEEP:
+        return "once asleep"
+    if path == "models.NAME" and key == "group":
+        return "if not in use"
+    return "at once"
+
+
+# ---- Metrics ----
+
+
+def metrics_table() -> str:
+    """Every series, as its own code describes it."""
+    metrics = Metrics()
+    metrics.watch_counts(dict)
+    rows = (
+        (f"`{name}`", family.type, labels(source, family), family.documentation)
+        for source in metrics.registry._collector_to_names  # noqa: SLF001 - no public way
+        for family in source.collect()
+        for name in [family.name + ("_total" if family.type == "counter" else "")]
+    )
+    return table(("series", "type", "labels", "meaning"), sorted(rows))
+
+
+def labels(*sources: object) -> str:
+    """The label names that the first of these which has some declares."""
+    names = next(found for thing in sources if (found := getattr(thing, "_labelnames", None)))
+    return ", ".join(f"`{name}`" for name in names)
+
+
+# ---- Errors ----
+
+
+def errors_table() -> str:
+    """Every status and code that llmux itself answers with."""
+    kinds = (
+        error
+        for _, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, LlmuxError) and error is not LlmuxError
+    )
+    causes: dict[tuple[int, str], list[str]] = {}
+    for error in sorted(kinds, key=lambda error: (error.status, error.code)):
+        said = (inspect.getdoc(error) or "").partition("\n")[0]
+        causes.setdefault((error.status, error.code), []).append(said)
+    rows = ((str(status), f"`{code}`", " ".join(said)) for (status, code), said in causes.items())
+    return table(("status", "`code`", "when"), rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "config": config_tables,
+    "metrics": metrics_table,
+    "errors": errors_table,
+}
+
+
+def renew(text: str) -> str:
+    """A page with its generated parts made anew."""
+    return re.sub(
+        r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end -->)",
+        lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def pages() -> list[Path]:
+    """The pages that have generated parts."""
+    return [page for page in sorted(DOCS.glob("*.md")) if "<!-- generated:" in page.read_text()]
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(renew(page.read_text()))
