@@ -123,7 +123,7 @@ class Switcher:
         self.group = group
         self._feed = feed or Feed()
         self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
-        self._pin: Pin | None = None
+        self._pins: list[Pin] = []  # the last one counts; those before it, should it fail
         self._idle_rules = idle_rules
         self._began_at = 0.0
         self._record = record or AwakeRecord(None)
@@ -207,8 +207,8 @@ class Switcher:
             raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
-        if self._pin is not None and not self._pin.wait and model.name != self._pin.model:
-            raise Pinned(model.name, self._pin.model)
+        if self._pins and not self._pins[-1].wait and model.name != self._pins[-1].model:
+            raise Pinned(model.name, self._pins[-1].model)
         self.measures.note_arrival(model.name, trio.current_time())
         if model.admits:
             return
@@ -260,8 +260,8 @@ class Switcher:
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
         """
-        if self._pin is not None:
-            await self.pin(Pin(model=name, wait=self._pin.wait))
+        if self.pinned is not None:
+            await self.pin(Pin(model=name, wait=self.pinned.wait))
             return
         await self._follow(Order(self._known(name), "an operator", stands=True, rule="forced"))
 
@@ -284,28 +284,30 @@ class Switcher:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
         """
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
-        before = self._pin
-
-        def roll_back() -> None:
-            if self._pin is pin:
-                self._set_pin(before)
-
-        order.on_failure = roll_back
-        self._set_pin(pin)
+        order.on_failure = partial(self._take_back, pin)
+        self._pins.append(pin)
+        self._apply_pin()
         await self._follow(order)
+        del self._pins[: self._pins.index(pin) if pin in self._pins else 0]
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
-        if self._pin is not None:
-            self._set_pin(None)
+        if self._pins:
+            self._pins.clear()
+            self._apply_pin()
 
     @property
     def pinned(self) -> Pin | None:
         """What the group is pinned to; None: nothing."""
-        return self._pin
+        return self._pins[-1] if self._pins else None
 
-    def _set_pin(self, pin: Pin | None) -> None:
-        self._pin = pin
+    def _take_back(self, pin: Pin) -> None:
+        if pin in self._pins:
+            self._pins.remove(pin)
+            self._apply_pin()
+
+    def _apply_pin(self) -> None:
+        pin = self.pinned
         if pin is not None and not pin.wait:
             for model in self.models.values():
                 if model.name != pin.model:
@@ -393,7 +395,7 @@ class Switcher:
             unwanted = not (model.wanted_by or model.in_flight.count)
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
-                if self._pin is not None and self._pin.model == model.name:
+                if self.pinned is not None and self.pinned.model == model.name:
                     self.unpin()
                 then()
 
@@ -501,7 +503,7 @@ class Switcher:
             stands = not target.wanted_by
             return Order(target, decision.reason, stands=stands, rule=rule), math.inf
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
-        if self._pin is not None or not self._heeds_idleness:
+        if self._pins or not self._heeds_idleness:
             return None, look_again_at
         now = trio.current_time()
         order, at = idle_order(self.models, self._idle_rules, self._began_at, now)
@@ -515,8 +517,8 @@ class Switcher:
     def _snapshot(self) -> Snapshot:
         active = self.active
         shown = list(self.models.values())
-        if self._pin is not None:  # then there are no others
-            shown = [each for each in shown if each is active or each.name == self._pin.model]
+        if (pin := self.pinned) is not None:  # then there are no others
+            shown = [each for each in shown if each is active or each.name == pin.model]
         return Snapshot(
             now=trio.current_time(),
             active=active.name if active else None,

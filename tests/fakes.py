@@ -13,6 +13,7 @@ import trio
 from llmux.awake import AwakeRecord
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
+from llmux.idle import NO_IDLE_RULES, IdleRules
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Metrics
 from llmux.model import Traits
@@ -123,6 +124,7 @@ class Rig:
         traits: Mapping[str, Traits] | None = None,
         journal: Journal = NO_JOURNAL,
         record: AwakeRecord | None = None,
+        idle_rules: IdleRules = NO_IDLE_RULES,
         **settings: Any,
     ) -> None:
         self.hooks = hooks or FakeHooks()
@@ -141,6 +143,7 @@ class Rig:
             traits=traits,
             journal_to=journal,
             record=record,
+            idle_rules=idle_rules,
         )
 
     async def ask(self, model: str, seconds: float = 0) -> float:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from llmux.feed import (
@@ -216,7 +217,7 @@ async def test_an_hour_is_remembered(autojump_clock: MockClock) -> None:
         feed.tell("phase", change(feed, "new"))
         begun = SwitchRecord(id=1, group="g", source=None, target="a", started=feed.clock.now())
         feed.tell("switch", begun)
-        feed.tell("switch", SwitchRecord(**{**_fields(begun), "ended": feed.clock.now()}))
+        feed.tell("switch", replace(begun, ended=feed.clock.now()))
         counts["a"] = (5, 0)
         await trio.sleep(2 * IDLE_TICK_S)
         history = feed.memory.history(feed.clock.now(), REMEMBERED_S, feed.last_event_id)
@@ -226,7 +227,3 @@ async def test_an_hour_is_remembered(autojump_clock: MockClock) -> None:
         for _ in range(MOST_REMEMBERED + 10):
             feed.tell("phase", change(feed))
         assert len(feed.memory.phases) == MOST_REMEMBERED
-
-
-def _fields(record: SwitchRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}

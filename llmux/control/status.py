@@ -9,7 +9,6 @@ import trio
 
 from llmux import __version__
 from llmux.config import Config, HookName
-from llmux.control.masked import without_password
 from llmux.feed import Feed
 from llmux.model import Model
 from llmux.shapes import GroupStatus, ModelStatus, Status
@@ -78,7 +77,7 @@ def _model_status(switcher: Switcher, model: Model, board: Switchboard, feed: Fe
         cost_secs=0.0 if model is active else _rounded(cost_s),
         eta_secs=_rounded(eta_s),
         aliases=list(config.aliases),
-        backend=without_password(config.base_url),
+        backend=config.base_url,
         max_in_flight=config.max_in_flight,
         idle_sleep_secs=model.idle_sleep_s if is_slept else None,
         hooks=[hook for hook in get_args(HookName) if config.script(hook)],
