@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sniffio
 import trio
@@ -38,6 +39,9 @@ from llmux.reload import Reloader
 from llmux.statelock import LockHeld, state_lock
 from llmux.switchboard import Switchboard
 from llmux.switcher import Hooks
+
+if TYPE_CHECKING:
+    from llmux.tracing import Tracing
 
 EXIT_CONFIG = 2
 """Exit code for a bad config or a held lock."""
@@ -108,24 +112,24 @@ def build_service(
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")
     shell = shell_hooks(config, metrics, record.mark)
-    board = Switchboard(config, hooks or shell, metrics, journal, record)
+    tracing = tracing_of(config)
+    entries = tracing.journal_beside(journal) if tracing else journal
+    board = Switchboard(config, hooks or shell, metrics, entries, record)
     board.on_death = on_switcher_death
-    proxy = ModelProxy(config, board, metrics, journal)
+    proxy = ModelProxy(config, board, metrics, journal, tracing)
     board.connect(proxy.heard_since, proxy.forget_idle)
     reloader = Reloader(config, board)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(lambda new: journal.add(started(new)))
+    if tracing:
+        reloader.tell(tracing.apply)
 
-    app = QuartTrio("llmux")
-    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
-    app.url_map.merge_slashes = False  # model names may begin with one
-    app.url_map.converters["path"] = AnyPath
+    watch_site(metrics, board, reloader)
+
+    app = new_app()
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
     app.register_blueprint(control_routes(lambda: reloader.config, board))
-    app.register_error_handler(LlmuxError, answer_llmux_error)
-    app.register_error_handler(HTTPException, answer_http_error)
     traffic = ModelTraffic(
         app.asgi_app,
         proxy,
@@ -166,6 +170,8 @@ def build_service(
             board.end()
             await board.put_to_sleep()
         proxy.close()
+        if tracing:
+            await tracing.close()
 
     return Service(app, board, proxy, reloader)
 
@@ -181,6 +187,41 @@ def started(config: Config) -> Callable[[float], Started]:
         max_wait_s=config.policy.max_wait_secs,
         min_active_s=config.policy.min_active_secs,
     )
+
+
+def new_app() -> QuartTrio:
+    """An app without routes, with llmux's settings in place of the framework's."""
+    app = QuartTrio("llmux")
+    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
+    app.url_map.merge_slashes = False  # model names may begin with one
+    app.url_map.converters["path"] = AnyPath
+    app.register_error_handler(LlmuxError, answer_llmux_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    return app
+
+
+def watch_site(metrics: Metrics, board: Switchboard, reloader: Reloader) -> None:
+    """Export what concerns no single model."""
+    metrics.watch(
+        "llmux_healthy",
+        "1 while every group can switch; else /health is 503",
+        lambda: board.is_healthy,
+    )
+    metrics.watch(
+        "llmux_request_queue_limit",
+        "How many requests may wait for one model",
+        lambda: reloader.config.limits.queued_per_model,
+    )
+
+
+def tracing_of(config: Config) -> Tracing | None:
+    """What makes the traces, if there are to be some; only then is OpenTelemetry imported."""
+    if not config.tracing:
+        return None
+    from llmux.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import
+
+    return Tracing(config)
 
 
 def shell_hooks(config: Config, metrics: Metrics, marks: Marks) -> ShellHooks:

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import trio
 from trio_util import periodic
 
+from llmux.access_log import OwnRequest
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
@@ -71,7 +72,10 @@ class ModelTraffic:
             return
         if is_own_path(scope["raw_path"]):
             quiet = QuietEnd(receive, send)
-            await self._app(scope, quiet.receive, quiet.send)
+            if self._proxy.logs_access:
+                await OwnRequest(scope, quiet.receive, quiet.send).serve(self._app)
+            else:
+                await self._app(scope, quiet.receive, quiet.send)
         else:
             await self._carry(AsgiLane(scope, receive, send, body))
 
@@ -145,6 +149,7 @@ class AsgiLane:
         ended: Set when it is served.
         is_ending: The last of the response is being sent, or has been: a disconnect that the server
             reports now is the end of the response (ASGI 3, HTTP: Disconnect).
+        sent_bytes: See `Lane`.
         sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
@@ -164,6 +169,7 @@ class AsgiLane:
         self.watching = trio.CancelScope()
         self.ended = trio.Event()
         self.is_ending = False
+        self.sent_bytes = 0
         self.sending_since: float | None = None
         self._stands_after_event = False
         self._mistake: LlmuxError | ClientLeft | None = None
@@ -185,6 +191,7 @@ class AsgiLane:
         self.is_ending = not message.get("more_body", True)
         await self._asgi_send(message)
         self.sending_since = None
+        self.sent_bytes += len(message.get("body", b""))
 
     async def receive_body(self) -> None:
         """Take in the body, or what is wrong with it; `read_body` then has it."""

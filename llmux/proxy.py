@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from llmux.access_log import CLIENT_LEFT, log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
+from llmux.ended import Ended, Outcome, path_of
 from llmux.errors import (
     BackendBroke,
     BackendRefused,
@@ -47,8 +49,8 @@ from llmux.openai import (
 from llmux.serving import Serving
 from llmux.switchboard import Switchboard
 
-CLIENT_LEFT = 499
-"""Status under which a request is counted whose client left before its answer (as nginx does)."""
+if TYPE_CHECKING:  # it needs an extra
+    from llmux.tracing import Trace, Tracing
 
 NOT_SWITCHED = nullcontext()
 """What holds a request for the fallback, which is no model of ours."""
@@ -87,6 +89,11 @@ class Lane(Protocol):
     has_answered: bool
     upgrade: bytes
     cut_scope: trio.CancelScope | None
+
+    @property
+    def sent_bytes(self) -> int:
+        """What was sent of the response after its head."""
+        ...
 
     async def read_body(self) -> None:
         """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
@@ -164,17 +171,30 @@ class Outgoing:
         if lane.upgrade:
             self._headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
 
-    def exchange(self) -> AbstractAsyncContextManager[Answer]:
+    def exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
         """Send it; entering yields the answer."""
+        if journey.trace is None:
+            return self._exchange(self._headers)
+        return journey.trace.forward(
+            self._exchange,
+            self._headers,
+            base_url=self.upstream.backend.base_url,
+            target=self.named.target,
+        )
+
+    def _exchange(self, headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
         return self.upstream.backend.exchange(
-            self._lane.method, self.named.target, self._headers, self._lane.body.data
+            self._lane.method, self.named.target, headers, self._lane.body.data
         )
 
 
 class Journey:
     """What one request will be counted as."""
 
-    __slots__ = ("arrived_at", "first_byte_s", "kept_alive", "model", "serving", "status")
+    __slots__ = (
+        "arrived_at", "first_byte_s", "kept_alive", "model", "outcome", "serving", "status",
+        "trace",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.arrived_at = trio.current_time()
@@ -183,6 +203,29 @@ class Journey:
         self.kept_alive: KeptAlive | None = None
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
+        self.outcome: Outcome = "client_left"  # until it is known better
+        self.trace: Trace | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """How long it was in line, in seconds."""
+        return self.serving.waited_s if self.serving else 0.0
+
+    def ended(self, lane: Lane) -> Ended:
+        """What became of it, now that it has ended."""
+        return Ended(
+            method=lane.method,
+            path=path_of(lane.target),
+            model=self.model,
+            status=self.status,
+            outcome=self.outcome,
+            wait_s=self.waited_s,
+            first_byte_s=self.first_byte_s,
+            duration_s=trio.current_time() - self.arrived_at,
+            bytes_in=lane.body.received_bytes,
+            bytes_out=lane.sent_bytes,
+            client=lane.peer,
+        )
 
     @property
     def hears_events(self) -> bool:
@@ -193,8 +236,7 @@ class Journey:
         """Note that the first byte goes out now; returns the headers that llmux adds."""
         self.status = status
         self.first_byte_s = trio.current_time() - self.arrived_at
-        waited_ms = round(1000 * self.serving.waited_s) if self.serving else 0
-        added = [(b"x-llmux-wait-ms", b"%d" % waited_ms)]
+        added = [(b"x-llmux-wait-ms", b"%d" % round(1000 * self.waited_s))]
         if self.model:
             added.append((b"x-llmux-model", header_value(self.model)))
         return added
@@ -218,7 +260,9 @@ class ModelProxy:
         board: Switchboard,
         metrics: Metrics,
         journal: Journal = NO_JOURNAL,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._board = board
         self._metrics = metrics
         self._journal = journal
@@ -232,6 +276,7 @@ class ModelProxy:
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
+        self.logs_access = config.access_log
         self._heeds_hints = config.policy.client_hints
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
@@ -254,13 +299,17 @@ class ModelProxy:
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
         journey = Journey()
+        if self._tracing is not None:
+            journey.trace = self._tracing.begin(lane.method, lane.target, lane.headers, lane.peer)
         try:
             await self._forward(lane, journey)
+            journey.outcome = "done"
         except ClientLeft:
             pass
         except (BackendBroke, StreamCut) as error:
             # If the status line is out, the lane leaves the response without its end.
             reason = str(error) or "the model is put to sleep"
+            journey.outcome = "cut" if lane.has_answered else NotReady.code
             log.warning("response_cut", model=journey.model, reason=reason)
             if lane.has_answered and isinstance(error, StreamCut) and not journey.hears_events:
                 await lane.send_last_event(error_event(NotReady(journey.model)))
@@ -268,8 +317,10 @@ class ModelProxy:
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
+            journey.outcome = error.code
             await self._refuse(lane, journey, error.with_traceback(None))
         except Exception as error:
+            journey.outcome = InternalError.code
             log.exception("internal_error", model=journey.model)
             await self._refuse(lane, journey, InternalError(error))
         finally:
@@ -277,6 +328,14 @@ class ModelProxy:
             journey.count(self._metrics)
             if journey.serving is not None and self._journal.is_kept:
                 self._journal.add(journey.serving.entry(journey.status))
+            if self.logs_access or journey.trace is not None:
+                self._tell(journey.ended(lane), journey.trace)
+
+    def _tell(self, ended: Ended, trace: Trace | None) -> None:
+        if self.logs_access:
+            log_request(ended)
+        if trace is not None:
+            trace.end(ended)
 
     def admits(self, headers: HeaderList) -> bool:
         """Whether a request with these headers may come in at all."""
@@ -326,7 +385,7 @@ class ModelProxy:
             upstream = self._upstreams.get(journey.model, outgoing.upstream)
             if upstream is not outgoing.upstream:
                 outgoing = Outgoing(lane, outgoing.named, outgoing.received, upstream)
-            async with outgoing.exchange() as answer:
+            async with outgoing.exchange(journey) as answer:
                 lane.body.release()
                 if journey.kept_alive is not None:
                     await journey.kept_alive.stop()
@@ -359,6 +418,8 @@ class ModelProxy:
         journey.model = self._names[named.name]
         hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS
         journey.serving = self._board.serving(journey.model, lane.cut_scope, hints)
+        if journey.trace is not None:
+            journey.trace.named(named.name, journey.model, journey.serving)
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

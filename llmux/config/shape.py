@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -330,6 +331,10 @@ KEY_LISTS = ("api_keys", "control_keys")
 """The keys of the file whose values are secret."""
 
 
+TRACING_NEEDS = "opentelemetry.exporter.otlp.proto.http"
+"""What the extra `otel` installs last."""
+
+
 class Config(Section, frozen=True, kw_only=True, dict=True):
     """The config of llmux.
 
@@ -341,6 +346,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: What becomes of the model that is awake; leave or sleep.
         journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
+        access_log: Log a line for each request.
+        tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
@@ -361,6 +368,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0
     on_shutdown: Literal["leave", "sleep"] = "leave"
     journal: bool = True
+    access_log: bool = False
+    tracing: bool = False
     limits: Limits = Limits()
     fallback: Url | None = None
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)
@@ -384,7 +393,9 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
-        """An alias must name one model; a door with a lock must have a key."""
+        """An alias must name one model; a door with a lock must have a key; an extra be there."""
+        if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
+            yield ("tracing",), "needs OpenTelemetry: pip install 'llmux[otel]'"
         needed = f"{given.get('metrics_access')}s"
         if needed in KEY_LISTS and not given.get(needed):
             yield ("metrics_access",), f"needs {needed!r}, of which there are none"
@@ -396,6 +407,13 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             elif alias in owners:
                 yield keys, f"{alias!r} is an alias of {owners[alias]!r} already"
             owners.setdefault(alias, keys[1])
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in is not there
+        return False
 
 
 def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:
