@@ -327,7 +327,10 @@ async def test_prometheus_answers_every_query(tmp_path: Path) -> None:
 
             with trio.fail_after(60):
                 # Rates want counters to grow between two scrapes.
-                while not await ask("count_over_time(up[1m]) > 3"):
+                while not await ask("count_over_time(up[1m]) > 1"):
+                    await trio.sleep(0.2)
+                await use(llmux, "broken")
+                while not await ask("count_over_time(up[1m]) > 5"):
                     await use(llmux, *ALL)
                     await trio.sleep(0.2)
                 # The last scrape may have met a switch.
@@ -347,10 +350,14 @@ async def test_prometheus_answers_every_query(tmp_path: Path) -> None:
                 if unit == "percentunit" and query.place != "CPU":
                     assert all(0 <= v <= 1 or math.isnan(v) for v in values), (query, values)
 
-            groups = (await prometheus.get("/api/v1/rules")).json()["data"]["groups"]
-            rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-            assert set(rules) == set(ALERTS)
-            assert {rule["health"] for rule in rules.values()} == {"ok"}
-            states = {name: rule["state"] for name, rule in rules.items()}
-            assert states["LlmuxWakeFails"] == "pending"  # `broken` has just failed
-            assert states["LlmuxDown"] == states["LlmuxCannotSwitch"] == "inactive"
+            async def rules() -> dict[str, Any]:
+                groups = (await prometheus.get("/api/v1/rules")).json()["data"]["groups"]
+                return {rule["name"]: rule for group in groups for rule in group["rules"]}
+
+            with trio.fail_after(10):  # `broken` has just failed
+                while (await rules())["LlmuxWakeFails"]["state"] != "pending":
+                    await trio.sleep(0.2)
+            found = await rules()
+            assert set(found) == set(ALERTS)
+            assert {rule["health"] for rule in found.values()} == {"ok"}
+            assert found["LlmuxDown"]["state"] == found["LlmuxCannotSwitch"]["state"] == "inactive"
