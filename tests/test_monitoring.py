@@ -143,6 +143,8 @@ async def use(llmux: LlmuxProcess, *models: str) -> None:
 async def test_every_query_names_what_there_is(tmp_path: Path) -> None:
     async with busy_llmux(tmp_path) as llmux, llmux.client() as client:
         text = (await client.get("/metrics")).text
+    # Or Prometheus would see no increase in the first failure.
+    assert 'llmux_hook_failures_total{hook="wake",model="a"} 0.0' in text
     known = labels_in(text)
     assert not [mistake for query in queries() for mistake in mistakes(query, known)]
     # Every metric of the scrape is in the table of the page, and none else.

@@ -22,7 +22,7 @@ from llmux.config import parse_config, shape
 from llmux.errors import ConfigError
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, play, read_request, running_lane
-from tests.servers import chat, running_backends, running_llmux
+from tests.servers import FORMS, chat, running_backends, running_llmux
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -334,8 +334,9 @@ class Collector:
                 )
 
 
+@pytest.mark.parametrize("form", FORMS)
 async def test_a_collector_gets_what_a_process_has_to_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector = Collector()
     async with trio.open_nursery() as nursery:
@@ -344,7 +345,7 @@ async def test_a_collector_gets_what_a_process_has_to_tell(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=of-mine")
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=my-llmux,deployment=blue")
         async with running_backends(tmp_path, "a", "b") as rack:
-            async with running_llmux(rack.write_config(tracing=True)) as llmux:
+            async with running_llmux(rack.write_config(tracing=True), form) as llmux:
                 async with llmux.client() as client:
                     for model in ("a", "b"):
                         answer = await client.post(
