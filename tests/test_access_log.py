@@ -160,3 +160,20 @@ def test_what_a_client_writes_cannot_steer_a_terminal() -> None:
     with structlog.testing.capture_logs() as entries:
         log_request(ended)
     assert requests(entries)[0]["path"] == "/\\x1b[2J\\xff"
+
+
+async def test_a_websocket_is_one_request(tmp_path: Path) -> None:
+    handshake = (
+        b"GET /ws?model=a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    switching = (
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    with structlog.testing.capture_logs() as entries:
+        async with running_lane("fast", tmp_path, access_log=True) as site:
+            site.backend.play = play(switching + b"frame", close=True)
+            assert (await site.exchange(handshake)).endswith(b"frame")
+    (line,) = requests(entries)
+    assert (line["path"], line["status"], line["outcome"]) == ("/ws", 101, "done")
+    assert line["bytes_out"] == len(b"frame")
