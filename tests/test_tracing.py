@@ -300,11 +300,11 @@ async def test_the_end_waits_for_no_collector(
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "4")
     async with running_lane("fast", tmp_path, tracing=True) as site:
         assert (await ask(site)).endswith(b"ok")
         began_at = trio.current_time()
-    assert trio.current_time() - began_at < 1
+    assert trio.current_time() - began_at < 3
     for listener in listeners:
         await listener.aclose()
 
