@@ -131,19 +131,22 @@ def metrics_table() -> str:
     """Every series, as its own code describes it."""
     metrics = Metrics()
     metrics.watch_counts(dict)
+    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 0)
     rows = (
         (f"`{name}`", family.type, labels(source, family), family.documentation)
         for source in metrics.registry._collector_to_names  # noqa: SLF001 - no public way
         for family in source.collect()
         for name in [family.name + ("_total" if family.type == "counter" else "")]
+        if not name.startswith("process_")  # the client library's, and the system's
     )
     return table(("series", "type", "labels", "meaning"), sorted(rows))
 
 
 def labels(*sources: object) -> str:
     """The label names that the first of these which has some declares."""
-    names = next(found for thing in sources if (found := getattr(thing, "_labelnames", None)))
-    return ", ".join(f"`{name}`" for name in names)
+    found = (getattr(thing, "_labelnames", None) for thing in sources)
+    names = next(each for each in found if each is not None)
+    return ", ".join(f"`{name}`" for name in names) or "-"
 
 
 # ---- Errors ----

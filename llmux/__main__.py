@@ -32,6 +32,7 @@ from llmux.server import (
 )
 from llmux.simulate.commands import replay_command, simulate_command
 from llmux.statelock import LockHeld, state_lock
+from llmux.uncaught import log_uncaught
 from llmux.validate_command import run_validation, validate_options
 
 EXIT_CANNOT_LISTEN = 1
@@ -188,6 +189,8 @@ def config_table(config: Config) -> str:
 def run_server(options: ServeOptions) -> int:
     """Serve until stopped; returns the exit code."""
     logs.configure(options.log_format, verbose=options.verbose)
+    if options.log_format == "json":
+        log_uncaught()
     try:
         config = find_config(options.config)
         server = server_config(

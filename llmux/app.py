@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sniffio
 import trio
@@ -36,11 +37,16 @@ from llmux.statelock import LockHeld, state_lock
 from llmux.switchboard import Switchboard
 from llmux.switcher import Hooks
 
+if TYPE_CHECKING:
+    from llmux.tracing import Tracing
+
 EXIT_CONFIG = 2
 """Exit code for a bad config or a held lock."""
 
 EXIT_SWITCHER_DIED = 3
 """Exit code when a switcher died."""
+
+Task = Callable[[], Awaitable[None]]
 
 log = logs.get_logger(__name__)
 
@@ -68,6 +74,9 @@ class Service:
         proxy: What carries model traffic, for lanes beside the app's own.
         reloader: Has everybody use another config.
         feed: What happens, for those who watch.
+        journal: What has happened, for `llmux replay`.
+        tracing: What makes traces; None: there are none.
+        on_switcher_death: Called when a switcher has died.
     """
 
     app: QuartTrio
@@ -75,6 +84,21 @@ class Service:
     proxy: ModelProxy
     reloader: Reloader
     feed: Feed
+    journal: Journal
+    tracing: Tracing | None
+    on_switcher_death: Callable[[], object]
+
+    def stop(self) -> None:
+        """Let nobody in any more, and whoever watches go."""
+        self.board.stop()
+        self.feed.stop()
+
+    def gated(self) -> list[tuple[Model, Fetch]]:
+        """The models whose backends are asked how many wait inside of them."""
+        if not self.reloader.config.policy.gate:
+            return []
+        models = self.board.models.items()
+        return [(model, metrics_of(self.proxy.backend(name))) for name, model in models]
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -107,16 +131,24 @@ def build_service(
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")
     shell = shell_hooks(config, metrics, record.mark, feed)
-    board = Switchboard(config, hooks or shell, metrics, journal, record=record, feed=feed)
+    tracing = tracing_of(config)
+    entries = tracing.journal_beside(journal) if tracing else journal
+    board = Switchboard(config, hooks or shell, metrics, entries, record=record, feed=feed)
     board.on_death = on_switcher_death
-    proxy = ModelProxy(config, board, metrics, journal, feed)
+    proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     board.connect(proxy.heard_since, proxy.forget_idle)
     reloader = Reloader(config, board, feed)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(lambda new: journal.add(started(new)))
+    if tracing:
+        reloader.tell(tracing.apply)
 
-    app = empty_app()
+    metrics.watch_site(
+        is_healthy=lambda: board.is_healthy,
+        queue_limit=lambda: reloader.config.limits.queued_per_model,
+    )
+    app = new_app()
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
     steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
     app.register_blueprint(control_routes(steered))
@@ -128,54 +160,48 @@ def build_service(
     )
     app.asgi_app = traffic  # type: ignore[assignment]
 
-    async def vital(task: Callable[[], Awaitable[None]]) -> None:
+    service = Service(app, board, proxy, reloader, feed, journal, tracing, on_switcher_death)
+    add_lifespan(service, beside=[partial(watch_backends, service.gated), traffic.watch_stalls])
+    return service
+
+
+def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
+    """Have the app run what goes on beside requests, for as long as it is served.
+
+    Args:
+        service: What is served.
+        beside: More tasks.
+    """
+    app, board, config = service.app, service.board, service.reloader.config
+    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, *beside]
+
+    async def vital(task: Task) -> None:
         """Run what must not end unseen: its nursery would end all others, and llmux serve on."""
         try:
             await task()
         except Exception:
             log.exception("switcher_died" if task == board.run else "task_died")
             board.stop()
-            on_switcher_death()
-
-    def gated() -> list[tuple[Model, Fetch]]:
-        if not reloader.config.policy.gate:
-            return []
-        return [(m, metrics_of(proxy.backend(name))) for name, m in board.models.items()]
+            service.on_switcher_death()
 
     @app.before_serving
     async def start() -> None:
         # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
-        journal.add(started(config))
-        app.nursery.start_soon(vital, journal.run)
-        app.nursery.start_soon(vital, feed.run)
-        app.nursery.start_soon(vital, partial(watch_backends, gated))
-        app.nursery.start_soon(vital, board.run)
-        app.nursery.start_soon(vital, traffic.watch_stalls)
+        service.journal.add(started(config))
+        for task in tasks:
+            app.nursery.start_soon(vital, task)
 
     @app.after_serving
     async def stop() -> None:
-        board.stop()
-        feed.stop()
-        if reloader.config.on_shutdown == "sleep":
-            with trio.move_on_after(reloader.config.shutdown_grace_secs):
+        service.stop()
+        if service.reloader.config.on_shutdown == "sleep":
+            with trio.move_on_after(service.reloader.config.shutdown_grace_secs):
                 await board.wait_ended()
             board.end()
             await board.put_to_sleep()
-        proxy.close()
-
-    return Service(app, board, proxy, reloader, feed)
-
-
-def empty_app() -> QuartTrio:
-    """A Quart app without paths, set up as llmux needs it."""
-    app = QuartTrio("llmux")
-    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
-    app.url_map.merge_slashes = False  # model names may begin with one
-    app.url_map.converters["path"] = AnyPath
-    app.register_error_handler(LlmuxError, answer_llmux_error)
-    app.register_error_handler(HTTPException, answer_http_error)
-    return app
+        service.proxy.close()
+        if service.tracing:
+            await service.tracing.close()
 
 
 def started(config: Config) -> Callable[[float], Started]:
@@ -189,6 +215,27 @@ def started(config: Config) -> Callable[[float], Started]:
         max_wait_s=config.policy.max_wait_secs,
         min_active_s=config.policy.min_active_secs,
     )
+
+
+def new_app() -> QuartTrio:
+    """An app without routes, with llmux's settings in place of the framework's."""
+    app = QuartTrio("llmux")
+    app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
+    app.url_map.merge_slashes = False  # model names may begin with one
+    app.url_map.converters["path"] = AnyPath
+    app.register_error_handler(LlmuxError, answer_llmux_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    return app
+
+
+def tracing_of(config: Config) -> Tracing | None:
+    """What makes the traces, if there are to be some; only then is OpenTelemetry imported."""
+    if not config.tracing:
+        return None
+    from llmux.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import
+
+    return Tracing(config)
 
 
 def shell_hooks(

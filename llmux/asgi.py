@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import trio
 from trio_util import periodic
 
+from llmux.access_log import logged
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
@@ -73,7 +74,8 @@ class ModelTraffic:
             await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send, body))
             return
         if is_own_path(scope["raw_path"]):
-            await self._watched(OwnRequest(self._app, scope, receive, send))
+            app = logged(self._app) if self._proxy.logs_access else self._app
+            await self._watched(OwnRequest(app, scope, receive, send))
             return
         lane = AsgiLane(scope, receive, send, body)
         if self._proxy.admits(lane.headers):  # else it is refused with its body unread
@@ -174,6 +176,7 @@ class AsgiLane:
         ended: Set when it is served.
         is_ending: The last of the response is being sent, or has been: a disconnect that the server
             reports now is the end of the response (ASGI 3, HTTP: Disconnect).
+        sent_bytes: See `Lane`.
         sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
@@ -193,6 +196,7 @@ class AsgiLane:
         self.watching = trio.CancelScope()
         self.ended = trio.Event()
         self.is_ending = False
+        self.sent_bytes = 0
         self.sending_since: float | None = None
         self._stands_after_event = False
         self._mistake: LlmuxError | ClientLeft | None = None
@@ -214,6 +218,7 @@ class AsgiLane:
         self.is_ending = not message.get("more_body", True)
         await self._asgi_send(message)
         self.sending_since = None
+        self.sent_bytes += len(message.get("body", b""))
 
     async def receive_body(self) -> None:
         """Take in the body, or what is wrong with it; `read_body` then has it."""

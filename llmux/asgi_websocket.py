@@ -40,6 +40,7 @@ class WebSocketLane:
         self.has_answered = False
         self.upgrade = b"websocket"
         self.cut_scope: trio.CancelScope | None = None
+        self.sent_bytes = 0
         self._receive = receive
         self._send = send
         self._frames = Connection(ConnectionType.CLIENT)
@@ -126,6 +127,7 @@ class WebSocketLane:
             joined = data[:0].join(self._parts)  # type: ignore[arg-type]
             self._parts.clear()
             await self._send({"type": "websocket.send", kind: joined})
+            self.sent_bytes += len(joined)
 
     async def begin_events(self, headers: HeaderList) -> None:
         """A handshake has no body that could ask for them."""
@@ -145,6 +147,7 @@ class WebSocketLane:
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
         await self._send(start)
         await self._send({"type": "websocket.http.response.body", "body": body})
+        self.sent_bytes += len(body)
 
 
 def _handshake(headers: HeaderList) -> list[tuple[bytes, bytes]]:

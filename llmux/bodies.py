@@ -39,7 +39,7 @@ class Body:
 
     Attributes:
         data: What of it is there; empty once it was released.
-        received_bytes: How much of it has come.
+        received_bytes: How much of it has come, in all.
     """
 
     __slots__ = ("_bodies", "_size", "data", "received_bytes")
@@ -73,6 +73,7 @@ class Body:
                 tell the client may take a while, in which others could have the room.
         """
         bodies = self._bodies
+        self.received_bytes += by
         size = self._size + by
         if size > bodies.most_bytes:
             self.release()

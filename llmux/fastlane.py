@@ -135,6 +135,7 @@ class ClientConnection:
     Attributes:
         scope: Around everything that is done for this client.
         buffer: Received and not used yet.
+        sent_bytes: What was sent on it.
         can_go_on: Whether another request can follow on this connection.
         rest: What was read of a request that is not for this lane; None if none was.
     """
@@ -149,6 +150,7 @@ class ClientConnection:
         self.peer: str | None = peer[0] if isinstance(peer, tuple) else None
         self.scope = trio.CancelScope()
         self.buffer = b""
+        self.sent_bytes = 0
         self.can_go_on = True
         self.rest: bytes | None = None
 
@@ -176,6 +178,7 @@ class ClientConnection:
         """Send; a client that takes nothing for too long has left."""
         try:
             await wire.send(self.socket, data, self.lane.stall_s)
+            self.sent_bytes += len(data)
         except (*wire.BREAKS, trio.TooSlowError):
             self.can_go_on = False
             raise ClientLeft from None
@@ -295,9 +298,23 @@ class FastRequest:
         self.cut_scope: trio.CancelScope | None = connection.scope
         self._head = head
         self._connection = connection
+        self._heads_end = connection.sent_bytes
         self._is_read = not (head.is_chunked or head.content_length)
         self._stands_after_event = self._could_go_on = False
         connection.can_go_on = head.keeps_alive
+
+    @property
+    def sent_bytes(self) -> int:
+        """See `Lane`."""
+        return max(0, self._connection.sent_bytes - self._heads_end)
+
+    def _response_head(
+        self, status: int, headers: HeaderList, reason: bytes | None = None
+    ) -> bytes:
+        """Status line and headers of the one final response."""
+        head = response_head(status, headers, reason)
+        self._heads_end = self._connection.sent_bytes + len(head)
+        return head
 
     async def read_body(self) -> None:
         """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
@@ -389,7 +406,7 @@ class FastRequest:
         elif answer.framing == "close":
             await self._relay_until_close(answer, [*headers, *added])
             return
-        head = response_head(answer.status, [*headers, *added], answer.reason)
+        head = self._response_head(answer.status, [*headers, *added], answer.reason)
         self.has_answered = True
         if (body := answer.take_whole()) is not None:
             await connection.send(head + body)
@@ -419,7 +436,8 @@ class FastRequest:
         self.has_answered = True
         can_go_on, connection.can_go_on = connection.can_go_on, False
         chunked = (b"Transfer-Encoding", b"chunked")
-        await connection.send(response_head(answer.status, [*headers, chunked], answer.reason))
+        head = self._response_head(answer.status, [*headers, chunked], answer.reason)
+        await connection.send(head)
         data = sent = b""
         try:
             async for data in answer.wire():
@@ -439,7 +457,7 @@ class FastRequest:
         connection.lane.watch_no_more(connection)
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
         self.has_answered = True
-        head = response_head(101, [*headers, *upgrade], answer.reason)
+        head = self._response_head(101, [*headers, *upgrade], answer.reason)
         await connection.send(head + answer.early)
 
         async def to_backend() -> None:
@@ -463,7 +481,7 @@ class FastRequest:
         self.has_answered = True
         self._could_go_on, connection.can_go_on = connection.can_go_on, False
         chunked = (b"Transfer-Encoding", b"chunked")
-        await connection.send(response_head(HTTPStatus.OK, [*headers, chunked]))
+        await connection.send(self._response_head(HTTPStatus.OK, [*headers, chunked]))
 
     async def send_events(self, data: bytes) -> None:
         """Send some of that stream."""
@@ -488,7 +506,7 @@ class FastRequest:
         if not self._is_read or connection.scope.cancel_called:
             connection.can_go_on = False
         self.has_answered = True
-        head = response_head(status, [*headers, *self._connection_headers()])
+        head = self._response_head(status, [*headers, *self._connection_headers()])
         await connection.send(head if self.method == b"HEAD" else head + body)
         if not self._is_read:
             await connection.linger()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import get_args
 from urllib.parse import quote, urlsplit
 
 import trio
@@ -93,11 +94,13 @@ class ShellHooks:
         self._secret_variables = SECRET_VARIABLES.union(secret_variables)
         self._marks = marks
         self._feed = feed or Feed()
-        self._models = dict(models)
+        self._models: dict[str, ModelConfig] = {}
         self._directory = directory
         self._log_dir = log_dir
         self._metrics = metrics
         self._kill_after_s = kill_after_s
+        for name, model in models.items():
+            self.use(name, model)
 
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
@@ -109,6 +112,10 @@ class ShellHooks:
             del self._models[name]
         else:
             self._models[name] = model
+            for hook in get_args(HookName):
+                if model.script(hook) is not None:
+                    # From zero on, or Prometheus would see no increase in the first failure.
+                    self._metrics.hook_failures.labels(name, hook)
 
     def has(self, model: str, hook: HookName) -> bool:
         """Whether the model has this hook."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from llmux.backend import Answer
+from llmux.access_log import CLIENT_LEFT
 from llmux.bodies import Body
+from llmux.ended import Ended, Outcome, path_of
 from llmux.errors import LlmuxError, RequestCancelled, RequestNotFound
 from llmux.feed import Feed
 from llmux.inflight import Flight
@@ -19,8 +20,8 @@ from llmux.openai import header_value
 from llmux.serving import Serving
 from llmux.shapes import RequestChanges, RequestInfo, RequestList, RequestPhase
 
-CLIENT_LEFT = 499
-"""Counted for a client that left before its answer began; nginx's code for it."""
+if TYPE_CHECKING:  # it needs an extra
+    from llmux.tracing import Trace
 
 MOST_TOLD = 250
 """Requests in one batch of the feed: a thousand a second are as many as anybody can look at."""
@@ -35,6 +36,11 @@ class Travelling(Protocol):
     peer: str | None
     cut_scope: trio.CancelScope | None
 
+    @property
+    def sent_bytes(self) -> int:
+        """How much of the answer was sent, without its head."""
+        ...
+
 
 class Journey:
     """One request on its way.
@@ -47,16 +53,17 @@ class Journey:
         serving: Its stay at the model.
         passing: Its stay at the fallback.
         kept_alive: What its client is told while it waits.
-        answer: The backend's.
         status: What it will be counted as.
+        outcome: How it has ended.
+        trace: Its trace; None: there are none.
         first_byte_s: When its answer began, in seconds since it arrived.
         cancelled_with: Why it is not to go on; None: it is.
         told: What the feed was told last of it.
     """
 
     __slots__ = (
-        "answer", "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive",
-        "lane", "model", "passing", "serving", "status", "told",
+        "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive", "lane",
+        "model", "outcome", "passing", "serving", "status", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -68,11 +75,34 @@ class Journey:
         self.serving: Serving | None = None
         self.passing: Flight | None = None
         self.kept_alive: KeptAlive | None = None
-        self.answer: Answer | None = None
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
+        self.outcome: Outcome = "client_left"  # until it is known better
+        self.trace: Trace | None = None
         self.cancelled_with: LlmuxError | None = None
         self.told: RequestPhase | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """How long it was in line, in seconds."""
+        return self.serving.waited_s if self.serving else 0.0
+
+    def ended(self) -> Ended:
+        """What became of it, now that it has ended."""
+        lane = self.lane
+        return Ended(
+            method=lane.method,
+            path=path_of(lane.target),
+            model=self.model,
+            status=self.status,
+            outcome=self.outcome,
+            wait_s=self.waited_s,
+            first_byte_s=self.first_byte_s,
+            duration_s=trio.current_time() - self.arrived_at,
+            bytes_in=lane.body.received_bytes,
+            bytes_out=lane.sent_bytes,
+            client=lane.peer,
+        )
 
     @property
     def hears_events(self) -> bool:
@@ -84,7 +114,7 @@ class Journey:
         """Where it is."""
         if self.ended_at is not None:
             return "ended"
-        if self.answer is not None:
+        if self.first_byte_s is not None:
             return "answering"
         if self.passing is not None or (self.serving is not None and self.serving.is_in):
             return "forwarding"
@@ -94,9 +124,8 @@ class Journey:
         """Note that the first byte goes out now; returns the headers that llmux adds."""
         self.status = status
         self.first_byte_s = trio.current_time() - self.arrived_at
-        waited_ms = round(1000 * self.serving.waited_s) if self.serving else 0
         added = [
-            (b"x-llmux-wait-ms", b"%d" % waited_ms),
+            (b"x-llmux-wait-ms", b"%d" % round(1000 * self.waited_s)),
             (b"x-llmux-request-id", self.id.encode()),
         ]
         if self.model:
@@ -201,9 +230,9 @@ class Journeys:
             waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
             client=lane.peer,
             method=lane.method.decode("latin-1"),
-            path=lane.target.partition(b"?")[0].decode("latin-1"),
+            path=path_of(lane.target).decode("latin-1"),
             bytes_in=lane.body.received_bytes,
-            bytes_out=journey.answer.received_bytes if journey.answer else 0,
+            bytes_out=lane.sent_bytes,
             ended=None if journey.ended_at is None else unix(journey.ended_at),
             status=journey.status if has_ended or journey.first_byte_s is not None else None,
         )

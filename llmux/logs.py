@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import msgspec
 import structlog
 
 LogFormat = Literal["text", "json"]
@@ -24,7 +27,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(_to_json)
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
@@ -53,6 +56,15 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _to_json(event: Any, default: Callable[[Any], Any]) -> str:
+    """One line of JSON: no `Infinity` in it, which Python's own module would write."""
+    try:
+        return msgspec.json.encode(event, enc_hook=default).decode()
+    except (TypeError, ValueError, OverflowError):  # half a surrogate pair, a key that is no string
+        plain = json.loads(json.dumps(event, default=default), parse_constant=lambda _: None)
+        return json.dumps(plain)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -6,12 +6,14 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -22,6 +24,8 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+
+from llmux import __version__
 
 # The `_created` companions double the number of series and nothing here reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -37,8 +41,30 @@ SECONDS_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600,
 )  # fmt: skip
 
-Counts = Mapping[str, tuple[int, int]]
-"""By model: requests queued, requests in flight."""
+STATES = ("asleep", "waking", "awake", "draining", "sleeping", "failed")
+"""Every value of the label `state`; where models are in their lives (`llmux.model.Phase`)."""
+
+
+class ModelGauges(NamedTuple):
+    """A model at this instant.
+
+    Attributes:
+        queued: Requests that wait for it.
+        in_flight: Requests in flight.
+        group: Its group.
+        state: One of `STATES`.
+        oldest_wait_s: For how long the first of those has waited that would have it awake.
+    """
+
+    queued: int
+    in_flight: int
+    group: str
+    state: str
+    oldest_wait_s: float
+
+
+Counts = Mapping[str, ModelGauges]
+"""By model."""
 
 
 class Metrics:
@@ -48,6 +74,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = RequestCounts()
         self.registry.register(self.requests)
+        ProcessCollector(registry=self.registry)
+        build = Gauge("llmux_build_info", "Always 1", ["version"], registry=self.registry)
+        build.labels(__version__).set(1)
         self.queue_wait = self._histogram(
             "llmux_request_queue_wait_seconds", "Time that requests waited in line", ["model"]
         )
@@ -84,11 +113,26 @@ class Metrics:
         return Histogram(name, text, tuple(labels), buckets=SECONDS_BUCKETS, registry=self.registry)
 
     def watch_counts(self, read: Callable[[], Counts]) -> None:
-        """Export queue depths and in-flight counts, read from the source when scraped.
+        """Export what models do at this instant, read from the source when scraped.
 
         Read, not counted along: so they are exact by construction and cost requests nothing.
         """
         self.registry.register(_LiveCounts(read))
+
+    def watch_site(self, *, is_healthy: Callable[[], bool], queue_limit: Callable[[], int]) -> None:
+        """Export what concerns no single model, read from the source when scraped."""
+        healthy = Gauge(
+            "llmux_healthy",
+            "1 while every group can switch; else /health is 503",
+            registry=self.registry,
+        )
+        healthy.set_function(is_healthy)
+        limit = Gauge(
+            "llmux_request_queue_limit",
+            "How many requests may wait for one model",
+            registry=self.registry,
+        )
+        limit.set_function(queue_limit)
 
     def render(self) -> bytes:
         """All series in the Prometheus text format."""
@@ -159,8 +203,20 @@ class _LiveCounts(Collector):
         in_flight = GaugeMetricFamily(
             "llmux_model_in_flight", "Requests in flight on a model", labels=["model"]
         )
-        for model, (queued, flying) in self._read().items():
-            depth.add_metric([model], queued)
-            in_flight.add_metric([model], flying)
-        yield depth
-        yield in_flight
+        oldest = GaugeMetricFamily(
+            "llmux_request_oldest_wait_seconds",
+            "How long the first in line has waited until now; 0 if nobody does",
+            labels=["model"],
+        )
+        state = GaugeMetricFamily(
+            "llmux_model_state",
+            "1 for the state that a model is in, 0 for the others",
+            labels=["model", "group", "state"],
+        )
+        for model, now in self._read().items():
+            depth.add_metric([model], now.queued)
+            in_flight.add_metric([model], now.in_flight)
+            oldest.add_metric([model], now.oldest_wait_s)
+            for each in STATES:
+                state.add_metric([model, now.group, each], float(each == now.state))
+        yield from (depth, in_flight, oldest, state)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
+from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
     BackendError,
@@ -49,6 +51,9 @@ from llmux.openai import (
     rewrite_model,
 )
 from llmux.switchboard import Switchboard
+
+if TYPE_CHECKING:  # it needs an extra
+    from llmux.tracing import Trace, Tracing
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 
@@ -84,6 +89,11 @@ class Lane(Protocol):
     has_answered: bool
     upgrade: bytes
     cut_scope: trio.CancelScope | None
+
+    @property
+    def sent_bytes(self) -> int:
+        """What was sent of the response after its head."""
+        ...
 
     async def read_body(self) -> None:
         """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
@@ -161,10 +171,20 @@ class Outgoing:
         if lane.upgrade:
             self._headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
 
-    def exchange(self) -> AbstractAsyncContextManager[Answer]:
+    def exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
         """Send it; entering yields the answer."""
+        if journey.trace is None:
+            return self._exchange(self._headers)
+        return journey.trace.forward(
+            self._exchange,
+            self._headers,
+            base_url=self.upstream.backend.base_url,
+            target=self.named.target,
+        )
+
+    def _exchange(self, headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
         return self.upstream.backend.exchange(
-            self._lane.method, self.named.target, self._headers, self._lane.body.data
+            self._lane.method, self.named.target, headers, self._lane.body.data
         )
 
 
@@ -177,8 +197,11 @@ class ModelProxy:
         board: Switchboard,
         metrics: Metrics,
         journal: Journal = NO_JOURNAL,
+        *,
         feed: Feed | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._board = board
         self._metrics = metrics
         self._journal = journal
@@ -194,6 +217,7 @@ class ModelProxy:
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
+        self.logs_access = config.access_log
         self._heeds_hints = config.policy.client_hints
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
@@ -216,16 +240,21 @@ class ModelProxy:
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
         journey = self.journeys.begin(lane)
+        if self._tracing is not None:
+            journey.trace = self._tracing.begin(lane.method, lane.target, lane.headers, lane.peer)
         try:
             await self._forward(lane, journey)
+            journey.outcome = "done"
         except ClientLeft:
             pass
         except BackendBroke as error:
             # If the status line is out, the lane leaves the response without its end.
+            journey.outcome = "cut" if lane.has_answered else BackendError.code
             log.warning("response_cut", model=journey.model, reason=str(error))
             await self._refuse(lane, journey, BackendError(str(error)))
         except StreamCut as cut:
             why = cut.why or NotReady(journey.model)
+            journey.outcome = "cut" if lane.has_answered else why.code
             log.warning("response_cut", model=journey.model, reason=why.message)
             if lane.has_answered and not journey.hears_events:
                 await lane.send_last_event(error_event(why))
@@ -233,8 +262,10 @@ class ModelProxy:
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
+            journey.outcome = error.code
             await self._refuse(lane, journey, error.with_traceback(None))
         except Exception as error:
+            journey.outcome = InternalError.code
             log.exception("internal_error", model=journey.model)
             await self._refuse(lane, journey, InternalError(error))
         finally:
@@ -243,6 +274,14 @@ class ModelProxy:
             journey.count(self._metrics)
             if journey.serving is not None and self._journal.is_kept:
                 self._journal.add(journey.serving.entry(journey.status))
+            if self.logs_access or journey.trace is not None:
+                self._tell(journey.ended(), journey.trace)
+
+    def _tell(self, ended: Ended, trace: Trace | None) -> None:
+        if self.logs_access:
+            log_request(ended)
+        if trace is not None:
+            trace.end(ended)
 
     def admits(self, headers: HeaderList) -> bool:
         """Whether a request with these headers may come in at all."""
@@ -301,8 +340,7 @@ class ModelProxy:
             await self._pass_on(lane, journey, outgoing)
 
     async def _pass_on(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
-        async with outgoing.exchange() as answer:
-            journey.answer = answer
+        async with outgoing.exchange(journey) as answer:
             lane.body.release()
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()
@@ -337,6 +375,8 @@ class ModelProxy:
         journey.serving = self._board.serving(
             journey.model, lane.cut_scope, hints, request=journey.id
         )
+        if journey.trace is not None:
+            journey.trace.named(named.name, journey.model, journey.serving)
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:

@@ -24,7 +24,15 @@ from llmux.switchboard import Switchboard
 WATCH_S = 1.0
 """How often the file is looked at."""
 
-FIXED = ("host", "port", "state_dir", "journal", "limits.connections", "limits.client_stall_secs")
+FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "journal",
+    "tracing",
+    "limits.connections",
+    "limits.client_stall_secs",
+)
 """What is used from the start on only."""
 
 log = get_logger(__name__)

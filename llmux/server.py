@@ -154,8 +154,7 @@ async def serve_config(
                     notify_systemd("STOPPING=1")
                     accepting.cancel_scope.cancel()
                 # No new connections; those in line get their 503, those in flight the grace.
-                service.board.stop()
-                service.feed.stop()
+                service.stop()
                 if lane is not None:
                     lane.stop()
                 await rest.stop()

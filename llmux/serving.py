@@ -28,11 +28,12 @@ class Serving:
         flight: Its stay at the model, once it has been let in; also when it has left.
         queued: Whether it had to wait in line; also known when entering failed.
         waited_s: How long it did in all, in seconds; 0 if it did not.
+        left_line_at: Until when it did last (Trio's clock, seconds); 0 if it did not.
     """
 
     __slots__ = (
         "_check", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since", "flight",
-        "queued", "waited_s",
+        "left_line_at", "queued", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Serving:
     ) -> None:
         self.queued = False
         self.waited_s = 0.0
+        self.left_line_at = 0.0
         self._model = model
         self._check = check
         self._scope = scope
@@ -118,7 +120,8 @@ class Serving:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None
         finally:
-            self.waited_s += trio.current_time() - arrived_at
+            self.left_line_at = trio.current_time()
+            self.waited_s += self.left_line_at - arrived_at
             self._waits_since = None
 
     async def __aexit__(

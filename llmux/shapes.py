@@ -211,7 +211,7 @@ class RequestInfo(Shape, frozen=True):
         method: Its method.
         path: Its path, without the query.
         bytes_in: Length of its body.
-        bytes_out: How much of the answer's body has come.
+        bytes_out: How much of the answer was sent.
         ended: When it ended.
         status: What it was counted as; 499: its client left.
     """

@@ -17,7 +17,7 @@ from llmux.health import HeardSince
 from llmux.hints import NO_HINTS, Hints
 from llmux.idle import NO_IDLE_RULES, IdleRules
 from llmux.journal import NO_JOURNAL, Journal
-from llmux.metrics import Counts, Metrics
+from llmux.metrics import Counts, Metrics, ModelGauges
 from llmux.model import Model, Traits
 from llmux.policy import load_policy
 from llmux.serving import Serving
@@ -169,9 +169,17 @@ class Switchboard:
         return costs
 
     def _counts(self) -> Counts:
+        now = trio.current_time()
         return {
-            name: (model.waiters.count, model.in_flight.count)
-            for name, model in self.models.items()
+            name: ModelGauges(
+                queued=model.waiters.count,
+                in_flight=model.in_flight.count,
+                group=group,
+                state=model.phase.value,
+                oldest_wait_s=0.0 if model.oldest is None else now - model.oldest,
+            )
+            for group, switcher in self.groups.items()
+            for name, model in switcher.models.items()
         }
 
     def _in_flight_and_queued(self) -> dict[str, tuple[int, int]]:

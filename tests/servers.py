@@ -257,7 +257,9 @@ async def _read_log(
             for line in complete:
                 lines.append(line.decode())
                 if (
-                    found := re.search(r"(?:Running on |url=)(http://\S+)", lines[-1])
+                    found := re.search(
+                        r"(?:Running on |url=|\"url\":\")(http://[^\s\"]+)", lines[-1]
+                    )
                 ) and not started:
                     started = True
                     until_started.deadline = float("inf")

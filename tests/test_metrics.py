@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmux.metrics import SECONDS_BUCKETS, Metrics
+from llmux.metrics import SECONDS_BUCKETS, STATES, Metrics, ModelGauges
+from llmux.model import Phase
 
 # Section 6 of the contract: what dashboards and alerts may rely on.
 SERIES = {
@@ -23,10 +24,22 @@ SERIES = {
     "llmux_hook_failures": ("counter", {"model", "hook"}),
 }
 
+# What docs/monitoring.md promises beside.
+MORE = {
+    "llmux_build_info": ("gauge", {"version"}),
+    "llmux_model_state": ("gauge", {"model", "group", "state"}),
+    "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
+    "llmux_healthy": ("gauge", set()),
+    "llmux_request_queue_limit": ("gauge", set()),
+}
+
+NOW = ModelGauges(queued=1, in_flight=2, group="g", state="awake", oldest_wait_s=3)
+
 
 def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
-    metrics.watch_counts(lambda: {"a": (1, 2)})
+    metrics.watch_counts(lambda: {"a": NOW})
+    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
     metrics.queue_wait.labels("a").observe(1)
     metrics.active_duration.labels("a").observe(1)
@@ -39,20 +52,29 @@ def test_every_series_of_the_contract_and_no_other() -> None:
 
     families = list(text_string_to_metric_families(metrics.render().decode()))
     found = {
-        family.name: (family.type, set(family.samples[-1].labels) - {"le"}) for family in families
+        family.name: (family.type, set(family.samples[-1].labels) - {"le"})
+        for family in families
+        if not family.name.startswith("process_")  # what there is depends on the system
     }
-    assert found == SERIES
+    assert found == SERIES | MORE
     assert max(SECONDS_BUCKETS) == 3600
 
 
 def test_counts_are_read_when_scraped() -> None:
     metrics = Metrics()
-    counts = {"a": (0, 0)}
+    counts = {"a": NOW}
     metrics.watch_counts(lambda: counts)
-    counts["a"] = (3, 4)
+    counts["a"] = NOW._replace(queued=3, in_flight=4, state="draining", oldest_wait_s=5)
     text = metrics.render().decode()
     assert 'llmux_request_queue_depth{model="a"} 3.0' in text
     assert 'llmux_model_in_flight{model="a"} 4.0' in text
+    assert 'llmux_request_oldest_wait_seconds{model="a"} 5.0' in text
+    assert 'llmux_model_state{group="g",model="a",state="draining"} 1.0' in text
+    assert 'llmux_model_state{group="g",model="a",state="awake"} 0.0' in text
+
+
+def test_a_model_state_is_one_of_those_that_are_exported() -> None:
+    assert tuple(phase.value for phase in Phase) == STATES
 
 
 def test_requests_are_counted_as_prometheus_would() -> None:

@@ -32,6 +32,7 @@ class FakeLane:
     scheme = "http"
     upgrade = b""
     cut_scope: trio.CancelScope | None = None
+    sent_bytes = 0
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:
         self.target = target

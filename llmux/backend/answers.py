@@ -144,7 +144,6 @@ class Answer:
 
     __slots__ = (
         "_connection",
-        "_head_bytes",
         "_length_bytes",
         "early",
         "framing",
@@ -166,18 +165,12 @@ class Answer:
         self.stream: Stream | None = None
         self.early = b""
         self._connection = connection
-        self._head_bytes = connection.received_bytes - len(connection.pending)
         if head.status == 101:
             self.stream, self.early = connection.stream, connection.pending
             return
         connection.keeps_alive = self.framing != "close" and head.keeps_alive()
         if self.framing in {"none", "length"} and not self._length_bytes:
             connection.end(connection.pending)
-
-    @property
-    def received_bytes(self) -> int:
-        """How much of the body has come, framing included."""
-        return self._connection.received_bytes - self._head_bytes
 
     @property
     def has_ended(self) -> bool:

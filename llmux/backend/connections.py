@@ -51,7 +51,6 @@ class Connection:
         "idle_since",
         "keeps_alive",
         "pending",
-        "received_bytes",
         "stream",
     )
 
@@ -65,7 +64,6 @@ class Connection:
     def begin(self) -> None:
         """Forget the last request."""
         self.pending = b""
-        self.received_bytes = 0
         self.has_sent = self.has_answered = self.has_ended = self.keeps_alive = False
 
     def end(self, excess: bytes) -> None:
@@ -104,13 +102,10 @@ class Connection:
             return data
         try:
             if self._tls is None:
-                data = await wire.receive(self._socket)
-            else:
-                data = bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
+                return await wire.receive(self._socket)
+            return bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
         except wire.BREAKS as error:
             raise BackendBroke(str(error)) from error
-        self.received_bytes += len(data)
-        return data
 
     async def receive_more(self) -> bytes:
         """Like `receive`, but the end of the stream is a break, too."""

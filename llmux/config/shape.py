@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -348,8 +349,15 @@ class Limits(Section, frozen=True, kw_only=True):
     connections: PositiveInt | None = None
 
 
+TRACING_SECRETS = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
+"""Where the key of a collector of traces is."""
+
 KEY_LISTS = ("api_keys", "control_keys")
 """The keys of the file whose values are secret."""
+
+
+TRACING_NEEDS = "opentelemetry.exporter.otlp.proto.http"
+"""What the extra `otel` installs last."""
 
 
 class Config(Section, frozen=True, kw_only=True, dict=True):
@@ -364,6 +372,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: What becomes of the model that is awake; leave or sleep.
         journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
+        access_log: Log a line for each request.
+        tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
@@ -386,6 +396,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0
     on_shutdown: Literal["leave", "sleep"] = "leave"
     journal: bool = True
+    access_log: bool = False
+    tracing: bool = False
     limits: Limits = Limits()
     fallback: Url | None = None
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)
@@ -404,12 +416,15 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 
     @property
     def secret_variables(self) -> frozenset[str]:
-        """The environment variables that hold keys."""
-        return self.api_keys.variables | self.control_keys.variables
+        """The environment variables that hold keys, and are none of a hook's business."""
+        tracing = TRACING_SECRETS if self.tracing else frozenset()
+        return self.api_keys.variables | self.control_keys.variables | tracing
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
-        """An alias must name one model; a door with a lock must have a key."""
+        """An alias must name one model; a door with a lock must have a key; an extra be there."""
+        if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
+            yield ("tracing",), "needs OpenTelemetry: pip install 'llmux[otel]'"
         needed = f"{given.get('metrics_access')}s"
         if needed in KEY_LISTS and not given.get(needed):
             yield ("metrics_access",), f"needs {needed!r}, of which there are none"
@@ -445,6 +460,13 @@ def _group_conflicts(groups: Any, models: Any) -> Iterator[tuple[Keys, str]]:
         if isinstance(sleeper, dict) and sleeper.get("idle_sleep_secs") is not None:
             keys = ("models", standby, "idle_sleep_secs")
             yield keys, f"the standby of {group!r} would be woken again at once"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is in is not there
+        return False
 
 
 def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:
