@@ -38,6 +38,7 @@ class Options:
 
     Attributes:
         model: The name that it answers with.
+        host: The address that it listens on.
         port: Where it listens; 0 lets the system pick one.
         rate: Tokens per second of an answer; 0 for as fast as the client reads.
         tokens: Length of an answer whose request does not say `max_tokens`.
@@ -47,6 +48,7 @@ class Options:
     """
 
     model: str
+    host: str = HOST
     port: int = 0
     rate: float = 0
     tokens: int = 32
@@ -393,7 +395,7 @@ class Standin:
     @property
     def url(self) -> str:
         """Where it answers, without a slash at the end."""
-        return f"http://{HOST}:{self.port}"
+        return f"http://{self.options.host}:{self.port}"
 
     async def serve_client(self, stream: trio.abc.Stream) -> None:
         """Answer a connection's requests one by one until either side closes it."""
@@ -492,16 +494,16 @@ class Standin:
 async def serve(
     options: Options, *, task_status: trio.TaskStatus[Standin] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve on the loopback interface until cancelled.
+    """Serve until cancelled.
 
     Args:
         options: What to serve.
         task_status: Gets the stand-in once it can be reached.
 
     Raises:
-        OSError: The port cannot be listened on.
+        OSError: The address or port cannot be listened on.
     """
-    listeners = await trio.open_tcp_listeners(options.port, host=HOST)
+    listeners = await trio.open_tcp_listeners(options.port, host=options.host)
     standin = Standin(options, port=listeners[0].socket.getsockname()[1])
     task_status.started(standin)
     await trio.serve_listeners(standin.serve_client, listeners)
@@ -522,6 +524,7 @@ _seconds = click.FloatRange(min=0)
 
 @main.command("serve")
 @_port
+@click.option("--host", default=HOST, help="The address to listen on.")
 @click.option("--model", required=True, help="The name that it answers with.")
 @click.option("--rate", type=click.FloatRange(min=0), default=0, help="Tokens/s; 0: no pauses.")
 @click.option("--tokens", type=click.IntRange(min=1), default=32, help="Length of an answer.")

@@ -275,6 +275,12 @@ async def test_a_whole_answer_comes_when_its_stream_would_end(autojump_clock: Mo
     assert await arrivals(standin, {}) == [0.75]
 
 
+async def test_it_listens_where_it_is_told_to() -> None:
+    async with running(host="localhost") as (standin, client):
+        assert standin.url == f"http://localhost:{standin.port}"
+        assert (await client.get("/health")).status_code == 200
+
+
 # --- The command line ----------------------------------------------------------------------------
 
 
