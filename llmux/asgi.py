@@ -14,6 +14,7 @@ from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.bodies import Body
+from llmux.cors import is_shared_path, serve_own_path
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.http1 import origin_form
 from llmux.openai import error_answer, is_own_path
@@ -71,7 +72,11 @@ class ModelTraffic:
             return
         if is_own_path(scope["raw_path"]):
             quiet = QuietEnd(receive, send)
-            await self._app(scope, quiet.receive, quiet.send)
+            cors = self._proxy.cors
+            if cors is not None and is_shared_path(scope["raw_path"]):
+                await serve_own_path(cors, self._app, scope, quiet.receive, quiet.send)
+            else:
+                await self._app(scope, quiet.receive, quiet.send)
         else:
             await self._carry(AsgiLane(scope, receive, send, body))
 

@@ -17,6 +17,7 @@ import trio
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
+from llmux.cors import Cors, Sharing
 from llmux.errors import (
     BackendBroke,
     BackendRefused,
@@ -174,13 +175,16 @@ class Outgoing:
 class Journey:
     """What one request will be counted as."""
 
-    __slots__ = ("arrived_at", "first_byte_s", "kept_alive", "model", "serving", "status")
+    __slots__ = (
+        "arrived_at", "first_byte_s", "kept_alive", "model", "serving", "sharing", "status",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.arrived_at = trio.current_time()
         self.model = ""
         self.serving: Serving | None = None
         self.kept_alive: KeptAlive | None = None
+        self.sharing: Sharing | None = None
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
 
@@ -197,6 +201,8 @@ class Journey:
         added = [(b"x-llmux-wait-ms", b"%d" % waited_ms)]
         if self.model:
             added.append((b"x-llmux-model", header_value(self.model)))
+        if self.sharing is not None:
+            added += self.sharing.added
         return added
 
     def count(self, metrics: Metrics) -> None:
@@ -236,6 +242,7 @@ class ModelProxy:
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
+        self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
         if self._fallback is not None:
             self._fallback.backend.close()
@@ -283,6 +290,12 @@ class ModelProxy:
         return self._api_keys is None or bool(self._api_keys.accepts(headers))
 
     async def _forward(self, lane: Lane, journey: Journey) -> None:
+        if self.cors is not None:
+            journey.sharing = self.cors.sharing(lane.headers)
+            if (allowed := self.cors.preflight(lane.method, lane.headers)) is not None:
+                status = HTTPStatus.NO_CONTENT
+                await lane.reply(status, [*allowed, *journey.answers(status)], b"")
+                return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         await lane.read_body()
         upstream, named = self._route(lane, lane.body.data, journey)
@@ -334,7 +347,10 @@ class ModelProxy:
                         await self._go_on(lane, answer)
                         return
                 added = journey.answers(answer.status)
-                await lane.relay(answer, [*response_headers(answer.headers), *added])
+                kept = response_headers(answer.headers)
+                if journey.sharing is not None:
+                    kept = journey.sharing.applied(kept)
+                await lane.relay(answer, [*kept, *added])
 
     @staticmethod
     async def _go_on(lane: Lane, answer: Answer) -> None:
