@@ -36,6 +36,7 @@ from llmux.standin_dialects import (
     Dialect,
     Words,
     form_fields,
+    made_up,
 )
 
 HOST = "127.0.0.1"
@@ -337,7 +338,7 @@ class _Reply:
     async def write_whole(self, answer: _Answer) -> None:
         """Answer at once, when a stream would have ended."""
         await _wait_for_token(self._rate, self._count, trio.current_time())
-        text = "".join(_tokens(self._model, self._count))
+        text = "".join(made_up(self._model, self._count))
         choice = self._choice(self._shape.choice(text), self._finish_reason)
         await answer.json(
             {"object": self._shape.kind, **self._envelope, "choices": [choice], "usage": self.usage}
@@ -349,7 +350,7 @@ class _Reply:
         began = trio.current_time()
         if self._shape.opening is not None:
             await answer.event(self._part([self._choice(self._shape.opening)]))
-        for number, token in enumerate(_tokens(self._model, self._count), 1):
+        for number, token in enumerate(made_up(self._model, self._count), 1):
             await _wait_for_token(self._rate, number, began)
             await answer.event(self._part([self._choice(self._shape.part(token))]))
         last = self._choice(self._shape.part(""), self._finish_reason)
@@ -374,13 +375,6 @@ class _Reply:
         return part | {"usage": None} if self._with_usage else part
 
 
-def _tokens(model: str, count: int) -> Iterator[str]:
-    """The same words every time, the model's name first."""
-    words = f"{model} is a stand-in and makes these words up.".split()
-    for index, word in enumerate(itertools.islice(itertools.cycle(words), count)):
-        yield f" {word}" if index else word
-
-
 async def _wait_for_token(rate: float, number: int, began: float) -> None:
     """Wait until the token is due; a late one does not delay those after it."""
     if rate:
@@ -389,7 +383,7 @@ async def _wait_for_token(rate: float, number: int, began: float) -> None:
 
 async def _write_whole(answer: _Answer, dialect: Dialect, words: Words, rate: float) -> None:
     """Answer in another API's words, when a stream would have ended."""
-    await _wait_for_token(rate, len(words.tokens), trio.current_time())
+    await _wait_for_token(rate, words.count, trio.current_time())
     await answer.json(dialect.whole(words))
 
 
@@ -398,7 +392,7 @@ async def _write_stream(answer: _Answer, dialect: Dialect, words: Words, rate: f
     await answer.begin_stream(dialect.stream_type)
     began = trio.current_time()
     await answer.piece(dialect.opening(words))
-    for number, token in enumerate(words.tokens, 1):
+    for number, token in enumerate(words.tokens(), 1):
         await _wait_for_token(rate, number, began)
         await answer.piece(dialect.part(words, token))
     await answer.end_stream(dialect.closing(words))
@@ -510,7 +504,7 @@ class Standin:
             rate = self.options.rate if ask.rate is None else ask.rate
             words = Words(
                 model=self.options.model,
-                tokens=list(_tokens(self.options.model, ask.max_tokens or self.options.tokens)),
+                count=ask.max_tokens or self.options.tokens,
                 is_cut=ask.max_tokens is not None,
                 prompt_count=_count_tokens(ask.messages) + _count_tokens(ask.prompt),
                 number=next(self._numbers),

@@ -6,8 +6,9 @@ events, Ollama's as one JSON object a line.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -23,22 +24,26 @@ class Words:
 
     Attributes:
         model: Who says it.
-        tokens: The answer, token by token.
+        count: How many tokens it has.
         is_cut: Whether it ends because it may not be longer.
         prompt_count: Tokens of the question.
         number: Which answer of this server it is.
     """
 
     model: str
-    tokens: list[str]
+    count: int
     is_cut: bool
     prompt_count: int
     number: int
 
+    def tokens(self) -> Iterator[str]:
+        """The answer, token by token."""
+        return made_up(self.model, self.count)
+
     @property
     def text(self) -> str:
         """All of it."""
-        return "".join(self.tokens)
+        return "".join(self.tokens())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,13 @@ class Dialect:
     opening: Callable[[Words], bytes]
     part: Callable[[Words, str], bytes]
     closing: Callable[[Words], bytes]
+
+
+def made_up(model: str, count: int) -> Iterator[str]:
+    """So many tokens, the same every time, the model's name first."""
+    words = f"{model} is a stand-in and makes these words up.".split()
+    for index, word in enumerate(itertools.islice(itertools.cycle(words), count)):
+        yield f" {word}" if index else word
 
 
 # --- Anthropic: POST /v1/messages ----------------------------------------------------------------
@@ -84,7 +96,7 @@ def _message(words: Words, text: str | None) -> dict[str, Any]:
         "stop_sequence": None,
         "usage": {
             "input_tokens": words.prompt_count,
-            "output_tokens": len(words.tokens) if has_ended else 0,
+            "output_tokens": words.count if has_ended else 0,
         },
     }
 
@@ -117,7 +129,7 @@ ANTHROPIC = Dialect(
         {
             "type": "message_delta",
             "delta": {"stop_reason": _stop_reason(words), "stop_sequence": None},
-            "usage": {"output_tokens": len(words.tokens)},
+            "usage": {"output_tokens": words.count},
         },
         {"type": "message_stop"},
     ),
@@ -134,7 +146,7 @@ def _step(said: _Said, words: Words, text: str, *, is_last: bool) -> dict[str, A
     step = {"model": words.model, "created_at": now, **said(text), "done": is_last}
     if not is_last:
         return step
-    counts = {"prompt_eval_count": words.prompt_count, "eval_count": len(words.tokens)}
+    counts = {"prompt_eval_count": words.prompt_count, "eval_count": words.count}
     return {**step, "done_reason": "length" if words.is_cut else "stop", **counts}
 
 
