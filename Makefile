@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # Both are made anew when what they were installed from has changed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
+CLIENTS_STAMP := $(VENV)/.installed-clients
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help run test lint unit test-slow test-real bench soak format clean
@@ -39,7 +40,7 @@ unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@$(BIN)/coverage run -m pytest -m "not slow and not real" $(ARGS)
 	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
 
-test-slow: $(TEST_STAMP)  ## Tests that take minutes, or need real clients or a browser
+test-slow: $(CLIENTS_STAMP)  ## Tests that take minutes, or need real clients or a browser
 	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
 
 test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
@@ -73,3 +74,8 @@ $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "== installing llmux and its test tools"
 	@$(INSTALL) --editable '.[test,lint]'
 	@touch $(RUN_STAMP) $@
+
+$(CLIENTS_STAMP): $(TEST_STAMP)
+	@echo "== installing real clients"
+	@$(INSTALL) --editable '.[test,lint,clients]'
+	@touch $@
