@@ -10,11 +10,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
+import openai
 import pytest
 import trio
 
@@ -36,19 +38,23 @@ WORDS = "is a stand-in and makes these words up."
 QUESTION = [{"role": "user", "content": "Who are you?"}]
 
 
+# Marks, since a skip within a Trio test loses its reason.
+
+
+def needs_package(name: str) -> pytest.MarkDecorator:
+    """Skip the test where a client's package is not installed."""
+    reason = f"{name} is not installed (extra `clients`)"
+    return pytest.mark.skipif(find_spec(name) is None, reason=reason)
+
+
+def needs_tool(name: str) -> pytest.MarkDecorator:
+    """Skip the test where there is no such program."""
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
 def package(name: str) -> ModuleType:
-    """A client's package; the test is skipped where the extra `clients` is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(f"{name} is not installed (extra `clients`): {error}")
-
-
-def tool(name: str) -> str:
-    """A program's path; the test is skipped where there is no such program."""
-    if (path := shutil.which(name)) is None:
-        pytest.skip(f"{name} is not installed")
-    return path
+    """A client's package; see `needs_package`. Its types are unknown where it is not installed."""
+    return importlib.import_module(name)
 
 
 @dataclass
@@ -153,6 +159,12 @@ def _model(standin: Standin) -> dict[str, Any]:
         "sleep": f"{call} POST /sleep",
         "alive": f"{call} GET /health",
     }
+
+
+def openai_client(site: Site, **options: Any) -> openai.OpenAI:
+    """The package's own client, which tries once."""
+    settings: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": PATIENCE_S}
+    return openai.OpenAI(base_url=site.api, **settings | options)
 
 
 async def in_thread(work: Callable[[], T]) -> T:

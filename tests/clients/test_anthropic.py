@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.clients.site import PATIENCE_S, QUESTION, WORDS, in_thread, package, running_site
+from tests.clients.site import (
+    PATIENCE_S,
+    QUESTION,
+    WORDS,
+    in_thread,
+    needs_package,
+    package,
+    running_site,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_package("anthropic")]
 
 ASK: dict[str, Any] = {"messages": QUESTION, "max_tokens": 9}
 

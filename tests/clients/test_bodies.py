@@ -16,7 +16,15 @@ import httpx
 import openai
 import pytest
 
-from tests.clients.site import PATIENCE_S, Site, in_thread, package, running_site
+from tests.clients.site import (
+    PATIENCE_S,
+    Site,
+    in_thread,
+    needs_package,
+    openai_client,
+    package,
+    running_site,
+)
 from tests.lanes import play
 
 pytestmark = pytest.mark.slow
@@ -30,11 +38,6 @@ ANSWER = json.dumps({
         }
     ],
 }).encode()  # fmt: skip
-
-
-def client(site: Site, **options: Any) -> openai.OpenAI:
-    settings = {"base_url": site.api, "api_key": "unused", "max_retries": 0, "timeout": PATIENCE_S}
-    return openai.OpenAI(**settings | options)
 
 
 def sound() -> bytes:
@@ -62,7 +65,7 @@ async def test_a_transcription(form: str, upstream: str | None, tmp_path: Path) 
         file = sound()
 
         def work() -> str:
-            with client(site) as api:
+            with openai_client(site) as api:
                 named = ("zwölf.wav", file, "audio/wav")
                 return api.audio.transcriptions.create(
                     model="whisper-1", file=named, language="de", temperature=0.5
@@ -85,7 +88,7 @@ async def test_a_large_image_arrives_byte_for_byte(site: Site) -> None:
             sent.append(hashlib.sha256(request.content).hexdigest())
 
         with httpx.Client(event_hooks={"request": [note]}, timeout=PATIENCE_S) as http:
-            client(site, http_client=http).chat.completions.create(
+            openai_client(site, http_client=http).chat.completions.create(
                 model="scripted", messages=with_image(20 << 20)
             )
 
@@ -102,7 +105,7 @@ async def test_a_body_over_the_limit_is_told_cleanly(
     async with running_site(tmp_path, form, limits={"body_bytes": 1 << 20}) as site:
 
         def work() -> None:
-            with client(site) as api:
+            with openai_client(site) as api:
                 with pytest.raises(openai.APIStatusError) as error:
                     api.chat.completions.create(model="a", messages=with_image(megabytes << 20))
                 assert error.value.status_code == 413
@@ -113,6 +116,7 @@ async def test_a_body_over_the_limit_is_told_cleanly(
         await in_thread(work)
 
 
+@needs_package("brotli")
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_compressed_answers_are_untouched(site: Site, encoding: str, framing: str) -> None:
@@ -138,7 +142,7 @@ async def test_compressed_answers_are_untouched(site: Site, encoding: str, frami
     assert b"br" in received.partition(b"\r\naccept-encoding: ")[2].partition(b"\r\n")[0]
 
     def work() -> str | None:
-        with client(site) as api:
+        with openai_client(site) as api:
             made = api.chat.completions.create(model="scripted", messages=[])
             return made.choices[0].message.content
 

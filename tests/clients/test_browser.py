@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from tests.clients.site import PATIENCE_S, WORDS, running_site, tool
+from tests.clients.site import PATIENCE_S, WORDS, needs_tool, running_site
 from tests.lanes import ScriptedBackend, play
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_tool("chromium")]
 
 PAGE = """<!doctype html><title>page</title><pre id="told"></pre><script>
 const llmux = %s, key = {Authorization: "Bearer secret"};
@@ -54,7 +54,7 @@ def page_of(llmux: str) -> bytes:
 async def told_by(page: str, folder: Path) -> dict[str, Any]:
     """What the page has written when all of its requests have ended."""
     command = [
-        tool("chromium"), "--headless", "--disable-gpu", "--no-sandbox", "--no-first-run",
+        "chromium", "--headless", "--disable-gpu", "--no-sandbox", "--no-first-run",
         "--disable-background-networking", "--no-proxy-server", f"--user-data-dir={folder}",
         "--virtual-time-budget=30000", "--dump-dom", page,
     ]  # fmt: skip
@@ -68,7 +68,6 @@ async def told_by(page: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("to", ["its origin", "all", "another", "none"])
 async def test_what_a_page_may_do(form: str, to: str, tmp_path: Path) -> None:
-    tool("chromium")
     pages = ScriptedBackend()
     async with trio.open_nursery() as nursery:
         await nursery.start(pages.serve)

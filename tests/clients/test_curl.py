@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.clients.site import PATIENCE_S, WORDS, Site, tool
+from tests.clients.site import PATIENCE_S, WORDS, Site, needs_tool
 from tests.lanes import play
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_tool("curl")]
 
 ASK = '{"model": "a", "prompt": "Who?"}'
 
 
 async def curl(*arguments: str) -> str:
     """What it prints."""
-    command = [tool("curl"), "--silent", "--show-error", "--fail-with-body", *arguments]
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", *arguments]
     with trio.fail_after(PATIENCE_S):
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True)
     return done.stdout.decode()
@@ -45,7 +45,7 @@ async def test_a_body_from_a_file_that_waits_to_be_asked_for(site: Site) -> None
 async def test_a_stream_unbuffered(site: Site) -> None:
     ask = '{"model": "a", "prompt": "Who?", "stream": true, "rate": 10, "max_tokens": 100000}'
     standin = site.standins["a"]
-    command = [tool("curl"), "-sN", f"{site.api}/completions", "-d", ask]
+    command = ["curl", "-sN", f"{site.api}/completions", "-d", ask]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -101,7 +101,7 @@ async def test_http_1_0(site: Site) -> None:
 
 
 async def test_an_error_is_told(site: Site) -> None:
-    command = [tool("curl"), "-sS", "--fail-with-body", f"{site.api}/completions", "-d", "{}"]
+    command = ["curl", "-sS", "--fail-with-body", f"{site.api}/completions", "-d", "{}"]
     with trio.fail_after(PATIENCE_S):
         done = await trio.run_process(
             command, capture_stdout=True, capture_stderr=True, check=False

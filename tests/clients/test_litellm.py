@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.clients.site import PATIENCE_S, WORDS, running_site
+from tests.clients.site import PATIENCE_S, WORDS, needs_package, running_site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_package("litellm")]
 
 SCRIPT = """
 import json, sys, litellm
@@ -40,8 +39,6 @@ print(json.dumps(told))
 
 
 async def test_completion_and_streaming(form: str, tmp_path: Path) -> None:
-    if find_spec("litellm") is None:
-        pytest.skip("litellm is not installed (extra `clients`)")
     # Else it would fetch its list of prices from the net.
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     async with running_site(tmp_path, form, api_keys=["secret"]) as site:

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.site import PATIENCE_S, QUESTION, WORDS, in_thread, package, running_site
+from tests.clients.site import (
+    PATIENCE_S,
+    QUESTION,
+    WORDS,
+    in_thread,
+    needs_package,
+    package,
+    running_site,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_package("ollama")]
 
 
 async def test_chat_and_generate(form: str, tmp_path: Path) -> None:

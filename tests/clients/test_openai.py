@@ -12,21 +12,16 @@ import openai
 import pytest
 import trio
 
-from tests.clients.site import PATIENCE_S, QUESTION, WORDS, Site, in_thread, running_site
+from tests.clients.site import QUESTION, WORDS, Site, in_thread, openai_client, running_site
 
 pytestmark = pytest.mark.slow
 
 ASK: dict[str, Any] = {"messages": QUESTION}
 
 
-def client(site: Site, **options: Any) -> openai.OpenAI:
-    settings = {"base_url": site.api, "api_key": "unused", "max_retries": 0, "timeout": PATIENCE_S}
-    return openai.OpenAI(**settings | options)
-
-
 async def test_sync(site: Site) -> None:
     def work() -> None:
-        with client(site) as api:
+        with openai_client(site) as api:
             for model in "aba":
                 answer = api.chat.completions.create(model=model, **ASK)
                 assert answer.model == model
@@ -46,9 +41,9 @@ async def test_sync(site: Site) -> None:
 
 async def test_streaming(site: Site) -> None:
     def work() -> None:
-        with client(site) as api:
+        with openai_client(site) as api:
             for model in "ab":
-                usage = {"include_usage": True}
+                usage: Any = {"include_usage": True}
                 chunks: list[Any] = list(
                     api.chat.completions.create(
                         model=model, stream=True, stream_options=usage, **ASK
@@ -88,7 +83,7 @@ async def test_async_many_at_once(site: Site) -> None:
 
 async def test_embeddings_and_models(site: Site) -> None:
     def work() -> None:
-        with client(site) as api:
+        with openai_client(site) as api:
             made = api.embeddings.create(model="b", input=["one", "two", "one"])
             vectors = [item.embedding for item in made.data]
             assert [len(vector) for vector in vectors] == [8, 8, 8]
@@ -111,7 +106,7 @@ async def caught(site: Site, model: str = "a", **options: Any) -> openai.APIStat
     """The error that asking ends with."""
 
     def work() -> openai.APIStatusError:
-        with client(site, **options) as api, pytest.raises(openai.APIStatusError) as error:
+        with openai_client(site, **options) as api, pytest.raises(openai.APIStatusError) as error:
             api.chat.completions.create(model=model, **ASK)
         return error.value
 
@@ -132,7 +127,7 @@ async def test_a_missing_key(form: str, tmp_path: Path) -> None:
         assert (error.status_code, error.code) == (401, "invalid_api_key")
 
         def work() -> None:
-            with client(site, api_key="secret") as api:
+            with openai_client(site, api_key="secret") as api:
                 assert api.models.retrieve("a").id == "a"
                 assert api.chat.completions.create(model="a", **ASK).model == "a"
 
@@ -168,14 +163,14 @@ async def test_a_full_line_and_a_retry_as_told(form: str, tmp_path: Path) -> Non
 
         def work() -> None:
             with httpx.Client(event_hooks={"response": [note]}) as http:
-                answer = client(site, http_client=http, max_retries=1).chat.completions.create(
-                    model="a", **ASK
-                )
+                answer = openai_client(
+                    site, http_client=http, max_retries=1
+                ).chat.completions.create(model="a", **ASK)
                 assert answer.choices[0].message.content == f"a {WORDS}"
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                in_thread, lambda: client(site).embeddings.create(model="a", input="x")
+                in_thread, lambda: openai_client(site).embeddings.create(model="a", input="x")
             )
             await site.until_queued("a", 1)
             error = await caught(site)
@@ -193,7 +188,7 @@ async def test_a_full_line_and_a_retry_as_told(form: str, tmp_path: Path) -> Non
 
 async def test_a_stream_that_is_closed_early(site: Site) -> None:
     def work() -> None:
-        with client(site) as api:
+        with openai_client(site) as api:
             stream = api.chat.completions.create(
                 model="a", stream=True, max_tokens=10_000, extra_body={"rate": 20}, **ASK
             )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.clients.site import PATIENCE_S, Site, package, running_site
+from tests.clients.site import PATIENCE_S, Site, needs_package, package, running_site
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_package("websockets")]
 
 LARGE = 3 << 20
 
