@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
+SLOW_STAMP := $(VENV)/.installed-slow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help run test lint unit test-slow test-real docs bench soak format clean
@@ -40,7 +41,7 @@ unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@$(BIN)/coverage run -m pytest -m "not slow and not real" $(ARGS)
 	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
 
-test-slow: $(TEST_STAMP) $(DOCS_STAMP)  ## Tests that take minutes, or need real clients or a browser
+test-slow: $(SLOW_STAMP)  ## Tests that take minutes, or need real clients or a browser
 	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
 
 test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
@@ -84,3 +85,8 @@ $(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "== installing what makes the documentation's site"
 	@$(INSTALL) --editable '.[docs]'
 	@touch $(RUN_STAMP) $@
+
+$(SLOW_STAMP): $(TEST_STAMP)
+	@echo "== installing real clients, and what makes the documentation's site"
+	@$(INSTALL) --editable '.[test,lint,docs,clients]'
+	@touch $(DOCS_STAMP) $@

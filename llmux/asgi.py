@@ -15,6 +15,7 @@ from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.bodies import Body
+from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.http1 import origin_form
 from llmux.logs import get_logger
@@ -74,13 +75,19 @@ class ModelTraffic:
             await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send, body))
             return
         if is_own_path(scope["raw_path"]):
-            app = logged(self._app) if self._proxy.logs_access else self._app
-            await self._watched(OwnRequest(app, scope, receive, send))
+            await self._watched(OwnRequest(self._own_app(scope), scope, receive, send))
             return
         lane = AsgiLane(scope, receive, send, body)
         if self._proxy.admits(lane.headers):  # else it is refused with its body unread
             await lane.receive_body()
         await self._watched(lane)
+
+    def _own_app(self, scope: Scope) -> ASGIApp:
+        """What serves llmux's own path of a request."""
+        app = self._app
+        if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
+            app = shared(cors, app)
+        return logged(app) if self._proxy.logs_access else app
 
     async def _watched(self, lane: AsgiLane | OwnRequest) -> None:
         """Serve a request in a task of the lifespan, and watch its client meanwhile.

@@ -45,6 +45,7 @@ class WebSocketLane:
         self._send = send
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
+        self._sending = trio.Lock()
         self._parts: list[str | bytes] = []  # of a message that is still coming
 
     async def read_body(self) -> None:
@@ -79,9 +80,15 @@ class WebSocketLane:
             raise ClientLeft
 
     async def _to_backend(self, event: Event) -> None:
-        if self._backend is not None and self._frames.state is ConnectionState.OPEN:
-            with suppress(*wire.BREAKS):
-                await self._backend.send_all(self._frames.send(event))
+        """Send what may still be sent; a reply to the backend waits for a message on its way."""
+        async with self._sending:
+            state = self._frames.state
+            is_reply = state is ConnectionState.REMOTE_CLOSING and isinstance(
+                event, CloseConnection
+            )
+            if self._backend is not None and (state is ConnectionState.OPEN or is_reply):
+                with suppress(*wire.BREAKS):
+                    await self._backend.send_all(self._frames.send(event))
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Accept what the backend accepts, and carry its messages until it closes."""
@@ -116,9 +123,8 @@ class WebSocketLane:
             await self._send_piece("text", event.data, event.message_finished)
         elif isinstance(event, BytesMessage):
             await self._send_piece("bytes", bytes(event.data), event.message_finished)
-        elif isinstance(event, Ping | CloseConnection) and self._backend is not None:
-            with suppress(*wire.BREAKS):
-                await self._backend.send_all(self._frames.send(event.response()))
+        elif isinstance(event, Ping | CloseConnection):
+            await self._to_backend(event.response())
 
     async def _send_piece(self, kind: str, data: str | bytes, is_last: bool) -> None:
         """ASGI knows whole messages only."""

@@ -10,6 +10,7 @@ import trio
 
 from llmux.access_log import CLIENT_LEFT
 from llmux.bodies import Body
+from llmux.cors import Sharing
 from llmux.ended import Ended, Outcome, path_of
 from llmux.errors import LlmuxError, RequestCancelled, RequestNotFound
 from llmux.feed import Feed
@@ -53,6 +54,7 @@ class Journey:
         serving: Its stay at the model.
         passing: Its stay at the fallback.
         kept_alive: What its client is told while it waits.
+        sharing: What a page of another origin may see of the answer; None: it comes from none.
         status: What it will be counted as.
         outcome: How it has ended.
         trace: Its trace; None: there are none.
@@ -63,7 +65,7 @@ class Journey:
 
     __slots__ = (
         "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive", "lane",
-        "model", "outcome", "passing", "serving", "status", "told", "trace",
+        "model", "outcome", "passing", "serving", "sharing", "status", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -75,6 +77,7 @@ class Journey:
         self.serving: Serving | None = None
         self.passing: Flight | None = None
         self.kept_alive: KeptAlive | None = None
+        self.sharing: Sharing | None = None
         self.status = CLIENT_LEFT
         self.first_byte_s: float | None = None
         self.outcome: Outcome = "client_left"  # until it is known better
@@ -130,6 +133,8 @@ class Journey:
         ]
         if self.model:
             added.append((b"x-llmux-model", header_value(self.model)))
+        if self.sharing is not None:
+            added += self.sharing.added
         return added
 
     def cancel(self, error: LlmuxError) -> None:

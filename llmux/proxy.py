@@ -18,6 +18,7 @@ from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.config import Config, ModelConfig
+from llmux.cors import Cors
 from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
@@ -222,6 +223,7 @@ class ModelProxy:
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
+        self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
         if self._fallback is not None:
             self._fallback.backend.close()
@@ -288,6 +290,12 @@ class ModelProxy:
         return self._api_keys is None or bool(self._api_keys.accepts(headers))
 
     async def _forward(self, lane: Lane, journey: Journey) -> None:
+        if self.cors is not None:
+            journey.sharing = self.cors.sharing(lane.headers)
+            if (allowed := self.cors.preflight(lane.method, lane.headers)) is not None:
+                status = HTTPStatus.NO_CONTENT
+                await lane.reply(status, [*allowed, *journey.answers(status)], b"")
+                return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         await lane.read_body()
         upstream, named = self._route(lane, lane.body.data, journey)
@@ -348,7 +356,10 @@ class ModelProxy:
                     await self._go_on(lane, answer)
                     return
             added = journey.answers(answer.status)
-            await lane.relay(answer, [*response_headers(answer.headers), *added])
+            kept = response_headers(answer.headers)
+            if journey.sharing is not None:
+                kept = journey.sharing.applied(kept)
+            await lane.relay(answer, [*kept, *added])
 
     @staticmethod
     async def _go_on(lane: Lane, answer: Answer) -> None:

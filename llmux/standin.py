@@ -1,5 +1,7 @@
 """A small model server without a model: it speaks OpenAI's API, sleeps and wakes as vLLM does.
 
+Anthropic's messages, Ollama's chat and generate, and transcriptions are there for their clients.
+
 It lets anybody try, test and measure llmux without a GPU, and it notices what must never happen: a
 request while it sleeps, and a sleep during a request. `GET /stats` tells its counters.
 """
@@ -26,6 +28,16 @@ import httpx
 import msgspec
 import trio
 from msgspec import Meta
+
+from llmux.standin_dialects import (
+    ANTHROPIC,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    Dialect,
+    Words,
+    form_fields,
+    made_up,
+)
 
 HOST = "127.0.0.1"
 
@@ -73,6 +85,7 @@ class _Request:
     method: str
     path: str
     body: bytes
+    content_type: str
     keep_alive: bool
 
     def decode(self, kind: type[T]) -> T:
@@ -104,10 +117,15 @@ class _Parser:
 
     def on_message_begin(self) -> None:
         self._url = b""
+        self._content_type = b""
         self._body = bytearray()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self._content_type = value
 
     def on_body(self, body: bytes) -> None:
         self._body += body
@@ -118,6 +136,7 @@ class _Parser:
                 method=self._parser.get_method().decode(),
                 path=self._url.decode("latin-1").partition("?")[0],
                 body=bytes(self._body),
+                content_type=self._content_type.decode("latin-1"),
                 keep_alive=self._parser.should_keep_alive(),
             )
         )
@@ -156,24 +175,32 @@ class _Answer:
         # What answers a HEAD tells of a body and has none (RFC 9110 section 9.3.2).
         await self._stream.send_all(head if self._request.method == "HEAD" else head + body)
 
-    async def begin_events(self) -> None:
-        """Begin a stream of server-sent events."""
+    async def begin_stream(self, content_type: str) -> None:
+        """Begin a body that comes piece by piece."""
         await self._stream.send_all(
-            self._head(200, content_type="text/event-stream", transfer_encoding="chunked")
+            self._head(200, content_type=content_type, transfer_encoding="chunked")
         )
+
+    async def piece(self, data: bytes) -> None:
+        """Write one piece of it."""
+        if data:  # an empty chunk would be its end
+            await self._stream.send_all(_chunk(data))
+
+    async def end_stream(self, data: bytes) -> None:
+        """Write the last piece, and with it the end of the body: nobody sees one alone."""
+        await self._stream.send_all(_chunk(data) + b"0\r\n\r\n")
 
     async def event(self, payload: object) -> None:
         """Write one event of a stream."""
-        await self._stream.send_all(_event_chunk(msgspec.json.encode(payload)))
-
-    async def end_events(self) -> None:
-        """Write the last event, and with it the end of the body: nobody sees one alone."""
-        await self._stream.send_all(_event_chunk(b"[DONE]") + b"0\r\n\r\n")
+        await self.piece(_event(msgspec.json.encode(payload)))
 
 
-def _event_chunk(data: bytes) -> bytes:
-    event = b"data: %b\n\n" % data
-    return b"%x\r\n%b\r\n" % (len(event), event)
+def _event(data: bytes) -> bytes:
+    return b"data: %b\n\n" % data
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 # --- What is asked -------------------------------------------------------------------------------
@@ -208,6 +235,21 @@ class _Ask(msgspec.Struct):
     stream: bool = False
     stream_options: _StreamOptions | None = None
     rate: _Rate | None = None
+
+
+class _OllamaOptions(msgspec.Struct):
+    num_predict: _Count | None = None
+
+
+class _OllamaAsk(_Ask):
+    """The same in Ollama's words: it streams unless told otherwise."""
+
+    stream: bool = True
+    options: _OllamaOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.options is not None:
+            self.max_tokens = self.options.num_predict
 
 
 class _EmbeddingAsk(msgspec.Struct):
@@ -297,26 +339,27 @@ class _Reply:
 
     async def write_whole(self, answer: _Answer) -> None:
         """Answer at once, when a stream would have ended."""
-        await self._wait_for_token(self._count, trio.current_time())
-        choice = self._choice(self._shape.choice("".join(self._tokens())), self._finish_reason)
+        await _wait_for_token(self._rate, self._count, trio.current_time())
+        text = "".join(made_up(self._model, self._count))
+        choice = self._choice(self._shape.choice(text), self._finish_reason)
         await answer.json(
             {"object": self._shape.kind, **self._envelope, "choices": [choice], "usage": self.usage}
         )
 
     async def write_stream(self, answer: _Answer) -> None:
         """Answer token by token."""
-        await answer.begin_events()
+        await answer.begin_stream("text/event-stream")
         began = trio.current_time()
         if self._shape.opening is not None:
             await answer.event(self._part([self._choice(self._shape.opening)]))
-        for number, token in enumerate(self._tokens(), 1):
-            await self._wait_for_token(number, began)
+        for number, token in enumerate(made_up(self._model, self._count), 1):
+            await _wait_for_token(self._rate, number, began)
             await answer.event(self._part([self._choice(self._shape.part(token))]))
         last = self._choice(self._shape.part(""), self._finish_reason)
         await answer.event(self._part([last]))
         if self._with_usage:
             await answer.event(self._part([]) | {"usage": self.usage})
-        await answer.end_events()
+        await answer.end_stream(_event(b"[DONE]"))
 
     @property
     def usage(self) -> dict[str, int]:
@@ -326,23 +369,35 @@ class _Reply:
             "total_tokens": self._prompt_count + self._count,
         }
 
-    def _tokens(self) -> Iterator[str]:
-        """The same words every time, the model's name first."""
-        words = f"{self._model} is a stand-in and makes these words up.".split()
-        for index, word in enumerate(itertools.islice(itertools.cycle(words), self._count)):
-            yield f" {word}" if index else word
-
-    async def _wait_for_token(self, number: int, began: float) -> None:
-        """Wait until the token is due; a late one does not delay those after it."""
-        if self._rate:
-            await trio.sleep_until(began + number / self._rate)
-
     def _choice(self, content: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
 
     def _part(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         part = {"object": self._shape.part_kind, **self._envelope, "choices": choices}
         return part | {"usage": None} if self._with_usage else part
+
+
+async def _wait_for_token(rate: float, number: int, began: float) -> None:
+    """Wait until the token is due; a late one does not delay those after it."""
+    if rate:
+        await trio.sleep_until(began + number / rate)
+
+
+async def _write_whole(answer: _Answer, dialect: Dialect, words: Words, rate: float) -> None:
+    """Answer in another API's words, when a stream would have ended."""
+    await _wait_for_token(rate, words.count, trio.current_time())
+    await answer.json(dialect.whole(words))
+
+
+async def _write_stream(answer: _Answer, dialect: Dialect, words: Words, rate: float) -> None:
+    """Answer in another API's words, token by token."""
+    await answer.begin_stream(dialect.stream_type)
+    began = trio.current_time()
+    await answer.piece(dialect.opening(words))
+    for number, token in enumerate(words.tokens(), 1):
+        await _wait_for_token(rate, number, began)
+        await answer.piece(dialect.part(words, token))
+    await answer.end_stream(dialect.closing(words))
 
 
 def _embedding(text: object) -> list[float]:
@@ -380,6 +435,10 @@ class Standin:
             ("POST", "/v1/chat/completions"): partial(self._complete, _CHAT),
             ("POST", "/v1/completions"): partial(self._complete, _COMPLETION),
             ("POST", "/v1/embeddings"): self._embed,
+            ("POST", "/v1/audio/transcriptions"): self._transcribe,
+            ("POST", "/v1/messages"): partial(self._speak, ANTHROPIC, _Ask),
+            ("POST", "/api/chat"): partial(self._speak, OLLAMA_CHAT, _OllamaAsk),
+            ("POST", "/api/generate"): partial(self._speak, OLLAMA_GENERATE, _OllamaAsk),
             ("GET", "/v1/models"): self._list_models,
             ("POST", "/sleep"): self._sleep,
             ("POST", "/wake_up"): self._wake_up,
@@ -438,6 +497,31 @@ class Standin:
             rate = self.options.rate if ask.rate is None else ask.rate
             reply = _Reply(ask, shape, self.options, rate=rate, number=next(self._numbers))
             await (reply.write_stream(answer) if ask.stream else reply.write_whole(answer))
+
+    async def _speak(
+        self, dialect: Dialect, kind: type[_Ask], request: _Request, answer: _Answer
+    ) -> None:
+        with self._serving():
+            ask = request.decode(kind)
+            rate = self.options.rate if ask.rate is None else ask.rate
+            words = Words(
+                model=self.options.model,
+                count=ask.max_tokens or self.options.tokens,
+                is_cut=ask.max_tokens is not None,
+                prompt_count=_count_tokens(ask.messages) + _count_tokens(ask.prompt),
+                number=next(self._numbers),
+            )
+            write = _write_stream if ask.stream else _write_whole
+            await write(answer, dialect, words, rate)
+
+    async def _transcribe(self, request: _Request, answer: _Answer) -> None:
+        with self._serving():
+            fields = form_fields(request.content_type, request.body)
+            if not {"file", "model"} <= fields.keys():
+                raise _Refused(400, "Expected a form with the fields 'file' and 'model'")
+            name, file = fields["model"].decode(errors="replace"), fields["file"]
+            digest = hashlib.sha256(file).hexdigest()
+            await answer.json({"text": f"{name} heard {len(file)} bytes, sha256 {digest}"})
 
     async def _embed(self, request: _Request, answer: _Answer) -> None:
         with self._serving():

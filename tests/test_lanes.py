@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection
 from wsproto.events import (
@@ -23,6 +24,8 @@ from wsproto.events import (
     BytesMessage,
     CloseConnection,
     Event,
+    Ping,
+    Pong,
     Request,
     TextMessage,
 )
@@ -738,6 +741,63 @@ async def test_websocket_messages_on_both_lanes(site: Site) -> None:
                 assert data == message.data
             await stream.send_all(client.send(CloseConnection(code=1000)))
             assert isinstance(await hear(), CloseConnection)
+    await site.until_idle()
+
+
+async def test_a_ping_while_a_message_is_being_sent(site: Site) -> None:
+    """On the ASGI lane, two tasks send to the backend: the client's messages, and replies."""
+    heard = bytearray()
+
+    async def ping_amid(stream: trio.SocketStream, request: bytes) -> None:
+        (key,) = re.findall(rb"(?i)sec-websocket-key: (\S+)", request)
+        accept = b"Sec-WebSocket-Accept: %b\r\n\r\n" % generate_accept_token(key)
+        await stream.send_all(SWITCHING[:-2] + accept)
+        frames = Connection(ConnectionType.SERVER)
+        data = bytes(await stream.receive_some(100))
+        await stream.send_all(frames.send(Ping(payload=b"?")))
+        await wait_all_tasks_blocked(0.05)  # the message is stuck, and the ping is there
+        while data:
+            frames.receive_data(data)
+            for event in frames.events():
+                if isinstance(event, BytesMessage):
+                    heard.extend(event.data)
+                elif isinstance(event, Pong):
+                    await stream.send_all(frames.send(CloseConnection(code=4321)))
+                elif isinstance(event, CloseConnection):
+                    return
+            data = bytes(await stream.receive_some())
+
+    site.backend.play = ping_amid
+    message = bytes(8 << 20)
+    client = WSConnection(ConnectionType.CLIENT)
+    stream = await site.connect()
+    code = None
+
+    async def hear() -> None:
+        nonlocal code
+        while code is None:
+            client.receive_data(bytes(await stream.receive_some()) or None)
+            for event in client.events():
+                if isinstance(event, AcceptConnection):
+                    accepted.set()
+                elif isinstance(event, Ping):  # the fast lane leaves it to the client
+                    await sent.wait()
+                    await stream.send_all(client.send(event.response()))
+                elif isinstance(event, CloseConnection):
+                    code = event.code
+                    await stream.send_all(client.send(event.response()))
+
+    accepted, sent = trio.Event(), trio.Event()
+    async with stream:
+        with trio.fail_after(10):
+            await stream.send_all(client.send(Request(host="h", target="/ws?model=a")))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hear)
+                await accepted.wait()
+                await stream.send_all(client.send(BytesMessage(data=message)))
+                sent.set()
+    assert code == 4321
+    assert bytes(heard) == message
     await site.until_idle()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -462,3 +463,69 @@ def test_the_demos_model_that_keeps_running(start_demo: Callable[[str], Demo]) -
     assert demo.ask("/stats")["sleeping"] is True
     assert demo.run("wake", "alive") == [0, 0]
     assert demo.ask("/stats")["mistakes"] == 0
+
+
+# ---- Other APIs ----
+
+
+async def test_anthropics_messages(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/messages", json=chat(max_tokens=9))).json()
+    assert answer["content"] == [{"type": "text", "text": WORDS}]
+    assert (answer["type"], answer["model"], answer["stop_reason"]) == (
+        "message", "llama", "max_tokens",
+    )  # fmt: skip
+    assert answer["usage"] == {"input_tokens": 3, "output_tokens": 9}
+
+
+async def test_anthropics_messages_as_a_stream(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/messages", json=chat(max_tokens=2, stream=True))
+    assert response.headers["content-type"] == "text/event-stream"
+    *parts, rest = response.text.split("\n\n")
+    assert rest == ""
+    payloads = []
+    for part in parts:
+        name, data = part.split("\n")
+        payloads.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {payloads[-1]['type']}"
+    assert [payload["type"] for payload in payloads] == [
+        "message_start", "content_block_start", "ping", "content_block_delta",
+        "content_block_delta", "content_block_stop", "message_delta", "message_stop",
+    ]  # fmt: skip
+    assert [p["delta"]["text"] for p in payloads[3:5]] == ["llama", " is"]
+    assert payloads[0]["message"]["content"] == []
+    assert payloads[6]["usage"] == {"output_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "said"),
+    [
+        ("/api/chat", {"messages": [{"content": "Who?"}]}, lambda p: p["message"]["content"]),
+        ("/api/generate", {"prompt": "Who?"}, lambda p: p["response"]),
+    ],
+)
+async def test_ollamas_api(
+    client: httpx.AsyncClient, path: str, question: Any, said: Callable[[Any], str]
+) -> None:
+    question = question | {"model": "llama", "options": {"num_predict": 9}}
+    whole = (await client.post(path, json=question | {"stream": False})).json()
+    assert (said(whole), whole["done"], whole["done_reason"]) == (WORDS, True, "length")
+    response = await client.post(path, json=question)  # a stream, unless told otherwise
+    assert response.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    assert "".join(map(said, lines)) == WORDS
+    assert [line["done"] for line in lines] == [False] * 9 + [True]
+    assert (lines[-1]["prompt_eval_count"], lines[-1]["eval_count"]) == (1, 9)
+
+
+async def test_a_transcription_tells_what_was_heard(client: httpx.AsyncClient) -> None:
+    sound = bytes(range(256)) * 5 + b"\r\n\n\r--"  # whatever a parser might trip over
+    answer = await client.post(
+        "/v1/audio/transcriptions", data={"model": "whisper-1"}, files={"file": ("a.wav", sound)}
+    )
+    digest = hashlib.sha256(sound).hexdigest()
+    assert answer.json() == {"text": f"whisper-1 heard {len(sound)} bytes, sha256 {digest}"}
+
+
+@pytest.mark.parametrize("body", [{"data": {"model": "x"}}, {"json": {}}, {}])
+async def test_a_transcription_without_a_file(client: httpx.AsyncClient, body: Any) -> None:
+    assert (await client.post("/v1/audio/transcriptions", **body)).status_code == 400

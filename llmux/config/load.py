@@ -144,6 +144,7 @@ class _Reader:
         return None if self.mistakes else section(**filled)
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
+        kind = _meant(kind, value)
         bare, checks = _peel(kind)
         try:
             result = self._read_bare(bare, kind, value, keys)
@@ -210,6 +211,15 @@ class _Reader:
 
     def _note(self, keys: Keys, message: str) -> None:
         self.mistakes.append(f"{_show(keys) or self._label}: {message}")
+
+
+def _meant(kind: Any, value: object) -> Any:
+    """Of a union with a literal, the literal if the value is one, and else the rest."""
+    if get_origin(kind) in (Union, types.UnionType):
+        for choice in get_args(kind):
+            if get_origin(choice) is Literal and value in get_args(choice):
+                return choice
+    return kind
 
 
 def _peel(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:

@@ -87,6 +87,19 @@ def _check_url(url: str) -> None:
     _check_host(parts.hostname or "")
 
 
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _check_origin(origin: str) -> None:
+    """Only what a browser sends can match: no slash at the end, no default port (RFC 6454)."""
+    found = _ORIGIN.fullmatch(origin)
+    if found and found[2] != _DEFAULT_PORTS.get(found[1], ""):
+        return
+    hint = " (for all origins: cors_origins: '*')" if origin == "*" else ""
+    raise ValueError(f"expected an origin such as https://example.org, got {origin!r}{hint}")
+
+
 _RESERVED_HEADERS = frozenset({
     "connection", "content-length", "host", "keep-alive", "proxy-authenticate",
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
@@ -117,6 +130,7 @@ Script = Annotated[str, check_not_blank, _VISIBLE]
 Name = Annotated[str, _check_name, _VISIBLE]
 Host = Annotated[str, _check_host]
 Url = Annotated[str, _check_url, Meta(extra_json_schema={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
+Origin = Annotated[str, _check_origin, Meta(extra_json_schema={"pattern": "^[a-z][^/]*://[^/]+$"})]
 HeaderName = Annotated[str, _check_header_name]
 HeaderValue = Annotated[str, _check_header_value]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -380,6 +394,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         control_keys: The same for the control API, which then answers other machines, too.
         metrics_access: Which key opens the metrics; open for none.
         forward_api_keys: Whether backends get to see the key that a client has sent to llmux.
+        cors_origins: Origins of web pages that may use models from a browser; * for all.
         state_dir: Folder of logs, lock and state; relative to the config's folder. By default one
             for each config, in the platform's place for such.
         path: The file that this comes from, if any.
@@ -404,6 +419,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     control_keys: KeyList = msgspec.field(default_factory=KeyRing)
     metrics_access: Literal["open", "api_key", "control_key"] = "open"
     forward_api_keys: bool = False
+    cors_origins: tuple[Origin, ...] | Literal["*"] = ()
     state_dir: Path
     path: NotAKey[Path | None] = None
     directory: NotAKey[Path]

@@ -1,0 +1,1 @@
+"""Real client packages against a real llmux process with stand-ins behind it."""
