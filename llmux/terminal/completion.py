@@ -73,11 +73,13 @@ def completion_command(context: click.Context, /, shell: str) -> None:
 
 def complete_models(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     """The models' names that begin so: the running llmux's, else the config's."""
-    status = _ask(context, "/control/status")
-    found = _configured(context) if status is None else status
-    models = found["models"]
-    names = [*models, *(alias for model in models.values() for alias in model.get("aliases", ()))]
-    return [name for name in names if name.startswith(begun)]
+    found = _ask(context, "/control/status") or _configured(context)
+    models = found.get("models")
+    names = []
+    for name, model in models.items() if isinstance(models, dict) else ():
+        aliases = model.get("aliases") if isinstance(model, dict) else None
+        names += [name, *(aliases if isinstance(aliases, list) else ())]
+    return [name for name in names if isinstance(name, str) and name.startswith(begun)]
 
 
 def complete_requests(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
@@ -87,7 +89,7 @@ def complete_requests(context: click.Context, _parameter: click.Parameter, begun
     return [text for text in ids if text.startswith(begun)]
 
 
-def _ask(context: click.Context, path: str) -> Any:
+def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
     """What llmux says; None if it does not, or not soon."""
     from llmux.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
 
@@ -98,10 +100,10 @@ def _ask(context: click.Context, path: str) -> Any:
         return None
 
 
-def _configured(context: click.Context) -> Any:
-    """What the config says; one that cannot be read has no models."""
+def _configured(context: click.Context) -> dict[Any, Any]:
+    """The config as its file has it, mistakes and all; nothing, where there is none."""
     try:
         found = decode(config_of(context) or default_config_path(os.environ))
     except ConfigError:
-        return {"models": {}}
-    return found if isinstance(found, dict) and "models" in found else {"models": {}}
+        return {}
+    return found if isinstance(found, dict) else {}
