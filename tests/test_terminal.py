@@ -185,6 +185,15 @@ def test_narrow_and_wide_terminals() -> None:
     for width in (20, 40, 200):
         for what in (views.show_status(STATUS, URL), views.show_requests(REQUESTS)):
             assert all(len(line) <= width for line in drawn(what, width).splitlines())
+    assert (
+        drawn(views.models_table(STATUS, NOW), 40)
+        == """\
+MODEL         STATE   IN FLIGHT  WAITING
+facebook/op…  failed          0        0
+llama         asleep          0        0
+mistral       waking          0        6
+whisper       awake         2/8        0"""
+    )
 
 
 def test_colours_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,10 +445,10 @@ HTML = {"content-type": "text/html; charset=utf-8"}
         (httpx.Response(302, headers={"location": "/login"}), 5, "does not answer as llmux does (HTTP 302, nothing)"),
         (httpx.Response(502, content=b"<html>", headers=HTML), 5, "HTTP 502"),
         (httpx.Response(401, content=b"<html>", headers=HTML), 6, "HTTP 401 (give one of its control_keys"),
-        (httpx.Response(401, json={"error": {"message": "Wrong key", "type": "llmux_error", "code": "invalid_api_key"}}), 6, "Wrong key (give one"),
-        (httpx.Response(403, json={"error": {"message": "Loopback only", "type": "llmux_error", "code": "forbidden"}}), 6, "Loopback only (give one"),
-        (httpx.Response(404, json={"error": {"message": "Model not found: x", "type": "llmux_error", "code": "model_not_found"}}), 1, "Error: Model not found: x\n"),
-        (httpx.Response(500, json={"error": {"message": "Hook failed\n\x1b]0;x", "type": "llmux_error", "code": "hook_failed"}}), 1, "Error: Hook failed\n\N{REPLACEMENT CHARACTER}]0;x\n"),
+        (httpx.Response(401, json={"error": {"message": "Wrong key", "type": "llmux_error", "param": None, "code": "invalid_api_key"}}), 6, "Wrong key (give one"),
+        (httpx.Response(403, json={"error": {"message": "Loopback only", "type": "llmux_error", "param": None, "code": "forbidden"}}), 6, "Loopback only (give one"),
+        (httpx.Response(404, json={"error": {"message": "Model not found: x", "type": "llmux_error", "param": None, "code": "model_not_found"}}), 1, "Error: Model not found: x\n"),
+        (httpx.Response(500, json={"error": {"message": "Hook failed\n\x1b]0;x", "type": "llmux_error", "param": None, "code": "hook_failed"}}), 1, "Error: Hook failed\n\N{REPLACEMENT CHARACTER}]0;x\n"),
     ],
 )  # fmt: skip
 def test_failures_are_one_clear_line(

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from llmux import __version__
+from llmux.shapes import Error
 from llmux.terminal.failures import Failed, KeyRefused, NoAnswer
 from llmux.terminal.target import Target
 
@@ -20,16 +21,6 @@ CONNECT_S = 5.0
 ANSWER_S = 30.0
 
 LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
-
-
-class _Error(msgspec.Struct):
-    message: str
-    type: str
-    code: str
-
-
-class _ErrorAnswer(msgspec.Struct):
-    error: _Error
 
 
 class Client:
@@ -125,14 +116,14 @@ class Client:
         if answer.is_success:
             return
         try:
-            error = msgspec.json.decode(answer.content, type=_ErrorAnswer).error
+            error = msgspec.json.decode(answer.content, type=Error).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             error = None
         if answer.status_code in {401, 403}:
             said = error.message if error else f"{self.url} answers HTTP {answer.status_code}"
             hint = "give one of its control_keys by --key-file or $LLMUX_CONTROL_KEY"
             raise KeyRefused(f"{said} ({hint})", answer.content if error else b"")
-        if error is not None and error.type == "llmux_error":
+        if error is not None:
             raise Failed(error.message, answer.content)
         kind = answer.headers.get("content-type", "nothing").partition(";")[0]
         told = f"{self.url} does not answer as llmux does (HTTP {answer.status_code}, {kind})"

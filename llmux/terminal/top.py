@@ -13,7 +13,7 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -62,14 +62,15 @@ def run_top(connect: Callable[[], Client]) -> None:
     console = views.console()
     with (
         _keys_at_once(),
-        _signals_raise(),
+        _signals_noted() as noted,
         Live(screen.draw(*console.size), console=console, screen=True, auto_refresh=False) as live,
-        suppress(KeyboardInterrupt),
     ):
-        while not screen.is_over:
+        while not (screen.is_over or noted):
             live.update(screen.draw(*console.size), refresh=True)
             for key in _read_keys(FRAME_S):
                 screen.press(key)
+    if noted and noted != [signal.SIGINT]:
+        sys.exit(128 + noted[0])
 
 
 class Feed:
@@ -238,16 +239,14 @@ class Screen:
         sparks = {name: views.sparkline(values, bars) for name, values in picture.queues.items()}
         chosen = self._chosen_model(status)
         parts: list[RenderableType] = [
-            views.head_line(status, self._url, now),
+            _cut(views.head_line(status, self._url, now)),
             self._last_line(),
             Text(),
             views.groups_table(status, now),
             Text(),
-            views.models_table(status, now, chosen, sparks if width >= 80 else None),
+            views.models_table(status, now, chosen, sparks),
         ]
-        for line in views.remark_lines(status, now):
-            line.no_wrap, line.overflow = True, "ellipsis"
-            parts.append(line)
+        parts += [_cut(line) for line in views.remark_lines(status, now)]
         used = 7 + len(status.groups) + len(parts) - 6 + len(status.models)
         # A blank line and a head for each; requests get what switches leave.
         left = max(0, height - used - 4)
@@ -263,8 +262,14 @@ class Screen:
         if self._asked is not None:
             return views.word(f"{self._asked[0]}? y or n", "bold reverse")
         if self._feed.trouble:
-            return views.word(f"{self._feed.trouble}; trying again", "bold red")
+            return views.word(f"trying again: {self._feed.trouble}", "bold red")
         return views.word(self._orders.said or HELP, "" if self._orders.said else "dim")
+
+
+def _cut(line: Text) -> Text:
+    """The same, on one line."""
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 # ---- The terminal ----
@@ -286,15 +291,23 @@ def _keys_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Who ends this process from outside gets the terminal back in order, too."""
+def _signals_noted() -> Iterator[list[int]]:
+    """Who ends this process, by Ctrl-C or from outside, gets the terminal back in order.
 
-    def leave(number: int, _frame: Any) -> NoReturn:
-        sys.exit(128 + number)
+    What is being drawn is drawn to its end: an exception in the midst of it would leave the rest.
+    A second signal does not wait for that.
+    """
+    noted: list[int] = []
 
-    before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGHUP)}
+    def note(number: int, _frame: Any) -> None:
+        if noted:
+            sys.exit(128 + number)
+        noted.append(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in signals}
     try:
-        yield
+        yield noted
     finally:
         for number, action in before.items():
             signal.signal(number, action)

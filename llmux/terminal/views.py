@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +24,9 @@ STYLES = {
     "failed": "bold red", "failure": "bold red",
     "asleep": "dim", "idle": "dim",
 }  # fmt: skip
+
+LEAST_WIDTH = 8
+"""Of a column whose words may be cut."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -88,18 +91,49 @@ def _count(count: int, style: str = "") -> Text:
     return Text(str(count), style if count else "dim")
 
 
-def _grid(*columns: tuple[str, str]) -> Table:
-    """A table without lines; `>` in a column's form puts it right, `~` lets its words be cut."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for head, form in columns:
-        cut = "~" in form
-        table.add_column(
-            head,
-            justify="right" if ">" in form else "left",
-            no_wrap=not cut,  # rich makes only the others narrower
-            min_width=8 if cut else len(head),
+class Grid:
+    """A table without lines, that leaves columns out where there is no room.
+
+    Args:
+        columns: Heads and forms: `>` puts a column right, `~` lets its words be cut, `?` lets it be
+            left out, the last such one first.
+    """
+
+    def __init__(self, *columns: tuple[str, str]) -> None:
+        self._columns = columns
+        self._rows: list[tuple[list[Text], str]] = []
+
+    def add_row(self, *cells: Text, style: str = "") -> None:
+        """Put a line below the others."""
+        self._rows.append((list(cells), style))
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, into as many columns of a terminal as there are."""
+        shown_ones = list(range(len(self._columns)))
+        optional = [i for i in shown_ones if "?" in self._columns[i][1]]
+        while optional and self._least_width(shown_ones) > options.max_width:
+            shown_ones.remove(optional.pop())
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for head, form in (self._columns[i] for i in shown_ones):
+            cut = "~" in form
+            table.add_column(
+                head,
+                justify="right" if ">" in form else "left",
+                no_wrap=not cut,  # rich makes only the others narrower
+                min_width=LEAST_WIDTH if cut else len(head),
+            )
+        for cells, style in self._rows:
+            table.add_row(*(cells[i] for i in shown_ones), style=style)
+        yield table
+
+    def _least_width(self, shown_ones: Sequence[int]) -> int:
+        widths = (
+            LEAST_WIDTH
+            if "~" in self._columns[i][1]
+            else max(len(self._columns[i][0]), *(cells[i].cell_len for cells, _ in self._rows), 0)
+            for i in shown_ones
         )
-    return table
+        return sum(widths) + 2 * (len(shown_ones) - 1)
 
 
 # ---- Status ----
@@ -125,11 +159,11 @@ def show_status(status: Status, url: str) -> RenderableType:
     return Group(*parts, *([Text(), *remarks] if remarks else []))
 
 
-def groups_table(status: Status, now: float) -> Table:
+def groups_table(status: Status, now: float) -> Grid:
     """A line for each group: what it does, since when, how long it should take."""
-    table = _grid(
-        ("GROUP", "~"), ("MODEL", "~"), ("STATE", ""), ("IN FLIGHT", ">"), ("WAITING", ">"),
-        ("PINNED", ""),
+    table = Grid(
+        ("GROUP", "~?"), ("MODEL", "~"), ("STATE", ""), ("IN FLIGHT", ">?"), ("WAITING", ">?"),
+        ("PINNED", "?"),
     )  # fmt: skip
     for name, group in status.groups.items():
         models = [status.models[model] for model in group.models if model in status.models]
@@ -171,7 +205,7 @@ def _doing(group: GroupStatus, status: Status, now: float) -> Text:
 
 def models_table(
     status: Status, now: float, chosen: str | None = None, sparks: dict[str, str] | None = None
-) -> Table:
+) -> Grid:
     """A line for each model.
 
     Args:
@@ -180,9 +214,9 @@ def models_table(
         chosen: The model whose line is marked.
         sparks: How many have waited for each, drawn.
     """
-    table = _grid(
-        ("MODEL", "~"), ("STATE", ""), ("FOR", ">"), ("IN FLIGHT", ">"), ("WAITING", ">"),
-        ("OLDEST", ">"), ("COST", ">"), ("ETA", ">"), *([("QUEUE", "")] if sparks else []),
+    table = Grid(
+        ("MODEL", "~"), ("STATE", ""), ("FOR", ">?"), ("IN FLIGHT", ">"), ("WAITING", ">"),
+        ("OLDEST", ">?"), ("COST", ">?"), ("ETA", ">?"), *([("QUEUE", "?")] if sparks else []),
     )  # fmt: skip
     passed = now - status.at
     for name, model in status.models.items():
@@ -232,10 +266,15 @@ def why(switch: SwitchRecord) -> str:
 # ---- Switches and requests ----
 
 
-def switches_table(switches: Iterable[SwitchRecord], now: float) -> Table:
+def switches_table(switches: Iterable[SwitchRecord], now: float) -> Grid:
     """A line for each switch, in the order given."""
-    table = _grid(
-        ("AGO", ">"), ("SWITCH", "~"), ("RESULT", ""), ("TOOK", ">"), ("DRAIN", ">"), ("WHY", "~")
+    table = Grid(
+        ("AGO", ">"),
+        ("SWITCH", "~"),
+        ("RESULT", ""),
+        ("TOOK", ">?"),
+        ("DRAIN", ">?"),
+        ("WHY", "~?"),
     )
     for switch in switches:
         table.add_row(
@@ -249,11 +288,11 @@ def switches_table(switches: Iterable[SwitchRecord], now: float) -> Table:
     return table
 
 
-def requests_table(requests: Iterable[RequestInfo], now: float) -> Table:
+def requests_table(requests: Iterable[RequestInfo], now: float) -> Grid:
     """A line for each request, in the order given."""
-    table = _grid(
-        ("ID", ""), ("MODEL", "~"), ("PHASE", ""), ("AGE", ">"), ("WAITED", ">"),
-        ("CLIENT", "~"), ("OUT", ">"), ("REQUEST", "~"),
+    table = Grid(
+        ("ID", ""), ("MODEL", "~"), ("PHASE", ""), ("AGE", ">"), ("WAITED", ">?"),
+        ("CLIENT", "~?"), ("OUT", ">?"), ("REQUEST", "~?"),
     )  # fmt: skip
     for request in requests:
         table.add_row(
