@@ -176,6 +176,23 @@ async def test_llmux_goes_while_a_log_is_followed(rack: Rack) -> None:
         assert told.count(b"\n") == 1
 
 
+async def test_an_order_that_was_given_stands(rack: Rack) -> None:
+    wake = "until test -e go; do sleep 0.05; done; : > a.awake"
+    async with running_llmux(rack.write_config(models={"a": {"wake": wake}})) as llmux:
+        command = [sys.executable, "-m", "llmux", "switch", "a", "--url", llmux.url]
+        process = await trio.lowlevel.open_process(command, env=ENVIRON, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        with trio.fail_after(20):
+            while not re.search(r"-> a +waking", await run(llmux, "status")):
+                pass
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+            assert not await process.stderr.receive_some()
+            (rack.folder / "go").touch()
+            while not re.search(r"default +a +active", await run(llmux, "status")):
+                pass
+
+
 async def test_keys(rack: Rack, tmp_path: Path) -> None:
     async with running_llmux(rack.write_config(control_keys=[KEY])) as llmux:
         for arguments, environ in (
