@@ -5,60 +5,43 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, get_args
+from pkgutil import resolve_name
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import click
-import trio
 
-from llmux import __version__, logs
-from llmux.app import (
-    EXIT_CONFIG,
-    find_config,
-    print_mistake,
-)
+from llmux import __version__
 from llmux.config import Config, HookName, config_schema
 from llmux.errors import ConfigError
-from llmux.policy import load_policy
-from llmux.server import (
-    calm_collector,
-    listen,
-    raise_descriptor_limit,
-    return_freed_memory,
-    serve_config,
-    server_config,
-)
-from llmux.simulate.commands import replay_command, simulate_command
-from llmux.statelock import LockHeld, state_lock
-from llmux.uncaught import log_uncaught
-from llmux.validate_command import run_validation, validate_options
+from llmux.options import config_option, with_options_before
+from llmux.terminal.commands import COMMANDS as TERMINAL_COMMANDS
 
-EXIT_CANNOT_LISTEN = 1
-
-log = logs.get_logger(__name__)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@dataclass
-class ServeOptions:
-    """The options of `llmux` and `llmux serve`."""
+class Commands(click.Group):
+    """Commands; the modules of some are imported when they are used only.
 
-    config: Path | None
-    host: str | None
-    port: int | None
-    verbose: bool
-    log_format: logs.LogFormat
-    watch: bool
+    The server, and all that it is made of, would take half a second of each `llmux status` and of
+    each Tab in a shell.
+    """
 
+    elsewhere: ClassVar = {
+        "replay": "llmux.simulate.commands:replay_command",
+        "simulate": "llmux.simulate.commands:simulate_command",
+        "validate": "llmux.validate_command:validate_command",
+    }
 
-config_option = click.option(
-    "-c",
-    "--config",
-    type=click.Path(path_type=Path),
-    help="The config file. Default: $LLMUX_CONFIG, ./llmux.yaml or ./config.yaml.",
-)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, in order."""
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The one of that name, if there is one."""
+        if (place := self.elsewhere.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = resolve_name(place)
+        return command
 
 
 def serve_options(command: Command) -> Command:
@@ -75,7 +58,7 @@ def serve_options(command: Command) -> Command:
     return command
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.version_option(__version__, prog_name="llmux")
 @serve_options
 @click.pass_context
@@ -84,9 +67,8 @@ def main(context: click.Context, /, **options: Any) -> None:
 
     Without a command: serve.
     """
-    context.obj = options
     if context.invoked_subcommand is None:
-        sys.exit(run_server(ServeOptions(**options)))
+        run_server(options)
 
 
 @main.command()
@@ -94,16 +76,14 @@ def main(context: click.Context, /, **options: Any) -> None:
 @click.pass_context
 def serve(context: click.Context, /, **options: Any) -> None:
     """Serve the config's models until SIGTERM or SIGINT."""
-    sys.exit(run_server(ServeOptions(**with_options_before(context, options))))
+    run_server(with_options_before(context, options))
 
 
-def with_options_before(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Options given before the command count where the command itself does not say otherwise."""
-    given = click.core.ParameterSource.COMMANDLINE
-    return {
-        name: value if context.get_parameter_source(name) is given else context.obj[name]
-        for name, value in options.items()
-    }
+def run_server(options: dict[str, Any]) -> NoReturn:
+    """Serve, and end with the exit code."""
+    from llmux.serve import ServeOptions, serve  # noqa: PLC0415
+
+    sys.exit(serve(ServeOptions(**options)))
 
 
 @main.command()
@@ -111,6 +91,9 @@ def with_options_before(context: click.Context, options: dict[str, Any]) -> dict
 @click.pass_context
 def check(context: click.Context, /, **options: Any) -> None:
     """Check a config and show what it says; exit code 2 if it cannot be used."""
+    from llmux.app import EXIT_CONFIG, find_config, print_mistake  # noqa: PLC0415
+    from llmux.policy import load_policy  # noqa: PLC0415
+
     try:
         loaded = find_config(with_options_before(context, options)["config"])
         load_policy(loaded.policy, loaded.directory)
@@ -120,33 +103,8 @@ def check(context: click.Context, /, **options: Any) -> None:
     click.echo(config_table(loaded))
 
 
-@main.command()
-@config_option
-@validate_options
-@click.pass_context
-def validate(context: click.Context, /, config: Path | None, **options: Any) -> None:
-    """Try MODEL's hooks: does it come back from sleep as it was?
-
-    Wakes it, asks it twice, puts it to sleep, wakes it, asks again, and compares. If the first two
-    answers are equal, the third must be equal, too; if not, it may be twice as far from the nearer
-    of them as they are from each other, by the share of words that are not the same. Embeddings
-    are compared by their cosine. Empty answers, errors and one piece over and over (!!!!!!) fail.
-    WARN fails nothing: alive says yes while asleep, or answers differ too much to tell.
-
-    Stop llmux before: this takes the config's lock. Models of the same group that llmux has left
-    awake are put to sleep first, and MODEL is left asleep. Exit code 1 if a check fails, 2 if there
-    was nothing to check: a bad config, no such model, or llmux is running.
-    """
-    try:
-        loaded = find_config(with_options_before(context, {"config": config})["config"])
-    except ConfigError as error:
-        print_mistake(error)
-        sys.exit(EXIT_CONFIG)
-    sys.exit(run_validation(loaded, **options))
-
-
-main.add_command(simulate_command)
-main.add_command(replay_command)
+for terminal_command in TERMINAL_COMMANDS:
+    main.add_command(terminal_command)
 
 
 @main.command()
@@ -184,34 +142,6 @@ def config_table(config: Config) -> str:
         "",
     ]
     return "\n".join([*head, *table])
-
-
-def run_server(options: ServeOptions) -> int:
-    """Serve until stopped; returns the exit code."""
-    logs.configure(options.log_format, verbose=options.verbose)
-    if options.log_format == "json":
-        log_uncaught()
-    try:
-        config = find_config(options.config)
-        server = server_config(
-            options.host if options.host is not None else config.host,
-            options.port if options.port is not None else config.port,
-            config,
-        )
-        raise_descriptor_limit()
-        calm_collector()
-        return_freed_memory()
-        with state_lock(config.state_dir, config.path):
-            # Here and not in Hypercorn, where an address in use would be a traceback.
-            sockets = listen(server)
-            serving = partial(serve_config, config, server, sockets, watch=options.watch)
-            return trio.run(serving)
-    except (ConfigError, LockHeld) as error:
-        print_mistake(error)
-        return EXIT_CONFIG
-    except OSError as error:
-        print_mistake(error)
-        return EXIT_CANNOT_LISTEN
 
 
 if __name__ == "__main__":

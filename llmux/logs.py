@@ -9,7 +9,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
-import structlog
+
+# structlog imports rich where there is one, for tracebacks that llmux does not print: 25 ms of each
+# start and 3 MB. (None is how Python is told that there is no such module.)
+_rich = sys.modules.pop("rich", None)
+sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+finally:
+    del sys.modules["rich"]
+    if _rich is not None:
+        sys.modules["rich"] = _rich
 
 LogFormat = Literal["text", "json"]
 

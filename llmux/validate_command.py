@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,12 +14,13 @@ import msgspec
 import trio
 
 from llmux import logs
-from llmux.app import EXIT_CONFIG, print_mistake, shell_hooks
+from llmux.app import EXIT_CONFIG, find_config, print_mistake, shell_hooks
 from llmux.awake import AwakeRecord
 from llmux.config import Config
 from llmux.errors import ConfigError
 from llmux.judging import Question, is_known
 from llmux.metrics import Metrics
+from llmux.options import config_option, with_options_before
 from llmux.statelock import LockHeld, state_lock
 from llmux.validate import Asker, Step, Validation
 
@@ -69,6 +72,31 @@ def validate_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+@click.command("validate")
+@config_option
+@validate_options
+@click.pass_context
+def validate_command(context: click.Context, /, config: Path | None, **options: Any) -> None:
+    """Try MODEL's hooks: does it come back from sleep as it was?
+
+    Wakes it, asks it twice, puts it to sleep, wakes it, asks again, and compares. If the first two
+    answers are equal, the third must be equal, too; if not, it may be twice as far from the nearer
+    of them as they are from each other, by the share of words that are not the same. Embeddings
+    are compared by their cosine. Empty answers, errors and one piece over and over (!!!!!!) fail.
+    WARN fails nothing: alive says yes while asleep, or answers differ too much to tell.
+
+    Stop llmux before: this takes the config's lock. Models of the same group that llmux has left
+    awake are put to sleep first, and MODEL is left asleep. Exit code 1 if a check fails, 2 if there
+    was nothing to check: a bad config, no such model, or llmux is running.
+    """
+    try:
+        loaded = find_config(with_options_before(context, {"config": config})["config"])
+    except ConfigError as error:
+        print_mistake(error)
+        sys.exit(EXIT_CONFIG)
+    sys.exit(run_validation(loaded, **options))
 
 
 def run_validation(

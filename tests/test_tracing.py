@@ -176,7 +176,7 @@ async def test_without_tracing_nothing_is_touched(tmp_path: Path, lane: str) -> 
 
 def test_without_tracing_nothing_is_imported(tmp_path: Path) -> None:
     program = (
-        "import sys, llmux.__main__\n"
+        "import sys, llmux.serve\n"
         "from llmux.app import build_app\n"
         "from llmux.config import parse_config\n"
         "build_app(parse_config({'models': {'a': {'port': 1, 'wake': 'x', 'sleep': 'x',"

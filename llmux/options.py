@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+config_option = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The config file. Default: $LLMUX_CONFIG, ./llmux.yaml or ./config.yaml.",
+)
+
+
+def with_options_before(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Options given before the command count where the command itself does not say otherwise."""
+    given = click.core.ParameterSource.COMMANDLINE
+    before = context.find_root().params
+    return {
+        name: value if context.get_parameter_source(name) is given else before.get(name, value)
+        for name, value in options.items()
+    }
