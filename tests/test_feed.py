@@ -82,7 +82,7 @@ async def test_who_comes_back_goes_on_where_it_was(autojump_clock: MockClock) ->
         await anext(reader)
         for model in ("a", "b", "c"):
             feed.tell("phase", change(feed, model))
-            await trio.sleep(TICK_S)
+            await trio.sleep(1.5 * TICK_S)
         seen = (await read(reader))[-1][0]  # all three batches
         assert seen == f"{feed.boot}-3"
         await reader.aclose()
@@ -128,7 +128,7 @@ async def test_one_that_falls_behind_is_dropped_and_costs_nothing(
         long = Message(message="x" * 1_000_000)
         for _ in range(10):
             feed.tell("long", long)
-            await trio.sleep(TICK_S)
+            await trio.sleep(1.5 * TICK_S)
             assert len(await anext(quick)) > 1_000_000
             assert feed._ring_bytes <= RING_BYTES + 1_100_000
         assert (await read(slow))[0][1] == "lagged"
@@ -143,7 +143,7 @@ async def test_one_that_has_much_to_read_gets_it_in_pieces(autojump_clock: MockC
         await anext(reader)
         for _ in range(20):
             feed.tell("long", Message(message="x" * (PIECE_BYTES // 4)))
-            await trio.sleep(TICK_S)
+            await trio.sleep(1.5 * TICK_S)
         pieces: list[bytes] = []
         while sum(len(events(piece)) for piece in pieces) < 20:
             pieces.append(await anext(reader))
@@ -169,7 +169,7 @@ async def test_readers_end_with_the_feed(autojump_clock: MockClock) -> None:
         reader = feed.reading(hello)
         await anext(reader)
         feed.tell("phase", change(feed))
-        await trio.sleep(TICK_S)
+        await trio.sleep(1.5 * TICK_S)
         feed.stop()
         assert len(await read(reader)) == 1
         with pytest.raises(StopAsyncIteration):
