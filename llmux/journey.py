@@ -24,8 +24,8 @@ from llmux.shapes import RequestChanges, RequestInfo, RequestList, RequestPhase
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace
 
-MOST_TOLD = 250
-"""Requests in one batch of the feed: a thousand a second are as many as anybody can look at."""
+MOST_TOLD = 50
+"""Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
 
 
 class Travelling(Protocol):

@@ -221,7 +221,7 @@ def _number(name: str, default: float, *, most: float = float("inf")) -> float:
 
 
 def _flag(name: str) -> bool:
-    text = request.args.get(name, "false").lower()
-    if text not in {"true", "false", "1", "0", ""}:
+    text = request.args.get(name, "false")
+    if text not in {"true", "false"}:
         raise BadRequest(f"Query {name!r}: expected true or false, got {text!r}")
-    return text in {"true", "1", ""}
+    return text == "true"
