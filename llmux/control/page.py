@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,7 +13,8 @@ from quart import Blueprint, Response, redirect, request
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from llmux.admin import CurrentConfig, check_local, own_hosts
+from llmux.config import Config
+from llmux.control.guard import check_local
 
 CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -43,16 +46,18 @@ class _File:
     tag: str
 
 
-def page_routes(config: CurrentConfig) -> Blueprint:
+def page_routes(config: Callable[[], Config]) -> Blueprint:
     """The page: open if there are control keys, which it asks for; else for this machine alone."""
     routes = Blueprint("page", __name__)
     served = dict(_read(files("llmux") / "ui"))
-    hosts = own_hosts(config())
+    own_hosts = {config().host, socket.gethostname()}
 
     @routes.before_request
     async def guard() -> None:
-        if not config().control_keys:
-            check_local(request, hosts)
+        if config().control_keys:
+            return
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
 
     @routes.get("/ui")
     async def add_slash() -> WerkzeugResponse:
