@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,12 +29,12 @@ class LogReader:
     Args:
         path: The file.
         lines: How many lines of what is there.
-        follow: Whether to go on as it grows, for ever.
+        goes_on: Asked at the end of the file: whether to wait for more.
     """
 
-    def __init__(self, path: Path, *, lines: int, follow: bool) -> None:
+    def __init__(self, path: Path, *, lines: int, goes_on: Callable[[], bool]) -> None:
         self._path = path
-        self._follow = follow
+        self._goes_on = goes_on
         self._position: int | None = None
         self._lines = lines
         self._rest = b""
@@ -45,7 +46,7 @@ class LogReader:
         while True:
             data = self._read()
             if not data:
-                if not self._follow:
+                if not self._goes_on():
                     data, self._rest = self._rest, b""
                     if not data:
                         raise StopAsyncIteration

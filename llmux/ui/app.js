@@ -49,7 +49,7 @@ function onEvent(kind, data) {
   const text = spoken(kind, data);
   if (text) announce(text);
   if (kind !== "reload") return;
-  if (!data.ok) toast(`The config was not reloaded:\n${data.mistakes.join("\n")}`, "bad");
+  if (!data.ok) toast(data.mistakes.join("\n"), "bad");
   else if (data.needs_restart.length) toast(`Reloaded; ${data.needs_restart.join(", ")} count from the next start.`);
 }
 
@@ -69,5 +69,9 @@ byId("reload").addEventListener("click", () => actions.reload());
 byId("key").addEventListener("click", async () => {
   if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();
 });
+// No submit buttons: Enter in a field must not mean the first of them.
+for (const back of document.querySelectorAll("dialog button[value=no]")) {
+  back.addEventListener("click", () => back.closest("dialog")?.close("no"));
+}
 setInterval(() => store.trim(), TRIM_MS);
 feed.run();

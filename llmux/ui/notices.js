@@ -8,9 +8,11 @@ const QUIET_MS = 1500; // between two announcements
 
 /** @param {string} text @param {"good" | "bad"} [mood] */
 export function toast(text, mood = "good") {
+  const box = byId("toasts");
+  // An event may say what the answer to an order has said already.
+  if ([...box.children].some((shown) => shown.firstElementChild?.textContent === text)) return;
   const close = h("button.quiet", { type: "button", "aria-label": "Dismiss" }, "×");
   const element = h(`div.toast.${mood}`, { role: mood === "bad" ? "alert" : null }, h("span", {}, text), close);
-  const box = byId("toasts");
   close.addEventListener("click", () => element.remove());
   box.append(element);
   while (box.childElementCount > MOST_TOASTS) box.firstElementChild.remove();

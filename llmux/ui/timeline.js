@@ -41,8 +41,6 @@ export class Timeline {
     ];
     this._layout = "";
     this._frame = 0;
-    /** Milliseconds that drawing took, the latest last; for measurements. @type {number[]} */
-    this.drawTimes = [];
     this._listen();
     this._moved();
     store.on("timeline", () => this.draw());
@@ -148,12 +146,9 @@ export class Timeline {
   draw() {
     this._frame ||= requestAnimationFrame(() => {
       this._frame = 0;
-      const start = performance.now();
       this._lanes.draw();
       for (const chart of this._charts) chart.draw();
       say(this._scale, `full height: ${this._lanes.scale}`);
-      this.drawTimes.push(performance.now() - start);
-      if (this.drawTimes.length > 600) this.drawTimes.splice(0, 300);
     });
   }
 

@@ -1,4 +1,7 @@
-"""Fixtures: a browser for all tests of a module, and a page for each."""
+"""Fixtures: a browser for all tests, and a page for each.
+
+Where Playwright is missing, the modules skip themselves; this one must load.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[ui-test]'")
     from tests.ui.browser import find_chromium, running_browser
 
     if find_chromium() is None:
