@@ -4,6 +4,7 @@ import { byId, h } from "./dom.js";
 import { bytes, clock, duration, many } from "./format.js";
 import { explain, waitEnd } from "./explain.js";
 import { STATES } from "./looks.js";
+import { ruleInWords } from "./rules.js";
 
 /**
  * @typedef {import("./state.js").Store} Store
@@ -54,6 +55,7 @@ export class Detail {
     this._panel.hidden = false;
     this._render();
     this._panel.querySelector("button")?.focus({ preventScroll: true });
+    this._timeline.comeIntoSight();
   }
 
   close() {
@@ -61,7 +63,7 @@ export class Detail {
     this._panel.hidden = true;
     this._timeline.chooseSwitch(null);
     this._timeline.chooseRequest(null);
-    this._opener?.focus({ preventScroll: true });
+    this._opener?.focus();
   }
 
   _render() {
@@ -90,7 +92,7 @@ export class Detail {
       record.error ? h("p.error-text", {}, record.error) : null,
       h("h3", {}, "Why"),
       h("dl.pairs", {},
-        ...pair("Decided by", record.rule || "–"),
+        ...pair("Rule", ruleInWords(record.rule)),
         ...pair("Reason", record.reason || "–"),
         ...pair("For request", record.request
           ? cause
@@ -105,8 +107,7 @@ export class Detail {
       h("dl.pairs", {},
         ...pair("Took", duration(total)),
         ...pair("Expected", record.expected_secs === null ? "unknown: not seen before" : `${duration(record.expected_secs)}${compare(total, record)}`),
-        ...pair("Drain", duration(record.drain_secs)),
-        ...pair("Hooks", duration(record.hook_secs)),
+        ...(record.ended === null ? [] : [...pair("Drain", duration(record.drain_secs)), ...pair("Hooks", duration(record.hook_secs))]),
       ),
       h("h3", {}, "Hooks"),
       ...this._hooks(record, end),

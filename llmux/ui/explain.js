@@ -8,6 +8,8 @@
  * @typedef {{from: number, to: number, state: ModelState, model: string | null, why: string}} Part
  */
 
+const LEAST_SHARE = 0.003; // of a wait; what is shorter explains nothing
+
 /** @param {RequestInfo} request @param {number} now @returns {number} When its wait was over, or is so far. */
 export const waitEnd = (request, now) => (request.phase === "waiting" ? now : request.arrived + request.waited_secs);
 
@@ -36,7 +38,7 @@ export function explain(store, request) {
   const switches = [...store.switches.values()].filter(
     (record) => record.group === group && record.started < to && (record.ended ?? Infinity) > from,
   );
-  return { parts: parts.filter((part) => part.to - part.from > 0.0005), switches };
+  return { parts: parts.filter((part) => part.to - part.from > LEAST_SHARE * (to - from)), switches };
 }
 
 /** What held a request for a model up at a time. @param {Store} store @param {string[]} models @param {string} own @param {number} time */

@@ -63,9 +63,10 @@ export class Groups {
     const now = this._store.now();
     const running = models.reduce((sum, [, model]) => sum + model.in_flight, 0);
     const waiting = models.reduce((sum, [, model]) => sum + model.queued, 0);
-    const { label, state, since, expected } = phaseOf(group, models);
+    const shown = group.active_model ?? group.switch?.to ?? null;
+    const { label, state, since, expected } = phaseOf(group, models, shown);
     card.dataset.state = state;
-    say(card.active, group.active_model ?? group.switch?.to ?? "nothing awake");
+    say(card.active, shown ?? "nothing awake");
     say(card.phase, label);
     const took = Math.max(0, now - since);
     const switching = Boolean(group.switch);
@@ -120,9 +121,9 @@ export class Groups {
   _patchModel(row, name, model, group, now) {
     row.chip.className = `chip ${model.state}`;
     say(row.chip, STATES[model.state].label);
-    const away = !model.awake && model.eta_secs !== null;
-    say(row.eta, away ? `≈ ${duration(model.eta_secs)} away` : duration(Math.max(0, now - model.since)));
-    row.eta.title = away ? "About how long a request that came now would wait" : "Since";
+    const away = ["asleep", "failed"].includes(model.state) && model.eta_secs !== null;
+    say(row.eta, away ? `≈ ${duration(model.eta_secs)} away` : `for ${duration(Math.max(0, now - model.since))}`);
+    row.eta.title = away ? "About how long a request that came now would wait" : "";
     const slots = model.max_in_flight === null ? "" : ` of ${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";
     say(row.numbers, [running, model.queued ? `${model.queued} waiting` : ""].filter(Boolean).join(", "));
@@ -137,21 +138,20 @@ export class Groups {
   }
 }
 
-/** What a group is doing, in words, since when, and how long it should take. @param {GroupStatus} group @param {[string, ModelStatus][]} models */
-function phaseOf(group, models) {
+/**
+ * What a group is doing, in words, since when, and how long it should take.
+ * @param {GroupStatus} group @param {[string, ModelStatus][]} models @param {string | null} shown The model that is named already.
+ */
+function phaseOf(group, models, shown) {
   const busy = models.find(([, model]) => ["draining", "sleeping", "waking"].includes(model.state));
-  const waits = many(busy?.[1].in_flight ?? 0, "request");
-  const words = { draining: `draining, ${waits} left`, sleeping: "falling asleep", waking: "waking" };
-  const goal = group.switch ? ` → ${group.switch.to}` : "";
-  if (group.switch) {
-    const doing = busy ? `${busy[0]}: ${/** @type {any} */ (words)[busy[1].state]}` : "switching";
-    return { label: `${doing}${goal && busy?.[0] !== group.switch.to ? goal : ""}`, state: busy?.[1].state ?? "waking", since: group.switch.started, expected: group.switch.expected_secs };
-  }
-  const active = models.find(([name]) => name === group.active_model);
-  if (active) return { label: STATES[active[1].state].label, state: active[1].state, since: active[1].since, expected: null };
-  if (busy) return { label: `${busy[0]}: ${/** @type {any} */ (words)[busy[1].state]}`, state: busy[1].state, since: busy[1].since, expected: null };
   const failed = models.find(([, model]) => model.state === "failed");
-  return { label: failed ? `${failed[0]} has failed` : "idle", state: failed ? "failed" : "asleep", since: group.since, expected: null };
+  const active = models.find(([name]) => name === group.active_model);
+  const [name, model] = busy ?? active ?? failed ?? [null, null];
+  if (!name || !model) return { label: group.switch ? "switching" : "idle", state: "asleep", since: group.switch?.started ?? group.since, expected: group.switch?.expected_secs };
+  const left = model.state === "draining" ? `, ${many(model.in_flight, "request")} left` : "";
+  const goal = group.switch && group.switch.to !== name ? ` → ${group.switch.to}` : "";
+  const label = `${name === shown ? "" : `${name}: `}${STATES[model.state].label}${left}${goal}`;
+  return { label, state: model.state, since: group.switch?.started ?? model.since, expected: group.switch?.expected_secs };
 }
 
 /** Changes of state, for screen readers. @param {string} kind @param {any} data @returns {string} */

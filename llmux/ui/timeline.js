@@ -185,6 +185,12 @@ export class Timeline {
     this.draw();
   }
 
+  /** Scroll to the lanes, unless they are in sight. */
+  comeIntoSight() {
+    const { top, bottom } = this._box.getBoundingClientRect();
+    if (top > innerHeight * 0.6 || bottom < innerHeight * 0.3) byId("timeline").scrollIntoView({ block: "start" });
+  }
+
   /** @param {number | null} time */
   _hover(time) {
     if (time === this._lanes.hoverTime) return;

@@ -1,4 +1,4 @@
-"""Makes the screenshots of docs/ui: `python -m tests.ui.screenshots` (three minutes).
+"""Makes the screenshots of docs/ui: `python -m tests.ui.screenshots` (six minutes).
 
 A real llmux with stand-in models that serve, wait and switch, and one that fails; see `ask_all`.
 """
@@ -18,7 +18,7 @@ from tests.ui.browser import Watched, running_browser
 from tests.ui.stage import Stage, staged, standin
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "ui"
-BUSY_S = 150
+BUSY_S = 270
 SEED = 7
 WEIGHTS = {
     "qwen3-coder": 5,
@@ -54,7 +54,7 @@ def models() -> dict[str, Any]:
 def ask_all(stage: Stage, stop: threading.Event) -> None:
     """Random requests for all models, in waves."""
     rnd = random.Random(SEED)
-    while not stop.wait(rnd.expovariate(3.2)):
+    while not stop.wait(rnd.expovariate(1.9)):
         wave = 1 + 3 * (int(time.monotonic() / 17) % 2)
         name = rnd.choices(
             list(WEIGHTS), [w * (wave if i % 2 else 1) for i, w in enumerate(WEIGHTS.values())]
@@ -96,12 +96,12 @@ def chat(page: Page) -> None:
 def explain(page: Page) -> None:
     """The request that has waited longest of those that have ended, explained."""
     page.check("#requests-ended")
+    page.fill("#requests-search", "ended")
     page.evaluate(
         """() => {
           const secs = (row) => parseFloat(row.cells[4].textContent) * (row.cells[4].textContent.includes("ms") ? 0 : 1);
           const rows = [...document.querySelectorAll("#requests-table tr.ended")].filter((row) => secs(row) > 4);
           rows[0].querySelector("button").click();
-          scrollTo(0, 0);
         }"""
     )
 
@@ -123,6 +123,7 @@ def main() -> None:
                 shoot(browser, stage, "dark", width=1440, scheme="dark")
                 shoot(browser, stage, "phone", width=375, scheme="light", full=True)
                 chat(page)
+                page.evaluate("scrollTo(0, 0)")
                 save(page, "whole", full=True)
                 explain(page)
                 page.wait_for_timeout(500)

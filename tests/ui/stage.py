@@ -80,6 +80,7 @@ class Stage:
     async def _ask(self, model: str, fields: dict[str, Any], asked: Asked) -> None:
         try:
             async with self.llmux.client() as client:
+                client.timeout = httpx.Timeout(None)
                 body = chat(model, **fields)
                 async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                     asked.status = answer.status_code

@@ -450,11 +450,12 @@ def tab_to(page: Page, selector: str) -> None:
 
 @pytest.mark.parametrize("width", [375, 768, 1440])
 def test_nothing_sticks_out(tmp_path: Path, watched: Watched, width: int) -> None:
-    with staged(tmp_path, "a-model-with-quite-a-long-name", "b") as stage:
+    long = "a-model-with-quite-a-long-name"
+    with staged(tmp_path, long, "b") as stage:
         watched.page.set_viewport_size({"width": width, "height": 800})
         page = watched.open(stage.url)
         stage.ask("b").wait()
-        stage.ask("b", stream=True, chunks=10_000, interval=0.02)
+        stage.ask(long, stream=True, chunks=10_000, interval=0.02)
         expect(page.locator("#requests-table tbody tr")).to_have_count(1)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         if width == 768:
