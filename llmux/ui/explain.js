@@ -48,7 +48,10 @@ function cause(store, models, own, time) {
   const pick = (/** @type {ModelState} */ state, /** @type {string | null} */ model, /** @type {string} */ why) => ({ state, model, why });
   const mine = states.find((one) => one.name === own)?.state;
   if (mine === "waking") return pick("waking", own, `${own} was waking`);
-  if (mine === "awake") return pick("awake", own, `${own} was awake, and let requests in as they came or slots came free`);
+  if (mine === "awake") {
+    const slots = store.model(own)?.max_in_flight;
+    return pick("awake", own, slots ? `${own} was awake, but its ${slots} slots were taken` : `${own} was awake, and let those in who waited`);
+  }
   const draining = find("draining");
   if (draining) return pick("draining", draining, `${draining} was draining: its last requests had to end`);
   const sleeping = find("sleeping");

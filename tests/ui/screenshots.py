@@ -99,9 +99,12 @@ def explain(page: Page) -> None:
     page.fill("#requests-search", "ended")
     page.evaluate(
         """() => {
-          const secs = (row) => parseFloat(row.cells[4].textContent) * (row.cells[4].textContent.includes("ms") ? 0 : 1);
-          const rows = [...document.querySelectorAll("#requests-table tr.ended")].filter((row) => secs(row) > 4);
-          rows[0].querySelector("button").click();
+          const secs = (row) => {
+            const [, m, s] = row.cells[4].textContent.match(/^(?:(\\d+) m )?([\\d.]+) s$/) ?? [0, 0, 0];
+            return 60 * (m ?? 0) + Number(s);
+          };
+          const rows = [...document.querySelectorAll("#requests-table tr.ended")];
+          rows.sort((a, b) => secs(b) - secs(a))[0].querySelector("button").click();
         }"""
     )
 
