@@ -40,23 +40,26 @@ export function say(element, text) {
  * @param {(element: any, item: T) => void} [patch] Brings an element up to date.
  */
 export function patchList(parent, items, keyOf, make, patch = () => {}) {
+  const keys = items.map(keyOf);
+  const wanted = new Set(keys);
   /** @type {Map<string, any>} */
   const old = new Map();
-  for (const child of parent.children) old.set(/** @type {any} */ (child).key, child);
+  for (const child of [.../** @type {any} */ (parent.children)]) {
+    // Gone first: what is moved past it would lose its focus.
+    if (wanted.has(child.key)) old.set(child.key, child);
+    else child.remove();
+  }
   let next = parent.firstElementChild;
-  for (const item of items) {
-    const key = keyOf(item);
-    let element = old.get(key);
-    old.delete(key);
+  items.forEach((item, index) => {
+    let element = old.get(keys[index]);
     if (!element) {
       element = make(item);
-      element.key = key;
+      element.key = keys[index];
     }
     patch(element, item);
-    if (element === next) next = next.nextElementSibling;
+    if (element === next) next = element.nextElementSibling;
     else parent.insertBefore(element, next);
-  }
-  for (const element of old.values()) element.remove();
+  });
 }
 
 /**

@@ -27,6 +27,7 @@ export class Feed {
     this._onLink = onLink;
     this._onEvent = onEvent;
     this._lastId = "";
+    this._live = false;
     this._wake = () => {};
     this._statusSoon = 0;
     addEventListener("online", () => this._wake());

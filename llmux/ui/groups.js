@@ -124,7 +124,7 @@ export class Groups {
     const away = ["asleep", "failed"].includes(model.state) && model.eta_secs !== null;
     say(row.eta, away ? `≈ ${duration(model.eta_secs)} away` : `for ${duration(Math.max(0, now - model.since))}`);
     row.eta.title = away ? "About how long a request that came now would wait" : "";
-    const slots = model.max_in_flight === null ? "" : ` of ${model.max_in_flight}`;
+    const slots = model.max_in_flight === null ? "" : `/${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";
     say(row.numbers, [running, model.queued ? `${model.queued} waiting` : ""].filter(Boolean).join(", "));
     row.numbers.classList.toggle("waits", model.queued > 0);

@@ -149,6 +149,21 @@ def test_a_cancelled_request_ends_at_both_ends(tmp_path: Path, watched: Watched)
         expect(page.locator("#requests-table tbody tr")).to_have_count(2)
 
 
+def test_a_row_keeps_its_focus_when_others_go(tmp_path: Path, watched: Watched) -> None:
+    with staged(tmp_path, "a") as stage:
+        page = watched.open(stage.url)
+        first = stage.ask("a", stream=True, chunks=50, interval=0.02)
+        rows = page.locator("#requests-table tbody tr")
+        expect(rows).to_have_count(1)
+        stage.ask("a", stream=True, chunks=10_000, interval=0.02)
+        expect(rows).to_have_count(2)
+        button = rows.nth(1).locator(".danger-text")
+        button.focus()
+        first.wait()
+        expect(rows).to_have_count(1)
+        expect(rows.locator(".danger-text")).to_be_focused()
+
+
 def cancel(page: Page, model: str) -> None:
     page.locator("#requests-table tr", has=page.locator(f"td:text-is('{model}')")).get_by_text(
         "Cancel"
