@@ -22,6 +22,7 @@ from llmux.asgi import ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.awake import AwakeRecord, Marks
 from llmux.config import Config, default_config_path, load_config
+from llmux.control.page import page_routes
 from llmux.control.routes import Steered, control_routes
 from llmux.errors import ConfigError, LlmuxError
 from llmux.feed import Feed
@@ -152,6 +153,7 @@ def build_service(
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
     steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
     app.register_blueprint(control_routes(steered))
+    app.register_blueprint(page_routes(lambda: reloader.config))
     traffic = ModelTraffic(
         app.asgi_app,
         proxy,

@@ -299,6 +299,11 @@ class Feed:
         finally:
             self.stop()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether llmux is stopping: nothing more will be told."""
+        return self._has_ended
+
     def stop(self) -> None:
         """Let all readers go, once they have what there is."""
         self._seal()

@@ -444,6 +444,19 @@ async def test_logs_over_http(site: Site, client: httpx.AsyncClient, tmp_path: P
     assert code(await client.get("/control/logs/a?follow=maybe")) == (400, "bad_request")
 
 
+async def test_who_follows_a_log_does_not_hold_up_the_end(
+    site: Site, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.log").write_text("1\n")
+    async with client.stream("GET", "/control/logs/a?follow=true") as answer:
+        pieces = answer.aiter_text()
+        assert await anext(pieces) == "1\n"
+        site.service.feed.stop()
+        with trio.fail_after(5):
+            assert [piece async for piece in pieces] == []
+
+
 # ---- Readers ----
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,12 +29,16 @@ class LogReader:
     Args:
         path: The file.
         lines: How many lines of what is there.
-        follow: Whether to go on as it grows, for ever.
+        follow: Whether to go on as it grows.
+        is_over: Asked at the end of what there is, when following: whether nobody is to wait on.
     """
 
-    def __init__(self, path: Path, *, lines: int, follow: bool) -> None:
+    def __init__(
+        self, path: Path, *, lines: int, follow: bool, is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._path = path
         self._follow = follow
+        self._is_over = is_over
         self._position: int | None = None
         self._lines = lines
         self._rest = b""
@@ -45,7 +50,7 @@ class LogReader:
         while True:
             data = self._read()
             if not data:
-                if not self._follow:
+                if not self._follow or self._is_over():
                     data, self._rest = self._rest, b""
                     if not data:
                         raise StopAsyncIteration

@@ -113,7 +113,10 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     async def show_log(model: str) -> Response:
         path = steered.hooks.log_path(steered.model(model))
         lines = int(_number("tail", 200, most=MOST_LINES))
-        reader = LogReader(path, lines=lines, follow=_flag("follow"))
+        # Else those who follow would hold up the end of llmux until its grace is over.
+        reader = LogReader(
+            path, lines=lines, follow=_flag("follow"), is_over=lambda: feed.has_ended
+        )
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return Response(reader, 200, headers, content_type="text/plain; charset=utf-8")
 

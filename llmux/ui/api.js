@@ -1,0 +1,95 @@
+/** llmux over HTTP: JSON, text that grows, and server-sent events, all with the key in a header. */
+
+import { authorization } from "./keys.js";
+
+/** @typedef {import("./keys.js").KeyKind} KeyKind */
+
+const BASE = new URL("../", document.baseURI);
+
+/** An answer that is no success. */
+export class ApiError extends Error {
+  /** @param {number} status @param {string} code @param {string} message */
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/**
+ * @param {string} path Below llmux's root, without a leading slash.
+ * @param {RequestInit & {key?: KeyKind}} [options]
+ * @returns {Promise<Response>}
+ * @throws {ApiError} The status is an error's.
+ */
+export async function call(path, { key = "control", ...options } = {}) {
+  const headers = { ...authorization(key), .../** @type {any} */ (options.headers) };
+  const response = await fetch(new URL(path, BASE), { ...options, headers, cache: "no-store" });
+  if (response.ok) return response;
+  const text = await response.text();
+  let error = { message: text || response.statusText, code: "" };
+  try {
+    error = JSON.parse(text).error ?? error;
+  } catch {
+    // Not from llmux; its text says what there is to say.
+  }
+  throw new ApiError(response.status, error.code, error.message);
+}
+
+/** @param {string} path @param {AbortSignal} [signal] @returns {Promise<any>} */
+export const getJson = async (path, signal) => (await call(path, { signal })).json();
+
+/** @param {string} path @param {object} body @returns {Promise<any>} */
+export async function post(path, body) {
+  const headers = { "content-type": "application/json" };
+  return (await call(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+}
+
+/**
+ * A body's text as it arrives.
+ * @param {Response} response
+ */
+export async function* texts(response) {
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  const decoder = new TextDecoder();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield decoder.decode(value, { stream: true });
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** @typedef {{id: string, event: string, data: string}} ServerEvent */
+
+/**
+ * Server-sent events, in the batches in which they arrive; a batch may be empty (comments).
+ * @param {Response} response
+ * @returns {AsyncGenerator<ServerEvent[]>}
+ */
+export async function* serverEvents(response) {
+  let rest = "";
+  for await (const text of texts(response)) {
+    const blocks = (rest + text.replaceAll("\r", "")).split("\n\n");
+    rest = /** @type {string} */ (blocks.pop());
+    yield blocks.map(parseEvent).filter((event) => event.data !== "");
+  }
+}
+
+/** @param {string} block @returns {ServerEvent} */
+function parseEvent(block) {
+  const event = { id: "", event: "message", data: "" };
+  for (const line of block.split("\n")) {
+    const colon = line.indexOf(":");
+    if (colon < 1) continue; // a comment
+    const value = line.slice(line[colon + 1] === " " ? colon + 2 : colon + 1);
+    const name = line.slice(0, colon);
+    if (name === "data") event.data += event.data ? `\n${value}` : value;
+    else if (name === "id") event.id = value;
+    else if (name === "event") event.event = value;
+  }
+  return event;
+}

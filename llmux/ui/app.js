@@ -1,0 +1,77 @@
+/** The page, wired together. */
+
+import { Actions } from "./actions.js";
+import { Costs } from "./costs.js";
+import { Detail } from "./detail.js";
+import { byId, say } from "./dom.js";
+import { Feed } from "./feed.js";
+import { duration } from "./format.js";
+import { Groups, spoken } from "./groups.js";
+import { askKeys } from "./keys.js";
+import { Logs } from "./logs.js";
+import { announce, toast } from "./notices.js";
+import { Playground } from "./playground.js";
+import { Requests } from "./requests.js";
+import { Store } from "./state.js";
+import { Timeline } from "./timeline.js";
+
+const TRIM_MS = 30_000;
+const LINKS = { connecting: "connecting", live: "live", down: "disconnected", locked: "locked" };
+
+const store = new Store();
+const actions = new Actions(store);
+const timeline = new Timeline(store, (record) => detail.showSwitch(record));
+const detail = new Detail(store, timeline);
+const feed = new Feed(store, showLink, onEvent);
+new Groups(store, actions);
+new Requests(store, actions, (request) => detail.showRequest(request));
+new Costs(store);
+new Logs(store);
+new Playground(store, (id) => {
+  const request = store.requests.get(id) ?? store.ended.get(id);
+  if (request) detail.showRequest(request);
+  else toast(`Request ${id} is no longer remembered.`, "bad");
+});
+
+/** @param {import("./feed.js").Link} link @param {string} why */
+function showLink(link, why) {
+  const since = link === "live" ? "" : ` What you see is from ${new Date().toLocaleTimeString()}.`;
+  byId("link").dataset.state = link;
+  say(byId("link"), LINKS[link]);
+  const bar = byId("offline");
+  if (bar.hidden || link === "live") say(bar, why ? `Disconnected: ${why}. Trying again.${store.status ? since : ""}` : "");
+  bar.hidden = link === "live";
+  document.body.classList.toggle("stale", link !== "live");
+}
+
+/** @param {string} kind @param {any} data */
+function onEvent(kind, data) {
+  const text = spoken(kind, data);
+  if (text) announce(text);
+  if (kind !== "reload") return;
+  if (!data.ok) toast(data.mistakes.join("\n"), "bad");
+  else if (data.needs_restart.length) toast(`Reloaded; ${data.needs_restart.join(", ")} count from the next start.`);
+}
+
+store.on("status", () => {
+  const status = store.status;
+  if (!status) return;
+  byId("mode-auto").setAttribute("aria-pressed", String(status.mode === "auto"));
+  byId("mode-manual").setAttribute("aria-pressed", String(status.mode === "manual"));
+  say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}`);
+  const active = Object.values(status.groups).map((group) => group.switch?.to ?? group.active_model ?? "idle");
+  document.title = `${active.join(", ")} · llmux`;
+});
+
+byId("mode-auto").addEventListener("click", () => actions.setMode("auto"));
+byId("mode-manual").addEventListener("click", () => actions.setMode("manual"));
+byId("reload").addEventListener("click", () => actions.reload());
+byId("key").addEventListener("click", async () => {
+  if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();
+});
+// No submit buttons: Enter in a field must not mean the first of them.
+for (const back of document.querySelectorAll("dialog button[value=no]")) {
+  back.addEventListener("click", () => back.closest("dialog")?.close("no"));
+}
+setInterval(() => store.trim(), TRIM_MS);
+feed.run();

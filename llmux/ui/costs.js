@@ -1,0 +1,47 @@
+/** What switches cost, from each model to each: a table that is its own heat map. */
+
+import { byId, h } from "./dom.js";
+import { duration } from "./format.js";
+
+/** @typedef {import("./state.js").Store} Store */
+
+const NOTHING = "idle"; // what the API calls a switch from nothing
+
+export class Costs {
+  /** @param {Store} store */
+  constructor(store) {
+    this._store = store;
+    this._shown = "";
+    store.on("status", () => this.update());
+  }
+
+  update() {
+    const status = this._store.status;
+    if (!status) return;
+    const groups = Object.entries(status.groups).map(([name, { models, active_model: active }]) => ({ name, models, active }));
+    const key = JSON.stringify([status.estimated_costs, groups]);
+    if (key === this._shown) return;
+    this._shown = key;
+    const most = Math.max(0.001, ...Object.values(status.estimated_costs).flatMap((row) => Object.values(row)));
+    byId("costs-body").replaceChildren(...groups.map((group) => this._table(group, status.estimated_costs, most)));
+  }
+
+  /** @param {{name: string, models: string[], active: string | null}} group @param {Record<string, Record<string, number>>} costs @param {number} most */
+  _table({ name, models, active }, costs, most) {
+    const cell = (/** @type {string} */ from, /** @type {string} */ to) => {
+      const secs = costs[from]?.[to];
+      const element = h("td.heat", { title: from === to ? null : `${from === NOTHING ? "nothing" : from} → ${to}` }, from === to ? "" : secs === undefined ? "–" : duration(secs));
+      if (secs !== undefined) {
+        element.style.setProperty("--heat", `${Math.round(8 + 82 * (secs / most))}%`);
+        element.classList.toggle("hot", secs / most > 0.55);
+      }
+      return element;
+    };
+    return h("table.heat-map", {},
+      h("caption", {}, name),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from \\ to"), ...models.map((model) => h("th", { scope: "col", title: model }, h("span", {}, model))))),
+      h("tbody", {}, ...[NOTHING, ...models].map((from) =>
+        h(`tr${(active ?? NOTHING) === from ? ".now" : ""}`, {}, h("th", { scope: "row", title: from }, h("span", {}, from === NOTHING ? "nothing" : from)), ...models.map((to) => cell(from, to))))),
+    );
+  }
+}

@@ -1,0 +1,71 @@
+/** Elements without markup in strings: all text goes through text nodes. */
+
+/** @param {string} id @returns {any} The element, which index.html has. */
+export const byId = (id) => document.getElementById(id);
+
+/**
+ * Make an element.
+ * @param {string} tag Its name, with classes: `span.chip.small`.
+ * @param {Record<string, any>} [props] Attributes; `on…` are listeners, false and null leave out.
+ * @param {...(Node | string | number | null | undefined)} children
+ * @returns {any}
+ */
+export function h(tag, props = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(props)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else element.setAttribute(key, value === true ? "" : String(value));
+  }
+  for (const child of children) {
+    if (child !== null && child !== undefined) element.append(child instanceof Node ? child : String(child));
+  }
+  return element;
+}
+
+/** Set an element's text, if it is another one. @param {Element} element @param {string} text */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * Make the children of a parent those of a list, reusing elements by key and moving only what must be.
+ * @template T
+ * @param {Element} parent
+ * @param {T[]} items
+ * @param {(item: T) => string} keyOf
+ * @param {(item: T) => any} make Makes an element for an item.
+ * @param {(element: any, item: T) => void} [patch] Brings an element up to date.
+ */
+export function patchList(parent, items, keyOf, make, patch = () => {}) {
+  const keys = items.map(keyOf);
+  const wanted = new Set(keys);
+  /** @type {Map<string, any>} */
+  const old = new Map();
+  for (const child of [.../** @type {any} */ (parent.children)]) {
+    // Gone first: what is moved past it would lose its focus.
+    if (wanted.has(child.key)) old.set(child.key, child);
+    else child.remove();
+  }
+  let next = parent.firstElementChild;
+  items.forEach((item, index) => {
+    let element = old.get(keys[index]);
+    if (!element) {
+      element = make(item);
+      element.key = keys[index];
+    }
+    patch(element, item);
+    if (element === next) next = element.nextElementSibling;
+    else parent.insertBefore(element, next);
+  });
+}
+
+/**
+ * Make the options of a select those of a list, keeping what is selected where it still is there.
+ * @param {HTMLSelectElement} select @param {string[]} values
+ */
+export function patchOptions(select, values) {
+  patchList(select, values, (value) => value, (value) => h("option", { value }, value));
+}
