@@ -10,7 +10,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 SLOW_STAMP := $(VENV)/.installed-slow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test lint unit test-slow test-real docs bench soak format clean
+.PHONY: help run test lint unit coverage test-slow test-real docs bench soak format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,11 @@ lint: $(TEST_STAMP)  ## Format, lint, types and import rules
 
 unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@echo "== tests"
-	@$(BIN)/coverage run -m pytest -m "not slow and not real" $(ARGS)
-	@$(BIN)/coverage report --skip-covered --skip-empty --format=total | sed 's/^/branch coverage, percent: /'
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal -m "not slow and not real" $(ARGS)
+
+coverage: $(TEST_STAMP)  ## The same tests, with how much of the code they run (takes twice as long)
+	@$(BIN)/coverage run -m pytest -q -m "not slow and not real" $(ARGS)
+	@$(BIN)/coverage report --skip-covered --skip-empty
 
 test-slow: $(SLOW_STAMP)  ## Tests that take minutes, or need real clients or a browser
 	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
