@@ -618,7 +618,7 @@ async def test_no_such_host() -> None:
 
 async def test_connect_timeout(autojump_clock: MockClock) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(None))
-    with pytest.raises(BackendRefused, match="to nowhere.invalid:80 within 7 s"):
+    with pytest.raises(BackendRefused, match=r"to nowhere\.invalid:80 within 7 s"):
         await get(Backend("http://nowhere.invalid", connect_timeout_s=7))
     assert trio.current_time() == 7
 
