@@ -234,6 +234,13 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
     assert rack.hook_log == ["a wake", "a sleep", "b sleep", "a wake"]
 
 
+async def test_a_hook_whose_file_is_missing_is_told_at_the_start(rack: Rack) -> None:
+    missing = {"b": {"wake": "./wake-b.sh"}}
+    async with running_llmux(rack.write_config(models=missing)) as llmux:
+        (line,) = (line for line in llmux.lines if "hook_unusable" in line)
+        assert "models.b.wake: there is no ./wake-b.sh in " in line
+
+
 async def test_a_hook_that_outlives_its_deadline(rack: Rack) -> None:
     hanging = {"b": {"wake": "sleep 60", "hook_timeouts": {"wake": 0.3}}}
     async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
