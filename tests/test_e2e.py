@@ -610,6 +610,16 @@ async def test_an_address_that_cannot_be_had(rack: Rack) -> None:
     assert lines == ["cannot listen on 192.0.2.1:0: Cannot assign requested address"]
 
 
+async def test_a_port_that_another_program_has(rack: Rack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, lines = await start_in_vain(rack.write_config(port=port), "llmux")
+    assert code == 1
+    assert lines == [
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; `port` or -p chooses another"
+    ]
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_second_llmux_names_the_first(rack: Rack, llmux: LlmuxProcess, form: str) -> None:
     code, (line,) = await start_in_vain(rack.folder / "llmux.json", form)
