@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the READMEs of `hooks/` are pages of the site, too."""
+"""Hooks of MkDocs: the READMEs of `hooks/` and `deploy/` are pages of the site, too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that stand outside of `docs/`."""
-    outside = [*sorted(ROOT.glob("hooks/*/README.md")), ROOT / "CHANGELOG.md"]
+    readmes = (path for top in ("hooks", "deploy") for path in ROOT.glob(f"{top}/*/README.md"))
+    outside = [*sorted(readmes), ROOT / "CHANGELOG.md"]
     for path in outside:
         uri = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
@@ -26,4 +27,4 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     up = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+docs/", f"]({up}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+CHANGELOG\.md", f"]({up}CHANGELOG.md", markdown)
-    return re.sub(r"\]\((?:\.\./)+hooks/([\w-]+)\)", rf"]({up}hooks/\1/README.md)", markdown)
+    return re.sub(r"\]\((?:\.\./)+((?:hooks|deploy)/[\w-]+)\)", rf"]({up}\1/README.md)", markdown)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 import click
 
 from llmux import __version__
-from llmux.config import Config, HookName, config_schema
+from llmux.config import Config, HookName, config_schema, hook_remarks
 from llmux.errors import ConfigError
 from llmux.options import config_option, with_options_before
 from llmux.terminal.commands import COMMANDS as TERMINAL_COMMANDS
@@ -90,7 +90,10 @@ def run_server(options: dict[str, Any]) -> NoReturn:
 @config_option
 @click.pass_context
 def check(context: click.Context, /, **options: Any) -> None:
-    """Check a config and show what it says; exit code 2 if it cannot be used."""
+    """Check a config and show what it says; exit code 2 if it cannot be used.
+
+    Warns of hooks whose files are missing or cannot be run here.
+    """
     from llmux.app import EXIT_CONFIG, find_config, print_mistake  # noqa: PLC0415
     from llmux.policy import load_policy  # noqa: PLC0415
 
@@ -101,6 +104,8 @@ def check(context: click.Context, /, **options: Any) -> None:
         print_mistake(error)
         sys.exit(EXIT_CONFIG)
     click.echo(config_table(loaded))
+    for remark in hook_remarks(loaded):
+        click.echo(f"warning: {remark}", err=True)
 
 
 for terminal_command in TERMINAL_COMMANDS:

@@ -199,7 +199,7 @@ class ShellHooks:
                 with trio.CancelScope(shield=True):
                     if not await ending.finish():
                         log.warning("hook_survived", model=model, hook=hook, pgid=ending.group)
-        return _End(f"took longer than {timeout_s:g} s")
+        return _End(f"took longer than {timeout_s:g} s (hook_timeouts.{hook})")
 
     def _environment(self, model: str, hook: str, source: str, target: str) -> dict[str, str]:
         secret = self._secret_variables

@@ -10,6 +10,7 @@ import trio
 
 from llmux import logs
 from llmux.app import EXIT_CONFIG, find_config, print_mistake
+from llmux.config import hook_remarks
 from llmux.errors import ConfigError
 from llmux.server import (
     calm_collector,
@@ -23,6 +24,8 @@ from llmux.statelock import LockHeld, state_lock
 from llmux.uncaught import log_uncaught
 
 EXIT_CANNOT_LISTEN = 1
+
+log = logs.get_logger(__name__)
 
 
 @dataclass
@@ -55,6 +58,8 @@ def serve(options: ServeOptions) -> int:
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)
+            for remark in hook_remarks(config):
+                log.warning("hook_unusable", remark=remark)
             serving = partial(serve_config, config, server, sockets, watch=options.watch)
             return trio.run(serving)
     except (ConfigError, LockHeld) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -222,7 +223,8 @@ def listen(config: ServerConfig) -> Sockets:
     try:
         sockets = config.create_sockets()
     except OSError as error:
-        raise OSError(f"cannot listen on {config.bind[0]}: {error.strerror}") from error
+        advice = "; `port` or -p chooses another" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(f"cannot listen on {config.bind[0]}: {error.strerror}{advice}") from error
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
         sock.listen(config.backlog)
     return sockets

@@ -34,7 +34,8 @@ def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
             raise LockHeld(
-                f"another llmux already serves this config ({holder}); its lock is {path}"
+                f"another llmux already serves this config ({holder}); stop it first "
+                f"(its lock is {path})"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()}, config {config_path}\n".encode(), 0)

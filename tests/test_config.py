@@ -334,6 +334,18 @@ def test_all_mistakes_show_at_once() -> None:
         ("a.yaml", "[" * 5_000, "nested too deeply"),
         ("a.yaml", "a:\n  b: [1\nc: 2\n", "line 3, column 2: expected ',' or ']', but got ':'"),
         ("a.yaml", "a: 1\n---\nb: 2\n", "line 2, column 1: but found another document"),
+        (
+            "a.yaml",
+            "a:\n\tb: 1\n",
+            "line 2, column 1: found character '\\t' that cannot start any token (YAML is "
+            "indented with spaces)",
+        ),
+        (
+            "a.yaml",
+            "a:\n  b: 1\n c: 2\n",
+            "line 3, column 2: expected <block end>, but found '<block mapping start>' (is the line "
+            "indented like its neighbours?)",
+        ),
         ("a.yaml", "a: *b\n", "line 1, column 4: found undefined alias 'b'"),
         ("a.yaml", "a: !!python/name:os.system\n", "line 1, column 4: could not determine"),
         ("a.yaml", "a: !!timestamp x\n", "line 1, column 4: could not determine"),

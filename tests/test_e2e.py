@@ -234,6 +234,13 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
     assert rack.hook_log == ["a wake", "a sleep", "b sleep", "a wake"]
 
 
+async def test_a_hook_whose_file_is_missing_is_told_at_the_start(rack: Rack) -> None:
+    missing = {"b": {"wake": "./wake-b.sh"}}
+    async with running_llmux(rack.write_config(models=missing)) as llmux:
+        (line,) = (line for line in llmux.lines if "hook_unusable" in line)
+        assert "models.b.wake: there is no ./wake-b.sh in " in line
+
+
 async def test_a_hook_that_outlives_its_deadline(rack: Rack) -> None:
     hanging = {"b": {"wake": "sleep 60", "hook_timeouts": {"wake": 0.3}}}
     async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
@@ -601,6 +608,16 @@ async def test_an_address_that_cannot_be_had(rack: Rack) -> None:
     code, lines = await start_in_vain(rack.write_config(host="192.0.2.1"), "llmux")
     assert code == 1
     assert lines == ["cannot listen on 192.0.2.1:0: Cannot assign requested address"]
+
+
+async def test_a_port_that_another_program_has(rack: Rack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, lines = await start_in_vain(rack.write_config(port=port), "llmux")
+    assert code == 1
+    assert lines == [
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; `port` or -p chooses another"
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -126,14 +126,16 @@ async def test_what_is_over_its_time_is_gone_before_the_next_hook_runs(
     site = Site(tmp_path, a=looking | overdue | {"hook_timeouts": timeouts}, b=looking)
     async with site.running():
         if hook == "wake":
-            assert (await site.failure("a")).reason == "took longer than 0.7 s"
+            reason = (await site.failure("a")).reason
+            assert reason == "took longer than 0.7 s (hook_timeouts.wake)"
             await site.until_given_up("a")
             assert site.ran == ["a wake", "a sleep"]
         else:
             await site.ask("a")
         if hook == "verify_asleep":
             error = await site.failure("b")
-            assert (error.model, error.reason) == ("a", "took longer than 0.7 s")
+            assert (error.model, error.hook) == ("a", "verify_asleep")
+            assert error.reason == "took longer than 0.7 s (hook_timeouts.verify_asleep)"
             assert site.ran == ["a wake", *["a sleep", "a verify_asleep"] * 2]
         else:
             await site.ask("b")

@@ -178,7 +178,7 @@ async def test_a_background_child_keeps_its_log_when_that_is_cut(
 async def test_a_hook_over_its_time_ends_with_its_whole_group(bench: Bench) -> None:
     with capture_logs() as events:
         error = await bench.failure("echo $$ > sh; sleep 30 & echo $! > pid; wait", timeout_s=0.4)
-    assert error.reason == "took longer than 0.4 s"
+    assert error.reason == "took longer than 0.4 s (hook_timeouts.wake)"
     assert error.exit_code is None
     assert not is_alive(bench.pid("sh"))
     assert not is_alive(bench.pid("pid"))

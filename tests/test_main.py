@@ -54,6 +54,19 @@ def test_check_shows_what_it_found(config: Path) -> None:
     assert config_table(load_config(config)) in result.output
 
 
+def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:
+    config.write_text(
+        CONFIG.replace(
+            "wake: up, sleep: down, alive: ping, al", "wake: ./up, sleep: down, alive: ping, al"
+        )
+    )
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"warning: models.facebook/opt-125m.wake: there is no ./up in {config.parent}, where hooks run\n"
+    )
+
+
 def test_options_may_stand_before_the_command(config: Path) -> None:
     assert run("-c", str(config), "check").exit_code == 0
     assert run("-c", "nowhere.yaml", "check", "-c", str(config)).exit_code == 0

@@ -28,10 +28,17 @@ else
     if [ -z "${LLAMA_SERVER:-}${LLAMA_PYTHON:-}" ] && command -v llama-server >/dev/null; then
         LLAMA_SERVER=llama-server
     fi
+    python=${LLAMA_PYTHON:-python3}
+    # Python's own words would name only a module that is missing.
+    if [ -z "${LLAMA_SERVER:-}" ] && ! "$python" -c 'import importlib.util, sys
+sys.exit(not importlib.util.find_spec("llama_cpp"))'; then
+        fail "no server: llama-server is not on the PATH, and $python has no llama_cpp; \
+set LLAMA_SERVER or LLAMA_PYTHON (README.md)"
+    fi
     if [ -n "${LLAMA_SERVER:-}" ]; then
         "$LLAMA_SERVER" "$@" --alias "$LLMUX_MODEL" &
     else
-        "${LLAMA_PYTHON:-python3}" -m llama_cpp.server "$@" --model_alias "$LLMUX_MODEL" &
+        "$python" -m llama_cpp.server "$@" --model_alias "$LLMUX_MODEL" &
     fi
     echo $! >"run/llama-cpp-$LLMUX_PORT.pid"
 fi

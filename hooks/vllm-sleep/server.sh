@@ -6,6 +6,8 @@ pid_file=$files.pid         # process id, start time and boot of the server that
 # shellcheck disable=SC2034 # for those who source this
 log_file=$files.log         # what that server prints
 level_file=$files.level     # the level that it was last put to sleep with
+# shellcheck disable=SC2034
+model_file=$files.model     # whose server that is
 half_awake=$files.half-awake # there while a wake goes on, and after one that was broken off
 
 method='' path='' status=000 body='' sleeping=unknown left=''
@@ -104,5 +106,5 @@ stop_server() {
             fi
         fi
     fi
-    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$level_file" "$half_awake"
+    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$level_file" "$model_file" "$half_awake"
 }

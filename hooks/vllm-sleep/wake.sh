@@ -45,6 +45,8 @@ start() {
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
     # In a session of its own, so that it outlives this hook, and can be ended with its workers.
     # The paths used here exist in the development mode only; they are why it must listen on loopback.
+    say "starting ${VLLM:-vllm} serve $1; what it prints is in $PWD/$log_file"
+    echo "$LLMUX_MODEL" >"$model_file"
     VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
         --host 127.0.0.1 --port "$LLMUX_PORT" --served-model-name "$LLMUX_MODEL" \
         >"$log_file" 2>&1 </dev/null &
@@ -75,6 +77,12 @@ command -v curl >/dev/null || fail "curl not found; install it"
 [ $# -gt 0 ] || fail "usage: wake.sh MODEL [OPTIONS OF vllm serve]"
 
 if runs; then
+    owner=$(cat "$model_file" 2>/dev/null) || owner=$LLMUX_MODEL
+    if [ "$owner" != "$LLMUX_MODEL" ]; then
+        say "on port $LLMUX_PORT runs the server of $owner (process $leader), which is left alone; \
+give each model a port of its own, or end it if it was renamed"
+        exit 1
+    fi
     [ -e "$half_awake" ] || ask GET /health 4
     # Half awake: it can neither be put to sleep nor be woken any more. 503: its engine has died.
     if [ -e "$half_awake" ] || [ "$status" = 503 ]; then

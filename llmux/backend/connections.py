@@ -156,6 +156,8 @@ class Origin:
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._connect_timeout_s = connect_timeout_s
+        shown_host = f"[{self._host}]" if ":" in self._host else self._host
+        self._shown = f"{shown_host}:{self._port}"
         self.host_header = url.netloc.rpartition("@")[2].encode("ascii")
         self.prefix = url.path.rstrip("/").encode("ascii")
 
@@ -170,11 +172,15 @@ class Origin:
             with trio.fail_after(self._connect_timeout_s):
                 return Connection(await self._open())
         except trio.TooSlowError:
-            raise BackendRefused(f"no connection within {self._connect_timeout_s:g} s") from None
+            raise BackendRefused(
+                f"no connection to {self._shown} within {self._connect_timeout_s:g} s"
+            ) from None
         except wire.BREAKS as error:
             cause = first_cause(error)
             is_local = isinstance(cause, OSError) and cause.errno in LOCAL_ERRNOS
-            raise (BackendError if is_local else BackendRefused)(str(cause)) from error
+            why = (isinstance(cause, OSError) and cause.strerror) or cause
+            reason = f"no connection to {self._shown}: {why}"
+            raise (BackendError if is_local else BackendRefused)(reason) from error
 
     async def _open(self) -> Stream:
         tcp = await wire.connect(self._host, self._port)

@@ -1,5 +1,6 @@
 """The config: its shape, how a file becomes one, and what is said about the mistakes in it."""
 
+from llmux.config.hookfiles import hook_remarks
 from llmux.config.load import default_config_path, load_config, parse_config
 from llmux.config.schema import config_schema
 from llmux.config.shape import (
@@ -22,6 +23,7 @@ __all__ = [
     "PolicyConfig",
     "config_schema",
     "default_config_path",
+    "hook_remarks",
     "load_config",
     "parse_config",
 ]

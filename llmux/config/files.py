@@ -66,12 +66,21 @@ def decode(path: Path) -> Any:
         problem = str(error.problem or error.context)
         # A name at its end may be a key that was not quoted and begins like an alias or a tag.
         problem = re.sub(r""" ('[^'<][^']+'|"[^"]+")$""", "", problem)
-        message = f"{place}{problem}"
+        message = f"{place}{problem}{_advice(problem)}"
     except RecursionError:
         message = "nested too deeply"
     except (yaml.YAMLError, ValueError) as error:
         message = str(error).partition("\n")[0]
     raise ConfigError([f"{path}: {message}"])
+
+
+def _advice(problem: str) -> str:
+    """What to look for, where PyYAML speaks of its own parts."""
+    if "'\\t'" in problem:
+        return " (YAML is indented with spaces)"
+    if "<block" in problem:
+        return " (is the line indented like its neighbours?)"
+    return ""
 
 
 def _decode_json(text: str) -> Any:

@@ -66,7 +66,7 @@ def parse_config(
     reader = _Reader("config" if path is None else str(path), directory)
     reader.mistakes += [
         # Below a list of keys, what stands in a mapping's place may be one.
-        f"{_show(keys[:1] if keys[0] in KEY_LISTS else keys)}: duplicate key"
+        f"{show_keys(keys[:1] if keys[0] in KEY_LISTS else keys)}: duplicate key"
         for keys in duplicates(data)
     ]
     config = reader.read_section(
@@ -210,7 +210,7 @@ class _Reader:
         return KeyRing(found, (name for name in variables if name))
 
     def _note(self, keys: Keys, message: str) -> None:
-        self.mistakes.append(f"{_show(keys) or self._label}: {message}")
+        self.mistakes.append(f"{show_keys(keys) or self._label}: {message}")
 
 
 def _meant(kind: Any, value: object) -> Any:
@@ -286,7 +286,7 @@ def _unknown(key: object, known: Iterable[str]) -> str:
     return f"unknown key, {hint}"
 
 
-def _show(keys: Keys) -> str:
+def show_keys(keys: Keys) -> str:
     """A path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
     shown = ""
     for key in keys:

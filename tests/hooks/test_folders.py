@@ -85,5 +85,6 @@ def test_the_scripts_of_podman_are_those_of_docker() -> None:
 def test_a_readme_says_how_to_validate_one_of_its_models(folder: str) -> None:
     text = (HOOKS / folder / "README.md").read_text()
     ((config, model),) = re.findall(r"`llmux validate -c (\S+) (\S+)`", text)
-    assert config == f"hooks/{folder}/llmux.yaml"
+    copy = re.search(rf"cp -r hooks/{folder} (\S+)", text)
+    assert config == (copy[1] if copy else f"hooks/{folder}") + "/llmux.yaml"
     assert model in load_config(HOOKS / folder / "llmux.yaml").models

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.hooks.bench import Bench
@@ -50,6 +52,14 @@ def test_a_wake_that_fails_says_why_and_leaves_nothing(bench: Bench) -> None:
     woken = bench.hook("wake")
     assert woken.code == 1
     assert "no answer within 1 s" in woken.output
+    assert bench.running() == []
+
+
+def test_without_any_server_the_wake_says_how_to_name_one(bench: Bench) -> None:
+    bench.setenv("LLAMA_PYTHON", sys.executable)
+    woken = bench.hook("wake")
+    assert woken.code == 1
+    assert f"{sys.executable} has no llama_cpp; set LLAMA_SERVER or LLAMA_PYTHON" in woken.output
     assert bench.running() == []
 
 

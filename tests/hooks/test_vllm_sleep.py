@@ -138,6 +138,18 @@ def test_a_server_that_others_have_started_is_woken_and_put_to_sleep(
 # ---- Traps ----
 
 
+def test_a_port_of_two_models_is_told_and_the_other_server_left_alone(
+    bench: Bench, one: str, two: str
+) -> None:
+    assert bench.codes("wake", "sleep") == [0, 0]
+    bench.edit(f"port: {bench.port(two)}", f"port: {bench.port(one)}")
+    woken = bench.hook("wake", two)
+    assert woken.code == 1
+    assert f"runs the server of {one}" in woken.output
+    assert "give each model a port of its own" in woken.output
+    assert bench.codes("verify_asleep", "wake", "alive") == [0, 0, 0]
+
+
 def test_alive_is_not_fooled_by_health_while_asleep(bench: Bench) -> None:
     assert bench.codes("wake", "sleep") == [0, 0]
     health = bench.run('curl -sf "http://127.0.0.1:$LLMUX_PORT/health"')

@@ -1,0 +1,59 @@
+"""What is wrong with the files that hooks name: said early, for it shows only when a hook runs.
+
+Remarks and no mistakes: a file may come later, or be there only where llmux serves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from llmux.config.load import show_keys
+from llmux.config.shape import Config, HookName
+
+PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
+"""A script that begins with a path, perhaps after variables, with nothing that a shell expands."""
+
+FIRST_LINE_BYTES = 256  # as much as Linux reads of it (BINPRM_BUF_SIZE)
+
+
+def hook_remarks(config: Config) -> list[str]:
+    """One line for each hook whose file cannot be run as it is now."""
+    return [
+        f"{show_keys(('models', name, hook))}: {remark}"
+        for name, model in config.models.items()
+        for hook in get_args(HookName)
+        if (script := model.script(hook)) is not None
+        for remark in _remarks(script, config.directory)
+    ]
+
+
+def _remarks(script: str, directory: Path) -> Iterator[str]:
+    named = PLAIN_PATH.match(script)
+    if named is None:
+        return
+    path = named[1]
+    file = directory / path
+    try:
+        if not file.exists():
+            yield f"there is no {path}" + (
+                "" if path[0] == "/" else f" in {directory}, where hooks run"
+            )
+        elif not file.is_file():
+            yield f"{path} is not a file"
+        elif not os.access(file, os.X_OK):
+            yield f"{path} is not executable: chmod +x {file}"
+        elif _has_windows_line_ends(file):
+            yield f"{path} has Windows line ends (CRLF), with which it does not run"
+    except OSError:
+        return  # a folder that llmux may not look into: the hook's run will tell
+
+
+def _has_windows_line_ends(file: Path) -> bool:
+    """Whether its first line names an interpreter whose name ends in a carriage return."""
+    with file.open("rb") as script:
+        first = script.readline(FIRST_LINE_BYTES)
+    return first.startswith(b"#!") and first.endswith(b"\r\n")
