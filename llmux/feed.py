@@ -224,11 +224,14 @@ class Feed:
             last_event_id: The last event that was seen; empty: none.
         """
         if not self.is_heard:  # what changed before is in the status
+            self._forget_all()
+            self._last += 1  # nobody may go on across what was not kept
             self._told = dict(self._count())
             for look in self._looks:
                 look()
         boot, _, number = last_event_id.rpartition("-")
-        knows = boot == self.boot and number.isdecimal() and self.is_heard
+        # An int of thousands of digits would be an error.
+        knows = boot == self.boot and number.isdecimal() and len(number) < 20 and self.is_heard
         self._heard_until = trio.current_time() + GRACE_S
         self._came.set()
         self._seal()
