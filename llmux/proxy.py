@@ -341,6 +341,8 @@ class ModelProxy:
                 await self._pass_on(lane, journey, outgoing)
             return
         async with journey.serving:
+            if journey.cancelled_with is not None:  # in the instant between grant and entry
+                raise journey.cancelled_with
             # A new config may have come while it waited.
             upstream = self._upstreams.get(journey.model, outgoing.upstream)
             if upstream is not outgoing.upstream:

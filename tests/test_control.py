@@ -17,6 +17,8 @@ from llmux import shapes
 from llmux.control.logfile import LogReader
 from llmux.control.masked import masked_config
 from llmux.control.openapi import OPERATIONS, openapi
+from llmux.errors import LlmuxError
+from llmux.waiters import Waiter
 from tests.fakes import FakeHooks
 from tests.lanes import Site, running_lane
 
@@ -366,6 +368,27 @@ async def test_a_request_is_cancelled_before_its_answer(lane: str, tmp_path: Pat
             assert one.phase == "forwarding"
             site.service.proxy.journeys.cancel(one.id)
             assert code(await answer()) == (503, "cancelled")
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_request_is_cancelled_in_the_instant_of_its_grant(
+    lane: str, tmp_path: Path, hooks: FakeHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither in line any more nor in flight yet."""
+    hooks.gates["a", "wake"] = trio.Event()
+    async with running_lane(lane, tmp_path, hooks=hooks) as site, site.client() as client:
+        tell = Waiter.tell_nowait
+
+        def tell_and_cancel(waiter: Waiter, error: LlmuxError | None) -> None:
+            tell(waiter, error)
+            site.service.proxy.journeys.cancel(waiter.request)
+
+        monkeypatch.setattr(Waiter, "tell_nowait", tell_and_cancel)
+        async with asking(client, "a") as answer:
+            await until(lambda: site.service.board.queue_depths["a"] == 1)
+            hooks.gates["a", "wake"].set()
+            assert code(await answer()) == (503, "cancelled")
+        assert site.backend.received == []
 
 
 async def test_requests_to_the_fallback_are_seen_and_cancelled_too(tmp_path: Path) -> None:
