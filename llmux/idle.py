@@ -33,6 +33,8 @@ def idle_order(
 ) -> tuple[Order | None, float]:
     """What to do in a group in which no switch runs, and when to look again at the latest.
 
+    Such an order does not stand: it is called off as soon as somebody waits for anything.
+
     Args:
         models: The group's.
         rules: What its config says.
@@ -47,11 +49,11 @@ def idle_order(
     if standby is not None and standby is not active:
         wake_at = max(idle_since + rules.standby_after_s, standby.retry_at)
         if wake_at <= now:
-            return Order(standby, "nothing else is wanted", stands=True, rule="standby"), math.inf
+            return Order(standby, "nothing else is wanted", rule="standby"), math.inf
     else:
         wake_at = math.inf
     sleep_at = math.inf if active is None else active.used_at + active.idle_sleep_s
     if active is not None and sleep_at <= now:
         reason = f"unused for {active.idle_sleep_s:g} s"
-        return Order(active, reason, stands=True, to="asleep", rule="idle"), math.inf
+        return Order(active, reason, to="asleep", rule="idle"), math.inf
     return None, min(wake_at, sleep_at)

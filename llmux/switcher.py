@@ -626,8 +626,8 @@ class Switcher:
             raise self._closed_with.with_traceback(None)
 
     def _is_wanted(self, order: Order) -> bool:
-        """Whether somebody waits for its target, or nobody for anything else."""
-        if order.stands or order.target.wanted_by:
+        """Whether somebody waits for its target to be awake, or nobody for anything else."""
+        if order.stands or (order.to == "awake" and order.target.wanted_by):
             return True
         return not any(model.wanted_by for model in self.models.values())
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import HookError, ModelNotFound, Pinned, ShuttingDown
-from llmux.idle import IdleRules
+from llmux.idle import IdleRules, idle_order
 from llmux.model import Traits
+from llmux.orders import Order
 from llmux.shapes import Pin
 from tests.fakes import FakeHooks, Rig
 
@@ -122,6 +125,49 @@ async def test_idle_rules_wait_for_those_who_wait(autojump_clock: MockClock) -> 
         requests.start_soon(rig.ask, "b", 1)
         await trio.sleep(20)
         assert rig.hooks.served == {"a": 2, "b": 1}
+
+
+async def test_a_standby_is_not_woken_once_somebody_wants_another(
+    autojump_clock: MockClock,
+) -> None:
+    hooks = FakeHooks(seconds={("a", "sleep"): 60, ("s", "wake"): 500, ("b", "wake"): 5})
+    rules = IdleRules(standby="s", standby_after_s=300)
+    rig = Rig(("a", "b", "s"), hooks=hooks, idle_rules=rules)
+    async with rig.running():
+        await rig.ask("a")
+        await trio.sleep(310)
+        assert hooks.running == ("a", "sleep")
+        assert await rig.ask("b") == 50 + 5
+        assert ("s", "wake") not in hooks.calls
+
+
+async def test_an_idle_sleep_is_called_off_when_its_model_is_wanted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long request comes between the decision and the drain, and then another."""
+    rig = Rig(traits=SLEEPY)
+    waited_s: list[float] = []
+
+    async with rig.running() as requests:
+
+        async def wait_a_while() -> None:
+            await trio.sleep(1)
+            waited_s.append(await rig.ask("a"))
+
+        def decided(*about: Any) -> tuple[Order | None, float]:
+            order, at = idle_order(*about)
+            if order is not None and not waited_s:
+                requests.start_soon(rig.ask, "a", 1000)
+                requests.start_soon(wait_a_while)
+            return order, at
+
+        monkeypatch.setattr("llmux.switcher.idle_order", decided)
+        await rig.ask("a")
+        await trio.sleep(500)
+        assert rig.hooks.inside == {"a": 1}
+        assert waited_s == [0]
+        await trio.sleep(1000)
+        assert rig.hooks.awake == set()
 
 
 # ---- Pins ----
