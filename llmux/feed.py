@@ -211,6 +211,11 @@ class Feed:
         return bool(self._readers) or trio.current_time() < self._heard_until
 
     @property
+    def has_ended(self) -> bool:
+        """Whether those who watch are to go."""
+        return self._has_ended
+
+    @property
     def last_event_id(self) -> str:
         """Says what has been told so far."""
         self._seal()

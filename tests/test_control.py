@@ -12,9 +12,10 @@ import httpx
 import msgspec
 import pytest
 import trio
+from trio.testing import MockClock
 
 from llmux import shapes
-from llmux.control.logfile import LogReader
+from llmux.control.logfile import LOOK_S, LogReader
 from llmux.control.masked import masked_config
 from llmux.control.openapi import OPERATIONS, openapi
 from llmux.errors import LlmuxError
@@ -432,11 +433,19 @@ async def lines(reader: LogReader, count: int) -> str:
     return text
 
 
+def always() -> bool:
+    return True
+
+
+def never() -> bool:
+    return False
+
+
 async def test_a_log_is_followed_also_when_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
-    reader = LogReader(path, lines=2, follow=True)  # it may come later
+    reader = LogReader(path, lines=2, follow=always)  # it may come later
     path.write_text("one\ntwo\nthr")
-    assert await lines(LogReader(path, lines=2, follow=False), 1) == "two\n"
+    assert await lines(LogReader(path, lines=2, follow=never), 1) == "two\n"
     assert await lines(reader, 1) == "two\n"
     with path.open("ab") as file:
         file.write(b"ee\n\x1b[31mfour\x1b[0m \xff\x00\n")
@@ -448,11 +457,11 @@ async def test_a_log_is_followed_also_when_it_is_cut(tmp_path: Path) -> None:
 async def test_the_end_of_a_log_without_a_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"x" * 200_000 + b"\nlast")
-    found = b"".join([piece async for piece in LogReader(path, lines=1, follow=False)])
+    found = b"".join([piece async for piece in LogReader(path, lines=1, follow=never)])
     assert found == b"last"
-    found = b"".join([piece async for piece in LogReader(path, lines=9, follow=False)])
+    found = b"".join([piece async for piece in LogReader(path, lines=9, follow=never)])
     assert len(found) == 200_005
-    gone = [piece async for piece in LogReader(tmp_path / "no", lines=9, follow=False)]
+    gone = [piece async for piece in LogReader(tmp_path / "no", lines=9, follow=never)]
     assert gone == []
 
 
@@ -467,7 +476,39 @@ async def test_logs_over_http(site: Site, client: httpx.AsyncClient, tmp_path: P
     assert code(await client.get("/control/logs/a?follow=maybe")) == (400, "bad_request")
 
 
+async def test_no_line_of_a_log_without_a_last_newline(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"old\n50 %")
+    reader = LogReader(path, lines=0, follow=always)
+    with trio.move_on_after(10 * LOOK_S) as nothing:
+        await anext(reader)
+    assert nothing.cancelled_caught
+    with path.open("ab") as file:
+        file.write(b" 51 %\n")
+    assert await anext(reader) == b" 51 %\n"
+
+
 # ---- Readers ----
+
+
+@pytest.mark.parametrize("path", ["events", "logs/a?follow=true"])
+async def test_streams_end_when_llmux_stops(site: Site, path: str) -> None:
+    """They must not hold it up for as long as its grace."""
+    async with site.client() as client, client.stream("GET", f"/control/{path}") as answer:
+        site.service.stop()
+        with trio.fail_after(5):
+            await answer.aread()
+
+
+@pytest.mark.parametrize("path", ["events", "logs/a?follow=true"])
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_head_is_answered_without_the_stream(lane: str, path: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path) as site, site.client() as client:
+        with trio.fail_after(5):
+            answer = await client.head(f"/control/{path}")
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 async def test_a_reader_that_takes_nothing_is_cut(tmp_path: Path) -> None:

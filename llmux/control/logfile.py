@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +29,10 @@ class LogReader:
     Args:
         path: The file.
         lines: How many lines of what is there.
-        follow: Whether to go on as it grows, for ever.
+        follow: Asked whether to go on as it grows.
     """
 
-    def __init__(self, path: Path, *, lines: int, follow: bool) -> None:
+    def __init__(self, path: Path, *, lines: int, follow: Callable[[], bool]) -> None:
         self._path = path
         self._follow = follow
         self._position: int | None = None
@@ -45,7 +46,7 @@ class LogReader:
         while True:
             data = self._read()
             if not data:
-                if not self._follow:
+                if not self._follow():
                     data, self._rest = self._rest, b""
                     if not data:
                         raise StopAsyncIteration
@@ -87,7 +88,7 @@ def _tail_begins(descriptor: int, size: int, lines: int) -> int:
         end = data.rfind(b"\n", 0, end)
         if end < 0:
             return start
-    return start + end + 1
+    return min(start + end + 1, size)
 
 
 def _plain(data: bytes) -> bytes:
