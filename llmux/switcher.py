@@ -367,9 +367,14 @@ class Switcher:
         self._when_asleep.setdefault(name, []).append(then)
         reason = "its config has changed"
         self._orders.append(Order(model, reason, stands=True, to="asleep"))
-        if self._mode == "manual" and model.is_awake:  # nobody else would wake it again
+        if self._is_kept(model) and model.is_awake:  # nobody else would wake it again
             self._orders.append(Order(model, reason, stands=True))
         self._changed.set()
+
+    def _is_kept(self, model: Model) -> bool:
+        """Whether it is awake since an operator wants it so, whoever waits."""
+        is_pinned = self.pinned is not None and self.pinned.model == model.name
+        return self._mode == "manual" or is_pinned
 
     def _rests(self, model: Model) -> bool:
         """Whether it sleeps, and will as long as nothing new is decided."""
@@ -611,9 +616,9 @@ class Switcher:
         model.in_flight.cut()  # also those that a drain waits for
         if not model.is_awake or self._closed_with is not None:
             return
-        # In manual mode nobody else would wake it again, and somebody has wanted it awake.
+        # Nobody else might wake it again, and somebody has wanted it awake.
         orders = [Order(model, "down", stands=True, to="down")]
-        if self._mode == "manual":
+        if self._is_kept(model):
             orders.append(Order(model, "down", stands=True))
         self._orders.extendleft(reversed(orders))
         self._changed.set()

@@ -289,6 +289,32 @@ async def test_two_pins_that_fail_leave_what_was_before(autojump_clock: MockCloc
         await rig.ask("c")
 
 
+async def test_a_pinned_model_is_woken_again_after_a_change_of_its_config(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig()
+    changes: list[str] = []
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        rig.switcher.renew("a", lambda: changes.append("a"))
+        await trio.sleep(1)
+        assert changes == ["a"]
+        assert rig.hooks.calls == [("a", "wake"), ("a", "sleep"), ("a", "wake")]
+
+
+async def test_a_pinned_model_is_woken_again_after_it_was_found_down(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(alive_interval_secs=10, alive_failures=1)
+    async with rig.running() as requests:
+        requests.start_soon(rig.switcher.health.watch)
+        await rig.switcher.pin(TO_A)
+        rig.hooks.awake.clear()
+        await trio.sleep(11)
+        assert rig.hooks.awake == {"a"}
+        requests.cancel_scope.cancel()
+
+
 async def test_a_pinned_model_that_is_removed_is_pinned_no_more(autojump_clock: MockClock) -> None:
     rig = Rig()
     async with rig.running():
