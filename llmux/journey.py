@@ -60,12 +60,13 @@ class Journey:
         trace: Its trace; None: there are none.
         first_byte_s: When its answer began, in seconds since it arrived.
         cancelled_with: Why it is not to go on; None: it is.
+        pause: Around what it waits for between a refused connection and its next try.
         told: What the feed was told last of it.
     """
 
     __slots__ = (
         "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive", "lane",
-        "model", "outcome", "passing", "serving", "sharing", "status", "told", "trace",
+        "model", "outcome", "passing", "pause", "serving", "sharing", "status", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -83,6 +84,7 @@ class Journey:
         self.outcome: Outcome = "client_left"  # until it is known better
         self.trace: Trace | None = None
         self.cancelled_with: LlmuxError | None = None
+        self.pause: trio.CancelScope | None = None
         self.told: RequestPhase | None = None
 
     @property
@@ -145,6 +147,8 @@ class Journey:
             flight.cut(error)
         elif self.serving is not None:
             self.serving.refuse(error)
+            if self.pause is not None:
+                self.pause.cancel()
         elif self.lane.cut_scope is not None:  # while its body is read
             self.lane.cut_scope.cancel()
 

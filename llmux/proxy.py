@@ -320,7 +320,8 @@ class ModelProxy:
             if journey.serving is None:
                 raise
             # It has seen nothing of the request, which may wait until the model is up again.
-            await self._board.refused(journey.model)
+            with trio.CancelScope() as journey.pause:
+                await self._board.refused(journey.model)
             await self._answer(lane, journey, outgoing)
 
     def _admit(self, headers: HeaderList) -> HeaderList:

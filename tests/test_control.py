@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from llmux import shapes
@@ -369,6 +371,25 @@ async def test_a_request_is_cancelled_before_its_answer(lane: str, tmp_path: Pat
             assert one.phase == "forwarding"
             site.service.proxy.journeys.cancel(one.id)
             assert code(await answer()) == (503, "cancelled")
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_request_is_cancelled_between_a_refused_connection_and_the_next_try(
+    lane: str, tmp_path: Path, hooks: FakeHooks
+) -> None:
+    async with running_lane(lane, tmp_path, hooks=hooks) as site, site.client() as client:
+        await site.service.board.force_switch("a")
+        hooks.gates["a", "alive"] = trio.Event()
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # and does not listen
+            port = nobody.getsockname()[1]
+            config = site.service.reloader.config.models["a"]
+            site.service.proxy.use("a", replace(config, port=port))
+            async with asking(client, "a") as answer:
+                await until(lambda: ("a", "alive") in hooks.calls)
+                (one,) = site.service.proxy.journeys.list(1).requests
+                site.service.proxy.journeys.cancel(one.id)
+                assert code(await answer()) == (503, "cancelled")
 
 
 @pytest.mark.parametrize("lane", ["fast", "asgi"])
