@@ -510,8 +510,13 @@ class Switcher:
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
         if self._pins or not self._heeds_idleness:
             return None, look_again_at
-        now = trio.current_time()
-        order, at = idle_order(self.models, self._idle_rules, self._began_at, now)
+        order, at = idle_order(
+            self.models,
+            self._idle_rules,
+            self._began_at,
+            trio.current_time(),
+            min_active_s=self._settings.min_active_secs,
+        )
         return order, min(at, look_again_at)
 
     @property

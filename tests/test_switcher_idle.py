@@ -70,6 +70,20 @@ async def test_in_manual_mode_nothing_sleeps_by_itself(autojump_clock: MockClock
         assert rig.hooks.awake == {"b"}
 
 
+async def test_min_active_secs_holds_for_idle_rules_too(autojump_clock: MockClock) -> None:
+    rules = IdleRules(standby="b", standby_after_s=10)
+    for rig in (
+        Rig(traits=SLEEPY, min_active_secs=500),
+        Rig(idle_rules=rules, min_active_secs=500),
+    ):
+        async with rig.running():
+            await rig.switcher.force_switch("a")
+            await trio.sleep(499)
+            assert rig.hooks.awake == {"a"}
+            await trio.sleep(2)
+            assert "a" not in rig.hooks.awake
+
+
 # ---- standby and preload ----
 
 
@@ -154,8 +168,8 @@ async def test_an_idle_sleep_is_called_off_when_its_model_is_wanted(
             await trio.sleep(1)
             waited_s.append(await rig.ask("a"))
 
-        def decided(*about: Any) -> tuple[Order | None, float]:
-            order, at = idle_order(*about)
+        def decided(*about: Any, **more: Any) -> tuple[Order | None, float]:
+            order, at = idle_order(*about, **more)
             if order is not None and not waited_s:
                 requests.start_soon(rig.ask, "a", 1000)
                 requests.start_soon(wait_a_while)
