@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # it needs an extra
 MOST_TOLD = 50
 """Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
 
+MOST_PATH_BYTES = 256
+MOST_METHOD_BYTES = 32
+"""More of them is not told: clients may send 64 KiB, and would push what is told off the feed."""
+
 
 class Travelling(Protocol):
     """What is known of a request's lane here; see `llmux.proxy.Lane`."""
@@ -238,8 +242,8 @@ class Journeys:
             arrived=unix(journey.arrived_at),
             waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
             client=lane.peer,
-            method=lane.method.decode("latin-1"),
-            path=path_of(lane.target).decode("latin-1"),
+            method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
+            path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
             bytes_in=lane.body.received_bytes,
             bytes_out=lane.sent_bytes,
             ended=None if journey.ended_at is None else unix(journey.ended_at),

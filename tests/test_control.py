@@ -21,6 +21,7 @@ from llmux.control.logfile import LOOK_S, LogReader
 from llmux.control.masked import masked_config
 from llmux.control.openapi import OPERATIONS, openapi
 from llmux.errors import LlmuxError
+from llmux.journey import MOST_PATH_BYTES
 from llmux.waiters import Waiter
 from tests.fakes import FakeHooks
 from tests.lanes import Site, running_lane
@@ -411,6 +412,20 @@ async def test_a_request_is_cancelled_in_the_instant_of_its_grant(
             hooks.gates["a", "wake"].set()
             assert code(await answer()) == (503, "cancelled")
         assert site.backend.received == []
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_long_path_is_told_in_part(lane: str, tmp_path: Path) -> None:
+    """A batch of the feed holds fifty, and its ring only so many bytes."""
+    async with running_lane(lane, tmp_path) as site, site.client() as client:
+        async with trio.open_nursery() as nursery:
+            go_on = held(site)
+            path = f"/upstream/a/{'x' * 50_000}"
+            nursery.start_soon(client.get, path)
+            await until(lambda: site.in_flight == 1)
+            (one,) = site.service.proxy.journeys.list(1).requests
+            assert one.path == path[:MOST_PATH_BYTES]
+            go_on.set()
 
 
 async def test_requests_to_the_fallback_are_seen_and_cancelled_too(tmp_path: Path) -> None:
