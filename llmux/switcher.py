@@ -483,7 +483,9 @@ class Switcher:
             model.enter(Phase.FAILED)
 
     def _preload(self) -> None:
-        """Wake what the config says, unless something is awake."""
+        """Wake what the config says, unless something is awake, or an operator was faster."""
+        if self._orders:
+            return
         model = self.models.get(self._idle_rules.preload or "")
         if model is not None and not any(each.holds_gpu for each in self.models.values()):
             self._orders.append(Order(model, "at the start", stands=True, rule="preload"))

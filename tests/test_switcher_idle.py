@@ -128,6 +128,15 @@ async def test_preload_wakes_a_model_at_the_start(autojump_clock: MockClock) -> 
         assert rig.hooks.awake == {"a"}
 
 
+async def test_preload_takes_nothing_from_an_operator(autojump_clock: MockClock) -> None:
+    """Whose order may come while it is still found out what is awake."""
+    rig = Rig(idle_rules=IdleRules(preload="b"))
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        await trio.sleep(10)
+        assert rig.hooks.awake == {"a"}
+
+
 async def test_idle_rules_wait_for_those_who_wait(autojump_clock: MockClock) -> None:
     """A request that comes in the very moment is not lost to the sleep."""
     rig = Rig(traits=SLEEPY, hooks=FakeHooks(seconds={("a", "sleep"): 5}))
