@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 import trio
+from msgspec.structs import replace
 from trio_util import RepeatedEvent, periodic
 
 from llmux.awake import AwakeRecord, Entry
@@ -283,12 +284,14 @@ class Switcher:
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
         """
+        pin = replace(pin)  # another one, also where it says the same as one before
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
         order.on_failure = partial(self._take_back, pin)
         self._pins.append(pin)
         self._apply_pin()
         await self._follow(order)
-        del self._pins[: self._pins.index(pin) if pin in self._pins else 0]
+        while any(each is pin for each in self._pins[1:]):
+            del self._pins[0]
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
@@ -302,8 +305,9 @@ class Switcher:
         return self._pins[-1] if self._pins else None
 
     def _take_back(self, pin: Pin) -> None:
-        if pin in self._pins:
-            self._pins.remove(pin)
+        kept = [each for each in self._pins if each is not pin]
+        if len(kept) < len(self._pins):
+            self._pins = kept
             self._apply_pin()
 
     def _apply_pin(self) -> None:

@@ -338,6 +338,22 @@ async def test_a_pinned_model_is_woken_again_after_it_was_found_down(
         requests.cancel_scope.cancel()
 
 
+async def test_a_pin_that_fails_takes_back_no_other_that_says_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(("a", "b"), hooks=FakeHooks(seconds={("b", "wake"): 5}))
+    to_b = Pin(model="b", wait=False)
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        with trio.move_on_after(1):  # who wants it leaves, and it stands
+            await rig.switcher.pin(to_b)
+        await trio.sleep(10)
+        rig.hooks.failing["a", "wake"] = 1
+        with pytest.raises(HookError):
+            await rig.switcher.pin(TO_A)
+        assert rig.switcher.pinned == to_b
+
+
 async def test_a_pinned_model_that_is_removed_is_pinned_no_more(autojump_clock: MockClock) -> None:
     rig = Rig()
     async with rig.running():
