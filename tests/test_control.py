@@ -529,6 +529,21 @@ async def test_no_line_of_a_log_without_a_last_newline(
 # ---- Readers ----
 
 
+async def test_a_reader_that_takes_nothing_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    async with running_lane("fast", tmp_path) as site:
+        stuck = await site.connect()
+        async with stuck:
+            await stuck.send_all(b"GET /control/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            feed = site.service.feed
+            await until(lambda: bool(feed._readers))
+            long = shapes.Message(message="x" * 8_000_000)  # more than buffers take
+            feed.tell("long", long)
+            (lane,) = site.service.traffic._lanes
+            await until(lambda: lane.sending_since is not None)
+            site.service.stop()
+            await until(lambda: not feed._readers)
+
+
 @pytest.mark.parametrize("path", ["events", "logs/a?follow=true"])
 async def test_streams_end_when_llmux_stops(site: Site, path: str) -> None:
     """They must not hold it up for as long as its grace."""
