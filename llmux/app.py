@@ -73,6 +73,7 @@ class Service:
         app: The ASGI app; its lifespan runs the switchers.
         board: The switchers.
         proxy: What carries model traffic, for lanes beside the app's own.
+        traffic: The app's own lane.
         reloader: Has everybody use another config.
         feed: What happens, for those who watch.
         journal: What has happened, for `llmux replay`.
@@ -83,6 +84,7 @@ class Service:
     app: QuartTrio
     board: Switchboard
     proxy: ModelProxy
+    traffic: ModelTraffic
     reloader: Reloader
     feed: Feed
     journal: Journal
@@ -93,6 +95,7 @@ class Service:
         """Let nobody in any more, and whoever watches go."""
         self.board.stop()
         self.feed.stop()
+        self.traffic.stop()
 
     def gated(self) -> list[tuple[Model, Fetch]]:
         """The models whose backends are asked how many wait inside of them."""
@@ -162,7 +165,9 @@ def build_service(
     )
     app.asgi_app = traffic  # type: ignore[assignment]
 
-    service = Service(app, board, proxy, reloader, feed, journal, tracing, on_switcher_death)
+    service = Service(
+        app, board, proxy, traffic, reloader, feed, journal, tracing, on_switcher_death
+    )
     add_lifespan(service, beside=[partial(watch_backends, service.gated), traffic.watch_stalls])
     return service
 

@@ -27,6 +27,9 @@ NOTHING = nullcontext()
 SWEEP_S = 1.0
 """How often stalled clients are looked for."""
 
+LAST_STALL_S = 1.0
+"""For so long, once llmux stops, may who watches it take nothing: it must not hold that up."""
+
 log = get_logger(__name__)
 
 # Hypercorn adds its own to every response.
@@ -55,7 +58,12 @@ class ModelTraffic:
         self._proxy = proxy
         self._nursery = nursery
         self._stall_s = stall_s
+        self._own_stall_s = stall_s
         self._lanes: set[AsgiLane | OwnRequest] = set()
+
+    def stop(self) -> None:
+        """Have less patience with those whose requests are llmux's own."""
+        self._own_stall_s = min(self._stall_s, LAST_STALL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -111,9 +119,10 @@ class ModelTraffic:
     async def watch_stalls(self) -> None:
         """Give up on clients that take nothing for too long, for ever."""
         async for _ in periodic(min(SWEEP_S, self._stall_s)):
-            latest = trio.current_time() - self._stall_s
+            now = trio.current_time()
             for lane in tuple(self._lanes):
-                if lane.sending_since is not None and lane.sending_since < latest:
+                stall_s = self._own_stall_s if isinstance(lane, OwnRequest) else self._stall_s
+                if lane.sending_since is not None and lane.sending_since < now - stall_s:
                     lane.watching.cancel()
 
 

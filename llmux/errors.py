@@ -254,6 +254,16 @@ class Pinned(LlmuxError):
         super().__init__(f"Model {pinned} is pinned: model {model} not available")
 
 
+class PinLost(LlmuxError):
+    """A pin was taken back, or another one placed, before its model was awake."""
+
+    status = 409
+    code = "pin_lost"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model {model} was unpinned, or another one pinned, meanwhile")
+
+
 class ShuttingDown(LlmuxError):
     """The server is stopping; a client may come back when it is up again."""
 

@@ -211,6 +211,11 @@ class Feed:
         return bool(self._readers) or trio.current_time() < self._heard_until
 
     @property
+    def has_ended(self) -> bool:
+        """Whether those who watch are to go."""
+        return self._has_ended
+
+    @property
     def last_event_id(self) -> str:
         """Says what has been told so far."""
         self._seal()
@@ -223,20 +228,32 @@ class Feed:
             first: Makes what it is told first, as `status`, unless it can go on where it was.
             last_event_id: The last event that was seen; empty: none.
         """
-        if not self.is_heard:  # what changed before is in the status
-            self._told = dict(self._count())
-            for look in self._looks:
-                look()
+        self._keep_on()
         boot, _, number = last_event_id.rpartition("-")
-        knows = boot == self.boot and number.isdecimal() and self.is_heard
-        self._heard_until = trio.current_time() + GRACE_S
-        self._came.set()
-        self._seal()
+        # An int of thousands of digits would be an error.
+        knows = boot == self.boot and number.isdecimal() and len(number) < 20
         if knows and self._oldest - 1 <= int(number) <= self._last:
             return Reader(self, int(number))
         status = b"id: %b\n" % self.last_event_id.encode()
         status += encode_event("status", msgspec.json.encode(first()))
         return Reader(self, self._last, status)
+
+    def history(self, secs: float) -> History:
+        """What happened in the last so many seconds; who reads on within a while misses nothing."""
+        self._keep_on()
+        return self.memory.history(self.clock.now(), secs, self.last_event_id)
+
+    def _keep_on(self) -> None:
+        """Keep what happens from here on for a while, for somebody who will read it."""
+        if not self.is_heard:  # what changed before is known from the status, or the history
+            self._forget_all()
+            self._last += 1  # nobody may go on across what was not kept
+            self._told = dict(self._count())
+            for look in self._looks:
+                look()
+        self._heard_until = trio.current_time() + GRACE_S
+        self._came.set()
+        self._seal()
 
     @property
     def _oldest(self) -> int:
@@ -298,11 +315,6 @@ class Feed:
                         await self._came.wait()
         finally:
             self.stop()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether llmux is stopping: nothing more will be told."""
-        return self._has_ended
 
     def stop(self) -> None:
         """Let all readers go, once they have what there is."""

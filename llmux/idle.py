@@ -29,29 +29,40 @@ NO_IDLE_RULES = IdleRules()
 
 
 def idle_order(
-    models: Mapping[str, Model], rules: IdleRules, began_at: float, now: float
+    models: Mapping[str, Model],
+    rules: IdleRules,
+    began_at: float,
+    now: float,
+    *,
+    min_active_s: float = 0.0,
 ) -> tuple[Order | None, float]:
     """What to do in a group in which no switch runs, and when to look again at the latest.
+
+    Such an order does not stand: it is called off as soon as somebody waits for anything.
 
     Args:
         models: The group's.
         rules: What its config says.
         began_at: When the group was begun to be served.
         now: The time; like all others here of Trio's clock, in seconds.
+        min_active_s: How long the model that is awake stays so at least.
     """
     if any(model.wanted_by or model.in_flight.count for model in models.values()):
         return None, math.inf  # asked again when that changes
     active = next((model for model in models.values() if model.is_awake), None)
     idle_since = max([began_at, *(max(m.used_at, m.entered_at) for m in models.values())])
+    may_leave_at = -math.inf if active is None else active.entered_at + min_active_s
     standby = models.get(rules.standby or "")
     if standby is not None and standby is not active:
-        wake_at = max(idle_since + rules.standby_after_s, standby.retry_at)
+        wake_at = max(idle_since + rules.standby_after_s, standby.retry_at, may_leave_at)
         if wake_at <= now:
-            return Order(standby, "nothing else is wanted", stands=True, rule="standby"), math.inf
+            return Order(standby, "nothing else is wanted", rule="standby"), math.inf
     else:
         wake_at = math.inf
-    sleep_at = math.inf if active is None else active.used_at + active.idle_sleep_s
+    sleep_at = math.inf
+    if active is not None:
+        sleep_at = max(active.used_at + active.idle_sleep_s, may_leave_at)
     if active is not None and sleep_at <= now:
         reason = f"unused for {active.idle_sleep_s:g} s"
-        return Order(active, reason, stands=True, to="asleep", rule="idle"), math.inf
+        return Order(active, reason, to="asleep", rule="idle"), math.inf
     return None, min(wake_at, sleep_at)

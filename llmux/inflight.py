@@ -99,10 +99,10 @@ class Flight:
         """Cancel what runs inside; the context then raises `StreamCut`.
 
         Args:
-            why: What to tell its client; None: that the model is put to sleep.
+            why: What to tell its client; None: that the model is put to sleep. The first counts.
         """
-        self._is_cut = True
-        self._why = why
+        if not self._is_cut:
+            self._is_cut, self._why = True, why
         assert self._scope is not None
         self._scope.cancel()
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # it needs an extra
 MOST_TOLD = 50
 """Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
 
+MOST_PATH_BYTES = 256
+MOST_METHOD_BYTES = 32
+"""More of them is not told: clients may send 64 KiB, and would push what is told off the feed."""
+
 
 class Travelling(Protocol):
     """What is known of a request's lane here; see `llmux.proxy.Lane`."""
@@ -60,12 +64,13 @@ class Journey:
         trace: Its trace; None: there are none.
         first_byte_s: When its answer began, in seconds since it arrived.
         cancelled_with: Why it is not to go on; None: it is.
+        pause: Around what it waits for between a refused connection and its next try.
         told: What the feed was told last of it.
     """
 
     __slots__ = (
         "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive", "lane",
-        "model", "outcome", "passing", "serving", "sharing", "status", "told", "trace",
+        "model", "outcome", "passing", "pause", "serving", "sharing", "status", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -83,6 +88,7 @@ class Journey:
         self.outcome: Outcome = "client_left"  # until it is known better
         self.trace: Trace | None = None
         self.cancelled_with: LlmuxError | None = None
+        self.pause: trio.CancelScope | None = None
         self.told: RequestPhase | None = None
 
     @property
@@ -145,6 +151,8 @@ class Journey:
             flight.cut(error)
         elif self.serving is not None:
             self.serving.refuse(error)
+            if self.pause is not None:
+                self.pause.cancel()
         elif self.lane.cut_scope is not None:  # while its body is read
             self.lane.cut_scope.cancel()
 
@@ -234,8 +242,8 @@ class Journeys:
             arrived=unix(journey.arrived_at),
             waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
             client=lane.peer,
-            method=lane.method.decode("latin-1"),
-            path=path_of(lane.target).decode("latin-1"),
+            method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
+            path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
             bytes_in=lane.body.received_bytes,
             bytes_out=lane.sent_bytes,
             ended=None if journey.ended_at is None else unix(journey.ended_at),

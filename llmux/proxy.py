@@ -320,7 +320,8 @@ class ModelProxy:
             if journey.serving is None:
                 raise
             # It has seen nothing of the request, which may wait until the model is up again.
-            await self._board.refused(journey.model)
+            with trio.CancelScope() as journey.pause:
+                await self._board.refused(journey.model)
             await self._answer(lane, journey, outgoing)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
@@ -341,6 +342,8 @@ class ModelProxy:
                 await self._pass_on(lane, journey, outgoing)
             return
         async with journey.serving:
+            if journey.cancelled_with is not None:  # in the instant between grant and entry
+                raise journey.cancelled_with
             # A new config may have come while it waited.
             upstream = self._upstreams.get(journey.model, outgoing.upstream)
             if upstream is not outgoing.upstream:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 import trio
+from msgspec.structs import replace
 from trio_util import RepeatedEvent, periodic
 
 from llmux.awake import AwakeRecord, Entry
@@ -26,6 +27,7 @@ from llmux.errors import (
     ManualMode,
     ModelNotFound,
     NotReady,
+    PinLost,
     Pinned,
     QueueFull,
     ShuttingDown,
@@ -282,13 +284,18 @@ class Switcher:
 
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+            PinLost: It is, but is not pinned any more.
         """
+        pin = replace(pin)  # another one, also where it says the same as one before
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
         order.on_failure = partial(self._take_back, pin)
         self._pins.append(pin)
         self._apply_pin()
         await self._follow(order)
-        del self._pins[: self._pins.index(pin) if pin in self._pins else 0]
+        if not any(each is pin for each in self._pins):
+            raise PinLost(pin.model)
+        while any(each is pin for each in self._pins[1:]):
+            del self._pins[0]
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
@@ -302,8 +309,9 @@ class Switcher:
         return self._pins[-1] if self._pins else None
 
     def _take_back(self, pin: Pin) -> None:
-        if pin in self._pins:
-            self._pins.remove(pin)
+        kept = [each for each in self._pins if each is not pin]
+        if len(kept) < len(self._pins):
+            self._pins = kept
             self._apply_pin()
 
     def _apply_pin(self) -> None:
@@ -367,9 +375,14 @@ class Switcher:
         self._when_asleep.setdefault(name, []).append(then)
         reason = "its config has changed"
         self._orders.append(Order(model, reason, stands=True, to="asleep"))
-        if self._mode == "manual" and model.is_awake:  # nobody else would wake it again
+        if self._is_kept(model) and model.is_awake:  # nobody else would wake it again
             self._orders.append(Order(model, reason, stands=True))
         self._changed.set()
+
+    def _is_kept(self, model: Model) -> bool:
+        """Whether it is awake since an operator wants it so, whoever waits."""
+        is_pinned = self.pinned is not None and self.pinned.model == model.name
+        return self._mode == "manual" or is_pinned
 
     def _rests(self, model: Model) -> bool:
         """Whether it sleeps, and will as long as nothing new is decided."""
@@ -478,7 +491,9 @@ class Switcher:
             model.enter(Phase.FAILED)
 
     def _preload(self) -> None:
-        """Wake what the config says, unless something is awake."""
+        """Wake what the config says, unless something is awake, or an operator was faster."""
+        if self._orders:
+            return
         model = self.models.get(self._idle_rules.preload or "")
         if model is not None and not any(each.holds_gpu for each in self.models.values()):
             self._orders.append(Order(model, "at the start", stands=True, rule="preload"))
@@ -505,8 +520,13 @@ class Switcher:
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
         if self._pins or not self._heeds_idleness:
             return None, look_again_at
-        now = trio.current_time()
-        order, at = idle_order(self.models, self._idle_rules, self._began_at, now)
+        order, at = idle_order(
+            self.models,
+            self._idle_rules,
+            self._began_at,
+            trio.current_time(),
+            min_active_s=self._settings.min_active_secs,
+        )
         return order, min(at, look_again_at)
 
     @property
@@ -611,9 +631,9 @@ class Switcher:
         model.in_flight.cut()  # also those that a drain waits for
         if not model.is_awake or self._closed_with is not None:
             return
-        # In manual mode nobody else would wake it again, and somebody has wanted it awake.
+        # Nobody else might wake it again, and somebody has wanted it awake.
         orders = [Order(model, "down", stands=True, to="down")]
-        if self._mode == "manual":
+        if self._is_kept(model):
             orders.append(Order(model, "down", stands=True))
         self._orders.extendleft(reversed(orders))
         self._changed.set()
@@ -626,8 +646,8 @@ class Switcher:
             raise self._closed_with.with_traceback(None)
 
     def _is_wanted(self, order: Order) -> bool:
-        """Whether somebody waits for its target, or nobody for anything else."""
-        if order.stands or order.target.wanted_by:
+        """Whether somebody waits for its target to be awake, or nobody for anything else."""
+        if order.stands or (order.to == "awake" and order.target.wanted_by):
             return True
         return not any(model.wanted_by for model in self.models.values())
 

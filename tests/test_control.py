@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +13,16 @@ import httpx
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
+from trio.testing import MockClock
 
 from llmux import shapes
-from llmux.control.logfile import LogReader
+from llmux.control.logfile import LOOK_S, LogReader
 from llmux.control.masked import masked_config
 from llmux.control.openapi import OPERATIONS, openapi
+from llmux.errors import LlmuxError
+from llmux.journey import MOST_PATH_BYTES
+from llmux.waiters import Waiter
 from tests.fakes import FakeHooks
 from tests.lanes import Site, running_lane
 
@@ -190,8 +196,7 @@ async def test_history_and_events_tell_one_story(
                         events.append((name, json.loads(value)))
 
         nursery.start_soon(listen)
-        await until(lambda: bool(events))
-        assert events[0][0] == "status"  # nobody has listened until now: it cannot go on
+        await until(lambda: bool(site.service.feed._readers))
         await client.post(CHAT, json={"model": "b"})
         await until(lambda: any(name == "requests" for name, _ in events))
         nursery.cancel_scope.cancel()
@@ -368,6 +373,60 @@ async def test_a_request_is_cancelled_before_its_answer(lane: str, tmp_path: Pat
             assert code(await answer()) == (503, "cancelled")
 
 
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_request_is_cancelled_between_a_refused_connection_and_the_next_try(
+    lane: str, tmp_path: Path, hooks: FakeHooks
+) -> None:
+    async with running_lane(lane, tmp_path, hooks=hooks) as site, site.client() as client:
+        await site.service.board.force_switch("a")
+        hooks.gates["a", "alive"] = trio.Event()
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # and does not listen
+            port = nobody.getsockname()[1]
+            config = site.service.reloader.config.models["a"]
+            site.service.proxy.use("a", replace(config, port=port))
+            async with asking(client, "a") as answer:
+                await until(lambda: ("a", "alive") in hooks.calls)
+                (one,) = site.service.proxy.journeys.list(1).requests
+                site.service.proxy.journeys.cancel(one.id)
+                assert code(await answer()) == (503, "cancelled")
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_request_is_cancelled_in_the_instant_of_its_grant(
+    lane: str, tmp_path: Path, hooks: FakeHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither in line any more nor in flight yet."""
+    hooks.gates["a", "wake"] = trio.Event()
+    async with running_lane(lane, tmp_path, hooks=hooks) as site, site.client() as client:
+        tell = Waiter.tell_nowait
+
+        def tell_and_cancel(waiter: Waiter, error: LlmuxError | None) -> None:
+            tell(waiter, error)
+            site.service.proxy.journeys.cancel(waiter.request)
+
+        monkeypatch.setattr(Waiter, "tell_nowait", tell_and_cancel)
+        async with asking(client, "a") as answer:
+            await until(lambda: site.service.board.queue_depths["a"] == 1)
+            hooks.gates["a", "wake"].set()
+            assert code(await answer()) == (503, "cancelled")
+        assert site.backend.received == []
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_long_path_is_told_in_part(lane: str, tmp_path: Path) -> None:
+    """A batch of the feed holds fifty, and its ring only so many bytes."""
+    async with running_lane(lane, tmp_path) as site, site.client() as client:
+        async with trio.open_nursery() as nursery:
+            go_on = held(site)
+            path = f"/upstream/a/{'x' * 50_000}"
+            nursery.start_soon(client.get, path)
+            await until(lambda: site.in_flight == 1)
+            (one,) = site.service.proxy.journeys.list(1).requests
+            assert one.path == path[:MOST_PATH_BYTES]
+            go_on.set()
+
+
 async def test_requests_to_the_fallback_are_seen_and_cancelled_too(tmp_path: Path) -> None:
     async with running_lane("fast", tmp_path) as other:
 
@@ -409,11 +468,19 @@ async def lines(reader: LogReader, count: int) -> str:
     return text
 
 
+def always() -> bool:
+    return True
+
+
+def never() -> bool:
+    return False
+
+
 async def test_a_log_is_followed_also_when_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
-    reader = LogReader(path, lines=2, follow=True)  # it may come later
+    reader = LogReader(path, lines=2, follow=always)  # it may come later
     path.write_text("one\ntwo\nthr")
-    assert await lines(LogReader(path, lines=2, follow=False), 1) == "two\n"
+    assert await lines(LogReader(path, lines=2, follow=never), 1) == "two\n"
     assert await lines(reader, 1) == "two\n"
     with path.open("ab") as file:
         file.write(b"ee\n\x1b[31mfour\x1b[0m \xff\x00\n")
@@ -425,11 +492,11 @@ async def test_a_log_is_followed_also_when_it_is_cut(tmp_path: Path) -> None:
 async def test_the_end_of_a_log_without_a_last_newline(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"x" * 200_000 + b"\nlast")
-    found = b"".join([piece async for piece in LogReader(path, lines=1, follow=False)])
+    found = b"".join([piece async for piece in LogReader(path, lines=1, follow=never)])
     assert found == b"last"
-    found = b"".join([piece async for piece in LogReader(path, lines=9, follow=False)])
+    found = b"".join([piece async for piece in LogReader(path, lines=9, follow=never)])
     assert len(found) == 200_005
-    gone = [piece async for piece in LogReader(tmp_path / "no", lines=9, follow=False)]
+    gone = [piece async for piece in LogReader(tmp_path / "no", lines=9, follow=never)]
     assert gone == []
 
 
@@ -457,7 +524,63 @@ async def test_who_follows_a_log_does_not_hold_up_the_end(
             assert [piece async for piece in pieces] == []
 
 
+async def test_most_of_a_log_that_was_cut_is_not_told_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("".join(f"{number}\n" for number in range(100_000)))
+    reader = LogReader(path, lines=1, follow=always)
+    assert await lines(reader, 1) == "99999\n"
+    path.write_text("".join(f"{number}\n" for number in range(50_000, 100_001)))  # as hooks.py cuts
+    assert (await lines(reader, 200)).split("\n")[-2:] == ["100000", ""]
+
+
+async def test_no_line_of_a_log_without_a_last_newline(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"old\n50 %")
+    reader = LogReader(path, lines=0, follow=always)
+    with trio.move_on_after(10 * LOOK_S) as nothing:
+        await anext(reader)
+    assert nothing.cancelled_caught
+    with path.open("ab") as file:
+        file.write(b" 51 %\n")
+    assert await anext(reader) == b" 51 %\n"
+
+
 # ---- Readers ----
+
+
+async def test_a_reader_that_takes_nothing_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    async with running_lane("fast", tmp_path) as site:
+        stuck = await site.connect()
+        async with stuck:
+            await stuck.send_all(b"GET /control/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            feed = site.service.feed
+            await until(lambda: bool(feed._readers))
+            long = shapes.Message(message="x" * 8_000_000)  # more than buffers take
+            feed.tell("long", long)
+            (lane,) = site.service.traffic._lanes
+            await until(lambda: lane.sending_since is not None)
+            site.service.stop()
+            await until(lambda: not feed._readers)
+
+
+@pytest.mark.parametrize("path", ["events", "logs/a?follow=true"])
+async def test_streams_end_when_llmux_stops(site: Site, path: str) -> None:
+    """They must not hold it up for as long as its grace."""
+    async with site.client() as client, client.stream("GET", f"/control/{path}") as answer:
+        site.service.stop()
+        with trio.fail_after(5):
+            await answer.aread()
+
+
+@pytest.mark.parametrize("path", ["events", "logs/a?follow=true"])
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+async def test_a_head_is_answered_without_the_stream(lane: str, path: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path) as site, site.client() as client:
+        with trio.fail_after(5):
+            answer = await client.head(f"/control/{path}")
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 async def test_a_reader_that_takes_nothing_is_cut(tmp_path: Path) -> None:

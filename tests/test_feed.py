@@ -64,12 +64,12 @@ async def test_a_reader_is_told_how_things_are_and_then_what_happens(
     feed = Feed()
     async with running(feed):
         reader = feed.reading(hello)
-        assert await read(reader) == [(f"{feed.boot}-0", "status", {"message": "hello"})]
+        assert await read(reader) == [(f"{feed.boot}-1", "status", {"message": "hello"})]
         feed.tell("phase", change(feed))
         feed.tell("phase", change(feed, "b"))
         began = trio.current_time()
         (id_a, name, _), (id_b, _, told) = await read(reader)
-        assert (id_a, id_b, name) == ("", f"{feed.boot}-1", "phase")
+        assert (id_a, id_b, name) == ("", f"{feed.boot}-2", "phase")
         assert isinstance(told, dict)
         assert told["model"] == "b"
         assert trio.current_time() - began <= TICK_S
@@ -84,17 +84,37 @@ async def test_who_comes_back_goes_on_where_it_was(autojump_clock: MockClock) ->
             feed.tell("phase", change(feed, model))
             await trio.sleep(1.5 * TICK_S)
         seen = (await read(reader))[-1][0]  # all three batches
-        assert seen == f"{feed.boot}-3"
+        assert seen == f"{feed.boot}-4"
         await reader.aclose()
         feed.tell("phase", change(feed, "d"))  # meanwhile
         await trio.sleep(GRACE_S / 2)
-        ((last, _, told),) = await read(feed.reading(hello, f"{feed.boot}-3"))
-        assert (last, told["model"]) == (f"{feed.boot}-4", "d")  # type: ignore[index]
-        again = await read(feed.reading(hello, f"{feed.boot}-1"))
+        ((last, _, told),) = await read(feed.reading(hello, f"{feed.boot}-4"))
+        assert (last, told["model"]) == (f"{feed.boot}-5", "d")  # type: ignore[index]
+        again = await read(feed.reading(hello, f"{feed.boot}-2"))
         assert [data["model"] for _, _, data in again] == ["b", "c", "d"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("last", ["", "strange-0", "nonsense", "BOOT-99", "BOOT--1", "BOOT-1x"])
+async def test_nobody_goes_on_across_what_was_not_kept(autojump_clock: MockClock) -> None:
+    """While nobody read, nothing was kept: who comes back must not think that nothing happened."""
+    feed = Feed()
+    async with running(feed):
+        reader = feed.reading(hello)
+        await anext(reader)
+        feed.tell("phase", change(feed, "seen"))
+        last = (await read(reader))[-1][0]
+        await reader.aclose()
+        await trio.sleep(2 * GRACE_S)
+        feed.tell("phase", change(feed, "missed"))
+        await anext(feed.reading(hello))  # somebody else comes first
+        assert (await read(feed.reading(hello, last)))[0][1] == "status"
+
+
+HUGE = "BOOT-" + "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "last", ["", "strange-0", "nonsense", "BOOT-99", "BOOT--1", "BOOT-1x", HUGE]
+)
 async def test_who_cannot_go_on_is_told_how_things_are(
     last: str, autojump_clock: MockClock
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import assert_no_checkpoints
 
-from llmux.errors import StreamCut
+from llmux.errors import RequestCancelled, StreamCut
 from llmux.inflight import InFlight
 
 
@@ -59,6 +59,16 @@ async def test_a_cut_that_comes_too_late_is_none() -> None:
     with in_flight.enter():
         in_flight.cut()  # but nothing inside waits any more
     assert in_flight.count == 0
+
+
+async def test_the_first_reason_of_a_cut_counts() -> None:
+    """A drain that is over its time does not hide that an operator has cancelled the request."""
+    in_flight = InFlight()
+    with pytest.raises(StreamCut) as cut, in_flight.enter() as flight:
+        flight.cut(RequestCancelled())
+        in_flight.cut()
+        await trio.sleep_forever()
+    assert isinstance(cut.value.why, RequestCancelled)
 
 
 async def test_a_cancellation_from_outside_is_no_cut() -> None:

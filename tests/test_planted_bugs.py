@@ -54,8 +54,8 @@ PLANTS = {
     ),
     "abandon a switch that is wanted": (
         "switcher.py",
-        "        if order.stands or order.target.wanted_by:\n",
-        "        if order.target.wanted_by:\n",
+        '        if order.stands or (order.to == "awake" and order.target.wanted_by):\n',
+        '        if order.to == "awake" and order.target.wanted_by:\n',
     ),
     "leak an in-flight count on disconnect": (
         "inflight.py",

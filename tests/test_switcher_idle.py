@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llmux.errors import HookError, ModelNotFound, Pinned, ShuttingDown
-from llmux.idle import IdleRules
+from llmux.errors import HookError, ModelNotFound, PinLost, Pinned, ShuttingDown
+from llmux.idle import IdleRules, idle_order
 from llmux.model import Traits
+from llmux.orders import Order
 from llmux.shapes import Pin
 from tests.fakes import FakeHooks, Rig
 
@@ -67,6 +70,20 @@ async def test_in_manual_mode_nothing_sleeps_by_itself(autojump_clock: MockClock
         assert rig.hooks.awake == {"b"}
 
 
+async def test_min_active_secs_holds_for_idle_rules_too(autojump_clock: MockClock) -> None:
+    rules = IdleRules(standby="b", standby_after_s=10)
+    for rig in (
+        Rig(traits=SLEEPY, min_active_secs=500),
+        Rig(idle_rules=rules, min_active_secs=500),
+    ):
+        async with rig.running():
+            await rig.switcher.force_switch("a")
+            await trio.sleep(499)
+            assert rig.hooks.awake == {"a"}
+            await trio.sleep(2)
+            assert "a" not in rig.hooks.awake
+
+
 # ---- standby and preload ----
 
 
@@ -111,6 +128,15 @@ async def test_preload_wakes_a_model_at_the_start(autojump_clock: MockClock) -> 
         assert rig.hooks.awake == {"a"}
 
 
+async def test_preload_takes_nothing_from_an_operator(autojump_clock: MockClock) -> None:
+    """Whose order may come while it is still found out what is awake."""
+    rig = Rig(idle_rules=IdleRules(preload="b"))
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        await trio.sleep(10)
+        assert rig.hooks.awake == {"a"}
+
+
 async def test_idle_rules_wait_for_those_who_wait(autojump_clock: MockClock) -> None:
     """A request that comes in the very moment is not lost to the sleep."""
     rig = Rig(traits=SLEEPY, hooks=FakeHooks(seconds={("a", "sleep"): 5}))
@@ -122,6 +148,49 @@ async def test_idle_rules_wait_for_those_who_wait(autojump_clock: MockClock) -> 
         requests.start_soon(rig.ask, "b", 1)
         await trio.sleep(20)
         assert rig.hooks.served == {"a": 2, "b": 1}
+
+
+async def test_a_standby_is_not_woken_once_somebody_wants_another(
+    autojump_clock: MockClock,
+) -> None:
+    hooks = FakeHooks(seconds={("a", "sleep"): 60, ("s", "wake"): 500, ("b", "wake"): 5})
+    rules = IdleRules(standby="s", standby_after_s=300)
+    rig = Rig(("a", "b", "s"), hooks=hooks, idle_rules=rules)
+    async with rig.running():
+        await rig.ask("a")
+        await trio.sleep(310)
+        assert hooks.running == ("a", "sleep")
+        assert await rig.ask("b") == 50 + 5
+        assert ("s", "wake") not in hooks.calls
+
+
+async def test_an_idle_sleep_is_called_off_when_its_model_is_wanted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long request comes between the decision and the drain, and then another."""
+    rig = Rig(traits=SLEEPY)
+    waited_s: list[float] = []
+
+    async with rig.running() as requests:
+
+        async def wait_a_while() -> None:
+            await trio.sleep(1)
+            waited_s.append(await rig.ask("a"))
+
+        def decided(*about: Any, **more: Any) -> tuple[Order | None, float]:
+            order, at = idle_order(*about, **more)
+            if order is not None and not waited_s:
+                requests.start_soon(rig.ask, "a", 1000)
+                requests.start_soon(wait_a_while)
+            return order, at
+
+        monkeypatch.setattr("llmux.switcher.idle_order", decided)
+        await rig.ask("a")
+        await trio.sleep(500)
+        assert rig.hooks.inside == {"a": 1}
+        assert waited_s == [0]
+        await trio.sleep(1000)
+        assert rig.hooks.awake == set()
 
 
 # ---- Pins ----
@@ -225,6 +294,21 @@ async def test_the_later_of_two_pins_counts(autojump_clock: MockClock) -> None:
         assert rig.hooks.awake == {"b"}
 
 
+async def test_a_pin_that_is_taken_back_meanwhile_says_so(autojump_clock: MockClock) -> None:
+    rig = Rig(hooks=FakeHooks(seconds={("a", "wake"): 10}))
+    async with rig.running() as requests:
+
+        async def pin_in_vain() -> None:
+            with pytest.raises(PinLost):
+                await rig.switcher.pin(TO_A)
+
+        requests.start_soon(pin_in_vain)
+        await trio.sleep(1)
+        rig.switcher.unpin()
+    assert rig.switcher.pinned is None
+    assert rig.hooks.awake == {"a"}
+
+
 async def test_two_pins_that_fail_leave_what_was_before(autojump_clock: MockClock) -> None:
     hooks = FakeHooks(failing={("a", "wake"): 1, ("b", "wake"): 1}, seconds={("a", "wake"): 10})
     rig = Rig(models=("a", "b", "c"), hooks=hooks)
@@ -241,6 +325,48 @@ async def test_two_pins_that_fail_leave_what_was_before(autojump_clock: MockCloc
         await pin_in_vain(Pin(model="b", wait=False))
         assert rig.switcher.pinned == to_c
         await rig.ask("c")
+
+
+async def test_a_pinned_model_is_woken_again_after_a_change_of_its_config(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig()
+    changes: list[str] = []
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        rig.switcher.renew("a", lambda: changes.append("a"))
+        await trio.sleep(1)
+        assert changes == ["a"]
+        assert rig.hooks.calls == [("a", "wake"), ("a", "sleep"), ("a", "wake")]
+
+
+async def test_a_pinned_model_is_woken_again_after_it_was_found_down(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(alive_interval_secs=10, alive_failures=1)
+    async with rig.running() as requests:
+        requests.start_soon(rig.switcher.health.watch)
+        await rig.switcher.pin(TO_A)
+        rig.hooks.awake.clear()
+        await trio.sleep(11)
+        assert rig.hooks.awake == {"a"}
+        requests.cancel_scope.cancel()
+
+
+async def test_a_pin_that_fails_takes_back_no_other_that_says_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(("a", "b"), hooks=FakeHooks(seconds={("b", "wake"): 5}))
+    to_b = Pin(model="b", wait=False)
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        with trio.move_on_after(1):  # who wants it leaves, and it stands
+            await rig.switcher.pin(to_b)
+        await trio.sleep(10)
+        rig.hooks.failing["a", "wake"] = 1
+        with pytest.raises(HookError):
+            await rig.switcher.pin(TO_A)
+        assert rig.switcher.pinned == to_b
 
 
 async def test_a_pinned_model_that_is_removed_is_pinned_no_more(autojump_clock: MockClock) -> None:

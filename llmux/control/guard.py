@@ -11,6 +11,12 @@ from llmux.config import Config
 from llmux.errors import Forbidden, InvalidKey
 from llmux.keys import KeyRing
 
+PROXIES = frozenset({"forwarded", "via", "x-real-ip"})
+"""What a proxy adds, beside `X-Forwarded-...`."""
+
+FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+"""Values of `Sec-Fetch-Site` (W3C Fetch Metadata): same-site is another port of this host."""
+
 
 def metrics_keys(config: Config) -> KeyRing:
     """The keys that open the metrics; none: they are open."""
@@ -29,19 +35,30 @@ def check_key(ring: KeyRing) -> None:
 
 
 def check_local(
-    *, peer: tuple[str, int] | None, headers: dict[str, str], own_hosts: set[str]
+    *,
+    peer: tuple[str, int] | None,
+    headers: dict[str, str],
+    own_hosts: set[str],
+    may_be_linked: bool = False,
 ) -> None:
     """Let only this machine's own programs steer: no proxied request, no foreign web page.
 
     The `Host` is checked too, since a page whose name was rebound to a loopback address is of
-    the same origin as itself, and sends no `Origin` with a GET.
+    the same origin as itself, and sends no `Origin` with a GET. For GETs of other sites there is
+    `Sec-Fetch-Site`, which no page can forge.
+
+    Args:
+        peer: Who asks.
+        headers: What was sent, by names in lower case.
+        own_hosts: Names of this machine.
+        may_be_linked: Whether people may come by a link from another site.
 
     Raises:
         Forbidden: The request comes from elsewhere.
     """
     if peer is None or not _is_loopback(peer[0]):
         raise Forbidden("The control API answers loopback peers only")
-    if "forwarded" in headers or "x-forwarded-for" in headers:
+    if any(name in PROXIES or name.startswith("x-forwarded-") for name in headers):
         raise Forbidden("The control API does not answer proxied requests")
     host = headers.get("host", "")
     try:
@@ -50,6 +67,9 @@ def check_local(
         name = ""
     if name != "localhost" and not _is_loopback(name) and name not in own_hosts:
         raise Forbidden(f"The control API does not answer for the host {host!r}")
+    is_linked = may_be_linked and headers.get("sec-fetch-mode") == "navigate"
+    if headers.get("sec-fetch-site") in FOREIGN_SITES and not is_linked:
+        raise Forbidden("The control API does not answer pages of other sites")
     origin = headers.get("origin")
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
         raise Forbidden(f"The control API does not answer pages of {origin}")

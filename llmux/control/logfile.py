@@ -17,6 +17,9 @@ LOOK_S = 0.5
 PIECE_BYTES = 64 << 10
 """How much is read at a time."""
 
+LEAST_AFTER_CUT = 200
+"""At least so many lines of a log that was cut are told again."""
+
 MOST_TAIL_BYTES = 4 << 20
 """At most so much of the end is looked through for lines."""
 
@@ -29,16 +32,12 @@ class LogReader:
     Args:
         path: The file.
         lines: How many lines of what is there.
-        follow: Whether to go on as it grows.
-        is_over: Asked at the end of what there is, when following: whether nobody is to wait on.
+        follow: Asked whether to go on as it grows.
     """
 
-    def __init__(
-        self, path: Path, *, lines: int, follow: bool, is_over: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, path: Path, *, lines: int, follow: Callable[[], bool]) -> None:
         self._path = path
         self._follow = follow
-        self._is_over = is_over
         self._position: int | None = None
         self._lines = lines
         self._rest = b""
@@ -50,7 +49,7 @@ class LogReader:
         while True:
             data = self._read()
             if not data:
-                if not self._follow or self._is_over():
+                if not self._follow():
                     data, self._rest = self._rest, b""
                     if not data:
                         raise StopAsyncIteration
@@ -74,8 +73,9 @@ class LogReader:
             size = os.fstat(file.fileno()).st_size
             if self._position is None:
                 self._position = _tail_begins(file.fileno(), size, self._lines)
-            elif size < self._position:  # it was cut
-                self._position, self._rest = 0, b""
+            elif size < self._position:  # it was cut: most of what is left was read before
+                lines = max(self._lines, LEAST_AFTER_CUT)
+                self._position, self._rest = _tail_begins(file.fileno(), size, lines), b""
             data = os.pread(file.fileno(), PIECE_BYTES, self._position)
             self._position += len(data)
             return data
@@ -92,7 +92,7 @@ def _tail_begins(descriptor: int, size: int, lines: int) -> int:
         end = data.rfind(b"\n", 0, end)
         if end < 0:
             return start
-    return start + end + 1
+    return min(start + end + 1, size)
 
 
 def _plain(data: bytes) -> bytes:

@@ -24,6 +24,7 @@ from llmux.errors import (
     LlmuxError,
     ModelNotFound,
     NotReady,
+    PinLost,
     RequestNotFound,
     ShuttingDown,
 )
@@ -138,7 +139,7 @@ OPERATIONS = (
     Operation("post", "/control/mode", "Leave switching to llmux, or not.", Message,
               takes=ModeOrder, errors=(BadRequest,)),
     Operation("post", "/control/pin", "Switch to a model and keep it awake.", Message,
-              takes=PinOrder, errors=ORDERS),
+              takes=PinOrder, errors=(*ORDERS, PinLost)),
     Operation("post", "/control/unpin", "Keep none awake any more.", Message, takes=UnpinOrder,
               takes_nothing=True, errors=(BadRequest, GroupNotFound)),
     Operation("post", "/control/reload", "Read the config again.", Message,

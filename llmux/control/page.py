@@ -57,7 +57,8 @@ def page_routes(config: Callable[[], Config]) -> Blueprint:
         if config().control_keys:
             return
         headers = {name.lower(): value for name, value in request.headers.items()}
-        check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
+        peer = request.scope.get("client")
+        check_local(peer=peer, headers=headers, own_hosts=own_hosts, may_be_linked=True)
 
     @routes.get("/ui")
     async def add_slash() -> WerkzeugResponse:

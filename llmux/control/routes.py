@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,15 +90,13 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     @routes.get("/history")
     async def show_history() -> Response:
         secs = _number("secs", REMEMBERED_S, most=REMEMBERED_S)
-        last = feed.last_event_id
-        return answer(feed.memory.history(feed.clock.now(), secs, last))
+        return answer(feed.history(secs))
 
     @routes.get("/events")
     async def follow_events() -> Response:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
         reader = feed.reading(lambda: status_of(board, feed, steered.config), last)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Response(reader, 200, headers, content_type="text/event-stream")
+        return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")
     async def list_requests() -> Response:
@@ -113,12 +112,10 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     async def show_log(model: str) -> Response:
         path = steered.hooks.log_path(steered.model(model))
         lines = int(_number("tail", 200, most=MOST_LINES))
-        # Else those who follow would hold up the end of llmux until its grace is over.
-        reader = LogReader(
-            path, lines=lines, follow=_flag("follow"), is_over=lambda: feed.has_ended
-        )
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Response(reader, 200, headers, content_type="text/plain; charset=utf-8")
+        follow = _flag("follow")
+        # Not past a stop, or it would last until the grace has passed.
+        reader = LogReader(path, lines=lines, follow=lambda: follow and not feed.has_ended)
+        return _stream(reader, "text/plain; charset=utf-8")
 
     @routes.get("/journal")
     async def show_journal() -> Response:
@@ -197,6 +194,13 @@ def _steering(routes: Blueprint, steered: Steered) -> None:
 def answer(what: Any) -> Response:
     """Say something as JSON."""
     return Response(msgspec.json.encode(what), 200, content_type="application/json")
+
+
+def _stream(pieces: AsyncIterator[bytes], content_type: str) -> Response:
+    """Say something that may never end; to a HEAD only that one could."""
+    body = b"" if request.method == "HEAD" else pieces
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return Response(body, 200, headers, content_type=content_type)
 
 
 async def _body(kind: type[T], default: T | None = None) -> T:

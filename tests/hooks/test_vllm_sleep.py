@@ -202,7 +202,7 @@ def test_a_wake_that_was_broken_off_leads_to_a_fresh_server(bench: Bench, two: s
     assert bench.codes("wake", "sleep", model=two) == [0, 0]
     bench.fault("half_awake")
     wake = bench.start(bench.config.models[two].wake, two)
-    bench.wait_until(lambda: "POST /wake_up?tags=weights" in bench.calls(), "it wakes")
+    bench.wait_until(lambda: "half awake" in bench.calls(), "it wakes")
     os.killpg(wake.pid, signal.SIGKILL)
     wake.wait()
     bench.fault()
@@ -218,7 +218,7 @@ def test_a_second_wake_after_a_broken_one_starts_the_server_anew(bench: Bench, t
     assert bench.codes("wake", "sleep", model=two) == [0, 0]
     bench.fault("half_awake")
     wake = bench.start(bench.config.models[two].wake, two)
-    bench.wait_until(lambda: "POST /wake_up?tags=weights" in bench.calls(), "it wakes")
+    bench.wait_until(lambda: "half awake" in bench.calls(), "it wakes")
     os.killpg(wake.pid, signal.SIGKILL)
     wake.wait()
     bench.fault()

@@ -103,6 +103,7 @@ class Vllm(Server):
             if not (tags and set(tags) - self.asleep):  # else: "Tag ... is not in sleeping tags"
                 self.asleep -= set(tags or self.asleep)
             if has_fault("half_awake"):
+                record("half awake")
                 time.sleep(60)
         elif path == "/collective_rpc" and asked == {"method": "reload_weights"}:
             if "weights" in self.asleep:
