@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[ui-test]'")
@@ -152,14 +153,15 @@ def test_a_cancelled_request_ends_at_both_ends(tmp_path: Path, watched: Watched)
 def test_a_row_keeps_its_focus_when_others_go(tmp_path: Path, watched: Watched) -> None:
     with staged(tmp_path, "a") as stage:
         page = watched.open(stage.url)
-        first = stage.ask("a", stream=True, chunks=50, interval=0.02)
+        stage.ask("a", stream=True, chunks=10_000, interval=0.02)
         rows = page.locator("#requests-table tbody tr")
         expect(rows).to_have_count(1)
+        (first,) = httpx.get(f"{stage.url}/control/requests").json()["requests"]
         stage.ask("a", stream=True, chunks=10_000, interval=0.02)
         expect(rows).to_have_count(2)
         button = rows.nth(1).locator(".danger-text")
         button.focus()
-        first.wait()
+        httpx.delete(f"{stage.url}/control/requests/{first['id']}")
         expect(rows).to_have_count(1)
         expect(rows.locator(".danger-text")).to_be_focused()
 
