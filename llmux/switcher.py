@@ -15,7 +15,6 @@ from functools import partial
 from typing import Literal, Protocol
 
 import trio
-from msgspec.structs import replace
 from trio_util import RepeatedEvent, periodic
 
 from llmux.awake import AwakeRecord, Entry
@@ -27,8 +26,6 @@ from llmux.errors import (
     ManualMode,
     ModelNotFound,
     NotReady,
-    PinLost,
-    Pinned,
     QueueFull,
     ShuttingDown,
     SwitcherDied,
@@ -46,6 +43,7 @@ from llmux.metrics import Metrics
 from llmux.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
 from llmux.orphans import end_marked
+from llmux.pins import Pins
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
 from llmux.prefetch import Prefetch
 from llmux.serving import Serving
@@ -125,7 +123,7 @@ class Switcher:
         self.group = group
         self._feed = feed or Feed()
         self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
-        self._pins: list[Pin] = []  # the last one counts; those before it, should it fail
+        self._pins = Pins(self._on_pin)
         self._idle_rules = idle_rules
         self._began_at = 0.0
         self._record = record or AwakeRecord(None)
@@ -209,8 +207,8 @@ class Switcher:
             raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
-        if self._pins and not self._pins[-1].wait and model.name != self._pins[-1].model:
-            raise Pinned(model.name, self._pins[-1].model)
+        if (refusal := self._pins.refusal(model.name)) is not None:
+            raise refusal
         self.measures.note_arrival(model.name, trio.current_time())
         if model.admits:
             return
@@ -286,42 +284,27 @@ class Switcher:
             ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
             PinLost: It is, but is not pinned any more.
         """
-        pin = replace(pin)  # another one, also where it says the same as one before
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
-        order.on_failure = partial(self._take_back, pin)
-        self._pins.append(pin)
-        self._apply_pin()
+        placed = self._pins.place(pin)
+        order.on_failure = partial(self._pins.take_back, placed)
         await self._follow(order)
-        if not any(each is pin for each in self._pins):
-            raise PinLost(pin.model)
-        while any(each is pin for each in self._pins[1:]):
-            del self._pins[0]
+        self._pins.keep(placed)
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
-        if self._pins:
-            self._pins.clear()
-            self._apply_pin()
+        self._pins.clear()
 
     @property
     def pinned(self) -> Pin | None:
         """What the group is pinned to; None: nothing."""
-        return self._pins[-1] if self._pins else None
+        return self._pins.current
 
-    def _take_back(self, pin: Pin) -> None:
-        kept = [each for each in self._pins if each is not pin]
-        if len(kept) < len(self._pins):
-            self._pins = kept
-            self._apply_pin()
-
-    def _apply_pin(self) -> None:
-        pin = self.pinned
-        if pin is not None and not pin.wait:
-            for model in self.models.values():
-                if model.name != pin.model:
-                    model.waiters.refuse(Pinned(model.name, pin.model))
-        change = PinChange(at=self._feed.clock.now(), group=self.group, pinned=pin)
-        self._feed.tell("pin", change)
+    def _on_pin(self) -> None:
+        for model in self.models.values():
+            if (refusal := self._pins.refusal(model.name)) is not None:
+                model.waiters.refuse(refusal)
+        now = self._feed.clock.now()
+        self._feed.tell("pin", PinChange(at=now, group=self.group, pinned=self.pinned))
         self._changed.set()
 
     def _known(self, name: str) -> Model:
@@ -381,8 +364,7 @@ class Switcher:
 
     def _is_kept(self, model: Model) -> bool:
         """Whether it is awake since an operator wants it so, whoever waits."""
-        is_pinned = self.pinned is not None and self.pinned.model == model.name
-        return self._mode == "manual" or is_pinned
+        return self._mode == "manual" or self._pins.model == model.name
 
     def _rests(self, model: Model) -> bool:
         """Whether it sleeps, and will as long as nothing new is decided."""
@@ -408,7 +390,7 @@ class Switcher:
             unwanted = not (model.wanted_by or model.in_flight.count)
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
-                if self.pinned is not None and self.pinned.model == model.name:
+                if self._pins.model == model.name:
                     self.unpin()
                 then()
 
@@ -518,7 +500,7 @@ class Switcher:
             stands = not target.wanted_by
             return Order(target, decision.reason, stands=stands, rule=rule), math.inf
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
-        if self._pins or not self._heeds_idleness:
+        if self.pinned is not None or not self._heeds_idleness:
             return None, look_again_at
         order, at = idle_order(
             self.models,
