@@ -242,9 +242,11 @@ class ModelProxy:
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
         journey = self.journeys.begin(lane)
-        if self._tracing is not None:
-            journey.trace = self._tracing.begin(lane.method, lane.target, lane.headers, lane.peer)
         try:
+            if self._tracing is not None:
+                journey.trace = self._tracing.begin(
+                    lane.method, lane.target, lane.headers, lane.peer
+                )
             await self._forward(lane, journey)
             journey.outcome = "done"
         except ClientLeft:
