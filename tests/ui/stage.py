@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import socket
 import sys
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 import trio
+import trio.testing
 
 from tests.servers import LlmuxProcess, Rack, chat, running_backends, running_llmux
 
@@ -131,12 +133,17 @@ def staged(
             if keys:
                 settings.setdefault("control_keys", list(keys))
             config = rack.write_config(**settings)
-            async with running_llmux(config) as llmux, trio.open_nursery() as nursery:
-                headers = {"authorization": f"Bearer {keys[0]}"} if keys else {}
-                token = trio.lowlevel.current_trio_token()
-                said.put(Stage(llmux, rack, token, nursery, headers))
-                await over.wait()
-                nursery.cancel_scope.cancel()
+            async with running_llmux(config) as llmux:
+                async with trio.open_nursery() as nursery:
+                    headers = {"authorization": f"Bearer {keys[0]}"} if keys else {}
+                    token = trio.lowlevel.current_trio_token()
+                    said.put(Stage(llmux, rack, token, nursery, headers))
+                    await over.wait()
+                    nursery.cancel_scope.cancel()
+                # httpx leaves the connection of a stream that was cancelled to the garbage
+                # collector; as long as it is open, llmux takes its grace.
+                gc.collect()
+                await trio.testing.wait_all_tasks_blocked(0.01)
 
     with in_thread(live) as stage:
         yield stage
