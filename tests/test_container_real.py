@@ -67,10 +67,10 @@ def debian(folder: Path) -> None:
     sources = [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt").glob("sources.list.d/*")]
     text = "".join(path.read_text() for path in sources if path.suffix in (".list", ".sources"))
     found = re.search(r"^(?:URIs: |deb (?:\[.*\] )?)(http\S+/debian)/?(?:\s|$)", text, re.MULTILINE)
-    mirror = found[1] if found else "http://deb.debian.org/debian"
+    mirror = [found[1]] if found else []  # else debootstrap's own
     packages = "ca-certificates,python3,python3-pip,python3-venv"
     subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder, mirror],
+        ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder, *mirror],
         check=True, stdout=subprocess.DEVNULL, timeout=900,
     )  # fmt: skip
     (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
