@@ -88,3 +88,30 @@ def test_a_readme_says_how_to_validate_one_of_its_models(folder: str) -> None:
     copy = re.search(rf"cp -r hooks/{folder} (\S+)", text)
     assert config == (copy[1] if copy else f"hooks/{folder}") + "/llmux.yaml"
     assert model in load_config(HOOKS / folder / "llmux.yaml").models
+
+
+# ---- What stands in several folders, since each can be copied alone ----
+
+
+def functions(path: Path) -> dict[str, str]:
+    """The functions of a script, each whole, by name."""
+    found = re.finditer(
+        r"^(\w+)\(\) \{(?:[^\n]*\}$|\n.*?^\}$)", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return {each[1]: each[0] for each in found}
+
+
+@pytest.mark.parametrize("name", ["known", "stat_of", "runs", "left", "wait_gone"])
+def test_a_mend_of_one_copy_is_a_mend_of_all(name: str) -> None:
+    servers = [
+        HOOKS / folder / "server.sh" for folder in ("cuda-checkpoint", "sglang", "vllm-sleep")
+    ]
+    assert len({functions(path)[name] for path in servers}) == 1
+
+
+@pytest.mark.parametrize("path", scripts("docker"), ids=lambda path: path.name)
+def test_docker_and_podman_differ_in_their_names_only(path: Path) -> None:
+    def unnamed(text: str) -> str:
+        return re.sub("docker|podman", "engine", text, flags=re.IGNORECASE)
+
+    assert unnamed(path.read_text()) == unnamed((HOOKS / "podman" / path.name).read_text())
