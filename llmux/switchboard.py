@@ -85,9 +85,14 @@ class Switchboard:
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self._switcher(model).serving(model, scope, hints, request=request)
+        return self.switcher_of(model).serving(model, scope, hints, request=request)
 
-    def _switcher(self, model: str) -> Switcher:
+    def switcher_of(self, model: str) -> Switcher:
+        """The switcher of a model's group.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
         try:
             return self._switcher_of[model]
         except KeyError:
@@ -95,7 +100,7 @@ class Switchboard:
 
     async def refused(self, model: str) -> None:
         """A model's backend has refused a connection; see `Health.refused`."""
-        switcher = self._switcher(model)
+        switcher = self.switcher_of(model)
         await switcher.health.refused(switcher.models[model])
 
     def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
@@ -147,7 +152,7 @@ class Switchboard:
 
     def in_flight_count(self, model: str) -> int:
         """How many requests are in flight on a model at this instant."""
-        return self._switcher(model).models[model].in_flight.count
+        return self.switcher_of(model).models[model].in_flight.count
 
     @property
     def queue_depths(self) -> dict[str, int]:
@@ -156,7 +161,7 @@ class Switchboard:
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
         """Seconds of hook time that a switch should take; None if it was never seen."""
-        return self._switcher(target).measures.costs.estimate(source, target)
+        return self.switcher_of(target).measures.costs.estimate(source, target)
 
     def estimated_costs(self) -> dict[str, dict[str, float]]:
         """Every known cost in seconds, by source (`idle`: nothing was awake) and target."""
@@ -204,15 +209,15 @@ class Switchboard:
 
     async def force_switch(self, model: str) -> None:
         """Switch a model's group to it; see `Switcher.force_switch`."""
-        await self._switcher(model).force_switch(model)
+        await self.switcher_of(model).force_switch(model)
 
     async def put_model_to_sleep(self, model: str) -> None:
         """Drain a model and put it to sleep; see `Switcher.put_model_to_sleep`."""
-        await self._switcher(model).put_model_to_sleep(model)
+        await self.switcher_of(model).put_model_to_sleep(model)
 
     async def pin(self, pin: Pin) -> None:
         """Keep a model of its group awake; see `Switcher.pin`."""
-        await self._switcher(pin.model).pin(pin)
+        await self.switcher_of(pin.model).pin(pin)
 
     def unpin(self, group: str | None = None) -> None:
         """Leave it to the policy again what is awake in a group, or in all.
@@ -225,10 +230,6 @@ class Switchboard:
         for name, switcher in self.groups.items():
             if group in {None, name}:
                 switcher.unpin()
-
-    def switcher_of(self, model: str) -> Switcher:
-        """The switcher of a model's group; raises ModelNotFound."""
-        return self._switcher(model)
 
     def config_of(self, model: str) -> ModelConfig:
         """The config of a model, as it is used now."""
