@@ -103,7 +103,7 @@ class Case(Protocol):
         ...
 
 
-def wait_figures(outcome: Outcome) -> dict[str, float]:
+def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
     """What all that wait have in common, in llmux's line and inside of the backend."""
     waits = outcome.waits()
     total_s = sum(outcome.seconds.values())
@@ -114,7 +114,44 @@ def wait_figures(outcome: Outcome) -> dict[str, float]:
         "switches": outcome.switches,
         "draining_share": outcome.seconds["draining"] / total_s,
         "switching_share": outcome.seconds["switching"] / total_s,
+        **nearest_to_bound(outcome, switch_s),
     }
+
+
+# ---- Invariant 7 ----
+
+
+def nearest_to_bound(outcome: Outcome, switch_s: float) -> dict[str, float]:
+    """The wait in line that was the most over what it may be, or the least under: `excess`."""
+    waits = outcome.line_waits()
+    allowed = allowed_waits(outcome, PolicyConfig().max_wait_secs, switch_s)
+    over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
+    worst = max(range(len(over)), key=over.__getitem__)
+    return {"excess": over[worst], "worst_wait": waits[worst], "worst_allowed": allowed[worst]}
+
+
+def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[float]:
+    """How long each request may wait in line: invariant 7 of docs/design.md.
+
+    The bound; and for its own model and each with an older request in line, two switches and a
+    drain, for which the longest seen stands.
+    """
+    each_s = 2 * switch_s + longest_drain_s(outcome)
+    by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
+    # A line is in order: somebody older waits for a model if the last who came for it does.
+    line_until = [0.0] * len(outcome.names)
+    allowed = [0.0] * outcome.count
+    for at in by_arrival:
+        own, arrived_at = outcome.models[at], outcome.arrived_at[at]
+        others = sum(until > arrived_at for i, until in enumerate(line_until) if i != own)
+        allowed[at] = bound_s + (1 + others) * each_s
+        line_until[own] = outcome.admitted_at[at]
+    return allowed
+
+
+def longest_drain_s(outcome: Outcome) -> float:
+    """In seconds; 0 if there was none."""
+    return max((end - start for _, start, end in outcome.drains), default=0.0)
 
 
 # ---- Grids ----
@@ -169,7 +206,7 @@ class GridCase:
         """Simulate it under a policy."""
         models = [str(index) for index in range(self.models)]
         setup = fleet(models, self.switch_s, self.slots, policy)
-        return wait_figures(simulate(setup, self.arrivals()))
+        return wait_figures(simulate(setup, self.arrivals()), self.switch_s)
 
 
 LOADS_A = (0.3, 0.5, 0.7, 0.85, 0.95)
@@ -276,7 +313,7 @@ class TraceCase:
         arrivals = self.arrivals()
         models = sorted({arrival.model for arrival in arrivals})
         setup = fleet(models, self.switch_s, SLOTS, policy)
-        return wait_figures(simulate(setup, arrivals))
+        return wait_figures(simulate(setup, arrivals), self.switch_s)
 
 
 def traces(directory: Path, requests: int | None) -> list[TraceCase]:
@@ -350,7 +387,8 @@ class ClosedCase:
         loop = Agents(staying, self.think_s, self.seed)
         setup = fleet([str(index) for index in range(4)], self.switch_s, SLOTS, policy)
         outcome = simulate(setup, loop.first(), follow=loop.follow, until=3600 * self.hours)
-        return {**wait_figures(outcome), "requests_per_hour": outcome.count / self.hours}
+        figures = wait_figures(outcome, self.switch_s)
+        return {**figures, "requests_per_hour": outcome.count / self.hours}
 
 
 def closed(hours: float, seeds: Sequence[int]) -> list[ClosedCase]:
@@ -401,49 +439,20 @@ class StarvationCase:
         return (arrival._replace(model=names[int(arrival.model)]) for arrival in drawn)
 
     def run(self, policy: str) -> Figures:
-        """Simulate it under a policy; `excess` is the most by which a wait was over its bound."""
+        """Simulate it under a policy."""
         outcome = simulate(fleet((HOT, *COLD), self.switch_s, HOT_SLOTS, policy), self.arrivals())
         waits = outcome.line_waits()
-        allowed = allowed_waits(outcome, PolicyConfig().max_wait_secs, self.switch_s)
-        over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
-        worst = max(range(len(over)), key=over.__getitem__)
         by_model = list(zip(outcome.models, waits, strict=True))
         return {
             "hot_mean": mean([wait for model, wait in by_model if model == 0]),
             "cold_mean": mean([wait for model, wait in by_model if model]),
             "cold_max": max((wait for model, wait in by_model if model), default=0.0),
             "longest_drain": longest_drain_s(outcome),
-            "excess": over[worst],
-            "worst_wait": waits[worst],
-            "worst_allowed": allowed[worst],
             "switches": outcome.switches,
+            **nearest_to_bound(outcome, self.switch_s),
         }
 
 
 def starvation(hours: float, seeds: Sequence[int]) -> list[StarvationCase]:
     """At each switch cost."""
     return [StarvationCase(switch_s, hours, seed) for switch_s, seed in product(SWITCHES_S, seeds)]
-
-
-def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[float]:
-    """How long each request may wait in line: invariant 7 of docs/design.md.
-
-    The bound; and for its own model and each with an older request in line, two switches and a
-    drain, for which the longest seen stands.
-    """
-    each_s = 2 * switch_s + longest_drain_s(outcome)
-    by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
-    # A line is in order: somebody older waits for a model if the last who came for it does.
-    line_until = [0.0] * len(outcome.names)
-    allowed = [0.0] * outcome.count
-    for at in by_arrival:
-        own, arrived_at = outcome.models[at], outcome.arrived_at[at]
-        others = sum(until > arrived_at for i, until in enumerate(line_until) if i != own)
-        allowed[at] = bound_s + (1 + others) * each_s
-        line_until[own] = outcome.admitted_at[at]
-    return allowed
-
-
-def longest_drain_s(outcome: Outcome) -> float:
-    """In seconds; 0 if there was none."""
-    return max((end - start for _, start, end in outcome.drains), default=0.0)

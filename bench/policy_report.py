@@ -117,6 +117,7 @@ def report_waits(title: str, results: Results, targets: WaitTargets) -> Report:
         report.data["by_axis"] = by_axis
         report.details.append(axes_table(by_axis))
         report.verdicts.extend(judge_waits(title, summaries[ADAPTIVE], targets))
+        report.verdicts.append(judge_bound(title, [of[ADAPTIVE] for of in results.values()]))
     if UNBOUNDED in summaries and ADAPTIVE in summaries:
         report.tables.append(cost_of_bound(results))
     return report
@@ -156,6 +157,13 @@ def judge_waits(title: str, found: Summary, targets: WaitTargets) -> Iterator[Ve
         if most is not None:
             text = f"{title}: {what} <= {most:.2f}"
             yield Verdict(text, number(value), value <= most)
+
+
+def judge_bound(title: str, runs: Sequence[Figures]) -> Verdict:
+    """Whether invariant 7 held for every request of these runs."""
+    worst = max(figures["excess"] for figures in runs)
+    text = f"{title}: every wait within invariant 7"
+    return Verdict(text, f"{number(-worst)} s to spare", worst <= 0)
 
 
 def cost_of_bound(results: Results) -> str:
@@ -228,9 +236,7 @@ def report_starvation(title: str, results: Results) -> Report:
         rows.append([f"{key} {policy}", *starvation_cells([of[policy] for of in some], worst)])
         report.data[f"{key} {policy}"] = worst
         if policy == ADAPTIVE:
-            text = f"{title}, {key}: every wait within invariant 7"
-            measured = f"{number(-worst['excess'])} s to spare"
-            report.verdicts.append(Verdict(text, measured, worst["excess"] <= 0))
+            report.verdicts.append(judge_bound(f"{title}, {key}", [worst]))
     report.tables.append(render(rows))
     return report
 

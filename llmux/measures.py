@@ -13,6 +13,10 @@ which nobody came would look like a very long one. Simulated, 1 and 2 are worse.
 ARRIVALS = 16
 """Over how many of the last arrivals a rate is taken."""
 
+DRAINS = 16
+"""Of how many of a group's last drains the longest is remembered. Simulated, 4 and 8 are worse, 64
+is no better."""
+
 LATENCY_SMOOTHING = 0.1
 """Weight of the newest latency in its bucket, once there are ten."""
 
@@ -85,6 +89,7 @@ class Measures:
     def __init__(self) -> None:
         self.costs = SwitchCosts()
         self._drains_s: dict[str, float] = {}
+        self._last_drains_s: deque[float] = deque(maxlen=DRAINS)
         self._absences_s: dict[str, float] = {}
         self._closed_at: dict[str, float] = {}
         self._rates: dict[str, Rate] = {}
@@ -119,6 +124,7 @@ class Measures:
     def note_drained(self, model: str, seconds: float) -> None:
         """The requests that were in flight when the model closed have taken so long."""
         _smooth(self._drains_s, model, seconds)
+        self._last_drains_s.append(seconds)
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """A request that made the number in flight `in_flight` was served."""
@@ -140,6 +146,10 @@ class Measures:
     def drain_s(self, model: str) -> float:
         """How long the model takes to drain; 0 while unknown."""
         return self._drains_s.get(model, 0.0)
+
+    def longest_drain_s(self) -> float:
+        """Of the group's last drains the longest; 0 while there was none."""
+        return max(self._last_drains_s, default=0.0)
 
     def absence_s(self, model: str) -> float | None:
         """For how long the model is away once it closes; None while unknown."""

@@ -374,6 +374,47 @@ def test_adaptive_has_a_least_turn_though_others_wait_too_long() -> None:
     assert isinstance(early, LookAgain)
 
 
+def test_adaptive_lets_no_crowd_go_before_one_who_has_waited_too_long() -> None:
+    # Idle, but not yet awake for a round trip of 20 s, so that the bound does not decide.
+    views = line("a"), line("b", 50.0), line("c", *[90.0] * 9)
+    rest: dict[str, Any] = {"measures": known(), "since": 85.0}
+    assert target_of(ask("adaptive", *views, max_wait_secs=51, **rest)) == "c"
+    # Over c it would be b's turn in 10 + 10 + 10 s, after 80; it may wait for 40 + 2 * 10.
+    assert target_of(ask("adaptive", *views, max_wait_secs=40, **rest)) == "b"
+
+
+def test_adaptive_lets_others_go_first_while_there_is_time_for_it() -> None:
+    # Two others had older requests when b's came: it may wait for 40 + 3 * 2 * 10 s.
+    policy = load_policy(PolicyConfig(max_wait_secs=40))
+    views = [line("a"), line("b", 50.0), line("c", *[90.0] * 9), *(line(n, 49.0) for n in "de")]
+    snapshot = Snapshot(
+        now=50.0,
+        active="a",
+        active_since=0.0,
+        models={view.name: view for view in views},
+        measures=known(),
+    )
+    policy.decide(snapshot)
+    for name in "de":
+        snapshot.models[name].queued, snapshot.models[name].oldest_arrival = 0, None
+    snapshot.now, snapshot.active_since = 100.0, 85.0
+    assert target_of(policy.decide(snapshot)) == "c"
+
+
+def test_adaptive_ends_a_turn_early_for_one_who_would_be_late() -> None:
+    # With a drain of 5 s it may wait for 1 + 20 + 5 s, and 5 + 10 are left until it is let in.
+    measures = known(busy="a", drain_s=5)
+    rest: dict[str, Any] = {"measures": measures, "since": 85.0, "max_wait_secs": 1}
+    busy = line("a", in_flight=1)
+    assert ask("adaptive", busy, line("b", 90.0), **rest) == LookAgain(101.0)
+    assert target_of(ask("adaptive", busy, line("b", 89.0), **rest)) == "b"
+    # But not before it has been awake for as long as the switch takes.
+    rest["since"] = 95.0
+    assert target_of(ask("adaptive", busy, line("b", 80.0), **rest)) is None
+    rest["since"] = 90.0
+    assert target_of(ask("adaptive", busy, line("b", 80.0), **rest)) == "b"
+
+
 def test_adaptive_does_not_leave_a_backend_that_has_a_line_of_its_own() -> None:
     full = line("a", in_flight=9, backend_queued=3)
     assert ask("adaptive", full, line("b", 50.0), measures=known()) == LookAgain(100.25)

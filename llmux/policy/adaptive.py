@@ -20,9 +20,9 @@ from llmux.policy.choices import (
     may_leave_at,
     next_retry,
     oldest,
-    waited_s,
     wanted,
 )
+from llmux.policy.deadlines import Deadlines
 
 TICK_S = 0.25
 """Least time to the next look, where nothing happens before."""
@@ -41,9 +41,11 @@ class AdaptivePolicy:
     def __init__(self, config: PolicyConfig) -> None:
         self._max_wait_s = config.max_wait_secs
         self._min_active_s = config.min_active_secs
+        self._deadlines = Deadlines(config.max_wait_secs)
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
+        self._deadlines.note(snapshot)
         others = wanted(snapshot)
         if not others:
             return Stay()
@@ -58,23 +60,25 @@ class AdaptivePolicy:
         self, snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
     ) -> Decision:
         """Bound, then stay open, then close; and if none applies, when to look again."""
-        now = snapshot.now
-        assert snapshot.active_since is not None
+        now, due_at = snapshot.now, self._deadlines.due_at
         first = oldest(others)
+        slack_s = self._deadlines.slack_s(snapshot, active, first)
         leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
-        bound_at = max(
-            now - waited_s(first, now) + self._max_wait_s,
-            snapshot.active_since + _least_turn_s(snapshot, active, first),
-            leaves_at,
-        )
+        bound_at = max(due_at(first), _turn_ends_at(snapshot, active, first, slack_s), leaves_at)
+        ranked = candidates = _ranked(snapshot, active, others)
+        if due_at(first) <= now:
+            # Nobody goes before it who would take more time than it has.
+            candidates = [
+                v for v in ranked if v is first or _detour_s(snapshot, active, v, first) <= slack_s
+            ]
         if bound_at <= now:
-            return first_come(first, now, "bound")
+            overdue = next(view for view in candidates if due_at(view) <= now)
+            return first_come(overdue, now, "bound")
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
-        ranked = _ranked(snapshot, active, others)
         closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
         next_at = math.inf
-        for view in ranked:
+        for view in candidates:
             close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
             if close_at <= now:
                 return SwitchTo(view.name, _reason(view, now), "close")
@@ -91,14 +95,27 @@ def _round_trip_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> flo
     return cost_s(active.name, view.name) + cost_s(view.name, active.name)
 
 
-def _least_turn_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
-    """How long a model stays though others have waited for too long.
+def _turn_ends_at(snapshot: Snapshot, active: ModelView, first: ModelView, slack_s: float) -> float:
+    """Until when a model stays though others have waited for too long.
 
-    When more is asked for than the GPU can give, everyone waits for too long; going round in turns
-    that are shorter than this would only make it worse.
+    When more is asked for than the GPU can give, everyone waits for too long; going round in
+    shorter turns would only make it worse. But the first in line is to be let in in time, if a turn
+    as long as the switch is enough for that.
     """
+    assert snapshot.active_since is not None
     absence_s = snapshot.measures.absence_s(active.name) or 0.0
-    return max(_round_trip_s(snapshot, active, view), TURN_SHARE * absence_s)
+    turn_s = max(_round_trip_s(snapshot, active, first), TURN_SHARE * absence_s)
+    least_s = snapshot.measures.cost_s(active.name, first.name)
+    in_time_at = max(snapshot.active_since + least_s, snapshot.now + slack_s)
+    return min(snapshot.active_since + turn_s, in_time_at)
+
+
+def _detour_s(snapshot: Snapshot, active: ModelView, via: ModelView, to: ModelView) -> float:
+    """How much later than at once a model is reached if another gets a short turn before it."""
+    cost_s = snapshot.measures.cost_s
+    turn_s = cost_s(via.name, active.name) + snapshot.measures.longest_drain_s()
+    there_s = cost_s(active.name, via.name) + turn_s + cost_s(via.name, to.name)
+    return there_s - cost_s(active.name, to.name)
 
 
 def _ranked(

@@ -54,16 +54,17 @@ def may_leave_at(snapshot: Snapshot, min_active_s: float, max_wait_s: float = ma
 
 def oldest(models: Sequence[ModelView]) -> ModelView:
     """The model whose first request in line arrived first."""
-    return min(models, key=_arrival)
+    return min(models, key=arrival_of)
 
 
-def _arrival(view: ModelView) -> float:
+def arrival_of(view: ModelView) -> float:
+    """When the first in this line came; infinity if there is none."""
     return math.inf if view.oldest_arrival is None else view.oldest_arrival
 
 
 def waited_s(view: ModelView, now: float) -> float:
     """How long the first in its line has waited, in seconds."""
-    return now - _arrival(view)
+    return now - arrival_of(view)
 
 
 def first_come(view: ModelView, now: float, rule: str) -> SwitchTo:
