@@ -35,8 +35,8 @@ from llmux.model import Model
 from llmux.proxy import ModelProxy
 from llmux.reload import Reloader
 from llmux.statelock import LockHeld, state_lock
+from llmux.steps import Hooks
 from llmux.switchboard import Switchboard
-from llmux.switcher import Hooks
 
 if TYPE_CHECKING:
     from llmux.tracing import Tracing

@@ -27,7 +27,7 @@ HeardSince = Callable[[str, float], bool]
 
 
 class AliveHook(Protocol):
-    """How an alive hook is run; `llmux.switcher.Hooks` does it."""
+    """How an alive hook is run; `llmux.steps.Hooks` does it."""
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         """Run it; raises HookError."""

@@ -22,7 +22,8 @@ from llmux.model import Model, Traits
 from llmux.policy import load_policy
 from llmux.serving import Serving
 from llmux.shapes import ModeChange, Pin
-from llmux.switcher import Hooks, Mode, State, Switcher
+from llmux.steps import Hooks
+from llmux.switcher import Mode, State, Switcher
 
 WATCH_S = 1.0
 """How often it is looked whether the switchers get on."""

@@ -3,6 +3,7 @@
 Requests stand in line, operators place orders, and `Switcher.run`, the only task that switches,
 does one thing at a time: it decides in synchronous code, opens a nursery and starts one task in it
 that carries the order out. That task holds the switch lock until the settle barrier is passed.
+What each step does to its model is in `llmux.steps`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import trio
-from trio_util import RepeatedEvent, periodic
+from trio_util import RepeatedEvent
 
 from llmux.awake import AwakeRecord, Entry
 from llmux.chronicle import Chronicle
-from llmux.config import HookName, PolicyConfig
+from llmux.config import PolicyConfig
 from llmux.errors import (
     HookError,
     LlmuxError,
@@ -45,46 +46,14 @@ from llmux.orders import Order
 from llmux.orphans import end_marked
 from llmux.pins import Pins
 from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
-from llmux.prefetch import Prefetch
 from llmux.serving import Serving
 from llmux.shapes import Pin, PinChange, SwitchRecord
-
-SLOW_DRAIN_S = 60.0
-"""How often a drain that goes on is logged."""
+from llmux.steps import Hooks, Steps, SwitchAbandoned
 
 Mode = Literal["auto", "manual"]
 State = Literal["idle", "active", "switching"]
 
 log = get_logger(__name__)
-
-
-class Hooks(Protocol):
-    """How a switcher runs hooks; `llmux.hooks.ShellHooks` is the real one."""
-
-    def has(self, model: str, hook: HookName) -> bool:
-        """Whether the model has this hook."""
-        ...
-
-    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
-        """Run a hook to its end.
-
-        Raises:
-            HookError: It failed, outlived its time or could not be started.
-        """
-        ...
-
-    def timeout_s(self, model: str, hook: HookName) -> float:
-        """Seconds that a hook may run; infinity for no limit."""
-        ...
-
-
-STEP_SLACK_S = 60.0
-"""How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
-five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
-
-
-class SwitchAbandoned(Exception):
-    """Nobody waits for the target any more, but for another model."""
 
 
 class Switcher:
@@ -117,9 +86,16 @@ class Switcher:
         self._changed = RepeatedEvent()
         self.models: dict[str, Model] = {}
         self.measures = Measures()
-        self._hooks = hooks
+        self._steps = Steps(
+            hooks,
+            settings,
+            self.measures,
+            metrics,
+            self._changed,
+            on_sleep=self._on_sleep,
+            on_asleep=self._on_asleep,
+        )
         self._policy = policy
-        self._metrics = metrics
         self.group = group
         self._feed = feed or Feed()
         self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
@@ -134,7 +110,6 @@ class Switcher:
         self._orders: deque[Order] = deque()
         self._switch_lock = trio.Lock()
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
-        self._hook_must_end_by = math.inf
         self.on_sleep: Callable[[str], object] = lambda _model: None
         self._when_asleep: dict[str, list[Callable[[], None]]] = {}
         self._leaving: dict[str, Callable[[], None]] = {}
@@ -172,7 +147,7 @@ class Switcher:
 
     def die_if_stuck(self) -> bool:
         """Give up if a hook cannot even be ended; returns whether `run` can switch no more."""
-        if trio.current_time() > self._hook_must_end_by:
+        if self._steps.is_stuck:
             log.critical("switcher_stuck", state=repr(self))
             self._close(SwitcherDied())
         return self.has_died
@@ -405,7 +380,7 @@ class Switcher:
     ) -> None:
         """Use other settings from now on."""
         self._idle_rules = idle_rules
-        self._settings = settings
+        self._settings = self._steps.settings = settings
         self._policy = policy
         self._queued_per_model = queued_per_model
         self.health.apply(settings)
@@ -423,7 +398,7 @@ class Switcher:
             for model in self.models.values():
                 if model.holds_gpu:
                     with suppress(HookError):  # logged
-                        await self._put_to_sleep(model, model)
+                        await self._steps.put_to_sleep(model, model)
 
     def _close(self, error: LlmuxError) -> None:
         self._closed_with = self._closed_with or error
@@ -573,16 +548,16 @@ class Switcher:
         first = in_the_way[0] if in_the_way else None
         source = first.name if first else None
         with self._chronicle.switch(order, first) as tally:
-            prefetch = self._prefetch(target, source, nursery)
+            prefetch = self._steps.prefetch(target, source, nursery)
             try:
                 for model in in_the_way:
                     tally.drain_s += await self._drain(model, order)
                     self._check_open()
-                    tally.hooks_s += await self._put_to_sleep(model, target)
-                await self._wait_prefetched(prefetch, order)
+                    tally.hooks_s += await self._steps.put_to_sleep(model, target)
+                await self._steps.wait_prefetched(prefetch, lambda: self._is_in_vain(order))
                 self._check_open()
                 self._check_wanted(order)
-                tally.hooks_s += await self._wake(target, source)
+                tally.hooks_s += await self._steps.wake(target, source)
             finally:
                 prefetch.abandon()
 
@@ -602,9 +577,8 @@ class Switcher:
             await self._drain(model, order)
         self._check_open()
         if model.phase is Phase.DRAINING or (model.holds_gpu and order.to == "asleep"):
-            await self._put_to_sleep(model, model)
-        for change in self._when_asleep.pop(model.name, ()):  # it slept already
-            change()
+            await self._steps.put_to_sleep(model, model)
+        self._on_asleep(model)  # it slept already
         order.end()
 
     async def _bring_down(self, model: Model) -> None:
@@ -633,69 +607,22 @@ class Switcher:
             return True
         return not any(model.wanted_by for model in self.models.values())
 
+    def _is_in_vain(self, order: Order) -> bool:
+        return self._closed_with is not None or not self._is_wanted(order)
+
     def _check_wanted(self, order: Order) -> None:
         if not self._is_wanted(order):
             raise SwitchAbandoned
-
-    def _prefetch(self, target: Model, source: str | None, nursery: trio.Nursery) -> Prefetch:
-        """Start the target's prefetch hook, if it has one and there is something to wait for."""
-        about = {"source": source or "", "target": target.name}
-        prefetch = Prefetch(partial(self._hooks.run, target.name, "prefetch", **about))
-        if source is None or not self._hooks.has(target.name, "prefetch"):
-            prefetch.skip()
-        else:
-            nursery.start_soon(prefetch.run)
-        return prefetch
-
-    async def _wait_prefetched(self, prefetch: Prefetch, order: Order) -> None:
-        """Wait for the prefetch hook, unless nothing will come of the switch."""
-
-        def is_in_vain() -> bool:
-            return self._closed_with is not None or not self._is_wanted(order)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
-            await prefetch.wait_ended()
-            nursery.cancel_scope.cancel()
 
     def _in_the_way_of(self, target: Model) -> list[Model]:
         """Who must sleep before the target may wake: a group holds one model at a time."""
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
 
     async def _drain(self, model: Model, order: Order) -> float:
-        """Stop admitting, and wait until the last request in flight has left.
-
-        Returns:
-            Seconds that it took.
-
-        Raises:
-            SwitchAbandoned: The switch is not wanted any more; the model is awake again.
-        """
-        if not model.is_awake:
-            return 0.0
-        started_at = trio.current_time()
-        had_requests = model.in_flight.count > 0
-        model.enter(Phase.DRAINING)
-        await model.waiters.wait_settled()
-        self._send_away_those_who_stay(model)
-        if not model.is_drained:
-            return 0.0
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._log_slow_drain, model)
-            nursery.start_soon(
-                self._cancel_when, lambda: not self._is_wanted(order), nursery.cancel_scope
-            )
-            await self._wait_drained(model)
-            nursery.cancel_scope.cancel()
-        # Called off, it may be wanted again by now: but not all have left.
-        if model.in_flight.count or not self._is_wanted(order):
-            model.enter(Phase.AWAKE)
-            raise SwitchAbandoned
-        drained_s = trio.current_time() - started_at
-        if had_requests:
-            self.measures.note_drained(model.name, drained_s)
-        self._metrics.drain_duration.labels(model.name, order.target.name).observe(drained_s)
-        return drained_s
+        """See `Steps.drain`: as long as the order is wanted."""
+        return await self._steps.drain(
+            model, order.target, lambda: self._is_wanted(order), self._send_away_those_who_stay
+        )
 
     def _send_away_those_who_stay(self, model: Model) -> None:
         """Of those in line for a slot: who may not wait until the model is awake again."""
@@ -703,90 +630,11 @@ class Switcher:
             model.waiters.refuse(ManualMode(model.name, None))
         model.waiters.refuse(WouldSwitch(model.name), only=lambda waiter: waiter.never_switch)
 
-    async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
-        """Cancel a wait of the switch as soon as something is the case."""
-        while not is_over():
-            await self._changed.wait()
-        wait.cancel()
-
-    async def _wait_drained(self, model: Model) -> None:
-        """Wait for the requests in flight, and cut those that take too long, or do not."""
-        timeout_s = self._settings.drain_timeout_secs
-        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
-            await model.in_flight.wait_empty()
-        if limit.cancelled_caught:
-            cuts = self._settings.on_drain_timeout == "cut"
-            event = "drain_cut" if cuts else "drain_over_time"
-            log.warning(event, model=model.name, in_flight=model.in_flight.count)
-            if cuts:
-                model.in_flight.cut()
-            await model.in_flight.wait_empty()
-
-    async def _put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
-        """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
-
-        Returns:
-            Seconds of hook time.
-
-        Raises:
-            HookError: The GPU is still taken; the model stays in the way.
-        """
-        started_at = trio.current_time()
-        self.on_sleep(model.name)
-        if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
-            model.enter(Phase.SLEEPING)
-        try:
-            await self._sleep_and_verify(model, target)
-        except HookError:
-            log.warning("sleep_retried", model=model.name, to=target.name)
-            try:
-                await self._sleep_and_verify(model, target)
-            except HookError as error:
-                model.last_error = error
-                model.enter(Phase.FAILED)
-                raise
-        model.holds_gpu = False
-        model.enter(then)
-        for change in self._when_asleep.pop(model.name, ()):
-            change()
-        return trio.current_time() - started_at
-
-    async def _sleep_and_verify(self, model: Model, target: Model) -> None:
-        about = {"source": model.name, "target": target.name}
-        try:
-            await self._run_hook(model, "sleep", **about)
-        except HookError as error:
-            # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
-            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
-            if not error.was_started:
-                raise  # nothing has been done to free the GPU
-        if self._hooks.has(model.name, "verify_asleep"):
-            await self._run_hook(model, "verify_asleep", **about)
-
-    async def _wake(self, target: Model, source: str | None) -> float:
-        """Run the wake hook; returns its seconds, raises HookError."""
-        started_at = trio.current_time()
-        target.holds_gpu = True
-        target.enter(Phase.WAKING)
-        await self._run_hook(target, "wake", source=source or "", target=target.name)
-        target.wake_succeeded()
-        target.enter(Phase.AWAKE)
-        return trio.current_time() - started_at
-
-    async def _run_hook(self, model: Model, hook: HookName, *, source: str, target: str) -> None:
-        """Run a hook that changes what is awake; raises HookError."""
-        longest_s = self._hooks.timeout_s(model.name, hook) + STEP_SLACK_S
-        self._hook_must_end_by = trio.current_time() + longest_s
-        try:
-            await self._hooks.run(model.name, hook, source=source, target=target)
-        finally:
-            self._hook_must_end_by = math.inf
-
     async def _give_up(self, target: Model, error: HookError) -> None:
         """After a failure: free what the wake took, and put off the target's next try."""
         if target.phase is Phase.WAKING:
             with suppress(HookError):  # logged; the next switch will find it in the way
-                await self._put_to_sleep(target, target, then=Phase.FAILED)
+                await self._steps.put_to_sleep(target, target, then=Phase.FAILED)
         target.wake_failed(error)
 
     # ---- Telling ----
@@ -810,6 +658,13 @@ class Switcher:
     def _is_newly_idle(self, model: Model) -> bool:
         return not model.in_flight.count and self._heeds_idleness
 
+    def _on_sleep(self, name: str) -> None:
+        self.on_sleep(name)
+
+    def _on_asleep(self, model: Model) -> None:
+        for change in self._when_asleep.pop(model.name, ()):
+            change()
+
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
         self._chronicle.phase(model, left, stayed_s)
         self._record.note(model.name, model.standing)
@@ -817,17 +672,3 @@ class Switcher:
             self.measures.note_open(model.name, trio.current_time(), model.oldest)
         if left is Phase.AWAKE:
             self.measures.note_closed(model.name, trio.current_time())
-
-    async def _log_slow_drain(self, model: Model) -> None:
-        async for drained_s, _ in periodic(SLOW_DRAIN_S):
-            if not drained_s:
-                continue  # the first round comes at once
-            entered_at = model.in_flight.oldest
-            oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
-            log.warning(
-                "drain_slow",
-                model=model.name,
-                in_flight=model.in_flight.count,
-                oldest_secs=round(oldest_s, 1),
-                drain_secs=round(drained_s, 1),
-            )

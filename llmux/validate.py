@@ -30,7 +30,7 @@ from llmux.errors import BackendBroke, BackendError, HookError
 from llmux.judging import Answer, Question, Unfit, compare
 from llmux.openai import request_headers
 from llmux.orphans import end_marked
-from llmux.switcher import Hooks
+from llmux.steps import Hooks
 
 MAX_ANSWER_BYTES = 4 << 20
 """More is no answer to a short question; the longest embeddings take some 100 kB."""

@@ -70,7 +70,7 @@ PLANTS = {
         "                    model.waiters.refuse(error)\n",
     ),
     "wake into a full GPU": (
-        "switcher.py",
+        "steps.py",
         "                model.enter(Phase.FAILED)\n                raise\n",
         "                pass\n",
     ),

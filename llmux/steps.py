@@ -1,0 +1,257 @@
+"""The steps of a switch, each on one model: drain it, put it to sleep, wake it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import trio
+from trio_util import RepeatedEvent, periodic
+
+from llmux.config import HookName, PolicyConfig
+from llmux.errors import HookError
+from llmux.logs import get_logger
+from llmux.measures import Measures
+from llmux.metrics import Metrics
+from llmux.model import Model, Phase
+from llmux.prefetch import Prefetch
+
+SLOW_DRAIN_S = 60.0
+"""How often a drain that goes on is logged."""
+
+STEP_SLACK_S = 60.0
+"""How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
+five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
+
+log = get_logger(__name__)
+
+
+class Hooks(Protocol):
+    """How a switcher runs hooks; `llmux.hooks.ShellHooks` is the real one."""
+
+    def has(self, model: str, hook: HookName) -> bool:
+        """Whether the model has this hook."""
+        ...
+
+    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run a hook to its end.
+
+        Raises:
+            HookError: It failed, outlived its time or could not be started.
+        """
+        ...
+
+    def timeout_s(self, model: str, hook: HookName) -> float:
+        """Seconds that a hook may run; infinity for no limit."""
+        ...
+
+
+class SwitchAbandoned(Exception):
+    """Nobody waits for the target any more, but for another model."""
+
+
+class Steps:
+    """What a switch does to one model. Only the task that holds the switch lock may call it.
+
+    Attributes:
+        settings: How long a drain may take, and what then.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        settings: PolicyConfig,
+        measures: Measures,
+        metrics: Metrics,
+        changed: RepeatedEvent,
+        *,
+        on_sleep: Callable[[str], object],
+        on_asleep: Callable[[Model], object],
+    ) -> None:
+        """Be ready to take steps.
+
+        Args:
+            hooks: Runs them.
+            settings: See the class.
+            measures: Is told how long drains take.
+            metrics: And so is this.
+            changed: Set whenever it may have changed whether a step is still wanted.
+            on_sleep: Called with the name of each model that is to be put to sleep now.
+            on_asleep: Called with each that has been.
+        """
+        self.settings = settings
+        self._hooks = hooks
+        self._measures = measures
+        self._metrics = metrics
+        self._changed = changed
+        self._on_sleep = on_sleep
+        self._on_asleep = on_asleep
+        self._hook_must_end_by = math.inf
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a hook runs that could not even be ended."""
+        return trio.current_time() > self._hook_must_end_by
+
+    # ---- Drain ----
+
+    async def drain(
+        self,
+        model: Model,
+        target: Model,
+        is_wanted: Callable[[], bool],
+        on_settled: Callable[[Model], object],
+    ) -> float:
+        """Stop admitting, and wait until the last request in flight has left.
+
+        Args:
+            model: What is drained, if it is awake.
+            target: What for.
+            is_wanted: Whether the switch still is.
+            on_settled: Called once all who were let in are in flight, and nobody comes any more.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            SwitchAbandoned: The switch is not wanted any more; the model is awake again.
+        """
+        if not model.is_awake:
+            return 0.0
+        started_at = trio.current_time()
+        had_requests = model.in_flight.count > 0
+        model.enter(Phase.DRAINING)
+        await model.waiters.wait_settled()
+        on_settled(model)
+        if not model.is_drained:
+            return 0.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_log_slow_drain, model)
+            nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
+            await self._wait_drained(model)
+            nursery.cancel_scope.cancel()
+        # Called off, it may be wanted again by now: but not all have left.
+        if model.in_flight.count or not is_wanted():
+            model.enter(Phase.AWAKE)
+            raise SwitchAbandoned
+        drained_s = trio.current_time() - started_at
+        if had_requests:
+            self._measures.note_drained(model.name, drained_s)
+        self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
+        return drained_s
+
+    async def _wait_drained(self, model: Model) -> None:
+        """Wait for the requests in flight, and cut those that take too long, or do not."""
+        timeout_s = self.settings.drain_timeout_secs
+        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+            await model.in_flight.wait_empty()
+        if limit.cancelled_caught:
+            cuts = self.settings.on_drain_timeout == "cut"
+            event = "drain_cut" if cuts else "drain_over_time"
+            log.warning(event, model=model.name, in_flight=model.in_flight.count)
+            if cuts:
+                model.in_flight.cut()
+            await model.in_flight.wait_empty()
+
+    async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
+        """Cancel a wait of the switch as soon as something is the case."""
+        while not is_over():
+            await self._changed.wait()
+        wait.cancel()
+
+    # ---- Sleep ----
+
+    async def put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
+        """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
+
+        Returns:
+            Seconds of hook time.
+
+        Raises:
+            HookError: The GPU is still taken; the model stays in the way.
+        """
+        started_at = trio.current_time()
+        self._on_sleep(model.name)
+        if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
+            model.enter(Phase.SLEEPING)
+        try:
+            await self._sleep_and_verify(model, target)
+        except HookError:
+            log.warning("sleep_retried", model=model.name, to=target.name)
+            try:
+                await self._sleep_and_verify(model, target)
+            except HookError as error:
+                model.last_error = error
+                model.enter(Phase.FAILED)
+                raise
+        model.holds_gpu = False
+        model.enter(then)
+        self._on_asleep(model)
+        return trio.current_time() - started_at
+
+    async def _sleep_and_verify(self, model: Model, target: Model) -> None:
+        about = {"source": model.name, "target": target.name}
+        try:
+            await self._run_hook(model, "sleep", **about)
+        except HookError as error:
+            # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
+            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
+            if not error.was_started:
+                raise  # nothing has been done to free the GPU
+        if self._hooks.has(model.name, "verify_asleep"):
+            await self._run_hook(model, "verify_asleep", **about)
+
+    # ---- Wake ----
+
+    def prefetch(self, target: Model, source: str | None, nursery: trio.Nursery) -> Prefetch:
+        """Start the target's prefetch hook, if it has one and there is something to wait for."""
+        about = {"source": source or "", "target": target.name}
+        prefetch = Prefetch(partial(self._hooks.run, target.name, "prefetch", **about))
+        if source is None or not self._hooks.has(target.name, "prefetch"):
+            prefetch.skip()
+        else:
+            nursery.start_soon(prefetch.run)
+        return prefetch
+
+    async def wait_prefetched(self, prefetch: Prefetch, is_in_vain: Callable[[], bool]) -> None:
+        """Wait for the prefetch hook, unless nothing will come of the switch."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
+            await prefetch.wait_ended()
+            nursery.cancel_scope.cancel()
+
+    async def wake(self, target: Model, source: str | None) -> float:
+        """Run the wake hook; returns its seconds, raises HookError."""
+        started_at = trio.current_time()
+        target.holds_gpu = True
+        target.enter(Phase.WAKING)
+        await self._run_hook(target, "wake", source=source or "", target=target.name)
+        target.wake_succeeded()
+        target.enter(Phase.AWAKE)
+        return trio.current_time() - started_at
+
+    async def _run_hook(self, model: Model, hook: HookName, *, source: str, target: str) -> None:
+        """Run a hook that changes what is awake; raises HookError."""
+        longest_s = self._hooks.timeout_s(model.name, hook) + STEP_SLACK_S
+        self._hook_must_end_by = trio.current_time() + longest_s
+        try:
+            await self._hooks.run(model.name, hook, source=source, target=target)
+        finally:
+            self._hook_must_end_by = math.inf
+
+
+async def _log_slow_drain(model: Model) -> None:
+    async for drained_s, _ in periodic(SLOW_DRAIN_S):
+        if not drained_s:
+            continue  # the first round comes at once
+        entered_at = model.in_flight.oldest
+        oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
+        log.warning(
+            "drain_slow",
+            model=model.name,
+            in_flight=model.in_flight.count,
+            oldest_secs=round(oldest_s, 1),
+            drain_secs=round(drained_s, 1),
+        )
