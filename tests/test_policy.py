@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -378,27 +379,45 @@ def test_adaptive_lets_no_crowd_go_before_one_who_has_waited_too_long() -> None:
     # Idle, but not yet awake for a round trip of 20 s, so that the bound does not decide.
     views = line("a"), line("b", 50.0), line("c", *[90.0] * 9)
     rest: dict[str, Any] = {"measures": known(), "since": 85.0}
-    assert target_of(ask("adaptive", *views, max_wait_secs=51, **rest)) == "c"
-    # Over c it would be b's turn in 10 + 10 + 10 s, after 80; it may wait for 40 + 2 * 10.
-    assert target_of(ask("adaptive", *views, max_wait_secs=40, **rest)) == "b"
+    # Over c it would be b's turn in 10 + 10 + 10 s, after 80; it may wait for 2 * 10 s and these:
+    assert target_of(ask("adaptive", *views, max_wait_secs=60.1, **rest)) == "c"
+    assert target_of(ask("adaptive", *views, max_wait_secs=59.9, **rest)) == "b"
+
+
+def after(seen_at: float, *first: ModelView, then: Sequence[ModelView], **rest: Any) -> str | None:
+    """Where the adaptive policy goes at 90 that has seen the first lines before."""
+    policy = load_policy(PolicyConfig(**rest.pop("config")))
+
+    def snapshot(now: float, views: Sequence[ModelView], since: float) -> Snapshot:
+        return Snapshot(
+            now=now,
+            active="a",
+            active_since=since,
+            models={view.name: view for view in [line("a"), *views]},
+            measures=rest["measures"],
+        )
+
+    policy.decide(snapshot(seen_at, first, 0.0))
+    return target_of(policy.decide(snapshot(90.0, then, rest["since"])))
 
 
 def test_adaptive_lets_others_go_first_while_there_is_time_for_it() -> None:
     # Two others had older requests when b's came: it may wait for 40 + 3 * 2 * 10 s.
-    policy = load_policy(PolicyConfig(max_wait_secs=40))
-    views = [line("a"), line("b", 50.0), line("c", *[90.0] * 9), *(line(n, 49.0) for n in "de")]
-    snapshot = Snapshot(
-        now=50.0,
-        active="a",
-        active_since=0.0,
-        models={view.name: view for view in views},
-        measures=known(),
-    )
-    policy.decide(snapshot)
-    for name in "de":
-        snapshot.models[name].queued, snapshot.models[name].oldest_arrival = 0, None
-    snapshot.now, snapshot.active_since = 100.0, 85.0
-    assert target_of(policy.decide(snapshot)) == "c"
+    older = line("d", 39.0), line("e", 39.0)
+    then = [line("b", 40.0), line("c", *[80.0] * 9)]
+    rest: dict[str, Any] = {"then": then, "measures": known(), "since": 75.0}
+    assert after(40.0, line("b", 40.0), *older, config={"max_wait_secs": 40}, **rest) == "c"
+    assert after(40.0, line("b", 40.0), config={"max_wait_secs": 40}, **rest) == "b"
+
+
+def test_adaptive_knows_that_a_turn_lasts_min_active_secs() -> None:
+    # Both have waited for too long; b may wait until 96, and c would stay for 60 s.
+    then = [line("b", 48.0), line("c", *[49.0] * 9)]
+    seen = line("d", 47.0), *then
+    rest: dict[str, Any] = {"then": then, "measures": known(2.0), "since": 0.0}
+    assert after(49.0, *seen, config={"max_wait_secs": 40}, **rest) == "c"
+    config = {"max_wait_secs": 40, "min_active_secs": 60}
+    assert after(49.0, *seen, config=config, **rest) == "b"
 
 
 def test_adaptive_ends_a_turn_early_for_one_who_would_be_late() -> None:

@@ -15,6 +15,7 @@ from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, Sw
 from llmux.policy.choices import (
     COLD,
     first_come,
+    least_stay_s,
     look_again,
     may_be_chosen,
     may_leave_at,
@@ -65,12 +66,13 @@ class AdaptivePolicy:
         slack_s = self._deadlines.slack_s(snapshot, active, first)
         leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
         bound_at = max(due_at(first), _turn_ends_at(snapshot, active, first, slack_s), leaves_at)
-        ranked = candidates = _ranked(snapshot, active, others)
-        if due_at(first) <= now:
-            # Nobody goes before it who would take more time than it has.
-            candidates = [
-                v for v in ranked if v is first or _detour_s(snapshot, active, v, first) <= slack_s
-            ]
+        ranked = _ranked(snapshot, active, others)
+        # Nobody goes before the oldest who would take more time than there is.
+        candidates = [
+            view
+            for view in ranked
+            if view is first or self._detour_s(snapshot, view, first) <= slack_s
+        ]
         if bound_at <= now:
             overdue = next(view for view in candidates if due_at(view) <= now)
             return first_come(overdue, now, "bound")
@@ -87,7 +89,16 @@ class AdaptivePolicy:
         rate = snapshot.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
         soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
-        return LookAgain(min(bound_at, soon))
+        return LookAgain(min(bound_at, soon, next_retry(wanted(snapshot), now)))
+
+    def _detour_s(self, snapshot: Snapshot, via: ModelView, to: ModelView) -> float:
+        """How much later than at once a model is reached if another has a short turn before it."""
+        assert snapshot.active is not None
+        measures = snapshot.measures
+        leave_s = measures.cost_s(via.name, to.name)
+        turn_s = max(leave_s, least_stay_s(measures, via, self._min_active_s, self._max_wait_s))
+        there_s = measures.cost_s(snapshot.active, via.name) + turn_s + measures.longest_drain_s()
+        return there_s + leave_s - measures.cost_s(snapshot.active, to.name)
 
 
 def _round_trip_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
@@ -108,14 +119,6 @@ def _turn_ends_at(snapshot: Snapshot, active: ModelView, first: ModelView, slack
     least_s = snapshot.measures.cost_s(active.name, first.name)
     in_time_at = max(snapshot.active_since + least_s, snapshot.now + slack_s)
     return min(snapshot.active_since + turn_s, in_time_at)
-
-
-def _detour_s(snapshot: Snapshot, active: ModelView, via: ModelView, to: ModelView) -> float:
-    """How much later than at once a model is reached if another gets a short turn before it."""
-    cost_s = snapshot.measures.cost_s
-    turn_s = cost_s(via.name, active.name) + snapshot.measures.longest_drain_s()
-    there_s = cost_s(active.name, via.name) + turn_s + cost_s(via.name, to.name)
-    return there_s - cost_s(active.name, to.name)
 
 
 def _ranked(

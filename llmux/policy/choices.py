@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from llmux.measures import Measures
 from llmux.policy.base import LookAgain, ModelView, Snapshot, Stay, SwitchTo
 
 SLICE = 10.0
@@ -44,12 +45,18 @@ def may_leave_at(snapshot: Snapshot, min_active_s: float, max_wait_s: float = ma
     """
     assert snapshot.active is not None
     assert snapshot.active_since is not None
-    least_s = min_active_s
     active = snapshot.models[snapshot.active]
-    if active.freezes and active.in_flight:
-        slice_s = min(SLICE * snapshot.measures.costs.typical(active.name), max_wait_s)
-        least_s = max(least_s, slice_s, LEAST_SLICE_S)
-    return snapshot.active_since + least_s
+    return snapshot.active_since + least_stay_s(snapshot.measures, active, min_active_s, max_wait_s)
+
+
+def least_stay_s(
+    measures: Measures, view: ModelView, min_active_s: float, max_wait_s: float = math.inf
+) -> float:
+    """How long a model stays awake at least, with the requests it has or is frozen with."""
+    if not (view.freezes and view.in_flight):
+        return min_active_s
+    slice_s = min(SLICE * measures.costs.typical(view.name), max_wait_s)
+    return max(min_active_s, slice_s, LEAST_SLICE_S)
 
 
 def oldest(models: Sequence[ModelView]) -> ModelView:
