@@ -322,6 +322,8 @@ def test_verify_says_no_while_awake(bench: Bench) -> None:
 def test_a_port_that_others_use_is_left_alone(bench: Bench) -> None:
     assert bench.run('vllm serve m --port "$LLMUX_PORT" >/dev/null 2>&1 &').ok  # no dev mode
     bench.wait_listening()
+    # It listens before its engine has become a process of its own.
+    bench.wait_until(lambda: len(bench.running()) == 2, "the server and its engine")
     others = sorted(bench.running())
     woken = bench.hook("wake")
     assert woken.code == 1
