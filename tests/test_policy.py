@@ -384,40 +384,59 @@ def test_adaptive_lets_no_crowd_go_before_one_who_has_waited_too_long() -> None:
     assert target_of(ask("adaptive", *views, max_wait_secs=59.9, **rest)) == "b"
 
 
-def after(seen_at: float, *first: ModelView, then: Sequence[ModelView], **rest: Any) -> str | None:
-    """Where the adaptive policy goes at 90 that has seen the first lines before."""
-    policy = load_policy(PolicyConfig(**rest.pop("config")))
+def goes_to(
+    *then: ModelView,
+    seen_at_40: Sequence[ModelView],
+    measures: Measures,
+    since: float,
+    **config: Any,
+) -> str | None:
+    """Where the adaptive policy goes at 90 from "a", having seen other lines at 40."""
+    policy = load_policy(PolicyConfig(**config))
 
-    def snapshot(now: float, views: Sequence[ModelView], since: float) -> Snapshot:
-        return Snapshot(
-            now=now,
-            active="a",
-            active_since=since,
-            models={view.name: view for view in [line("a"), *views]},
-            measures=rest["measures"],
-        )
+    def decide_at(now: float, views: Sequence[ModelView], active_since: float) -> Decision:
+        models = {view.name: view for view in [line("a"), *views]}
+        return policy.decide(Snapshot(now, "a", active_since, models, measures))
 
-    policy.decide(snapshot(seen_at, first, 0.0))
-    return target_of(policy.decide(snapshot(90.0, then, rest["since"])))
+    decide_at(40.0, seen_at_40, 0.0)
+    return target_of(decide_at(90.0, then, since))
 
 
 def test_adaptive_lets_others_go_first_while_there_is_time_for_it() -> None:
     # Two others had older requests when b's came: it may wait for 40 + 3 * 2 * 10 s.
+    then = line("b", 40.0), line("c", *[80.0] * 9)
     older = line("d", 39.0), line("e", 39.0)
-    then = [line("b", 40.0), line("c", *[80.0] * 9)]
-    rest: dict[str, Any] = {"then": then, "measures": known(), "since": 75.0}
-    assert after(40.0, line("b", 40.0), *older, config={"max_wait_secs": 40}, **rest) == "c"
-    assert after(40.0, line("b", 40.0), config={"max_wait_secs": 40}, **rest) == "b"
+    rest: dict[str, Any] = {"measures": known(), "since": 75.0, "max_wait_secs": 40}
+    assert goes_to(*then, seen_at_40=[then[0], *older], **rest) == "c"
+    assert goes_to(*then, seen_at_40=then[:1], **rest) == "b"
 
 
-def test_adaptive_knows_that_a_turn_lasts_min_active_secs() -> None:
-    # Both have waited for too long; b may wait until 96, and c would stay for 60 s.
-    then = [line("b", 48.0), line("c", *[49.0] * 9)]
-    seen = line("d", 47.0), *then
-    rest: dict[str, Any] = {"then": then, "measures": known(2.0), "since": 0.0}
-    assert after(49.0, *seen, config={"max_wait_secs": 40}, **rest) == "c"
-    config = {"max_wait_secs": 40, "min_active_secs": 60}
-    assert after(49.0, *seen, config=config, **rest) == "b"
+@pytest.mark.parametrize(
+    ("frozen", "config"), [({}, {"min_active_secs": 60}), ({"freezes": True, "in_flight": 1}, {})]
+)
+def test_adaptive_knows_how_long_a_turn_lasts(
+    frozen: dict[str, Any], config: dict[str, Any]
+) -> None:
+    # Both have waited for too long; b may wait until 96, and c would stay for 60 or for 20 s.
+    crowd = [39.5] * 9
+    rest: dict[str, Any] = {"measures": known(2.0), "since": 0.0, "max_wait_secs": 49}
+    b, older = line("b", 39.0), line("d", 38.0)
+    short, long = line("c", *crowd), line("c", *crowd, **frozen)
+    assert goes_to(b, short, seen_at_40=[older, b, short], **rest) == "c"
+    assert goes_to(b, long, seen_at_40=[older, b, long], **rest, **config) == "b"
+
+
+def test_adaptive_looks_again_when_a_failed_model_may_be_tried() -> None:
+    # At 0.1 a second, 16 s of suffering are enough to close: b's line will have them in 5.3 s.
+    measures = known()
+    for number in range(16):
+        measures.note_arrival("a", 10.0 * number - 60)
+    failed = line("c", 99.0, retry_at=100.4)
+    busy = ask("adaptive", line("a"), line("b", 99.0), measures=measures)
+    assert isinstance(busy, LookAgain)
+    assert busy.at > 100.4
+    decision = ask("adaptive", line("a"), line("b", 99.0), failed, measures=measures)
+    assert decision == LookAgain(100.4)
 
 
 def test_adaptive_ends_a_turn_early_for_one_who_would_be_late() -> None:

@@ -322,7 +322,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
         alive_failures: Failures in a row after which the model counts as down; 1 if its backend
             has refused a connection.
-        max_wait_secs: After so long a wait a request's model is next, whatever else is weighed.
+        max_wait_secs: After so long a wait a request's model is next, or soon: docs/policies.md.
         gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
         client_hints: Heed x-llmux-priority, x-llmux-max-wait and x-llmux-switch of requests.
         options: Given as they are to a policy of your own.

@@ -1,4 +1,6 @@
-"""When to switch: policies are pure functions of a snapshot.
+"""When to switch: policies decide on a snapshot; they wait for nothing and keep no time.
+
+The same snapshots in the same order get the same decisions: all that one may keep are notes.
 
 A policy of your own is a class with a `decide` method, named in the config by its dotted path::
 
