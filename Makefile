@@ -90,6 +90,6 @@ $(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(RUN_STAMP) $@
 
 $(SLOW_STAMP): $(TEST_STAMP)
-	@echo "== installing real clients, what drives a browser, and what makes the documentation's site"
-	@$(INSTALL) --editable '.[test,lint,docs,clients,ui-test]'
+	@echo "== installing real clients, what drives a browser, draws, and makes the documentation's site"
+	@$(INSTALL) --editable '.[test,lint,docs,clients,ui-test,plot]'
 	@touch $(DOCS_STAMP) $@

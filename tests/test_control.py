@@ -227,6 +227,14 @@ async def test_the_journal_is_shown(site: Site, client: httpx.AsyncClient) -> No
     assert (await get(client, f"journal?since={later}"))["entries"] == []
 
 
+@pytest.mark.parametrize("journal", [True, False])
+async def test_a_journal_is_kept_unless_the_config_says_no(tmp_path: Path, journal: bool) -> None:
+    async with running_lane("fast", tmp_path, journal=journal) as site, site.client() as client:
+        await client.post(CHAT, json={"model": "a"})
+        await site.until_idle()
+    assert (tmp_path / "journal.jsonl").exists() == journal
+
+
 async def test_alive(client: httpx.AsyncClient) -> None:
     assert await get(client, "alive?model=a") == {"model": "a", "alive": False}
     await client.post(CHAT, json={"model": "a"})

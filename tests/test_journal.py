@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import random
 import resource
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +176,42 @@ def test_simulate_prints_a_table() -> None:
         assert done.exit_code == 0, done.output
         names = [line.split()[0] for line in done.output.splitlines()]
         assert names == ["policy", "fifo", "exhaustive", "adaptive"]
+
+
+SHORT = ["simulate", "--requests", "30", "--policy", "fifo,adaptive"]
+
+
+@pytest.mark.slow
+def test_simulate_draws_a_timeline(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plot]'")
+    path = tmp_path / "out.png"
+    done = CliRunner().invoke(main, [*SHORT, "--plot", str(path)])
+    assert done.exit_code == 0, done.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_a_timeline_is_a_mistake_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = CliRunner().invoke(main, [*SHORT, "--plot", str(tmp_path / "out.png")])
+    assert done.exit_code == 1
+    assert done.output.endswith("Error: --plot needs matplotlib: pip install 'llmux[plot]'\n")
+
+
+def test_a_long_run_shows_its_progress_on_a_terminal() -> None:
+    seen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "llmux", "simulate", "--requests", "20001", "--policy", "fifo"]
+    environment = {**os.environ, "TERM": "xterm"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=terminal, env=environment, check=True, text=True
+    )
+    os.close(terminal)
+    shown = os.read(seen, 65_536).decode()
+    os.close(seen)
+    assert "fifo" in shown
+    assert "99%" in shown
+    assert "99%" not in done.stdout
 
 
 def test_simulate_reads_a_trace(tmp_path: Path) -> None:

@@ -117,6 +117,17 @@ def test_drains_are_smoothed_by_0_3() -> None:
     assert measures.drain_s("b") == 0
 
 
+def test_the_longest_of_the_last_16_drains_of_any_model_is_remembered() -> None:
+    measures = Measures()
+    assert measures.longest_drain_s() == 0
+    measures.note_drained("a", 30)
+    for _ in range(15):
+        measures.note_drained("b", 5)
+    assert measures.longest_drain_s() == 30
+    measures.note_drained("b", 4)
+    assert measures.longest_drain_s() == 5
+
+
 def test_an_absence_lasts_from_closing_to_opening() -> None:
     measures = Measures()
     measures.note_open("a", 5, None)  # the first time: it was not away
