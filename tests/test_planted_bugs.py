@@ -106,8 +106,11 @@ def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
         "switcher_stateful",
         "waiters",
     ]
+    # Some bugs leave a test waiting for ever; that is noticed, too (each takes seconds).
+    ends_if_stuck = ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]
+    files = [f"tests/test_{name}.py" for name in tests]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/test_{name}.py" for name in tests)],
+        [sys.executable, "-m", "pytest", "-q", "-x", *ends_if_stuck, *files],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
