@@ -17,12 +17,16 @@ DRAINS = 16
 """Of how many of a group's last drains the longest is remembered. Simulated, 4 and 8 are worse, 64
 is no better."""
 
+DRAIN_MARGIN = 2.0
+"""A drain is expected to take up to so many times what those of as many requests took on average.
+Simulated, 1 and 1.5 are too short for the bound, and more waits longer under overload."""
+
 LATENCY_SMOOTHING = 0.1
 """Weight of the newest latency in its bucket, once there are ten."""
 
 
 class Latencies:
-    """How long a model takes to answer, by how many requests it answers at once.
+    """How long a model takes to answer, or to drain, by how many requests it has at once.
 
     One bucket for each power of two, with the running mean of both numbers; between buckets the
     mean latency is interpolated, beyond the last known ones it is that of the nearest.
@@ -34,7 +38,7 @@ class Latencies:
         self._buckets: dict[int, tuple[int, float, float]] = {}  # samples, in flight, seconds
 
     def note(self, in_flight: int, seconds: float) -> None:
-        """Take in one answer, to a request that made the number in flight `in_flight`."""
+        """Take in one answer, to a request that made the number `in_flight`; or one drain."""
         bucket = in_flight.bit_length()
         samples, mean_count, mean_s = self._buckets.get(bucket, (0, 0.0, 0.0))
         weight = max(LATENCY_SMOOTHING, 1 / (samples + 1))
@@ -54,6 +58,14 @@ class Latencies:
                 return below[1] + share * (seconds - below[1])
             below = (count, seconds)
         return below[1] if below else None
+
+    def extrapolate(self, in_flight: int) -> float | None:
+        """As `estimate`, but beyond the last known ones in proportion to the number in flight."""
+        seconds = self.estimate(in_flight)
+        if seconds is None:
+            return None
+        most, _ = self.points()[-1]
+        return seconds * max(1.0, in_flight / most)
 
     def points(self) -> list[tuple[float, float]]:
         """The means: requests in flight and seconds, by the former."""
@@ -90,6 +102,7 @@ class Measures:
         self.costs = SwitchCosts()
         self._drains_s: dict[str, float] = {}
         self._last_drains_s: deque[float] = deque(maxlen=DRAINS)
+        self._drains: dict[str, Latencies] = {}
         self._absences_s: dict[str, float] = {}
         self._closed_at: dict[str, float] = {}
         self._rates: dict[str, Rate] = {}
@@ -121,17 +134,15 @@ class Measures:
             noticed_s = NOTICED * (now - wanted_since)
             _smooth(self._absences_s, model, min(now - closed_at, noticed_s))
 
-    def note_drained(self, model: str, seconds: float) -> None:
+    def note_drained(self, model: str, in_flight: int, seconds: float) -> None:
         """The requests that were in flight when the model closed have taken so long."""
         _smooth(self._drains_s, model, seconds)
         self._last_drains_s.append(seconds)
+        _of(self._drains, model).note(in_flight, seconds)
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """A request that made the number in flight `in_flight` was served."""
-        latencies = self._latencies.get(model)
-        if latencies is None:
-            latencies = self._latencies[model] = Latencies()
-        latencies.note(in_flight, seconds)
+        _of(self._latencies, model).note(in_flight, seconds)
 
     # ---- Telling ----
 
@@ -151,6 +162,18 @@ class Measures:
         """Of the group's last drains the longest; 0 while there was none."""
         return max(self._last_drains_s, default=0.0)
 
+    def drain_ahead_s(self, model: str, in_flight: int) -> float:
+        """How long a drain of so many requests will take, rather too much than too little.
+
+        But no longer than the longest of late, which also stands for what is not known.
+        """
+        if not in_flight:
+            return 0.0
+        drains = self._drains.get(model)
+        usual_s = drains.extrapolate(in_flight) if drains else None
+        longest_s = self.longest_drain_s()
+        return longest_s if usual_s is None else min(longest_s, DRAIN_MARGIN * usual_s)
+
     def absence_s(self, model: str) -> float | None:
         """For how long the model is away once it closes; None while unknown."""
         return self._absences_s.get(model)
@@ -164,6 +187,13 @@ class Measures:
         """How long a request takes that makes the number in flight `in_flight`; None: unknown."""
         latencies = self._latencies.get(model)
         return latencies.estimate(in_flight) if latencies else None
+
+
+def _of(known: dict[str, Latencies], model: str) -> Latencies:
+    found = known.get(model)
+    if found is None:
+        found = known[model] = Latencies()
+    return found
 
 
 def _smooth(averages: dict[str, float], model: str, value: float) -> None:

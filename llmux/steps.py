@@ -121,7 +121,7 @@ class Steps:
         if not model.is_awake:
             return 0.0
         started_at = trio.current_time()
-        had_requests = model.in_flight.count > 0
+        in_flight = model.in_flight.count
         model.enter(Phase.DRAINING)
         await model.waiters.wait_settled()
         on_settled(model)
@@ -137,8 +137,8 @@ class Steps:
             model.enter(Phase.AWAKE)
             raise SwitchAbandoned
         drained_s = trio.current_time() - started_at
-        if had_requests:
-            self._measures.note_drained(model.name, drained_s)
+        if in_flight:
+            self._measures.note_drained(model.name, in_flight, drained_s)
         self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
         return drained_s
 

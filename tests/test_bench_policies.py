@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bench.policy_cases import (
     StarvationCase,
     TraceCase,
     allowed_waits,
+    fleet,
     grid_a,
     grid_b,
     read_traces,
@@ -31,8 +33,9 @@ from bench.policy_report import (
     report_waits,
     summarize,
 )
+from llmux.config import PolicyConfig
 from llmux.policy import POLICIES, ModelView, Snapshot, Stay, SwitchTo
-from llmux.simulate import Arrival, Outcome
+from llmux.simulate import Arrival, Outcome, simulate
 from llmux.simulate.backends import Job
 
 
@@ -151,6 +154,30 @@ def test_nobody_starves_behind_a_crowd(name: str, policy: str) -> None:
     # first request had waited for too long.
     (case,) = [case for case in grid_a(8000, seed=1) if str(case) == name]
     assert case.run(policy)["excess"] <= 0
+
+
+LATECOMERS = [
+    # N, switch, popularity, pattern, load, slots, service, requests, seed; and the bound.
+    (GridCase(4, 60.0, "one_hot", "bursty", 0.95, 1, 8.0, 1500, 98), 100.0),  # 415 s beyond
+    (GridCase(4, 0.1, "zipf", "poisson", 0.95, 1, 20.0, 1500, 774), 600.0),  # 125 s
+    (GridCase(4, 5.0, "one_hot", "poisson", 1.3, 2, 2.0, 1500, 631), 10.0),  # 101 s
+]
+
+
+@pytest.mark.parametrize(("case", "max_wait_s"), LATECOMERS)
+def test_nobody_starves_who_came_when_fewer_waited_elsewhere(
+    case: GridCase, max_wait_s: float
+) -> None:
+    # Each had waits beyond invariant 7 while only the first in each line had a deadline.
+    adaptive = POLICIES["adaptive"](PolicyConfig(max_wait_secs=max_wait_s))
+    setup = replace(
+        fleet([*map(str, range(case.models))], case.switch_s, case.slots, "adaptive"),
+        policy=lambda: adaptive,
+    )
+    outcome = simulate(setup, case.arrivals())
+    allowed = allowed_waits(outcome, max_wait_s, case.switch_s)
+    over = [wait - most for wait, most in zip(outcome.line_waits(), allowed, strict=True)]
+    assert max(over) <= 0
 
 
 # ---- Reports ----

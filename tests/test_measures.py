@@ -110,9 +110,9 @@ def test_an_unseen_cost_is_the_mean_into_the_target_or_else_of_all() -> None:
 
 def test_drains_are_smoothed_by_0_3() -> None:
     measures = Measures()
-    measures.note_drained("a", 10)
+    measures.note_drained("a", 1, 10)
     assert measures.drain_s("a") == 10
-    measures.note_drained("a", 20)
+    measures.note_drained("a", 1, 20)
     assert measures.drain_s("a") == pytest.approx(13)
     assert measures.drain_s("b") == 0
 
@@ -120,12 +120,22 @@ def test_drains_are_smoothed_by_0_3() -> None:
 def test_the_longest_of_the_last_16_drains_of_any_model_is_remembered() -> None:
     measures = Measures()
     assert measures.longest_drain_s() == 0
-    measures.note_drained("a", 30)
+    measures.note_drained("a", 1, 30)
     for _ in range(15):
-        measures.note_drained("b", 5)
+        measures.note_drained("b", 1, 5)
     assert measures.longest_drain_s() == 30
-    measures.note_drained("b", 4)
+    measures.note_drained("b", 1, 4)
     assert measures.longest_drain_s() == 5
+
+
+def test_a_drain_ahead_is_twice_the_usual_for_as_many_but_no_longer_than_the_longest() -> None:
+    measures = Measures()
+    assert measures.drain_ahead_s("a", 1) == 0  # nothing is known
+    measures.note_drained("a", 1, 5)
+    measures.note_drained("a", 2, 10)
+    measures.note_drained("b", 9, 30)
+    assert [measures.drain_ahead_s("a", count) for count in (0, 1, 2, 3, 4)] == [0, 10, 20, 30, 30]
+    assert measures.drain_ahead_s("c", 1) == 30
 
 
 def test_an_absence_lasts_from_closing_to_opening() -> None:

@@ -163,7 +163,7 @@ def known(
         for number in range(16):
             measures.note_arrival(model, 99 + number / 16)
     for model in models if drain_s else "":
-        measures.note_drained(model, drain_s)
+        measures.note_drained(model, 1, drain_s)
     return measures
 
 
@@ -387,11 +387,12 @@ def test_adaptive_lets_no_crowd_go_before_one_who_has_waited_too_long() -> None:
 def goes_to(
     *then: ModelView,
     seen_at_40: Sequence[ModelView],
+    seen_at_50: Sequence[ModelView] = (),
     measures: Measures,
     since: float,
     **config: Any,
 ) -> str | None:
-    """Where the adaptive policy goes at 90 from "a", having seen other lines at 40."""
+    """Where the adaptive policy goes at 90 from "a", having seen other lines at 40 and 50."""
     policy = load_policy(PolicyConfig(**config))
 
     def decide_at(now: float, views: Sequence[ModelView], active_since: float) -> Decision:
@@ -399,6 +400,8 @@ def goes_to(
         return policy.decide(Snapshot(now, "a", active_since, models, measures))
 
     decide_at(40.0, seen_at_40, 0.0)
+    if seen_at_50:
+        decide_at(50.0, seen_at_50, 0.0)
     return target_of(decide_at(90.0, then, since))
 
 
@@ -409,6 +412,63 @@ def test_adaptive_lets_others_go_first_while_there_is_time_for_it() -> None:
     rest: dict[str, Any] = {"measures": known(), "since": 75.0, "max_wait_secs": 40}
     assert goes_to(*then, seen_at_40=[then[0], *older], **rest) == "c"
     assert goes_to(*then, seen_at_40=then[:1], **rest) == "b"
+
+
+def test_adaptive_heeds_who_came_later_and_may_wait_for_fewer_turns() -> None:
+    # The first of b's line came behind two others, and may wait for 40 + 3 * 20 s; the second at
+    # 50, when these were gone, for 40 + 20 s: 20 more than the switch takes, as much as a turn of c.
+    first, both, crowd = line("b", 40.0), line("b", 40.0, 50.0), line("c", *[80.0] * 19)
+    older = line("d", 39.0), line("e", 39.0)
+    rest: dict[str, Any] = {"measures": known(), "since": 75.0}
+    seen: dict[str, Any] = {"seen_at_40": [first, *older]}
+    assert goes_to(both, crowd, **seen, **rest, max_wait_secs=40) == "c"
+    assert goes_to(both, crowd, **seen, seen_at_50=[both], **rest, max_wait_secs=49.9) == "b"
+    assert goes_to(both, crowd, **seen, seen_at_50=[both], **rest, max_wait_secs=50) == "c"
+    # It may wait for as many turns if the others still stand there.
+    still = [both, *older]
+    assert goes_to(both, crowd, **seen, seen_at_50=still, **rest, max_wait_secs=40) == "c"
+    # And it may if the first has left the line.
+    second = line("b", 50.0)
+    at_50: dict[str, Any] = {"seen_at_50": [both]}
+    assert goes_to(second, crowd, **seen, **at_50, **rest, max_wait_secs=49.9) == "b"
+
+
+def test_adaptive_heeds_the_one_with_the_least_time_not_the_oldest() -> None:
+    # b came behind two others, d at 45 behind b alone: it may wait for 35 + 2 * 20 s, until 120.
+    # That is 20 s more than the switch takes, as much as a turn of c; b has 15 s more.
+    b, d, crowd = line("b", 40.0), line("d", 45.0), line("c", *[80.0] * 19)
+    older = line("e", 39.0), line("c", 39.0)
+    rest: dict[str, Any] = {"measures": known(models="abcd"), "since": 75.0}
+    assert goes_to(b, crowd, seen_at_40=[b, *older], **rest, max_wait_secs=34.9) == "c"
+    assert goes_to(b, d, crowd, seen_at_40=[b, *older], **rest, max_wait_secs=34.9) == "d"
+    assert goes_to(b, d, crowd, seen_at_40=[b, *older], **rest, max_wait_secs=35) == "c"
+
+
+def test_adaptive_goes_to_the_one_with_the_least_time_if_the_overdue_would_make_it_late() -> None:
+    # b is overdue, and would keep the GPU for 10 + 30 + 10 s; d, not overdue yet, may wait for 33.
+    b, d = line("b", 40.0), line("d", 45.0)
+    older = line("e", 39.0), line("c", 39.0)
+    rest: dict[str, Any] = {"measures": known(models="abcd", busy="a"), "since": 60.0}
+    rest |= {"max_wait_secs": 48, "min_active_secs": 30}
+    assert goes_to(b, d, seen_at_40=[b, *older], **rest) == "d"
+
+
+def test_adaptive_knows_how_long_drains_of_so_many_take() -> None:
+    # One request takes 5 s to drain, or 10; eight have taken 40. It may wait for 1 + 20 + 40 s.
+    measures = known(busy="a")
+    measures.note_drained("a", 1, 5)
+    measures.note_drained("a", 8, 40)
+    rest: dict[str, Any] = {"measures": measures, "since": 85.0, "max_wait_secs": 1}
+    assert ask("adaptive", line("a", in_flight=1), line("b", 60.0), **rest) == LookAgain(101.0)
+    assert target_of(ask("adaptive", line("a", in_flight=8), line("b", 60.0), **rest)) == "b"
+    # Over c it is b's turn 20 s later, and when c has drained; b may wait for 50 + 20 + 40 s.
+    for c_takes_s, goes in ((5, "c"), (5.1, "b")):
+        measures = known()
+        measures.note_drained("b", 1, 40)
+        measures.note_drained("c", 19, c_takes_s)
+        views = line("a"), line("b", 50.0), line("c", *[80.0] * 19)
+        rest = {"measures": measures, "since": 85.0, "max_wait_secs": 30}
+        assert target_of(ask("adaptive", *views, **rest)) == goes
 
 
 @pytest.mark.parametrize(
@@ -503,7 +563,7 @@ def measured(draw: st.DrawFn) -> Measures:
     ):
         measures.note_served(model, in_flight, took_s)
     for model, took_s in draw(st.lists(st.tuples(names, seconds), max_size=3)):
-        measures.note_drained(model, took_s)
+        measures.note_drained(model, 1, took_s)
         measures.note_closed(model, 0.0)
         measures.note_open(model, took_s, 0.0)
     return measures

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.config import PolicyConfig
+from llmux.measures import Measures
 from llmux.policy import POLICIES, Decision, LookAgain, Policy, Snapshot, Stay, SwitchTo
+from llmux.policy.fifo import FifoPolicy
 from llmux.simulate import (
     Arrival,
     Closed,
@@ -288,6 +290,22 @@ def test_requests_for_the_open_model_go_in_and_the_others_wait_for_drain_and_hoo
     assert outcome.drains == [(0, 15, 40), (1, 50, 52)]
     assert outcome.switches == 3
     assert outcome.seconds == {"serving": 6, "draining": 27, "switching": 30, "idle": 0}
+
+
+def test_drains_are_measured_by_how_many_were_in_flight() -> None:
+    seen: list[Measures] = []
+
+    class Watching(FifoPolicy):
+        def decide(self, snapshot: Snapshot) -> Decision:
+            seen.append(snapshot.measures)
+            return super().decide(snapshot)
+
+    work = [(0, "a", 10), (1, "b", 1), *[(20, "a", 100)] * 4, (21, "b", 1)]
+    watched = dataclasses.replace(
+        setup("ab", server=partial(Slots, 8)), policy=lambda: Watching(PolicyConfig())
+    )
+    simulate(watched, [Arrival(*arrival) for arrival in work])
+    assert [seen[-1].drain_ahead_s("a", count) for count in (0, 1, 4)] == [0, 18, 99]
 
 
 def test_the_rest_wait_in_order_where_only_so_many_may_be_in_flight() -> None:

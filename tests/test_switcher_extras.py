@@ -299,6 +299,20 @@ async def test_what_policies_know_is_measured(autojump_clock: MockClock) -> None
     measures = rig.switcher.measures
     assert measures.drain_s("a") == pytest.approx(9)
     assert measures.absence_s("a") == pytest.approx(9 + 4 + 2)
+    assert measures.longest_drain_s() == pytest.approx(9)
     assert measures.latency_s("b", 1) == pytest.approx(2)
     assert measures.cost_s("a", "b") == pytest.approx(4)
     assert measures.arrivals_per_s("a", trio.current_time()) > 0
+
+
+async def test_drains_are_measured_by_how_many_were_in_flight(autojump_clock: MockClock) -> None:
+    rig = Rig()
+    async with rig.running() as requests:
+        for count, seconds in ((1, 10), (4, 100)):
+            for _ in range(count):
+                requests.start_soon(rig.ask, "a", seconds)
+            await trio.sleep(0.001)
+            await rig.ask("b")
+    measures = rig.switcher.measures
+    ahead_s = [measures.drain_ahead_s("a", count) for count in (0, 1, 4)]
+    assert ahead_s == [0, pytest.approx(20, rel=0.01), pytest.approx(100, rel=0.01)]

@@ -62,20 +62,20 @@ class AdaptivePolicy:
     ) -> Decision:
         """Bound, then stay open, then close; and if none applies, when to look again."""
         now, due_at = snapshot.now, self._deadlines.due_at
-        first = oldest(others)
-        slack_s = self._deadlines.slack_s(snapshot, active, first)
+        first, slack_s = self._deadlines.tightest(snapshot, active, others)
         leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
-        bound_at = max(due_at(first), _turn_ends_at(snapshot, active, first, slack_s), leaves_at)
+        turn_ends_at = _turn_ends_at(snapshot, active, first, slack_s)
+        bound_at = max(due_at(oldest(others)), turn_ends_at, leaves_at)
         ranked = _ranked(snapshot, active, others)
-        # Nobody goes before the oldest who would take more time than there is.
+        # Nobody goes before the one with the least time who would take more than that.
         candidates = [
             view
             for view in ranked
             if view is first or self._detour_s(snapshot, view, first) <= slack_s
         ]
         if bound_at <= now:
-            overdue = next(view for view in candidates if due_at(view) <= now)
-            return first_come(overdue, now, "bound")
+            overdue = (view for view in candidates if due_at(view) <= now)
+            return first_come(next(overdue, first), now, "bound")
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
         closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
@@ -97,7 +97,8 @@ class AdaptivePolicy:
         measures = snapshot.measures
         leave_s = measures.cost_s(via.name, to.name)
         turn_s = max(leave_s, least_stay_s(measures, via, self._min_active_s, self._max_wait_s))
-        there_s = measures.cost_s(snapshot.active, via.name) + turn_s + measures.longest_drain_s()
+        drain_s = measures.drain_ahead_s(via.name, via.queued)
+        there_s = measures.cost_s(snapshot.active, via.name) + turn_s + drain_s
         return there_s + leave_s - measures.cost_s(snapshot.active, to.name)
 
 

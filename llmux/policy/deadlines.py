@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from llmux.policy.base import ModelView, Snapshot
 from llmux.policy.choices import arrival_of
 
-UNSEEN = 0.0, 1
-"""Of a line without a first."""
+
+@dataclass(slots=True)
+class Line:
+    """Those who wait for one model, as far as their deadlines differ.
+
+    Attributes:
+        queued: How many they were when last looked at.
+        turns: The first in line, and each behind it who may wait for fewer turns than all before:
+            when it came, and for how many turns.
+    """
+
+    queued: int
+    turns: list[tuple[float, int]]
+
+    def add(self, arrival: float, turns: int) -> None:
+        """One more has come; it matters if it has fewer turns, and so perhaps less time."""
+        if turns < self.turns[-1][1]:
+            self.turns.append((arrival, turns))
 
 
 class Deadlines:
-    """How many turns each line's first request may have to wait for, and so until when.
+    """For how many turns those in each line may have to wait, and so until when.
 
     A request may wait for `max_wait_secs`; and, for its own model and each for which an older
     request waited when it came, for twice the switch and one drain. How long drains take is only
@@ -19,35 +39,56 @@ class Deadlines:
 
     def __init__(self, max_wait_s: float) -> None:
         self._max_wait_s = max_wait_s
-        self._turns: dict[str, tuple[float, int]] = {}  # arrival of the first in line; turns
+        self._lines: dict[str, Line] = {}
 
     def note(self, snapshot: Snapshot) -> None:
         """Look at the lines.
 
-        A request is seen as the first of its line when it comes, or once the switch is over in
-        which it came: older ones may be gone by then, and it gets less time than it could have.
+        A request is seen when it comes, or once the switch is over in which it came: older ones
+        may be gone by then, and it gets less time than it could have.
         """
-        for name, view in snapshot.models.items():
+        models = snapshot.models.values()
+        for view in models:
             arrival = view.oldest_arrival
             if arrival is None:
+                self._lines.pop(view.name, None)
                 continue
-            known = self._turns.get(name)
-            if known is None or known[0] != arrival:
-                older = [v for v in snapshot.models.values() if arrival_of(v) < arrival]
-                self._turns[name] = arrival, 1 + len(older)
+            line = self._lines.get(view.name)
+            if line is None or line.turns[0][0] != arrival:
+                behind = line.turns[1:] if line else ()
+                older = sum(arrival_of(other) < arrival for other in models)
+                line = self._lines[view.name] = Line(view.queued, [(arrival, 1 + older)])
+                for at, turns in behind:
+                    if at > arrival:
+                        line.add(at, turns)
+            elif view.queued > line.queued:
+                line.add(snapshot.now, sum(other.queued > 0 for other in models))
+            line.queued = view.queued
 
     def due_at(self, view: ModelView) -> float:
         """When the first in this line will have waited for `max_wait_secs`."""
         return arrival_of(view) + self._max_wait_s
 
-    def slack_s(self, snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
-        """How much later than now the active model may be left for the first in this line.
+    def tightest(
+        self, snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
+    ) -> tuple[ModelView, float]:
+        """The line with the least time left, and how much later than now it may be left for.
 
-        Below zero: it will not be let in in time. The model is one of the snapshot last noted.
+        Below zero: somebody in it will not be let in in time. The snapshot is the one last noted.
         """
         measures = snapshot.measures
-        switch_s, drain_s = measures.cost_s(active.name, view.name), measures.longest_drain_s()
-        _, turns = self._turns.get(view.name, UNSEEN)
-        deadline = self.due_at(view) + turns * (2 * switch_s + drain_s)
-        drains_s = drain_s if active.in_flight else 0.0
-        return deadline - snapshot.now - drains_s - switch_s
+        drain_s = measures.longest_drain_s()
+        drained_at = snapshot.now + measures.drain_ahead_s(active.name, active.in_flight)
+
+        def slack_s(view: ModelView) -> float:
+            switch_s = measures.cost_s(active.name, view.name)
+            turn_s = 2 * switch_s + drain_s
+            line = self._lines.get(view.name)
+            if line is None:
+                return math.inf
+            late_at = self._max_wait_s + min(at + turns * turn_s for at, turns in line.turns)
+            return late_at - switch_s - drained_at
+
+        slacks_s = [(slack_s(view), arrival_of(view), view.name, view) for view in others]
+        slack, _, _, view = min(slacks_s)
+        return view, slack

@@ -150,6 +150,7 @@ class Simulation:
         self._coming = 0  # arrivals among the events
         self._look_at = math.inf
         self._drain_began = 0.0
+        self._draining = 0  # requests, when it began
         self._hooks_s = 0.0
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
 
@@ -293,7 +294,7 @@ class Simulation:
             self._run_hooks(now)
         elif source.view.in_flight:
             self._leaving = source
-            self._drain_began = now
+            self._drain_began, self._draining = now, source.view.in_flight
         else:
             self._run_hooks(now)
 
@@ -319,7 +320,7 @@ class Simulation:
 
     def _drained(self, station: Station, now: float) -> None:
         self._leaving = None
-        self._measures.note_drained(station.name, now - self._drain_began)
+        self._measures.note_drained(station.name, self._draining, now - self._drain_began)
         self.outcome.drains.append((station.index, self._drain_began, now))
         self._run_hooks(now)
 
