@@ -3,7 +3,8 @@
 Every policy meets the same traffic in `llmux.simulate`; figures are ratios to the original llmux's
 FIFO on it. Grid A: long requests in large batches; grid B: short ones, mostly little load; traces:
 recorded traffic; closed: agents who wait for their answers; starvation: the longest waits beside a
-model that never idles. All is drawn by seed, so that it comes out the same everywhere.
+model that never idles; random: the longest in traffic of all kinds. All is drawn by seed, so that
+it comes out the same everywhere.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from bench.policy_cases import (
 )
 from bench.policy_live import live
 from bench.policy_live import report as report_live
+from bench.policy_random import random_cases, report_random
 from bench.policy_report import (
     ADAPTIVE,
     Report,
@@ -52,6 +54,7 @@ from llmux.policy import POLICIES
 REQUESTS, QUICK_REQUESTS = 8000, 1000
 """Of each run of a grid."""
 
+RANDOM_CASES = 1600
 QUICK_CASES = 12
 SAY_EVERY_S = 5.0
 
@@ -93,6 +96,10 @@ class Scale:
         """The probes."""
         return starvation(1.0 if self.quick else 12.0, self.seeds(1 if self.quick else 3))
 
+    def random(self) -> Sequence[Case]:
+        """Everything drawn at random."""
+        return random_cases(range(RANDOM_CASES)[: QUICK_CASES if self.quick else None])
+
     def seeds(self, count: int) -> range:
         """So many, from the first on."""
         return range(self.seed, self.seed + count)
@@ -129,6 +136,7 @@ PARTS: Mapping[str, Part] = {
     "traces": Part(Scale.recorded, partial(report_waits, "traces", targets=TRACE_TARGETS)),
     "closed": Part(Scale.closed, partial(report_closed, "closed loop")),
     "starvation": Part(Scale.starvation, partial(report_starvation, "starvation")),
+    "random": Part(Scale.random, partial(report_random, "random traffic")),
 }
 
 

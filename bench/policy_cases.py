@@ -70,15 +70,16 @@ class OriginalFifo:
 
 
 NAMES = (BASELINE, UNBOUNDED, *POLICIES)
+BOUND_S = PolicyConfig().max_wait_secs
 
 
-def make_policy(name: str) -> Policy:
+def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:
     """A policy of llmux by its name, or one of the two that exist only here."""
     if name == BASELINE:
         return OriginalFifo()
     if name == UNBOUNDED:
         return POLICIES["adaptive"](PolicyConfig(max_wait_secs=1e9))
-    return POLICIES[name](PolicyConfig(name=name))
+    return POLICIES[name](PolicyConfig(name=name, max_wait_secs=bound_s))
 
 
 def fleet(models: Sequence[str], switch_s: float, slots: int, policy: str) -> Setup:
@@ -121,10 +122,12 @@ def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
 # ---- Invariant 7 ----
 
 
-def nearest_to_bound(outcome: Outcome, switch_s: float) -> dict[str, float]:
+def nearest_to_bound(
+    outcome: Outcome, switch_s: float, bound_s: float = BOUND_S
+) -> dict[str, float]:
     """The wait in line that was the most over what it may be, or the least under: `excess`."""
     waits = outcome.line_waits()
-    allowed = allowed_waits(outcome, PolicyConfig().max_wait_secs, switch_s)
+    allowed = allowed_waits(outcome, bound_s, switch_s)
     over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
     worst = max(range(len(over)), key=over.__getitem__)
     return {"excess": over[worst], "worst_wait": waits[worst], "worst_allowed": allowed[worst]}

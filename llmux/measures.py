@@ -64,7 +64,7 @@ class Latencies:
         seconds = self.estimate(in_flight)
         if seconds is None:
             return None
-        most, _ = self.points()[-1]
+        _, most, _ = self._buckets[max(self._buckets)]
         return seconds * max(1.0, in_flight / most)
 
     def points(self) -> list[tuple[float, float]]:

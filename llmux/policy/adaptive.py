@@ -67,24 +67,24 @@ class AdaptivePolicy:
         turn_ends_at = _turn_ends_at(snapshot, active, first, slack_s)
         bound_at = max(due_at(oldest(others)), turn_ends_at, leaves_at)
         ranked = _ranked(snapshot, active, others)
-        # Nobody goes before the one with the least time who would take more than that.
-        candidates = [
-            view
-            for view in ranked
-            if view is first or self._detour_s(snapshot, view, first) <= slack_s
-        ]
+
+        def in_time(view: ModelView) -> bool:
+            # Nobody goes before the one with the least time who would take more than that.
+            return view is first or self._detour_s(snapshot, view, first) <= slack_s
+
         if bound_at <= now:
-            overdue = (view for view in candidates if due_at(view) <= now)
+            overdue = (view for view in ranked if due_at(view) <= now and in_time(view))
             return first_come(next(overdue, first), now, "bound")
         if active.backend_queued:
             return LookAgain(min(bound_at, now + TICK_S))
         closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
         next_at = math.inf
-        for view in candidates:
+        for view in ranked:
             close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
-            if close_at <= now:
+            if close_at > now:
+                next_at = min(next_at, close_at)
+            elif in_time(view):
                 return SwitchTo(view.name, _reason(view, now), "close")
-            next_at = min(next_at, close_at)
         # Sooner than the sums say: the rate of arrivals in them falls while none come.
         rate = snapshot.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
