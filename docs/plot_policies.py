@@ -6,6 +6,7 @@ import random
 from functools import partial
 from pathlib import Path
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from llmux.config import PolicyConfig
@@ -15,6 +16,7 @@ from llmux.simulate.arrivals import exponential
 from llmux.simulate.outcome import mean
 from llmux.simulate.report import plot
 
+rcParams["svg.hashsalt"] = "llmux"  # the same ids each time
 HERE = Path(__file__).parent
 NAMES = ("fifo", "exhaustive", "time_slice", "cost_aware", "adaptive")
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
