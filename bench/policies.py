@@ -38,7 +38,7 @@ from bench.policy_cases import (
 )
 from bench.policy_live import live
 from bench.policy_live import report as report_live
-from bench.policy_random import random_cases, report_random
+from bench.policy_random import RandomCase, report_random
 from bench.policy_report import (
     ADAPTIVE,
     Report,
@@ -54,8 +54,9 @@ from llmux.policy import POLICIES
 REQUESTS, QUICK_REQUESTS = 8000, 1000
 """Of each run of a grid."""
 
-RANDOM_CASES = 1600
-QUICK_CASES = 12
+RANDOM_CASES, QUICK_CASES = 1600, 12
+"""How many random runs there are, and how many of these or of a grid in a first look."""
+
 SAY_EVERY_S = 5.0
 
 
@@ -98,7 +99,8 @@ class Scale:
 
     def random(self) -> Sequence[Case]:
         """Everything drawn at random."""
-        return random_cases(range(RANDOM_CASES)[: QUICK_CASES if self.quick else None])
+        count = QUICK_CASES if self.quick else RANDOM_CASES
+        return [RandomCase(seed) for seed in self.seeds(count)]
 
     def seeds(self, count: int) -> range:
         """So many, from the first on."""

@@ -71,6 +71,7 @@ class OriginalFifo:
 
 NAMES = (BASELINE, UNBOUNDED, *POLICIES)
 BOUND_S = PolicyConfig().max_wait_secs
+"""Where a case says no other."""
 
 
 def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:

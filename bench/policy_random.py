@@ -7,7 +7,6 @@ also neither: bounds from 0, one slot, engines that share themselves out, loads 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,7 @@ class RandomCase:
     def run(self, policy: str) -> Figures:
         """Simulate it under a policy."""
         rng = random.Random(self.seed)
-        models = [str(number) for number in range(rng.choice((2, 3, 4, 6)))]
+        models = [str(index) for index in range(rng.choice((2, 3, 4, 6)))]
         switch_s = rng.choice((0.1, 1.0, 5.0, 20.0, 60.0))
         slots = rng.choice((1, 2, 8, 32))
         service_s = rng.choice((0.5, 2.0, 8.0, 20.0))
@@ -82,8 +81,3 @@ def report_random(title: str, results: Results) -> Report:
             report.verdicts.append(judge_bound(title, [of[policy] for of in results.values()]))
     report.tables.append(render(rows))
     return report
-
-
-def random_cases(seeds: Sequence[int]) -> list[RandomCase]:
-    """One for each seed."""
-    return [RandomCase(seed) for seed in seeds]

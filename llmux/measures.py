@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 
 from llmux.costs import SMOOTHING, SwitchCosts
 
@@ -19,7 +19,8 @@ is no better."""
 
 DRAIN_MARGIN = 2.0
 """A drain is expected to take up to so many times what those of as many requests took on average.
-Simulated, 1 and 1.5 are too short for the bound, and more waits longer under overload."""
+Simulated, 1 and 1.5 are too short for the bound; always to expect the longest drain waits longer
+under overload."""
 
 LATENCY_SMOOTHING = 0.1
 """Weight of the newest latency in its bucket, once there are ten."""
@@ -102,11 +103,11 @@ class Measures:
         self.costs = SwitchCosts()
         self._drains_s: dict[str, float] = {}
         self._last_drains_s: deque[float] = deque(maxlen=DRAINS)
-        self._drains: dict[str, Latencies] = {}
+        self._drains = defaultdict[str, Latencies](Latencies)
         self._absences_s: dict[str, float] = {}
         self._closed_at: dict[str, float] = {}
         self._rates: dict[str, Rate] = {}
-        self._latencies: dict[str, Latencies] = {}
+        self._latencies = defaultdict[str, Latencies](Latencies)
 
     def __repr__(self) -> str:
         return f"<Measures {self.costs!r}>"
@@ -138,11 +139,11 @@ class Measures:
         """The requests that were in flight when the model closed have taken so long."""
         _smooth(self._drains_s, model, seconds)
         self._last_drains_s.append(seconds)
-        _of(self._drains, model).note(in_flight, seconds)
+        self._drains[model].note(in_flight, seconds)
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """A request that made the number in flight `in_flight` was served."""
-        _of(self._latencies, model).note(in_flight, seconds)
+        self._latencies[model].note(in_flight, seconds)
 
     # ---- Telling ----
 
@@ -187,13 +188,6 @@ class Measures:
         """How long a request takes that makes the number in flight `in_flight`; None: unknown."""
         latencies = self._latencies.get(model)
         return latencies.estimate(in_flight) if latencies else None
-
-
-def _of(known: dict[str, Latencies], model: str) -> Latencies:
-    found = known.get(model)
-    if found is None:
-        found = known[model] = Latencies()
-    return found
 
 
 def _smooth(averages: dict[str, float], model: str, value: float) -> None:

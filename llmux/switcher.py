@@ -103,7 +103,6 @@ class Switcher:
         self._idle_rules = idle_rules
         self._began_at = 0.0
         self._record = record or AwakeRecord(None)
-        self._settings = settings
         self.health = Health(lambda: self._in_use, hooks, settings, self._bring_down)
         self._queued_per_model = queued_per_model
         self._mode: Mode = "auto"
@@ -171,7 +170,7 @@ class Switcher:
         return Serving(
             self.models[name],
             check=self._check_admissible,
-            timeout_s=self._settings.request_timeout_secs,
+            timeout_s=self._steps.settings.request_timeout_secs,
             scope=scope,
             hints=hints,
             request=request,
@@ -320,7 +319,7 @@ class Switcher:
                 on_line=self._on_line,
                 on_leave=self._on_leave,
                 traits=traits,
-                drains=self._settings.drain_before_switch,
+                drains=self._steps.settings.drain_before_switch,
             )
 
     def renew(self, name: str, then: Callable[[], None]) -> None:
@@ -380,7 +379,7 @@ class Switcher:
     ) -> None:
         """Use other settings from now on."""
         self._idle_rules = idle_rules
-        self._settings = self._steps.settings = settings
+        self._steps.settings = settings
         self._policy = policy
         self._queued_per_model = queued_per_model
         self.health.apply(settings)
@@ -482,7 +481,7 @@ class Switcher:
             self._idle_rules,
             self._began_at,
             trio.current_time(),
-            min_active_s=self._settings.min_active_secs,
+            min_active_s=self._steps.settings.min_active_secs,
         )
         return order, min(at, look_again_at)
 

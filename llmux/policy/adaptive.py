@@ -7,7 +7,7 @@ measures (`llmux.measures`); there is nothing to configure but the bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llmux.config import PolicyConfig
 from llmux.measures import ARRIVALS
@@ -62,34 +62,49 @@ class AdaptivePolicy:
     ) -> Decision:
         """Bound, then stay open, then close; and if none applies, when to look again."""
         now, due_at = snapshot.now, self._deadlines.due_at
-        first, slack_s = self._deadlines.tightest(snapshot, active, others)
         leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
-        turn_ends_at = _turn_ends_at(snapshot, active, first, slack_s)
-        bound_at = max(due_at(oldest(others)), turn_ends_at, leaves_at)
+        overdue_at = max(due_at(oldest(others)), leaves_at)
         ranked = _ranked(snapshot, active, others)
 
-        def in_time(view: ModelView) -> bool:
-            # Nobody goes before the one with the least time who would take more than that.
-            return view is first or self._detour_s(snapshot, view, first) <= slack_s
+        # Who has the least time, and how much, takes a while to find out, and mostly nobody asks.
+        def tightest() -> tuple[ModelView, float]:
+            return self._deadlines.tightest(snapshot, active, others)
 
-        if bound_at <= now:
-            overdue = (view for view in ranked if due_at(view) <= now and in_time(view))
-            return first_come(next(overdue, first), now, "bound")
+        def look_by(at: float) -> Decision:
+            if overdue_at < at:
+                at = min(at, max(overdue_at, _turn_ends_at(snapshot, active, *tightest())))
+            return LookAgain(at)
+
+        if overdue_at <= now and _turn_ends_at(snapshot, active, *tightest()) <= now:
+            first, slack_s = tightest()
+            in_time = self._in_time(snapshot, ranked, first, slack_s)
+            return first_come(next((v for v in in_time if due_at(v) <= now), first), now, "bound")
         if active.backend_queued:
-            return LookAgain(min(bound_at, now + TICK_S))
+            return look_by(now + TICK_S)
         closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
         next_at = math.inf
+        ripe: list[ModelView] = []
         for view in ranked:
             close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
             if close_at > now:
                 next_at = min(next_at, close_at)
-            elif in_time(view):
-                return SwitchTo(view.name, _reason(view, now), "close")
+            else:
+                ripe.append(view)
+        if ripe and (found := next(self._in_time(snapshot, ripe, *tightest()), None)):
+            return SwitchTo(found.name, _reason(found, now), "close")
         # Sooner than the sums say: the rate of arrivals in them falls while none come.
         rate = snapshot.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
         soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
-        return LookAgain(min(bound_at, soon, next_retry(wanted(snapshot), now)))
+        return look_by(min(soon, next_retry(wanted(snapshot), now)))
+
+    def _in_time(
+        self, snapshot: Snapshot, views: Sequence[ModelView], tightest: ModelView, slack_s: float
+    ) -> Iterator[ModelView]:
+        """Nobody goes before the one with the least time who would take more than that."""
+        for view in views:
+            if view is tightest or self._detour_s(snapshot, view, tightest) <= slack_s:
+                yield view
 
     def _detour_s(self, snapshot: Snapshot, via: ModelView, to: ModelView) -> float:
         """How much later than at once a model is reached if another has a short turn before it."""
@@ -107,17 +122,19 @@ def _round_trip_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> flo
     return cost_s(active.name, view.name) + cost_s(view.name, active.name)
 
 
-def _turn_ends_at(snapshot: Snapshot, active: ModelView, first: ModelView, slack_s: float) -> float:
+def _turn_ends_at(
+    snapshot: Snapshot, active: ModelView, tightest: ModelView, slack_s: float
+) -> float:
     """Until when a model stays though others have waited for too long.
 
     When more is asked for than the GPU can give, everyone waits for too long; going round in
-    shorter turns would only make it worse. But the first in line is to be let in in time, if a turn
-    as long as the switch is enough for that.
+    shorter turns would only make it worse. But who has the least time is to be let in in time, if a
+    turn as long as the switch is enough for that.
     """
     assert snapshot.active_since is not None
     absence_s = snapshot.measures.absence_s(active.name) or 0.0
-    turn_s = max(_round_trip_s(snapshot, active, first), TURN_SHARE * absence_s)
-    least_s = snapshot.measures.cost_s(active.name, first.name)
+    turn_s = max(_round_trip_s(snapshot, active, tightest), TURN_SHARE * absence_s)
+    least_s = snapshot.measures.cost_s(active.name, tightest.name)
     in_time_at = max(snapshot.active_since + least_s, snapshot.now + slack_s)
     return min(snapshot.active_since + turn_s, in_time_at)
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmux.policy.base import ModelView, Snapshot
 from llmux.policy.choices import arrival_of
+
+
+class Place(NamedTuple):
+    """Somebody in a line: when it came, and for how many turns it may have to wait."""
+
+    came_at: float
+    turns: int
 
 
 @dataclass(slots=True)
@@ -16,17 +24,16 @@ class Line:
 
     Attributes:
         queued: How many they were when last looked at.
-        turns: The first in line, and each behind it who may wait for fewer turns than all before:
-            when it came, and for how many turns.
+        places: The first in line, and each behind it who has fewer turns than all before.
     """
 
     queued: int
-    turns: list[tuple[float, int]]
+    places: list[Place]
 
-    def add(self, arrival: float, turns: int) -> None:
+    def add(self, place: Place) -> None:
         """One more has come; it matters if it has fewer turns, and so perhaps less time."""
-        if turns < self.turns[-1][1]:
-            self.turns.append((arrival, turns))
+        if place.turns < self.places[-1].turns:
+            self.places.append(place)
 
 
 class Deadlines:
@@ -54,15 +61,15 @@ class Deadlines:
                 self._lines.pop(view.name, None)
                 continue
             line = self._lines.get(view.name)
-            if line is None or line.turns[0][0] != arrival:
-                behind = line.turns[1:] if line else ()
+            if line is None or line.places[0].came_at != arrival:
+                behind = line.places[1:] if line else ()
                 older = sum(arrival_of(other) < arrival for other in models)
-                line = self._lines[view.name] = Line(view.queued, [(arrival, 1 + older)])
-                for at, turns in behind:
-                    if at > arrival:
-                        line.add(at, turns)
+                line = self._lines[view.name] = Line(view.queued, [Place(arrival, 1 + older)])
+                for place in behind:
+                    if place.came_at > arrival:
+                        line.add(place)
             elif view.queued > line.queued:
-                line.add(snapshot.now, sum(other.queued > 0 for other in models))
+                line.add(Place(snapshot.now, sum(other.queued > 0 for other in models)))
             line.queued = view.queued
 
     def due_at(self, view: ModelView) -> float:
@@ -86,9 +93,9 @@ class Deadlines:
             line = self._lines.get(view.name)
             if line is None:
                 return math.inf
-            late_at = self._max_wait_s + min(at + turns * turn_s for at, turns in line.turns)
+            late_at = self._max_wait_s + min(at + turns * turn_s for at, turns in line.places)
             return late_at - switch_s - drained_at
 
-        slacks_s = [(slack_s(view), arrival_of(view), view.name, view) for view in others]
-        slack, _, _, view = min(slacks_s)
-        return view, slack
+        slacks_s = {view.name: slack_s(view) for view in others}
+        tightest = min(others, key=lambda view: (slacks_s[view.name], arrival_of(view)))
+        return tightest, slacks_s[tightest.name]
