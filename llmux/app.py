@@ -221,6 +221,7 @@ def started(config: Config) -> Callable[[float], Started]:
         slots={m.name: m.max_in_flight for m in config.models.values() if m.max_in_flight},
         max_wait_s=config.policy.max_wait_secs,
         min_active_s=config.policy.min_active_secs,
+        freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
     )
 
 

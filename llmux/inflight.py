@@ -15,6 +15,9 @@ class InFlight:
 
     Entering and leaving are synchronous, so a count can neither be seen half-changed nor leak
     through a cancellation. `on_leave(flight)` is called after each request that leaves.
+
+    Attributes:
+        frozen_s: For how long those inside were frozen with their model, in all, in seconds.
     """
 
     def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
@@ -24,6 +27,7 @@ class InFlight:
         # gets a new one.
         self._empty = trio.Event()
         self._empty.set()
+        self.frozen_s = 0.0
 
     def __repr__(self) -> str:
         return f"<InFlight {self.count}>"
@@ -80,8 +84,8 @@ class Flight:
     """
 
     __slots__ = (
-        "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company", "entered_at", "is_in",
-        "is_whole",
+        "_frozen_before_s", "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company",
+        "entered_at", "is_in", "is_whole",
     )  # fmt: skip
 
     def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
@@ -91,9 +95,16 @@ class Flight:
         self._is_cut = False
         self._why: LlmuxError | None = None
         self.entered_at = trio.current_time()
+        self._frozen_before_s = in_flight.frozen_s
         self.company = 1
         self.is_whole = False
         self.is_in = True
+
+    @property
+    def served_s(self) -> float:
+        """For how long it has been in, in seconds, less those for which it was frozen."""
+        frozen_s = self._in_flight.frozen_s - self._frozen_before_s
+        return trio.current_time() - self.entered_at - frozen_s
 
     def cut(self, why: LlmuxError | None = None) -> None:
         """Cancel what runs inside; the context then raises `StreamCut`.

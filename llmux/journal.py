@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         groups: The group of each model.
         slots: `max_in_flight` of the models that have one.
         max_wait_s, min_active_s: What the policy was given.
+        freezes: The models that sleep with their requests (`preserves_in_flight`).
     """
 
     at: float
@@ -49,6 +50,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     slots: Mapping[str, int]
     max_wait_s: float
     min_active_s: float
+    freezes: Collection[str] = ()
 
 
 class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omit_defaults=True):

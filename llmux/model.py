@@ -230,6 +230,7 @@ class Model:
         if self._frozen_at is not None:
             for _ in range(self.in_flight.count):
                 self.waiters.ages.remove(self._frozen_at)
+            self.in_flight.frozen_s += trio.current_time() - self._frozen_at
         self._frozen_at = None
 
     def _left(self, flight: Flight) -> None:

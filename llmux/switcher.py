@@ -647,8 +647,7 @@ class Switcher:
     def _on_leave(self, model: Model, flight: Flight) -> None:
         """A request has left a model: of interest only if others wait, and they mostly do not."""
         if flight.is_whole:
-            served_s = trio.current_time() - flight.entered_at
-            self.measures.note_served(model.name, flight.company, served_s)
+            self.measures.note_served(model.name, flight.company, flight.served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
         if any(other.wanted_by for other in self.models.values()) or self._is_newly_idle(model):

@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llmux import journal
 from llmux.__main__ import main
 from llmux.journal import Journal, Request, Started, Switch, read_journal
+from llmux.model import SERVES, Traits
 from llmux.policy import POLICIES
 from llmux.simulate import simulate
 from llmux.simulate.outcome import mean
-from llmux.simulate.replay import load_recordings
+from llmux.simulate.replay import admitted, load_recordings
 from tests.fakes import FakeHooks, Rig
 
 MODELS = ("a", "b", "c")
 HOOKS = {(model, hook): 2.0 for model in MODELS for hook in ("sleep", "wake")}
 
 
-def started(policy: str) -> Started:
+def started(policy: str, freezes: Sequence[str] = ()) -> Started:
     return Started(
         at=0,
         policy=policy,
@@ -38,21 +40,35 @@ def started(policy: str) -> Started:
         slots={},
         max_wait_s=300,
         min_active_s=0,
+        freezes=freezes,
     )
 
 
-async def record(path: Path, policy: str, requests: int = 300) -> None:
+async def record(path: Path, policy: str, requests: int = 300, freezes: Sequence[str] = ()) -> None:
     """Random traffic for three models on the virtual clock, written to a journal."""
     kept = Journal(path)
-    kept.add(lambda _: started(policy))
+    kept.add(lambda _: started(policy, freezes))
     rng = random.Random(7)
-    rig = Rig(MODELS, hooks=FakeHooks(seconds=HOOKS), policy=POLICIES[policy], journal=kept)
+    traits = {name: Traits(preserves_in_flight=True) for name in freezes}
+    hooks = FakeHooks(seconds=HOOKS)
+    rig = Rig(MODELS, hooks=hooks, policy=POLICIES[policy], journal=kept, traits=traits)
+
+    async def ask(model: str, seconds: float) -> None:
+        """As `Rig.ask`, but it stands still while its model is frozen."""
+        async with rig.switcher.serving(model) as serving, hooks.request(model):
+            while seconds > 0:
+                await trio.sleep(0.25)
+                seconds -= 0.25 * (rig.switcher.models[model].phase in SERVES)
+        kept.add(serving.entry(200))
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.run)
         async with rig.running() as asking:
             for _ in range(requests):
-                await trio.sleep(rng.expovariate(0.5))
-                asking.start_soon(rig.ask, rng.choices(MODELS, (4, 2, 1))[0], rng.expovariate(0.25))
+                await trio.sleep(rng.expovariate(0.2 if freezes else 0.5))
+                model = rng.choices(MODELS, (4, 2, 1))[0]
+                seconds = rng.expovariate(0.03 if freezes else 0.25)
+                asking.start_soon(ask if freezes else rig.ask, model, seconds)
         nursery.cancel_scope.cancel()
 
 
@@ -63,12 +79,24 @@ async def test_a_replay_with_the_policy_that_was_used_repeats_what_happened(
     await record(tmp_path / "journal.jsonl", policy)
     recording = load_recordings([tmp_path / "journal.jsonl"])["default"]
     assert len(recording.requests) == 300
-    observed = mean(recording.line_waits())
+    observed = mean(recording.held_waits())
     replayed = simulate(recording.setup(policy), recording.arrivals())
     assert replayed.count == 300
-    assert mean(replayed.line_waits()) == pytest.approx(observed, rel=0.1)
+    assert mean(replayed.held_waits()) == pytest.approx(observed, rel=0.1)
     switches = [switch for switch in recording.switches if switch.result == "success"]
     assert replayed.switches == pytest.approx(len(switches), rel=0.1)
+
+
+@pytest.mark.parametrize("freezes", [MODELS, ("a",)])
+async def test_a_replay_knows_of_frozen_requests(
+    freezes: Sequence[str], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    await record(tmp_path / "journal.jsonl", "fifo", requests=200, freezes=freezes)
+    recording = load_recordings([tmp_path / "journal.jsonl"])["default"]
+    observed = mean(recording.held_waits())
+    assert observed > 1.1 * mean([admitted(one) - one.arrived for one in recording.requests])
+    replayed = simulate(recording.setup("fifo"), recording.arrivals())
+    assert mean(replayed.held_waits()) == pytest.approx(observed, rel=0.1)
 
 
 async def test_what_a_journal_says_of_a_switch_and_its_request(

@@ -472,18 +472,20 @@ def test_adaptive_knows_how_long_drains_of_so_many_take() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "config"), [({}, {"min_active_secs": 60}), ({"freezes": True, "in_flight": 1}, {})]
+    ("frozen", "config"),
+    [({}, {"min_active_secs": 60}), ({"freezes": True, "in_flight": 1}, {"max_wait_secs": 9})],
 )
 def test_adaptive_knows_how_long_a_turn_lasts(
     frozen: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    # Both have waited for too long; b may wait until 96, and c would stay for 60 or for 20 s.
+    # Both have waited for too long; b may wait until 96, and c would stay for 60 or for 20 s. With
+    # frozen requests b may wait for two such stays, too.
     crowd = [39.5] * 9
     rest: dict[str, Any] = {"measures": known(2.0), "since": 0.0, "max_wait_secs": 49}
     b, older = line("b", 39.0), line("d", 38.0)
     short, long = line("c", *crowd), line("c", *crowd, **frozen)
     assert goes_to(b, short, seen_at_40=[older, b, short], **rest) == "c"
-    assert goes_to(b, long, seen_at_40=[older, b, long], **rest, **config) == "b"
+    assert goes_to(b, long, seen_at_40=[older, b, long], **rest | config) == "b"
 
 
 def test_adaptive_looks_again_when_a_failed_model_may_be_tried() -> None:

@@ -472,6 +472,35 @@ def test_a_failed_wake_keeps_the_frozen() -> None:
     assert outcome.count == 2
 
 
+@pytest.mark.parametrize("load", [0.5, 0.7, 0.85])
+@pytest.mark.parametrize("shares", [zipf(4), one_hot(4), [0.25] * 4])
+def test_freezing_requests_is_no_worse_than_waiting_for_them(
+    shares: Sequence[float], load: float
+) -> None:
+    """A model that is left with many in flight has much to lose: else all go round in slices."""
+    means = []
+    for freezes in (True, False):
+        one = Setup(
+            models=list("0123"),
+            cost=lambda _source, _target: 2.0,
+            server=lambda _model: Slots(8),
+            policy=lambda: POLICIES["adaptive"](PolicyConfig()),
+            preserves_in_flight=freezes,
+        )
+        traffic = poisson(shares, load, exponential(8.0), 3000, random.Random(1))
+        means.append(mean(simulate(one, traffic).responses()))
+    assert means[0] < 1.05 * means[1]
+
+
+def test_models_that_freeze_and_models_that_drain_stand_side_by_side() -> None:
+    outcome = simulate(
+        dataclasses.replace(setup("ab", cost_s=1.0), preserves_in_flight=["a"]),
+        [Arrival(0, "a", 30.0), Arrival(1, "b", 30.0), Arrival(20.0, "a", 1.0)],
+    )
+    assert [outcome.names[index] for index, _, _ in outcome.drains] == ["b"]
+    assert [round(seconds) for seconds in outcome.frozen_s] == [0, 32, 0]
+
+
 def test_frozen_requests_get_on_though_switches_cost_nothing() -> None:
     asked = 0
 

@@ -211,6 +211,18 @@ async def test_frozen_requests_count_among_those_who_wait(autojump_clock: MockCl
     assert (model.view().queued, model.view().ages.count) == (0, 0)
 
 
+async def test_time_in_which_a_request_was_frozen_is_not_its_latency(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(traits={"a": Traits(preserves_in_flight=True)})
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        rig.hooks.seconds = {("b", "wake"): 50}
+        requests.start_soon(rig.ask, "b")
+    assert rig.switcher.measures.latency_s("a", 1) == pytest.approx(50, abs=0.1)
+
+
 async def test_a_frozen_request_whose_client_leaves_is_forgotten(autojump_clock: MockClock) -> None:
     rig = Rig(traits={"a": Traits(preserves_in_flight=True)})
     model = rig.switcher.models["a"]

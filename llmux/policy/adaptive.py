@@ -14,6 +14,7 @@ from llmux.measures import ARRIVALS
 from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
+    drain_ahead_s,
     first_come,
     least_stay_s,
     look_again,
@@ -31,6 +32,10 @@ TICK_S = 0.25
 TURN_SHARE = 0.3
 """A turn that the bound ends has lasted at least this share of the absence before it. Larger ones
 lower the mean wait under overload and raise the longest (docs/policies.md has the table)."""
+
+SUSPENDED = 2.0
+"""What a request in flight suffers that is frozen for an absence A, in A squared. It has waited for
+half of one already, on average: (A/2 + A)^2 - (A/2)^2. Simulated, 1 and 4 are worse."""
 
 MOMENT_S = 1e-3
 """The least that a switch is taken to cost where something is divided by it."""
@@ -112,7 +117,7 @@ class AdaptivePolicy:
         measures = snapshot.measures
         leave_s = measures.cost_s(via.name, to.name)
         turn_s = max(leave_s, least_stay_s(measures, via, self._min_active_s, self._max_wait_s))
-        drain_s = measures.drain_ahead_s(via.name, via.queued)
+        drain_s = drain_ahead_s(measures, via, via.queued)
         there_s = measures.cost_s(snapshot.active, via.name) + turn_s + drain_s
         return there_s + leave_s - measures.cost_s(snapshot.active, to.name)
 
@@ -184,12 +189,17 @@ def _suffered_enough_at(snapshot: Snapshot, active: ModelView, view: ModelView) 
 
     Suffering grows with the square of the wait. Whoever comes for the active model while it is away
     for a round trip S waits for what is left of it: rate times the integral of t^2 from 0 to S.
+    Those who are frozen in flight with it wait for its whole absence, again.
     """
     measures = snapshot.measures
     drain_s = measures.drain_s(active.name) if active.in_flight else 0.0
     served_after_s = measures.cost_s(active.name, view.name) + drain_s
     rate = measures.arrivals_per_s(active.name, snapshot.now)
-    at_stake = rate * _round_trip_s(snapshot, active, view) ** 3 / 3
+    round_trip_s = _round_trip_s(snapshot, active, view)
+    at_stake = rate * round_trip_s**3 / 3
+    if active.freezes:
+        absence_s = max(round_trip_s, measures.absence_s(active.name) or 0.0)
+        at_stake += SUSPENDED * active.in_flight * absence_s**2
     return view.ages.squares_reach(at_stake) - served_after_s
 
 

@@ -52,11 +52,16 @@ def may_leave_at(snapshot: Snapshot, min_active_s: float, max_wait_s: float = ma
 def least_stay_s(
     measures: Measures, view: ModelView, min_active_s: float, max_wait_s: float = math.inf
 ) -> float:
-    """How long a model stays awake at least, with the requests it has or is frozen with."""
-    if not (view.freezes and view.in_flight):
+    """How long a model stays awake at least, with the requests it has or will have."""
+    if not (view.freezes and (view.in_flight or view.queued)):
         return min_active_s
     slice_s = min(SLICE * measures.costs.typical(view.name), max_wait_s)
     return max(min_active_s, slice_s, LEAST_SLICE_S)
+
+
+def drain_ahead_s(measures: Measures, view: ModelView, in_flight: int) -> float:
+    """How long a drain of so many requests will take; nothing where none is waited for."""
+    return 0.0 if view.freezes else measures.drain_ahead_s(view.name, in_flight)
 
 
 def oldest(models: Sequence[ModelView]) -> ModelView:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmux.policy.base import ModelView, Snapshot
-from llmux.policy.choices import arrival_of
+from llmux.policy.choices import arrival_of, drain_ahead_s, least_stay_s
 
 
 class Place(NamedTuple):
@@ -40,8 +40,9 @@ class Deadlines:
     """For how many turns those in each line may have to wait, and so until when.
 
     A request may wait for `max_wait_secs`; and, for its own model and each for which an older
-    request waited when it came, for twice the switch and one drain. How long drains take is only
-    known afterwards: the longest of the last few stands for each.
+    request waited when it came, for twice the switch and one drain; or, where models go on with
+    frozen requests, for the time that they stay for those. How long drains take is only known
+    afterwards: the longest of the last few stands for each.
     """
 
     def __init__(self, max_wait_s: float) -> None:
@@ -85,11 +86,12 @@ class Deadlines:
         """
         measures = snapshot.measures
         drain_s = measures.longest_drain_s()
-        drained_at = snapshot.now + measures.drain_ahead_s(active.name, active.in_flight)
+        drained_at = snapshot.now + drain_ahead_s(measures, active, active.in_flight)
+        stay_s = max(least_stay_s(measures, view, 0.0, self._max_wait_s) for view in others)
 
         def slack_s(view: ModelView) -> float:
             switch_s = measures.cost_s(active.name, view.name)
-            turn_s = 2 * switch_s + drain_s
+            turn_s = 2 * switch_s + drain_s + stay_s
             line = self._lines.get(view.name)
             if line is None:
                 return math.inf

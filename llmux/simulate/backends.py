@@ -18,9 +18,10 @@ class Job:
         work_s: How long it takes on a server that does nothing else.
         admitted_at: When it was let in.
         in_flight: How many were in flight then, itself included.
+        frozen_s: For how long it was frozen with its model, once it is done.
     """
 
-    __slots__ = ("admitted_at", "arrived_at", "in_flight", "model", "work_s")
+    __slots__ = ("admitted_at", "arrived_at", "frozen_s", "in_flight", "model", "work_s")
 
     def __init__(self, model: str, arrived_at: float, work_s: float) -> None:
         self.model = model
@@ -28,6 +29,7 @@ class Job:
         self.work_s = work_s
         self.admitted_at = math.nan
         self.in_flight = 0
+        self.frozen_s = 0.0
 
 
 class Server(Protocol):

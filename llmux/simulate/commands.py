@@ -139,8 +139,8 @@ def _simulated(name: str, **options: Any) -> Outcome:
 def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path | None) -> None:
     """What other policies would have made of a recorded day (journal.jsonl in state_dir).
 
-    Waits are those in llmux's line, in seconds. The row "observed" is what really happened, and the
-    policy that was really used should come near it.
+    Waits are those in llmux's line, and frozen with a model, in seconds. The row "observed" is what
+    really happened, and the policy that was really used should come near it.
     """
     try:
         recordings = load_recordings(files)
@@ -158,7 +158,7 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
             with _progress(name, len(recording.requests)) as note:
                 outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
             outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
-            rows.append(row(name, outcome.line_waits(), outcome))
+            rows.append(row(name, outcome.held_waits(), outcome))
         click.echo(render(rows))
     _draw(outcomes, plot_to)
 
@@ -170,7 +170,7 @@ def _observed(recording: Recording) -> list[str]:
     draining = sum(switch.drain_s for switch in done) / total
     switching = sum(switch.hooks_s for switch in done) / total
     shares = ["-", f"{100 * draining:.0f} %", f"{100 * switching:.0f} %", "-"]
-    return ["observed", *figures(recording.line_waits()), str(len(done)), *shares, "-"]
+    return ["observed", *figures(recording.held_waits()), str(len(done)), *shares, "-"]
 
 
 def _draw(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:

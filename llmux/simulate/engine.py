@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.measures import Measures
@@ -39,7 +39,7 @@ class Setup:
         server: Makes a model's server.
         policy: Makes the policy.
         max_in_flight: Most requests in flight on a model, for all or by name; the rest wait.
-        preserves_in_flight: A model sleeps with its requests; nothing is drained.
+        preserves_in_flight: The models (True: all) that sleep with their requests, undrained.
         failing_wakes: Share of wakes that fail.
         asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
             have nothing to say. One that always has goes on for ever: then say `until`.
@@ -50,7 +50,7 @@ class Setup:
     server: Callable[[str], Server]
     policy: Callable[[], Policy]
     max_in_flight: int | Mapping[str, int] | None = None
-    preserves_in_flight: bool = False
+    preserves_in_flight: bool | Collection[str] = False
     failing_wakes: float = 0.0
     asks_when_idle: bool = False
 
@@ -60,11 +60,23 @@ class Setup:
         limit = given.get(model) if isinstance(given, Mapping) else given
         return math.inf if limit is None else limit
 
+    def freezes(self, model: str) -> bool:
+        """Whether a model sleeps with its requests."""
+        given = self.preserves_in_flight
+        return given if isinstance(given, bool) else model in given
+
 
 class Station:
-    """One simulated model."""
+    """One simulated model.
 
-    __slots__ = ("failures", "frozen_at", "index", "limit", "line", "name", "server", "view")
+    Attributes:
+        frozen_at: When its requests were frozen the last time.
+        frozen_s: For how long they were before that, in all.
+    """
+
+    __slots__ = (
+        "failures", "frozen_at", "frozen_s", "index", "limit", "line", "name", "server", "view",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, name: str, server: Server, limit: float, *, freezes: bool
@@ -76,6 +88,7 @@ class Station:
         self.limit = limit
         self.view = ModelView(name, has_slots=limit != math.inf, freezes=freezes)
         self.frozen_at = math.nan
+        self.frozen_s = 0.0
         self.failures = 0
 
 
@@ -128,7 +141,7 @@ class Simulation:
                 name,
                 setup.server(name),
                 setup.limit(name),
-                freezes=setup.preserves_in_flight,
+                freezes=setup.freezes(name),
             )
             for index, name in enumerate(setup.models)
         }
@@ -233,6 +246,7 @@ class Simulation:
         view = station.view
         view.in_flight += 1
         job.admitted_at = now
+        job.frozen_s = -station.frozen_s
         job.in_flight = view.in_flight
         station.server.add(job, now)
 
@@ -250,8 +264,10 @@ class Simulation:
         job = station.server.pop(now)
         view = station.view
         view.in_flight -= 1
+        job.frozen_s += station.frozen_s
         self.outcome.add(station.index, job, now)
-        self._measures.note_served(station.name, job.in_flight, now - job.admitted_at)
+        served_s = now - job.admitted_at - job.frozen_s
+        self._measures.note_served(station.name, job.in_flight, served_s)
         if self.outcome.count % 10_000 == 0:
             self._progress(self.outcome.count)
         if self._follow is not None and (arrival := self._follow(job, now)) is not None:
@@ -289,7 +305,7 @@ class Simulation:
         self.outcome.spans.append((source.index, self._snapshot.active_since, now))
         self._snapshot.active = self._snapshot.active_since = None
         self._measures.note_closed(source.name, now)
-        if self._setup.preserves_in_flight:
+        if source.view.freezes:
             self._freeze(source, now)
             self._run_hooks(now)
         elif source.view.in_flight:
@@ -313,6 +329,8 @@ class Simulation:
     def _thaw(self, station: Station, now: float) -> None:
         station.server.thaw(now)
         view = station.view
+        if view.in_flight:
+            station.frozen_s += now - station.frozen_at
         view.queued -= view.in_flight
         self._waiting -= view.in_flight
         for _ in range(view.in_flight):
@@ -345,7 +363,7 @@ class Simulation:
         target.view.retry_at = -math.inf
         self._open = target
         self._snapshot.active, self._snapshot.active_since = target.name, now
-        if self._setup.preserves_in_flight:
+        if target.view.freezes:
             self._thaw(target, now)
         self._admit_line(target, now)
 

@@ -20,6 +20,7 @@ class Outcome:
         admitted_at: When it was let in.
         ended_at: When its last byte was there.
         work_s: How long it would have taken alone.
+        frozen_s: For how long it was frozen with its model.
         switches: Successful switches.
         failed: Requests that a failed wake has refused.
         seconds: Where the time went: serving, draining, switching, idle.
@@ -33,6 +34,7 @@ class Outcome:
     admitted_at: array[float] = field(default_factory=lambda: array("d"))
     ended_at: array[float] = field(default_factory=lambda: array("d"))
     work_s: array[float] = field(default_factory=lambda: array("d"))
+    frozen_s: array[float] = field(default_factory=lambda: array("d"))
     switches: int = 0
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Outcome:
         self.admitted_at.append(job.admitted_at)
         self.ended_at.append(now)
         self.work_s.append(job.work_s)
+        self.frozen_s.append(job.frozen_s)
 
     @property
     def count(self) -> int:
@@ -65,6 +68,11 @@ class Outcome:
             admitted - arrived
             for arrived, admitted in zip(self.arrived_at, self.admitted_at, strict=True)
         ]
+
+    def held_waits(self) -> list[float]:
+        """What llmux made each request wait: in its line, and frozen with its model; in seconds."""
+        waits = zip(self.line_waits(), self.frozen_s, strict=True)
+        return [in_line + frozen for in_line, frozen in waits]
 
     def responses(self) -> list[float]:
         """From each request's arrival to its end, in seconds."""

@@ -8,11 +8,14 @@ really used repeats what happened, and under another one what would have.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from llmux.config import PolicyConfig
 from llmux.journal import Request, Started, Switch, read_journal
@@ -49,9 +52,14 @@ class Recording:
         """The models that it has requests for."""
         return sorted({request.model for request in self.requests})
 
-    def line_waits(self) -> list[float]:
-        """What each request has waited in line, in seconds."""
-        return [admitted(request) - request.arrived for request in self.requests]
+    def held_waits(self) -> list[float]:
+        """What llmux has made each request wait: in line, and frozen with its model; in seconds."""
+        waits = []
+        for request in self.requests:
+            frozen = self._frozen[request.model]
+            frozen_s = frozen.before(request.ended) - frozen.before(admitted(request))
+            waits.append(admitted(request) - request.arrived + frozen_s)
+        return waits
 
     def setup(self, policy: str, **settings: object) -> Setup:
         """The simulation of these models under a policy.
@@ -65,30 +73,54 @@ class Recording:
             "min_active_secs": self.started.min_active_s,
         }
         config = PolicyConfig(name=policy, **{**used, **settings})  # type: ignore[arg-type]
-        speeds = {model: speed_of(self._of(model)) for model in self.models}
+        speeds = {model: speed_of(self._served(model)) for model in self.models}
         return Setup(
             models=self.models,
             cost=self._costs(),
             server=lambda model: Sharing(speeds[model]),
             policy=partial(POLICIES[policy], config),
             max_in_flight=dict(self.started.slots),
+            preserves_in_flight=self.started.freezes,
         )
 
     def arrivals(self) -> list[Arrival]:
         """The requests, each with the work that it was."""
         first = min(request.arrived for request in self.requests)
-        work = {
-            id(request): seconds
-            for model in self.models
-            for request, seconds in works(self._of(model), speed_of(self._of(model)))
-        }
+        work: dict[str, Iterator[float]] = {}
+        for model in self.models:
+            served = self._served(model)
+            work[model] = iter(works(served, speed_of(served)))
         return [
-            Arrival(request.arrived - first, request.model, work[id(request)])
+            Arrival(request.arrived - first, request.model, next(work[request.model]))
             for request in self.requests
         ]
 
-    def _of(self, model: str) -> list[Request]:
-        return [request for request in self.requests if request.model == model]
+    def _served(self, model: str) -> list[Served]:
+        """The requests of one model, by its own time: it stands still while the model is frozen."""
+        frozen = self._frozen[model]
+        return [
+            Served(
+                admitted(request) - frozen.before(admitted(request)),
+                request.ended - frozen.before(request.ended),
+                request.company,
+            )
+            for request in self.requests
+            if request.model == model
+        ]
+
+    @cached_property
+    def _frozen(self) -> Mapping[str, FrozenTime]:
+        """When each model was frozen: from where it was left to where it was awake again."""
+        spans: dict[str, list[tuple[float, float]]] = {model: [] for model in self.models}
+        left: dict[str, float] = {}
+        for switch in self.switches:
+            if switch.result == "abandoned":
+                continue
+            if switch.source is not None and switch.source in self.started.freezes:
+                left.setdefault(switch.source, switch.started)
+            if switch.result == "success" and switch.target in left:
+                spans[switch.target].append((left.pop(switch.target), switch.ended))
+        return {model: FrozenTime(those) for model, those in spans.items()}
 
     def _costs(self) -> Callable[[str | None, str], float]:
         """Mean hook times: of the pair, else of switches into the target, else of all."""
@@ -149,11 +181,36 @@ def load_recordings(paths: Iterable[Path]) -> dict[str, Recording]:
     }
 
 
-def speed_of(requests: Sequence[Request]) -> Speed:
+class Served(NamedTuple):
+    """When a request began and ended, by its model's own time, and how many there were then."""
+
+    begun: float
+    ended: float
+    company: int
+
+
+class FrozenTime:
+    """When one model was frozen with its requests: from when to when, in order."""
+
+    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
+        self._from = [start for start, _ in spans]
+        self._for_s = [end - start for start, end in spans]
+        self._before_s = [0.0, *accumulate(self._for_s)]
+
+    def before(self, at: float) -> float:
+        """For how long it had been frozen until then, in seconds."""
+        begun = bisect_right(self._from, at)
+        if not begun:
+            return 0.0
+        last_s = min(at - self._from[begun - 1], self._for_s[begun - 1])
+        return self._before_s[begun - 1] + last_s
+
+
+def speed_of(requests: Iterable[Served]) -> Speed:
     """How fast a backend has been with n requests at once; never faster with more."""
     latencies = Latencies()
     for request in requests:
-        latencies.note(request.company, request.ended - admitted(request))
+        latencies.note(request.company, request.ended - request.begun)
 
     @cache
     def latency_s(count: int) -> float:
@@ -163,22 +220,22 @@ def speed_of(requests: Sequence[Request]) -> Speed:
     return lambda count: latency_s(1) / latency_s(count)
 
 
-def works(requests: Sequence[Request], speed: Speed) -> list[tuple[Request, float]]:
+def works(requests: Sequence[Served], speed: Speed) -> list[float]:
     """What each request of one model needed: its progress while it was in flight."""
     moments = sorted(
-        [(admitted(request), 1, request) for request in requests]
-        + [(request.ended, 0, request) for request in requests],
+        [(request.begun, 1, index) for index, request in enumerate(requests)]
+        + [(request.ended, 0, index) for index, request in enumerate(requests)],
         key=lambda moment: moment[:2],
     )
     begun: dict[int, float] = {}
-    needed: list[tuple[Request, float]] = []
+    needed = [0.0] * len(requests)
     progress = last = 0.0
-    for at, begins, request in moments:
+    for at, begins, index in moments:
         if begun:
             progress += (at - last) * speed(len(begun))
         last = at
         if begins:
-            begun[id(request)] = progress
+            begun[index] = progress
         else:
-            needed.append((request, progress - begun.pop(id(request))))
+            needed[index] = progress - begun.pop(index)
     return needed
