@@ -51,7 +51,7 @@ def idle_order(
         return None, math.inf  # asked again when that changes
     active = next((model for model in models.values() if model.is_awake), None)
     idle_since = max([began_at, *(max(m.used_at, m.entered_at) for m in models.values())])
-    may_leave_at = -math.inf if active is None else active.entered_at + min_active_s
+    may_leave_at = -math.inf if active is None else active.awake_since + min_active_s
     standby = models.get(rules.standby or "")
     if standby is not None and standby is not active:
         wake_at = max(idle_since + rules.standby_after_s, standby.retry_at, may_leave_at)

@@ -105,6 +105,8 @@ class Measures:
         self._last_drains_s: deque[float] = deque(maxlen=DRAINS)
         self._drains = defaultdict[str, Latencies](Latencies)
         self._absences_s: dict[str, float] = {}
+        self._closing: dict[str, tuple[float, int]] = {}  # since when, with how many requests
+        self._line_first: dict[str, tuple[float, int]] = {}  # seconds, and with how many requests
         self._closed_at: dict[str, float] = {}
         self._rates: dict[str, Rate] = {}
         self._latencies = defaultdict[str, Latencies](Latencies)
@@ -121,9 +123,26 @@ class Measures:
             rate = self._rates[model] = Rate()
         rate.note(now)
 
+    def note_closing(self, model: str, now: float, in_flight: int) -> float:
+        """The model is to be left once those in its line are in; returns since when.
+
+        Those in line count as in flight.
+        """
+        return self._closing.setdefault(model, (now, in_flight))[0]
+
+    def note_stays(self, model: str) -> None:
+        """It is not to be left, for now."""
+        self._closing.pop(model, None)
+
     def note_closed(self, model: str, now: float) -> None:
         """The model admits nobody any more."""
-        self._closed_at[model] = now
+        since, in_all = self._closing.pop(model, (now, 0))
+        self._closed_at[model] = since
+        self._line_first[model] = now - since, in_all
+
+    def note_reopened(self, model: str) -> None:
+        """It is not left after all: it was not absent."""
+        self._closed_at.pop(model, None)
 
     def note_open(self, model: str, now: float, wanted_since: float | None) -> None:
         """The model admits again, for those who have wanted it since then (None: nobody).
@@ -136,7 +155,12 @@ class Measures:
             _smooth(self._absences_s, model, min(now - closed_at, noticed_s))
 
     def note_drained(self, model: str, in_flight: int, seconds: float) -> None:
-        """The requests that were in flight when the model closed have taken so long."""
+        """The requests that were in flight when the model closed have taken so long.
+
+        What those took who were let in first belongs to it.
+        """
+        line_s, in_all = self._line_first.pop(model, (0.0, 0))
+        in_flight, seconds = max(in_flight, in_all), seconds + line_s
         _smooth(self._drains_s, model, seconds)
         self._last_drains_s.append(seconds)
         self._drains[model].note(in_flight, seconds)

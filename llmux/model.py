@@ -76,6 +76,7 @@ class Model:
         phase: Where it is in its life; changed by `enter` alone.
         entered_at: When it entered that phase (Trio's clock, seconds).
         stay: How many times it has been woken.
+        awake_since: When it was, the last time: an abandoned switch ends no stay.
         holds_gpu: Its wake hook was started, and no sleep has been confirmed since. What
             `verify_asleep` decides; a group puts all such models to sleep before it wakes another.
         backend_queued: Requests that wait inside of the backend, where that is watched.
@@ -109,6 +110,7 @@ class Model:
         self.apply(traits)
         self.drains = drains
         self.stay = 0
+        self.awake_since = -math.inf
         self.used_at = -math.inf
         self.holds_gpu = False
         self.backend_queued = 0
@@ -169,7 +171,9 @@ class Model:
         stayed_s = trio.current_time() - self.entered_at
         self.entered_at = trio.current_time()
         if phase is Phase.AWAKE:
-            self.stay += left is not Phase.DRAINING
+            if left is not Phase.DRAINING:
+                self.stay += 1
+                self.awake_since = self.entered_at
             self.used_at = self.entered_at
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
             self._freeze()

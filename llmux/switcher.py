@@ -45,7 +45,7 @@ from llmux.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.orders import Order
 from llmux.orphans import end_marked
 from llmux.pins import Pins
-from llmux.policy import LookAgain, Policy, Snapshot, SwitchTo
+from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
 from llmux.serving import Serving
 from llmux.shapes import Pin, PinChange, SwitchRecord
 from llmux.steps import Hooks, Steps, SwitchAbandoned
@@ -95,7 +95,7 @@ class Switcher:
             on_sleep=self._on_sleep,
             on_asleep=self._on_asleep,
         )
-        self._policy = policy
+        self._policy = LineFirst(policy, settings)
         self.group = group
         self._feed = feed or Feed()
         self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
@@ -380,7 +380,7 @@ class Switcher:
         """Use other settings from now on."""
         self._idle_rules = idle_rules
         self._steps.settings = settings
-        self._policy = policy
+        self._policy = LineFirst(policy, settings)
         self._queued_per_model = queued_per_model
         self.health.apply(settings)
         for model in self.models.values():
@@ -498,7 +498,7 @@ class Switcher:
         return Snapshot(
             now=trio.current_time(),
             active=active.name if active else None,
-            active_since=active.entered_at if active else None,
+            active_since=active.awake_since if active else None,
             models={model.name: model.view() for model in shown},
             measures=self.measures,
         )
@@ -666,7 +666,9 @@ class Switcher:
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:
         self._chronicle.phase(model, left, stayed_s)
         self._record.note(model.name, model.standing)
-        if model.is_awake:
+        if model.is_awake and left is Phase.DRAINING:
+            self.measures.note_reopened(model.name)
+        elif model.is_awake:
             self.measures.note_open(model.name, trio.current_time(), model.oldest)
         if left is Phase.AWAKE:
             self.measures.note_closed(model.name, trio.current_time())

@@ -145,7 +145,7 @@ async def test_in_manual_mode_those_in_line_for_a_slot_do_not_outstay_their_mode
 async def test_who_wants_no_switch_is_refused_when_the_model_of_its_slot_leaves(
     autojump_clock: MockClock,
 ) -> None:
-    rig = Rig(traits={"a": Traits(max_in_flight=1)}, min_active_secs=5)
+    rig = Rig(traits={"a": Traits(max_in_flight=1)})
     codes: list[str] = []
 
     async def ask_without_switch() -> None:
@@ -159,9 +159,9 @@ async def test_who_wants_no_switch_is_refused_when_the_model_of_its_slot_leaves(
         await rig.ask("a")
         requests.start_soon(rig.ask, "a", 10)
         await wait_all_tasks_blocked()
-        requests.start_soon(rig.ask, "b")
-        await wait_all_tasks_blocked()
         requests.start_soon(ask_without_switch)
+        await wait_all_tasks_blocked()
+        await rig.switcher.force_switch("b")
     assert codes == ["would_switch"]
     assert rig.hooks.calls.count(("a", "wake")) == 1
 

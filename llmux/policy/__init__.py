@@ -22,6 +22,7 @@ from llmux.policy.base import (
 from llmux.policy.classic import CostAwarePolicy, TimeSlicePolicy
 from llmux.policy.exhaustive import ExhaustivePolicy
 from llmux.policy.fifo import FifoPolicy
+from llmux.policy.line_first import LineFirst
 from llmux.policy.load import POLICIES, load_policy
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Decision",
     "ExhaustivePolicy",
     "FifoPolicy",
+    "LineFirst",
     "LookAgain",
     "ModelView",
     "Policy",

@@ -199,7 +199,7 @@ def _suffered_enough_at(snapshot: Snapshot, active: ModelView, view: ModelView) 
     at_stake = rate * round_trip_s**3 / 3
     if active.freezes:
         absence_s = max(round_trip_s, measures.absence_s(active.name) or 0.0)
-        at_stake += SUSPENDED * active.in_flight * absence_s**2
+        at_stake += SUSPENDED * (active.in_flight + active.queued) * absence_s**2
     return view.ages.squares_reach(at_stake) - served_after_s
 
 

@@ -86,7 +86,9 @@ class Deadlines:
         """
         measures = snapshot.measures
         drain_s = measures.longest_drain_s()
-        drained_at = snapshot.now + drain_ahead_s(measures, active, active.in_flight)
+        drained_at = snapshot.now + drain_ahead_s(
+            measures, active, active.in_flight + active.queued
+        )
         stay_s = max(least_stay_s(measures, view, 0.0, self._max_wait_s) for view in others)
 
         def slack_s(view: ModelView) -> float:

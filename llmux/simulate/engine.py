@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmux.config import PolicyConfig
 from llmux.measures import Measures
-from llmux.policy import LookAgain, ModelView, Policy, Snapshot, SwitchTo
+from llmux.policy import LineFirst, LookAgain, ModelView, Policy, Snapshot, SwitchTo
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Server
 from llmux.simulate.outcome import Outcome
@@ -129,8 +130,9 @@ class Simulation:
     ) -> None:
         self.outcome = Outcome(list(setup.models))
         self._setup = setup
-        self._policy = setup.policy()
-        self._note_queued = getattr(self._policy, "note_queued", None)
+        policy = setup.policy()
+        self._policy = LineFirst(policy, PolicyConfig())
+        self._note_queued = getattr(policy, "note_queued", None)
         self._arrivals = arrivals
         self._follow = follow
         self._rng = rng
