@@ -117,7 +117,7 @@ class Measures:
     # ---- Taking in ----
 
     def note_arrival(self, model: str, now: float) -> None:
-        """A request for the model has come."""
+        """A request for the model has come, and was not refused."""
         rate = self._rates.get(model)
         if rate is None:
             rate = self._rates[model] = Rate()
@@ -168,6 +168,19 @@ class Measures:
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """A request that made the number in flight `in_flight` was served."""
         self._latencies[model].note(in_flight, seconds)
+
+    def forget(self, model: str) -> None:
+        """There is no such model any more."""
+        self.costs.forget(model)
+        for known in (
+            self._drains_s,
+            self._drains,
+            self._absences_s,
+            self._closed_at,
+            self._rates,
+            self._latencies,
+        ):
+            known.pop(model, None)
 
     # ---- Telling ----
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import LlmuxError, SwitchTimeout, WouldSwitch
+from llmux.errors import LlmuxError, SwitchTimeout
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
 from llmux.journal import Request
@@ -40,7 +40,7 @@ class Serving:
         self,
         model: Model,
         *,
-        check: Callable[[Model], None],
+        check: Callable[[Model, Hints], None],
         timeout_s: float | None,
         scope: trio.CancelScope | None = None,
         hints: Hints = NO_HINTS,
@@ -94,7 +94,7 @@ class Serving:
         Raises:
             LlmuxError: The request is refused: at the door, in line, or after too long a wait.
         """
-        self._check(self._model)
+        self._check(self._model, self._hints)
         if self._model.admits:
             # No checkpoint between this check and the count.
             self.flight = self._model.in_flight.enter(self._scope)
@@ -104,8 +104,6 @@ class Serving:
         return self
 
     async def _wait(self) -> Flight:
-        if self._hints.never_switch and not self._model.is_awake:
-            raise WouldSwitch(self._model.name)
         self._waits_since = arrived_at = trio.current_time()
         self.queued = True
         try:

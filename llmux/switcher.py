@@ -176,21 +176,25 @@ class Switcher:
             request=request,
         )
 
-    def _check_admissible(self, model: Model) -> None:
+    def _check_admissible(self, model: Model, hints: Hints) -> None:
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
         if (refusal := self._pins.refusal(model.name)) is not None:
             raise refusal
+        if not model.admits:
+            self._check_may_wait(model, hints)
         self.measures.note_arrival(model.name, trio.current_time())
-        if model.admits:
-            return
+
+    def _check_may_wait(self, model: Model, hints: Hints) -> None:
         if self._mode == "manual" and not model.is_awake:
             raise ManualMode(model.name, self.active.name if self.active else None)
         if model.waiters.count >= self._queued_per_model:
             message = f"{model.waiters.count} requests already wait for model {model.name}"
             raise QueueFull(message, retry_after_s=self._wait_s(model))
+        if hints.never_switch and not model.is_awake:
+            raise WouldSwitch(model.name)
 
     def _wait_s(self, model: Model) -> float:
         """About how long a request that came now would be in line, by what was measured.
@@ -364,6 +368,7 @@ class Switcher:
             unwanted = not (model.wanted_by or model.in_flight.count)
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
+                self.measures.forget(model.name)
                 if self._pins.model == model.name:
                     self.unpin()
                 then()
@@ -559,6 +564,8 @@ class Switcher:
                 tally.hooks_s += await self._steps.wake(target, source)
             finally:
                 prefetch.abandon()
+        if source is not None and source not in self.models:  # removed once it slept
+            self.measures.forget(source)
 
     async def _retire(self, order: Order) -> None:
         """Put a model to sleep for no other: it is down, or its config has changed.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bench import decision
+from bench.decision import SHARES, SITUATIONS, WAITING, decision_in
 from bench.echo import ANSWER, ANSWER_BYTES
 from bench.native import Load
 from bench.proxy import DIRECT, TARGETS, Figure, Sample, Target, headroom, report, summarize
 from bench.switch import Switch, line, percentile
 from bench.table import number, render
+from llmux.policy import LookAgain, SwitchTo
 
 PRINTED = (
     b'{"requests": 100, "errors": 0, "reconnects": 0, "chunks": 0.0, "seconds": 2.0, '
@@ -68,3 +71,15 @@ def test_a_line_of_switches_shows_what_is_added_to_the_hooks() -> None:
 
 def test_the_echo_answers_what_the_backend_answers() -> None:
     assert len(ANSWER) == ANSWER_BYTES == 300
+
+
+def test_decisions_of_each_kind_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    for share in SHARES:
+        stays, closes, overdue = (decision_in(how, 8, share, WAITING)() for how in SITUATIONS)
+        assert isinstance(stays, LookAgain)
+        assert isinstance(closes, SwitchTo)
+        assert closes.rule == "close"
+        assert isinstance(overdue, LookAgain)
+    decision.main(["--models", "2", "3", "--waiting", "5", "--repeats", "1", "--times", "1"])
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows if row[:1] in (["2"], ["3"])] == [7, 7]

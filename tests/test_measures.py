@@ -105,7 +105,7 @@ def test_an_unseen_cost_is_the_mean_into_the_target_or_else_of_all() -> None:
     assert measures.cost_s("d", "b") == measures.cost_s(None, "b") == 15
     assert measures.cost_s("a", "c") == 60
     assert measures.cost_s("b", "a") == 30
-    assert repr(measures).startswith("<Measures <SwitchCosts {('a', 'b'): 10")
+    assert repr(measures).startswith("<Measures <SwitchCosts {'b': {'a': 10")
 
 
 def test_drains_are_smoothed_by_0_3() -> None:
@@ -161,3 +161,22 @@ def test_each_model_has_its_own() -> None:
     assert measures.arrivals_per_s("b", 2) == 0
     assert measures.latency_s("a", 1) == 3
     assert measures.latency_s("b", 1) is None
+
+
+def test_a_model_that_is_forgotten_was_never_seen() -> None:
+    measures = Measures()
+    for source, target in (("a", "b"), (None, "a"), ("b", "a"), ("c", "b")):
+        measures.costs.record(source, target, 10)
+    for name in "ab":
+        measures.note_arrival(name, 1)
+        measures.note_served(name, 1, 1)
+        measures.note_drained(name, 1, 5)
+        measures.note_closed(name, 1)
+        measures.note_open(name, 2, 1)
+        measures.note_closed(name, 3)
+    for _ in range(2):
+        measures.forget("a")
+        known = repr(vars(measures))
+        assert "'a'" not in known
+        assert known.count("'b'") == 7  # once in each, and where a switch led to it in two
+        assert measures.longest_drain_s() == 5  # of the group

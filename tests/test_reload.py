@@ -138,6 +138,31 @@ async def test_a_model_that_is_gone_serves_who_waits_for_it(autojump_clock: Mock
         assert list(site.board.models) == ["b"]
 
 
+async def test_a_model_that_is_gone_leaves_no_measures(autojump_clock: MockClock) -> None:
+    site = Site({"b": model(2)})
+    measures = site.board.groups["default"].measures
+    async with site.running() as requests:
+        for goes in ("asleep", "awake", "with a switch"):
+            site.apply({"a": model(), "b": model(2)})
+            for name in ("b", "a", "b", "a"):
+                requests.start_soon(site.ask, name, 5)
+                await trio.sleep(2)
+            await trio.sleep(20)
+            assert "'a'" in repr(vars(measures))
+            if goes == "asleep":
+                await site.ask("b")
+                await wait_all_tasks_blocked()  # the switch is over
+            elif goes == "with a switch":
+                requests.start_soon(site.ask, "a", 5)
+                await trio.sleep(1)
+                requests.start_soon(site.ask, "b", 5)
+                await trio.sleep(1)
+            site.apply({"b": model(2)})
+            await trio.sleep(20)
+            assert site.told[-1] == ("a", None)
+            assert "'a'" not in repr(vars(measures)), goes
+
+
 async def test_a_model_that_is_gone_and_comes_back_stays(autojump_clock: MockClock) -> None:
     site = Site({"a": model(), "b": model(2)})
     async with site.running() as requests:

@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llmux.errors import SwitchTimeout, WouldSwitch
-from llmux.hints import Hints
+from llmux.errors import LlmuxError, ManualMode, QueueFull, SwitchTimeout, WouldSwitch
+from llmux.hints import NO_HINTS, Hints
 from llmux.model import Phase, Traits
 from tests.fakes import FakeHooks, Rig
 
@@ -315,6 +315,35 @@ async def test_what_policies_know_is_measured(autojump_clock: MockClock) -> None
     assert measures.latency_s("b", 1) == pytest.approx(2)
     assert measures.cost_s("a", "b") == pytest.approx(4)
     assert measures.arrivals_per_s("a", trio.current_time()) > 0
+
+
+async def test_requests_that_are_refused_are_no_arrivals(autojump_clock: MockClock) -> None:
+    rig = Rig(queued_per_model=2, hooks=FakeHooks(seconds={("b", "wake"): 60}))
+
+    def rate(model: str) -> float:
+        return rig.switcher.measures.arrivals_per_s(model, trio.current_time())
+
+    async def poll(error: type[LlmuxError], hints: Hints = NO_HINTS) -> None:
+        for _ in range(32):
+            with pytest.raises(error):
+                async with rig.switcher.serving("b", hints=hints):
+                    pass
+
+    async with rig.running() as requests:
+        await rig.ask("a")
+        await trio.sleep(1)
+        rig.switcher.set_mode("manual")
+        await poll(ManualMode)
+        rig.switcher.set_mode("auto")
+        await poll(WouldSwitch, Hints(never_switch=True))
+        assert rate("b") == 0
+        requests.start_soon(rig.ask, "b")
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(10)
+        accepted = rate("b")
+        assert accepted == pytest.approx(0.2, rel=0.01)
+        await poll(QueueFull)
+        assert rate("b") == accepted
 
 
 async def test_drains_are_measured_by_how_many_were_in_flight(autojump_clock: MockClock) -> None:

@@ -1,0 +1,110 @@
+"""Measure how long a decision of `adaptive` takes: `python -m bench.decision`.
+
+One model is awake and busy, and the requests wait in equal lines for all others. It stays; or it
+closes, since they have waited for a while; or one of them is overdue, and it stays for its turn.
+Which pairs of models have been switched between is drawn by seed. CPU time, the best of several
+repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import time
+import timeit
+from collections.abc import Callable, Sequence
+
+from bench.proxy import cpu_model
+from bench.table import number, render
+from llmux.config import PolicyConfig
+from llmux.measures import ARRIVALS, Measures
+from llmux.policy import AdaptivePolicy, Decision, ModelView, Snapshot
+
+MODELS = (8, 27, 60, 100)
+WAITING = 1000
+SHARES = (0.5, 1.0)
+"""Of the pairs of models, how many are known."""
+
+SITUATIONS = ("stays", "closes", "overdue")
+REPEATS, TIMES = 40, 20
+NOW = 1000.0
+SWITCH_S = 10.0
+
+
+def decision_in(situation: str, models: int, share: float, waiting: int) -> Callable[[], Decision]:
+    """A decision to be taken again and again; not the first, which sees all lines as new."""
+    config = PolicyConfig()
+    names = [f"m{index}" for index in range(models)]
+    waited_s = 290.0 if situation == "closes" else 1.0
+    views = {name: ModelView(name) for name in names}
+    views["m0"].in_flight = 8
+    for place in range(waiting):
+        _join(views[names[1 + place % (models - 1)]], NOW - waited_s + place / waiting)
+    if situation == "overdue":
+        views["m1"] = ModelView("m1")
+        _join(views["m1"], NOW - config.max_wait_secs - 1)
+    since = NOW - 1 if situation == "overdue" else 0.0
+    snapshot = Snapshot(NOW, "m0", since, views, _measured(names, share))
+    policy = AdaptivePolicy(config)
+    policy.decide(snapshot)
+    return lambda: policy.decide(snapshot)
+
+
+def _join(view: ModelView, arrived_at: float) -> None:
+    view.queued += 1
+    view.ages.add(arrived_at)
+    if view.oldest_arrival is None:
+        view.oldest_arrival = arrived_at
+
+
+def _measured(names: Sequence[str], share: float) -> Measures:
+    """Of a group that has run for a while."""
+    measures, draw = Measures(), random.Random(1)
+    for source in (None, *names):
+        for target in names:
+            if source != target and draw.random() < share:
+                measures.costs.record(source, target, SWITCH_S * draw.uniform(0.5, 1.5))
+    for name in names:
+        for in_flight in (1, 2, 4, 8, 16):
+            measures.note_drained(name, in_flight, 1.0 + in_flight)
+            measures.note_served(name, in_flight, 1.0 + in_flight)
+    for place in range(ARRIVALS):
+        measures.note_arrival("m0", NOW - 0.1 * (1 - place / ARRIVALS))
+    return measures
+
+
+def microseconds(decide: Callable[[], Decision], repeats: int, times: int) -> float:
+    """CPU time of one decision, in the best of several repeats."""
+    best_s = min(timeit.repeat(decide, timer=time.process_time, number=times, repeat=repeats))
+    return 1e6 * best_s / times
+
+
+def table(models: Sequence[int], waiting: int, repeats: int, times: int) -> str:
+    """A row for each number of models."""
+    columns = [(share, situation) for share in SHARES for situation in SITUATIONS]
+    heads = ["models", *(f"{share:.0%} known: {situation}" for share, situation in columns)]
+
+    def cell(count: int, share: float, situation: str) -> str:
+        decide = decision_in(situation, count, share, waiting)
+        return number(microseconds(decide, repeats, times))
+
+    rows = [[str(count), *(cell(count, *column) for column in columns)] for count in models]
+    return render([heads, *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.decision", description=__doc__)
+    parser.add_argument("--models", type=int, nargs="+", default=MODELS, help="2 or more")
+    parser.add_argument("--waiting", type=int, default=WAITING, help="requests in line, in all")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--times", type=int, default=TIMES, help="decisions in each repeat")
+    options = parser.parse_args(arguments)
+    print(f"µs for a decision, {options.waiting:,} waiting; of the pairs of models so many known\n")
+    print(table(options.models, options.waiting, options.repeats, options.times))
+    print(f"\nPython {platform.python_version()}, {cpu_model()}")
+
+
+if __name__ == "__main__":
+    main()
