@@ -13,14 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from click.testing import CliRunner
+from msgspec.structs import replace
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux import journal
 from llmux.__main__ import main
-from llmux.journal import Journal, Request, Started, Switch, read_journal
+from llmux.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.model import SERVES, Traits
 from llmux.policy import POLICIES
 from llmux.simulate import simulate
@@ -155,15 +157,39 @@ async def test_a_disk_that_is_full_costs_entries_and_nothing_else(
         nursery.cancel_scope.cancel()
 
 
-def test_a_line_cut_off_is_no_entry_but_garbage_is_a_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text(
-        '{"event":"request","model":"a","arrived":1,"ended":2,"status":200}\n{"event":"req'
-    )
-    assert len(list(read_journal(path))) == 1
-    path.write_text('{"event":"dance"}\n')
-    with pytest.raises(ValueError, match=r"line 1: .*dance"):
-        list(read_journal(path))
+REQUEST = Request("a", arrived=10, ended=12, status=200, admitted=11, company=1)
+LINE = msgspec.json.encode(REQUEST) + b"\n"
+
+
+def written(path: Path, *entries: Entry) -> Path:
+    path.write_bytes(msgspec.json.Encoder().encode_lines(entries))
+    return path
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\n",
+        bytes(4096) + b"\n",
+        b'{"event":"req\n',
+        LINE[:-1] + bytes(10) + b"\n",
+        b'{"event":"dance"}\n',
+        LINE.replace(b'"a"', b'"\xff"'),
+        b"nonsense\n",
+    ],
+)
+def test_a_bad_line_costs_no_other(bad: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path / "journal.jsonl", started("fifo"))
+    with path.open("ab") as file:
+        file.write(LINE + bad + LINE + bad[:-1])
+    skipped: list[int] = []
+    entries = list(read_journal(path, lambda number, _: skipped.append(number)))
+    assert [type(entry) for entry in entries] == [Started, Request, Request]
+    assert skipped == ([3] if bad == b"\n" else [3, 5])
+    done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"{path}: lines skipped: {len(skipped)}; line 3: ")
+    assert done.stdout.startswith("group default: 2 requests")
 
 
 async def test_replay_prints_what_happened_and_what_would_have(
@@ -325,3 +351,62 @@ async def test_what_cannot_be_written_as_json_costs_entries_only(
 
 def one_request(at: float, _offset_s: float) -> Request:
     return Request("a", at, at + 1, 200, at)
+
+
+def test_several_files_may_be_given_in_any_order(tmp_path: Path) -> None:
+    first, last = started("fifo"), replace(started("exhaustive"), at=100)
+    switches = [Switch(None, "a", at, at + 1, 0, 1, "success") for at in (5, 105)]
+    later = Request("b", arrived=110, ended=112, status=200, admitted=111, company=1)
+    files = [
+        written(tmp_path / "journal.1.jsonl", first, switches[0], REQUEST),
+        written(tmp_path / "journal.jsonl", last, switches[1], later),
+    ]
+    recordings = load_recordings(files)
+    assert recordings == load_recordings(reversed(files))
+    assert recordings["default"].started == replace(last, freezes=[])
+    assert recordings["default"].requests == [REQUEST, later]
+    assert recordings["default"].switches == switches
+
+
+def test_models_that_were_removed_are_replayed(tmp_path: Path) -> None:
+    base = started("fifo")
+    gone = replace(REQUEST, model="gone")
+    path = written(
+        tmp_path / "journal.jsonl",
+        replace(
+            base,
+            groups={"a": "default", "gone": "other"},
+            slots={"a": 1, "gone": 2},
+            freezes=["a", "gone"],
+        ),
+        REQUEST,
+        gone,
+        replace(base, at=100, groups={"a": "default", "b": "default"}, freezes=["b"]),
+        replace(REQUEST, model="b"),
+    )
+    recordings = load_recordings([path])
+    assert {group: each.models for group, each in recordings.items()} == {
+        "default": ["a", "b"],
+        "other": ["gone"],
+    }
+    assert recordings["other"].requests == [gone]
+    setup = recordings["default"].setup("fifo")
+    assert setup.max_in_flight == {"gone": 2}
+    assert setup.preserves_in_flight == ["gone", "b"]
+
+
+def test_what_is_not_replayed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    refused = replace(REQUEST, model="gone", admitted=None)
+    start = replace(started("fifo"), groups={"a": "default", "gone": "other"})
+    written(path, start, REQUEST, refused, replace(REQUEST, model="unknown"))
+    done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "group other: requests skipped: 1; none was let in",
+        "requests skipped: 1; no start in the journal names unknown",
+    ]
+    for only in (refused, replace(REQUEST, model="unknown")):
+        done = CliRunner().invoke(main, ["replay", str(written(path, start, only))])
+        assert done.exit_code == 1
+        assert done.stderr.endswith("Error: the journal has no request that can be replayed\n")

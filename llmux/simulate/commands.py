@@ -143,7 +143,7 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
     really happened, and the policy that was really used should come near it.
     """
     try:
-        recordings = load_recordings(files)
+        recordings = load_recordings(files, partial(click.echo, err=True))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     outcomes = {}

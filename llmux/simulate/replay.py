@@ -17,6 +17,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from llmux.config import PolicyConfig
 from llmux.journal import Request, Started, Switch, read_journal
 from llmux.measures import Latencies
@@ -143,42 +145,95 @@ def admitted(request: Request) -> float:
     return request.admitted
 
 
-def load_recordings(paths: Iterable[Path]) -> dict[str, Recording]:
-    """The recordings of each group in a journal's files, which are given in order of time.
+class BadLines:
+    """The lines of a file that are no entries.
+
+    Attributes:
+        count: How many.
+        first: Which is the first, and what is wrong with it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def note(self, number: int, error: ValueError) -> None:
+        """One more."""
+        self.count += 1
+        self.first = self.first or f"line {number}: {error}"
+
+
+def load_recordings(
+    paths: Iterable[Path], tell: Callable[[str], object] = lambda _remark: None
+) -> dict[str, Recording]:
+    """The recordings of each group in a journal's files, whichever comes first.
+
+    Args:
+        paths: The files.
+        tell: Called with a line for people on each thing that will not be replayed.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: It is no journal, or there is nothing in it.
+        ValueError: It is no journal, or there is nothing in it to replay.
     """
-    started: Started | None = None
+    starts: list[Started] = []
     requests: list[Request] = []
     switches: list[Switch] = []
     for path in paths:
-        for entry in read_journal(path):
+        bad = BadLines()
+        for entry in read_journal(path, bad.note):
             match entry:
                 case Started():
-                    started = entry
+                    starts.append(entry)
                 case Request():
                     requests.append(entry)
                 case Switch():
                     switches.append(entry)
-    if started is None or not requests:
+        if bad.count:
+            tell(f"{path}: lines skipped: {bad.count}; {bad.first}")
+    if not starts or not requests:
         raise ValueError("the journal says of no request, or of no start")
-    let_in = sorted(
-        (request for request in requests if request.admitted is not None),
-        key=lambda request: request.arrived,
-    )
+    starts.sort(key=lambda start: start.at)
+    requests.sort(key=lambda request: request.arrived)
+    switches.sort(key=lambda switch: switch.ended)
+    recordings = _by_group(merged(starts), requests, switches, tell)
+    if not recordings:
+        raise ValueError("the journal has no request that can be replayed")
+    return recordings
+
+
+def _by_group(
+    started: Started,
+    requests: Sequence[Request],
+    switches: Sequence[Switch],
+    tell: Callable[[str], object],
+) -> dict[str, Recording]:
     groups = started.groups
-    return {
-        group: Recording(
-            started,
-            [request for request in let_in if groups.get(request.model) == group],
-            sum(1 for r in requests if r.admitted is None and groups.get(r.model) == group),
-            [switch for switch in switches if groups.get(switch.target) == group],
-        )
-        for group in dict.fromkeys(groups.values())
-        if any(groups.get(request.model) == group for request in let_in)
-    }
+    recordings = {}
+    for group in dict.fromkeys(groups.values()):
+        asked = [request for request in requests if groups.get(request.model) == group]
+        let_in = [request for request in asked if request.admitted is not None]
+        if let_in:
+            entered = [switch for switch in switches if groups.get(switch.target) == group]
+            recordings[group] = Recording(started, let_in, len(asked) - len(let_in), entered)
+        elif asked:
+            tell(f"group {group}: requests skipped: {len(asked)}; none was let in")
+    unknown = [request.model for request in requests if request.model not in groups]
+    if unknown:
+        names = ", ".join(sorted(set(unknown)))
+        tell(f"requests skipped: {len(unknown)}; no start in the journal names {names}")
+    return recordings
+
+
+def merged(starts: Sequence[Started]) -> Started:
+    """The last start, with the models of all: each as the last that names it says."""
+    by_model = {model: start for start in starts for model in start.groups}
+    return replace(
+        starts[-1],
+        groups={model: start.groups[model] for model, start in by_model.items()},
+        slots={m: start.slots[m] for m, start in by_model.items() if m in start.slots},
+        freezes=[model for model, start in by_model.items() if model in start.freezes],
+    )
 
 
 class Served(NamedTuple):
