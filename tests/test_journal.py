@@ -25,7 +25,7 @@ from llmux.__main__ import main
 from llmux.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.model import SERVES, Traits
 from llmux.policy import POLICIES
-from llmux.simulate import simulate
+from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
 from llmux.simulate.replay import admitted, load_recordings
 from tests.fakes import FakeHooks, Rig
@@ -410,3 +410,48 @@ def test_what_is_not_replayed_is_told(tmp_path: Path) -> None:
         done = CliRunner().invoke(main, ["replay", str(written(path, start, only))])
         assert done.exit_code == 1
         assert done.stderr.endswith("Error: the journal has no request that can be replayed\n")
+
+
+def test_a_switch_costs_what_it_did_on_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_to_b = [Switch("a", "b", at, at + 1, 0, at, "success") for at in (2, 4)]
+    failed = Switch("a", "b", 5, 6, 0, 100, "failure")
+    others = [Switch("b", "c", 7, 8, 0, 10, "success"), Switch(None, "c", 9, 10, 0, 20, "success")]
+    path = written(tmp_path / "journal.jsonl", started("fifo"), *a_to_b, failed, *others, REQUEST)
+    cost = load_recordings([path])["default"].setup("fifo").cost
+    monkeypatch.setattr(replay, "mean", None)  # it is asked at each switch of a simulation
+    assert cost("a", "b") == 3
+    assert cost("b", "c") == 10
+    assert cost("a", "c") == 15  # of all into it
+    assert cost("b", "a") == 9  # of all
+
+
+def test_a_group_knows_nothing_of_the_switches_of_another(tmp_path: Path) -> None:
+    switches = [
+        Switch(None, "a", 1, 2, 0, 3, "success"),
+        Switch("a", "b", 3, 4, 0, 5, "success"),
+        Switch(None, "c", 1, 2, 0, 70, "success"),
+    ]
+    path = written(
+        tmp_path / "journal.jsonl",
+        replace(started("fifo"), groups={"a": "one", "b": "one", "c": "two"}),
+        *switches,
+        REQUEST,
+        replace(REQUEST, model="c"),
+    )
+    recordings = load_recordings([path])
+    assert recordings["one"].switches == switches[:2]
+    assert recordings["two"].switches == switches[2:]
+    assert recordings["one"].setup("fifo").cost("b", "a") == 3
+    assert recordings["two"].setup("fifo").cost("b", "x") == 70
+
+
+@pytest.mark.parametrize("ended", [11, 10.5])
+def test_a_request_that_took_no_time_is_replayed(ended: float, tmp_path: Path) -> None:
+    instant = replace(REQUEST, ended=ended)
+    beside = replace(REQUEST, arrived=8, admitted=9, ended=13)
+    path = written(tmp_path / "journal.jsonl", started("fifo"), instant, beside, instant)
+    recording = load_recordings([path])["default"]
+    assert [arrival.work_s for arrival in recording.arrivals()] == [4, 0, 0]
+    assert simulate(recording.setup("fifo"), recording.arrivals()).count == 3

@@ -131,12 +131,9 @@ class Recording:
             if switch.result == "success":
                 for key in ((switch.source, switch.target), switch.target, None):
                     seen[key].append(switch.hooks_s)
-
-        def cost(source: str | None, target: str) -> float:
-            known = seen.get((source, target)) or seen.get(target) or seen.get(None)
-            return mean(known) if known else 0.0
-
-        return cost
+        means = {key: mean(times) for key, times in seen.items()}
+        default_s = means.get(None, 0.0)
+        return lambda source, target: means.get((source, target), means.get(target, default_s))
 
 
 def admitted(request: Request) -> float:
@@ -265,7 +262,7 @@ def speed_of(requests: Iterable[Served]) -> Speed:
     """How fast a backend has been with n requests at once; never faster with more."""
     latencies = Latencies()
     for request in requests:
-        latencies.note(request.company, request.ended - request.begun)
+        latencies.note(request.company, max(0.0, request.ended - request.begun))
 
     @cache
     def latency_s(count: int) -> float:
@@ -277,9 +274,10 @@ def speed_of(requests: Iterable[Served]) -> Speed:
 
 def works(requests: Sequence[Served], speed: Speed) -> list[float]:
     """What each request of one model needed: its progress while it was in flight."""
+    lasting = [(index, each) for index, each in enumerate(requests) if each.ended > each.begun]
     moments = sorted(
-        [(request.begun, 1, index) for index, request in enumerate(requests)]
-        + [(request.ended, 0, index) for index, request in enumerate(requests)],
+        [(request.begun, 1, index) for index, request in lasting]
+        + [(request.ended, 0, index) for index, request in lasting],
         key=lambda moment: moment[:2],
     )
     begun: dict[int, float] = {}
