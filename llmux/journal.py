@@ -1,6 +1,7 @@
 """What happened, for `llmux replay`: one line of JSON for each request and each switch.
 
-No prompts, no headers, no keys: models and times only. Times are Unix times, in seconds.
+No prompts, no headers, no keys: models, times, and the policy's settings. Times are Unix
+times, in seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -42,6 +44,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         slots: `max_in_flight` of the models that have one.
         max_wait_s, min_active_s: What the policy was given.
         freezes: The models that sleep with their requests (`preserves_in_flight`).
+        options: What else the policy was given, if JSON can say it.
+        drains: Whether a model that is left finishes its requests (`drain_before_switch`).
     """
 
     at: float
@@ -51,6 +55,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     max_wait_s: float
     min_active_s: float
     freezes: Collection[str] = ()
+    options: Mapping[str, Any] = {}
+    drains: bool = True
 
 
 class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omit_defaults=True):

@@ -22,6 +22,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux import journal
 from llmux.__main__ import main
+from llmux.app import started as what_started
+from llmux.config import parse_config
 from llmux.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.model import SERVES, Traits
 from llmux.policy import POLICIES
@@ -455,3 +457,132 @@ def test_a_request_that_took_no_time_is_replayed(ended: float, tmp_path: Path) -
     recording = load_recordings([path])["default"]
     assert [arrival.work_s for arrival in recording.arrivals()] == [4, 0, 0]
     assert simulate(recording.setup("fifo"), recording.arrivals()).count == 3
+
+
+def rush(**settings: Any) -> list[Entry]:
+    """Overlapping requests for `a` until 103, and one for `b` that has come at 1."""
+    at_a = [Request("a", at, at + 8, 200, at, company=1) for at in range(0, 100, 5)]
+    start = replace(started("exhaustive"), **settings)
+    return [start, *at_a, Request("b", 1, 104, 200, 103, 1)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "wait_s"),
+    [
+        ("exhaustive", {}, 102),
+        ("exhaustive", {"max_wait_s": 20}, 20),
+        ("fifo", {}, 0),
+        ("fifo", {"min_active_s": 50}, 49),
+    ],
+)
+def test_a_replay_has_the_settings_that_were_used(
+    policy: str, settings: dict[str, Any], wait_s: float, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "journal.jsonl", *rush(**settings))
+    recording = load_recordings([path])["default"]
+
+    def wait_of_b(**others: object) -> float:
+        outcome = simulate(recording.setup(policy, **others), recording.arrivals())
+        waits = zip(outcome.models, outcome.line_waits(), strict=True)
+        return next(wait for model, wait in waits if outcome.names[model] == "b")
+
+    assert wait_s <= wait_of_b() <= wait_s + 8  # and the drain
+    assert wait_of_b(max_wait_secs=300, min_active_secs=70) >= 69
+
+
+def test_a_replay_has_the_slots_that_there_were(tmp_path: Path) -> None:
+    requests = [Request("a", 0, 10 * n, 200, 10 * (n - 1), company=1) for n in (1, 2, 3)]
+    start = replace(started("fifo"), slots={"a": 1})
+    recording = load_recordings([written(tmp_path / "journal.jsonl", start, *requests)])["default"]
+    outcome = simulate(recording.setup("fifo"), recording.arrivals())
+    assert list(outcome.line_waits()) == recording.held_waits() == [0, 10, 20]
+
+
+def test_a_replay_has_the_options_of_the_policy_that_was_used(tmp_path: Path) -> None:
+    options = {"coalesce_secs": 40, "amortization_factor": 1}
+    used = rush(policy="cost_aware", options=options)
+    recording = load_recordings([written(tmp_path / "journal.jsonl", *used)])["default"]
+    assert vars(recording.setup("cost_aware").policy())["_coalesce_s"] == 40
+    assert recording.setup("own_policy:Own").policy.args[0].options == {}  # type: ignore[attr-defined]
+
+
+def test_requests_that_were_not_drained_are_told_of(tmp_path: Path) -> None:
+    told = "drain_before_switch was off"
+    for settings, is_told in (
+        ({}, False),
+        ({"drains": False}, True),
+        ({"drains": False, "freezes": ["a", "b"]}, False),
+    ):
+        path = written(tmp_path / "journal.jsonl", *rush(**settings))
+        done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+        assert done.exit_code == 0, done.output
+        assert (told in done.stdout) == is_told
+
+
+def test_an_old_journal_says_nothing_of_options_and_drains(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(
+        '{"event":"started","at":0,"policy":"fifo","groups":{"a":"default"},"slots":{},'
+        '"max_wait_s":300,"min_active_s":0}\n'
+    )
+    assert list(read_journal(path)) == [Started(0, "fifo", {"a": "default"}, {}, 300, 0)]
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["again"] = CIRCLE
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"x": {1: [0.5, None]}}, {"x": {"1": [0.5, None]}}), ({"x": {None: 1}}, {}), (CIRCLE, {})],
+)
+async def test_what_a_start_says_of_the_policy(
+    options: dict[str, Any], kept: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    policy = {"name": "own:Policy", "options": options, "drain_before_switch": False}
+    model = {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}
+    entry = what_started(parse_config({"models": {"a": model}, "policy": policy}))(0)
+    assert (entry.policy, entry.options, entry.drains) == ("own:Policy", kept, False)
+
+
+OWN_POLICY = """
+from llmux.policy import POLICIES
+
+class Own:
+    def __init__(self, config):
+        assert config.options == EXPECTED
+        self.decide = POLICIES["fifo"](config).decide
+"""
+
+
+def test_a_policy_of_the_users_own_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    for module, expected in (("own_replayed", {"x": 1}), ("own_simulated", {})):
+        Path(f"{module}.py").write_text(f"EXPECTED = {expected}\n{OWN_POLICY}")
+    written(Path("journal.jsonl"), *rush(policy="own_replayed:Own", options={"x": 1}))
+    policies = "fifo,own_replayed:Own,own_simulated:Own"
+    done = CliRunner().invoke(main, ["replay", "journal.jsonl", "--policy", policies])
+    assert done.exit_code == 0, done.output
+    *_, first, second, third = (line.split()[1:] for line in done.stdout.splitlines())
+    assert first == second == third
+    done = CliRunner().invoke(
+        main, ["simulate", "--requests", "30", "--policy", "own_simulated:Own"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "own_simulated:Own" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["replay", "journal.jsonl"], ["simulate", "--requests", "30"]])
+def test_a_policy_that_cannot_be_made_is_a_mistake(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    written(Path("journal.jsonl"), *rush())
+    done = CliRunner().invoke(main, [*command, "--policy", "no_such_module:X"])
+    assert done.exit_code == 2
+    assert "cannot import 'no_such_module:X'" in done.stderr
+    assert "Traceback" not in done.output

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from llmux.config import PolicyConfig
-from llmux.policy import POLICIES
+from llmux.errors import ConfigError
+from llmux.policy import POLICIES, Policy, load_policy
 from llmux.simulate.arrivals import (
     Arrival,
     Closed,
@@ -34,9 +35,26 @@ from llmux.simulate.report import NoPlots, figures, plot, render, row
 def _policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
-        if name not in POLICIES:
-            raise click.BadParameter(f"unknown policy {name!r} (one of: {', '.join(POLICIES)})")
+        if name not in POLICIES and ":" not in name:
+            known = ", ".join(POLICIES)
+            raise click.BadParameter(
+                f"unknown policy {name!r} (one of: {known}; or package.module:Class)"
+            )
     return names
+
+
+def _own_or_ours(config: PolicyConfig) -> Policy:
+    """A policy; one that cannot be made is a mistake of the command line."""
+    with _policy_mistakes():
+        return load_policy(config, Path.cwd())
+
+
+@contextmanager
+def _policy_mistakes() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
 
 
 policies_option = click.option(
@@ -126,7 +144,7 @@ def _simulated(name: str, **options: Any) -> Outcome:
         server=lambda _model: (
             Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
         ),
-        policy=partial(POLICIES[name], config),
+        policy=partial(_own_or_ours, config),
     )
     with _progress(name, length) as note:
         return simulate(setup, arrivals, follow=follow, until=until, progress=note)
@@ -153,9 +171,11 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
             f"group {group}: {len(recording.requests)} requests for {len(recording.models)} models"
             f"{away}; policy {recording.started.policy}"
         )
+        if not recording.is_drained:
+            click.echo("drain_before_switch was off; the replay drains: waits may differ by that")
         rows = [_observed(recording)]
         for name in policies:
-            with _progress(name, len(recording.requests)) as note:
+            with _policy_mistakes(), _progress(name, len(recording.requests)) as note:
                 outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
             outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
             rows.append(row(name, outcome.held_waits(), outcome))

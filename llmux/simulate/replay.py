@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from llmux.config import PolicyConfig
 from llmux.journal import Request, Started, Switch, read_journal
 from llmux.measures import Latencies
-from llmux.policy import POLICIES
+from llmux.policy import load_policy
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Sharing
 from llmux.simulate.engine import Setup
@@ -54,6 +54,11 @@ class Recording:
         """The models that it has requests for."""
         return sorted({request.model for request in self.requests})
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether each model that was left finished or kept its requests, as in a simulation."""
+        return self.started.drains or set(self.models) <= set(self.started.freezes)
+
     def held_waits(self) -> list[float]:
         """What llmux has made each request wait: in line, and frozen with its model; in seconds."""
         waits = []
@@ -67,12 +72,13 @@ class Recording:
         """The simulation of these models under a policy.
 
         Args:
-            policy: One of llmux's.
+            policy: One of llmux's, or one's own: `package.module:Class`, also in this directory.
             settings: Of its config, where they are not to be those that were used.
         """
         used = {
             "max_wait_secs": self.started.max_wait_s,
             "min_active_secs": self.started.min_active_s,
+            "options": self.started.options if policy == self.started.policy else {},
         }
         config = PolicyConfig(name=policy, **{**used, **settings})  # type: ignore[arg-type]
         speeds = {model: speed_of(self._served(model)) for model in self.models}
@@ -80,7 +86,7 @@ class Recording:
             models=self.models,
             cost=self._costs(),
             server=lambda model: Sharing(speeds[model]),
-            policy=partial(POLICIES[policy], config),
+            policy=partial(load_policy, config, Path.cwd()),
             max_in_flight=dict(self.started.slots),
             preserves_in_flight=self.started.freezes,
         )
@@ -230,6 +236,7 @@ def merged(starts: Sequence[Started]) -> Started:
         groups={model: start.groups[model] for model, start in by_model.items()},
         slots={m: start.slots[m] for m, start in by_model.items() if m in start.slots},
         freezes=[model for model, start in by_model.items() if model in start.freezes],
+        drains=all(start.drains for start in starts),
     )
 
 
