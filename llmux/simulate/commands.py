@@ -158,7 +158,8 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
     """What other policies would have made of a recorded day (journal.jsonl in state_dir).
 
     Waits are those in llmux's line, and frozen with a model, in seconds. The row "observed" is what
-    really happened, and the policy that was really used should come near it.
+    really happened, and the policy that was really used should come near it. Several files may be
+    given in any order.
     """
     try:
         recordings = load_recordings(files, partial(click.echo, err=True))

@@ -37,7 +37,7 @@ class Recording:
     """What a journal says of one group.
 
     Attributes:
-        started: The last start in it.
+        started: The last start in it, with the models of all.
         requests: Those that were let in, in order of arrival.
         turned_away: How many were not: refused, too late, or their clients left. They are not
             replayed.
