@@ -159,16 +159,27 @@ def parse_arguments() -> argparse.Namespace:
                         help=f"parts to run: {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--policies", type=policy_names, default=[*POLICIES],
                         help=f"separated by commas, of {', '.join(NAMES)}")  # fmt: skip
-    parser.add_argument("--requests", type=int, help="of each run of a grid or trace")
+    parser.add_argument("--requests", type=at_least(2), help="of each run of a grid or trace")
     parser.add_argument("--quick", action="store_true", help="a few short runs: a first look")
     parser.add_argument("--seed", type=int, default=Scale.seed, help="the first of all seeds")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--jobs", type=at_least(1), default=len(os.sched_getaffinity(0)))
     parser.add_argument("--save", type=Path, metavar="FILE", help="write every run as JSON")
     parser.add_argument("--traces", type=Path, metavar="DIR", default=Scale.traces)
     parser.add_argument("--verbose", action="store_true", help="adaptive, by axis")
     parser.add_argument("--live", action="store_true",
                         help="instead: a real llmux against its simulation (minutes)")  # fmt: skip
     return parser.parse_args()
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number from the command line."""
+
+    def number(value: str) -> int:
+        if not value.isdecimal() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least} on")
+        return int(value)
+
+    return number
 
 
 def policy_names(value: str) -> list[str]:
@@ -183,9 +194,16 @@ def policy_names(value: str) -> list[str]:
 def run_and_print(options: argparse.Namespace) -> None:
     scale = Scale(options.requests, options.quick, options.seed, options.traces)
     reports, saved = [], {}
-    for name in options.only:
+    # What is wrong with files is said before the hours that the runs take.
+    try:
+        if options.save:
+            options.save.parent.mkdir(parents=True, exist_ok=True)
+            options.save.open("a").close()
+        traffic = {name: PARTS[name].cases(scale) for name in options.only}
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for name, cases in traffic.items():
         part = PARTS[name]
-        cases = part.cases(scale)
         if not cases:
             print(f"{name}: nothing in {options.traces}: left out\n")
             continue
@@ -202,7 +220,6 @@ def run_and_print(options: argparse.Namespace) -> None:
     print(versions())
     if options.save:
         data = {"versions": versions(), "targets": verdicts, "parts": saved}
-        options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text(json.dumps(data, indent=1, default=plain) + "\n")
 
 

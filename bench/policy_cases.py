@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ from llmux.simulate import (
     simulate,
     zipf,
 )
-from llmux.simulate.arrivals import exponential
+from llmux.simulate.arrivals import exponential, read_rows, seconds
 from llmux.simulate.backends import Job
 from llmux.simulate.outcome import mean, percentile
 
@@ -258,24 +257,36 @@ def read_traces(files: tuple[Path, ...], requests: int | None) -> list[Arrival]:
 
     A file has the column arrival_s or TIMESTAMP; model, or it is one model; and service_s, or the
     lengths in tokens.
+
+    Raises:
+        OSError: One cannot be read.
+        ValueError: One is no such file, or they have no load that another could be made of.
     """
     rows: list[Arrival] = []
     for path in files:
-        with path.open(newline="") as file:
-            rows += [_arrival(row, path.stem) for row in csv.DictReader(file)]
-    return sorted(rows)[:requests]
+        rows += read_rows(path, partial(_arrival, path.stem))
+    rows = sorted(rows)[:requests]
+    if not rows or rows[0].at == rows[-1].at or not any(row.work_s for row in rows):
+        where = ", ".join(map(str, files))
+        raise ValueError(f"{where}: needs two requests at different times, and one that takes some")
+    return rows
 
 
-def _arrival(row: Mapping[str, str], file: str) -> Arrival:
-    at = row.get("arrival_s") or datetime.fromisoformat(row["TIMESTAMP"]).timestamp()
-    return Arrival(float(at), row.get("model", file), _work_s(row))
+def _arrival(file: str, row: Mapping[str, str]) -> Arrival:
+    if "arrival_s" in row:
+        at = seconds(row, "arrival_s")
+    else:
+        at = datetime.fromisoformat(row["TIMESTAMP"]).timestamp()
+    return Arrival(at, row.get("model", file), _work_s(row))
 
 
 def _work_s(row: Mapping[str, str]) -> float:
     if "service_s" in row:
-        return float(row["service_s"])
+        return seconds(row, "service_s")
     prompt = int(row.get("prompt_len") or row["ContextTokens"])
     output = int(row.get("output_len") or row["GeneratedTokens"])
+    if min(prompt, output) < 0:
+        raise ValueError(f"a length of {min(prompt, output)} tokens")
     return PROMPT_TOKEN_S * prompt + OUTPUT_TOKEN_S * output
 
 
@@ -321,12 +332,19 @@ class TraceCase:
 
 
 def traces(directory: Path, requests: int | None) -> list[TraceCase]:
-    """Those whose files are there, at each switch cost and load."""
+    """Those whose files are there, at each switch cost and load.
+
+    Raises:
+        OSError: One of them cannot be read.
+        ValueError: There is something wrong with one of them.
+    """
     found = {
         name: tuple(directory / file for file in files)
         for name, files in TRACES.items()
         if all((directory / file).is_file() for file in files)
     }
+    for files in found.values():
+        read_traces(files, requests)
     return [
         TraceCase(name, switch_s, load, files, requests)
         for (name, files), switch_s, load in product(found.items(), SWITCHES_S, TRACE_LOADS)

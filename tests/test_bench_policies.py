@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
 
-from bench.policies import PARTS, Scale, page, policy_names, run_all, run_and_print
+from bench.policies import PARTS, Scale, main, page, policy_names, run_all, run_and_print
 from bench.policy_cases import (
     BASELINE,
     HOT_SLOTS,
@@ -97,6 +98,34 @@ def test_traces_that_are_not_there_are_left_out_with_a_line(
     assert traces(tmp_path, None) == []
     run_and_print(options(only=["traces"], traces=tmp_path))
     assert "traces: nothing in" in capsys.readouterr().out
+
+
+HEAD = "arrival_s,model,service_s\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEAD, ": needs two requests at different times"),
+        (HEAD + "1,a,2\n", ": needs two requests at different times"),
+        (HEAD + "1,a,2\n1,b,2\n", ": needs two requests at different times"),
+        (HEAD + "1,a,0\n2,b,0\n", ": needs two requests at different times"),
+        (HEAD + "1,a,2\n2,b\n", ":3: service_s is ''"),
+        (HEAD + "1,a,2\nnan,b,1\n", ":3: arrival_s is 'nan'"),
+        ("when\n1\n", ":1: there is no column TIMESTAMP"),
+        (LENGTHS.format(at="x", output=5), ":2: Invalid isoformat string"),
+        (LENGTHS.format(at=1, output=-5), ":2: a length of -5 tokens"),
+    ],
+)
+def test_a_bad_trace_is_a_mistake_in_one_line_before_anything_is_run(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "servegen_4models_24h_load0.3_seed0.csv"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        run_and_print(options(traces=tmp_path))
+    assert str(ended.value.code).startswith(f"error: {path}{message}")
+    assert "\n" not in str(ended.value.code)
 
 
 # ---- Closed loop and starvation ----
@@ -214,3 +243,31 @@ def test_unknown_policies_are_refused() -> None:
     assert policy_names("original,adaptive,unbounded") == ["adaptive", "unbounded"]
     with pytest.raises(argparse.ArgumentTypeError, match="'best' is none of"):
         policy_names("best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--jobs 0", "--jobs: '0' is not a whole number from 1 on"),
+        ("--requests -5", "--requests: '-5' is not a whole number from 2 on"),
+        ("--requests 0", "--requests: '0' is not a whole number from 2 on"),
+        ("--requests 1", "--requests: '1' is not a whole number from 2 on"),
+        ("--requests many", "--requests: 'many' is not a whole number from 2 on"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    arguments: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["policies", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_to_save_to_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: .*Is a directory"):
+        run_and_print(options(save=tmp_path))

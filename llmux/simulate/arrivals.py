@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import heapq
+import math
 import random
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from llmux.simulate.backends import Job
+
+Made = TypeVar("Made")
 
 Draw = Callable[[random.Random], float]
 """Draws one value, in seconds."""
 
 BURST_SHARE = 0.2
 """Of the time `bursty` arrivals come in bursts, and then 1 / BURST_SHARE times as often."""
+
+LONGEST_S = 10**10
+"""300 years; the seconds of Unix are below it, and its milliseconds above."""
 
 
 class Arrival(NamedTuple):
@@ -46,8 +52,8 @@ def one_hot(count: int, hot: float = 0.8) -> list[float]:
 
 
 def exponential(mean_s: float) -> Draw:
-    """Exponential with this mean."""
-    return lambda rng: rng.expovariate(1 / mean_s)
+    """Exponential with this mean; 0: always that."""
+    return lambda rng: rng.expovariate(1 / mean_s) if mean_s else 0.0
 
 
 def constant(value_s: float) -> Draw:
@@ -131,17 +137,78 @@ def read_trace(path: Path, *, work_s: float, speed: float = 1.0) -> list[Arrival
     """A trace in CSV with the columns arrival_s and model; service_s where it is known.
 
     Args:
-        path: The file.
+        path: The file. Its first request comes at time 0, whatever clock it was recorded by.
         work_s: Service time of rows that do not say one.
         speed: By how much faster than recorded the requests come.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such trace; says where.
     """
-    with path.open(newline="") as file:
-        rows = [
-            Arrival(
-                float(row["arrival_s"]) / speed,
-                row["model"],
-                float(row.get("service_s") or work_s),
-            )
-            for row in csv.DictReader(file)
-        ]
-    return sorted(rows)
+
+    def arrival(row: Mapping[str, str]) -> Arrival:
+        at, model = seconds(row, "arrival_s"), row["model"]
+        if not model:
+            raise ValueError("model is empty")
+        service_s = seconds(row, "service_s") if row.get("service_s") else work_s
+        return Arrival(at, model, service_s)
+
+    rows = sorted(read_rows(path, arrival))
+    if not rows:
+        raise ValueError(f"{path}: there is no request in it")
+    return [row._replace(at=(row.at - rows[0].at) / speed) for row in rows]
+
+
+def read_costs(path: Path, models: Sequence[str]) -> dict[tuple[str | None, str], float]:
+    """Hook times in CSV with the columns source (empty: nothing awake), target and seconds.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such file, or names others than these models; says where.
+    """
+
+    def cost(row: Mapping[str, str]) -> tuple[tuple[str | None, str], float]:
+        for name in (row["target"], row["source"] or models[0]):
+            if name not in models:
+                raise ValueError(f"{name!r} is none of the models: {', '.join(models)}")
+        return (row["source"] or None, row["target"]), seconds(row, "seconds")
+
+    return dict(read_rows(path, cost))
+
+
+def read_rows(path: Path, make: Callable[[Mapping[str, str]], Made]) -> list[Made]:
+    """What is made of each row of a CSV file whose first line names the columns.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: Nothing can be made of a row; says which line that is.
+    """
+    # Spreadsheets write a byte order mark. What is no UTF-8 can be in names only.
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        made = []
+        try:
+            for row in reader:
+                if None in row:
+                    raise ValueError("has more cells than the first line")
+                made.append(make(row))
+        except KeyError as error:
+            raise ValueError(f"{path}:1: there is no column {error.args[0]}") from None
+        except (csv.Error, OverflowError, ValueError) as error:
+            raise ValueError(f"{path}:{reader.reader.line_num}: {error}") from None
+    return made
+
+
+def seconds(row: Mapping[str, str], column: str) -> float:
+    """A time in a row of a CSV file.
+
+    Raises:
+        ValueError: It is none, or is beyond all sense.
+    """
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= LONGEST_S:
+        raise ValueError(f"{column} is {row[column]!r}: not a number of seconds, 0 to {LONGEST_S}")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,14 @@ from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
 from llmux.policy import POLICIES, Policy, load_policy
 from llmux.simulate.arrivals import (
+    LONGEST_S,
     Arrival,
     Closed,
     bursty,
     exponential,
     one_hot,
     poisson,
+    read_costs,
     read_trace,
     zipf,
 )
@@ -29,7 +32,31 @@ from llmux.simulate.backends import Sharing, Slots
 from llmux.simulate.engine import Setup, simulate
 from llmux.simulate.outcome import Outcome
 from llmux.simulate.replay import Recording, load_recordings
-from llmux.simulate.report import NoPlots, figures, plot, render, row
+from llmux.simulate.report import NoPlots, figures, plot, plot_formats, render, row
+
+MOST = 1_000_000
+"""Models, slots, agents: more would only fill the memory."""
+
+MADE_UP = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
+"""Options of traffic that is made up; a trace says all this itself."""
+
+
+class Number(click.FloatRange):
+    """A number in a range, in which nan is not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """From the command line."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+SECONDS = Number(0, LONGEST_S)
+COUNT = click.IntRange(1, MOST)
+CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def _policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
@@ -40,6 +67,8 @@ def _policies(_context: click.Context, _option: click.Parameter, value: str) -> 
             raise click.BadParameter(
                 f"unknown policy {name!r} (one of: {known}; or package.module:Class)"
             )
+    if not names:
+        raise click.BadParameter(f"names none (of: {', '.join(POLICIES)})")
     return names
 
 
@@ -57,6 +86,21 @@ def _policy_mistakes() -> Iterator[None]:
         raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
 
 
+def _plot_to(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse what cannot be drawn before anything is simulated."""
+    if path is None:
+        return None
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no directory '{path.parent}'")
+    try:
+        formats = plot_formats()
+    except NoPlots as error:
+        raise click.ClickException(error.message) from None
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise click.BadParameter(f"{path.suffix!r} is none of: {', '.join(formats)}")
+    return path
+
+
 policies_option = click.option(
     "--policy",
     "policies",
@@ -68,19 +112,56 @@ policies_option = click.option(
 plot_option = click.option(
     "--plot",
     "plot_to",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=_plot_to,
     help="Draw when each model was awake (needs llmux[plot]).",
 )
 
 
 @click.command("simulate")
 @policies_option
-@click.option("--models", default=4, show_default=True, type=click.IntRange(1))
-@click.option("--switch-secs", default=10.0, show_default=True, help="Hook time of a switch.")
-@click.option("--load", default=0.5, show_default=True, help="Of what the GPU can do.")
-@click.option("--slots", default=8, show_default=True, help="Requests a backend serves at once.")
+@click.option("--models", default=4, show_default=True, type=COUNT)
+@click.option(
+    "--switch-secs", default=10.0, show_default=True, type=SECONDS, help="Hook time of a switch."
+)
+@click.option(
+    "--switch-costs",
+    type=CSV_FILE,
+    help="Hook times of a file (CSV: source, target, seconds; source may be empty).",
+)
+@click.option(
+    "--load",
+    default=0.5,
+    show_default=True,
+    type=Number(0.001, 1000),
+    help="Of what the GPU can do.",
+)
+@click.option(
+    "--slots",
+    default=8,
+    show_default=True,
+    type=COUNT,
+    help="Requests a backend serves at once.",
+)
 @click.option("--sharing", is_flag=True, help="All at once, each the slower; not by slots.")
-@click.option("--service-secs", default=8.0, show_default=True, help="Mean time of a request.")
+@click.option(
+    "--service-secs",
+    default=8.0,
+    show_default=True,
+    type=Number(0.001, LONGEST_S),
+    help="Mean time of a request.",
+)
+@click.option("--max-in-flight", type=COUNT, help="Most requests inside of a model.")
+@click.option(
+    "--preserves-in-flight", is_flag=True, help="Models sleep with their requests, undrained."
+)
+@click.option(
+    "--failing-wakes",
+    default=0.0,
+    show_default=True,
+    type=Number(0, 1, max_open=True),
+    help="Share of wakes that fail.",
+)
 @click.option(
     "--popularity", type=click.Choice(["zipf", "one-hot"]), default="zipf", show_default=True
 )
@@ -91,45 +172,92 @@ plot_option = click.option(
     show_default=True,
     help="How requests come; closed: agents that wait for each answer, and think.",
 )
-@click.option("--agents", default=12, show_default=True, help="Agents of the closed pattern.")
-@click.option("--think-secs", default=20.0, show_default=True, help="How long each thinks.")
-@click.option("--hours", default=6.0, show_default=True, help="Length of the closed pattern.")
-@click.option("--trace", type=click.Path(path_type=Path, exists=True), help="Requests of a file.")
+@click.option(
+    "--agents",
+    default=12,
+    show_default=True,
+    type=COUNT,
+    help="Agents of the closed pattern.",
+)
+@click.option(
+    "--think-secs", default=20.0, show_default=True, type=SECONDS, help="How long each thinks."
+)
+@click.option(
+    "--hours",
+    default=6.0,
+    show_default=True,
+    type=Number(0, MOST, min_open=True),
+    help="Length of the closed pattern.",
+)
+@click.option("--trace", type=CSV_FILE, help="Requests of a file.")
 @click.option("--requests", default=20_000, show_default=True, type=click.IntRange(1))
-@click.option("--max-wait-secs", default=300.0, show_default=True, help="The policies' bound.")
+@click.option(
+    "--max-wait-secs", default=300.0, show_default=True, type=SECONDS, help="The policies' bound."
+)
+@click.option(
+    "--min-active-secs",
+    default=0.0,
+    show_default=True,
+    type=SECONDS,
+    help="Least time that a model stays awake.",
+)
 @click.option("--seed", default=0, show_default=True)
 @plot_option
-def simulate_command(policies: list[str], plot_to: Path | None, **options: Any) -> None:
+@click.pass_context
+def simulate_command(
+    context: click.Context, /, policies: list[str], plot_to: Path | None, **options: Any
+) -> None:
     """Compare policies on made-up traffic, or on a trace (CSV: arrival_s, model, service_s).
 
     Waits are all that a request waits, in llmux's line and inside of its backend, in seconds.
     """
+    _check_together(context, options)
+    models = [str(index) for index in range(options["models"])]
+    try:
+        if options["trace"] is not None:
+            options["trace"] = read_trace(options["trace"], work_s=options["service_secs"])
+            models = sorted({arrival.model for arrival in options["trace"]})
+        costs = read_costs(options["switch_costs"], models) if options["switch_costs"] else {}
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    options.update(models=models, switch_costs=costs)
     rows = []
     outcomes = {}
     for name in policies:
         outcome = outcomes[name] = _simulated(name, **options)
         rows.append(row(name, outcome.waits(), outcome))
     click.echo(render(rows))
+    for name, outcome in outcomes.items():
+        if outcome.failed:
+            click.echo(f"{name}: failed wakes refused {outcome.failed} requests more")
     _draw(outcomes, plot_to)
+
+
+def _check_together(context: click.Context, options: dict[str, Any]) -> None:
+    """Refuse options that would have no effect, or a wrong one, beside the others."""
+    if options["trace"] is not None:
+        given = click.core.ParameterSource.COMMANDLINE
+        names = [name for name in MADE_UP if context.get_parameter_source(name) is given]
+        if names:
+            flags = ", ".join("--" + name.replace("_", "-") for name in names)
+            raise click.UsageError(f"--trace says what comes and when: leave out {flags}")
+    elif options["pattern"] == "closed" and options["failing_wakes"]:
+        raise click.UsageError(
+            "--failing-wakes does not go with --pattern closed: who fails leaves"
+        )
 
 
 def _simulated(name: str, **options: Any) -> Outcome:
     rng = random.Random(options["seed"])  # noqa: S311
     work = exponential(options["service_secs"])
-    slots, count = options["slots"], options["models"]
-    shares = zipf(count) if options["popularity"] == "zipf" else one_hot(count)
-    names = [str(index) for index in range(count)]
+    slots, models, costs = options["slots"], options["models"], options["switch_costs"]
+    shares = (zipf if options["popularity"] == "zipf" else one_hot)(len(models))
     arrivals: Iterator[Arrival] | Sequence[Arrival]
     follow = None
-    until = float("inf")
+    until = math.inf
     length = options["requests"]
     if options["trace"] is not None:
-        try:
-            arrivals = read_trace(options["trace"], work_s=options["service_secs"])
-        except (KeyError, ValueError) as error:
-            raise click.ClickException(f"{options['trace']}: {error!r}") from None
-        names = sorted({arrival.model for arrival in arrivals})
-        length = len(arrivals)
+        arrivals, length = options["trace"], len(options["trace"])
     elif options["pattern"] == "closed":
         agents = Closed(options["agents"], shares, exponential(options["think_secs"]), work, rng)
         arrivals, follow, until = agents.first(), agents.follow, 3600 * options["hours"]
@@ -137,17 +265,25 @@ def _simulated(name: str, **options: Any) -> Outcome:
         arrive = poisson if options["pattern"] == "poisson" else bursty
         rate = options["load"] * slots / options["service_secs"]
         arrivals = arrive(shares, rate, work, length, rng)
-    config = PolicyConfig(name=name, max_wait_secs=options["max_wait_secs"])
+    config = PolicyConfig(
+        name=name,
+        max_wait_secs=options["max_wait_secs"],
+        min_active_secs=options["min_active_secs"],
+    )
     setup = Setup(
-        models=names,
-        cost=lambda _source, _target: float(options["switch_secs"]),
+        models=models,
+        cost=lambda source, target: costs.get((source, target), options["switch_secs"]),
         server=lambda _model: (
             Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
         ),
         policy=partial(_own_or_ours, config),
+        max_in_flight=options["max_in_flight"],
+        preserves_in_flight=options["preserves_in_flight"],
+        failing_wakes=options["failing_wakes"],
     )
     with _progress(name, length) as note:
-        return simulate(setup, arrivals, follow=follow, until=until, progress=note)
+        seed = options["seed"]
+        return simulate(setup, arrivals, follow=follow, until=until, seed=seed, progress=note)
 
 
 @click.command("replay")
@@ -199,8 +335,8 @@ def _draw(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
         return
     try:
         plot(outcomes, plot_to)
-    except NoPlots as error:
-        raise click.ClickException(error.message) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise click.ClickException(f"--plot: {error}") from None
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmux.errors import LlmuxError
 from llmux.simulate.outcome import Outcome, mean, percentile
@@ -48,17 +49,23 @@ def render(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def plot_formats() -> Collection[str]:
+    """The endings of files that `plot` can write.
+
+    Raises:
+        NoPlots: Matplotlib is not installed.
+    """
+    formats: Collection[str] = _figure().canvas.get_supported_filetypes()
+    return formats
+
+
 def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
     """Draw when each model was open (dark) and when it drained (light) under each policy.
 
     Raises:
         NoPlots: Matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise NoPlots("--plot needs matplotlib: pip install 'llmux[plot]'") from None
-    figure = Figure(figsize=(12, 1 + 1.6 * len(outcomes)), layout="constrained")
+    figure = _figure(figsize=(12, 1 + 1.6 * len(outcomes)), layout="constrained")
     axes = figure.subplots(len(outcomes), 1, sharex=True, squeeze=False)
     for (name, outcome), (axis,) in zip(outcomes.items(), axes, strict=True):
         for index in range(len(outcome.names)):
@@ -69,3 +76,11 @@ def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
         axis.set_title(f"{name}: mean wait {mean(outcome.waits()):.1f} s", loc="left")
     axes[-1][0].set_xlabel("seconds")
     figure.savefig(path)
+
+
+def _figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise NoPlots("--plot needs matplotlib: pip install 'llmux[plot]'") from None
+    return Figure(**options)
