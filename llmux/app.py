@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import sniffio
 import trio
 from quart_trio import QuartTrio
@@ -214,6 +216,9 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
 def started(config: Config) -> Callable[[float], Started]:
     """What the journal says of the start, which is now."""
     now = trio.current_time()
+    options: dict[str, Any] = {}
+    with suppress(TypeError, ValueError, RecursionError):  # YAML says more than JSON
+        options = msgspec.json.decode(msgspec.json.encode(config.policy.options))
     return lambda offset_s: Started(
         at=now + offset_s,
         policy=config.policy.name,
@@ -222,6 +227,8 @@ def started(config: Config) -> Callable[[float], Started]:
         max_wait_s=config.policy.max_wait_secs,
         min_active_s=config.policy.min_active_secs,
         freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
+        options=options,
+        drains=config.policy.drain_before_switch,
     )
 
 

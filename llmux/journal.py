@@ -1,6 +1,7 @@
 """What happened, for `llmux replay`: one line of JSON for each request and each switch.
 
-No prompts, no headers, no keys: models and times only. Times are Unix times, in seconds.
+No prompts, no headers, no keys: models, times, and the policy's settings. Times are Unix
+times, in seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -42,6 +44,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         slots: `max_in_flight` of the models that have one.
         max_wait_s, min_active_s: What the policy was given.
         freezes: The models that sleep with their requests (`preserves_in_flight`).
+        options: What else the policy was given, if JSON can say it.
+        drains: Whether a model that is left finishes its requests (`drain_before_switch`).
     """
 
     at: float
@@ -51,6 +55,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     max_wait_s: float
     min_active_s: float
     freezes: Collection[str] = ()
+    options: Mapping[str, Any] = {}
+    drains: bool = True
 
 
 class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omit_defaults=True):
@@ -197,12 +203,16 @@ class Journal:
             os.close(descriptor)
 
 
-def _decoded(lines: Iterable[bytes]) -> Iterator[Entry]:
-    """The entries of these lines, but for those that are cut off."""
+def _decoded(
+    lines: Iterable[bytes], skip: Callable[[int, ValueError], object] = lambda _number, _error: None
+) -> Iterator[Entry]:
+    """The entries of these lines; `skip` is told the number of each that is none, and why."""
     decoder = msgspec.json.Decoder(Entry)
-    for line in lines:
-        with suppress(msgspec.DecodeError):
+    for number, line in enumerate(lines, 1):
+        try:
             yield decoder.decode(line)
+        except ValueError as error:  # UnicodeDecodeError, too
+            skip(number, error)
 
 
 def _at(entry: Entry) -> float:
@@ -213,21 +223,18 @@ NO_JOURNAL = Journal(None)
 """Keeps nothing."""
 
 
-def read_journal(path: Path) -> Iterator[Entry]:
+def read_journal(
+    path: Path, skip: Callable[[int, ValueError], object] = lambda _number, _error: None
+) -> Iterator[Entry]:
     """The entries of a journal, in the order they were written.
 
-    A line that was cut off, as a killed process leaves it, is not one.
+    Args:
+        path: The file.
+        skip: Called with the number of each line that is no entry, and why: a killed process
+            leaves lines that are cut off, and a power cut leaves zeros.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: A line is none of llmux's; the message says which.
     """
-    decoder = msgspec.json.Decoder(Entry)
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError as error:
-                if not line.endswith(b"\n") or (line[:1] == b"{" and line[-2:] != b"}\n"):
-                    continue
-                raise ValueError(f"{path}, line {number}: {error}") from error
+        yield from _decoded(file, skip)

@@ -13,17 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from click.testing import CliRunner
+from msgspec.structs import replace
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux import journal
 from llmux.__main__ import main
-from llmux.journal import Journal, Request, Started, Switch, read_journal
+from llmux.app import started as what_started
+from llmux.config import parse_config
+from llmux.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.model import SERVES, Traits
 from llmux.policy import POLICIES
-from llmux.simulate import simulate
+from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
 from llmux.simulate.replay import admitted, load_recordings
 from tests.fakes import FakeHooks, Rig
@@ -155,15 +159,39 @@ async def test_a_disk_that_is_full_costs_entries_and_nothing_else(
         nursery.cancel_scope.cancel()
 
 
-def test_a_line_cut_off_is_no_entry_but_garbage_is_a_mistake(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text(
-        '{"event":"request","model":"a","arrived":1,"ended":2,"status":200}\n{"event":"req'
-    )
-    assert len(list(read_journal(path))) == 1
-    path.write_text('{"event":"dance"}\n')
-    with pytest.raises(ValueError, match=r"line 1: .*dance"):
-        list(read_journal(path))
+REQUEST = Request("a", arrived=10, ended=12, status=200, admitted=11, company=1)
+LINE = msgspec.json.encode(REQUEST) + b"\n"
+
+
+def written(path: Path, *entries: Entry) -> Path:
+    path.write_bytes(msgspec.json.Encoder().encode_lines(entries))
+    return path
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\n",
+        bytes(4096) + b"\n",
+        b'{"event":"req\n',
+        LINE[:-1] + bytes(10) + b"\n",
+        b'{"event":"dance"}\n',
+        LINE.replace(b'"a"', b'"\xff"'),
+        b"nonsense\n",
+    ],
+)
+def test_a_bad_line_costs_no_other(bad: bytes, tmp_path: Path) -> None:
+    path = written(tmp_path / "journal.jsonl", started("fifo"))
+    with path.open("ab") as file:
+        file.write(LINE + bad + LINE + bad[:-1])
+    skipped: list[int] = []
+    entries = list(read_journal(path, lambda number, _: skipped.append(number)))
+    assert [type(entry) for entry in entries] == [Started, Request, Request]
+    assert skipped == ([3] if bad == b"\n" else [3, 5])
+    done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"{path}: lines skipped: {len(skipped)}; line 3: ")
+    assert done.stdout.startswith("group default: 2 requests")
 
 
 async def test_replay_prints_what_happened_and_what_would_have(
@@ -325,3 +353,236 @@ async def test_what_cannot_be_written_as_json_costs_entries_only(
 
 def one_request(at: float, _offset_s: float) -> Request:
     return Request("a", at, at + 1, 200, at)
+
+
+def test_several_files_may_be_given_in_any_order(tmp_path: Path) -> None:
+    first, last = started("fifo"), replace(started("exhaustive"), at=100)
+    switches = [Switch(None, "a", at, at + 1, 0, 1, "success") for at in (5, 105)]
+    later = Request("b", arrived=110, ended=112, status=200, admitted=111, company=1)
+    files = [
+        written(tmp_path / "journal.1.jsonl", first, switches[0], REQUEST),
+        written(tmp_path / "journal.jsonl", last, switches[1], later),
+    ]
+    recordings = load_recordings(files)
+    assert recordings == load_recordings(reversed(files))
+    assert recordings["default"].started == replace(last, freezes=[])
+    assert recordings["default"].requests == [REQUEST, later]
+    assert recordings["default"].switches == switches
+
+
+def test_models_that_were_removed_are_replayed(tmp_path: Path) -> None:
+    base = started("fifo")
+    gone = replace(REQUEST, model="gone")
+    path = written(
+        tmp_path / "journal.jsonl",
+        replace(
+            base,
+            groups={"a": "default", "gone": "other"},
+            slots={"a": 1, "gone": 2},
+            freezes=["a", "gone"],
+        ),
+        REQUEST,
+        gone,
+        replace(base, at=100, groups={"a": "default", "b": "default"}, freezes=["b"]),
+        replace(REQUEST, model="b"),
+    )
+    recordings = load_recordings([path])
+    assert {group: each.models for group, each in recordings.items()} == {
+        "default": ["a", "b"],
+        "other": ["gone"],
+    }
+    assert recordings["other"].requests == [gone]
+    setup = recordings["default"].setup("fifo")
+    assert setup.max_in_flight == {"gone": 2}
+    assert setup.preserves_in_flight == ["gone", "b"]
+
+
+def test_what_is_not_replayed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    refused = replace(REQUEST, model="gone", admitted=None)
+    start = replace(started("fifo"), groups={"a": "default", "gone": "other"})
+    written(path, start, REQUEST, refused, replace(REQUEST, model="unknown"))
+    done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "group other: requests skipped: 1; none was let in",
+        "requests skipped: 1; no start in the journal names unknown",
+    ]
+    for only in (refused, replace(REQUEST, model="unknown")):
+        done = CliRunner().invoke(main, ["replay", str(written(path, start, only))])
+        assert done.exit_code == 1
+        assert done.stderr.endswith("Error: the journal has no request that can be replayed\n")
+
+
+def test_a_switch_costs_what_it_did_on_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_to_b = [Switch("a", "b", at, at + 1, 0, at, "success") for at in (2, 4)]
+    failed = Switch("a", "b", 5, 6, 0, 100, "failure")
+    others = [Switch("b", "c", 7, 8, 0, 10, "success"), Switch(None, "c", 9, 10, 0, 20, "success")]
+    path = written(tmp_path / "journal.jsonl", started("fifo"), *a_to_b, failed, *others, REQUEST)
+    cost = load_recordings([path])["default"].setup("fifo").cost
+    monkeypatch.setattr(replay, "mean", None)  # it is asked at each switch of a simulation
+    assert cost("a", "b") == 3
+    assert cost("b", "c") == 10
+    assert cost("a", "c") == 15  # of all into it
+    assert cost("b", "a") == 9  # of all
+
+
+def test_a_group_knows_nothing_of_the_switches_of_another(tmp_path: Path) -> None:
+    switches = [
+        Switch(None, "a", 1, 2, 0, 3, "success"),
+        Switch("a", "b", 3, 4, 0, 5, "success"),
+        Switch(None, "c", 1, 2, 0, 70, "success"),
+    ]
+    path = written(
+        tmp_path / "journal.jsonl",
+        replace(started("fifo"), groups={"a": "one", "b": "one", "c": "two"}),
+        *switches,
+        REQUEST,
+        replace(REQUEST, model="c"),
+    )
+    recordings = load_recordings([path])
+    assert recordings["one"].switches == switches[:2]
+    assert recordings["two"].switches == switches[2:]
+    assert recordings["one"].setup("fifo").cost("b", "a") == 3
+    assert recordings["two"].setup("fifo").cost("b", "x") == 70
+
+
+@pytest.mark.parametrize("ended", [11, 10.5])
+def test_a_request_that_took_no_time_is_replayed(ended: float, tmp_path: Path) -> None:
+    instant = replace(REQUEST, ended=ended)
+    beside = replace(REQUEST, arrived=8, admitted=9, ended=13)
+    path = written(tmp_path / "journal.jsonl", started("fifo"), instant, beside, instant)
+    recording = load_recordings([path])["default"]
+    assert [arrival.work_s for arrival in recording.arrivals()] == [4, 0, 0]
+    assert simulate(recording.setup("fifo"), recording.arrivals()).count == 3
+
+
+def rush(**settings: Any) -> list[Entry]:
+    """Overlapping requests for `a` until 103, and one for `b` that has come at 1."""
+    at_a = [Request("a", at, at + 8, 200, at, company=1) for at in range(0, 100, 5)]
+    start = replace(started("exhaustive"), **settings)
+    return [start, *at_a, Request("b", 1, 104, 200, 103, 1)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "wait_s"),
+    [
+        ("exhaustive", {}, 102),
+        ("exhaustive", {"max_wait_s": 20}, 20),
+        ("fifo", {}, 0),
+        ("fifo", {"min_active_s": 50}, 49),
+    ],
+)
+def test_a_replay_has_the_settings_that_were_used(
+    policy: str, settings: dict[str, Any], wait_s: float, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "journal.jsonl", *rush(**settings))
+    recording = load_recordings([path])["default"]
+
+    def wait_of_b(**others: object) -> float:
+        outcome = simulate(recording.setup(policy, **others), recording.arrivals())
+        waits = zip(outcome.models, outcome.line_waits(), strict=True)
+        return next(wait for model, wait in waits if outcome.names[model] == "b")
+
+    assert wait_s <= wait_of_b() <= wait_s + 8  # and the drain
+    assert wait_of_b(max_wait_secs=300, min_active_secs=70) >= 69
+
+
+def test_a_replay_has_the_slots_that_there_were(tmp_path: Path) -> None:
+    requests = [Request("a", 0, 10 * n, 200, 10 * (n - 1), company=1) for n in (1, 2, 3)]
+    start = replace(started("fifo"), slots={"a": 1})
+    recording = load_recordings([written(tmp_path / "journal.jsonl", start, *requests)])["default"]
+    outcome = simulate(recording.setup("fifo"), recording.arrivals())
+    assert list(outcome.line_waits()) == recording.held_waits() == [0, 10, 20]
+
+
+def test_a_replay_has_the_options_of_the_policy_that_was_used(tmp_path: Path) -> None:
+    options = {"coalesce_secs": 40, "amortization_factor": 1}
+    used = rush(policy="cost_aware", options=options)
+    recording = load_recordings([written(tmp_path / "journal.jsonl", *used)])["default"]
+    assert vars(recording.setup("cost_aware").policy())["_coalesce_s"] == 40
+    assert recording.setup("own_policy:Own").policy.args[0].options == {}  # type: ignore[attr-defined]
+
+
+def test_requests_that_were_not_drained_are_told_of(tmp_path: Path) -> None:
+    told = "drain_before_switch was off"
+    for settings, is_told in (
+        ({}, False),
+        ({"drains": False}, True),
+        ({"drains": False, "freezes": ["a", "b"]}, False),
+    ):
+        path = written(tmp_path / "journal.jsonl", *rush(**settings))
+        done = CliRunner().invoke(main, ["replay", str(path), "--policy", "fifo"])
+        assert done.exit_code == 0, done.output
+        assert (told in done.stdout) == is_told
+
+
+def test_an_old_journal_says_nothing_of_options_and_drains(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(
+        '{"event":"started","at":0,"policy":"fifo","groups":{"a":"default"},"slots":{},'
+        '"max_wait_s":300,"min_active_s":0}\n'
+    )
+    assert list(read_journal(path)) == [Started(0, "fifo", {"a": "default"}, {}, 300, 0)]
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["again"] = CIRCLE
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"x": {1: [0.5, None]}}, {"x": {"1": [0.5, None]}}), ({"x": {None: 1}}, {}), (CIRCLE, {})],
+)
+async def test_what_a_start_says_of_the_policy(
+    options: dict[str, Any], kept: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    policy = {"name": "own:Policy", "options": options, "drain_before_switch": False}
+    model = {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}
+    entry = what_started(parse_config({"models": {"a": model}, "policy": policy}))(0)
+    assert (entry.policy, entry.options, entry.drains) == ("own:Policy", kept, False)
+
+
+OWN_POLICY = """
+from llmux.policy import POLICIES
+
+class Own:
+    def __init__(self, config):
+        assert config.options == EXPECTED
+        self.decide = POLICIES["fifo"](config).decide
+"""
+
+
+def test_a_policy_of_the_users_own_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    for module, expected in (("own_replayed", {"x": 1}), ("own_simulated", {})):
+        Path(f"{module}.py").write_text(f"EXPECTED = {expected}\n{OWN_POLICY}")
+    written(Path("journal.jsonl"), *rush(policy="own_replayed:Own", options={"x": 1}))
+    policies = "fifo,own_replayed:Own,own_simulated:Own"
+    done = CliRunner().invoke(main, ["replay", "journal.jsonl", "--policy", policies])
+    assert done.exit_code == 0, done.output
+    *_, first, second, third = (line.split()[1:] for line in done.stdout.splitlines())
+    assert first == second == third
+    done = CliRunner().invoke(
+        main, ["simulate", "--requests", "30", "--policy", "own_simulated:Own"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "own_simulated:Own" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["replay", "journal.jsonl"], ["simulate", "--requests", "30"]])
+def test_a_policy_that_cannot_be_made_is_a_mistake(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    written(Path("journal.jsonl"), *rush())
+    done = CliRunner().invoke(main, [*command, "--policy", "no_such_module:X"])
+    assert done.exit_code == 2
+    assert "cannot import 'no_such_module:X'" in done.stderr
+    assert "Traceback" not in done.output

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from llmux.config import PolicyConfig
-from llmux.policy import POLICIES
+from llmux.errors import ConfigError
+from llmux.policy import POLICIES, Policy, load_policy
 from llmux.simulate.arrivals import (
     LONGEST_S,
     Arrival,
@@ -61,11 +62,28 @@ CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 def _policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
-        if name not in POLICIES:
-            raise click.BadParameter(f"unknown policy {name!r} (one of: {', '.join(POLICIES)})")
+        if name not in POLICIES and ":" not in name:
+            known = ", ".join(POLICIES)
+            raise click.BadParameter(
+                f"unknown policy {name!r} (one of: {known}; or package.module:Class)"
+            )
     if not names:
         raise click.BadParameter(f"names none (of: {', '.join(POLICIES)})")
     return names
+
+
+def _own_or_ours(config: PolicyConfig) -> Policy:
+    """A policy; one that cannot be made is a mistake of the command line."""
+    with _policy_mistakes():
+        return load_policy(config, Path.cwd())
+
+
+@contextmanager
+def _policy_mistakes() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
 
 
 def _plot_to(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -258,7 +276,7 @@ def _simulated(name: str, **options: Any) -> Outcome:
         server=lambda _model: (
             Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
         ),
-        policy=partial(POLICIES[name], config),
+        policy=partial(_own_or_ours, config),
         max_in_flight=options["max_in_flight"],
         preserves_in_flight=options["preserves_in_flight"],
         failing_wakes=options["failing_wakes"],
@@ -276,14 +294,13 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
     """What other policies would have made of a recorded day (journal.jsonl in state_dir).
 
     Waits are those in llmux's line, and frozen with a model, in seconds. The row "observed" is what
-    really happened, and the policy that was really used should come near it.
+    really happened, and the policy that was really used should come near it. Several files may be
+    given in any order.
     """
     try:
-        recordings = load_recordings(files)
+        recordings = load_recordings(files, partial(click.echo, err=True))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    if not recordings:
-        raise click.ClickException("the journal says of no request that was let in")
     outcomes = {}
     for group, recording in recordings.items():
         away = f", {recording.turned_away} were not let in" if recording.turned_away else ""
@@ -291,9 +308,11 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
             f"group {group}: {len(recording.requests)} requests for {len(recording.models)} models"
             f"{away}; policy {recording.started.policy}"
         )
+        if not recording.is_drained:
+            click.echo("drain_before_switch was off; the replay drains: waits may differ by that")
         rows = [_observed(recording)]
         for name in policies:
-            with _progress(name, len(recording.requests)) as note:
+            with _policy_mistakes(), _progress(name, len(recording.requests)) as note:
                 outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
             outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
             rows.append(row(name, outcome.held_waits(), outcome))

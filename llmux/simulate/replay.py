@@ -17,10 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from llmux.config import PolicyConfig
 from llmux.journal import Request, Started, Switch, read_journal
 from llmux.measures import Latencies
-from llmux.policy import POLICIES
+from llmux.policy import load_policy
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Sharing
 from llmux.simulate.engine import Setup
@@ -35,7 +37,7 @@ class Recording:
     """What a journal says of one group.
 
     Attributes:
-        started: The last start in it.
+        started: The last start in it, with the models of all.
         requests: Those that were let in, in order of arrival.
         turned_away: How many were not: refused, too late, or their clients left. They are not
             replayed.
@@ -52,6 +54,11 @@ class Recording:
         """The models that it has requests for."""
         return sorted({request.model for request in self.requests})
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether each model that was left finished or kept its requests, as in a simulation."""
+        return self.started.drains or set(self.models) <= set(self.started.freezes)
+
     def held_waits(self) -> list[float]:
         """What llmux has made each request wait: in line, and frozen with its model; in seconds."""
         waits = []
@@ -65,12 +72,13 @@ class Recording:
         """The simulation of these models under a policy.
 
         Args:
-            policy: One of llmux's.
+            policy: One of llmux's, or one's own: `package.module:Class`, also in this directory.
             settings: Of its config, where they are not to be those that were used.
         """
         used = {
             "max_wait_secs": self.started.max_wait_s,
             "min_active_secs": self.started.min_active_s,
+            "options": self.started.options if policy == self.started.policy else {},
         }
         config = PolicyConfig(name=policy, **{**used, **settings})  # type: ignore[arg-type]
         speeds = {model: speed_of(self._served(model)) for model in self.models}
@@ -78,7 +86,7 @@ class Recording:
             models=self.models,
             cost=self._costs(),
             server=lambda model: Sharing(speeds[model]),
-            policy=partial(POLICIES[policy], config),
+            policy=partial(load_policy, config, Path.cwd()),
             max_in_flight=dict(self.started.slots),
             preserves_in_flight=self.started.freezes,
         )
@@ -129,12 +137,9 @@ class Recording:
             if switch.result == "success":
                 for key in ((switch.source, switch.target), switch.target, None):
                     seen[key].append(switch.hooks_s)
-
-        def cost(source: str | None, target: str) -> float:
-            known = seen.get((source, target)) or seen.get(target) or seen.get(None)
-            return mean(known) if known else 0.0
-
-        return cost
+        means = {key: mean(times) for key, times in seen.items()}
+        default_s = means.get(None, 0.0)
+        return lambda source, target: means.get((source, target), means.get(target, default_s))
 
 
 def admitted(request: Request) -> float:
@@ -143,42 +148,96 @@ def admitted(request: Request) -> float:
     return request.admitted
 
 
-def load_recordings(paths: Iterable[Path]) -> dict[str, Recording]:
-    """The recordings of each group in a journal's files, which are given in order of time.
+class BadLines:
+    """The lines of a file that are no entries.
+
+    Attributes:
+        count: How many.
+        first: Which is the first, and what is wrong with it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def note(self, number: int, error: ValueError) -> None:
+        """One more."""
+        self.count += 1
+        self.first = self.first or f"line {number}: {error}"
+
+
+def load_recordings(
+    paths: Iterable[Path], tell: Callable[[str], object] = lambda _remark: None
+) -> dict[str, Recording]:
+    """The recordings of each group in a journal's files, whichever comes first.
+
+    Args:
+        paths: The files.
+        tell: Called with a line for people on each thing that will not be replayed.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: It is no journal, or there is nothing in it.
+        ValueError: It is no journal, or there is nothing in it to replay.
     """
-    started: Started | None = None
+    starts: list[Started] = []
     requests: list[Request] = []
     switches: list[Switch] = []
     for path in paths:
-        for entry in read_journal(path):
+        bad = BadLines()
+        for entry in read_journal(path, bad.note):
             match entry:
                 case Started():
-                    started = entry
+                    starts.append(entry)
                 case Request():
                     requests.append(entry)
                 case Switch():
                     switches.append(entry)
-    if started is None or not requests:
+        if bad.count:
+            tell(f"{path}: lines skipped: {bad.count}; {bad.first}")
+    if not starts or not requests:
         raise ValueError("the journal says of no request, or of no start")
-    let_in = sorted(
-        (request for request in requests if request.admitted is not None),
-        key=lambda request: request.arrived,
-    )
+    starts.sort(key=lambda start: start.at)
+    requests.sort(key=lambda request: request.arrived)
+    switches.sort(key=lambda switch: switch.ended)
+    recordings = _by_group(merged(starts), requests, switches, tell)
+    if not recordings:
+        raise ValueError("the journal has no request that can be replayed")
+    return recordings
+
+
+def _by_group(
+    started: Started,
+    requests: Sequence[Request],
+    switches: Sequence[Switch],
+    tell: Callable[[str], object],
+) -> dict[str, Recording]:
     groups = started.groups
-    return {
-        group: Recording(
-            started,
-            [request for request in let_in if groups.get(request.model) == group],
-            sum(1 for r in requests if r.admitted is None and groups.get(r.model) == group),
-            [switch for switch in switches if groups.get(switch.target) == group],
-        )
-        for group in dict.fromkeys(groups.values())
-        if any(groups.get(request.model) == group for request in let_in)
-    }
+    recordings = {}
+    for group in dict.fromkeys(groups.values()):
+        asked = [request for request in requests if groups.get(request.model) == group]
+        let_in = [request for request in asked if request.admitted is not None]
+        if let_in:
+            entered = [switch for switch in switches if groups.get(switch.target) == group]
+            recordings[group] = Recording(started, let_in, len(asked) - len(let_in), entered)
+        elif asked:
+            tell(f"group {group}: requests skipped: {len(asked)}; none was let in")
+    unknown = [request.model for request in requests if request.model not in groups]
+    if unknown:
+        names = ", ".join(sorted(set(unknown)))
+        tell(f"requests skipped: {len(unknown)}; no start in the journal names {names}")
+    return recordings
+
+
+def merged(starts: Sequence[Started]) -> Started:
+    """The last start, with the models of all: each as the last that names it says."""
+    by_model = {model: start for start in starts for model in start.groups}
+    return replace(
+        starts[-1],
+        groups={model: start.groups[model] for model, start in by_model.items()},
+        slots={m: start.slots[m] for m, start in by_model.items() if m in start.slots},
+        freezes=[model for model, start in by_model.items() if model in start.freezes],
+        drains=all(start.drains for start in starts),
+    )
 
 
 class Served(NamedTuple):
@@ -210,7 +269,7 @@ def speed_of(requests: Iterable[Served]) -> Speed:
     """How fast a backend has been with n requests at once; never faster with more."""
     latencies = Latencies()
     for request in requests:
-        latencies.note(request.company, request.ended - request.begun)
+        latencies.note(request.company, max(0.0, request.ended - request.begun))
 
     @cache
     def latency_s(count: int) -> float:
@@ -222,9 +281,10 @@ def speed_of(requests: Iterable[Served]) -> Speed:
 
 def works(requests: Sequence[Served], speed: Speed) -> list[float]:
     """What each request of one model needed: its progress while it was in flight."""
+    lasting = [(index, each) for index, each in enumerate(requests) if each.ended > each.begun]
     moments = sorted(
-        [(request.begun, 1, index) for index, request in enumerate(requests)]
-        + [(request.ended, 0, index) for index, request in enumerate(requests)],
+        [(request.begun, 1, index) for index, request in lasting]
+        + [(request.ended, 0, index) for index, request in lasting],
         key=lambda moment: moment[:2],
     )
     begun: dict[int, float] = {}
