@@ -176,6 +176,8 @@ class Measures:
             self._drains_s,
             self._drains,
             self._absences_s,
+            self._closing,
+            self._line_first,
             self._closed_at,
             self._rates,
             self._latencies,
