@@ -220,10 +220,14 @@ class AsgiLane:
         self._asgi_send = send
 
     async def run(self, proxy: ModelProxy) -> None:
-        """Serve the request."""
+        """Serve the request; what goes wrong with it is no matter of the lifespan that runs this."""
         try:
             with self.scope:
                 await proxy.serve(self)
+        except trio.BusyResourceError:  # the server is telling the client something of its own
+            log.debug("answer_dropped", path=self.target)
+        except Exception:
+            log.exception("request_failed", path=self.target)
         finally:
             self.ended.set()
             if not self.is_ending:

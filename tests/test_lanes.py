@@ -326,6 +326,26 @@ async def test_a_slow_reader_is_cut_and_its_backend_closed(lane: str, tmp_path: 
         assert 0 < sent < 30_000_000  # the kernel's buffers, and no more
 
 
+async def test_an_answer_that_meets_one_of_the_server_itself_ends_nothing_else(site: Site) -> None:
+    """Hypercorn sends "100 Continue" while the ASGI lane refuses the body: one of both fails."""
+    own_path = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = (
+        b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+    )
+    for _ in range(100):
+        stream = await site.connect()
+        async with stream:
+            with trio.fail_after(5):
+                await stream.send_all(own_path)
+                assert status(await stream.receive_some()) == 200
+                await stream.send_all(head)
+                answer = b""
+                while b"too_large" not in answer and (more := await stream.receive_some()):
+                    answer += more
+    site.backend.play = play(ok())
+    assert status(await site.exchange(post())) == 200
+
+
 async def test_other_streams_do_not_notice_a_slow_reader(site: Site) -> None:
     async def flood(stream: trio.SocketStream, request: bytes) -> None:
         if b"/flood" not in request:
