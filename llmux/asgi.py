@@ -220,7 +220,7 @@ class AsgiLane:
         self._asgi_send = send
 
     async def run(self, proxy: ModelProxy) -> None:
-        """Serve the request; what goes wrong with it is no matter of the lifespan that runs this."""
+        """Serve the request; what goes wrong with it must not end the lifespan that runs this."""
         try:
             with self.scope:
                 await proxy.serve(self)

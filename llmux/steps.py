@@ -215,12 +215,14 @@ class Steps:
             nursery.start_soon(prefetch.run)
         return prefetch
 
-    async def wait_prefetched(self, prefetch: Prefetch, is_in_vain: Callable[[], bool]) -> None:
-        """Wait for the prefetch hook, unless nothing will come of the switch."""
+    async def wait_prefetched(self, prefetch: Prefetch, is_in_vain: Callable[[], bool]) -> float:
+        """Wait for the prefetch hook, unless nothing will come of the switch; returns seconds."""
+        started_at = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
             await prefetch.wait_ended()
             nursery.cancel_scope.cancel()
+        return trio.current_time() - started_at
 
     async def wake(self, target: Model, source: str | None) -> float:
         """Run the wake hook; returns its seconds, raises HookError."""

@@ -558,7 +558,10 @@ class Switcher:
                     tally.drain_s += await self._drain(model, order)
                     self._check_open()
                     tally.hooks_s += await self._steps.put_to_sleep(model, target)
-                await self._steps.wait_prefetched(prefetch, lambda: self._is_in_vain(order))
+                # What of it the drain and the sleep did not hide is a cost of the switch.
+                tally.hooks_s += await self._steps.wait_prefetched(
+                    prefetch, lambda: self._is_in_vain(order)
+                )
                 self._check_open()
                 self._check_wanted(order)
                 tally.hooks_s += await self._steps.wake(target, source)

@@ -153,6 +153,8 @@ async def test_prefetch_runs_beside_drain_and_sleep_and_the_wake_waits_for_it(
         rig.hooks.calls.index((m, h)) for m, h in (("b", "prefetch"), ("a", "sleep"), ("b", "wake"))
     ]
     assert order == sorted(order)
+    # 5 s of sleep, and the 16 s of the prefetch that neither the drain nor the sleep has hidden.
+    assert rig.switcher.measures.cost_s("a", "b") == pytest.approx(21, abs=0.1)
 
 
 async def test_a_prefetch_that_fails_does_no_harm(autojump_clock: MockClock) -> None:
