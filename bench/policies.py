@@ -3,7 +3,8 @@
 Every policy meets the same traffic in `llmux.simulate`; figures are ratios to the original llmux's
 FIFO on it. Grid A: long requests in large batches; grid B: short ones, mostly little load; traces:
 recorded traffic; closed: agents who wait for their answers; starvation: the longest waits beside a
-model that never idles; random: the longest in traffic of all kinds. All is drawn by seed, so that
+model that never idles; limited: grid A with `max_in_flight`; frozen: models that sleep with
+their requests; random: the longest in traffic of all kinds. All is drawn by seed, so that
 it comes out the same everywhere.
 """
 
@@ -33,9 +34,12 @@ from bench.policy_cases import (
     closed,
     grid_a,
     grid_b,
+    limited,
     starvation,
     traces,
 )
+from bench.policy_frozen import REQUESTS as FROZEN_REQUESTS
+from bench.policy_frozen import frozen, report_frozen
 from bench.policy_live import live
 from bench.policy_live import report as report_live
 from bench.policy_random import RandomCase, report_random
@@ -97,6 +101,10 @@ class Scale:
         """The probes."""
         return starvation(1.0 if self.quick else 12.0, self.seeds(1 if self.quick else 3))
 
+    def frozen(self) -> Sequence[Case]:
+        """Models that sleep with their requests."""
+        return frozen(QUICK_REQUESTS if self.quick else FROZEN_REQUESTS, self.seed)
+
     def random(self) -> Sequence[Case]:
         """Everything drawn at random."""
         count = QUICK_CASES if self.quick else RANDOM_CASES
@@ -138,6 +146,11 @@ PARTS: Mapping[str, Part] = {
     "traces": Part(Scale.recorded, partial(report_waits, "traces", targets=TRACE_TARGETS)),
     "closed": Part(Scale.closed, partial(report_closed, "closed loop")),
     "starvation": Part(Scale.starvation, partial(report_starvation, "starvation")),
+    "limited": Part(
+        lambda scale: scale.grid(limited),
+        partial(report_waits, "grid A, max_in_flight 8", targets=GRID_A_TARGETS),
+    ),
+    "frozen": Part(Scale.frozen, partial(report_frozen, "frozen requests")),
     "random": Part(Scale.random, partial(report_random, "random traffic")),
 }
 

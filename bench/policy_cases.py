@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import product
@@ -29,6 +29,7 @@ from llmux.simulate import (
 from llmux.simulate.arrivals import exponential, read_rows, seconds
 from llmux.simulate.backends import Job
 from llmux.simulate.outcome import mean, percentile
+from llmux.simulate.spans import Spans
 
 BASELINE = "original"
 """What all ratios are to."""
@@ -82,13 +83,19 @@ def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:
     return POLICIES[name](PolicyConfig(name=name, max_wait_secs=bound_s))
 
 
-def fleet(models: Sequence[str], switch_s: float, slots: int, policy: str) -> Setup:
-    """Models of which each switch costs the same."""
+def fleet(
+    models: Sequence[str], switch_s: float, slots: int, policy: str, *, limited: bool = False
+) -> Setup:
+    """Models of which each switch costs the same.
+
+    Limited, no more are in flight than there are slots; the original knows no such limit.
+    """
     return Setup(
         models=models,
         cost=lambda _source, _target: switch_s,
         server=lambda _model: Slots(slots),
         policy=lambda: make_policy(policy),
+        max_in_flight=slots if limited and policy != BASELINE else None,
     )
 
 
@@ -125,12 +132,29 @@ def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
 def nearest_to_bound(
     outcome: Outcome, switch_s: float, bound_s: float = BOUND_S
 ) -> dict[str, float]:
-    """The wait in line that was the most over what it may be, or the least under: `excess`."""
-    waits = outcome.line_waits()
+    """The wait for a model that was the most over what it may be, or the least under: `excess`."""
+    waits = waits_for_model(outcome)
     allowed = allowed_waits(outcome, bound_s, switch_s)
     over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
     worst = max(range(len(over)), key=over.__getitem__)
     return {"excess": over[worst], "worst_wait": waits[worst], "worst_allowed": allowed[worst]}
+
+
+def waits_for_model(outcome: Outcome) -> list[float]:
+    """How long each request was in line while its own model was not open, in seconds.
+
+    While it was, it waited for one of its slots.
+    """
+    opened = [
+        Spans([(start, end) for at, start, end in outcome.spans if at == index])
+        for index in range(len(outcome.names))
+    ]
+    return [
+        wait - opened[index].between(until - wait, until)
+        for index, wait, until in zip(
+            outcome.models, outcome.line_waits(), outcome.admitted_at, strict=True
+        )
+    ]
 
 
 def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[float]:
@@ -139,7 +163,7 @@ def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[flo
     The bound; and for its own model and each with an older request in line, two switches and a
     drain, for which the longest seen stands.
     """
-    each_s = 2 * switch_s + longest_drain_s(outcome)
+    each_s = 2 * switch_s + outcome.longest_drain_s
     by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
     # A line is in order: somebody older waits for a model if the last who came for it does.
     line_until = [0.0] * len(outcome.names)
@@ -150,11 +174,6 @@ def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[flo
         allowed[at] = bound_s + (1 + others) * each_s
         line_until[own] = outcome.admitted_at[at]
     return allowed
-
-
-def longest_drain_s(outcome: Outcome) -> float:
-    """In seconds; 0 if there was none."""
-    return max((end - start for _, start, end in outcome.drains), default=0.0)
 
 
 # ---- Grids ----
@@ -174,6 +193,7 @@ class GridCase:
         service_s: Mean of the (exponential) service time.
         requests: How many come.
         seed: Of all that is drawn at random.
+        limited: No more are in flight than there are slots (`max_in_flight`).
     """
 
     models: int
@@ -185,6 +205,7 @@ class GridCase:
     service_s: float
     requests: int
     seed: int
+    limited: bool = False
 
     def __str__(self) -> str:
         return (
@@ -208,7 +229,7 @@ class GridCase:
     def run(self, policy: str) -> Figures:
         """Simulate it under a policy."""
         models = [str(index) for index in range(self.models)]
-        setup = fleet(models, self.switch_s, self.slots, policy)
+        setup = fleet(models, self.switch_s, self.slots, policy, limited=self.limited)
         return wait_figures(simulate(setup, self.arrivals()), self.switch_s)
 
 
@@ -219,6 +240,11 @@ LOADS_B = (0.03, 0.1, 0.2, 0.4, 0.6, 0.85)
 def grid_a(requests: int, seed: int) -> list[GridCase]:
     """Long requests in large batches, as in a chat service: 180 configurations."""
     return _grid(LOADS_A, SLOTS, SERVICE_S, requests, seed)
+
+
+def limited(requests: int, seed: int) -> list[GridCase]:
+    """Grid A again, with the line in llmux instead of inside of the backends."""
+    return [replace(case, limited=True) for case in grid_a(requests, seed)]
 
 
 def grid_b(requests: int, seed: int) -> list[GridCase]:
@@ -469,7 +495,7 @@ class StarvationCase:
             "hot_mean": mean([wait for model, wait in by_model if model == 0]),
             "cold_mean": mean([wait for model, wait in by_model if model]),
             "cold_max": max((wait for model, wait in by_model if model), default=0.0),
-            "longest_drain": longest_drain_s(outcome),
+            "longest_drain": outcome.longest_drain_s,
             "switches": outcome.switches,
             **nearest_to_bound(outcome, self.switch_s),
         }

@@ -134,11 +134,12 @@ class Measures:
         """It is not to be left, for now."""
         self._closing.pop(model, None)
 
-    def note_closed(self, model: str, now: float) -> None:
-        """The model admits nobody any more."""
+    def note_closed(self, model: str, now: float) -> float:
+        """The model admits nobody any more; returns since when it was to be left."""
         since, in_all = self._closing.pop(model, (now, 0))
         self._closed_at[model] = since
         self._line_first[model] = now - since, in_all
+        return since
 
     def note_reopened(self, model: str) -> None:
         """It is not left after all: it was not absent."""

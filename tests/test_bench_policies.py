@@ -140,7 +140,7 @@ def test_agents_that_stay_ask_the_same_model_again() -> None:
 
 def test_who_stands_behind_other_models_may_wait_longer() -> None:
     outcome = Outcome(["a", "b", "c"])
-    outcome.drains.append((0, 10.0, 15.0))
+    outcome.longest_drain_s = 5.0
     for model, arrived_at, admitted_at in (
         (0, 1.0, 9.0),
         (1, 2.0, 3.0),

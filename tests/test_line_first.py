@@ -70,14 +70,27 @@ def test_requests_that_are_frozen_with_their_model_are_not_served_first() -> Non
     assert line_first(Says(SwitchTo("b"))).decide(seen(10, 9, freezes=True)) == SwitchTo("b")
 
 
-def test_a_policy_may_think_better_of_it() -> None:
+def test_a_policy_is_asked_again_if_nobody_waits_for_its_choice_any_more() -> None:
     says = Says(SwitchTo("b"))
     policy, measures = line_first(says), seen(10).measures
     assert policy.decide(replace(seen(10, 9), measures=measures)) == Stay()
     says.decision = LookAgain(13)
-    assert policy.decide(replace(seen(12, 11), measures=measures)) == LookAgain(13)
+    assert policy.decide(replace(seen(12, 9), measures=measures)) == Stay()  # not asked
+    alone = replace(seen(12, 11), measures=measures)
+    alone = replace(alone, models=alone.models | {"b": ModelView("b")})  # type: ignore[operator]
+    assert policy.decide(alone) == LookAgain(13)
     says.decision = SwitchTo("b")  # anew: those who came meanwhile are served first, too
     assert policy.decide(replace(seen(13, 11), measures=measures)) == Stay()
+    assert policy.decide(replace(seen(14, 13.5), measures=measures)) == SwitchTo("b")
+
+
+def test_what_is_decided_is_not_kept_for_a_later_stay() -> None:
+    says = Says(SwitchTo("b"))
+    policy, measures = line_first(says), seen(10).measures
+    assert policy.decide(replace(seen(10, 9), measures=measures)) == Stay()
+    says.decision = SwitchTo("a")  # an operator was faster: b has been awake since
+    views = {"a": ModelView("a", 0, 1, 9.0), "b": ModelView("b", 1)}
+    assert policy.decide(Snapshot(12, "b", 11.0, views, measures)) == SwitchTo("a")
 
 
 @pytest.mark.parametrize(

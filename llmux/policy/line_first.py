@@ -17,7 +17,8 @@ class LineFirst:
     serves them. With it some are still in line for a slot; were they left there, each turn would be
     for one batch, and a loaded GPU would do little but switch. So they belong to the drain, which
     begins with them: the model stays awake, whoever comes later stands behind them, and it closes
-    once the last of them is in. If the policy thinks better of it meanwhile, nothing has happened.
+    once the last of them is in. The policy is asked again meanwhile only if nobody waits for the
+    one that it has chosen any more.
 
     Not where models sleep with their requests: there leaving early is what is wanted.
 
@@ -28,12 +29,17 @@ class LineFirst:
 
     def __init__(self, policy: Policy, config: PolicyConfig) -> None:
         self._policy = policy
+        self._held: SwitchTo | None = None  # decided, but for the line
+        self._held_since: float | None = None  # in the stay that began then
         limit_s, cuts = config.drain_timeout_secs, config.on_drain_timeout == "cut"
         self._limit_s = limit_s if cuts and limit_s is not None else math.inf
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
-        decision = self._policy.decide(snapshot)
+        decision = self._held
+        if decision is None or not self._holds(decision, snapshot):
+            self._held = None
+            decision = self._policy.decide(snapshot)
         if snapshot.active is None:
             return decision
         active, measures = snapshot.models[snapshot.active], snapshot.measures
@@ -41,9 +47,18 @@ class LineFirst:
             measures.note_stays(active.name)
             return decision
         if not active.queued:
+            self._held = None
             return decision
         in_all = active.in_flight + active.queued
         decided_at = measures.note_closing(active.name, snapshot.now, in_all)
         if arrival_of(active) > decided_at or snapshot.now >= decided_at + self._limit_s:
+            self._held = None
             return decision
+        self._held, self._held_since = decision, snapshot.active_since
         return look_again(decided_at + self._limit_s)
+
+    def _holds(self, decision: SwitchTo, snapshot: Snapshot) -> bool:
+        """Whether the same model is awake, and somebody still waits for the other one."""
+        target = snapshot.models.get(decision.model)
+        is_wanted = target is not None and target.queued > 0
+        return is_wanted and snapshot.active_since == self._held_since

@@ -26,6 +26,7 @@ class Outcome:
         seconds: Where the time went: serving, draining, switching, idle.
         spans: Of each stay: its model's index, from when to when it was open.
         drains: Of each drain: its model's index, from when to when.
+        longest_drain_s: From when it was decided: those who were let in first belong to it.
     """
 
     names: Sequence[str]
@@ -40,6 +41,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[int, float, float]] = field(default_factory=list)
     drains: list[tuple[int, float, float]] = field(default_factory=list)
+    longest_drain_s: float = 0.0
 
     def add(self, index: int, job: Job, now: float) -> None:
         """One more request has ended."""

@@ -8,12 +8,10 @@ really used repeats what happened, and under another one what would have.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +25,7 @@ from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Sharing
 from llmux.simulate.engine import Setup
 from llmux.simulate.outcome import mean
+from llmux.simulate.spans import Spans
 
 Speed = Callable[[int], float]
 """Progress that each of n requests makes in a second, in seconds of work."""
@@ -63,8 +62,7 @@ class Recording:
         """What llmux has made each request wait: in line, and frozen with its model; in seconds."""
         waits = []
         for request in self.requests:
-            frozen = self._frozen[request.model]
-            frozen_s = frozen.before(request.ended) - frozen.before(admitted(request))
+            frozen_s = self._frozen[request.model].between(admitted(request), request.ended)
             waits.append(admitted(request) - request.arrived + frozen_s)
         return waits
 
@@ -117,7 +115,7 @@ class Recording:
         ]
 
     @cached_property
-    def _frozen(self) -> Mapping[str, FrozenTime]:
+    def _frozen(self) -> Mapping[str, Spans]:
         """When each model was frozen: from where it was left to where it was awake again."""
         spans: dict[str, list[tuple[float, float]]] = {model: [] for model in self.models}
         left: dict[str, float] = {}
@@ -128,7 +126,7 @@ class Recording:
                 left.setdefault(switch.source, switch.started)
             if switch.result == "success" and switch.target in left:
                 spans[switch.target].append((left.pop(switch.target), switch.ended))
-        return {model: FrozenTime(those) for model, those in spans.items()}
+        return {model: Spans(those) for model, those in spans.items()}
 
     def _costs(self) -> Callable[[str | None, str], float]:
         """Mean hook times: of the pair, else of switches into the target, else of all."""
@@ -246,23 +244,6 @@ class Served(NamedTuple):
     begun: float
     ended: float
     company: int
-
-
-class FrozenTime:
-    """When one model was frozen with its requests: from when to when, in order."""
-
-    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
-        self._from = [start for start, _ in spans]
-        self._for_s = [end - start for start, end in spans]
-        self._before_s = [0.0, *accumulate(self._for_s)]
-
-    def before(self, at: float) -> float:
-        """For how long it had been frozen until then, in seconds."""
-        begun = bisect_right(self._from, at)
-        if not begun:
-            return 0.0
-        last_s = min(at - self._from[begun - 1], self._for_s[begun - 1])
-        return self._before_s[begun - 1] + last_s
 
 
 def speed_of(requests: Iterable[Served]) -> Speed:
