@@ -36,10 +36,7 @@ class LineFirst:
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
-        decision = self._held
-        if decision is None or not self._holds(decision, snapshot):
-            self._held = None
-            decision = self._policy.decide(snapshot)
+        decision = self._kept(snapshot) or self._policy.decide(snapshot)
         if snapshot.active is None:
             return decision
         active, measures = snapshot.models[snapshot.active], snapshot.measures
@@ -47,18 +44,18 @@ class LineFirst:
             measures.note_stays(active.name)
             return decision
         if not active.queued:
-            self._held = None
             return decision
         in_all = active.in_flight + active.queued
         decided_at = measures.note_closing(active.name, snapshot.now, in_all)
         if arrival_of(active) > decided_at or snapshot.now >= decided_at + self._limit_s:
-            self._held = None
             return decision
         self._held, self._held_since = decision, snapshot.active_since
         return look_again(decided_at + self._limit_s)
 
-    def _holds(self, decision: SwitchTo, snapshot: Snapshot) -> bool:
-        """Whether the same model is awake, and somebody still waits for the other one."""
-        target = snapshot.models.get(decision.model)
-        is_wanted = target is not None and target.queued > 0
-        return is_wanted and snapshot.active_since == self._held_since
+    def _kept(self, snapshot: Snapshot) -> SwitchTo | None:
+        """What was decided, if the same model is awake, and somebody still waits for the other."""
+        held, self._held = self._held, None
+        if held is None or snapshot.active_since != self._held_since:
+            return None
+        target = snapshot.models.get(held.model)
+        return held if target is not None and target.queued else None
