@@ -385,6 +385,56 @@ async def test_a_second_reload_does_not_bring_the_first_forward(autojump_clock: 
         assert set(site.told) == {("a", 2)}
 
 
+@pytest.mark.parametrize("more", [{}, {"aliases": ["x"]}])
+async def test_a_change_that_is_taken_back_is_not_made(
+    autojump_clock: MockClock, more: dict[str, Any]
+) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(2, wake="other")})
+        await trio.sleep(1)
+        site.apply({"a": model(**more)})
+        await trio.sleep(1)
+        with trio.fail_after(1):
+            await site.ask("a")  # it is not drained any more
+        await trio.sleep(200)
+        assert set(site.told) == {("a", 1)}
+        assert site.board.config_of("a").wake == "up"
+        assert site.hooks.calls == [("a", "wake")]
+
+
+async def test_of_two_changes_that_wait_only_the_later_is_made(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        for port in (2, 3):
+            site.apply({"a": model(port)})
+            await trio.sleep(1)
+        await trio.sleep(200)
+        assert site.told == [("a", 3)]
+        assert site.hooks.calls == [("a", "wake"), ("a", "sleep")]
+
+
+@pytest.mark.parametrize("last", [{"max_in_flight": 1}, {"wake": "later"}])
+async def test_a_model_that_is_gone_is_not_changed_before(
+    autojump_clock: MockClock, last: dict[str, Any]
+) -> None:
+    """Not to what it was to be, before it went; and back again, it is what the last config says."""
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        for a in ({"a": model(9)}, {}, {"a": model(**last)}):
+            site.apply({**a, "b": model(2)})
+            await trio.sleep(1)
+        await trio.sleep(200)
+        assert site.told == [("a", 1)]
+        assert site.board.config_of("a") == config_of({"a": model(**last)}).models["a"]
+
+
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_sleep_that_fails_first_loses_no_change(
     autojump_clock: MockClock, stays: bool
@@ -415,6 +465,27 @@ async def test_in_manual_mode_a_model_that_has_changed_is_woken_again(
         await site.ask("a")
         with pytest.raises(LlmuxError, match="Manual mode"):
             await site.ask("b")
+
+
+@pytest.mark.parametrize("at", [2])
+async def test_in_manual_mode_a_model_that_has_changed_twice_is_woken_again(
+    autojump_clock: MockClock, at: float
+) -> None:
+    """The second change comes while it is drained, or woken again, for the first."""
+    site = Site({"a": model()})
+    site.hooks.seconds = {("a", "wake"): 5}
+    async with site.running() as requests:
+        await site.board.force_switch("a")
+        site.board.set_mode("manual")
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(wake="second")})
+        await trio.sleep(at - 1)
+        site.apply({"a": model(wake="third")})
+        await trio.sleep(200)
+        assert site.board.active_model == "a"
+        assert site.board.config_of("a").wake == "third"
+        await site.ask("a")
 
 
 async def test_a_group_that_comes_while_llmux_stops_holds_nothing_up(
