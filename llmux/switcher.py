@@ -340,7 +340,8 @@ class Switcher:
         self._when_asleep[name] = then
         reason = "its config has changed"
         self._orders.append(Order(model, reason, to="renewed"))
-        if self._is_kept(model) and model.is_awake:  # nobody else would wake it again
+        # Nobody else would wake it again.
+        if self._is_kept(model) and model.phase in {Phase.WAKING, Phase.AWAKE}:
             self._orders.append(Order(model, reason, stands=True))
         self._changed.set()
 

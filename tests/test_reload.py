@@ -467,7 +467,7 @@ async def test_in_manual_mode_a_model_that_has_changed_is_woken_again(
             await site.ask("b")
 
 
-@pytest.mark.parametrize("at", [2])
+@pytest.mark.parametrize("at", [2, 102])
 async def test_in_manual_mode_a_model_that_has_changed_twice_is_woken_again(
     autojump_clock: MockClock, at: float
 ) -> None:
