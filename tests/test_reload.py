@@ -231,6 +231,15 @@ async def test_another_policy_decides_at_once(autojump_clock: MockClock) -> None
         assert site.board.active_model == "b"
 
 
+def test_a_restart_is_asked_for_until_the_config_is_again_what_llmux_was_started_with() -> None:
+    site = Site({"a": model()}, port=3000)
+    asked = [
+        site.reloader.apply(config_of({"a": model()}, port=port))
+        for port in (3001, 3001, 3002, 3000, 3000)
+    ]
+    assert asked == [["port"], ["port"], ["port"], [], []]
+
+
 # ---- A real llmux ----
 
 
