@@ -264,9 +264,16 @@ class Switcher:
         """
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
         placed = self._pins.place(pin)
-        order.on_failure = partial(self._pins.take_back, placed)
+        order.on_failure = partial(self._take_back, placed)
         await self._follow(order)
         self._pins.keep(placed)
+
+    def _take_back(self, placed: Pin) -> None:
+        counted = self.pinned is placed
+        self._pins.take_back(placed)
+        if counted and (before := self.pinned) is not None and self._closed_with is None:
+            model = self.models[before.model]  # put to sleep for it, maybe
+            self._orders.append(Order(model, "an operator", stands=True, rule="pinned"))
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
@@ -380,8 +387,7 @@ class Switcher:
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
                 self.measures.forget(model.name)
-                if self._pins.model == model.name:
-                    self.unpin()
+                self._pins.forget(model.name)
                 then()
 
         self.renew(model.name, finish)
