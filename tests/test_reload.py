@@ -332,6 +332,33 @@ async def test_keys_and_aliases_change_at_once_and_ports_need_a_restart(rack: Ra
         assert not any("secret" in line for line in llmux.lines)
 
 
+@pytest.mark.parametrize("becomes", ["org/new", None])
+async def test_a_request_that_waits_is_sent_with_the_name_of_the_last_config(
+    rack: Rack, becomes: str | None
+) -> None:
+    def write_with(name: str | None) -> None:
+        write(rack, models={"a": rack.model("a"), "b": rack.model("b", upstream_model=name)})
+
+    write_with("org/old")
+    async with running_llmux(rack.folder / "llmux.json") as llmux, llmux.client() as client:
+        answers: dict[str, httpx.Response] = {}
+        lines = llmux.lines
+
+        async def ask(name: str, seconds: float = 0) -> None:
+            answers[name] = await client.post(CHAT, json=chat(name, seconds=seconds))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "a", 1)
+            await until(lambda: rack.backends["a"].in_flight == 1)
+            nursery.start_soon(ask, "b")
+            await until(lambda: any("switch_started" in line and "to=b" in line for line in lines))
+            write_with(becomes)
+            os.kill(llmux.process.pid, signal.SIGHUP)
+            await until(lambda: any("reloaded" in line for line in lines))
+            assert rack.backends["a"].in_flight == 1, "b does not wait any more"
+        assert answers["b"].json()["asked"]["model"] == (becomes or "b")
+
+
 async def test_requests_do_not_notice_reloads(rack: Rack) -> None:
     write(rack, "a", "b")
     config = rack.folder / "llmux.json"
