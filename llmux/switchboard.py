@@ -306,6 +306,9 @@ class Switchboard:
         def forget() -> None:
             del self._switcher_of[name], self._ports[name], self._used[name]
             use(name, None)
+            if not switcher.models:
+                del self.groups[switcher.group]
+                switcher.stop()
 
         switcher.remove(name, forget)
 

@@ -177,10 +177,10 @@ class Switcher:
         )
 
     def _check_admissible(self, model: Model, hints: Hints) -> None:
-        if self._closed_with is not None:
-            raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
+        if self._closed_with is not None:
+            raise self._closed_with.with_traceback(None)
         if (refusal := self._pins.refusal(model.name)) is not None:
             raise refusal
         if not model.admits:

@@ -206,6 +206,26 @@ async def test_a_new_group_gets_its_own_switcher(autojump_clock: MockClock) -> N
         site.hooks.awake.add("a")
 
 
+async def test_a_group_whose_last_model_has_gone_goes_too(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2, group="second"), "c": model(3, group="third")})
+    second = site.board.groups["second"]
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "b", 50)
+        await trio.sleep(1)
+        late = site.board.serving("b")
+        site.apply({"a": model(), "d": model(4, group="third")})
+        assert list(site.board.groups) == ["default", "second", "third"]
+        await trio.sleep(100)
+        assert list(site.board.groups) == ["default", "third"]
+        assert site.board.is_healthy
+        assert not second.has_died
+        with pytest.raises(LlmuxError, match="Model not found: b"):
+            await late.__aenter__()
+        site.apply({"a": model(), "b": model(2, group="second")})
+        await site.ask("b")
+        assert site.board.state == "active"
+
+
 async def test_a_model_in_use_cannot_change_its_group(autojump_clock: MockClock) -> None:
     site = Site({"a": model(), "b": model(2)})
     async with site.running():
