@@ -19,7 +19,8 @@ class Order:
         reason: Why, for people.
         stands: It is wanted though no request waits for it: an operator does, or the policy knew.
         rule: Which rule of the policy, or who else, has decided.
-        to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too.
+        to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too;
+            renewed: asleep, as long as a change waits for that.
         on_failure: Called if it could not be carried out.
     """
 
@@ -30,7 +31,7 @@ class Order:
         *,
         stands: bool = False,
         rule: str = "",
-        to: Literal["awake", "asleep", "down"] = "awake",
+        to: Literal["awake", "asleep", "down", "renewed"] = "awake",
     ) -> None:
         self.target = target
         self.reason = reason

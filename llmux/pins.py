@@ -66,6 +66,12 @@ class Pins:
             self._pins = [each for each in self._pins if each is not placed]
             self._on_change()
 
+    def forget(self, model: str) -> None:
+        """There is no such model any more; harmless when repeated."""
+        if any(each.model == model for each in self._pins):
+            self._pins = [each for each in self._pins if each.model != model]
+            self._on_change()
+
     def clear(self) -> None:
         """Have none; harmless when repeated."""
         if self._pins:

@@ -154,18 +154,10 @@ class Outgoing:
     __slots__ = ("_headers", "_lane", "named", "received", "upstream")
 
     def __init__(self, lane: Lane, named: Named, received: HeaderList, upstream: Upstream) -> None:
-        """Make it.
-
-        Raises:
-            BadRequest: The model's name cannot be replaced in it.
-        """
         self._lane = lane
         self.named = named
         self.received = received
         self.upstream = upstream
-        if upstream.upstream_model is not None:
-            body = lane.body
-            body.data = rewrite_model(body.data, lane.headers, upstream.upstream_model)
         self._headers = request_headers(
             received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
@@ -173,7 +165,14 @@ class Outgoing:
             self._headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
 
     def exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
-        """Send it; entering yields the answer."""
+        """Send it; entering yields the answer.
+
+        Raises:
+            BadRequest: The model's name cannot be replaced in it.
+        """
+        if (name := self.upstream.upstream_model) is not None:  # not before: it may change
+            body = self._lane.body
+            body.data = rewrite_model(body.data, self._lane.headers, name)
         if journey.trace is None:
             return self._exchange(self._headers)
         return journey.trace.forward(

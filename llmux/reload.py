@@ -54,6 +54,7 @@ class Reloader:
             feed: Who is told.
         """
         self.config = config
+        self._started_with = config
         self._board = board
         self._feed = feed or Feed()
         self._users: list[Callable[[Config], None]] = []
@@ -109,7 +110,8 @@ class Reloader:
         mistakes = list(self._board.refuses(new))
         if mistakes:
             raise ConfigError(mistakes)
-        fixed = [key for key in FIXED if _value(old, key) != _value(new, key)]
+        start = self._started_with
+        fixed = [key for key in FIXED if _value(start, key) != _value(new, key)]
         if fixed:
             log.warning("needs_restart", keys=fixed)
         self.config = new

@@ -296,10 +296,8 @@ class Switchboard:
             if has_it is None:
                 use(model.name, model)
                 self._add(new, model)
-            elif before is None:  # it is being removed
-                has_it.add(model.name)
-                self._change(model, use, waits=True)
             elif model != before or model != used:
+                has_it.add(model.name)  # it may be being removed
                 self._change(model, use, waits=model.needs_sleep_after(used))
 
     def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
@@ -308,6 +306,9 @@ class Switchboard:
         def forget() -> None:
             del self._switcher_of[name], self._ports[name], self._used[name]
             use(name, None)
+            if not switcher.models:
+                del self.groups[switcher.group]
+                switcher.stop()
 
         switcher.remove(name, forget)
 
@@ -322,7 +323,11 @@ class Switchboard:
             self._ports[model.name] = model.port
             switcher.models[model.name].apply(traits_of(model))
 
-        switcher.renew(model.name, change) if waits else change()
+        if waits:
+            switcher.renew(model.name, change)
+        else:
+            switcher.leave_as_is(model.name)
+            change()
 
     # ---- Its life ----
 

@@ -110,7 +110,7 @@ class Switcher:
         self._switch_lock = trio.Lock()
         self._closed_with: LlmuxError | None = None  # why nobody is let in any more
         self.on_sleep: Callable[[str], object] = lambda _model: None
-        self._when_asleep: dict[str, list[Callable[[], None]]] = {}
+        self._when_asleep: dict[str, Callable[[], None]] = {}
         self._leaving: dict[str, Callable[[], None]] = {}
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))
@@ -177,10 +177,10 @@ class Switcher:
         )
 
     def _check_admissible(self, model: Model, hints: Hints) -> None:
-        if self._closed_with is not None:
-            raise self._closed_with.with_traceback(None)
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
+        if self._closed_with is not None:
+            raise self._closed_with.with_traceback(None)
         if (refusal := self._pins.refusal(model.name)) is not None:
             raise refusal
         if not model.admits:
@@ -264,9 +264,16 @@ class Switcher:
         """
         order = Order(self._known(pin.model), "an operator", stands=True, rule="pinned")
         placed = self._pins.place(pin)
-        order.on_failure = partial(self._pins.take_back, placed)
+        order.on_failure = partial(self._take_back, placed)
         await self._follow(order)
         self._pins.keep(placed)
+
+    def _take_back(self, placed: Pin) -> None:
+        counted = self.pinned is placed
+        self._pins.take_back(placed)
+        if counted and (before := self.pinned) is not None and self._closed_with is None:
+            model = self.models[before.model]  # put to sleep for it, maybe
+            self._orders.append(Order(model, "an operator", stands=True, rule="pinned"))
 
     def unpin(self) -> None:
         """Leave it to the policy again what is awake; harmless when repeated."""
@@ -327,18 +334,28 @@ class Switcher:
             )
 
     def renew(self, name: str, then: Callable[[], None]) -> None:
-        """Call `then` while the model sleeps: now, or once it was drained and put to sleep."""
+        """Call `then` while the model sleeps: now, or once it was drained and put to sleep.
+
+        What it was to call before is not called any more.
+        """
         model = self.models[name]
         if self._rests(model):
+            self.leave_as_is(name)
             then()
             return
         # Done as soon as it sleeps, whatever it is put to sleep for; the order only hastens that.
-        self._when_asleep.setdefault(name, []).append(then)
+        self._when_asleep[name] = then
         reason = "its config has changed"
-        self._orders.append(Order(model, reason, stands=True, to="asleep"))
-        if self._is_kept(model) and model.is_awake:  # nobody else would wake it again
+        self._orders.append(Order(model, reason, to="renewed"))
+        # Nobody else would wake it again.
+        if self._is_kept(model) and model.phase in {Phase.WAKING, Phase.AWAKE}:
             self._orders.append(Order(model, reason, stands=True))
         self._changed.set()
+
+    def leave_as_is(self, name: str) -> None:
+        """Take back what `renew` has been told, and the drain for it; harmless when repeated."""
+        if self._when_asleep.pop(name, None) is not None:
+            self._changed.set()
 
     def _is_kept(self, model: Model) -> bool:
         """Whether it is awake since an operator wants it so, whoever waits."""
@@ -357,6 +374,7 @@ class Switcher:
     def remove(self, name: str, then: Callable[[], None]) -> None:
         """Have a model no more, and call `then`, once nobody wants it and it sleeps."""
         self._leaving[name] = then
+        self.leave_as_is(name)
         self._remove_if_unwanted(self.models[name])
 
     def _remove_if_unwanted(self, model: Model) -> None:
@@ -369,8 +387,7 @@ class Switcher:
             if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
                 self.measures.forget(model.name)
-                if self._pins.model == model.name:
-                    self.unpin()
+                self._pins.forget(model.name)
                 then()
 
         self.renew(model.name, finish)
@@ -577,15 +594,17 @@ class Switcher:
             HookError: The GPU is still taken.
         """
         model = order.target
+        if not self._is_wanted(order):
+            return  # it was taken back, or it has slept meanwhile
         if order.to == "down" and model.is_awake:
             model.enter(Phase.DRAINING)
             await model.waiters.wait_settled()
             model.in_flight.cut()
             await model.in_flight.wait_empty()
-        elif order.to == "asleep":
+        elif order.to != "down":
             await self._drain(model, order)
         self._check_open()
-        if model.phase is Phase.DRAINING or (model.holds_gpu and order.to == "asleep"):
+        if model.phase is Phase.DRAINING or (model.holds_gpu and order.to != "down"):
             await self._steps.put_to_sleep(model, model)
         self._on_asleep(model)  # it slept already
         order.end()
@@ -612,6 +631,8 @@ class Switcher:
 
     def _is_wanted(self, order: Order) -> bool:
         """Whether somebody waits for its target to be awake, or nobody for anything else."""
+        if order.to == "renewed":
+            return order.target.name in self._when_asleep
         if order.stands or (order.to == "awake" and order.target.wanted_by):
             return True
         return not any(model.wanted_by for model in self.models.values())
@@ -670,7 +691,7 @@ class Switcher:
         self.on_sleep(name)
 
     def _on_asleep(self, model: Model) -> None:
-        for change in self._when_asleep.pop(model.name, ()):
+        if (change := self._when_asleep.pop(model.name, None)) is not None:
             change()
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:

@@ -206,6 +206,26 @@ async def test_a_new_group_gets_its_own_switcher(autojump_clock: MockClock) -> N
         site.hooks.awake.add("a")
 
 
+async def test_a_group_whose_last_model_has_gone_goes_too(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model(2, group="second"), "c": model(3, group="third")})
+    second = site.board.groups["second"]
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "b", 50)
+        await trio.sleep(1)
+        late = site.board.serving("b")
+        site.apply({"a": model(), "d": model(4, group="third")})
+        assert list(site.board.groups) == ["default", "second", "third"]
+        await trio.sleep(100)
+        assert list(site.board.groups) == ["default", "third"]
+        assert site.board.is_healthy
+        assert not second.has_died
+        with pytest.raises(LlmuxError, match="Model not found: b"):
+            await late.__aenter__()
+        site.apply({"a": model(), "b": model(2, group="second")})
+        await site.ask("b")
+        assert site.board.state == "active"
+
+
 async def test_a_model_in_use_cannot_change_its_group(autojump_clock: MockClock) -> None:
     site = Site({"a": model(), "b": model(2)})
     async with site.running():
@@ -229,6 +249,15 @@ async def test_another_policy_decides_at_once(autojump_clock: MockClock) -> None
         site.apply(models, policy={"name": "adaptive"})
         await trio.sleep(1)
         assert site.board.active_model == "b"
+
+
+def test_a_restart_is_asked_for_until_the_config_is_again_what_llmux_was_started_with() -> None:
+    site = Site({"a": model()}, port=3000)
+    asked = [
+        site.reloader.apply(config_of({"a": model()}, port=port))
+        for port in (3001, 3001, 3002, 3000, 3000)
+    ]
+    assert asked == [["port"], ["port"], ["port"], [], []]
 
 
 # ---- A real llmux ----
@@ -323,6 +352,33 @@ async def test_keys_and_aliases_change_at_once_and_ports_need_a_restart(rack: Ra
         assert not any("secret" in line for line in llmux.lines)
 
 
+@pytest.mark.parametrize("becomes", ["org/new", None])
+async def test_a_request_that_waits_is_sent_with_the_name_of_the_last_config(
+    rack: Rack, becomes: str | None
+) -> None:
+    def write_with(name: str | None) -> None:
+        write(rack, models={"a": rack.model("a"), "b": rack.model("b", upstream_model=name)})
+
+    write_with("org/old")
+    async with running_llmux(rack.folder / "llmux.json") as llmux, llmux.client() as client:
+        answers: dict[str, httpx.Response] = {}
+        lines = llmux.lines
+
+        async def ask(name: str, seconds: float = 0) -> None:
+            answers[name] = await client.post(CHAT, json=chat(name, seconds=seconds))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "a", 1)
+            await until(lambda: rack.backends["a"].in_flight == 1)
+            nursery.start_soon(ask, "b")
+            await until(lambda: any("switch_started" in line and "to=b" in line for line in lines))
+            write_with(becomes)
+            os.kill(llmux.process.pid, signal.SIGHUP)
+            await until(lambda: any("reloaded" in line for line in lines))
+            assert rack.backends["a"].in_flight == 1, "b does not wait any more"
+        assert answers["b"].json()["asked"]["model"] == (becomes or "b")
+
+
 async def test_requests_do_not_notice_reloads(rack: Rack) -> None:
     write(rack, "a", "b")
     config = rack.folder / "llmux.json"
@@ -385,6 +441,56 @@ async def test_a_second_reload_does_not_bring_the_first_forward(autojump_clock: 
         assert set(site.told) == {("a", 2)}
 
 
+@pytest.mark.parametrize("more", [{}, {"aliases": ["x"]}])
+async def test_a_change_that_is_taken_back_is_not_made(
+    autojump_clock: MockClock, more: dict[str, Any]
+) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(2, wake="other")})
+        await trio.sleep(1)
+        site.apply({"a": model(**more)})
+        await trio.sleep(1)
+        with trio.fail_after(1):
+            await site.ask("a")  # it is not drained any more
+        await trio.sleep(200)
+        assert set(site.told) == {("a", 1)}
+        assert site.board.config_of("a").wake == "up"
+        assert site.hooks.calls == [("a", "wake")]
+
+
+async def test_of_two_changes_that_wait_only_the_later_is_made(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        for port in (2, 3):
+            site.apply({"a": model(port)})
+            await trio.sleep(1)
+        await trio.sleep(200)
+        assert site.told == [("a", 3)]
+        assert site.hooks.calls == [("a", "wake"), ("a", "sleep")]
+
+
+@pytest.mark.parametrize("last", [{"max_in_flight": 1}, {"wake": "later"}])
+async def test_a_model_that_is_gone_is_not_changed_before(
+    autojump_clock: MockClock, last: dict[str, Any]
+) -> None:
+    """Not to what it was to be, before it went; and back again, it is what the last config says."""
+    site = Site({"a": model(), "b": model(2)})
+    async with site.running() as requests:
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        for a in ({"a": model(9)}, {}, {"a": model(**last)}):
+            site.apply({**a, "b": model(2)})
+            await trio.sleep(1)
+        await trio.sleep(200)
+        assert site.told == [("a", 1)]
+        assert site.board.config_of("a") == config_of({"a": model(**last)}).models["a"]
+
+
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_sleep_that_fails_first_loses_no_change(
     autojump_clock: MockClock, stays: bool
@@ -415,6 +521,27 @@ async def test_in_manual_mode_a_model_that_has_changed_is_woken_again(
         await site.ask("a")
         with pytest.raises(LlmuxError, match="Manual mode"):
             await site.ask("b")
+
+
+@pytest.mark.parametrize("at", [2, 102])
+async def test_in_manual_mode_a_model_that_has_changed_twice_is_woken_again(
+    autojump_clock: MockClock, at: float
+) -> None:
+    """The second change comes while it is drained, or woken again, for the first."""
+    site = Site({"a": model()})
+    site.hooks.seconds = {("a", "wake"): 5}
+    async with site.running() as requests:
+        await site.board.force_switch("a")
+        site.board.set_mode("manual")
+        requests.start_soon(site.ask, "a", 100)
+        await trio.sleep(1)
+        site.apply({"a": model(wake="second")})
+        await trio.sleep(at - 1)
+        site.apply({"a": model(wake="third")})
+        await trio.sleep(200)
+        assert site.board.active_model == "a"
+        assert site.board.config_of("a").wake == "third"
+        await site.ask("a")
 
 
 async def test_a_group_that_comes_while_llmux_stops_holds_nothing_up(

@@ -327,6 +327,39 @@ async def test_two_pins_that_fail_leave_what_was_before(autojump_clock: MockCloc
         await rig.ask("c")
 
 
+async def test_a_pin_that_fails_wakes_again_what_was_pinned_before(
+    autojump_clock: MockClock,
+) -> None:
+    rig = Rig(hooks=FakeHooks(failing={("b", "wake"): 1}))
+    async with rig.running():
+        await rig.switcher.pin(TO_A)
+        with pytest.raises(HookError):
+            await rig.switcher.pin(Pin(model="b", wait=False))
+        assert rig.switcher.pinned == TO_A
+        await trio.sleep(1)
+        assert rig.hooks.awake == {"a"}
+
+
+async def test_a_pin_that_fails_leaves_no_pin_on_a_model_that_has_gone(
+    autojump_clock: MockClock,
+) -> None:
+    hooks = FakeHooks(failing={("b", "wake"): 1}, seconds={("a", "sleep"): 10})
+    rig = Rig(hooks=hooks)
+
+    async def pin_in_vain() -> None:
+        with pytest.raises(HookError):
+            await rig.switcher.pin(Pin(model="b", wait=False))
+
+    async with rig.running() as requests:
+        await rig.switcher.pin(TO_A)
+        requests.start_soon(pin_in_vain)
+        await trio.sleep(1)
+        rig.switcher.remove("a", lambda: None)
+        await trio.sleep(60)
+        assert rig.switcher.pinned is None
+        await rig.ask("b")
+
+
 async def test_a_pinned_model_is_woken_again_after_a_change_of_its_config(
     autojump_clock: MockClock,
 ) -> None:
