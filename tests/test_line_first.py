@@ -66,6 +66,10 @@ def test_a_switch_with_nobody_in_line_waits_for_nobody() -> None:
     assert line_first(Says(SwitchTo("b"))).decide(seen(10)) == SwitchTo("b")
 
 
+def test_a_switch_to_the_model_that_is_awake_is_none() -> None:
+    assert line_first(Says(SwitchTo("a"))).decide(seen(10, 9)) == Stay()
+
+
 def test_requests_that_are_frozen_with_their_model_are_not_served_first() -> None:
     assert line_first(Says(SwitchTo("b"))).decide(seen(10, 9, freezes=True)) == SwitchTo("b")
 

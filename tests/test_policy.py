@@ -642,3 +642,11 @@ def test_a_decision_costs_the_same_however_many_wait(policy: str, waiting_each: 
     asked = [view.ages.asked for view in models if isinstance(view.ages, CountedAges)]
     assert len(asked) == 8
     assert max(asked) <= 3  # one for each part of the rule
+
+
+def test_options_that_a_policy_does_not_have_are_mistakes() -> None:
+    with pytest.raises(ConfigError) as wrong:
+        load_policy(PolicyConfig(name="cost_aware", options={"coalesce_sec": 3}))
+    assert "cost_aware has no 'coalesce_sec', did you mean 'coalesce_secs'?" in str(wrong.value)
+    with pytest.raises(ConfigError, match=r"policy\.options: fifo has no 'x' \(it takes none\)"):
+        load_policy(PolicyConfig(name="fifo", options={"x": 1}))

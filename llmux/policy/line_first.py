@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, Policy, Snapshot, SwitchTo
+from llmux.policy.base import Decision, Policy, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import arrival_of, look_again
 
 
@@ -39,6 +39,8 @@ class LineFirst:
         decision = self._kept(snapshot) or self._policy.decide(snapshot)
         if snapshot.active is None:
             return decision
+        if isinstance(decision, SwitchTo) and decision.model == snapshot.active:
+            decision = Stay()
         active, measures = snapshot.models[snapshot.active], snapshot.measures
         if not isinstance(decision, SwitchTo) or active.freezes:
             measures.note_stays(active.name)

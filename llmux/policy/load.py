@@ -25,6 +25,9 @@ POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {
 }
 """The policies that come with llmux, by name."""
 
+OPTIONS = {"cost_aware": ("coalesce_secs", "amortization_factor")}
+"""What those of them take in `policy.options` that take any."""
+
 
 def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
     """The policy that `config.name` names: one of llmux's own, or `package.module:Class`.
@@ -33,10 +36,12 @@ def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
     module may also lie in `directory`, the config file's folder.
 
     Raises:
-        ConfigError: There is no such policy, or it cannot be made.
+        ConfigError: There is no such policy, it has no such option, or it cannot be made.
     """
     if directory is not None and str(directory) not in sys.path:
         sys.path.append(str(directory))
+    if config.name in POLICIES:
+        _check_options(config)
     try:
         policy = _find(config.name)(config)
     except _UnusableError as error:
@@ -47,6 +52,19 @@ def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
     if not callable(getattr(policy, "decide", None)):
         raise ConfigError([f"policy.name: {config.name} has no method `decide`"])
     return policy
+
+
+def _check_options(config: PolicyConfig) -> None:
+    known = OPTIONS.get(config.name, ())
+    mistakes = []
+    for name in config.options:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            takes = f"one of: {', '.join(known)}" if known else "it takes none"
+            mistakes.append(f"policy.options: {config.name} has no {name!r}{hint} ({takes})")
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 class _UnusableError(Exception):
