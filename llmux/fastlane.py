@@ -38,7 +38,10 @@ SEND_BUFFER_BYTES = 128 * 1024
 """Kernel buffer of a client that does not read; Linux doubles it. Then the backend must wait."""
 
 LINGER_S = 2.0
-"""How long a client that was refused in mid-request may go on sending before it is cut off."""
+"""How long a client that was refused in mid-request may go on sending before it is cut off.
+
+So long, too, is what a client sent before it left still worth something, where it may be.
+"""
 
 SWEEP_S = 1.0
 """How often idle connections are looked through."""
@@ -88,7 +91,12 @@ class FastLane:
             with self._departures.watching(connection), connection.scope:
                 await connection.serve_requests()
             if connection.rest is not None and not connection.scope.cancelled_caught:
-                await self.hand_over(stream, connection.rest)
+                # Who has only closed its side gets its answer there, and a server that reads no
+                # more, with a request in line behind another, does not see that its client left.
+                connection.scope = trio.CancelScope()
+                connection.outlasts_s = LINGER_S
+                with self._departures.watching(connection), connection.scope:
+                    await self.hand_over(stream, connection.rest)
         except LlmuxError as error:
             with suppress(*wire.BREAKS, ClientLeft):
                 await connection.refuse(error)
@@ -134,6 +142,7 @@ class ClientConnection:
 
     Attributes:
         scope: Around everything that is done for this client.
+        outlasts_s: How long that may go on once the client has left.
         buffer: Received and not used yet.
         sent_bytes: What was sent on it.
         can_go_on: Whether another request can follow on this connection.
@@ -149,6 +158,7 @@ class ClientConnection:
         peer = self.socket.getpeername()
         self.peer: str | None = peer[0] if isinstance(peer, tuple) else None
         self.scope = trio.CancelScope()
+        self.outlasts_s = 0.0
         self.buffer = b""
         self.sent_bytes = 0
         self.can_go_on = True
@@ -248,7 +258,7 @@ class Departures:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for fileno, _ in self._epoll.poll(0):
                     if (connection := self._connections.get(fileno)) is not None:
-                        connection.scope.cancel()
+                        connection.scope.deadline = trio.current_time() + connection.outlasts_s
         finally:
             self._epoll.close()
 
@@ -262,8 +272,9 @@ class Departures:
         self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, connection: ClientConnection) -> None:
-        """Watch no more; harmless when repeated."""
-        if self._connections.pop(connection.fileno, None) is not None:
+        """Watch no more; harmless when repeated, and when another has its number by now."""
+        if self._connections.get(connection.fileno) is connection:
+            del self._connections[connection.fileno]
             with suppress(OSError, ValueError):  # closed already: the kernel has forgotten it, too
                 self._epoll.unregister(connection.fileno)
 

@@ -597,6 +597,32 @@ async def test_what_follows_a_bad_request_is_not_served(fast: Site) -> None:
     assert fast.backend.received == []
 
 
+async def test_who_leaves_with_requests_in_line_behind_an_own_path(fast: Site) -> None:
+    """Hypercorn, which has the connection by then, reads no more until the first has ended."""
+
+    async def never(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.receive_some()
+
+    fast.backend.play = never
+    get = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n"
+    async with await fast.connect() as stream:
+        await stream.send_all(get % b"/health")
+        assert status(bytes(await stream.receive_some())) == 200
+        await stream.send_all(2 * (get % b"/slow?model=a"))
+        with trio.fail_after(5):
+            while not fast.in_flight:
+                await trio.sleep(0.01)
+    await fast.until_idle()
+
+
+async def test_who_has_closed_its_side_gets_its_answer_of_an_own_path(fast: Site) -> None:
+    async with await fast.connect() as stream:
+        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        await stream.send_eof()
+        with trio.fail_after(5):
+            assert status(await read_all(stream)) == 200
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
