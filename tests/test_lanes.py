@@ -838,6 +838,64 @@ async def test_a_websocket_for_an_unknown_model(site: Site) -> None:
     assert status(answer) == 404
 
 
+HELLO = b"\x81\x85\0\0\0\0hello"
+"""A text frame of a client."""
+
+ECHOED = b"\x01\x01h\x80\x04ello"
+"""What `websocket_echo` makes of it; Hypercorn sends it in one piece."""
+
+
+async def test_frames_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    for lane in LANES:
+        async with slow_to_wake(lane, tmp_path) as site:
+            site.backend.play = websocket_echo
+            answer = b""
+            async with await site.connect() as stream:
+                await stream.send_all(HANDSHAKE + HELLO)
+                with trio.fail_after(5):
+                    await stream.send_all(HELLO)
+                    while body_of(answer) not in (2 * ECHOED, 2 * b"\x81\x05hello"):
+                        answer += await stream.receive_some()
+            assert status(answer) == 101
+            await site.until_idle()
+
+
+async def test_who_leaves_after_frames_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    for lane in LANES:
+        async with slow_to_wake(lane, tmp_path) as site:
+            site.backend.play = websocket_echo
+            async with await site.connect() as stream:
+                await stream.send_all(HANDSHAKE + HELLO)
+                with trio.fail_after(5):
+                    while not site.service.board.queue_depths["a"]:
+                        await trio.sleep(0.001)
+            await site.until_idle()
+            assert site.backend.received == []
+
+
+async def test_too_much_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    async with slow_to_wake("asgi", tmp_path) as site:
+        assert await site.exchange(HANDSHAKE, 6000 * HELLO) == b""
+        await site.until_idle()
+        assert site.backend.received == []
+
+
+async def test_a_handshake_that_is_none_gets_400(tmp_path: Path) -> None:
+    """After an own path, it is Hypercorn that sees it."""
+    version = b"Sec-WebSocket-Version: 13\r\n"
+    async with running_lane("asgi", tmp_path) as site:
+        for bad in (b"", version + b"Sec-WebSocket-Protocol: \xff\r\n"):
+            assert status(await site.exchange(HANDSHAKE.replace(version, bad))) == 400
+
+
+async def test_frames_behind_a_handshake_that_is_refused(tmp_path: Path) -> None:
+    async with running_lane("asgi", tmp_path) as site:
+        for target in (b"/health", b"/?model=x"):
+            answer = await site.exchange(HANDSHAKE.replace(b"/ws?model=a", target) + HELLO)
+            assert status(answer) == 404
+        assert status(await site.exchange(post())) == 200
+
+
 # ---- Limits on what is held ----
 
 
