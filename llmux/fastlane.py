@@ -62,7 +62,8 @@ class FastLane:
     Args:
         proxy: Carries the model traffic.
         hand_over: Serves a connection from the bytes given on, to its end.
-        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
+        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut; also
+            those in which a backend takes nothing of what a WebSocket's client sends.
     """
 
     def __init__(self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float) -> None:
@@ -121,10 +122,6 @@ class FastLane:
     def note_busy(self, connection: ClientConnection) -> None:
         """The connection has one."""
         del self._idle_since[connection]
-
-    def watch_no_more(self, connection: ClientConnection) -> None:
-        """Leave it to the connection to notice that its client has left."""
-        self._departures.forget(connection)
 
     def _close_idle(self, since: float) -> None:
         for connection, idle_since in self._idle_since.items():
@@ -272,7 +269,7 @@ class Departures:
         self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, connection: ClientConnection) -> None:
-        """Watch no more; harmless when repeated, and when another has its number by now."""
+        """Watch no more; harmless when another has its number by now."""
         if self._connections.get(connection.fileno) is connection:
             del self._connections[connection.fileno]
             with suppress(OSError, ValueError):  # closed already: the kernel has forgotten it, too
@@ -464,8 +461,8 @@ class FastRequest:
         """After a 101: bytes both ways, until either side closes."""
         connection = self._connection
         connection.can_go_on = False
-        # The client's last bytes count here, so its end is seen where they are read.
-        connection.lane.watch_no_more(connection)
+        # The client's last bytes count here, so its end is first looked for where they are read.
+        connection.outlasts_s = LINGER_S
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
         self.has_answered = True
         head = self._response_head(101, [*headers, *upgrade], answer.reason)
@@ -473,9 +470,10 @@ class FastRequest:
 
         async def to_backend() -> None:
             data, connection.buffer = connection.buffer, b""
-            with suppress(*wire.BREAKS):
+            with suppress(*wire.BREAKS, trio.TooSlowError):
                 while data := data or await connection.receive():
-                    await backend.send_all(data)
+                    # Behind bytes that are not read, nobody can see whether the client has left.
+                    await wire.send_on(backend, data, connection.lane.stall_s)
                     data = b""
             nursery.cancel_scope.cancel()
 

@@ -770,6 +770,34 @@ async def test_websocket_messages_on_both_lanes(site: Site) -> None:
     await site.until_idle()
 
 
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("lane", LANES)
+async def test_who_leaves_behind_bytes_that_the_backend_does_not_read(
+    lane: str, tmp_path: Path, *, resets: bool
+) -> None:
+    """A close is seen only behind the bytes; that of a reset is, but not by Hypercorn."""
+
+    async def read_nothing(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(SWITCHING)
+        await trio.sleep_forever()
+
+    stall_s = 60 if resets and lane == "fast" else 0.3
+    async with running_lane(lane, tmp_path, limits={"client_stall_secs": stall_s}) as site:
+        site.backend.play = read_nothing
+        async with await site.connect() as stream:
+            await stream.send_all(HANDSHAKE)
+            await stream.receive_some()
+            frames = Connection(ConnectionType.CLIENT)
+            message = frames.send(BytesMessage(data=bytes(65536)))
+            with trio.move_on_after(0.2):
+                while True:
+                    await stream.send_all(message)
+            assert site.in_flight == 1
+            if resets:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await site.until_idle()
+
+
 async def test_a_ping_while_a_message_is_being_sent(site: Site) -> None:
     """On the ASGI lane, two tasks send to the backend: the client's messages, and replies."""
     heard = bytearray()
