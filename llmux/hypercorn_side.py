@@ -7,31 +7,37 @@ change.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.protocol import h2, h11
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ConnectionEvent
+from hypercorn.protocol import ProtocolWrapper, h2, h11
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio import tcp_server
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState, WebsocketAcceptEvent
 
 from llmux.asgi_types import ASGIApp
+from llmux.logs import get_logger
 
 MAX_EARLY_BYTES = 65536
 """What a client may send of its WebSocket before the handshake is answered."""
+
+log = get_logger(__name__)
 
 
 class HypercornSide:
     """Runs an ASGI app's lifespan, and serves single connections for it."""
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
-        hold_early_frames()
+        mend_hypercorn()
         self._app = ASGIWrapper(app)
         self._config = config
         self._context = WorkerContext(None)
@@ -133,6 +139,25 @@ class HoldingWSStream(WSStream):
         await self._opened.set()
 
 
-def hold_early_frames() -> None:
-    """Have Hypercorn use it, in this whole process."""
+class GuardedProtocol(ProtocolWrapper):
+    """A connection that is closed when what the client sends is more than Hypercorn can take.
+
+    What it raises then, at HTTP2-Settings that are no base64 say, would end the server.
+    """
+
+    async def handle(self, event: ConnectionEvent) -> None:
+        """Close it, which is also all that may be done with a protocol that has failed."""
+        try:
+            await super().handle(event)
+        except Exception as error:
+            if not isinstance(event, RawData):
+                raise
+            log.debug("request_unreadable", error=repr(error))
+            with suppress(Exception):
+                await self.send(Closed())
+
+
+def mend_hypercorn() -> None:
+    """Have Hypercorn use these, in this whole process."""
     h11.WSStream = h2.WSStream = HoldingWSStream  # type: ignore[attr-defined, assignment]
+    tcp_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
