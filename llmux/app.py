@@ -31,6 +31,7 @@ from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
+from llmux.hypercorn_side import mend_hypercorn
 from llmux.journal import Journal, Started
 from llmux.metrics import Metrics
 from llmux.model import Model
@@ -288,6 +289,7 @@ class ServedApp:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         logs.configure()
+        mend_hypercorn()
         try:
             config = load_config(default_config_path(os.environ))
             with state_lock(config.state_dir, config.path):

@@ -80,7 +80,10 @@ class ModelTraffic:
         body = Body(self._proxy.bodies)
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
-            await self._proxy.serve(WebSocketLane(scope, _target(scope), receive, send, body))
+            target, stall_s = _target(scope), self._stall_s
+            await self._proxy.serve(
+                WebSocketLane(scope, target, receive, send, body, stall_s=stall_s)
+            )
             return
         if is_own_path(scope["raw_path"]):
             await self._watched(OwnRequest(self._own_app(scope), scope, receive, send))

@@ -29,7 +29,14 @@ class WebSocketLane:
     """One WebSocket of an ASGI server; see `llmux.proxy.Lane`."""
 
     def __init__(
-        self, scope: Scope, target: bytes, receive: Receive, send: Send, body: Body
+        self,
+        scope: Scope,
+        target: bytes,
+        receive: Receive,
+        send: Send,
+        body: Body,
+        *,
+        stall_s: float,
     ) -> None:
         self.body = body
         self.method = b"GET"
@@ -43,6 +50,7 @@ class WebSocketLane:
         self.sent_bytes = 0
         self._receive = receive
         self._send = send
+        self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
@@ -87,8 +95,12 @@ class WebSocketLane:
                 event, CloseConnection
             )
             if self._backend is not None and (state is ConnectionState.OPEN or is_reply):
-                with suppress(*wire.BREAKS):
-                    await self._backend.send_all(self._frames.send(event))
+                try:
+                    with suppress(*wire.BREAKS):
+                        await wire.send_on(self._backend, self._frames.send(event), self._stall_s)
+                except trio.TooSlowError:
+                    # Behind what is not taken, nobody can see whether the client has left.
+                    await trio.aclose_forcefully(self._backend)
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Accept what the backend accepts, and carry its messages until it closes."""

@@ -38,7 +38,10 @@ SEND_BUFFER_BYTES = 128 * 1024
 """Kernel buffer of a client that does not read; Linux doubles it. Then the backend must wait."""
 
 LINGER_S = 2.0
-"""How long a client that was refused in mid-request may go on sending before it is cut off."""
+"""How long a client that was refused in mid-request may go on sending before it is cut off.
+
+So long, too, is what a client sent before it left still worth something, where it may be.
+"""
 
 SWEEP_S = 1.0
 """How often idle connections are looked through."""
@@ -59,7 +62,8 @@ class FastLane:
     Args:
         proxy: Carries the model traffic.
         hand_over: Serves a connection from the bytes given on, to its end.
-        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
+        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut; also
+            those in which a backend takes nothing of what a WebSocket's client sends.
     """
 
     def __init__(self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float) -> None:
@@ -88,7 +92,12 @@ class FastLane:
             with self._departures.watching(connection), connection.scope:
                 await connection.serve_requests()
             if connection.rest is not None and not connection.scope.cancelled_caught:
-                await self.hand_over(stream, connection.rest)
+                # Who has only closed its side gets its answer there, and a server that reads no
+                # more, with a request in line behind another, does not see that its client left.
+                connection.scope = trio.CancelScope()
+                connection.outlasts_s = LINGER_S
+                with self._departures.watching(connection), connection.scope:
+                    await self.hand_over(stream, connection.rest)
         except LlmuxError as error:
             with suppress(*wire.BREAKS, ClientLeft):
                 await connection.refuse(error)
@@ -114,10 +123,6 @@ class FastLane:
         """The connection has one."""
         del self._idle_since[connection]
 
-    def watch_no_more(self, connection: ClientConnection) -> None:
-        """Leave it to the connection to notice that its client has left."""
-        self._departures.forget(connection)
-
     def _close_idle(self, since: float) -> None:
         for connection, idle_since in self._idle_since.items():
             if idle_since > since:
@@ -134,6 +139,7 @@ class ClientConnection:
 
     Attributes:
         scope: Around everything that is done for this client.
+        outlasts_s: How long that may go on once the client has left.
         buffer: Received and not used yet.
         sent_bytes: What was sent on it.
         can_go_on: Whether another request can follow on this connection.
@@ -149,6 +155,7 @@ class ClientConnection:
         peer = self.socket.getpeername()
         self.peer: str | None = peer[0] if isinstance(peer, tuple) else None
         self.scope = trio.CancelScope()
+        self.outlasts_s = 0.0
         self.buffer = b""
         self.sent_bytes = 0
         self.can_go_on = True
@@ -248,7 +255,7 @@ class Departures:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for fileno, _ in self._epoll.poll(0):
                     if (connection := self._connections.get(fileno)) is not None:
-                        connection.scope.cancel()
+                        connection.scope.deadline = trio.current_time() + connection.outlasts_s
         finally:
             self._epoll.close()
 
@@ -262,8 +269,9 @@ class Departures:
         self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, connection: ClientConnection) -> None:
-        """Watch no more; harmless when repeated."""
-        if self._connections.pop(connection.fileno, None) is not None:
+        """Watch no more; harmless when another has its number by now."""
+        if self._connections.get(connection.fileno) is connection:
+            del self._connections[connection.fileno]
             with suppress(OSError, ValueError):  # closed already: the kernel has forgotten it, too
                 self._epoll.unregister(connection.fileno)
 
@@ -453,8 +461,8 @@ class FastRequest:
         """After a 101: bytes both ways, until either side closes."""
         connection = self._connection
         connection.can_go_on = False
-        # The client's last bytes count here, so its end is seen where they are read.
-        connection.lane.watch_no_more(connection)
+        # The client's last bytes count here, so its end is first looked for where they are read.
+        connection.outlasts_s = LINGER_S
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
         self.has_answered = True
         head = self._response_head(101, [*headers, *upgrade], answer.reason)
@@ -462,9 +470,10 @@ class FastRequest:
 
         async def to_backend() -> None:
             data, connection.buffer = connection.buffer, b""
-            with suppress(*wire.BREAKS):
+            with suppress(*wire.BREAKS, trio.TooSlowError):
                 while data := data or await connection.receive():
-                    await backend.send_all(data)
+                    # Behind bytes that are not read, nobody can see whether the client has left.
+                    await wire.send_on(backend, data, connection.lane.stall_s)
                     data = b""
             nursery.cancel_scope.cancel()
 

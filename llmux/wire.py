@@ -84,6 +84,13 @@ async def send(socket: trio.socket.SocketType, data: bytes, stall_s: float = mat
             rest = rest[_write(socket, rest) :]
 
 
+async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> None:
+    """Send all of it on a stream, which may be of TLS; raises TooSlowError or BREAKS."""
+    for start in range(0, len(data), RECEIVE_BYTES):
+        with trio.fail_after(stall_s):
+            await stream.send_all(data[start : start + RECEIVE_BYTES])
+
+
 def _write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
     try:
         return os.write(_open_fileno(socket), data)

@@ -443,6 +443,32 @@ async def test_leaving_and_streaming_on_hypercorn(rack: Rack, form: str) -> None
 
 
 @pytest.mark.parametrize("form", FORMS)
+async def test_a_frame_behind_a_handshake_that_is_refused(rack: Rack, form: str) -> None:
+    """Its WebSockets are llmux's own: Hypercorn's end the server here."""
+    async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
+        handshake = (
+            b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        port = cast("int", httpx.URL(llmux.url).port)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(handshake + b"\x81\x85\0\0\0\0hello")
+            with trio.fail_after(5):
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 404")
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("form", ["llmux", "hypercorn -k trio"])
+async def test_what_hypercorn_cannot_read_ends_a_connection_only(rack: Rack, form: str) -> None:
+    async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
+        upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}
+        answer = await client.get("/health", headers={**upgrade, "HTTP2-Settings": "x"})
+        assert answer.status_code == 101  # said before they are read
+        assert (await client.get("/health")).status_code == 200
+        assert not any("Traceback" in line for line in llmux.lines)
+
+
+@pytest.mark.parametrize("form", FORMS)
 async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
     config = rack.write_config(port="x", prot=1)
     code, lines = await start_in_vain(config, form)

@@ -617,6 +617,32 @@ async def test_what_follows_a_bad_request_is_not_served(fast: Site) -> None:
     assert fast.backend.received == []
 
 
+async def test_who_leaves_with_requests_in_line_behind_an_own_path(fast: Site) -> None:
+    """Hypercorn, which has the connection by then, reads no more until the first has ended."""
+
+    async def never(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.receive_some()
+
+    fast.backend.play = never
+    get = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n"
+    async with await fast.connect() as stream:
+        await stream.send_all(get % b"/health")
+        assert status(bytes(await stream.receive_some())) == 200
+        await stream.send_all(2 * (get % b"/slow?model=a"))
+        with trio.fail_after(5):
+            while not fast.in_flight:
+                await trio.sleep(0.01)
+    await fast.until_idle()
+
+
+async def test_who_has_closed_its_side_gets_its_answer_of_an_own_path(fast: Site) -> None:
+    async with await fast.connect() as stream:
+        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        await stream.send_eof()
+        with trio.fail_after(5):
+            assert status(await read_all(stream)) == 200
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -764,6 +790,34 @@ async def test_websocket_messages_on_both_lanes(site: Site) -> None:
     await site.until_idle()
 
 
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("lane", LANES)
+async def test_who_leaves_behind_bytes_that_the_backend_does_not_read(
+    lane: str, tmp_path: Path, *, resets: bool
+) -> None:
+    """A close is seen only behind the bytes; that of a reset is, but not by Hypercorn."""
+
+    async def read_nothing(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(SWITCHING)
+        await trio.sleep_forever()
+
+    stall_s = 60 if resets and lane == "fast" else 0.3
+    async with running_lane(lane, tmp_path, limits={"client_stall_secs": stall_s}) as site:
+        site.backend.play = read_nothing
+        async with await site.connect() as stream:
+            await stream.send_all(HANDSHAKE)
+            await stream.receive_some()
+            frames = Connection(ConnectionType.CLIENT)
+            message = frames.send(BytesMessage(data=bytes(65536)))
+            with trio.move_on_after(0.2):
+                while True:
+                    await stream.send_all(message)
+            assert site.in_flight == 1
+            if resets:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await site.until_idle()
+
+
 async def test_a_ping_while_a_message_is_being_sent(site: Site) -> None:
     """On the ASGI lane, two tasks send to the backend: the client's messages, and replies."""
     heard = bytearray()
@@ -830,6 +884,64 @@ async def test_a_websocket_for_an_unknown_model(site: Site) -> None:
             while b"model_not_found" not in answer:
                 answer += await stream.receive_some()
     assert status(answer) == 404
+
+
+HELLO = b"\x81\x85\0\0\0\0hello"
+"""A text frame of a client."""
+
+ECHOED = b"\x01\x01h\x80\x04ello"
+"""What `websocket_echo` makes of it; Hypercorn sends it in one piece."""
+
+
+async def test_frames_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    for lane in LANES:
+        async with slow_to_wake(lane, tmp_path) as site:
+            site.backend.play = websocket_echo
+            answer = b""
+            async with await site.connect() as stream:
+                await stream.send_all(HANDSHAKE + HELLO)
+                with trio.fail_after(5):
+                    await stream.send_all(HELLO)
+                    while body_of(answer) not in (2 * ECHOED, 2 * b"\x81\x05hello"):
+                        answer += await stream.receive_some()
+            assert status(answer) == 101
+            await site.until_idle()
+
+
+async def test_who_leaves_after_frames_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    for lane in LANES:
+        async with slow_to_wake(lane, tmp_path) as site:
+            site.backend.play = websocket_echo
+            async with await site.connect() as stream:
+                await stream.send_all(HANDSHAKE + HELLO)
+                with trio.fail_after(5):
+                    while not site.service.board.queue_depths["a"]:
+                        await trio.sleep(0.001)
+            await site.until_idle()
+            assert site.backend.received == []
+
+
+async def test_too_much_before_the_handshake_is_answered(tmp_path: Path) -> None:
+    async with slow_to_wake("asgi", tmp_path) as site:
+        assert await site.exchange(HANDSHAKE, 6000 * HELLO) == b""
+        await site.until_idle()
+        assert site.backend.received == []
+
+
+async def test_a_handshake_that_is_none_gets_400(tmp_path: Path) -> None:
+    """After an own path, it is Hypercorn that sees it."""
+    version = b"Sec-WebSocket-Version: 13\r\n"
+    async with running_lane("asgi", tmp_path) as site:
+        for bad in (b"", version + b"Sec-WebSocket-Protocol: \xff\r\n"):
+            assert status(await site.exchange(HANDSHAKE.replace(version, bad))) == 400
+
+
+async def test_frames_behind_a_handshake_that_is_refused(tmp_path: Path) -> None:
+    async with running_lane("asgi", tmp_path) as site:
+        for target in (b"/health", b"/?model=x"):
+            answer = await site.exchange(HANDSHAKE.replace(b"/ws?model=a", target) + HELLO)
+            assert status(answer) == 404
+        assert status(await site.exchange(post())) == 200
 
 
 # ---- Limits on what is held ----
