@@ -368,6 +368,11 @@ class Switchboard:
         if self._running is not None:
             self._running.cancel_scope.cancel()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `run` has."""
+        return self._ended.is_set()
+
     async def wait_ended(self) -> None:
         """Wait until `run` has ended: no hook runs then, and none will."""
         await self._ended.wait()
