@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
@@ -509,6 +511,40 @@ async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals
     pid = int((rack.folder / "a.pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_waits_until_llmux_has_started(
+    rack: Rack, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import signal; from llmux import __main__, signals; hold_back = signals.hold_back;"
+        f"signals.hold_back = lambda: (hold_back(), signal.raise_signal({number:d}));"
+        "__main__.main(prog_name='llmux')"
+    )
+    monkeypatch.setitem(FORMS, "signalled", [sys.executable, "-c", code])
+    config = rack.write_config(models={"a": {"wake": "cat /proc/self/status > a.awake"}})
+    async with running_llmux(config, "signalled") as llmux, llmux.client() as client:
+        if number == signal.SIGHUP:
+            assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+            status = rack.backends["a"].awake.read_text()
+            assert re.search(r"SigBlk:\s*0+\n", status), "hooks must hear what ends them"
+        else:
+            with trio.fail_after(10):
+                await llmux.process.wait()
+
+
+async def test_a_signal_after_the_end_changes_nothing(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import signal; from llmux import __main__, serve; run = serve.serve;"
+        "serve.serve = lambda options: (run(options), signal.raise_signal(signal.SIGINT))[0];"
+        "__main__.main(prog_name='llmux')"
+    )
+    monkeypatch.setitem(FORMS, "signalled", [sys.executable, "-c", code])
+    async with running_llmux(rack.write_config(), "signalled") as llmux:
+        assert await llmux.terminate() == 0
 
 
 async def test_a_second_signal_ends_everything_at_once(rack: Rack) -> None:
