@@ -415,6 +415,21 @@ async def test_stopping_finishes_streams_and_refuses_those_who_wait(rack: Rack) 
         assert rest == b"data: 1\n\n"
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "sent", [b"POST / HTTP/1.1\r\nHost: h\r\n", b"GET / HTTP/1.0\r\n", PREFACE]
+)
+async def test_stopping_waits_for_no_head(rack: Rack, sent: bytes) -> None:
+    async with running_llmux(rack.write_config()) as llmux:
+        url = httpx.URL(llmux.url)
+        async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
+            await stream.send_all(sent)
+            await trio.sleep(0.1)  # until it is read
+            assert await llmux.terminate(seconds=5) == 0
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_200_requests_over_4_models(tmp_path: Path, form: str) -> None:
     async with running_backends(tmp_path, "a", "b", "c", "d") as rack:
