@@ -133,6 +133,16 @@ class Serving:
             self.waited_s += self.left_line_at - arrived_at
             self._waits_since = None
 
+    @contextmanager
+    def waiting_beside_line(self) -> Iterator[None]:
+        """Like `waiting`, between a refused connection and the next try."""
+        self._model.beside_line += 1
+        try:
+            with self.waiting():
+                yield
+        finally:
+            self._model.beside_line -= 1
+
     async def __aexit__(
         self,
         kind: type[BaseException] | None,

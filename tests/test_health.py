@@ -222,7 +222,17 @@ async def test_a_refused_request_waits_no_longer_than_any(tmp_path: Path) -> Non
             switched = await client.post("/control/switch", json={"model": "a"})
             assert switched.status_code == 200
             (tmp_path / "looks").touch()
-            answer = await client.post("/v1/chat/completions", json=chat("a"))
+            counts = []
+
+            async def count() -> None:
+                await trio.sleep(0.15)
+                facts = (await client.get("/v1/models/a")).json()["llmux"]
+                counts.append((facts["in_flight"], facts["queued"]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                answer = await client.post("/v1/chat/completions", json=chat("a"))
+            assert counts == [(0, 1)]
             assert answer.json()["error"]["code"] == "switch_timeout"
             assert 300 <= int(answer.headers["x-llmux-wait-ms"]) < 2000
 
