@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import click
 
-from llmux import __version__
+from llmux import __version__, signals
 from llmux.config import Config, HookName, config_schema, hook_remarks
 from llmux.errors import ConfigError
 from llmux.options import config_option, with_options_before
@@ -81,6 +81,7 @@ def serve(context: click.Context, /, **options: Any) -> None:
 
 def run_server(options: dict[str, Any]) -> NoReturn:
     """Serve, and end with the exit code."""
+    signals.hold_back()  # before what takes long to import
     from llmux.serve import ServeOptions, serve  # noqa: PLC0415
 
     sys.exit(serve(ServeOptions(**options)))

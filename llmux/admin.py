@@ -78,7 +78,7 @@ def _facts(model: Model) -> dict[str, Any]:
     return {
         "state": model.phase.value,
         "in_flight": model.in_flight.count,
-        "queued": model.waiters.count,
+        "queued": model.queued,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -203,15 +204,19 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
 
     @app.after_serving
     async def stop() -> None:
-        service.stop()
-        if service.reloader.config.on_shutdown == "sleep":
-            with trio.move_on_after(service.reloader.config.shutdown_grace_secs):
-                await board.wait_ended()
-            board.end()
-            await board.put_to_sleep()
-        service.proxy.close()
-        if service.tracing:
-            await service.tracing.close()
+        try:
+            service.stop()
+            # `llmux serve` has done it by now.
+            if service.reloader.config.on_shutdown == "sleep" and not board.has_ended:
+                with trio.move_on_after(service.reloader.config.shutdown_grace_secs):
+                    await board.wait_ended()
+                board.end()
+                await board.put_to_sleep()
+            service.proxy.close()
+            if service.tracing:
+                await service.tracing.close()
+        finally:
+            app.nursery.cancel_scope.cancel()
 
 
 def started(config: Config) -> Callable[[float], Started]:
@@ -237,7 +242,7 @@ def new_app() -> QuartTrio:
     """An app without routes, with llmux's settings in place of the framework's."""
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = None  # what runs beside ends with the lifespan
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = math.inf  # None cancels `stop` of the lifespan
     app.url_map.merge_slashes = False  # model names may begin with one
     app.url_map.converters["path"] = AnyPath
     app.register_error_handler(LlmuxError, answer_llmux_error)

@@ -114,7 +114,7 @@ class FastLane:
         self._close_idle(math.inf)
 
     def note_idle(self, connection: ClientConnection) -> None:
-        """The connection waits for a request."""
+        """The connection waits for a request, or for the rest of its head."""
         self._idle_since[connection] = trio.current_time()
         if self.is_stopping:
             connection.scope.cancel()
@@ -198,11 +198,7 @@ class ClientConnection:
         """
         data = self.buffer.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before it
         while not data:
-            self.lane.note_idle(self)
-            try:
-                received = await self.receive()
-            finally:
-                self.lane.note_busy(self)
+            received = await self._receive_idle()
             if not received:
                 return None
             data = received.lstrip(b"\r\n")
@@ -212,10 +208,18 @@ class ClientConnection:
         self.buffer = data[end:]
         return data[:end] or None
 
+    async def _receive_idle(self) -> bytes:
+        """What comes next; until a head is whole, nothing is lost with the connection."""
+        self.lane.note_idle(self)
+        try:
+            return await self.receive()
+        finally:
+            self.lane.note_busy(self)
+
     async def _rest_of_head(self, data: bytes) -> tuple[bytes, int]:
         with trio.move_on_after(HEAD_S):
             while not (end := find_end(data)):
-                more = await self.receive()
+                more = await self._receive_idle()
                 if not more:
                     return b"", 0
                 data += more

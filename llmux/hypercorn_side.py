@@ -17,6 +17,7 @@ from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import ProtocolWrapper, h2, h11
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio import tcp_server
 from hypercorn.trio.lifespan import Lifespan
@@ -42,6 +43,7 @@ class HypercornSide:
         self._config = config
         self._context = WorkerContext(None)
         self._state: LifespanState = {}
+        self._serving: dict[TCPServer, trio.SocketStream] = {}
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -56,17 +58,27 @@ class HypercornSide:
 
     async def serve(self, stream: trio.SocketStream, data: bytes) -> None:
         """Serve a connection of which some bytes have been read, to its end."""
-        await TCPServer(
+        server = TCPServer(
             self._app,
             self._config,
             self._context,
             ConnectionState(self._state.copy()),
             ReadAhead(stream, data),  # type: ignore[arg-type]
         )
+        self._serving[server] = stream
+        try:
+            await server
+        finally:
+            del self._serving[server]
 
     async def stop(self) -> None:
         """Close idle connections, and the others after the request that they carry."""
         await self._context.terminated.set()
+        for server, stream in tuple(self._serving.items()):
+            # Hypercorn takes HTTP/2 for busy from its preface on.
+            protocol = getattr(getattr(server, "protocol", None), "protocol", None)
+            if isinstance(protocol, H2Protocol) and protocol.idle:
+                await stream.aclose()
 
 
 class ReadAhead:

@@ -80,6 +80,7 @@ class Model:
         holds_gpu: Its wake hook was started, and no sleep has been confirmed since. What
             `verify_asleep` decides; a group puts all such models to sleep before it wakes another.
         backend_queued: Requests that wait inside of the backend, where that is watched.
+        beside_line: Requests that its backend has refused, and that wait for a look at it.
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
@@ -114,6 +115,7 @@ class Model:
         self.used_at = -math.inf
         self.holds_gpu = False
         self.backend_queued = 0
+        self.beside_line = 0
         self._frozen_at: float | None = None
         self.failures = 0
         self.retry_at = -math.inf
@@ -214,6 +216,11 @@ class Model:
         """A place may have become free."""
         if self.waiters.count and self.is_awake:
             self.waiters.let_in(self.room)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait: those in line, and those beside it."""
+        return self.waiters.count + self.beside_line
 
     @property
     def wanted_by(self) -> int:

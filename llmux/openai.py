@@ -271,7 +271,7 @@ def response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     present = dict(fields)
     dropped = HOP_BY_HOP
     if b"connection" in present:
-        dropped |= _named_by_connection(headers)
+        dropped |= _named_by_connection(headers) - {b"content-length"}  # the body is sent as framed
     kept = [
         field
         for lower, field in fields

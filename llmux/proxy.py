@@ -321,7 +321,7 @@ class ModelProxy:
             if journey.serving is None:
                 raise
             # It has seen nothing of the request, which may wait until the model is up again.
-            with trio.CancelScope() as journey.pause:
+            with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
                 await self._board.refused(journey.model)
             await self._answer(lane, journey, outgoing)
 

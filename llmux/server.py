@@ -30,6 +30,7 @@ from llmux.fastlane import FastLane, response_head
 from llmux.hypercorn_side import HypercornSide
 from llmux.openai import error_answer
 from llmux.reload import Reloader
+from llmux.signals import HEEDED, let_through
 
 M_MMAP_THRESHOLD = -3
 """mallopt(3), from malloc.h."""
@@ -135,7 +136,8 @@ async def serve_config(
     serve_connection = at_most(most, serve_connection)
     reloader = service.reloader
     with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        trio.open_signal_receiver(*HEEDED) as signals,
+        let_through(),
         trio.CancelScope() as everything,
     ):
         async with rest.lifespan(), trio.open_nursery() as background:

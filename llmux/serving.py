@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import trio
@@ -26,7 +27,7 @@ class Serving:
 
     Attributes:
         flight: Its stay at the model, once it has been let in; also when it has left.
-        queued: Whether it had to wait in line; also known when entering failed.
+        queued: Whether it had to wait; also known when entering failed.
         waited_s: How long it did in all, in seconds; 0 if it did not.
         left_line_at: Until when it did last (Trio's clock, seconds); 0 if it did not.
     """
@@ -104,16 +105,26 @@ class Serving:
         return self
 
     async def _wait(self) -> Flight:
+        with self.waiting():
+            return await self._model.wait_admitted(
+                self._scope,
+                self._hints.weight,
+                never_switch=self._hints.never_switch,
+                request=self._request,
+            )
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done in here is waiting, of which there may be so much in all.
+
+        Raises:
+            SwitchTimeout: It was more.
+        """
         self._waits_since = arrived_at = trio.current_time()
-        self.queued = True
+        self.queued, self.flight = True, None
         try:
-            with trio.fail_after(self._timeout_s):
-                return await self._model.wait_admitted(
-                    self._scope,
-                    self._hints.weight,
-                    never_switch=self._hints.never_switch,
-                    request=self._request,
-                )
+            with trio.fail_after(max(0.0, self._timeout_s - self.waited_s)):
+                yield
         except trio.TooSlowError:
             log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
             raise SwitchTimeout from None
@@ -121,6 +132,16 @@ class Serving:
             self.left_line_at = trio.current_time()
             self.waited_s += self.left_line_at - arrived_at
             self._waits_since = None
+
+    @contextmanager
+    def waiting_beside_line(self) -> Iterator[None]:
+        """Like `waiting`, between a refused connection and the next try."""
+        self._model.beside_line += 1
+        try:
+            with self.waiting():
+                yield
+        finally:
+            self._model.beside_line -= 1
 
     async def __aexit__(
         self,

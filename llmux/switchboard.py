@@ -158,7 +158,7 @@ class Switchboard:
     @property
     def queue_depths(self) -> dict[str, int]:
         """How many requests wait for each model at this instant."""
-        return {name: model.waiters.count for name, model in self.models.items()}
+        return {name: model.queued for name, model in self.models.items()}
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
         """Seconds of hook time that a switch should take; None if it was never seen."""
@@ -178,7 +178,7 @@ class Switchboard:
         now = trio.current_time()
         return {
             name: ModelGauges(
-                queued=model.waiters.count,
+                queued=model.queued,
                 in_flight=model.in_flight.count,
                 group=group,
                 state=model.phase.value,
@@ -189,10 +189,7 @@ class Switchboard:
         }
 
     def _in_flight_and_queued(self) -> dict[str, tuple[int, int]]:
-        return {
-            name: (model.in_flight.count, model.waiters.count)
-            for name, model in self.models.items()
-        }
+        return {name: (model.in_flight.count, model.queued) for name, model in self.models.items()}
 
     # ---- What operators may do ----
 
@@ -372,6 +369,11 @@ class Switchboard:
         """End `run` at once, after `stop`: a hook that runs is ended like one over its time."""
         if self._running is not None:
             self._running.cancel_scope.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `run` has."""
+        return self._ended.is_set()
 
     async def wait_ended(self) -> None:
         """Wait until `run` has ended: no hook runs then, and none will."""

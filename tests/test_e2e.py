@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -413,6 +415,21 @@ async def test_stopping_finishes_streams_and_refuses_those_who_wait(rack: Rack) 
         assert rest == b"data: 1\n\n"
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "sent", [b"POST / HTTP/1.1\r\nHost: h\r\n", b"GET / HTTP/1.0\r\n", PREFACE]
+)
+async def test_stopping_waits_for_no_head(rack: Rack, sent: bytes) -> None:
+    async with running_llmux(rack.write_config()) as llmux:
+        url = httpx.URL(llmux.url)
+        async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
+            await stream.send_all(sent)
+            await trio.sleep(0.1)  # until it is read
+            assert await llmux.terminate(seconds=5) == 0
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_200_requests_over_4_models(tmp_path: Path, form: str) -> None:
     async with running_backends(tmp_path, "a", "b", "c", "d") as rack:
@@ -537,6 +554,40 @@ async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_waits_until_llmux_has_started(
+    rack: Rack, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import signal; from llmux import __main__, signals; hold_back = signals.hold_back;"
+        f"signals.hold_back = lambda: (hold_back(), signal.raise_signal({number:d}));"
+        "__main__.main(prog_name='llmux')"
+    )
+    monkeypatch.setitem(FORMS, "signalled", [sys.executable, "-c", code])
+    config = rack.write_config(models={"a": {"wake": "cat /proc/self/status > a.awake"}})
+    async with running_llmux(config, "signalled") as llmux, llmux.client() as client:
+        if number == signal.SIGHUP:
+            assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+            status = rack.backends["a"].awake.read_text()
+            assert re.search(r"SigBlk:\s*0+\n", status), "hooks must hear what ends them"
+        else:
+            with trio.fail_after(10):
+                await llmux.process.wait()
+
+
+async def test_a_signal_after_the_end_changes_nothing(
+    rack: Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import signal; from llmux import __main__, serve; run = serve.serve;"
+        "serve.serve = lambda options: (run(options), signal.raise_signal(signal.SIGINT))[0];"
+        "__main__.main(prog_name='llmux')"
+    )
+    monkeypatch.setitem(FORMS, "signalled", [sys.executable, "-c", code])
+    async with running_llmux(rack.write_config(), "signalled") as llmux:
+        assert await llmux.terminate() == 0
+
+
 async def test_a_second_signal_ends_everything_at_once(rack: Rack) -> None:
     hanging = {"a": {"wake": "echo $$ > a.pid; exec sleep 60"}}
     async with (
@@ -561,23 +612,30 @@ async def test_a_second_signal_ends_everything_at_once(rack: Rack) -> None:
         os.kill(pid, 0)
 
 
-async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack) -> None:
-    models = {"a": {"sleep": "touch asleep"}}
+@pytest.mark.parametrize("form", FORMS)
+async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack, form: str) -> None:
+    models = {"a": {"sleep": "sleep 0.2; echo asleep >> asleep; exit 1"}}
     config = rack.write_config(models=models, on_shutdown="sleep")
-    async with running_llmux(config) as llmux, llmux.client() as client:
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await llmux.terminate() == 0
-    assert (rack.folder / "asleep").exists()
+    assert (rack.folder / "asleep").read_text() == "asleep\n"  # once, also if it fails
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
-async def test_a_hook_is_ended_with_the_grace(rack: Rack, on_shutdown: str) -> None:
+async def test_a_hook_is_ended_with_the_grace(rack: Rack, on_shutdown: str, form: str) -> None:
     models = {"a": {"wake": "echo begun >> hooks.log; sleep 60", "sleep": ": > asleep"}}
     settings = {"shutdown_grace_secs": 0.5, "on_shutdown": on_shutdown}
     config = rack.write_config(models=models, **settings)
-    async with running_llmux(config) as llmux, llmux.client() as client:
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(client.post, CHAT, json=chat("a")))
+
+            async def ask() -> None:
+                with suppress(httpx.RemoteProtocolError):  # Hypercorn cuts it
+                    await client.post(CHAT, json=chat("a"))
+
+            nursery.start_soon(ask)
             with trio.fail_after(10):
                 while not rack.hook_log:
                     await trio.sleep(0.01)

@@ -20,7 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llmux.errors import HookError, LlmuxError, StreamCut, SwitcherDied
 from llmux.model import Phase
 from tests.fakes import FakeHooks, Rig
-from tests.servers import chat, running_llmux
+from tests.servers import chat, running_backends, running_llmux
 
 CHAT = "/v1/chat/completions"
 
@@ -210,6 +210,31 @@ async def test_a_hook_that_cannot_be_ended_makes_the_switcher_dead(
         await wait_all_tasks_blocked()
         assert [type(error) for error in errors] == [SwitcherDied] * 2
         hooks.gates[("a", "wake")].set()
+
+
+async def test_a_refused_request_waits_no_longer_than_any(tmp_path: Path) -> None:
+    async with running_backends(tmp_path, "a") as rack:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        slow = {"port": port, "alive": "test ! -e looks || exec sleep 5", "wake": "true"}
+        config = rack.write_config(models={"a": slow}, policy={"request_timeout_secs": 0.3})
+        async with running_llmux(config) as llmux, llmux.client() as client:
+            switched = await client.post("/control/switch", json={"model": "a"})
+            assert switched.status_code == 200
+            (tmp_path / "looks").touch()
+            counts = []
+
+            async def count() -> None:
+                await trio.sleep(0.15)
+                facts = (await client.get("/v1/models/a")).json()["llmux"]
+                counts.append((facts["in_flight"], facts["queued"]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                answer = await client.post("/v1/chat/completions", json=chat("a"))
+            assert counts == [(0, 1)]
+            assert answer.json()["error"]["code"] == "switch_timeout"
+            assert 300 <= int(answer.headers["x-llmux-wait-ms"]) < 2000
 
 
 # ---- Real processes that crash and hang ----

@@ -136,6 +136,17 @@ async def test_head_and_options(site: Site) -> None:
     assert status(answer) == 200
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 2", b"Transfer-Encoding: chunked"])
+async def test_connection_cannot_name_away_the_framing(site: Site, framing: bytes) -> None:
+    body = b"ok" if framing.startswith(b"Content") else b"2\r\nok\r\n0\r\n\r\n"
+    named = b"Connection: X-Hop, Content-Length, Transfer-Encoding\r\nX-Hop: 1"
+    site.backend.play = play(b"\r\n".join([b"HTTP/1.1 200 OK", named, framing, b"", body]))
+    async with site.client() as client:
+        for _ in range(2):
+            answer = await client.post("/v1/chat/completions", content=BODY)
+            assert (answer.content, "x-hop" in answer.headers) == (b"ok", False)
+
+
 async def test_chunked_both_ways(site: Site) -> None:
     site.backend.play = play(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n",

@@ -26,7 +26,8 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture(autouse=True)
-def _leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.signals.hold_back", lambda: None)
     monkeypatch.setattr("llmux.logs.configure", lambda *_, **__: None)
 
 

@@ -69,7 +69,7 @@ def _model_status(switcher: Switcher, model: Model, board: Switchboard, feed: Fe
         if model.entered_at != -math.inf
         else feed.started_at,
         in_flight=model.in_flight.count,
-        queued=model.waiters.count,
+        queued=model.queued,
         awake=model.is_awake,
         oldest_wait_secs=None if oldest is None else round(now - oldest, 3),
         last_error=None if model.last_error is None else model.last_error.message,
