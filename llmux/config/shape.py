@@ -351,7 +351,8 @@ class Limits(Section, frozen=True, kw_only=True):
         queued_per_model: Most requests that wait for one model.
         queued_bytes: Most bytes in the bodies of all waiting requests.
         body_secs: Longest time that a request body may take to arrive.
-        client_stall_secs: A client that takes no byte for so long is cut.
+        client_stall_secs: A client that takes no byte for so long is cut; so is a WebSocket whose
+            backend takes none.
         connections: Most connections of clients; null for as many as there are descriptors for.
     """
 
@@ -385,7 +386,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: What becomes of the model that is awake; leave or sleep.
-        journal: Keep a journal in state_dir for `llmux replay`: times and models, no content.
+        journal: Keep a journal in state_dir for `llmux replay`: models, times and `policy.options`, no content.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         limits: What clients may take.
