@@ -386,7 +386,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: What becomes of the model that is awake; leave or sleep.
-        journal: Keep a journal in state_dir for `llmux replay`: models, times and `policy.options`, no content.
+        journal: Keep a journal in state_dir for `llmux replay`: models, times, `policy.options`.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         limits: What clients may take.
