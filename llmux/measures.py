@@ -105,7 +105,6 @@ class Measures:
         self._last_drains_s: deque[float] = deque(maxlen=DRAINS)
         self._drains = defaultdict[str, Latencies](Latencies)
         self._absences_s: dict[str, float] = {}
-        self._closing: dict[str, tuple[float, int]] = {}  # since when, with how many requests
         self._line_first: dict[str, tuple[float, int]] = {}  # seconds, and with how many requests
         self._closed_at: dict[str, float] = {}
         self._rates: dict[str, Rate] = {}
@@ -123,48 +122,45 @@ class Measures:
             rate = self._rates[model] = Rate()
         rate.note(now)
 
-    def note_closing(self, model: str, now: float, in_flight: int) -> float:
-        """The model is to be left once those in its line are in; returns since when.
+    def note_line_first(self, model: str, seconds: float, in_flight: int) -> None:
+        """Before the model closes, now: those in its line were let in first, which took so long.
 
-        Those in line count as in flight.
+        They count as in flight.
         """
-        return self._closing.setdefault(model, (now, in_flight))[0]
+        self._line_first[model] = seconds, in_flight
 
-    def note_stays(self, model: str) -> None:
-        """It is not to be left, for now."""
-        self._closing.pop(model, None)
-
-    def note_closed(self, model: str, now: float) -> float:
-        """The model admits nobody any more; returns since when it was to be left."""
-        since, in_all = self._closing.pop(model, (now, 0))
-        self._closed_at[model] = since
-        self._line_first[model] = now - since, in_all
-        return since
+    def note_closed(self, model: str, now: float) -> None:
+        """The model admits nobody any more."""
+        line_s, _ = self._line_first.get(model, (0.0, 0))
+        self._closed_at[model] = now - line_s
 
     def note_reopened(self, model: str) -> None:
         """It is not left after all: it was not absent."""
         self._closed_at.pop(model, None)
+        self._line_first.pop(model, None)
 
     def note_open(self, model: str, now: float, wanted_since: float | None) -> None:
         """The model admits again, for those who have wanted it since then (None: nobody).
 
         An absence that hardly anybody noticed was not as long as the clock says.
         """
+        self._line_first.pop(model, None)
         closed_at = self._closed_at.pop(model, None)
         if closed_at is not None and wanted_since is not None:
             noticed_s = NOTICED * (now - wanted_since)
             _smooth(self._absences_s, model, min(now - closed_at, noticed_s))
 
-    def note_drained(self, model: str, in_flight: int, seconds: float) -> None:
+    def note_drained(self, model: str, in_flight: int, seconds: float) -> float:
         """The requests that were in flight when the model closed have taken so long.
 
-        What those took who were let in first belongs to it.
+        What those took who were let in first belongs to it; returns how long it was in all.
         """
         line_s, in_all = self._line_first.pop(model, (0.0, 0))
         in_flight, seconds = max(in_flight, in_all), seconds + line_s
         _smooth(self._drains_s, model, seconds)
         self._last_drains_s.append(seconds)
         self._drains[model].note(in_flight, seconds)
+        return seconds
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """A request that made the number in flight `in_flight` was served."""
@@ -177,7 +173,6 @@ class Measures:
             self._drains_s,
             self._drains,
             self._absences_s,
-            self._closing,
             self._line_first,
             self._closed_at,
             self._rates,

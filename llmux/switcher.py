@@ -595,7 +595,8 @@ class Switcher:
         """
         model = order.target
         if not self._is_wanted(order):
-            return  # it was taken back, or it has slept meanwhile
+            order.end()  # it was taken back, or it has slept meanwhile
+            return
         if order.to == "down" and model.is_awake:
             model.enter(Phase.DRAINING)
             await model.waiters.wait_settled()

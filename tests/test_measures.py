@@ -178,5 +178,5 @@ def test_a_model_that_is_forgotten_was_never_seen() -> None:
         measures.forget("a")
         known = repr(vars(measures))
         assert "'a'" not in known
-        assert known.count("'b'") == 8  # once in each, and where a switch led to it in two
+        assert known.count("'b'") == 7  # once in each, and where a switch led to it in two
         assert measures.longest_drain_s() == 5  # of the group

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, Policy, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import arrival_of, look_again
+
+
+class Held(NamedTuple):
+    """A switch that was decided, and waits for the line: in which stay, since when.
+
+    `in_flight` is how many there were then, those in line included.
+    """
+
+    decision: SwitchTo
+    active_since: float | None
+    since: float
+    in_flight: int
 
 
 class LineFirst:
@@ -29,35 +42,35 @@ class LineFirst:
 
     def __init__(self, policy: Policy, config: PolicyConfig) -> None:
         self._policy = policy
-        self._held: SwitchTo | None = None  # decided, but for the line
-        self._held_since: float | None = None  # in the stay that began then
+        self._held: Held | None = None
         limit_s, cuts = config.drain_timeout_secs, config.on_drain_timeout == "cut"
         self._limit_s = limit_s if cuts and limit_s is not None else math.inf
 
     def decide(self, snapshot: Snapshot) -> Decision:
         """Say what to do now."""
-        decision = self._kept(snapshot) or self._policy.decide(snapshot)
-        if snapshot.active is None:
-            return decision
-        if isinstance(decision, SwitchTo) and decision.model == snapshot.active:
-            decision = Stay()
-        active, measures = snapshot.models[snapshot.active], snapshot.measures
-        if not isinstance(decision, SwitchTo) or active.freezes:
-            measures.note_stays(active.name)
-            return decision
-        if not active.queued:
-            return decision
-        in_all = active.in_flight + active.queued
-        decided_at = measures.note_closing(active.name, snapshot.now, in_all)
-        if arrival_of(active) > decided_at or snapshot.now >= decided_at + self._limit_s:
-            return decision
-        self._held, self._held_since = decision, snapshot.active_since
-        return look_again(decided_at + self._limit_s)
-
-    def _kept(self, snapshot: Snapshot) -> SwitchTo | None:
-        """What was decided, if the same model is awake, and somebody still waits for the other."""
         held, self._held = self._held, None
-        if held is None or snapshot.active_since != self._held_since:
-            return None
-        target = snapshot.models.get(held.model)
-        return held if target is not None and target.queued else None
+        if held is not None and held.active_since != snapshot.active_since:
+            held = None
+        if held is not None and _is_wanted(held.decision, snapshot):
+            decision: Decision = held.decision
+        else:
+            decision = self._policy.decide(snapshot)
+        if snapshot.active is None or not isinstance(decision, SwitchTo):
+            return decision
+        active = snapshot.models[snapshot.active]
+        if decision.model == active.name:
+            return Stay()
+        if active.freezes or not (active.queued or held):
+            return decision
+        since = held.since if held else snapshot.now
+        in_all = held.in_flight if held else active.in_flight + active.queued
+        if arrival_of(active) > since or snapshot.now >= since + self._limit_s:
+            snapshot.measures.note_line_first(active.name, snapshot.now - since, in_all)
+            return decision
+        self._held = Held(decision, snapshot.active_since, since, in_all)
+        return look_again(since + self._limit_s)
+
+
+def _is_wanted(decision: SwitchTo, snapshot: Snapshot) -> bool:
+    target = snapshot.models.get(decision.model)
+    return target is not None and target.queued > 0

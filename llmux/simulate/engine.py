@@ -165,7 +165,6 @@ class Simulation:
         self._coming = 0  # arrivals among the events
         self._look_at = math.inf
         self._drain_began = 0.0
-        self._leaving_since = 0.0  # before that, if some in line were let in first
         self._draining = 0  # requests, when it began
         self._hooks_s = 0.0
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
@@ -307,14 +306,13 @@ class Simulation:
         assert self._snapshot.active_since is not None
         self.outcome.spans.append((source.index, self._snapshot.active_since, now))
         self._snapshot.active = self._snapshot.active_since = None
-        since = self._measures.note_closed(source.name, now)
+        self._measures.note_closed(source.name, now)
         if source.view.freezes:
             self._freeze(source, now)
             self._run_hooks(now)
         elif source.view.in_flight:
             self._leaving = source
             self._drain_began, self._draining = now, source.view.in_flight
-            self._leaving_since = since
         else:
             self._run_hooks(now)
 
@@ -342,9 +340,10 @@ class Simulation:
 
     def _drained(self, station: Station, now: float) -> None:
         self._leaving = None
-        self._measures.note_drained(station.name, self._draining, now - self._drain_began)
-        self.outcome.drains.append((station.index, self._drain_began, now))
-        self.outcome.longest_drain_s = max(self.outcome.longest_drain_s, now - self._leaving_since)
+        began = self._drain_began
+        seconds = self._measures.note_drained(station.name, self._draining, now - began)
+        self.outcome.longest_drain_s = max(self.outcome.longest_drain_s, seconds)
+        self.outcome.drains.append((station.index, began, now))
         self._run_hooks(now)
 
     def _run_hooks(self, now: float) -> None:
