@@ -91,7 +91,7 @@ async def test_a_replay_with_the_policy_that_was_used_repeats_what_happened(
     assert replayed.switches == pytest.approx(len(switches), rel=0.1)
 
 
-@pytest.mark.parametrize("freezes", [MODELS, ("a",)])
+@pytest.mark.parametrize("freezes", [pytest.param(MODELS, marks=pytest.mark.slow), ("a",)])
 async def test_a_replay_knows_of_frozen_requests(
     freezes: Sequence[str], tmp_path: Path, autojump_clock: MockClock
 ) -> None:

@@ -37,6 +37,7 @@ def test_the_optimum_is_better_than_other_policies(system: System) -> None:
                 assert best.wait_s <= evaluate(system, (other, best.leaves[1])).wait_s + 1e-6
 
 
+@pytest.mark.slow
 def test_adaptive_is_near_the_optimum() -> None:
     ratios = [compare(system, ["adaptive"], 20_000).ratio("adaptive") for system in SYSTEMS]
     assert geometric_mean(ratios) <= 1.10

@@ -87,7 +87,8 @@ PLANTS = {
 }
 
 
-@pytest.mark.parametrize("bug", ["none", *PLANTS])
+# Without a bug they are what the whole run has run already.
+@pytest.mark.parametrize("bug", [pytest.param("none", marks=pytest.mark.slow), *PLANTS])
 def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     for folder in ("llmux", "tests"):

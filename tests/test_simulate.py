@@ -181,7 +181,9 @@ class Cyclic(Gated):
         return super().decide(snapshot)
 
 
-@pytest.mark.parametrize(("policy", "sign"), [(Cyclic, -1), (Gated, 1)])
+@pytest.mark.parametrize(
+    ("policy", "sign"), [(Cyclic, -1), pytest.param(Gated, 1, marks=pytest.mark.slow)]
+)
 def test_polling_waits_as_takagi_says(policy: Callable[[], Policy], sign: int) -> None:
     """Takagi, Analysis of Polling Systems: symmetric queues, constant switchover times."""
     switchover_s = 1.0
