@@ -32,7 +32,7 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 VISIBLE = re.compile(rb"[\x21-\x7e]+")
 """What a request's target may consist of."""
 
-_METHOD = re.compile(TOKEN)
+METHOD = re.compile(TOKEN)
 _REQUEST_LINE = re.compile(rb"(%b) [\x21-\x7e]+ HTTP/1\.[01]\r\n" % TOKEN)
 # RFC 9112, section 3.2: uri-host [":" port]; underscores are common in container networks.
 _HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")
@@ -79,6 +79,12 @@ class _Parts:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value.rstrip(b" \t")))
+
+
+def check_host(value: bytes) -> None:
+    """Raise BadRequest if this is no host, with a port or without."""
+    if not _HOST.fullmatch(value):
+        raise BadRequest("The request's Host header is no host")
 
 
 def skip_empty_lines(data: bytes) -> bytes:
@@ -171,7 +177,7 @@ def _bad_request_line(data: bytes) -> BadRequest:
     if line.count(b" ") != 2:
         return BadRequest("The request line is not METHOD TARGET VERSION, one space in between")
     method, target, _ = line.split(b" ")
-    if not _METHOD.fullmatch(method):
+    if not METHOD.fullmatch(method):
         return BadRequest("The request's method is no token")
     if not VISIBLE.fullmatch(target):
         return BadRequest("The request's target holds characters that must be percent-encoded")
@@ -201,8 +207,7 @@ def _read_headers(head: RequestHead, *, is_old: bool) -> None:
             read(head, value)
         elif name.lower() == b"host":
             hosts += 1
-            if not _HOST.fullmatch(value):
-                raise BadRequest("The request's Host header is no host")
+            check_host(value)
     if hosts != 1 and not (is_old and hosts == 0):  # RFC 9112, section 3.2
         raise BadRequest("The request must have one Host header")
     if is_old and head.is_chunked:  # RFC 9112, section 6.1: it may have been framed in another way

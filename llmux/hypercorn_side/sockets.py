@@ -1,0 +1,46 @@
+"""What Hypercorn does with sockets, where that goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+from hypercorn.events import Event
+
+Send = Callable[[Event], Awaitable[None]]
+
+
+async def end_sending(send: Send) -> None:
+    """Send no more, where the kind of socket has a way to say so (TLS has none).
+
+    Args:
+        send: What the connection sends with.
+    """
+    server: Any = getattr(send, "__self__", None)
+    with suppress(Exception):
+        if (stream := getattr(server, "stream", None)) is not None:
+            await stream.send_eof()
+        elif (writer := getattr(server, "writer", None)) is not None:
+            writer.write_eof()
+
+
+class ReadAhead:
+    """A stream some of whose bytes have been read; what Hypercorn needs of one, no more."""
+
+    def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
+        self._stream = stream
+        self._data = data
+        self.socket = stream.socket
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What was read ahead first, then what comes."""
+        if self._data:
+            data, self._data = self._data, b""
+            await trio.lowlevel.checkpoint()
+            return data
+        return bytes(await self._stream.receive_some(max_bytes))
