@@ -128,13 +128,14 @@ class BoundedH2Protocol(H2Protocol):
 
     async def stream_send(self, event: Event) -> None:
         """Send what the app says on one stream."""
-        if isinstance(event, Body | Data):
-            self._budget.earn(SENT_EARNS)
-        elif isinstance(event, EndBody | EndData):
-            self._budget.earn(ANSWER_EARNS)
-        elif isinstance(event, StreamClosed):
+        if isinstance(event, StreamClosed):
             await self._reset_unfinished(event.stream_id)
         await super().stream_send(event)
+        if event.stream_id in self.streams:  # not one that the client has taken back
+            if isinstance(event, Body | Data):
+                self._budget.earn(SENT_EARNS)
+            elif isinstance(event, EndBody | EndData):
+                self._budget.earn(ANSWER_EARNS)
 
     async def _reset_unfinished(self, stream_id: int) -> None:
         """The app is done with a stream: if it has not finished the response, say so."""
