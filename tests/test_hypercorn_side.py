@@ -17,13 +17,17 @@ import h2.settings
 import httpx
 import pytest
 import trio
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol.ws_stream import FrameTooLargeError
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
+from llmux import asgi_websocket
 from llmux.hypercorn_side.frames import BURST, REFILL_PER_S, Budget, FrameCutter
+from llmux.hypercorn_side.sockets import Sending
 from llmux.hypercorn_side.websocket import MessageBuffer
-from tests.lanes import read_all
+from tests.lanes import LANES, read_all, running_lane
 from tests.servers import FORMS, LlmuxProcess, Rack, chat, running_backends, running_llmux
 
 HANDSHAKE = (
@@ -440,3 +444,51 @@ def test_a_message_is_held_as_bytes() -> None:
     assert buffer.to_message()["bytes"] == b"0123456789"
     with pytest.raises(FrameTooLargeError):
         buffer.extend(BytesMessage(data=b"0"))
+
+
+async def test_who_sends_while_hypercorn_closes_is_told_that_it_is_closed() -> None:
+    class Server:
+        def __init__(self) -> None:
+            self.protocol = self
+            self.handled: list[ConnectionEvent] = []
+
+        async def protocol_send(self, event: ConnectionEvent) -> None:
+            raise trio.BusyResourceError
+
+        async def handle(self, event: ConnectionEvent) -> None:
+            self.handled.append(event)
+
+    server = Server()
+    await Sending(server.protocol_send)(RawData(data=b"x"))
+    assert server.handled == [Closed()]
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_backends_message_is_bounded(
+    tmp_path: Path, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the ASGI lane, which holds whole messages; the fast lane passes on what comes."""
+    monkeypatch.setattr(asgi_websocket, "MAX_MESSAGE_BYTES", 100_000)
+
+    async def talk(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(
+            b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        )
+        for number in range(10):  # of one message
+            piece = b"\x7e" + (30_000).to_bytes(2, "big") + b"x" * 30_000
+            await stream.send_all((b"\0" if number else b"\x02") + piece)
+        await read_all(stream)
+
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = talk
+        async with await site.connect() as stream:
+            with trio.fail_after(5):
+                await stream.send_all(HANDSHAKE)
+                if lane == "asgi":
+                    received = await read_all(stream)
+                    assert close_code(received) == 1009
+                    assert len(received) < 30_000
+                else:
+                    received = b""
+                    while len(received) < 300_000:
+                        received += await stream.receive_some()

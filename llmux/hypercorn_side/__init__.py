@@ -22,13 +22,14 @@ from hypercorn.trio import tcp_server as trio_server
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState, TaskGroup
+from hypercorn.typing import WorkerContext as AnyWorkerContext
 
 from llmux.asgi_types import ASGIApp
 from llmux.hypercorn_side.http1 import StrictH11Protocol
 from llmux.hypercorn_side.http2 import BoundedH2Protocol
 from llmux.hypercorn_side.rules import use_rules
-from llmux.hypercorn_side.sockets import ReadAhead
+from llmux.hypercorn_side.sockets import ReadAhead, Send, Sending
 from llmux.hypercorn_side.websocket import HoldingWSStream
 from llmux.logs import get_logger
 
@@ -89,6 +90,24 @@ class GuardedProtocol(ProtocolWrapper):
 
     What it raises then, at HTTP2-Settings that are no base64 say, would end the server.
     """
+
+    def __init__(  # noqa: PLR0917 - Hypercorn's
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: AnyWorkerContext,
+        task_group: TaskGroup,
+        state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Send,
+        alpn_protocol: str | None = None,
+    ) -> None:
+        sending = Sending(send)
+        super().__init__(
+            app, config, context, task_group, state, ssl, client, server, sending, alpn_protocol
+        )
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Close it, which is also all that may be done with a protocol that has failed."""

@@ -19,7 +19,7 @@ from hypercorn.protocol.h11 import (
 from llmux.errors import BadRequest, LlmuxError
 from llmux.http1 import MAX_HEAD_BYTES, response_head
 from llmux.hypercorn_side.rules import LINGER_S, RULES
-from llmux.hypercorn_side.sockets import end_sending
+from llmux.hypercorn_side.sockets import Sending
 from llmux.openai import error_answer
 from llmux.strict import RequestReader
 
@@ -170,7 +170,8 @@ class StrictH11Protocol(H11Protocol):
 
     async def _linger(self) -> None:
         """Close once the client has closed its side, or has had the time to."""
-        await end_sending(self.send)
+        if isinstance(self.send, Sending):
+            await self.send.end()
         await self._lingering.restart(self.task_group, self._close_late)
 
     async def _close_late(self) -> None:

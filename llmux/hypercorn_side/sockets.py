@@ -7,23 +7,36 @@ from contextlib import suppress
 from typing import Any
 
 import trio
-from hypercorn.events import Event
+from hypercorn.events import Closed, Event
 
 Send = Callable[[Event], Awaitable[None]]
 
 
-async def end_sending(send: Send) -> None:
-    """Send no more, where the kind of socket has a way to say so (TLS has none).
+class Sending:
+    """What a connection sends with: Hypercorn's `TCPServer.protocol_send`, mended.
 
-    Args:
-        send: What the connection sends with.
+    Trio lets nobody send while another task says that nothing more will come, as Hypercorn does
+    when it closes. It takes what that raises for a mistake of the app's.
     """
-    server: Any = getattr(send, "__self__", None)
-    with suppress(Exception):
-        if (stream := getattr(server, "stream", None)) is not None:
-            await stream.send_eof()
-        elif (writer := getattr(server, "writer", None)) is not None:
-            writer.write_eof()
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._server: Any = getattr(send, "__self__", None)
+
+    async def __call__(self, event: Event) -> None:
+        """Send; or be told that the connection is closed."""
+        try:
+            await self._send(event)
+        except trio.BusyResourceError:
+            await self._server.protocol.handle(Closed())
+
+    async def end(self) -> None:
+        """Send no more, where the kind of socket has a way to say so (TLS has none)."""
+        with suppress(Exception):
+            if (stream := getattr(self._server, "stream", None)) is not None:
+                await stream.send_eof()
+            elif (writer := getattr(self._server, "writer", None)) is not None:
+                writer.write_eof()
 
 
 class ReadAhead:
