@@ -85,7 +85,7 @@ class Client:
         for event in self.h2.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived):
                 headers = dict(cast("Any", event.headers))
-                self.statuses[cast("int", event.stream_id)] = int(headers[":status"])
+                self.statuses[event.stream_id] = int(headers[":status"])
             elif isinstance(event, h2.events.DataReceived):
                 self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -171,7 +171,7 @@ async def test_what_is_no_request_of_http2_is_told_on_its_stream(rack: Rack, for
             {"method": "CONNECT", "protocol": "tcp"},
         ]
         for number, pseudo in enumerate(bad):
-            stream = await client.begin(2 * number + 1, **pseudo)
+            stream = await client.begin(2 * number + 1, **cast("Any", pseudo))
             await client.until(stream)
             assert (pseudo, client.statuses[stream]) == (pseudo, 400)
             assert json.loads(client.bodies[stream])["error"]["code"] == "bad_request"
@@ -245,11 +245,11 @@ async def test_a_client_of_http2_that_is_served_is_no_flood(rack: Rack, form: st
         async with httpx.AsyncClient(
             base_url=llmux.url, http1=False, http2=True, timeout=30
         ) as client:
-            for _ in range(300):
+            for _ in range(120):
                 assert (await client.get("/health")).status_code == 200
-            body = chat("a", stream=True, chunks=3000)
+            body = chat("a", stream=True, chunks=1000)
             answer = await client.post("/v1/chat/completions", json=body)
-            assert answer.text.endswith("data: 2999\n\n")
+            assert answer.text.endswith("data: 999\n\n")
             large = chat("a", filler="x" * 5_000_000)
             assert (await client.post("/v1/chat/completions", json=large)).status_code == 200
 
@@ -262,7 +262,7 @@ async def test_a_client_of_http2_that_has_left_is_noticed(rack: Rack, form: str,
     async with running_llmux(config, form) as llmux, llmux.client() as other:
         async with http2(llmux) as client:
             window = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
-            client.h2.update_settings(window)
+            client.h2.update_settings(cast("Any", window))
             body = json.dumps(chat("a")).encode()
             await client.begin(1, path="/v1/chat/completions", method="POST", end=False)
             client.h2.send_data(1, body, end_stream=True)

@@ -67,7 +67,7 @@ def statuses(answer: bytes) -> list[int]:
 
 def says_why(answer: bytes) -> bool:
     body = answer.rpartition(b"\r\n\r\n")[2]
-    return json.loads(body)["error"]["code"].encode() == b"bad_request"
+    return bool(json.loads(body)["error"]["code"] == "bad_request")
 
 
 @pytest.mark.parametrize("form", FORMS)
