@@ -32,7 +32,7 @@ from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
-from llmux.hypercorn_side import mend_hypercorn
+from llmux.hypercorn_side import mend_hypercorn, use_rules
 from llmux.journal import Journal, Started
 from llmux.metrics import Metrics
 from llmux.model import Model
@@ -135,6 +135,7 @@ def build_service(
     Raises:
         ConfigError: The policy cannot be loaded.
     """
+    use_rules(config)
     metrics, feed = Metrics(), Feed()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")

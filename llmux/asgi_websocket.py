@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.frame_protocol import CloseReason
 
 from llmux import wire
 from llmux.asgi_types import Message, Receive, Scope, Send
@@ -20,6 +21,9 @@ from llmux.openai import header
 from llmux.proxy import ClientLeft, HeaderList
 
 # The server has negotiated these with the client; llmux has its own with the backend.
+MAX_MESSAGE_BYTES = 16 << 20
+"""Of one message from a backend, which is held until it is whole; Hypercorn's of a client's."""
+
 HANDSHAKE_HEADERS = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
 )
@@ -54,7 +58,7 @@ class WebSocketLane:
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
-        self._parts: list[str | bytes] = []  # of a message that is still coming
+        self._message = bytearray()  # what has come of one
 
     async def read_body(self) -> None:
         """A handshake has none; raises ClientLeft."""
@@ -128,24 +132,36 @@ class WebSocketLane:
                 if isinstance(event, CloseConnection):
                     code = event.code
                 await self._from_backend(event)
+                if self._is_too_large:
+                    break
+            if self._is_too_large:
+                code = CloseReason.MESSAGE_TOO_BIG
+                await self._to_backend(CloseConnection(code=code))
+                break
         await self._send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
             await self._send_piece("text", event.data, event.message_finished)
         elif isinstance(event, BytesMessage):
-            await self._send_piece("bytes", bytes(event.data), event.message_finished)
+            await self._send_piece("bytes", event.data, event.message_finished)
         elif isinstance(event, Ping | CloseConnection):
             await self._to_backend(event.response())
 
-    async def _send_piece(self, kind: str, data: str | bytes, is_last: bool) -> None:
+    async def _send_piece(self, kind: str, data: str | bytes | bytearray, is_last: bool) -> None:
         """ASGI knows whole messages only."""
-        self._parts.append(data)
-        if is_last:
-            joined = data[:0].join(self._parts)  # type: ignore[arg-type]
-            self._parts.clear()
-            await self._send({"type": "websocket.send", kind: joined})
-            self.sent_bytes += len(joined)
+        self._message += data.encode() if isinstance(data, str) else data
+        if self._is_too_large or not is_last:
+            return
+        whole, self._message = bytes(self._message), bytearray()
+        message = whole.decode() if kind == "text" else whole
+        await self._send({"type": "websocket.send", kind: message})
+        self.sent_bytes += len(whole)
+
+    @property
+    def _is_too_large(self) -> bool:
+        """Whether the backend's message is over the limit."""
+        return len(self._message) > MAX_MESSAGE_BYTES
 
     async def begin_events(self, headers: HeaderList) -> None:
         """A handshake has no body that could ask for them."""

@@ -91,6 +91,15 @@ class HeadTooLarge(BadRequest):
         super().__init__(f"Request line and headers are larger than {limit_bytes} bytes")
 
 
+class TooManyFields(BadRequest):
+    """The request has more header fields than `limits.header_fields`."""
+
+    status = 431
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request has more than {limit} header fields")
+
+
 class RequestTooSlow(BadRequest):
     """The request itself did not arrive in time."""
 

@@ -20,13 +20,23 @@ from trio_util import periodic
 from llmux import wire
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
-from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
 from llmux.bodies import Body
-from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
-from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, origin_form, parse_head
+from llmux.chunks import ChunkReader
+from llmux.errors import BackendBroke, LlmuxError, RequestTooSlow
+from llmux.http1 import (
+    CRLF,
+    RequestHead,
+    check_empty_bytes,
+    find_end,
+    origin_form,
+    parse_head,
+    response_head,
+    skip_empty_lines,
+)
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.strict import PREFACE_LINE
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""
@@ -64,11 +74,15 @@ class FastLane:
         hand_over: Serves a connection from the bytes given on, to its end.
         stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut; also
             those in which a backend takes nothing of what a WebSocket's client sends.
+        most_fields: How many header fields a request may have.
     """
 
-    def __init__(self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float) -> None:
+    def __init__(
+        self, proxy: ModelProxy, hand_over: HandOver, *, stall_s: float, most_fields: int
+    ) -> None:
         self.proxy = proxy
         self.stall_s = stall_s
+        self.most_fields = most_fields
         self.hand_over = hand_over
         self.is_stopping = False
         self._departures = Departures()
@@ -167,12 +181,12 @@ class ClientConnection:
             data = await self.next_head()
             if data is None:
                 return
-            try:
-                head = parse_head(data)
-                path = origin_form(head.target).partition(b"?")[0]
-                if is_own_path(path) or head.upgrade not in UPGRADES:
-                    raise NotForUs
-            except NotForUs:
+            if data.startswith(PREFACE_LINE):
+                self.rest = data + self.buffer
+                return
+            head = parse_head(data, self.lane.most_fields)
+            path = origin_form(head.target).partition(b"?")[0]
+            if not head.is_common or is_own_path(path) or head.upgrade not in UPGRADES:
                 self.rest = data + self.buffer
                 return
             await self.lane.proxy.serve(FastRequest(self, head))
@@ -196,12 +210,16 @@ class ClientConnection:
         Raises:
             LlmuxError: It is not one, is too long, or takes too long.
         """
-        data = self.buffer.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before it
-        while not data:
+        data = skip_empty_lines(self.buffer)
+        empty_bytes = len(self.buffer) - len(data)
+        while not data or data in CRLF:
             received = await self._receive_idle()
             if not received:
                 return None
-            data = received.lstrip(b"\r\n")
+            received = data + received
+            data = skip_empty_lines(received)
+            empty_bytes += len(received) - len(data)
+            check_empty_bytes(empty_bytes)
         end = find_end(data)
         if not end:
             data, end = await self._rest_of_head(data)
@@ -218,12 +236,14 @@ class ClientConnection:
 
     async def _rest_of_head(self, data: bytes) -> tuple[bytes, int]:
         with trio.move_on_after(HEAD_S):
-            while not (end := find_end(data)):
+            while True:
                 more = await self._receive_idle()
                 if not more:
                     return b"", 0
+                seen = len(data)
                 data += more
-            return data, end
+                if end := find_end(data, seen):
+                    return data, end
         raise RequestTooSlow
 
     async def refuse(self, error: LlmuxError) -> None:
@@ -379,28 +399,18 @@ class FastRequest:
         body.data, self._connection.buffer = bytes(received), piece[missing:]
 
     async def _read_chunks(self, body: Body) -> None:
-        parts = ChunkedParts([])
-        reader = Reader(parts, CHUNKED_HEAD)
-        pieces: list[bytes] = []
+        reader, received = ChunkReader(), bytearray()
         data = self._connection.buffer
-        received_bytes = len(data)
-        try:
-            while True:
-                excess = reader.feed(data) if data else None
-                pieces.append(b"".join(parts.pieces))
-                parts.pieces.clear()
-                body.grow(len(pieces[-1]))
-                if excess is not None:
-                    break
-                # What is no data counts too: chunk extensions could go on for ever.
-                if received_bytes > 2 * body.most_bytes + MAX_HEAD_BYTES:
-                    raise BodyTooLarge(body.most_bytes)
-                data = await self._receive()
-                received_bytes += len(data)
-        except BackendBroke as error:
-            raise BadRequest(f"The request's body is not in chunks: {error}") from None
-        self._connection.buffer = excess
-        body.data = b"".join(pieces)
+        while True:
+            before = len(received)
+            rest = reader.feed(data, received) if data else None
+            body.grow(len(received) - before)
+            if rest is not None:
+                break
+            data = b""  # not twice in memory while it waits
+            data = await self._receive()
+        self._connection.buffer = rest
+        body.data = bytes(received)
 
     def present(self) -> AbstractAsyncContextManager[None]:
         """The connection's scope does it."""
@@ -530,18 +540,5 @@ class FastRequest:
         return [] if self._connection.can_go_on else [(b"Connection", b"close")]
 
 
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
-    for status in HTTPStatus
-}
-
-
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def response_head(status: int, headers: HeaderList, reason: bytes | None = None) -> bytes:
-    """Status line and headers, with the blank line."""
-    line = _STATUS_LINES.get(status) if reason is None else None
-    line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
-    return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])

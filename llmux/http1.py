@@ -1,27 +1,41 @@
-"""The head of an HTTP/1.1 request, read strictly: what could be read in two ways is refused.
+"""The head of an HTTP/1 request, read strictly: what could be read in two ways is refused.
 
 llhttp (through httptools) refuses bare LF, folded lines, white space in or around names, control
 characters, both Content-Length and Transfer-Encoding, and any but one plain Content-Length. What
-it lets pass and should not is refused here.
+it lets pass and should not is refused here. Every lane reads its heads with this module.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import httptools
 
-from llmux.errors import BadRequest, HeadTooLarge
+from llmux.errors import BadRequest, HeadTooLarge, TooManyFields
 
 MAX_HEAD_BYTES = 65536
 """Request line and headers. Precedents: nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB."""
 
+MAX_EMPTY_BYTES = 64
+"""Empty lines before a request (RFC 9112, section 2.2): some clients send one behind a body."""
+
+CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"
 
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""RFC 9110, section 5.6.2."""
 
-class NotForUs(Exception):
-    """A request that the fast lane leaves to Hypercorn: it may well be right, or well refused."""
+VISIBLE = re.compile(rb"[\x21-\x7e]+")
+"""What a request's target may consist of."""
+
+METHOD = re.compile(TOKEN)
+_REQUEST_LINE = re.compile(rb"(%b) [\x21-\x7e]+ HTTP/1\.[01]\r\n" % TOKEN)
+# RFC 9112, section 3.2: uri-host [":" port]; underscores are common in container networks.
+_HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")
 
 
 @dataclass(slots=True)
@@ -37,6 +51,7 @@ class RequestHead:
         keeps_alive: Whether the client will send another request on this connection.
         expects_continue: Whether it waits for a 100 before it sends its body.
         upgrade: The protocol that it wants to change to, in lower case; empty if none.
+        is_common: Whether it is HTTP/1.1, with a method that llhttp knows.
     """
 
     method: bytes
@@ -47,6 +62,7 @@ class RequestHead:
     keeps_alive: bool = True
     expects_continue: bool = False
     upgrade: bytes = b""
+    is_common: bool = True
 
 
 class _Parts:
@@ -65,50 +81,107 @@ class _Parts:
         self.headers.append((name, value.rstrip(b" \t")))
 
 
-def find_end(data: bytes) -> int:
+def check_host(value: bytes) -> None:
+    """Raise BadRequest if this is no host, with a port or without."""
+    if not _HOST.fullmatch(value):
+        raise BadRequest("The request's Host header is no host")
+
+
+def skip_empty_lines(data: bytes) -> bytes:
+    """What follows the empty lines at the start; raises BadRequest if they are too many."""
+    start = 0
+    while data.startswith(CRLF, start):
+        start += len(CRLF)
+        check_empty_bytes(start)
+    return data[start:] if start else data
+
+
+def check_empty_bytes(count: int) -> None:
+    """Raise BadRequest if so many bytes of empty lines are too many."""
+    if count > MAX_EMPTY_BYTES:
+        raise BadRequest("Too many empty lines before the request")
+
+
+def find_end(data: bytes, seen: int = 0) -> int:
     """Where the head ends, its blank line included; 0 if it has not ended yet.
+
+    Args:
+        data: What there is of it.
+        seen: How much of that was looked through before.
 
     Raises:
         HeadTooLarge: It is longer than any should be.
         BadRequest: A line ends with a bare LF, so it might never end, or has ended for others.
     """
-    end = data.find(BLANK_LINE) + len(BLANK_LINE)
+    end = data.find(BLANK_LINE, max(0, seen - 3)) + len(BLANK_LINE)
     if end < len(BLANK_LINE):
         end = 0
-    if max(end, 0 if end else len(data)) > MAX_HEAD_BYTES:
+    if (end or len(data)) > MAX_HEAD_BYTES:
         raise HeadTooLarge(MAX_HEAD_BYTES)
-    if not end and data.count(b"\n") != data.count(b"\r\n"):
+    if not end and data.count(b"\n", seen) != data.count(CRLF, max(0, seen - 1)):
         raise BadRequest("A line of the request ends without CR")
     return end
 
 
-def parse_head(data: bytes) -> RequestHead:
+def parse_head(data: bytes, most_fields: int) -> RequestHead:
     """Parse a whole head, its blank line included.
 
+    Args:
+        data: The head.
+        most_fields: How many header fields it may have.
+
     Raises:
-        BadRequest: It is not HTTP/1.1, or could be read in two ways.
-        NotForUs: Another version, or a method that llhttp does not know.
+        BadRequest: It is not HTTP/1, or could be read in two ways.
+        TooManyFields: It has more than `most_fields`.
     """
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        raise _bad_request_line(data)
+    if data.count(CRLF) - 2 > most_fields:  # without the request line and the blank one
+        raise TooManyFields(most_fields)
     parts = _Parts()
+    method: bytes = line[1]
+    is_common = True
+    try:
+        parser = _feed(parts, data)
+    except httptools.HttpParserInvalidMethodError:
+        # Not one that llhttp knows; all else is checked as if it were.
+        is_common = False
+        parts = _Parts()
+        parser = _feed(parts, b"POST" + data[len(method) :])
+    if method.upper() == b"CONNECT":
+        raise BadRequest("CONNECT is not supported")
+    head = RequestHead(method, parts.target, parts.headers, is_common=is_common)
+    is_old = parser.get_http_version() == "1.0"
+    if is_old:
+        head.is_common = head.keeps_alive = False
+    _read_headers(head, is_old=is_old)
+    return head
+
+
+def _feed(parts: _Parts, data: bytes) -> httptools.HttpRequestParser:
     parser = httptools.HttpRequestParser(parts)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
         pass  # how it ends the head of a request that asks for one
-    except httptools.HttpParserInvalidMethodError as error:
-        raise NotForUs from error
+    except httptools.HttpParserInvalidMethodError:
+        raise
     except httptools.HttpParserError as error:
-        if data.startswith(b"PRI * HTTP/2.0\r\n"):
-            raise NotForUs from error
         raise BadRequest(f"The request is not HTTP/1.1: {error}") from error
-    method = parser.get_method()
-    if method == b"CONNECT":
-        raise BadRequest("CONNECT is not supported")
-    if parser.get_http_version() != "1.1":
-        raise NotForUs
-    head = RequestHead(method, parts.target, parts.headers)
-    _read_headers(head)
-    return head
+    return parser
+
+
+def _bad_request_line(data: bytes) -> BadRequest:
+    line = data[: data.find(CRLF)]
+    if line.count(b" ") != 2:
+        return BadRequest("The request line is not METHOD TARGET VERSION, one space in between")
+    method, target, _ = line.split(b" ")
+    if not METHOD.fullmatch(method):
+        return BadRequest("The request's method is no token")
+    if not VISIBLE.fullmatch(target):
+        return BadRequest("The request's target holds characters that must be percent-encoded")
+    return BadRequest("The request is not HTTP/1.1")
 
 
 def origin_form(target: bytes) -> bytes:
@@ -126,7 +199,7 @@ def origin_form(target: bytes) -> bytes:
     return (url.path or b"/") + (b"?" + url.query if url.query else b"")
 
 
-def _read_headers(head: RequestHead) -> None:
+def _read_headers(head: RequestHead, *, is_old: bool) -> None:
     hosts = 0
     for name, value in head.headers:
         read = _READERS.get(name.lower())
@@ -134,8 +207,11 @@ def _read_headers(head: RequestHead) -> None:
             read(head, value)
         elif name.lower() == b"host":
             hosts += 1
-    if hosts != 1:  # RFC 9112, section 3.2
+            check_host(value)
+    if hosts != 1 and not (is_old and hosts == 0):  # RFC 9112, section 3.2
         raise BadRequest("The request must have one Host header")
+    if is_old and head.is_chunked:  # RFC 9112, section 6.1: it may have been framed in another way
+        raise BadRequest("Transfer-Encoding needs HTTP/1.1")
     if b"upgrade" not in _connection_tokens(head):
         head.upgrade = b""
 
@@ -177,3 +253,18 @@ _READERS = {
     b"expect": _read_expect,
     b"upgrade": _read_upgrade,
 }
+
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+
+
+def response_head(
+    status: int, headers: Sequence[tuple[bytes, bytes]], reason: bytes | None = None
+) -> bytes:
+    """Status line and headers of a response, with the blank line."""
+    line = _STATUS_LINES.get(status) if reason is None else None
+    line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
+    return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])

@@ -32,6 +32,8 @@ FIXED = (
     "tracing",
     "limits.connections",
     "limits.client_stall_secs",
+    "limits.header_fields",
+    "http2",
 )
 """What is used from the start on only."""
 

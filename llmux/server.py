@@ -26,7 +26,8 @@ from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
 from llmux.backend.connections import MAX_IDLE
 from llmux.config import Config
 from llmux.errors import TooManyConnections
-from llmux.fastlane import FastLane, response_head
+from llmux.fastlane import FastLane
+from llmux.http1 import response_head
 from llmux.hypercorn_side import HypercornSide
 from llmux.openai import error_answer
 from llmux.reload import Reloader
@@ -130,7 +131,12 @@ async def serve_config(
     serve_connection: Serve = partial(rest.serve, data=b"")
     lane: FastLane | None = None
     if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
-        lane = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+        lane = FastLane(
+            service.proxy,
+            rest.serve,
+            stall_s=config.limits.client_stall_secs,
+            most_fields=config.limits.header_fields,
+        )
         serve_connection = lane.serve
     most = config.limits.connections or most_connections(len(service.board.groups))
     serve_connection = at_most(most, serve_connection)

@@ -147,7 +147,12 @@ async def running_lane(
         )
         service = build_service(config, hooks=hooks or FakeHooks())
         rest = HypercornSide(service.app, server_config("127.0.0.1", 0, config))
-        fast = FastLane(service.proxy, rest.serve, stall_s=config.limits.client_stall_secs)
+        fast = FastLane(
+            service.proxy,
+            rest.serve,
+            stall_s=config.limits.client_stall_secs,
+            most_fields=config.limits.header_fields,
+        )
         async with rest.lifespan():
             nursery.start_soon(fast.run)
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -82,7 +82,9 @@ def test_defaults() -> None:
         queued_per_model=1000,
         queued_bytes=1073741824,
         client_stall_secs=60.0,
+        header_fields=128,
     )
+    assert not config.http2
     llama = config.models["llama"]
     assert llama == ModelConfig(name="llama", **LLAMA)
     assert (llama.group, llama.aliases, llama.headers) == ("default", (), {})

@@ -477,7 +477,8 @@ async def test_a_frame_behind_a_handshake_that_is_refused(rack: Rack, form: str)
 
 @pytest.mark.parametrize("form", ["llmux", "hypercorn -k trio"])
 async def test_what_hypercorn_cannot_read_ends_a_connection_only(rack: Rack, form: str) -> None:
-    async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
+    config = rack.write_config(http2=True)
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
         upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}
         answer = await client.get("/health", headers={**upgrade, "HTTP2-Settings": "x"})
         assert answer.status_code == 101  # said before they are read

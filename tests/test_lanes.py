@@ -32,6 +32,7 @@ from wsproto.events import (
 from wsproto.utilities import generate_accept_token
 
 from llmux.backend import Backend
+from llmux.hypercorn_side.rules import RULES
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, play, read_all, running_lane
 
@@ -222,7 +223,8 @@ async def test_http_1_0(site: Site) -> None:
     assert answer.endswith(b"ok")
 
 
-async def test_http_2(site: Site) -> None:
+async def test_http_2(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RULES, "http2", True)
     url = f"http://127.0.0.1:{site.port}"
     async with httpx.AsyncClient(base_url=url, http1=False, http2=True) as client:
         answer = await client.post("/v1/chat/completions", content=BODY)

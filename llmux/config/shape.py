@@ -354,6 +354,7 @@ class Limits(Section, frozen=True, kw_only=True):
         client_stall_secs: A client that takes no byte for so long is cut; so is a WebSocket whose
             backend takes none.
         connections: Most connections of clients; null for as many as there are descriptors for.
+        header_fields: Most header fields of one request.
     """
 
     body_bytes: PositiveInt = 64 << 20
@@ -362,6 +363,7 @@ class Limits(Section, frozen=True, kw_only=True):
     body_secs: Seconds = 600.0
     client_stall_secs: Seconds = 60.0
     connections: PositiveInt | None = None
+    header_fields: PositiveInt = 128
 
 
 TRACING_SECRETS = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
@@ -389,6 +391,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         journal: Keep a journal in state_dir for `llmux replay`: models, times, `policy.options`.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
+        http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
@@ -414,6 +417,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     journal: bool = True
     access_log: bool = False
     tracing: bool = False
+    http2: bool = False
     limits: Limits = Limits()
     fallback: Url | None = None
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import trio
+from hypercorn import protocol
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio import tcp_server as asyncio_server
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import ProtocolWrapper, h2, h11
-from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from hypercorn.trio import tcp_server
+from hypercorn.trio import tcp_server as trio_server
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState, WebsocketAcceptEvent
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState, TaskGroup
+from hypercorn.typing import WorkerContext as AnyWorkerContext
 
 from llmux.asgi_types import ASGIApp
+from llmux.hypercorn_side.http1 import StrictH11Protocol
+from llmux.hypercorn_side.http2 import BoundedH2Protocol
+from llmux.hypercorn_side.rules import use_rules
+from llmux.hypercorn_side.sockets import ReadAhead, Send, Sending
+from llmux.hypercorn_side.websocket import HoldingWSStream
 from llmux.logs import get_logger
 
-MAX_EARLY_BYTES = 65536
-"""What a client may send of its WebSocket before the handshake is answered."""
+__all__ = ["HypercornSide", "mend_hypercorn", "use_rules"]
 
 log = get_logger(__name__)
 
@@ -81,81 +85,29 @@ class HypercornSide:
                 await stream.aclose()
 
 
-class ReadAhead:
-    """A stream some of whose bytes have been read; what Hypercorn needs of one, no more."""
-
-    def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
-        self._stream = stream
-        self._data = data
-        self.socket = stream.socket
-        self.send_all = stream.send_all
-        self.send_eof = stream.send_eof
-        self.aclose = stream.aclose
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What was read ahead first, then what comes."""
-        if self._data:
-            data, self._data = self._data, b""
-            await trio.lowlevel.checkpoint()
-            return data
-        return bytes(await self._stream.receive_some(max_bytes))
-
-
-class HoldingWSStream(WSStream):
-    """A WebSocket whose client may send before its handshake is answered.
-
-    Hypercorn answers that with a 400 of its own and tells the app nothing from then on, not even
-    that the client leaves. If the app has answered by then, the second answer ends the server.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._early = b""
-        self._opened = self.context.event_class()
-
-    async def handle(self, event: Event) -> None:
-        """Hold what comes too early; what follows a refusal is for nobody."""
-        if isinstance(event, Request):
-            await self._begin(event)
-        elif self.closed or self._opened.is_set() or not isinstance(event, Body | Data):
-            await super().handle(event)
-        elif self.state is ASGIWebsocketState.CONNECTED:
-            await self._opened.wait()
-            await super().handle(event)
-        elif self.state is ASGIWebsocketState.HANDSHAKE:
-            self._early += event.data
-            if len(self._early) > MAX_EARLY_BYTES:
-                await self.send(StreamClosed(stream_id=self.stream_id))
-
-    async def _begin(self, request: Request) -> None:
-        """Close what Hypercorn refuses; it would leave that open. Refuse what breaks it."""
-        stream_id = self.stream_id
-        try:
-            await super().handle(request)
-        except UnicodeDecodeError:  # in a header of the handshake
-            self.closed = True
-            headers = [(b"content-length", b"0"), (b"connection", b"close")]
-            await self.send(Response(stream_id=stream_id, headers=headers, status_code=400))
-            await self.send(EndBody(stream_id=stream_id))
-        if self.closed:
-            await self.send(StreamClosed(stream_id=stream_id))
-
-    async def _accept(self, message: WebsocketAcceptEvent) -> None:
-        await super()._accept(message)
-        # Not here, where the app waits: it could not take them meanwhile.
-        self.task_group.spawn(self._take_early)
-
-    async def _take_early(self) -> None:
-        await super().handle(Data(stream_id=self.stream_id, data=self._early))
-        self._early = b""
-        await self._opened.set()
-
-
 class GuardedProtocol(ProtocolWrapper):
     """A connection that is closed when what the client sends is more than Hypercorn can take.
 
     What it raises then, at HTTP2-Settings that are no base64 say, would end the server.
     """
+
+    def __init__(  # noqa: PLR0917 - Hypercorn's
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: AnyWorkerContext,
+        task_group: TaskGroup,
+        state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Send,
+        alpn_protocol: str | None = None,
+    ) -> None:
+        sending = Sending(send)
+        super().__init__(
+            app, config, context, task_group, state, ssl, client, server, sending, alpn_protocol
+        )
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Close it, which is also all that may be done with a protocol that has failed."""
@@ -172,4 +124,7 @@ class GuardedProtocol(ProtocolWrapper):
 def mend_hypercorn() -> None:
     """Have Hypercorn use these, in this whole process."""
     h11.WSStream = h2.WSStream = HoldingWSStream  # type: ignore[attr-defined, assignment]
-    tcp_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
+    protocol.H11Protocol = StrictH11Protocol  # type: ignore[assignment, attr-defined]
+    protocol.H2Protocol = BoundedH2Protocol  # type: ignore[assignment, attr-defined]
+    trio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
+    asyncio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]

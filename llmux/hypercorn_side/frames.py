@@ -1,0 +1,91 @@
+"""What the frames of a client of HTTP/2 may cost; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+PREFACE_BYTES = 24
+"""RFC 9113, section 3.4."""
+
+HEAD_BYTES = 9
+"""RFC 9113, section 4.1."""
+
+DATA, HEADERS, RST_STREAM = 0, 1, 3
+
+SMALL_BYTES = 1024
+"""DATA that carries so much is what HTTP/2 is for, and costs nothing."""
+
+STREAM_COST = 5
+"""Of a request, and of taking it back: each makes or ends tasks."""
+
+BURST = 1000
+"""What may be spent at once: about 30 ms of frames that ask for nothing, 60 ms of resets."""
+
+REFILL_PER_S = 200.0
+"""What comes back by itself. (Envoy stops at 10,000 control frames that wait to be sent; nginx
+when other frames make up more than 8 times what requests and answers do.)"""
+
+SENT_EARNS = 4
+"""What a piece of an answer earns: clients answer one with up to two WINDOW_UPDATE."""
+
+ANSWER_EARNS = 2 * STREAM_COST
+"""What an answer earns: whoever waits for answers never runs out."""
+
+
+class FrameCutter:
+    """Cuts what is received behind every few frames, and says what they cost."""
+
+    def __init__(self, most_frames: int) -> None:
+        """Begin before the preface.
+
+        Args:
+            most_frames: In one cut.
+        """
+        self._most = most_frames
+        self._left = PREFACE_BYTES
+        self._rest = b""
+
+    def cut(self, data: bytes) -> Iterator[tuple[bytes, int]]:
+        """Some bytes, and the cost of the frames that begin in them."""
+        data = self._rest + data
+        start, at = 0, self._left
+        frames = cost = 0
+        while at + HEAD_BYTES <= len(data):
+            length, kind = int.from_bytes(data[at : at + 3], "big"), data[at + 3]
+            cost += _cost(kind, length)
+            at += HEAD_BYTES + length
+            frames += 1
+            if frames == self._most:
+                stop = min(at, len(data))
+                yield data[start:stop], cost
+                start, frames, cost = stop, 0, 0
+        self._left = max(0, at - len(data))
+        self._rest = data[at:]
+        stop = min(at, len(data))
+        if start < stop:
+            yield data[start:stop], cost
+
+
+def _cost(kind: int, length: int) -> int:
+    if kind in (HEADERS, RST_STREAM):
+        return STREAM_COST
+    return 0 if kind == DATA and length >= SMALL_BYTES else 1
+
+
+class Budget:
+    """What a client may still spend."""
+
+    def __init__(self, now: float) -> None:
+        self._left: float = BURST
+        self._at = now
+
+    def spend(self, cost: int, now: float) -> bool:
+        """Spend so much at this time (seconds); returns whether there was enough."""
+        self.earn((now - self._at) * REFILL_PER_S)
+        self._at = now
+        self._left -= cost
+        return self._left >= 0
+
+    def earn(self, amount: float) -> None:
+        """Have more to spend."""
+        self._left = min(BURST, self._left + amount)

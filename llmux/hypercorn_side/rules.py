@@ -1,0 +1,40 @@
+"""What Hypercorn's connections are held to; in one place for the process, since it makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypercorn.config import Config as ServerConfig
+
+from llmux.config import Config
+
+LINGER_S = 2.0
+"""How long a client that was refused may go on sending: closing on unread data loses the answer."""
+
+YIELD_EVENTS = 64
+"""After so many frames of one client, others get their turn: about a millisecond."""
+
+
+@dataclass
+class Rules:
+    """The rules.
+
+    Attributes:
+        http2: Whether HTTP/2 is spoken.
+        most_fields: How many header fields a request may have.
+    """
+
+    http2: bool = False
+    most_fields: int = 128
+
+
+RULES = Rules()
+"""Those in force: under `hypercorn llmux.app:app` nothing of ours makes the connections."""
+
+
+def use_rules(config: Config) -> None:
+    """Hold all connections from now on to what this says."""
+    RULES.http2 = config.http2
+    RULES.most_fields = config.limits.header_fields
+    # Hypercorn makes its TLS context once the lifespan has begun, so after this.
+    ServerConfig.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]

@@ -1,0 +1,59 @@
+"""What Hypercorn does with sockets, where that goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+from hypercorn.events import Closed, Event
+
+Send = Callable[[Event], Awaitable[None]]
+
+
+class Sending:
+    """What a connection sends with: Hypercorn's `TCPServer.protocol_send`, mended.
+
+    Trio lets nobody send while another task says that nothing more will come, as Hypercorn does
+    when it closes. It takes what that raises for a mistake of the app's.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._server: Any = getattr(send, "__self__", None)
+
+    async def __call__(self, event: Event) -> None:
+        """Send; or be told that the connection is closed."""
+        try:
+            await self._send(event)
+        except trio.BusyResourceError:
+            await self._server.protocol.handle(Closed())
+
+    async def end(self) -> None:
+        """Send no more, where the kind of socket has a way to say so (TLS has none)."""
+        with suppress(Exception):
+            if (stream := getattr(self._server, "stream", None)) is not None:
+                await stream.send_eof()
+            elif (writer := getattr(self._server, "writer", None)) is not None:
+                writer.write_eof()
+
+
+class ReadAhead:
+    """A stream some of whose bytes have been read; what Hypercorn needs of one, no more."""
+
+    def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
+        self._stream = stream
+        self._data = data
+        self.socket = stream.socket
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self.aclose = stream.aclose
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What was read ahead first, then what comes."""
+        if self._data:
+            data, self._data = self._data, b""
+            await trio.lowlevel.checkpoint()
+            return data
+        return bytes(await self._stream.receive_some(max_bytes))
