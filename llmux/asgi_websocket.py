@@ -13,11 +13,12 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 
 from llmux import wire
 from llmux.asgi_types import Message, Receive, Scope, Send
+from llmux.asgi_watch import LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
 from llmux.openai import header
-from llmux.proxy import ClientLeft, HeaderList
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
 # The server has negotiated these with the client; llmux has its own with the backend.
 HANDSHAKE_HEADERS = frozenset(
@@ -25,7 +26,7 @@ HANDSHAKE_HEADERS = frozenset(
 )
 
 
-class WebSocketLane:
+class WebSocketLane(Watched):
     """One WebSocket of an ASGI server; see `llmux.proxy.Lane`."""
 
     def __init__(
@@ -38,6 +39,7 @@ class WebSocketLane:
         *,
         stall_s: float,
     ) -> None:
+        super().__init__(receive, send)
         self.body = body
         self.method = b"GET"
         self.target = target
@@ -47,14 +49,17 @@ class WebSocketLane:
         self.has_answered = False
         self.upgrade = b"websocket"
         self.cut_scope: trio.CancelScope | None = None
+        self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
-        self._receive = receive
-        self._send = send
         self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
         self._parts: list[str | bytes] = []  # of a message that is still coming
+
+    async def serve(self, proxy: ModelProxy) -> None:
+        """See `Watched`."""
+        await proxy.serve(self)
 
     async def read_body(self) -> None:
         """A handshake has none; raises ClientLeft."""
@@ -71,6 +76,7 @@ class WebSocketLane:
             nonlocal has_left
             while (message := await self._receive())["type"] == "websocket.receive":
                 await self._to_backend(_event(message))
+            self.end_within(LEFT_S)
             await self._to_backend(CloseConnection(code=message.get("code") or 1000))
             has_left = True
             nursery.cancel_scope.cancel()
@@ -111,7 +117,7 @@ class WebSocketLane:
         protocol = header(answer.headers, b"sec-websocket-protocol")
         passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
         accept = {"type": "websocket.accept", "headers": passed}
-        await self._send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+        await self.send({**accept, "subprotocol": protocol.decode("latin-1") or None})
         self._backend = answer.stream
         data = answer.early
         code = 1006
@@ -128,7 +134,7 @@ class WebSocketLane:
                 if isinstance(event, CloseConnection):
                     code = event.code
                 await self._from_backend(event)
-        await self._send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
+        await self.send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
@@ -144,7 +150,7 @@ class WebSocketLane:
         if is_last:
             joined = data[:0].join(self._parts)  # type: ignore[arg-type]
             self._parts.clear()
-            await self._send({"type": "websocket.send", kind: joined})
+            await self.send({"type": "websocket.send", kind: joined})
             self.sent_bytes += len(joined)
 
     async def begin_events(self, headers: HeaderList) -> None:
@@ -163,8 +169,8 @@ class WebSocketLane:
         """Refuse the handshake with an answer of its own."""
         self.has_answered = True
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
-        await self._send(start)
-        await self._send({"type": "websocket.http.response.body", "body": body})
+        await self.send(start)
+        await self.send({"type": "websocket.http.response.body", "body": body})
         self.sent_bytes += len(body)
 
 
