@@ -32,6 +32,7 @@ from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
+from llmux.hypercorn_ends import end_stalled
 from llmux.hypercorn_side import mend_hypercorn
 from llmux.journal import Journal, Started
 from llmux.metrics import Metrics
@@ -135,6 +136,7 @@ def build_service(
     Raises:
         ConfigError: The policy cannot be loaded.
     """
+    end_stalled(config.limits.client_stall_secs)
     metrics, feed = Metrics(), Feed()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")

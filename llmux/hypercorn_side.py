@@ -23,9 +23,10 @@ from hypercorn.trio import tcp_server
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState, WebsocketAcceptEvent
+from hypercorn.typing import ASGISendEvent, ConnectionState, LifespanState, WebsocketAcceptEvent
 
 from llmux.asgi_types import ASGIApp
+from llmux.hypercorn_ends import EndingTrioServer
 from llmux.logs import get_logger
 
 MAX_EARLY_BYTES = 65536
@@ -58,7 +59,7 @@ class HypercornSide:
 
     async def serve(self, stream: trio.SocketStream, data: bytes) -> None:
         """Serve a connection of which some bytes have been read, to its end."""
-        server = TCPServer(
+        server = EndingTrioServer(
             self._app,
             self._config,
             self._context,
@@ -112,6 +113,19 @@ class HoldingWSStream(WSStream):
         super().__init__(*args)
         self._early = b""
         self._opened = self.context.event_class()
+        self._unsent = 0
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Send; what an app leaves that has not sent all of a message is closed at once.
+
+        Hypercorn would send a Close frame first, and wait for the client to take it.
+        """
+        if message is None and self._unsent and not self.closed:
+            await self.send(StreamClosed(stream_id=self.stream_id))
+            return
+        self._unsent += 1
+        await super().app_send(message)
+        self._unsent -= 1  # not if it was cancelled: then part of a frame may be out
 
     async def handle(self, event: Event) -> None:
         """Hold what comes too early; what follows a refusal is for nobody."""
