@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import h2.config
@@ -19,6 +20,7 @@ from wsproto.utilities import generate_accept_token
 
 from llmux import fastlane
 from tests.lanes import read_all
+from tests.servers import FORMS, running_backends, running_llmux
 from tests.test_lane_cuts import (
     ALL_LANES,
     GET,
@@ -231,3 +233,61 @@ async def test_an_http_2_client_that_opens_no_window(
                     reset = await client.until(h2.events.StreamReset)
                 assert isinstance(reset, h2.events.StreamReset)
         assert count(site) == {"200": 1}
+
+
+# ---- Real servers ----
+
+
+async def serve_flood(stream: trio.SocketStream) -> None:
+    """Answer with more than any buffer takes."""
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            request = bytes(await stream.receive_some())
+            await (flood_messages if b"pgrade" in request else flood)(stream, request)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["answer", "websocket"])
+@pytest.mark.parametrize("form", FORMS)
+async def test_real_servers_end_a_drain_for_who_reads_nothing(
+    form: str, asked: str, tmp_path: Path
+) -> None:
+    """And close the connection of who goes on taking nothing."""
+    settings = {"policy": {"drain_timeout_secs": 0.3}, "limits": {"client_stall_secs": 2}}
+    async with running_backends(tmp_path, "a", "b") as rack, trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve_flood, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        config = rack.write_config(models={"a": {"port": port}}, **settings)
+        async with running_llmux(config, form) as llmux, llmux.client() as client:
+            port = int(llmux.url.rpartition(":")[2])
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(post() if asked == "answer" else HANDSHAKE)
+                with trio.fail_after(10):
+                    await stream.receive_some(1)
+                await trio.sleep(0.5)  # until nothing goes any further
+                assert connections_to(llmux.process.pid, stream)
+                begun_at = trio.current_time()
+                done = await client.post("/control/switch", json={"model": "b"}, timeout=10)
+                assert done.status_code == 200
+                assert trio.current_time() - begun_at < 5
+                requests = (await client.get("/control/requests")).json()
+                assert requests["total"] == 0
+                await until(lambda: not connections_to(llmux.process.pid, stream), 10)
+            assert "Traceback" not in "\n".join(llmux.lines)
+        nursery.cancel_scope.cancel()
+
+
+def connections_to(pid: int, stream: trio.SocketStream) -> bool:
+    """Whether a process has the other end of a connection still open, by /proc."""
+    port = stream.socket.getsockname()[1]
+    inodes = {
+        line.split()[9]
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        if line.split()[2].endswith(f":{port:04X}")
+    }
+    held = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            held.add(str(entry.readlink()))
+    return any(f"socket:[{inode}]" in held for inode in inodes)
