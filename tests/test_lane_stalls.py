@@ -7,6 +7,7 @@ import re
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -19,6 +20,7 @@ from wsproto.events import BytesMessage
 from wsproto.utilities import generate_accept_token
 
 from llmux import fastlane
+from llmux.asgi_types import Message
 from tests.lanes import read_all
 from tests.servers import FORMS, running_backends, running_llmux
 from tests.test_lane_cuts import (
@@ -266,28 +268,71 @@ async def test_real_servers_end_a_drain_for_who_reads_nothing(
                 with trio.fail_after(10):
                     await stream.receive_some(1)
                 await trio.sleep(0.5)  # until nothing goes any further
-                assert connections_to(llmux.process.pid, stream)
+                assert is_held(stream)
                 begun_at = trio.current_time()
                 done = await client.post("/control/switch", json={"model": "b"}, timeout=10)
                 assert done.status_code == 200
                 assert trio.current_time() - begun_at < 5
                 requests = (await client.get("/control/requests")).json()
                 assert requests["total"] == 0
-                await until(lambda: not connections_to(llmux.process.pid, stream), 10)
+                await until(lambda: not is_held(stream), 10)
             assert "Traceback" not in "\n".join(llmux.lines)
         nursery.cancel_scope.cancel()
 
 
-def connections_to(pid: int, stream: trio.SocketStream) -> bool:
-    """Whether a process has the other end of a connection still open, by /proc."""
-    port = stream.socket.getsockname()[1]
-    inodes = {
-        line.split()[9]
-        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-        if line.split()[2].endswith(f":{port:04X}")
+def is_held(stream: trio.SocketStream) -> bool:
+    """Whether a process has the other end of a connection still open, by /proc/net/tcp."""
+    own, other = stream.socket.getsockname()[1], stream.socket.getpeername()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, *_, inode = line.split()[:10]
+        if local.endswith(f":{other:04X}") and remote.endswith(f":{own:04X}"):
+            return inode != "0"  # what the kernel alone still sends has none
+    return False
+
+
+# ---- A server that closes the connection while it is being answered ----
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"path": "/health"},
+        {"path": "/control/switch", "method": "POST", "headers": [(b"content-length", b"x")]},
+        {"path": "/x"},
+        {"path": "/x", "method": "CONNECT"},
+        {"path": "/x", "type": "websocket"},
+    ],
+)
+async def test_a_server_that_closes_the_connection_makes_no_noise(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trio says that the socket is busy then, not that it is closed."""
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "raw_path": asked["path"].encode(),
+        "query_string": b"model=x",
+        "headers": [],
+        "scheme": "http",
+        "http_version": "1.1",
+        "client": ("127.0.0.1", 1),
+        **asked,
     }
-    held = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            held.add(str(entry.readlink()))
-    return any(f"socket:[{inode}]" in held for inode in inodes)
+
+    async def send(message: Message) -> None:
+        raise trio.BusyResourceError("another task is currently sending data")
+
+    messages = [{"type": f"{scope['type']}.{'connect' if 'type' in asked else 'request'}"}]
+
+    async def receive() -> Message:
+        if not messages:
+            await trio.sleep_forever()
+        return messages.pop()
+
+    async with on_lane("asgi", tmp_path) as site:
+        with trio.fail_after(5):
+            await site.service.traffic(scope, receive, send)
+        assert not site.service.proxy.journeys.list(1).total
+    noise = "".join(capsys.readouterr())
+    assert "Traceback" not in noise
+    assert "internal_error" not in noise
