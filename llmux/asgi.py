@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
@@ -12,11 +12,12 @@ from trio_util import periodic
 
 from llmux.access_log import logged
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.asgi_watch import LEFT_S, SERVER_BREAKS, Watched, collect, content_length
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
-from llmux.bodies import Body
+from llmux.bodies import Bodies, Body
 from llmux.cors import is_shared_path, shared
-from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
+from llmux.errors import BadRequest, LlmuxError
 from llmux.http1 import origin_form
 from llmux.logs import get_logger
 from llmux.openai import error_answer, is_own_path
@@ -29,6 +30,9 @@ SWEEP_S = 1.0
 
 LAST_STALL_S = 1.0
 """For so long, once llmux stops, may who watches it take nothing: it must not hold that up."""
+
+OWN_BODY_BYTES = 1 << 20
+"""The longest body for llmux's own paths, all short orders (nginx's default for any body)."""
 
 log = get_logger(__name__)
 
@@ -43,7 +47,7 @@ class ModelTraffic:
         app: What serves llmux's own paths.
         proxy: Carries model traffic.
         nursery: The nursery of the app's lifespan, once that has begun.
-        stall_s: Seconds after which a client that takes nothing is cut.
+        stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class ModelTraffic:
         self._nursery = nursery
         self._stall_s = stall_s
         self._own_stall_s = stall_s
-        self._lanes: set[AsgiLane | OwnRequest] = set()
+        self._watched: set[Watched] = set()
 
     def stop(self) -> None:
         """Have less patience with those whose requests are llmux's own."""
@@ -77,129 +81,138 @@ class ModelTraffic:
         except BadRequest as error:
             await _refuse(error, send)
             return
+        await self._serve(self._lane(scope, receive, send))
+
+    def _lane(self, scope: Scope, receive: Receive, send: Send) -> Watched:
         body = Body(self._proxy.bodies)
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
             target, stall_s = _target(scope), self._stall_s
-            await self._proxy.serve(
-                WebSocketLane(scope, target, receive, send, body, stall_s=stall_s)
-            )
-            return
+            return WebSocketLane(scope, target, receive, send, body, stall_s=stall_s)
         if is_own_path(scope["raw_path"]):
-            await self._watched(OwnRequest(self._own_app(scope), scope, receive, send))
-            return
-        lane = AsgiLane(scope, receive, send, body)
-        if self._proxy.admits(lane.headers):  # else it is refused with its body unread
-            await lane.receive_body()
-        await self._watched(lane)
+            return OwnRequest(self._own_app(scope), scope, receive, send)
+        return AsgiLane(scope, receive, send, body, stall_s=self._stall_s)
 
     def _own_app(self, scope: Scope) -> ASGIApp:
         """What serves llmux's own path of a request."""
-        app = self._app
+        app = with_whole_body(self._app, self._proxy.bodies, self._stall_s)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
         return logged(app) if self._proxy.logs_access else app
 
-    async def _watched(self, lane: AsgiLane | OwnRequest) -> None:
-        """Serve a request in a task of the lifespan, and watch its client meanwhile.
-
-        Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does
-        not read. But when the app returns, Hypercorn closes the socket, and that ends the `send`.
-        """
-        self._lanes.add(lane)
+    async def _serve(self, lane: Watched) -> None:
+        self._watched.add(lane)
         self._nursery().start_soon(lane.run, self._proxy)
         try:
-            with lane.watching:
-                await lane.wait_left()
-                if not lane.is_ending:
-                    lane.scope.cancel()
-                await lane.ended.wait()
+            await lane.watch()
         finally:
-            if not lane.ended.is_set():
-                lane.scope.cancel()
-            self._lanes.discard(lane)
+            self._watched.discard(lane)
 
     async def watch_stalls(self) -> None:
         """Give up on clients that take nothing for too long, for ever."""
         async for _ in periodic(min(SWEEP_S, self._stall_s)):
             now = trio.current_time()
-            for lane in tuple(self._lanes):
+            for lane in tuple(self._watched):
                 stall_s = self._own_stall_s if isinstance(lane, OwnRequest) else self._stall_s
                 if lane.sending_since is not None and lane.sending_since < now - stall_s:
                     lane.watching.cancel()
 
 
-class OwnRequest:
+class OwnRequest(Watched):
     """A request for llmux's own paths, on its way through the app inside.
 
     The app hears of no disconnect once the response has ended: Hypercorn says so while the task
     that sends the last of it is still to recycle the connection or close it. Whoever cancels that
     task then, as Quart does, leaves a connection that is never closed: not when idle, not at
     shutdown.
-
-    Attributes:
-        scope, watching, ended, is_ending, sending_since: As in `AsgiLane`.
     """
 
     def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(receive, send)
         self._app = app
         self._asgi_scope = scope
-        self._receive = receive
-        self._asgi_send = send
-        self.scope = trio.CancelScope()
-        self.watching = trio.CancelScope()
-        self.ended = trio.Event()
-        self.is_ending = False
-        self.sending_since: float | None = None
 
-    async def run(self, _proxy: ModelProxy) -> None:
+    async def serve(self, _proxy: ModelProxy) -> None:
         """Serve it."""
         try:
-            with self.scope:
-                await self._app(self._asgi_scope, self._hear, self._send)
+            await self._app(self._asgi_scope, self._hear, self._tell)
         except Exception:
             log.exception("own_path_failed", path=self._asgi_scope["path"])
-        finally:
-            self.ended.set()
-            self.watching.cancel()
-
-    async def wait_left(self) -> None:
-        """The app itself hears when the client leaves."""
-        await self.ended.wait()
 
     async def _hear(self) -> Message:
         """The server's next message."""
         message = await self._receive()
-        if self.is_ending and message["type"] == "http.disconnect":
-            await trio.sleep_forever()
+        if message["type"] == "http.disconnect":
+            self.end_within(LEFT_S)
+            if self.is_ending:
+                await trio.sleep_forever()
         return message
 
-    async def _send(self, message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.is_ending = True
-        self.sending_since = trio.current_time()
-        await self._asgi_send(message)
-        self.sending_since = None
+    async def _tell(self, message: Message) -> None:
+        try:
+            await self.send(message)
+        except ClientLeft:  # the app inside would take it for an error
+            self.scope.cancel()
+            await trio.lowlevel.checkpoint()
 
 
-class AsgiLane:
+def with_whole_body(app: ASGIApp, bodies: Bodies, stall_s: float) -> ASGIApp:
+    """An app that is called once a request's body is there; it must be short, and keep coming.
+
+    Args:
+        app: An app for llmux's own paths.
+        bodies: Where bodies are counted.
+        stall_s: Seconds without a byte after which the request is refused.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        body = Body(bodies)
+        is_told = False
+
+        async def receive_whole() -> Message:
+            nonlocal is_told
+            if is_told:
+                return await receive()
+            is_told = True
+            return {"type": "http.request", "body": body.data, "more_body": False}
+
+        try:
+            length = content_length(scope["headers"])
+            await collect(
+                receive,
+                body,
+                length,
+                most_bytes=OWN_BODY_BYTES,
+                stall_s=stall_s,
+                scope=trio.CancelScope(),
+            )
+            await app(scope, receive_whole, send)
+        except ClientLeft:
+            pass
+        except LlmuxError as error:
+            status, headers, answer = error_answer(error)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer, "more_body": False})
+        finally:
+            body.release()
+
+    return serve
+
+
+class AsgiLane(Watched):
     """One ASGI request; see `llmux.proxy.Lane`.
 
     A response that is given up half-way is simply not finished: the server then closes the
     connection without the end that the framing promises.
 
     Attributes:
-        scope: Around the task that serves it.
-        watching: Around the server's own task, which watches the client; cancelled when there is
-            no more to wait for: the request is given up, or its client stalls.
-        ended: Set when it is served.
-        is_ending: The last of the response is being sent, or has been: a disconnect that the server
-            reports now is the end of the response (ASGI 3, HTTP: Disconnect).
         sent_bytes: See `Lane`.
-        sending_since: Since when the server has been taking a piece; None if it is not.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, body: Body, *, stall_s: float
+    ) -> None:
+        super().__init__(receive, send)
         self.body = body
         self.method: bytes = scope["method"].encode("ascii")
         self.target = _target(scope)
@@ -211,80 +224,42 @@ class AsgiLane:
         self.cut_scope: trio.CancelScope | None = (
             None  # Hypercorn sends nothing for what is cancelled
         )
-        self.scope = trio.CancelScope()
-        self.watching = trio.CancelScope()
-        self.ended = trio.Event()
-        self.is_ending = False
+        self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
-        self.sending_since: float | None = None
+        self._stall_s = stall_s
         self._stands_after_event = False
-        self._mistake: LlmuxError | ClientLeft | None = None
-        self._receive = receive
-        self._asgi_send = send
+        self._reads_no_more = trio.Event()
 
-    async def run(self, proxy: ModelProxy) -> None:
-        """Serve the request; what goes wrong with it must not end the lifespan that runs this."""
+    async def serve(self, proxy: ModelProxy) -> None:
+        """See `Watched`."""
         try:
-            with self.scope:
-                await proxy.serve(self)
-        except trio.BusyResourceError:  # the server is telling the client something of its own
-            log.debug("answer_dropped", path=self.target)
-        except Exception:
-            log.exception("request_failed", path=self.target)
+            await proxy.serve(self)
         finally:
-            self.ended.set()
-            if not self.is_ending:
-                self.watching.cancel()
+            self._reads_no_more.set()
 
     async def _send(self, message: Message) -> None:
-        self.sending_since = trio.current_time()
-        self.is_ending = not message.get("more_body", True)
-        await self._asgi_send(message)
-        self.sending_since = None
+        await self.send(message)
         self.sent_bytes += len(message.get("body", b""))
 
-    async def receive_body(self) -> None:
-        """Take in the body, or what is wrong with it; `read_body` then has it."""
-        try:
-            with trio.move_on_after(self.body.longest_s) as deadline:
-                await self._receive_body()
-            if deadline.cancelled_caught:
-                raise RequestTooSlow
-        except (LlmuxError, ClientLeft) as error:
-            self._mistake = error
-        except BaseException:
-            self.body.release()  # nobody else will
-            raise
-
     async def read_body(self) -> None:
-        """It was read before; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
-        if self._mistake is not None:
-            raise self._mistake
-
-    async def _receive_body(self) -> None:
-        self.body.announce(self._content_length())
-        pieces: list[bytes] = []
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            pieces.append(message.get("body", b""))
-            self.body.grow(len(pieces[-1]))
-            more = message.get("more_body", False)
-        self.body.data = b"".join(pieces)
-
-    def _content_length(self) -> int:
-        for name, value in self.headers:
-            if name.lower() == b"content-length":
-                try:
-                    return int(value)
-                except ValueError:
-                    raise BadRequest("Content-Length is not a number") from None
-        return 0
+        """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
+        self.reading = trio.CancelScope()
+        try:
+            await collect(
+                self._receive,
+                self.body,
+                content_length(self.headers),
+                most_bytes=self.body.most_bytes,
+                stall_s=self._stall_s,
+                scope=self.reading,
+            )
+        finally:
+            self.reading = None
+            self._reads_no_more.set()
 
     async def wait_left(self) -> None:
-        """Return when the client has left; not before the body was received."""
+        """Return when the client has left; what comes before that is for nobody."""
+        await self._reads_no_more.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -325,7 +300,8 @@ class AsgiLane:
     async def send_last_event(self, event: bytes) -> None:
         """Send this after a stream of events that was cut between two of them."""
         if self._stands_after_event:
-            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+            with suppress(ClientLeft):
+                await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""
@@ -334,6 +310,7 @@ class AsgiLane:
 
     async def _start(self, status: int, headers: HeaderList) -> None:
         self.has_answered = True
+        self._reads_no_more.set()
         kept = [(name, value) for name, value in headers if name.lower() not in SERVER_HEADERS]
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
 
@@ -342,8 +319,9 @@ async def _refuse(error: LlmuxError, send: Send) -> None:
     """Answer what is not served, and close: behind a CONNECT, Hypercorn would read no more."""
     status, headers, body = error_answer(error)
     closing = [*headers, (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": closing})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    with suppress(*SERVER_BREAKS):
+        await send({"type": "http.response.start", "status": status, "headers": closing})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _with_origin_form(scope: Scope) -> Scope:

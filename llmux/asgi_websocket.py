@@ -14,11 +14,12 @@ from wsproto.frame_protocol import CloseReason
 
 from llmux import wire
 from llmux.asgi_types import Message, Receive, Scope, Send
+from llmux.asgi_watch import LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
 from llmux.openai import header
-from llmux.proxy import ClientLeft, HeaderList
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
 # The server has negotiated these with the client; llmux has its own with the backend.
 MAX_MESSAGE_BYTES = 16 << 20
@@ -29,7 +30,7 @@ HANDSHAKE_HEADERS = frozenset(
 )
 
 
-class WebSocketLane:
+class WebSocketLane(Watched):
     """One WebSocket of an ASGI server; see `llmux.proxy.Lane`."""
 
     def __init__(
@@ -42,6 +43,7 @@ class WebSocketLane:
         *,
         stall_s: float,
     ) -> None:
+        super().__init__(receive, send)
         self.body = body
         self.method = b"GET"
         self.target = target
@@ -51,14 +53,17 @@ class WebSocketLane:
         self.has_answered = False
         self.upgrade = b"websocket"
         self.cut_scope: trio.CancelScope | None = None
+        self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
-        self._receive = receive
-        self._send = send
         self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
         self._message = bytearray()  # what has come of one
+
+    async def serve(self, proxy: ModelProxy) -> None:
+        """See `Watched`."""
+        await proxy.serve(self)
 
     async def read_body(self) -> None:
         """A handshake has none; raises ClientLeft."""
@@ -75,6 +80,7 @@ class WebSocketLane:
             nonlocal has_left
             while (message := await self._receive())["type"] == "websocket.receive":
                 await self._to_backend(_event(message))
+            self.end_within(LEFT_S)
             await self._to_backend(CloseConnection(code=message.get("code") or 1000))
             has_left = True
             nursery.cancel_scope.cancel()
@@ -115,7 +121,7 @@ class WebSocketLane:
         protocol = header(answer.headers, b"sec-websocket-protocol")
         passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
         accept = {"type": "websocket.accept", "headers": passed}
-        await self._send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+        await self.send({**accept, "subprotocol": protocol.decode("latin-1") or None})
         self._backend = answer.stream
         data = answer.early
         code = 1006
@@ -138,7 +144,7 @@ class WebSocketLane:
                 code = CloseReason.MESSAGE_TOO_BIG
                 await self._to_backend(CloseConnection(code=code))
                 break
-        await self._send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
+        await self.send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
@@ -155,7 +161,7 @@ class WebSocketLane:
             return
         whole, self._message = bytes(self._message), bytearray()
         message = whole.decode() if kind == "text" else whole
-        await self._send({"type": "websocket.send", kind: message})
+        await self.send({"type": "websocket.send", kind: message})
         self.sent_bytes += len(whole)
 
     @property
@@ -179,8 +185,8 @@ class WebSocketLane:
         """Refuse the handshake with an answer of its own."""
         self.has_answered = True
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
-        await self._send(start)
-        await self._send({"type": "websocket.http.response.body", "body": body})
+        await self.send(start)
+        await self.send({"type": "websocket.http.response.body", "body": body})
         self.sent_bytes += len(body)
 
 

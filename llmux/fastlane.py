@@ -103,9 +103,9 @@ class FastLane:
             await trio.aclose_forcefully(stream)
             return
         try:
-            with self._departures.watching(connection), connection.scope:
-                await connection.serve_requests()
-            if connection.rest is not None and not connection.scope.cancelled_caught:
+            with self._departures.watching(connection):
+                await connection.serve()
+            if connection.rest is not None:
                 # Who has only closed its side gets its answer there, and a server that reads no
                 # more, with a request in line behind another, does not see that its client left.
                 connection.scope = trio.CancelScope()
@@ -130,7 +130,7 @@ class FastLane:
     def note_idle(self, connection: ClientConnection) -> None:
         """The connection waits for a request, or for the rest of its head."""
         self._idle_since[connection] = trio.current_time()
-        if self.is_stopping:
+        if self.is_stopping and not connection.has_unread():
             connection.scope.cancel()
 
     def note_busy(self, connection: ClientConnection) -> None:
@@ -141,7 +141,8 @@ class FastLane:
         for connection, idle_since in self._idle_since.items():
             if idle_since > since:
                 break
-            connection.scope.cancel()
+            if not connection.has_unread():  # a request that is here already gets its answer
+                connection.scope.cancel()
 
 
 class ClientConnection:
@@ -149,7 +150,7 @@ class ClientConnection:
 
     A client that closes its side is gone: that cancels `scope`, and with it whatever was being
     done for it. A request that a drain cuts ends in the same way. So requests need no scopes of
-    their own.
+    their own: if the cut comes too late, behind a complete answer, `serve` enters a new scope.
 
     Attributes:
         scope: Around everything that is done for this client.
@@ -175,11 +176,24 @@ class ClientConnection:
         self.can_go_on = True
         self.rest: bytes | None = None
 
-    async def serve_requests(self) -> None:
+    async def serve(self) -> None:
         """Serve one request after the other; returns at the end, or with `rest` set."""
-        while self.can_go_on:
+        while True:
+            with self.scope:
+                await self._serve_requests()
+            if self.scope.cancelled_caught:
+                self.rest = None
+            has_left = self.scope.deadline <= trio.current_time()
+            if has_left or self.scope.cancelled_caught or self.rest or not self.can_go_on:
+                return
+            self.scope = trio.CancelScope(deadline=self.scope.deadline)  # it is told once only
+
+    async def _serve_requests(self) -> None:
+        """Serve in this scope; returns early once it is cancelled, if only the request was cut."""
+        while self.can_go_on and not self.scope.cancel_called:
             data = await self.next_head()
             if data is None:
+                self.can_go_on = False
                 return
             if data.startswith(PREFACE_LINE):
                 self.rest = data + self.buffer
@@ -190,6 +204,21 @@ class ClientConnection:
                 self.rest = data + self.buffer
                 return
             await self.lane.proxy.serve(FastRequest(self, head))
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its side, or the connection has broken."""
+        return self._is_ready(select.POLLRDHUP)
+
+    def has_unread(self) -> bool:
+        """Whether something has come that was not read, the end of the stream included."""
+        return self._is_ready(select.POLLIN)
+
+    def _is_ready(self, events: int) -> bool:
+        if self.socket.fileno() < 0:  # closed on this side
+            return False
+        poll = select.poll()
+        poll.register(self.socket.fileno(), events)
+        return bool(poll.poll(0))
 
     async def receive(self) -> bytes:
         """What the client sends next; nothing once it has closed its side."""
@@ -210,6 +239,9 @@ class ClientConnection:
         Raises:
             LlmuxError: It is not one, is too long, or takes too long.
         """
+        if self.buffer:
+            # Requests that came together may all be served without waiting for anything.
+            await trio.lowlevel.checkpoint()
         data = skip_empty_lines(self.buffer)
         empty_bytes = len(self.buffer) - len(data)
         while not data or data in CRLF:
@@ -266,6 +298,10 @@ class Departures:
 
     One epoll for all connections, told once about each: it wakes its one task when a client closes
     its side, even while earlier data of it is unread. Requests pay nothing for it.
+
+    An event names a descriptor by its number only, and may be of an earlier owner of the number: a
+    closed socket stays registered for as long as a child between fork and exec has a copy of it. So
+    an event is a reason to look at the connection that has the number now, and says nothing of it.
     """
 
     def __init__(self) -> None:
@@ -278,7 +314,8 @@ class Departures:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for fileno, _ in self._epoll.poll(0):
-                    if (connection := self._connections.get(fileno)) is not None:
+                    connection = self._connections.get(fileno)
+                    if connection is not None and connection.has_left():
                         connection.scope.deadline = trio.current_time() + connection.outlasts_s
         finally:
             self._epoll.close()
@@ -328,6 +365,7 @@ class FastRequest:
         self.upgrade = head.upgrade
         # Replies are written without waiting, so they work in a cancelled scope, too.
         self.cut_scope: trio.CancelScope | None = connection.scope
+        self.reading: trio.CancelScope | None = None
         self._head = head
         self._connection = connection
         self._heads_end = connection.sent_bytes
@@ -363,13 +401,14 @@ class FastRequest:
         body.announce(length)
         if self._head.expects_continue and not buffer:
             await self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        with trio.move_on_after(body.longest_s) as deadline:
+        with trio.move_on_after(body.longest_s) as self.reading:
             if self._head.is_chunked:
                 await self._read_chunks(body)
             else:
                 await self._read_length(body, length)
             self._is_read = True
-        if deadline.cancelled_caught:
+        is_late, self.reading = self.reading.cancelled_caught, None
+        if is_late:
             raise RequestTooSlow
 
     async def _receive(self) -> bytes:
@@ -415,6 +454,9 @@ class FastRequest:
     def present(self) -> AbstractAsyncContextManager[None]:
         """The connection's scope does it."""
         return NOTHING
+
+    def unblock(self) -> None:
+        """Nothing that is sent here resists being cancelled."""
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, its framing as it came."""

@@ -81,11 +81,12 @@ class Flight:
         company: How many were in flight then, itself included.
         is_whole: Whether it ended by itself: nothing was raised in it.
         is_in: Whether it has not ended yet.
+        on_cut: Called when it is cut, for what a cancelled scope does not end.
     """
 
     __slots__ = (
         "_frozen_before_s", "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company",
-        "entered_at", "is_in", "is_whole",
+        "entered_at", "is_in", "is_whole", "on_cut",
     )  # fmt: skip
 
     def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
@@ -99,6 +100,7 @@ class Flight:
         self.company = 1
         self.is_whole = False
         self.is_in = True
+        self.on_cut: Callable[[], None] | None = None
 
     @property
     def served_s(self) -> float:
@@ -116,6 +118,8 @@ class Flight:
             self._is_cut, self._why = True, why
         assert self._scope is not None
         self._scope.cancel()
+        if self.on_cut is not None:
+            self.on_cut()
 
     def __enter__(self) -> Flight:
         if self._own_scope is not None:

@@ -39,7 +39,13 @@ class Travelling(Protocol):
     target: bytes
     body: Body
     peer: str | None
+    has_answered: bool
     cut_scope: trio.CancelScope | None
+    reading: trio.CancelScope | None
+
+    def unblock(self) -> None:
+        """What was being done was cancelled: end what is being sent, though that may resist."""
+        ...
 
     @property
     def sent_bytes(self) -> int:
@@ -149,12 +155,16 @@ class Journey:
         flight = self.passing or (self.serving.flight if self.serving else None)
         if flight is not None and flight.is_in:
             flight.cut(error)
-        elif self.serving is not None:
+            return
+        if self.serving is not None and self.serving.is_waiting:
             self.serving.refuse(error)
             if self.pause is not None:
                 self.pause.cancel()
-        elif self.lane.cut_scope is not None:  # while its body is read
+        elif self.lane.reading is not None:
+            self.lane.reading.cancel()
+        elif self.lane.has_answered and self.lane.cut_scope is not None:
             self.lane.cut_scope.cancel()
+        self.lane.unblock()
 
     def count(self, metrics: Metrics) -> None:
         """Count the request; each ends exactly once, here."""

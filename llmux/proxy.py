@@ -79,6 +79,7 @@ class Lane(Protocol):
         upgrade: The protocol that the client wants to change to; empty if none.
         cut_scope: A scope that is around the request already, and in which `reply` works even once
             it is cancelled; None if there is none.
+        reading: What to cancel while `read_body` waits; None when it does not.
     """
 
     method: bytes
@@ -90,6 +91,7 @@ class Lane(Protocol):
     has_answered: bool
     upgrade: bytes
     cut_scope: trio.CancelScope | None
+    reading: trio.CancelScope | None
 
     @property
     def sent_bytes(self) -> int:
@@ -106,6 +108,10 @@ class Lane(Protocol):
         Raises:
             ClientLeft: It left.
         """
+        ...
+
+    def unblock(self) -> None:
+        """What was being done was cancelled: end what is being sent, though that may resist."""
         ...
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
@@ -265,8 +271,9 @@ class ModelProxy:
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
-            journey.outcome = error.code
-            await self._refuse(lane, journey, error.with_traceback(None))
+            why = journey.cancelled_with or error.with_traceback(None)
+            journey.outcome = why.code
+            await self._refuse(lane, journey, why)
         except Exception as error:
             journey.outcome = InternalError.code
             log.exception("internal_error", model=journey.model)
@@ -340,9 +347,12 @@ class ModelProxy:
             raise journey.cancelled_with
         if journey.serving is None:
             with self._passing.enter(lane.cut_scope) as journey.passing:
+                journey.passing.on_cut = lane.unblock
                 await self._pass_on(lane, journey, outgoing)
             return
-        async with journey.serving:
+        async with journey.serving as serving:
+            assert serving.flight is not None
+            serving.flight.on_cut = lane.unblock
             if journey.cancelled_with is not None:  # in the instant between grant and entry
                 raise journey.cancelled_with
             # A new config may have come while it waited.

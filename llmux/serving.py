@@ -65,6 +65,11 @@ class Serving:
         return self.flight is not None and self.flight.is_in
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, in line or beside it."""
+        return self._waits_since is not None
+
+    @property
     def waited_so_far_s(self) -> float:
         """How long it has waited up to now, in seconds."""
         waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since

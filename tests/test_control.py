@@ -567,7 +567,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_up_a_stop(tmp_path: Pat
             await until(lambda: bool(feed._readers))
             long = shapes.Message(message="x" * 8_000_000)  # more than buffers take
             feed.tell("long", long)
-            (lane,) = site.service.traffic._lanes
+            (lane,) = site.service.traffic._watched
             await until(lambda: lane.sending_since is not None)
             site.service.stop()
             await until(lambda: not feed._readers)

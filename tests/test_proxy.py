@@ -32,6 +32,7 @@ class FakeLane:
     scheme = "http"
     upgrade = b""
     cut_scope: trio.CancelScope | None = None
+    reading: trio.CancelScope | None = None
     sent_bytes = 0
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:
@@ -47,6 +48,9 @@ class FakeLane:
         self.left = trio.Event()
         self.fails: Exception | None = None
         self.error: Exception | None = None
+
+    def unblock(self) -> None:
+        pass
 
     async def read_body(self) -> None:
         await trio.lowlevel.checkpoint()

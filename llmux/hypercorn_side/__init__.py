@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
+import hypercorn.asyncio.run
+import hypercorn.trio.run
 import trio
 from hypercorn import protocol
 from hypercorn.app_wrappers import ASGIWrapper
@@ -26,6 +29,7 @@ from hypercorn.typing import AppWrapper, ConnectionState, LifespanState, TaskGro
 from hypercorn.typing import WorkerContext as AnyWorkerContext
 
 from llmux.asgi_types import ASGIApp
+from llmux.hypercorn_side.ends import BoundedBuffer, EndingAsyncioServer, EndingTrioServer
 from llmux.hypercorn_side.http1 import StrictH11Protocol
 from llmux.hypercorn_side.http2 import BoundedH2Protocol
 from llmux.hypercorn_side.rules import use_rules
@@ -62,7 +66,7 @@ class HypercornSide:
 
     async def serve(self, stream: trio.SocketStream, data: bytes) -> None:
         """Serve a connection of which some bytes have been read, to its end."""
-        server = TCPServer(
+        server = EndingTrioServer(
             self._app,
             self._config,
             self._context,
@@ -126,5 +130,12 @@ def mend_hypercorn() -> None:
     h11.WSStream = h2.WSStream = HoldingWSStream  # type: ignore[attr-defined, assignment]
     protocol.H11Protocol = StrictH11Protocol  # type: ignore[assignment, attr-defined]
     protocol.H2Protocol = BoundedH2Protocol  # type: ignore[assignment, attr-defined]
+    h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
     trio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
     asyncio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
+    run: Any
+    for run, server in (
+        (hypercorn.trio.run, EndingTrioServer),
+        (hypercorn.asyncio.run, EndingAsyncioServer),
+    ):
+        run.TCPServer = server

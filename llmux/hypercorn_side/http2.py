@@ -138,14 +138,15 @@ class BoundedH2Protocol(H2Protocol):
                 self._budget.earn(ANSWER_EARNS)
 
     async def _reset_unfinished(self, stream_id: int) -> None:
-        """The app is done with a stream: if it has not finished the response, say so."""
+        """The app is done with a stream: reset it if the response has no end (RFC 9113, 5.4.2)."""
         buffer = self.stream_buffers.get(stream_id)
         if buffer is None or buffer.complete or stream_id not in self.streams:
             return
-        with suppress(h2.exceptions.ProtocolError):
-            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
         await buffer.close()
-        await self._flush()
+        with suppress(h2.exceptions.ProtocolError, MissingStreamError):
+            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+            self.task_group.spawn(self._flush)  # not here: the client may take nothing
+            self.priority.unblock(stream_id)  # `send_task` forgets the stream
 
     async def _send_data(self, stream_id: int) -> None:
         # A stream may end while something of it is sent; what that raises would end the server.

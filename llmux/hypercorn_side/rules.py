@@ -22,10 +22,12 @@ class Rules:
     Attributes:
         http2: Whether HTTP/2 is spoken.
         most_fields: How many header fields a request may have.
+        stall_s: Seconds without a byte taken after which a client is cut.
     """
 
     http2: bool = False
     most_fields: int = 128
+    stall_s: float = 60.0
 
 
 RULES = Rules()
@@ -36,5 +38,6 @@ def use_rules(config: Config) -> None:
     """Hold all connections from now on to what this says."""
     RULES.http2 = config.http2
     RULES.most_fields = config.limits.header_fields
+    RULES.stall_s = config.limits.client_stall_secs
     # Hypercorn makes its TLS context once the lifespan has begun, so after this.
     ServerConfig.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]

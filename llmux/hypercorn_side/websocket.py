@@ -12,7 +12,7 @@ from hypercorn.protocol.ws_stream import (
     WebsocketBuffer,
     WSStream,
 )
-from hypercorn.typing import WebsocketAcceptEvent
+from hypercorn.typing import ASGISendEvent, WebsocketAcceptEvent
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
@@ -69,6 +69,19 @@ class HoldingWSStream(WSStream):
         self._early = b""
         self._opened = self.context.event_class()
         self._is_refused = False
+        self._unsent = 0
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Send; what an app leaves that has not sent all of a message is closed at once.
+
+        Hypercorn would send a Close frame first, and wait for the client to take it.
+        """
+        if message is None and self._unsent and not self.closed:
+            await self.send(StreamClosed(stream_id=self.stream_id))
+            return
+        self._unsent += 1
+        await super().app_send(message)
+        self._unsent -= 1  # not if it was cancelled: then part of a frame may be out
 
     async def handle(self, event: Event) -> None:
         """Hold what comes too early; what follows a refusal is for nobody."""

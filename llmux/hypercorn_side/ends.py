@@ -1,0 +1,108 @@
+"""How Hypercorn's connections end when their clients take nothing: at all, and in time.
+
+Hypercorn itself waits for ever for a client to take what it sends, and in asyncio also for what is
+left of it when it closes a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import trio
+from hypercorn.asyncio.tcp_server import TCPServer as AsyncioServer
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol import h2 as h2_protocol
+from hypercorn.trio.tcp_server import TCPServer as TrioServer
+
+from llmux.hypercorn_side.rules import RULES
+
+SENT_BYTES = 65536
+"""The client has the stall limit for each such part."""
+
+
+class EndingTrioServer(TrioServer):
+    """Closes a connection whose client takes nothing, whatever it is used for."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send, and close the connection when that takes too long."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                for start in range(0, len(event.data), SENT_BYTES):
+                    # Shielded as in Hypercorn: what was cancelled half-way would break the framing.
+                    with trio.fail_after(RULES.stall_s) as sending:
+                        sending.shield = True
+                        await self.stream.send_all(event.data[start : start + SENT_BYTES])
+            except trio.TooSlowError:
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+
+
+class EndingAsyncioServer(AsyncioServer):
+    """The same in asyncio, where a closed connection stays until its client has taken the rest."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send, and close the connection when that takes too long."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        async with self.send_lock:
+            try:
+                for start in range(0, len(event.data), SENT_BYTES):
+                    self.writer.write(event.data[start : start + SENT_BYTES])
+                    async with asyncio.timeout(RULES.stall_s):
+                        await self.writer.drain()
+            except TimeoutError:
+                self.writer.transport.abort()
+                await self.protocol.handle(Closed())
+            except (ConnectionError, RuntimeError):
+                await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        self._look_after(self.writer.transport.get_write_buffer_size())
+        await super()._close()
+
+    def _look_after(self, left_bytes: int) -> None:
+        """Drop what is left of a connection that is closed once its client takes none of it."""
+        if left_bytes:
+            self.loop.call_later(RULES.stall_s, self._look_again, left_bytes)
+
+    def _look_again(self, before_bytes: int) -> None:
+        left_bytes = self.writer.transport.get_write_buffer_size()
+        if left_bytes >= before_bytes:
+            self.writer.transport.abort()
+        else:
+            self._look_after(left_bytes)
+
+
+class BoundedBuffer(h2_protocol.StreamBuffer):
+    """What a stream's client has no window for yet.
+
+    Hypercorn's own goes on taking more as soon as little of it could be sent, so that all of an
+    answer was kept for a client that opens no window, and no stall was seen.
+    """
+
+    async def push(self, data: bytes) -> None:
+        """Take more; returns when there is room for more."""
+        if self._complete:
+            raise h2_protocol.BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= h2_protocol.BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        """Give away some."""
+        length = min(len(self.buffer), max_length)
+        data = bytes(self.buffer[:length])
+        del self.buffer[:length]
+        if len(self.buffer) < h2_protocol.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
