@@ -27,6 +27,7 @@ from llmux.feed import Feed
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
+from llmux.plainfiles import open_own
 from llmux.shapes import HookRun
 
 KILL_AFTER_S = 5.0
@@ -427,7 +428,8 @@ class _Output:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # O_APPEND: other runs and servers that they left behind write to it too.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        descriptor = open_own(path, flags, in_own_folder=True)
         try:
             yield cls(descriptor, title)
         finally:
