@@ -184,7 +184,8 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
         beside: More tasks.
     """
     app, board, config = service.app, service.board, service.reloader.config
-    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, *beside]
+    reload = service.reloader.run
+    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, reload, *beside]
 
     async def vital(task: Task) -> None:
         """Run what must not end unseen: its nursery would end all others, and llmux serve on."""

@@ -111,14 +111,15 @@ class AwakeRecord:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # What is there is one that was not finished, or a link of somebody's.
             new.unlink(missing_ok=True)
-            with open(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            with os.fdopen(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(msgspec.json.encode(_File(self._entries)) + b"\n")
             new.replace(self._path)
         except OSError as error:
             log.error("awake_not_written", path=str(self._path), error=str(error))
             with suppress(OSError):  # better nothing known than something wrong
-                with open(open_own(self._path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT), "wb") as old:
-                    old.write(b"?")
+                old = open_own(self._path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
+                os.write(old, b"?")
+                os.close(old)
 
 
 Marks = Callable[[str], str]

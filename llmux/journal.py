@@ -140,7 +140,7 @@ class Journal:
         """
         if self._path is None:
             return []
-        with suppress(OSError), open(open_own(self._path, os.O_RDONLY), "rb") as file:
+        with suppress(OSError), os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LATEST_BYTES))
             lines = file.read(LATEST_BYTES).splitlines()

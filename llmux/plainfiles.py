@@ -29,9 +29,9 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
             which.
     """
     # Before it is opened: opening a pipe waits, and opening some devices does something.
-    _check_regular(path, os.stat(path).st_mode)
+    _check_regular(path, path.stat().st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         _check_regular(path, os.fstat(descriptor).st_mode)
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -114,7 +114,7 @@ def _check_own(path: Path, file: os.stat_result, folder: os.stat_result) -> None
 def read_own(path: Path, most_bytes: int) -> bytes:
     """The content of a file of llmux's own; raises OSError, NotOurs among them."""
     descriptor = open_own(path, os.O_RDONLY)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes >> 20} MiB", str(path))

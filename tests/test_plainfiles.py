@@ -140,7 +140,7 @@ def test_a_lock_that_is_a_file_of_somebodys_is_left_as_it_is(tmp_path: Path, tex
 def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     (tmp_path / "state").mkdir()
     make(tmp_path / "state/lock")
-    with pytest.raises(NotOurs, match="is a (pipe|folder): move it away"):
+    with pytest.raises(NotOurs, match=r"is a (pipe|folder): move it away"):
         hold(tmp_path)
 
 

@@ -20,6 +20,13 @@ MOST_DIGITS = 400
 """Longest integer: a float has at most 309 digits before the point (IEEE 754)."""
 
 
+def _integer(text: str, base: int = 10) -> int:
+    """Python's own limit for decimals says how it is lifted, and there is none for others."""
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits: {text[:20]}...")
+    return int(text, base)
+
+
 class _Object(dict[Any, Any]):
     """A decoded mapping that knows which of its keys the file gives more than once."""
 
@@ -97,13 +104,6 @@ def _decode_json(text: str) -> Any:
     )
 
 
-def _integer(text: str, base: int = 10) -> int:
-    """Python's own limit for decimals says how it is lifted, and there is none for others."""
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits: {text[:20]}...")
-    return int(text, base)
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -114,7 +114,7 @@ _TAG = "tag:yaml.org,2002:"
 _CORE_SCALARS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("null", r"~|null|Null|NULL|", lambda _: None),
     ("bool", r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    ("int", r"[-+]?[0-9]+", lambda text: _integer(text)),
+    ("int", r"[-+]?[0-9]+", _integer),
     ("int", r"0o[0-7]+|0x[0-9a-fA-F]+", lambda text: _integer(text, 0)),
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", float),
     (
@@ -167,13 +167,13 @@ class _YamlLoader(yaml.SafeLoader):
         self._merged_keys = 0
         self._merging: set[yaml.Node] = set()
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         """Stop at a file that has more than a config needs."""
         self._nodes += 1
         if self._nodes > MOST_NODES:
             message = f"the file has more than {MOST_NODES} keys and values"
-            raise yaml.composer.ComposerError(None, None, message, self.peek_event().start_mark)
-        return super().compose_node(parent, index)  # type: ignore[no-any-return]
+            raise yaml.composer.ComposerError(None, None, message, self.get_mark())
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Note the keys as written, for construction mixes in those of merged mappings."""

@@ -73,7 +73,7 @@ class LogReader:
 
     def _read(self) -> bytes:
         """What comes next, if it is there. Local and small: not worth a thread."""
-        with suppress(OSError), open(self._open(), "rb", buffering=0) as file:
+        with suppress(OSError), os.fdopen(self._open(), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if self._position is None:
                 self._position = _tail_begins(file.fileno(), size, self._lines)
