@@ -48,13 +48,13 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-class ConfigHooks(FakeHooks):
-    """A fake GPU whose models have the hooks of their configs, as `ShellHooks` has them."""
+class ConfigHooks:
+    """A fake GPU for each group; models have the hooks of their configs, as with `ShellHooks`."""
 
     def __init__(self, models: dict[str, ModelConfig]) -> None:
-        super().__init__()
         self.models = models
-        self.drains = False  # the GPU cannot tell which config a drain has begun with
+        # A GPU cannot tell which config a drain has begun with.
+        self.gpus = {group: FakeHooks(drains=False) for group in ("default", "g")}
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         if model is None:
@@ -65,7 +65,7 @@ class ConfigHooks(FakeHooks):
     def of(self, model: str) -> ModelHooks:
         config = self.models[model]
         missing = {hook for hook in ("prefetch", "verify_asleep") if config.script(hook) is None}
-        return FakeModelHooks(self, model, frozenset(missing), {})
+        return FakeModelHooks(self.gpus[config.group], model, frozenset(missing), {})
 
 
 class Site:

@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(repeats.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("llmux.repeats.time.monotonic", lambda: clock.now)
     return clock
 
 
