@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -185,7 +187,8 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
         beside: More tasks.
     """
     app, board, config = service.app, service.board, service.reloader.config
-    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, *beside]
+    reload = service.reloader.run
+    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, reload, *beside]
 
     async def vital(task: Task) -> None:
         """Run what must not end unseen: its nursery would end all others, and llmux serve on."""
@@ -296,6 +299,7 @@ class ServedApp:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         logs.configure()
         mend_hypercorn()
+        end_with_parent()
         try:
             config = load_config(default_config_path(os.environ))
             with state_lock(config.state_dir, config.path):
@@ -308,6 +312,25 @@ class ServedApp:
             print_mistake(error)
             sys.stderr.flush()
             os._exit(EXIT_CONFIG)
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that has started it as a worker is gone.
+
+    Hypercorn's parent binds the socket and its worker serves. If the parent alone is killed, the
+    worker would serve on, unseen, with the port and the lock of `state_dir`: no other llmux could
+    start. What it leaves awake is adopted by the next one, as after any kill.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # `-w 0`, or a server that is its own worker
+
+    def wait() -> None:
+        parent.join()  # by a pipe that breaks when it dies, whatever ended it
+        log.critical("parent_died", hint="its worker ends, too")
+        exit_at_once()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _for_this_loop(app: ASGIApp) -> ASGIApp:

@@ -17,6 +17,10 @@ from typing import Literal
 import msgspec
 
 from llmux.logs import get_logger
+from llmux.plainfiles import open_own, read_own
+
+MOST_BYTES = 16 << 20
+"""More than that is no record: a hundred thousand models."""
 
 log = get_logger(__name__)
 
@@ -71,7 +75,7 @@ class AwakeRecord:
         if self._path is None:
             return {}
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_File).models
+            return msgspec.json.decode(read_own(self._path, MOST_BYTES), type=_File).models
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as error:
@@ -105,17 +109,17 @@ class AwakeRecord:
         new = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(new, "wb", opener=_private) as file:
+            # What is there is one that was not finished, or a link of somebody's.
+            new.unlink(missing_ok=True)
+            with os.fdopen(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(msgspec.json.encode(_File(self._entries)) + b"\n")
             new.replace(self._path)
         except OSError as error:
             log.error("awake_not_written", path=str(self._path), error=str(error))
-            with suppress(OSError):
-                self._path.write_bytes(b"?")  # better nothing known than something wrong
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+            with suppress(OSError):  # better nothing known than something wrong
+                old = open_own(self._path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
+                os.write(old, b"?")
+                os.close(old)
 
 
 Marks = Callable[[str], str]

@@ -46,9 +46,16 @@ async def watch_backends(models: Callable[[], Iterable[tuple[Model, Fetch]]]) ->
     Args:
         models: Those that are watched now.
     """
+    before: list[Model] = []
     while True:
+        watched = list(models())
+        now = [model for model, _ in watched]
+        for model in before:
+            if model not in now:  # a reload has switched the gate off
+                model.backend_queued = 0
+        before = now
         async with trio.open_nursery() as nursery:
-            for model, fetch in models():
+            for model, fetch in watched:
                 if model.is_awake:
                     nursery.start_soon(_look, model, fetch)
                 else:

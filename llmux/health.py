@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import trio
 
-from llmux.config import HookName, PolicyConfig
+from llmux.config import PolicyConfig
 from llmux.errors import HookError
 from llmux.logs import get_logger
 from llmux.model import Model, Phase
+from llmux.steps import Hooks
 
 IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
 
@@ -24,14 +24,6 @@ log = get_logger(__name__)
 
 HeardSince = Callable[[str, float], bool]
 """Whether a byte has come from a model's backend since a time (Trio's clock, seconds)."""
-
-
-class AliveHook(Protocol):
-    """How an alive hook is run; `llmux.steps.Hooks` does it."""
-
-    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
-        """Run it; raises HookError."""
-        ...
 
 
 class Health:
@@ -44,7 +36,7 @@ class Health:
     def __init__(
         self,
         in_use: Callable[[], Model | None],
-        hooks: AliveHook,
+        hooks: Hooks,
         settings: PolicyConfig,
         bring_down: Callable[[Model], Awaitable[None]],
     ) -> None:
@@ -94,7 +86,7 @@ class Health:
     async def is_alive(self, model: Model) -> bool:
         """Run its alive hook. One that cannot be started says nothing against the model."""
         try:
-            await self._hooks.run(model.name, "alive", source="", target=model.name)
+            await self._hooks.of(model.name).run("alive", target=model.name)
         except HookError as error:
             return not error.was_started
         return True

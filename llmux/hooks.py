@@ -27,6 +27,7 @@ from llmux.feed import Feed
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
+from llmux.plainfiles import open_own
 from llmux.shapes import HookRun
 
 KILL_AFTER_S = 5.0
@@ -64,7 +65,15 @@ log = get_logger(__name__)
 
 
 class ShellHooks:
-    """Runs the hooks of the config's models."""
+    """Runs the hooks of the config's models.
+
+    Attributes:
+        directory: Where they run.
+        marks: What to put in the environment of a model's wake and sleep hook.
+        secret_variables: What of the environment they do not get.
+        feed: Who is told of runs.
+        kill_after_s: Time between SIGTERM and SIGKILL.
+    """
 
     def __init__(
         self,
@@ -91,20 +100,20 @@ class ShellHooks:
             feed: Who is told of runs.
             kill_after_s: Time between SIGTERM and SIGKILL.
         """
-        self._secret_variables = SECRET_VARIABLES.union(secret_variables)
-        self._marks = marks
-        self._feed = feed or Feed()
+        self.secret_variables = SECRET_VARIABLES.union(secret_variables)
+        self.marks = marks
+        self.feed = feed or Feed()
         self._models: dict[str, ModelConfig] = {}
-        self._directory = directory
+        self.directory = directory
         self._log_dir = log_dir
         self._metrics = metrics
-        self._kill_after_s = kill_after_s
+        self.kill_after_s = kill_after_s
         for name, model in models.items():
             self.use(name, model)
 
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
-        self._secret_variables = SECRET_VARIABLES.union(config.secret_variables)
+        self.secret_variables = SECRET_VARIABLES.union(config.secret_variables)
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""
@@ -117,48 +126,96 @@ class ShellHooks:
                     # From zero on, or Prometheus would see no increase in the first failure.
                     self._metrics.hook_failures.labels(name, hook)
 
-    def has(self, model: str, hook: HookName) -> bool:
-        """Whether the model has this hook."""
-        return self._models[model].script(hook) is not None
-
-    def timeout_s(self, model: str, hook: HookName) -> float:
-        """Seconds that a hook may run; infinity for no limit."""
-        timeout_s = self._models[model].timeout_s(hook)
-        return math.inf if timeout_s is None else timeout_s
+    def of(self, model: str) -> ShellModelHooks:
+        """The hooks that a model has now."""
+        return ShellModelHooks(self, model, self._models[model])
 
     def log_path(self, model: str) -> Path:
         """Where what the hooks of a model print goes, and what the servers print they start."""
         return self._log_dir / log_name(model)
 
-    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
-        """Run a hook that the model has, to its end.
+    @contextmanager
+    def output(self, model: str, title: str) -> Iterator[_Output | None]:
+        """The model's log, ready for a run; None, with a warning, if it cannot be written."""
+        path = self.log_path(model)
+        with ExitStack() as stack:
+            output = None
+            try:
+                output = stack.enter_context(_Output.open(path, title))
+            except OSError as error:
+                log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+            yield output
+
+    def record(self, model: str, hook: str, took_s: float, error: HookError | None) -> None:
+        """Count and log a run that has ended."""
+        self._metrics.hook_duration.labels(model, hook).observe(took_s)
+        about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
+        if error is not None:
+            self._metrics.hook_failures.labels(model, hook).inc()
+            log.warning(
+                "hook_failed",
+                **about,
+                reason=error.reason,
+                exit_code=error.exit_code,
+                stderr=error.output,
+            )
+        elif hook == "alive":  # every few seconds
+            log.debug("hook_completed", **about)
+        else:
+            log.info("hook_completed", **about)
+
+
+class ShellModelHooks:
+    """One model's hooks as its config had them at one instant; see `llmux.steps.ModelHooks`."""
+
+    __slots__ = ("_config", "_name", "_shell")
+
+    def __init__(self, shell: ShellHooks, name: str, config: ModelConfig) -> None:
+        self._shell = shell
+        self._name = name
+        self._config = config
+
+    def __repr__(self) -> str:
+        return f"<ShellModelHooks of {self._name!r}>"
+
+    def has(self, hook: HookName) -> bool:
+        """Whether there is this hook."""
+        return self._config.script(hook) is not None
+
+    def timeout_s(self, hook: HookName) -> float:
+        """Seconds that a hook may run; infinity for no limit."""
+        timeout_s = self._config.timeout_s(hook)
+        return math.inf if timeout_s is None else timeout_s
+
+    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run a hook that there is, to its end.
 
         What it leaves in the background lives on, unless llmux ended the run: then the whole
         process group is gone on return.
 
         Args:
-            model: A configured model.
-            hook: Which of its hooks.
+            hook: Which.
             source: The model that the switch leaves, if any.
             target: The model that the switch is for, if any.
 
         Raises:
             HookError: It exited non-zero, could not be started, or outlived its time.
         """
-        environment = self._environment(model, hook, source, target)
+        model, shell = self._name, self._shell
+        environment = self._environment(hook, source, target)
         started_at = trio.current_time()
-        run = HookRun(model=model, hook=hook, started=self._feed.clock.unix(started_at))
+        run = HookRun(model=model, hook=hook, started=shell.feed.clock.unix(started_at))
         if hook != "alive":  # every few seconds
-            self._feed.tell("hook", run)
+            shell.feed.tell("hook", run)
         end = _End("was cancelled")  # unless the run ends otherwise
-        with self._output(model, f"{hook} source={source} target={target}") as output:
+        with shell.output(model, f"{hook} source={source} target={target}") as output:
             try:
-                end = await self._run_shell(model, hook, environment, output)
+                end = await self._run_shell(hook, environment, output)
             finally:
                 tail = "" if output is None else output.tail()
                 error = end.error(model, hook, tail)
                 took_s = trio.current_time() - started_at
-                self._record(model, hook, took_s, error)
+                shell.record(model, hook, took_s, error)
                 if hook != "alive" or error is not None:
                     ended = replace(
                         run,
@@ -167,21 +224,21 @@ class ShellHooks:
                         error=end.failure,
                         output=tail,
                     )
-                    self._feed.tell("hook", ended)
+                    shell.feed.tell("hook", ended)
         if error is not None:
             raise error
 
     async def _run_shell(
-        self, model: str, hook: HookName, environment: Mapping[str, str], output: _Output | None
+        self, hook: HookName, environment: Mapping[str, str], output: _Output | None
     ) -> _End:
-        script, timeout_s = self._models[model].script(hook), self.timeout_s(model, hook)
-        assert script is not None, f"{model} has no {hook} hook"
-        ending = GroupEnd(self._kill_after_s)
+        script, timeout_s = self._config.script(hook), self.timeout_s(hook)
+        assert script is not None, f"{self._name} has no {hook} hook"
+        ending = GroupEnd(self._shell.kill_after_s)
         with trio.move_on_after(timeout_s):
             try:
                 done = await trio.run_process(
                     shell_command(script),
-                    cwd=self._directory,
+                    cwd=self._shell.directory,
                     env=environment,
                     stdin=DEVNULL,
                     # A file, for a pipe would keep what is left behind tied to llmux.
@@ -198,54 +255,25 @@ class ShellHooks:
             finally:
                 with trio.CancelScope(shield=True):
                     if not await ending.finish():
-                        log.warning("hook_survived", model=model, hook=hook, pgid=ending.group)
+                        log.warning("hook_survived", model=self._name, hook=hook, pgid=ending.group)
         return _End(f"took longer than {timeout_s:g} s (hook_timeouts.{hook})")
 
-    def _environment(self, model: str, hook: str, source: str, target: str) -> dict[str, str]:
-        secret = self._secret_variables
+    def _environment(self, hook: str, source: str, target: str) -> dict[str, str]:
+        secret = self._shell.secret_variables  # the latest: what has become one is one
         own = {name: text for name, text in os.environ.items() if name not in secret}
         own.pop(MARK_VARIABLE, None)  # llmux itself may have been started by a hook
-        mark = self._marks(model) if hook in MARKED_HOOKS else ""
+        mark = self._shell.marks(self._name) if hook in MARKED_HOOKS else ""
         if mark:
             own[MARK_VARIABLE] = mark
-        port = backend_port(self._models[model])
+        port = backend_port(self._config)
         return own | {
-            "LLMUX_MODEL": model,
+            "LLMUX_MODEL": self._name,
             "LLMUX_PORT": port,
             "LLMUX_DEST_PORT": port,  # upstream llmux's name for it
             "LLMUX_HOOK": hook,
             "LLMUX_SOURCE": source,
             "LLMUX_TARGET": target,
         }
-
-    @contextmanager
-    def _output(self, model: str, title: str) -> Iterator[_Output | None]:
-        """The model's log, ready for a run; None, with a warning, if it cannot be written."""
-        path = self.log_path(model)
-        with ExitStack() as stack:
-            output = None
-            try:
-                output = stack.enter_context(_Output.open(path, title))
-            except OSError as error:
-                log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
-            yield output
-
-    def _record(self, model: str, hook: str, took_s: float, error: HookError | None) -> None:
-        self._metrics.hook_duration.labels(model, hook).observe(took_s)
-        about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
-        if error is not None:
-            self._metrics.hook_failures.labels(model, hook).inc()
-            log.warning(
-                "hook_failed",
-                **about,
-                reason=error.reason,
-                exit_code=error.exit_code,
-                stderr=error.output,
-            )
-        elif hook == "alive":  # every few seconds
-            log.debug("hook_completed", **about)
-        else:
-            log.info("hook_completed", **about)
 
 
 @dataclass(frozen=True)
@@ -309,13 +337,13 @@ class GroupEnd:
 
     def __init__(self, kill_after_s: float) -> None:
         self.group: int | None = None
-        self._kill_after_s = kill_after_s
+        self.kill_after_s = kill_after_s
         self._kill_at = math.inf
 
     async def begin(self, shell: trio.Process) -> None:
         """For `trio.run_process`, which cancels it once the shell has exited."""
         self.group = shell.pid
-        self._kill_at = trio.current_time() + self._kill_after_s
+        self._kill_at = trio.current_time() + self.kill_after_s
         _signal_group(shell.pid, signal.SIGTERM)
         await trio.sleep_until(self._kill_at)
         _signal_group(shell.pid, signal.SIGKILL)
@@ -328,7 +356,7 @@ class GroupEnd:
             await _wait_group_gone(self.group)
         # In any case: a process whose main thread alone has ended looks like a zombie.
         _signal_group(self.group, signal.SIGKILL)
-        with trio.move_on_at(self._kill_at + self._kill_after_s) as patience:
+        with trio.move_on_at(self._kill_at + self.kill_after_s) as patience:
             await _wait_group_gone(self.group)
         return not patience.cancelled_caught
 
@@ -427,7 +455,8 @@ class _Output:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # O_APPEND: other runs and servers that they left behind write to it too.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        descriptor = open_own(path, flags, in_own_folder=True)
         try:
             yield cls(descriptor, title)
         finally:

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from llmux.logs import get_logger
+from llmux.plainfiles import open_own
 
 FLUSH_S = 1.0
 """How often what has happened is written; as much of it is lost when the process is killed."""
@@ -139,7 +140,7 @@ class Journal:
         """
         if self._path is None:
             return []
-        with suppress(OSError), self._path.open("rb") as file:
+        with suppress(OSError), os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LATEST_BYTES))
             lines = file.read(LATEST_BYTES).splitlines()
@@ -186,10 +187,11 @@ class Journal:
     def _write(path: Path, lines: bytes, head: bytes) -> None:
         """Append whole lines or nothing; raises OSError."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            if path.stat().st_size + len(lines) > MAX_BYTES:
-                path.replace(path.with_suffix(".1" + path.suffix))
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        if os.fstat(descriptor).st_size + len(lines) > MAX_BYTES:
+            os.close(descriptor)
+            path.replace(path.with_suffix(".1" + path.suffix))  # over a link, not through it
+            descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
             if not size and not lines.startswith(head):

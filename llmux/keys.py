@@ -11,7 +11,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmux.plainfiles import read_regular
+
 MASK = "***"
+
+MOST_FILE_BYTES = 1 << 20
+"""A larger file holds no keys: ten thousand of a hundred characters fit."""
 
 _KEY = re.compile(rb"[!-~]+")
 
@@ -102,7 +107,7 @@ def read_keys(item: object, directory: Path) -> tuple[bytes, ...]:
 def _read_file(text: str, directory: Path) -> tuple[bytes, ...]:
     try:
         path = directory / Path(text).expanduser()
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        lines = read_regular(path, MOST_FILE_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:  # it would show what it has met
         raise ValueError(f"the file {text!r} is not UTF-8 text") from None
     except (OSError, RuntimeError, ValueError) as error:  # no such ~user, no possible path

@@ -21,6 +21,8 @@ finally:
     if _rich is not None:
         sys.modules["rich"] = _rich
 
+from llmux.repeats import Repeats  # noqa: E402
+
 LogFormat = Literal["text", "json"]
 
 
@@ -63,6 +65,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     )
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(formatter)
+    output.addFilter(Repeats())
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)

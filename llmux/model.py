@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -90,7 +91,7 @@ class Model:
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
     `on_line(model)` when a request joins the line or leaves it, `on_leave(model, flight)` when one
-    leaves the model.
+    leaves the model, `on_beside()` when one that was beside the line is about to come back.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Model:
         on_enter: Callable[[Model, Phase, float], None] = lambda *_: None,
         on_line: Callable[[Model], None] = lambda _: None,
         on_leave: Callable[[Model, Flight], None] = lambda *_: None,
+        on_beside: Callable[[], None] = lambda: None,
         traits: Traits = NO_TRAITS,
         drains: bool = True,
     ) -> None:
@@ -123,6 +125,7 @@ class Model:
         self._on_enter = on_enter
         self._on_line = on_line
         self._on_leave = on_leave
+        self._on_beside = on_beside
 
     def __repr__(self) -> str:
         return (
@@ -207,6 +210,21 @@ class Model:
             await waiter.wait_granted()
             # No checkpoint since the grant, and the line is not left yet: settled means counted.
             return self.in_flight.enter(scope)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """A request is not in line and not in flight, but comes back: the model is kept for it."""
+        self.beside_line += 1
+        try:
+            yield
+        finally:
+            self.beside_line -= 1
+            self._on_beside()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no request is in it, waits for it, or will."""
+        return not (self.wanted_by or self.in_flight.count or self.beside_line)
 
     async def let_in(self) -> None:
         """Let in all who wait and have room; returns once each of them has settled."""

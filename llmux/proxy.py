@@ -230,9 +230,11 @@ class ModelProxy:
         self._forwards_keys = config.forward_api_keys
         self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
-        if self._fallback is not None:
-            self._fallback.backend.close()
-        self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
+        before = self._fallback.backend if self._fallback else None
+        if before is None or before.base_url != config.fallback:
+            if before is not None:
+                before.close()  # once those in flight are done with it
+            self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from trio_util import RepeatedEvent
 
 from llmux.config import Config, ModelConfig, load_config
-from llmux.errors import ConfigError
+from llmux.errors import ConfigError, ShuttingDown
 from llmux.feed import Feed
 from llmux.logs import get_logger
-from llmux.policy import load_policy
 from llmux.shapes import Reloaded
 from llmux.switchboard import Switchboard
 
@@ -61,6 +61,12 @@ class Reloader:
         self._feed = feed or Feed()
         self._users: list[Callable[[Config], None]] = []
         self._model_users: list[Callable[[str, ModelConfig | None], None]] = []
+        self._asked_for = 0  # times that somebody wanted the file to be read
+        self._answered = 0  # of these, the last that a reading has come after
+        self._latest: Reloaded | None = None
+        self._asked = RepeatedEvent()
+        self._read = RepeatedEvent()
+        self._has_ended = False
 
     def tell(
         self,
@@ -80,17 +86,65 @@ class Reloader:
         if of_models is not None:
             self._model_users.append(of_models)
 
-    def reload(self) -> Reloaded:
-        """Read the file again; a bad one is logged and changes nothing."""
+    def request(self) -> int:
+        """Have `run` read the file, from its beginning, after whatever it reads now.
+
+        Returns:
+            The number of this request.
+        """
+        self._asked_for += 1
+        self._asked.set()
+        return self._asked_for
+
+    async def reload(self) -> Reloaded:
+        """Have the file read again, and say what came of it; cancelled, it is read all the same.
+
+        Raises:
+            ShuttingDown: It will not be read any more.
+        """
+        number = self.request()
+        while self._answered < number:
+            if self._has_ended:
+                raise ShuttingDown
+            await self._read.wait()
+        assert self._latest is not None
+        return self._latest
+
+    async def run(self) -> None:
+        """Read the file whenever somebody asks for it, one time after the other, for ever.
+
+        Those who ask while it is read have it read once more, together.
+        """
+        try:
+            while True:
+                while self._answered == self._asked_for:
+                    await self._asked.wait()
+                number = self._asked_for
+                self._latest = await self._reload_once()
+                self._answered = number
+                self._read.set()
+        finally:
+            self._has_ended = True
+            self._read.set()
+
+    async def _reload_once(self) -> Reloaded:
+        """Read the file in a thread, and use it in one step; a bad one changes nothing."""
         path = self.config.path
         try:
             if path is None:
                 raise ConfigError(["the config comes from no file"])
-            fixed = self.apply(load_config(path))
+            new = await trio.to_thread.run_sync(load_config, path, abandon_on_cancel=True)
+            fixed = self.apply(new)
         except ConfigError as error:
-            log.error("reload_failed", config=str(path), mistakes=error.mistakes)
-            return self._told(ok=False, mistakes=error.mistakes)
-        return self._told(ok=True, needs_restart=fixed)
+            mistakes = error.mistakes
+        except Exception as error:
+            # No file may end llmux, nor what cannot be foreseen: no thread, no memory.
+            log.exception("reload_broke", config=str(path))
+            mistakes = [f"{path}: cannot be loaded: {error}"]
+        else:
+            return self._told(ok=True, needs_restart=fixed)
+        log.error("reload_failed", config=str(path), mistakes=mistakes)
+        return self._told(ok=False, mistakes=mistakes)
 
     def _told(self, **how: Any) -> Reloaded:
         now = self._feed.clock.now()
@@ -107,11 +161,12 @@ class Reloader:
         Raises:
             ConfigError: It cannot be used, and nothing has changed.
         """
-        load_policy(new.policy, new.directory)  # one that cannot be made is noticed here
         old = self.config
         mistakes = list(self._board.refuses(new))
         if mistakes:
             raise ConfigError(mistakes)
+        # Before anything changes: a policy of the user's own may refuse to be made.
+        policies = self._board.policies_for(new)
         start = self._started_with
         fixed = [key for key in FIXED if _value(start, key) != _value(new, key)]
         if fixed:
@@ -119,7 +174,7 @@ class Reloader:
         self.config = new
         for user in self._users:
             user(new)
-        self._board.apply(old, new, self._use)
+        self._board.apply(old, new, policies, self._use)
         log.info("reloaded", config=str(new.path), models=list(new.models))
         return fixed
 
@@ -141,7 +196,7 @@ class Reloader:
                 await trio.sleep(WATCH_S / 4)
                 if _stamp(path) == now:
                     seen = now
-                    self.reload()
+                    self.request()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -193,7 +193,7 @@ async def _heed(
         name = signal.Signals(number).name
         if number == signal.SIGHUP:
             if not stopping.is_set():
-                reloader.reload()
+                reloader.request()
         elif stopping.is_set():
             log.warning("stopping_at_once", signal=name)
             everything.cancel()

@@ -9,12 +9,15 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import LlmuxError, SwitchTimeout
+from llmux.errors import LlmuxError, ModelNotFound, SwitchTimeout
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
 from llmux.journal import Request
 from llmux.logs import get_logger
 from llmux.model import Model
+
+Check = Callable[[Model, Hints], None]
+"""Raises LlmuxError for a request that may neither come in nor wait."""
 
 log = get_logger(__name__)
 
@@ -33,20 +36,22 @@ class Serving:
     """
 
     __slots__ = (
-        "_check", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since", "flight",
-        "left_line_at", "queued", "waited_s",
+        "_check", "_find", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since",
+        "flight", "left_line_at", "queued", "waited_s",
     )  # fmt: skip
 
     def __init__(
         self,
         model: Model,
         *,
-        check: Callable[[Model, Hints], None],
+        check: Check,
         timeout_s: float | None,
         scope: trio.CancelScope | None = None,
         hints: Hints = NO_HINTS,
         request: str = "",
+        find: Callable[[str], tuple[Model, Check] | None] | None = None,
     ) -> None:
+        self._find = find
         self.queued = False
         self.waited_s = 0.0
         self.left_line_at = 0.0
@@ -100,7 +105,14 @@ class Serving:
         Raises:
             LlmuxError: The request is refused: at the door, in line, or after too long a wait.
         """
-        self._check(self._model, self._hints)
+        try:
+            self._check(self._model, self._hints)
+        except ModelNotFound:
+            # Removed since the request was read; or in another group by now, whose this one is.
+            if self._find is None or (found := self._find(self._model.name)) is None:
+                raise
+            self._model, self._check = found
+            self._check(self._model, self._hints)
         if self._model.admits:
             # No checkpoint between this check and the count.
             self.flight = self._model.in_flight.enter(self._scope)
@@ -141,12 +153,8 @@ class Serving:
     @contextmanager
     def waiting_beside_line(self) -> Iterator[None]:
         """Like `waiting`, between a refused connection and the next try."""
-        self._model.beside_line += 1
-        try:
-            with self.waiting():
-                yield
-        finally:
-            self._model.beside_line -= 1
+        with self._model.beside(), self.waiting():
+            yield
 
     async def __aexit__(
         self,

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llmux.logs import get_logger
+from llmux.plainfiles import NotOurs, open_own, unsafe_folder
+
+OWN_TEXT = re.compile(rb"pid [0-9]+, config .*|", re.DOTALL)
+"""What an earlier holder may have left; anything else is a file of somebody's, and stays."""
+
+MOST_BYTES = 64 << 10
+
+log = get_logger(__name__)
 
 
 class LockHeld(Exception):
@@ -22,21 +33,27 @@ def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
 
     Raises:
         LockHeld: Another process has it; the message names it.
-        OSError: `state_dir` cannot be made or written.
+        OSError: `state_dir` cannot be made or written, or something else stands in the lock's
+            place, which is left as it is.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (why := unsafe_folder(state_dir)) is not None:
+        log.warning("state_dir_unsafe", path=str(state_dir), reason=why)
     path = state_dir / "lock"
     # Not inheritable, as all of Python's descriptors: servers that hooks leave behind lack it.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     try:
+        found = os.pread(descriptor, MOST_BYTES, 0)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
+            holder = found[:4096].decode(errors="replace").strip() or "unknown"
             raise LockHeld(
                 f"another llmux already serves this config ({holder}); stop it first "
                 f"(its lock is {path})"
             ) from None
+        if not OWN_TEXT.fullmatch(found):
+            raise NotOurs(path, "is a file that is not llmux's lock")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()}, config {config_path}\n".encode(), 0)
         yield

@@ -28,23 +28,34 @@ five seconds until SIGKILL has had its effect, and a machine that is out of brea
 log = get_logger(__name__)
 
 
-class Hooks(Protocol):
-    """How a switcher runs hooks; `llmux.hooks.ShellHooks` is the real one."""
+class ModelHooks(Protocol):
+    """The hooks of one model as its config had them at one instant; they never change.
 
-    def has(self, model: str, hook: HookName) -> bool:
-        """Whether the model has this hook."""
+    What begins with these goes on with these, whatever is reloaded meanwhile.
+    """
+
+    def has(self, hook: HookName) -> bool:
+        """Whether there is this hook."""
         ...
 
-    async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
-        """Run a hook to its end.
+    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+        """Run a hook that there is, to its end.
 
         Raises:
             HookError: It failed, outlived its time or could not be started.
         """
         ...
 
-    def timeout_s(self, model: str, hook: HookName) -> float:
+    def timeout_s(self, hook: HookName) -> float:
         """Seconds that a hook may run; infinity for no limit."""
+        ...
+
+
+class Hooks(Protocol):
+    """How a switcher gets at hooks; `llmux.hooks.ShellHooks` is the real one."""
+
+    def of(self, model: str) -> ModelHooks:
+        """Those that a model has now."""
         ...
 
 
@@ -144,11 +155,12 @@ class Steps:
 
     async def _wait_drained(self, model: Model) -> None:
         """Wait for the requests in flight, and cut those that take too long, or do not."""
-        timeout_s = self.settings.drain_timeout_secs
+        settings = self.settings  # those that the drain has begun with
+        timeout_s = settings.drain_timeout_secs
         with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
             await model.in_flight.wait_empty()
         if limit.cancelled_caught:
-            cuts = self.settings.on_drain_timeout == "cut"
+            cuts = settings.on_drain_timeout == "cut"
             event = "drain_cut" if cuts else "drain_over_time"
             log.warning(event, model=model.name, in_flight=model.in_flight.count)
             if cuts:
@@ -163,8 +175,20 @@ class Steps:
 
     # ---- Sleep ----
 
-    async def put_to_sleep(self, model: Model, target: Model, then: Phase = Phase.ASLEEP) -> float:
+    def hooks_of(self, model: Model) -> ModelHooks:
+        """The hooks that a model has now, for all steps of what begins now."""
+        return self._hooks.of(model.name)
+
+    async def put_to_sleep(
+        self, model: Model, target: Model, hooks: ModelHooks, then: Phase = Phase.ASLEEP
+    ) -> float:
         """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
+
+        Args:
+            model: What is put to sleep.
+            target: What for.
+            hooks: The model's.
+            then: The phase that it enters.
 
         Returns:
             Seconds of hook time.
@@ -177,11 +201,11 @@ class Steps:
         if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
             model.enter(Phase.SLEEPING)
         try:
-            await self._sleep_and_verify(model, target)
+            await self._sleep_and_verify(model, target, hooks)
         except HookError:
             log.warning("sleep_retried", model=model.name, to=target.name)
             try:
-                await self._sleep_and_verify(model, target)
+                await self._sleep_and_verify(model, target, hooks)
             except HookError as error:
                 model.last_error = error
                 model.enter(Phase.FAILED)
@@ -191,25 +215,27 @@ class Steps:
         self._on_asleep(model)
         return trio.current_time() - started_at
 
-    async def _sleep_and_verify(self, model: Model, target: Model) -> None:
+    async def _sleep_and_verify(self, model: Model, target: Model, hooks: ModelHooks) -> None:
         about = {"source": model.name, "target": target.name}
         try:
-            await self._run_hook(model, "sleep", **about)
+            await self._run_hook(hooks, "sleep", **about)
         except HookError as error:
             # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
             log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
             if not error.was_started:
                 raise  # nothing has been done to free the GPU
-        if self._hooks.has(model.name, "verify_asleep"):
-            await self._run_hook(model, "verify_asleep", **about)
+        if hooks.has("verify_asleep"):
+            await self._run_hook(hooks, "verify_asleep", **about)
 
     # ---- Wake ----
 
-    def prefetch(self, target: Model, source: str | None, nursery: trio.Nursery) -> Prefetch:
+    def prefetch(
+        self, target: Model, source: str | None, hooks: ModelHooks, nursery: trio.Nursery
+    ) -> Prefetch:
         """Start the target's prefetch hook, if it has one and there is something to wait for."""
         about = {"source": source or "", "target": target.name}
-        prefetch = Prefetch(partial(self._hooks.run, target.name, "prefetch", **about))
-        if source is None or not self._hooks.has(target.name, "prefetch"):
+        prefetch = Prefetch(partial(hooks.run, "prefetch", **about))
+        if source is None or not hooks.has("prefetch"):
             prefetch.skip()
         else:
             nursery.start_soon(prefetch.run)
@@ -224,22 +250,23 @@ class Steps:
             nursery.cancel_scope.cancel()
         return trio.current_time() - started_at
 
-    async def wake(self, target: Model, source: str | None) -> float:
+    async def wake(self, target: Model, source: str | None, hooks: ModelHooks) -> float:
         """Run the wake hook; returns its seconds, raises HookError."""
         started_at = trio.current_time()
         target.holds_gpu = True
         target.enter(Phase.WAKING)
-        await self._run_hook(target, "wake", source=source or "", target=target.name)
+        await self._run_hook(hooks, "wake", source=source or "", target=target.name)
         target.wake_succeeded()
         target.enter(Phase.AWAKE)
         return trio.current_time() - started_at
 
-    async def _run_hook(self, model: Model, hook: HookName, *, source: str, target: str) -> None:
+    async def _run_hook(
+        self, hooks: ModelHooks, hook: HookName, *, source: str, target: str
+    ) -> None:
         """Run a hook that changes what is awake; raises HookError."""
-        longest_s = self._hooks.timeout_s(model.name, hook) + STEP_SLACK_S
-        self._hook_must_end_by = trio.current_time() + longest_s
+        self._hook_must_end_by = trio.current_time() + hooks.timeout_s(hook) + STEP_SLACK_S
         try:
-            await self._hooks.run(model.name, hook, source=source, target=target)
+            await hooks.run(hook, source=source, target=target)
         finally:
             self._hook_must_end_by = math.inf
 

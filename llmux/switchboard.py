@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
 import trio
@@ -19,8 +19,8 @@ from llmux.idle import NO_IDLE_RULES, IdleRules
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics, ModelGauges
 from llmux.model import Model, Traits
-from llmux.policy import load_policy
-from llmux.serving import Serving
+from llmux.policy import Policy, load_policy
+from llmux.serving import Check, Serving
 from llmux.shapes import ModeChange, Pin
 from llmux.steps import Hooks
 from llmux.switcher import Mode, State, Switcher
@@ -61,8 +61,9 @@ class Switchboard:
         self._running: trio.Nursery | None = None
         self._is_stopped = False
         self.groups: dict[str, Switcher] = {}
+        policies = self.policies_for(config)
         for model in config.models.values():
-            self._add(config, model)
+            self._add(config, model, policies[model.group])
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
         metrics.watch_counts(self._counts)
@@ -86,7 +87,13 @@ class Switchboard:
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self.switcher_of(model).serving(model, scope, hints, request=request)
+        switcher = self.switcher_of(model)
+        return switcher.serving(model, scope, hints, request=request, find=self._find)
+
+    def _find(self, model: str) -> tuple[Model, Check] | None:
+        """A model and its door, where there is one by this name now."""
+        switcher = self._switcher_of.get(model)
+        return None if switcher is None else (switcher.models[model], switcher.check_admissible)
 
     def switcher_of(self, model: str) -> Switcher:
         """The switcher of a model's group.
@@ -100,9 +107,12 @@ class Switchboard:
             raise ModelNotFound(model) from None
 
     async def refused(self, model: str) -> None:
-        """A model's backend has refused a connection; see `Health.refused`."""
-        switcher = self.switcher_of(model)
-        await switcher.health.refused(switcher.models[model])
+        """A model's backend has refused a connection; see `Health.refused`.
+
+        Whoever asks counts as beside the line, so that the model is not removed meanwhile.
+        """
+        if (switcher := self._switcher_of.get(model)) is not None:
+            await switcher.health.refused(switcher.models[model])
 
     def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
         """Say how it can be known that bytes come from a backend, and what to do when it sleeps."""
@@ -235,13 +245,13 @@ class Switchboard:
 
     # ---- Another config ----
 
-    def _add(self, config: Config, model: ModelConfig) -> None:
+    def _add(self, config: Config, model: ModelConfig, policy: Policy) -> None:
         switcher = self.groups.get(model.group)
         if switcher is None:
             switcher = self.groups[model.group] = Switcher(
                 (),
                 self._hooks,
-                load_policy(config.policy, config.directory),  # one each: it may remember things
+                policy,
                 self._metrics,
                 settings=config.policy,
                 queued_per_model=config.limits.queued_per_model,
@@ -267,19 +277,33 @@ class Switchboard:
             if moves and not switcher.is_unused(name):
                 yield f"models.{name}.group: cannot change while the model is in use"
 
+    def policies_for(self, config: Config) -> dict[str, Policy]:
+        """A policy for each group that there is or will be: one each, for it may remember things.
+
+        Raises:
+            ConfigError: One cannot be made.
+        """
+        groups = {*self.groups, *(model.group for model in config.models.values())}
+        return {group: load_policy(config.policy, config.directory) for group in sorted(groups)}
+
     def apply(
-        self, old: Config, new: Config, use: Callable[[str, ModelConfig | None], None]
+        self,
+        old: Config,
+        new: Config,
+        policies: Mapping[str, Policy],
+        use: Callable[[str, ModelConfig | None], None],
     ) -> None:
         """Bring all groups to another config that `refuses` has nothing against.
 
         Args:
             old: The one before.
             new: The one to use.
+            policies: What `policies_for` has made of it.
             use: Called with each model and its new config, when it is used; None: it is gone.
         """
         for switcher in self.groups.values():
-            policy = load_policy(new.policy, new.directory)
             rules = idle_rules_of(new, switcher.group)
+            policy = policies[switcher.group]
             switcher.apply(new.policy, policy, new.limits.queued_per_model, rules)
             switcher.set_mode(self._mode)
         for name in [name for name in self._switcher_of if name not in new.models]:
@@ -292,7 +316,7 @@ class Switchboard:
                 has_it = None
             if has_it is None:
                 use(model.name, model)
-                self._add(new, model)
+                self._add(new, model, policies[model.group])
             elif model != before or model != used:
                 has_it.add(model.name)  # it may be being removed
                 self._change(model, use, waits=model.needs_sleep_after(used))

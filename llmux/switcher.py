@@ -46,9 +46,9 @@ from llmux.orders import Order
 from llmux.orphans import end_marked
 from llmux.pins import Pins
 from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
-from llmux.serving import Serving
+from llmux.serving import Check, Serving
 from llmux.shapes import Pin, PinChange, SwitchRecord
-from llmux.steps import Hooks, Steps, SwitchAbandoned
+from llmux.steps import Hooks, ModelHooks, Steps, SwitchAbandoned
 
 Mode = Literal["auto", "manual"]
 State = Literal["idle", "active", "switching"]
@@ -160,6 +160,7 @@ class Switcher:
         hints: Hints = NO_HINTS,
         *,
         request: str = "",
+        find: Callable[[str], tuple[Model, Check] | None] | None = None,
     ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
@@ -169,14 +170,16 @@ class Switcher:
         """
         return Serving(
             self.models[name],
-            check=self._check_admissible,
+            check=self.check_admissible,
             timeout_s=self._steps.settings.request_timeout_secs,
             scope=scope,
             hints=hints,
             request=request,
+            find=find,
         )
 
-    def _check_admissible(self, model: Model, hints: Hints) -> None:
+    def check_admissible(self, model: Model, hints: Hints) -> None:
+        """Raise what a request for a model of this group is refused with at the door."""
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
         if self._closed_with is not None:
@@ -329,6 +332,7 @@ class Switcher:
                 on_enter=self._on_enter,
                 on_line=self._on_line,
                 on_leave=self._on_leave,
+                on_beside=self._changed.set,
                 traits=traits,
                 drains=self._steps.settings.drain_before_switch,
             )
@@ -369,7 +373,7 @@ class Switcher:
     def is_unused(self, name: str) -> bool:
         """Whether a model could be removed at once."""
         model = self.models[name]
-        return self._rests(model) and not (model.wanted_by or model.in_flight.count)
+        return self._rests(model) and model.is_unused
 
     def remove(self, name: str, then: Callable[[], None]) -> None:
         """Have a model no more, and call `then`, once nobody wants it and it sleeps."""
@@ -378,19 +382,23 @@ class Switcher:
         self._remove_if_unwanted(self.models[name])
 
     def _remove_if_unwanted(self, model: Model) -> None:
-        if model.name not in self._leaving or model.wanted_by or model.in_flight.count:
+        if model.name not in self._leaving or not model.is_unused:
             return
 
         def finish() -> None:
             # It may have come back meanwhile, and somebody may have come before it had left.
-            unwanted = not (model.wanted_by or model.in_flight.count)
-            if unwanted and (then := self._leaving.pop(model.name, None)) is not None:
+            if model.is_unused and (then := self._leaving.pop(model.name, None)) is not None:
                 del self.models[model.name]
                 self.measures.forget(model.name)
                 self._pins.forget(model.name)
                 then()
 
         self.renew(model.name, finish)
+
+    def _remove_those_left(self) -> None:
+        """Remove models whose last request was beside the line, and has not come back to it."""
+        for name in [name for name in self._leaving if name not in self._when_asleep]:
+            self._remove_if_unwanted(self.models[name])
 
     def apply(
         self,
@@ -419,7 +427,8 @@ class Switcher:
             for model in self.models.values():
                 if model.holds_gpu:
                     with suppress(HookError):  # logged
-                        await self._steps.put_to_sleep(model, model)
+                        hooks = self._steps.hooks_of(model)
+                        await self._steps.put_to_sleep(model, model, hooks)
 
     def _close(self, error: LlmuxError) -> None:
         self._closed_with = self._closed_with or error
@@ -478,6 +487,7 @@ class Switcher:
 
     async def _next_order(self) -> Order | None:
         while self._closed_with is None:
+            self._remove_those_left()
             if self._orders:
                 return self._orders.popleft()
             order, look_again_at = self._decide() if self._mode == "auto" else (None, math.inf)
@@ -530,14 +540,18 @@ class Switcher:
     async def _carry_out(self, order: Order, nursery: trio.Nursery) -> None:
         target = order.target
         async with self._switch_lock:
+            # From here on no model changes that is in its way, nor is one removed; and each step is
+            # taken with the hooks that its model has now, whatever is reloaded meanwhile.
             try:
-                if order.to != "awake":
-                    await self._retire(order)
+                if self.models.get(target.name) is not target:  # it is gone, and sleeps
+                    order.end(NotReady(target.name) if order.to == "awake" else None)
                     return
-                if self.models.get(target.name) is not target:
-                    raise NotReady(target.name)
+                hooks = self._steps.hooks_of(target)
+                if order.to != "awake":
+                    await self._retire(order, hooks)
+                    return
                 if not target.is_awake:
-                    await self._switch(order, nursery)
+                    await self._switch(order, hooks, nursery)
                 await target.let_in()  # the barrier: returns once each has settled
                 order.end()
             except SwitchAbandoned:
@@ -547,17 +561,18 @@ class Switcher:
             except HookError as error:
                 target.waiters.refuse(error)
                 order.end(error)
-                await self._give_up(target, error)
+                await self._give_up(target, hooks, error)
             except (ShuttingDown, NotReady) as error:
                 order.end(error)
             finally:
                 order.end(ShuttingDown())  # heard only if this task was cancelled
 
-    async def _switch(self, order: Order, nursery: trio.Nursery) -> None:
+    async def _switch(self, order: Order, hooks: ModelHooks, nursery: trio.Nursery) -> None:
         """Drain and put to sleep what is in the way, then wake the target.
 
         Args:
             order: What is wanted.
+            hooks: The target's.
             nursery: Runs what goes on beside this.
 
         Raises:
@@ -565,29 +580,29 @@ class Switcher:
             SwitchAbandoned: The target is not wanted any more; what was drained is awake again.
         """
         target = order.target
-        in_the_way = self._in_the_way_of(target)
-        first = in_the_way[0] if in_the_way else None
+        in_the_way = [(each, self._steps.hooks_of(each)) for each in self._in_the_way_of(target)]
+        first = in_the_way[0][0] if in_the_way else None
         source = first.name if first else None
         with self._chronicle.switch(order, first) as tally:
-            prefetch = self._steps.prefetch(target, source, nursery)
+            prefetch = self._steps.prefetch(target, source, hooks, nursery)
             try:
-                for model in in_the_way:
+                for model, its_hooks in in_the_way:
                     tally.drain_s += await self._drain(model, order)
                     self._check_open()
-                    tally.hooks_s += await self._steps.put_to_sleep(model, target)
+                    tally.hooks_s += await self._steps.put_to_sleep(model, target, its_hooks)
                 # What of it the drain and the sleep did not hide is a cost of the switch.
                 tally.hooks_s += await self._steps.wait_prefetched(
                     prefetch, lambda: self._is_in_vain(order)
                 )
                 self._check_open()
                 self._check_wanted(order)
-                tally.hooks_s += await self._steps.wake(target, source)
+                tally.hooks_s += await self._steps.wake(target, source, hooks)
             finally:
                 prefetch.abandon()
         if source is not None and source not in self.models:  # removed once it slept
             self.measures.forget(source)
 
-    async def _retire(self, order: Order) -> None:
+    async def _retire(self, order: Order, hooks: ModelHooks) -> None:
         """Put a model to sleep for no other: it is down, or its config has changed.
 
         Raises:
@@ -606,7 +621,7 @@ class Switcher:
             await self._drain(model, order)
         self._check_open()
         if model.phase is Phase.DRAINING or (model.holds_gpu and order.to != "down"):
-            await self._steps.put_to_sleep(model, model)
+            await self._steps.put_to_sleep(model, model, hooks)
         self._on_asleep(model)  # it slept already
         order.end()
 
@@ -661,11 +676,11 @@ class Switcher:
             model.waiters.refuse(ManualMode(model.name, None))
         model.waiters.refuse(WouldSwitch(model.name), only=lambda waiter: waiter.never_switch)
 
-    async def _give_up(self, target: Model, error: HookError) -> None:
+    async def _give_up(self, target: Model, hooks: ModelHooks, error: HookError) -> None:
         """After a failure: free what the wake took, and put off the target's next try."""
         if target.phase is Phase.WAKING:
             with suppress(HookError):  # logged; the next switch will find it in the way
-                await self._steps.put_to_sleep(target, target, then=Phase.FAILED)
+                await self._steps.put_to_sleep(target, target, hooks, then=Phase.FAILED)
         target.wake_failed(error)
 
     # ---- Telling ----

@@ -221,7 +221,7 @@ class Validation:
         slept = await self._succeeds(model, "sleep", why, "FAIL" if may_be_awake else "-")
         slept = slept or not may_be_awake
         is_asleep = slept
-        if self._hooks.has(model, "verify_asleep"):
+        if self._hooks.of(model).has("verify_asleep"):
             is_asleep = await self._succeeds(model, "verify_asleep", why)
         else:
             self._report(Step(self._stage, "verify_asleep", None, "-", "no verify_asleep hook"))
@@ -236,14 +236,14 @@ class Validation:
         has_succeeded = False
         with suppress(Failed), self._step(hook) as doing:
             doing.detail, doing.if_failed = detail, if_failed
-            await self._hooks.run(model, hook, source=model, target=self._model)
+            await self._hooks.of(model).run(hook, source=model, target=self._model)
             has_succeeded = True
         return has_succeeded
 
     async def _check_alive_says_no(self) -> None:
         with self._step("alive, asleep") as doing:
             try:
-                await self._hooks.run(self._model, "alive", target=self._model)
+                await self._hooks.of(self._model).run("alive", target=self._model)
             except HookError as error:
                 if not error.was_started:
                     raise
@@ -252,17 +252,17 @@ class Validation:
             doing.result = "WARN"
             doing.detail = (
                 "says yes: llmux could not tell, should others put the model to sleep"
-                if self._hooks.has(self._model, "verify_asleep")
+                if self._hooks.of(self._model).has("verify_asleep")
                 else "says yes, and there is no verify_asleep hook: nothing shows that it sleeps"
             )
 
     async def _wake(self) -> None:
         self._record.note(self._model, "unsure")
         with self._step("wake"):
-            await self._hooks.run(self._model, "wake", target=self._model)
+            await self._hooks.of(self._model).run("wake", target=self._model)
         self._record.note(self._model, "awake")
         with self._step("alive"):
-            await self._hooks.run(self._model, "alive", target=self._model)
+            await self._hooks.of(self._model).run("alive", target=self._model)
 
     async def _ask(self, step: str) -> Answer:
         with self._step(step) as doing:

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -55,12 +55,11 @@ class FakeHooks:
     inside: dict[str, int] = field(default_factory=dict)
     served: dict[str, int] = field(default_factory=dict)
 
-    def has(self, model: str, hook: HookName) -> bool:
+    def of(self, model: str) -> FakeModelHooks:
         optional = {"verify_asleep": self.verifiers, "prefetch": self.prefetchers}
-        return model in optional.get(hook, {model})
-
-    def timeout_s(self, model: str, hook: HookName) -> float:
-        return self.timeouts.get((model, hook), math.inf)
+        missing = {hook for hook, models in optional.items() if model not in models}
+        timeouts = {hook: s for (name, hook), s in self.timeouts.items() if name == model}
+        return FakeModelHooks(self, model, frozenset(missing), timeouts)
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         key = (model, hook)
@@ -109,6 +108,32 @@ class FakeHooks:
             self.inside[model] -= 1
             self.served[model] = self.served.get(model, 0) + 1
             assert not self._drains(model) or model in self.awake, f"{model} slept under a request"
+
+
+class RunsHooks(Protocol):
+    """What fake hooks run on."""
+
+    async def run(self, model: str, hook: HookName, *, source: str, target: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class FakeModelHooks:
+    """A model's hooks as they were at one instant."""
+
+    gpu: RunsHooks
+    model: str
+    missing: frozenset[str]
+    timeouts: Mapping[str, float]
+
+    def has(self, hook: HookName) -> bool:
+        return hook not in self.missing
+
+    def timeout_s(self, hook: HookName) -> float:
+        return self.timeouts.get(hook, math.inf)
+
+    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+        assert self.has(hook), f"{self.model} has no {hook} hook"
+        await self.gpu.run(self.model, hook, source=source, target=target)
 
 
 class Rig:

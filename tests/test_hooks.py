@@ -69,7 +69,7 @@ class Bench:
             kill_after_s=KILL_AFTER_S,
         )
         with trio.fail_after(PATIENCE_S):
-            await shell_hooks.run(model, hook, **about)
+            await shell_hooks.of(model).run(hook, **about)
 
     async def failure(self, script: str, **options: Any) -> HookError:
         with pytest.raises(HookError) as caught:
@@ -346,8 +346,8 @@ async def test_which_hooks_a_model_has(bench: Bench) -> None:
     shell_hooks = ShellHooks(
         {"m": config}, directory=bench.directory, log_dir=bench.log_dir, metrics=bench.metrics
     )
-    assert shell_hooks.has("m", "prefetch")
-    assert not shell_hooks.has("m", "verify_asleep")
+    assert shell_hooks.of("m").has("prefetch")
+    assert not shell_hooks.of("m").has("verify_asleep")
 
 
 # ---- What a hook is given ----

@@ -433,7 +433,7 @@ async def test_hooks_do_not_get_the_variables(
         },
         directory=tmp_path,
     )
-    await shell_hooks(config, Metrics(), lambda _: "").run("a", "wake")
+    await shell_hooks(config, Metrics(), lambda _: "").of("a").run("wake")
     environment = (tmp_path / "environment").read_text()
     assert "NO_SECRET=stays" in environment
     for gone in ("TEAM_KEYS", "STEERING_KEYS", SECRET, CONTROL):

@@ -23,6 +23,7 @@ from llmux.model import SERVES
 from llmux.policy import POLICIES
 from llmux.reload import Reloader
 from llmux.switchboard import Switchboard
+from tests.fakes import FakeModelHooks
 
 GROUPS = {name: f"gpu{index % 3}" for index, name in enumerate("abcdefgh")}
 REQUESTS_AN_HOUR = 2_500
@@ -50,11 +51,9 @@ class Gpus:
         self._running: dict[str, tuple[str, str]] = {}
         self._rng = rng
 
-    def has(self, model: str, hook: HookName) -> bool:
-        return hook != "prefetch" or model in "abc"
-
-    def timeout_s(self, model: str, hook: HookName) -> float:
-        return 600.0
+    def of(self, model: str) -> FakeModelHooks:
+        missing = frozenset() if model in "abc" else frozenset({"prefetch"})
+        return FakeModelHooks(self, model, missing, {"wake": 600.0, "sleep": 600.0})
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         if hook in {"wake", "sleep"}:

@@ -21,6 +21,6 @@ def test_the_second_is_told_of_the_first(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_holder_wrote_is_gone(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("x" * 1000)
+    (tmp_path / "lock").write_text(f"pid 1, config /{'x' * 1000}\n")
     with state_lock(tmp_path, None):
         assert (tmp_path / "lock").read_text() == f"pid {os.getpid()}, config None\n"

@@ -7,6 +7,7 @@ with its path.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import platformdirs
 
+from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
 from llmux.config.files import decode, duplicates
 from llmux.config.shape import (
     KEY_LISTS,
@@ -64,11 +66,12 @@ def parse_config(
     """
     directory = (directory or (path.parent if path else Path())).absolute()
     reader = _Reader("config" if path is None else str(path), directory)
-    reader.mistakes += [
+    if (found := misfit(data)) is not None:
+        reader.note(*found)
+        raise ConfigError(reader.mistakes)
+    for keys in duplicates(data):
         # Below a list of keys, what stands in a mapping's place may be one.
-        f"{show_keys(keys[:1] if keys[0] in KEY_LISTS else keys)}: duplicate key"
-        for keys in duplicates(data)
-    ]
+        reader.note(keys[:1] if keys[0] in KEY_LISTS else keys, "duplicate key")
     config = reader.read_section(
         Config,
         data,
@@ -78,7 +81,7 @@ def parse_config(
         state_dir=_default_state_dir(path or directory),
     )
     if config is None:
-        raise ConfigError(reader.mistakes)
+        raise ConfigError(reader.all_mistakes)
     return config
 
 
@@ -106,6 +109,8 @@ def _default_state_dir(path: Path) -> Path:
 
 S = TypeVar("S", bound=Section)
 
+_fields = functools.cache(msgspec.structs.fields)  # it takes a millisecond
+
 
 class _Reader:
     """Turns decoded data into sections, and collects mistakes on the way.
@@ -117,6 +122,7 @@ class _Reader:
         self._label = label
         self._directory = directory
         self.mistakes: list[str] = []
+        self._not_shown = 0
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
         """The section that the value describes; None once there is any mistake.
@@ -128,19 +134,19 @@ class _Reader:
             **filled: Fields that the loader fills in; the file's own values win.
         """
         if not isinstance(value, dict):
-            self._note(keys, _mismatch("object", value))
+            self.note(keys, _mismatch("object", value))
             return None
         kinds = file_keys(section)
         for key, item in value.items():
             if key in kinds:
                 filled[key] = self._read(kinds[key], item, (*keys, key))
             elif keys or not str(key).startswith("x-"):
-                self._note((*keys, key), _unknown(key, kinds))
-        for field in msgspec.structs.fields(section):
+                self.note((*keys, key), _unknown(key, kinds))
+        for field in _fields(section):
             if field.required and field.name not in filled:
-                self._note((*keys, field.name), "required key is missing")
+                self.note((*keys, field.name), "required key is missing")
         for below, message in section.conflicts(value):
-            self._note((*keys, *below), message)
+            self.note((*keys, *below), message)
         return None if self.mistakes else section(**filled)
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
@@ -151,7 +157,7 @@ class _Reader:
             for check in checks if result is not None else ():
                 check(result)
         except ValueError as error:
-            self._note(keys, _plain(error))
+            self.note(keys, _plain(error))
             return None
         return result
 
@@ -173,7 +179,7 @@ class _Reader:
     def _read_mapping(self, key_kind: Any, item_kind: Any, value: object, keys: Keys) -> Any:
         """A section under a key of the user's choice is told that key as its name."""
         if not isinstance(value, dict):
-            self._note(keys, _mismatch("object", value))
+            self.note(keys, _mismatch("object", value))
             return None
         result = {}
         for key, item in value.items():
@@ -181,7 +187,7 @@ class _Reader:
             if isinstance(key, str):
                 self._read(key_kind, key, here)
             else:
-                self._note(here, "the key must be a string: put it in quotes")
+                self.note(here, "the key must be a string: put it in quotes")
             if get_origin(item_kind) is None and issubclass(item_kind, Section):
                 result[key] = self.read_section(item_kind, item, here, name=key)
             else:
@@ -190,27 +196,42 @@ class _Reader:
 
     def _read_list(self, item_kind: Any, value: object, keys: Keys) -> Any:
         if not isinstance(value, list | tuple):
-            self._note(keys, _mismatch("array", value))
+            self.note(keys, _mismatch("array", value))
             return None
         return tuple(self._read(item_kind, item, (*keys, i)) for i, item in enumerate(value))
 
     def _read_key_ring(self, value: object, keys: Keys) -> KeyRing | None:
         if not isinstance(value, list | tuple):
-            self._note(keys, _mismatch("array", value))
+            self.note(keys, _mismatch("array", value))
             return None
         found: list[bytes] = []
         for index, item in enumerate(value):
             try:
                 found += read_keys(item, self._directory)
             except ValueError as error:
-                self._note((*keys, index), str(error))
+                self.note((*keys, index), str(error))
         if self.mistakes:
             return None
         variables = (item.get("env") for item in value if isinstance(item, dict))
         return KeyRing(found, (name for name in variables if name))
 
-    def _note(self, keys: Keys, message: str) -> None:
-        self.mistakes.append(f"{show_keys(keys) or self._label}: {message}")
+    def note(self, keys: Keys, message: str) -> None:
+        """Note a mistake and where it is; both may quote the file, and are cut."""
+        if len(self.mistakes) == MOST_MISTAKES:
+            self._not_shown += 1
+            return
+        where = _cut(show_keys(keys)) or self._label
+        self.mistakes.append(f"{where}: {_cut(message)}")
+
+    @property
+    def all_mistakes(self) -> list[str]:
+        """One line for each, and one for those that are too many."""
+        more = f"{self._label}: {self._not_shown} mistakes more"
+        return [*self.mistakes, more] if self._not_shown else self.mistakes
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
 
 
 def _meant(kind: Any, value: object) -> Any:
@@ -281,7 +302,7 @@ def _mismatch(expected: str, value: object) -> str:
 
 
 def _unknown(key: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1)
+    near = difflib.get_close_matches(str(key)[:MOST_TEXT], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     return f"unknown key, {hint}"
 
@@ -290,6 +311,8 @@ def show_keys(keys: Keys) -> str:
     """A path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
     shown = ""
     for key in keys:
+        if len(shown) > MOST_TEXT:
+            break  # the rest would be cut anyway
         if isinstance(key, str) and re.fullmatch(r"[\w/-]+", key):
             shown += f".{key}" if shown else key
         else:

@@ -181,6 +181,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from ()
 
 
+@functools.cache
 def file_keys(section: type[Section]) -> dict[str, Any]:
     """The section's keys in the file, each with its type."""
     fields = msgspec.structs.fields(section)

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from llmux.hooks import NOT_TEXT
+from llmux.plainfiles import open_own
 
 LOOK_S = 0.5
 """How often it is looked whether there is more."""
@@ -67,9 +68,12 @@ class LogReader:
     async def aclose(self) -> None:
         """Nothing is kept open."""
 
+    def _open(self) -> int:
+        return open_own(self._path, os.O_RDONLY, in_own_folder=True)
+
     def _read(self) -> bytes:
         """What comes next, if it is there. Local and small: not worth a thread."""
-        with suppress(FileNotFoundError), self._path.open("rb", buffering=0) as file:
+        with suppress(OSError), os.fdopen(self._open(), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if self._position is None:
                 self._position = _tail_begins(file.fileno(), size, self._lines)

@@ -182,7 +182,7 @@ def _steering(routes: Blueprint, steered: Steered) -> None:
 
     @routes.post("/reload")
     async def reload() -> Response:
-        reloaded = steered.reloader.reload()
+        reloaded = await steered.reloader.reload()
         if not reloaded.ok:
             raise ConfigMistakes(reloaded.mistakes)
         restart = ", ".join(reloaded.needs_restart)

@@ -219,7 +219,7 @@ class Bench:
     async def timed_out(self, model: str, hook: HookName = "wake") -> HookError:
         """What comes of a hook that llmux ends; its config must have a time-out for it."""
         with trio.fail_after(TIMEOUT_S), pytest.raises(HookError) as caught:
-            await self.shell_hooks().run(model, hook)
+            await self.shell_hooks().of(model).run(hook)
         return caught.value
 
     @asynccontextmanager
