@@ -17,10 +17,10 @@ from llmux.backend import Answer
 from llmux.bodies import Body
 from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
-from llmux.http1 import origin_form
 from llmux.logs import get_logger
 from llmux.openai import error_answer, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.targets import origin_form
 
 NOTHING = nullcontext()
 

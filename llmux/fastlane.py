@@ -23,10 +23,11 @@ from llmux.backend.connections import Stream
 from llmux.backend.parsing import CHUNKED_HEAD, ChunkedParts, Reader
 from llmux.bodies import Body
 from llmux.errors import BackendBroke, BadRequest, BodyTooLarge, LlmuxError, RequestTooSlow
-from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, origin_form, parse_head
+from llmux.http1 import MAX_HEAD_BYTES, NotForUs, RequestHead, find_end, parse_head
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.targets import origin_form
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""

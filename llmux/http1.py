@@ -8,11 +8,11 @@ it lets pass and should not is refused here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httptools
 
 from llmux.errors import BadRequest, HeadTooLarge
+from llmux.names import shown
 
 MAX_HEAD_BYTES = 65536
 """Request line and headers. Precedents: nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB."""
@@ -111,21 +111,6 @@ def parse_head(data: bytes) -> RequestHead:
     return head
 
 
-def origin_form(target: bytes) -> bytes:
-    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2).
-
-    Raises:
-        BadRequest: It is no target.
-    """
-    if target.startswith((b"/", b"*")):
-        return target
-    try:
-        url = urlsplit(target)
-    except ValueError as error:
-        raise BadRequest(f"The request's target is not a URI: {error}") from None
-    return (url.path or b"/") + (b"?" + url.query if url.query else b"")
-
-
 def _read_headers(head: RequestHead) -> None:
     hosts = 0
     for name, value in head.headers:
@@ -153,7 +138,7 @@ def _read_content_length(head: RequestHead, value: bytes) -> None:
 
 def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
     if head.is_chunked or value.lower() != b"chunked":
-        raise BadRequest(f"Transfer-Encoding {value.decode('latin-1')!r} is not supported")
+        raise BadRequest(f"Transfer-Encoding {shown(value.decode('latin-1'))!r} is not supported")
     head.is_chunked = True
 
 
