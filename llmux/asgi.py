@@ -16,9 +16,12 @@ from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.bodies import Body
 from llmux.cors import is_shared_path, shared
+from llmux.ended import shown_path
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.logs import get_logger
+from llmux.names import shown
 from llmux.openai import error_answer, is_own_path
+from llmux.own_answers import counted
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.targets import origin_form
 
@@ -77,7 +80,9 @@ class ModelTraffic:
         except BadRequest as error:
             await _refuse(error, send)
             return
-        body = Body(self._proxy.bodies)
+        fields = scope["headers"]
+        text_bytes = sum(len(name) + len(value) for name, value in fields)
+        body = Body(self._proxy.bodies, text_bytes=text_bytes, fields=len(fields))
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
             target, stall_s = _target(scope), self._stall_s
@@ -95,7 +100,7 @@ class ModelTraffic:
 
     def _own_app(self, scope: Scope) -> ASGIApp:
         """What serves llmux's own path of a request."""
-        app = self._app
+        app = counted(self._proxy.bodies, self._app)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
         return logged(app) if self._proxy.logs_access else app
@@ -158,7 +163,7 @@ class OwnRequest:
             with self.scope:
                 await self._app(self._asgi_scope, self._hear, self._send)
         except Exception:
-            log.exception("own_path_failed", path=self._asgi_scope["path"])
+            log.exception("own_path_failed", path=shown(self._asgi_scope["path"]))
         finally:
             self.ended.set()
             self.watching.cancel()
@@ -228,9 +233,9 @@ class AsgiLane:
             with self.scope:
                 await proxy.serve(self)
         except trio.BusyResourceError:  # the server is telling the client something of its own
-            log.debug("answer_dropped", path=self.target)
+            log.debug("answer_dropped", path=shown_path(self.target))
         except Exception:
-            log.exception("request_failed", path=self.target)
+            log.exception("request_failed", path=shown_path(self.target))
         finally:
             self.ended.set()
             if not self.is_ending:
@@ -262,6 +267,7 @@ class AsgiLane:
             raise self._mistake
 
     async def _receive_body(self) -> None:
+        self.body.count_head()
         self.body.announce(self._content_length())
         pieces: list[bytes] = []
         more = True
@@ -349,7 +355,7 @@ async def _refuse(error: LlmuxError, send: Send) -> None:
 def _with_origin_form(scope: Scope) -> Scope:
     """The scope with path and query where the client gave an absolute URI; raises BadRequest."""
     raw: bytes = scope["raw_path"]
-    if raw.startswith((b"/", b"*")):
+    if raw.startswith(b"/"):
         return scope
     path = origin_form(raw)
     return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}

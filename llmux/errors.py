@@ -326,7 +326,7 @@ class InternalError(LlmuxError):
     """Anything unforeseen."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"Internal error: {type(error).__name__}: {error}")
+        super().__init__(f"Internal error: {type(error).__name__}: {shown(str(error))}")
 
 
 class ConfigError(Exception):

@@ -176,7 +176,7 @@ class ClientConnection:
             except NotForUs:
                 self.rest = data + self.buffer
                 return
-            await self.lane.proxy.serve(FastRequest(self, head))
+            await self.lane.proxy.serve(FastRequest(self, head, len(data)))
 
     async def receive(self) -> bytes:
         """What the client sends next; nothing once it has closed its side."""
@@ -298,11 +298,12 @@ class Watch:
 class FastRequest:
     """One request on the fast lane; see `llmux.proxy.Lane`."""
 
-    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, connection: ClientConnection, head: RequestHead, head_bytes: int) -> None:
         self.method = head.method
         self.target = origin_form(head.target)
         self.headers: HeaderList = head.headers
-        self.body = Body(connection.lane.proxy.bodies)
+        bodies = connection.lane.proxy.bodies
+        self.body = Body(bodies, text_bytes=head_bytes, fields=len(head.headers))
         self.peer = connection.peer
         self.scheme = "http"
         self.has_answered = False

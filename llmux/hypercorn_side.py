@@ -27,6 +27,7 @@ from hypercorn.typing import ConnectionState, LifespanState, WebsocketAcceptEven
 
 from llmux.asgi_types import ASGIApp
 from llmux.logs import get_logger
+from llmux.names import shown
 
 MAX_EARLY_BYTES = 65536
 """What a client may send of its WebSocket before the handshake is answered."""
@@ -164,7 +165,7 @@ class GuardedProtocol(ProtocolWrapper):
         except Exception as error:
             if not isinstance(event, RawData):
                 raise
-            log.debug("request_unreadable", error=repr(error))
+            log.debug("request_unreadable", error=shown(repr(error)))
             with suppress(Exception):
                 await self.send(Closed())
 

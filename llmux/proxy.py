@@ -326,6 +326,7 @@ class ModelProxy:
                 return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         check_request_line(lane.method, lane.target)
+        lane.body.count_head()
         await lane.read_body()
         fields = await self._read_fields(lane)
         upstream, named = self._route(lane, fields, journey)
@@ -446,8 +447,10 @@ class ModelProxy:
                 await lane.send_events(error_event(error))
                 await lane.end_events()
             return
+        lane.body.release()  # the client may take a while to hear of it
         status, headers, body = error_answer(error)
-        await lane.reply(status, [*headers, *journey.answers(status)], body)
+        with self.bodies.answering(len(body)):
+            await lane.reply(status, [*headers, *journey.answers(status)], body)
 
     def heard_since(self, model: str, since: float) -> bool:
         """Whether a byte has come from a model's backend since then (Trio's clock, seconds)."""
