@@ -206,7 +206,7 @@ class AsgiLane:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
         self.body = body
-        self.method: bytes = scope["method"].encode("ascii")
+        self.method: bytes = scope["method"].encode("latin-1", "replace")
         self.target = _target(scope)
         self.headers: HeaderList = scope["headers"]
         self.peer: str | None = scope["client"][0] if scope.get("client") else None

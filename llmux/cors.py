@@ -113,7 +113,7 @@ def shared(cors: Cors, app: ASGIApp) -> ASGIApp:
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         sharing = cors.sharing(scope["headers"])
-        allowed = cors.preflight(scope["method"].encode("ascii"), scope["headers"])
+        allowed = cors.preflight(scope["method"].encode("latin-1", "replace"), scope["headers"])
 
         async def send_shared(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -18,6 +18,7 @@ from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import ProtocolWrapper, h2, h11
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio import tcp_server
 from hypercorn.trio.lifespan import Lifespan
@@ -102,6 +103,26 @@ class ReadAhead:
         return bytes(await self._stream.receive_some(max_bytes))
 
 
+class AsciiHTTPStream(HTTPStream):
+    """A request whose path may be anything that HTTP/2 lets pass; h11 has looked at others.
+
+    Hypercorn fails at bytes that are not ASCII, and would close the connection, other requests on
+    it included.
+    """
+
+    async def handle(self, event: Event) -> None:
+        """Refuse what Hypercorn cannot take."""
+        if isinstance(event, Request) and not event.raw_path.isascii():
+            self.closed = True
+            headers = [(b"content-length", b"0")]
+            number = self.stream_id
+            await self.send(Response(stream_id=number, headers=headers, status_code=400))
+            await self.send(EndBody(stream_id=number))
+            await self.send(StreamClosed(stream_id=number))
+            return
+        await super().handle(event)
+
+
 class HoldingWSStream(WSStream):
     """A WebSocket whose client may send before its handshake is answered.
 
@@ -173,4 +194,5 @@ class GuardedProtocol(ProtocolWrapper):
 def mend_hypercorn() -> None:
     """Have Hypercorn use these, in this whole process."""
     h11.WSStream = h2.WSStream = HoldingWSStream  # type: ignore[attr-defined, assignment]
+    h11.HTTPStream = h2.HTTPStream = AsciiHTTPStream  # type: ignore[attr-defined]
     tcp_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]

@@ -289,7 +289,9 @@ class Http2:
         return code
 
 
-@pytest.mark.parametrize("path", [b"/a b", b"/a\tb", b"/a\x7f", b"/../a", b"a", b"/a#b"])
+@pytest.mark.parametrize(
+    "path", [b"/a b", b"/a\tb", b"/a\x7f", b"/../a", b"a", b"/a#b", b"/\xc3\xa9"]
+)
 async def test_http_2_targets_that_are_none_get_400(two: Site, path: bytes) -> None:
     async with await two.connect() as stream:
         client = Http2(stream)
