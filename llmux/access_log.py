@@ -11,6 +11,7 @@ import trio
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.ended import Ended, milliseconds
 from llmux.logs import get_logger
+from llmux.names import MAX_SHOWN
 
 CLIENT_LEFT = 499
 """Status under which a request is counted whose client left before its answer (as nginx does)."""
@@ -38,8 +39,11 @@ def log_request(ended: Ended) -> None:
 
 
 def _text(raw: bytes) -> str:
-    """What a client has written, with nothing in it that could steer a terminal."""
-    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
+    """What a client has written, not all of it, and with nothing that could steer a terminal."""
+    text = "".join(
+        chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw[:MAX_SHOWN]
+    )
+    return text if len(raw) <= MAX_SHOWN else text + "…"
 
 
 def logged(app: ASGIApp) -> ASGIApp:

@@ -12,9 +12,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from llmux.config import Config
 from llmux.control.guard import check_key, metrics_keys
-from llmux.errors import LlmuxError, ModelNotFound
+from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
 from llmux.metrics import CONTENT_TYPE, Metrics
 from llmux.model import Model
+from llmux.names import shown
 from llmux.openai import error_answer, model_list, model_object
 from llmux.switchboard import Switchboard
 
@@ -65,8 +66,9 @@ async def answer_llmux_error(error: LlmuxError) -> Response:
 async def answer_http_error(error: HTTPException) -> Response:
     """Quart's error handler for what its router refuses (404, 405, ...), in the same form."""
     status = error.code or 500
-    code = "not_found" if status == 404 else "bad_request" if status < 500 else "internal"
-    what = f"{error.name}: {request.method} {request.path}"
+    by_status = {404: "not_found", 413: BodyTooLarge.code}
+    code = by_status.get(status, "bad_request" if status < 500 else "internal")
+    what = f"{error.name}: {shown(request.method)} {shown(request.path)}"
     body = {"message": what, "type": "llmux_error", "param": None, "code": code}
     answer = _json(msgspec.json.encode({"error": body}), status)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:

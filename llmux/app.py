@@ -53,6 +53,9 @@ EXIT_CONFIG = 2
 EXIT_SWITCHER_DIED = 3
 """Exit code when a switcher died."""
 
+MAX_ORDER_BYTES = 65536
+"""Largest body of a request for llmux's own paths: orders have a hundred bytes."""
+
 Task = Callable[[], Awaitable[None]]
 
 log = logs.get_logger(__name__)
@@ -247,6 +250,7 @@ def new_app() -> QuartTrio:
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = math.inf  # None cancels `stop` of the lifespan
+    app.config["MAX_CONTENT_LENGTH"] = MAX_ORDER_BYTES  # nobody counts what the framework reads
     app.url_map.merge_slashes = False  # model names may begin with one
     app.url_map.converters["path"] = AnyPath
     app.register_error_handler(LlmuxError, answer_llmux_error)

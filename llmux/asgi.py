@@ -18,10 +18,12 @@ from llmux.backend import Answer
 from llmux.bodies import Bodies, Body
 from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, LlmuxError
-from llmux.http1 import origin_form
 from llmux.logs import get_logger
+from llmux.names import shown
 from llmux.openai import error_answer, is_own_path
+from llmux.own_answers import counted
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.targets import origin_form
 
 NOTHING = nullcontext()
 
@@ -84,7 +86,9 @@ class ModelTraffic:
         await self._serve(self._lane(scope, receive, send))
 
     def _lane(self, scope: Scope, receive: Receive, send: Send) -> Watched:
-        body = Body(self._proxy.bodies)
+        fields = scope["headers"]
+        text_bytes = sum(len(name) + len(value) for name, value in fields)
+        body = Body(self._proxy.bodies, text_bytes=text_bytes, fields=len(fields))
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
             target, stall_s = _target(scope), self._stall_s
@@ -95,7 +99,8 @@ class ModelTraffic:
 
     def _own_app(self, scope: Scope) -> ASGIApp:
         """What serves llmux's own path of a request."""
-        app = with_whole_body(self._app, self._proxy.bodies, self._stall_s)
+        bodies = self._proxy.bodies
+        app = with_whole_body(counted(bodies, self._app), bodies, self._stall_s)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
         return logged(app) if self._proxy.logs_access else app
@@ -137,7 +142,7 @@ class OwnRequest(Watched):
         try:
             await self._app(self._asgi_scope, self._hear, self._tell)
         except Exception:
-            log.exception("own_path_failed", path=self._asgi_scope["path"])
+            log.exception("own_path_failed", path=shown(self._asgi_scope["path"]))
 
     async def _hear(self) -> Message:
         """The server's next message."""
@@ -214,7 +219,7 @@ class AsgiLane(Watched):
     ) -> None:
         super().__init__(receive, send)
         self.body = body
-        self.method: bytes = scope["method"].encode("ascii")
+        self.method: bytes = scope["method"].encode("latin-1", "replace")
         self.target = _target(scope)
         self.headers: HeaderList = scope["headers"]
         self.peer: str | None = scope["client"][0] if scope.get("client") else None
@@ -327,7 +332,7 @@ async def _refuse(error: LlmuxError, send: Send) -> None:
 def _with_origin_form(scope: Scope) -> Scope:
     """The scope with path and query where the client gave an absolute URI; raises BadRequest."""
     raw: bytes = scope["raw_path"]
-    if raw.startswith((b"/", b"*")):
+    if raw.startswith(b"/"):
         return scope
     path = origin_form(raw)
     return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}

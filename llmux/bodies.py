@@ -1,10 +1,14 @@
-"""The request bodies that are held in memory, counted against `limits.queued_bytes`.
+"""What is held in memory for clients, counted against `limits.queued_bytes`.
 
-A body counts from its first byte until its backend has begun to answer: until then the request may
-have to be sent once more.
+A request counts with its head from when that was parsed, and with its body from the first byte,
+until its backend has begun to answer: until then it may have to be sent once more. An answer of
+llmux's own counts until the client has taken it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llmux.config import Limits
 from llmux.errors import BodyTooLarge, QueueFull
@@ -12,12 +16,20 @@ from llmux.errors import BodyTooLarge, QueueFull
 RETRY_AFTER_S = 5.0
 """When a client that was sent away may try again: nobody knows yet what its request was for."""
 
+FIELD_BYTES = 176
+"""What a parsed header field takes beside its text: two objects of bytes, rounded up, in a tuple in
+a list (CPython 3.11 on 64 bits: 33 + 33 + 56 + 8, and up to 46 of rounding)."""
+
+SMALL_ANSWER_BYTES = 65536
+"""Up to here an answer of llmux's own is never refused: its memory is bounded by the number of
+connections, and health and errors must get through when everything is full."""
+
 
 class Bodies:
-    """All of them together.
+    """All of it together.
 
     Attributes:
-        held_bytes: How many there are.
+        held_bytes: How much there is.
         most_bytes: The largest body that is taken.
         longest_s: How long one may take to arrive, in seconds.
         limit_bytes: How many there may be.
@@ -33,20 +45,55 @@ class Bodies:
         self.longest_s = limits.body_secs
         self.limit_bytes = limits.queued_bytes
 
+    @contextmanager
+    def answering(self, length_bytes: int) -> Iterator[None]:
+        """Count an answer of llmux's own for as long as its client takes.
+
+        Raises:
+            QueueFull: It is large, and there is no room.
+        """
+        if length_bytes > SMALL_ANSWER_BYTES:
+            self.check_room(length_bytes)
+        with self.streaming(length_bytes):
+            yield
+
+    @contextmanager
+    def streaming(self, length_bytes: int) -> Iterator[None]:
+        """Count a piece of an answer that has begun: it is too late to refuse it."""
+        self.held_bytes += length_bytes
+        try:
+            yield
+        finally:
+            self.held_bytes -= length_bytes
+
+    def check_room(self, for_bytes: int) -> None:
+        """Raise QueueFull if there is none."""
+        if self.held_bytes + for_bytes > self.limit_bytes:
+            message = f"Waiting requests and answers fill {self.limit_bytes} bytes"
+            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
+
 
 class Body:
-    """One request's body.
+    """One request's body, and what its head takes.
 
     Attributes:
         data: What of it is there; empty once it was released.
         received_bytes: How much of it has come, in all.
     """
 
-    __slots__ = ("_bodies", "_size", "data", "received_bytes")
+    __slots__ = ("_bodies", "_head_bytes", "_held", "data", "received_bytes")
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, *, text_bytes: int = 0, fields: int = 0) -> None:
+        """Count nothing yet.
+
+        Args:
+            bodies: What it belongs to.
+            text_bytes: How long the head is.
+            fields: How many header fields it has.
+        """
         self._bodies = bodies
-        self._size = 0
+        self._head_bytes = text_bytes + FIELD_BYTES * fields
+        self._held = 0
         self.received_bytes = 0
         self.data = b""
 
@@ -65,6 +112,15 @@ class Body:
         if length > self._bodies.most_bytes:
             raise BodyTooLarge(self._bodies.most_bytes)
 
+    def count_head(self) -> None:
+        """The request is taken: its head counts from now on, however often this is called.
+
+        Raises:
+            QueueFull: There is no room for it.
+        """
+        self._hold(self._head_bytes)
+        self._head_bytes = 0
+
     def grow(self, by: int) -> None:
         """So many bytes of it have been received.
 
@@ -72,22 +128,23 @@ class Body:
             BodyTooLarge, QueueFull: It is not taken, and what there is of it counts no more: to
                 tell the client may take a while, in which others could have the room.
         """
-        bodies = self._bodies
         self.received_bytes += by
-        size = self._size + by
-        if size > bodies.most_bytes:
+        if self.received_bytes > self._bodies.most_bytes:
             self.release()
-            raise BodyTooLarge(bodies.most_bytes)
-        if bodies.held_bytes + by > bodies.limit_bytes:
-            self.release()
-            message = f"The bodies of waiting requests fill {bodies.limit_bytes} bytes"
-            raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
-        bodies.held_bytes += by
-        self._size = self.received_bytes = size
+            raise BodyTooLarge(self._bodies.most_bytes)
+        self._hold(by)
 
     def release(self) -> None:
         """It is not needed any more; harmless when repeated."""
-        if self._size:
-            self._bodies.held_bytes -= self._size
-            self._size = 0
-            self.data = b""
+        self._bodies.held_bytes -= self._held
+        self._held = 0
+        self.data = b""
+
+    def _hold(self, by: int) -> None:
+        try:
+            self._bodies.check_room(by)
+        except QueueFull:
+            self.release()
+            raise
+        self._bodies.held_bytes += by
+        self._held += by

@@ -20,6 +20,9 @@ SHARED_OWN_PATHS = (b"/v1/models", b"/health")
 MAX_AGE_S = 600
 """How long a browser need not ask again; so a narrowed config counts for all after ten minutes."""
 
+MAX_ASKED_BYTES = 4096
+"""What a preflight may ask for: it comes back. Browsers send the names of a page's own headers."""
+
 BACKENDS_OWN = b"access-control-"
 """What a backend's headers begin with in whose place llmux's own are sent."""
 
@@ -92,7 +95,10 @@ class Cors:
             (b"access-control-allow-methods", asked),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
         ]
-        if names := header(headers, b"access-control-request-headers"):
+        names = header(headers, b"access-control-request-headers")
+        if max(len(asked), len(names)) > MAX_ASKED_BYTES:
+            return None
+        if names:
             allowed.append((b"access-control-allow-headers", names))
         return allowed
 
@@ -107,7 +113,7 @@ def shared(cors: Cors, app: ASGIApp) -> ASGIApp:
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         sharing = cors.sharing(scope["headers"])
-        allowed = cors.preflight(scope["method"].encode("ascii"), scope["headers"])
+        allowed = cors.preflight(scope["method"].encode("latin-1", "replace"), scope["headers"])
 
         async def send_shared(message: Message) -> None:
             if message["type"] == "http.response.start":

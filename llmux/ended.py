@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmux.names import MAX_SHOWN, shown
+
 Outcome = Literal["done", "cut", "client_left"] | str
 """How a request ended: answered to its last byte; cut by llmux or its backend after its first; left
 by its client; or the code of the error that it was answered with."""
@@ -45,6 +47,11 @@ class Ended:
 def path_of(target: bytes) -> bytes:
     """A target without its query."""
     return target.partition(b"?")[0]
+
+
+def shown_path(target: bytes) -> str:
+    """A target's path as it may be told: not its query, and not all of a long one."""
+    return shown(path_of(target)[: MAX_SHOWN + 1].decode("latin-1"))
 
 
 def milliseconds(seconds: float) -> float:

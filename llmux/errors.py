@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from llmux.names import shown
+
 
 class LlmuxError(Exception):
     """An error with an HTTP answer.
@@ -54,8 +56,8 @@ class ModelNotFound(LlmuxError):
     code = "model_not_found"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"Model not found: {model}")
-        self.model = model
+        super().__init__(f"Model not found: {shown(model)}")
+        self.model = shown(model)
 
 
 class GroupNotFound(LlmuxError):
@@ -65,7 +67,7 @@ class GroupNotFound(LlmuxError):
     code = "group_not_found"
 
     def __init__(self, group: str) -> None:
-        super().__init__(f"Group not found: {group}")
+        super().__init__(f"Group not found: {shown(group)}")
 
 
 class BadRequest(LlmuxError):
@@ -250,7 +252,7 @@ class RequestNotFound(LlmuxError):
     code = "request_not_found"
 
     def __init__(self, request: str) -> None:
-        super().__init__(f"No such request is being served: {request}")
+        super().__init__(f"No such request is being served: {shown(request)}")
 
 
 class Pinned(LlmuxError):
@@ -333,7 +335,7 @@ class InternalError(LlmuxError):
     """Anything unforeseen."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"Internal error: {type(error).__name__}: {error}")
+        super().__init__(f"Internal error: {type(error).__name__}: {shown(str(error))}")
 
 
 class ConfigError(Exception):

@@ -28,7 +28,6 @@ from llmux.http1 import (
     RequestHead,
     check_empty_bytes,
     find_end,
-    origin_form,
     parse_head,
     response_head,
     skip_empty_lines,
@@ -37,6 +36,7 @@ from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.strict import PREFACE_LINE
+from llmux.targets import origin_form
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""
@@ -203,7 +203,7 @@ class ClientConnection:
             if not head.is_common or is_own_path(path) or head.upgrade not in UPGRADES:
                 self.rest = data + self.buffer
                 return
-            await self.lane.proxy.serve(FastRequest(self, head))
+            await self.lane.proxy.serve(FastRequest(self, head, len(data)))
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, or the connection has broken."""
@@ -354,11 +354,12 @@ class Watch:
 class FastRequest:
     """One request on the fast lane; see `llmux.proxy.Lane`."""
 
-    def __init__(self, connection: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, connection: ClientConnection, head: RequestHead, head_bytes: int) -> None:
         self.method = head.method
         self.target = origin_form(head.target)
         self.headers: HeaderList = head.headers
-        self.body = Body(connection.lane.proxy.bodies)
+        bodies = connection.lane.proxy.bodies
+        self.body = Body(bodies, text_bytes=head_bytes, fields=len(head.headers))
         self.peer = connection.peer
         self.scheme = "http"
         self.has_answered = False

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from llmux.errors import BadRequest
+from llmux.names import MAX_NAME_BYTES, overlong
+from llmux.scanning import (
+    MAX_MATCHES,
+    SLICE_BYTES,
+    Pause,
+    few_matches,
+    no_pause,
+    too_many,
+)
 
 Span = tuple[int, int]
 """Offsets of a value in a body: its first byte, and the byte behind its last."""
 
 Field = tuple[str, Span]
 """A field's decoded value, and the span of its raw value."""
-
-MAX_MATCHES = 10_000
-"""Parts of a form, or keys `model` in JSON: more are refused, since each costs about a
-microsecond in which nothing else is served. Web frameworks take 1,000 parts."""
 
 MAX_BOUNDARY_BYTES = 70
 """RFC 2046, section 5.1.1."""
@@ -29,18 +34,23 @@ URLENCODED = b"application/x-www-form-urlencoded"
 MULTIPART = b"multipart/form-data"
 
 
-def model_fields(content_type: bytes, body: bytes) -> list[Field]:
+def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> list[Field]:
     """Every field `model` of a form; none if the body is no form.
+
+    Args:
+        content_type: As the client sent it.
+        body: The whole body.
+        pause: Called between two slices of work.
 
     Raises:
         BadRequest: There are too many fields.
     """
     kind = _kind(content_type)
     if kind == URLENCODED:
-        return urlencoded_fields(body)
+        return urlencoded_fields(body, pause)
     boundary = _parameters(content_type).get(b"boundary", b"")
     if kind == MULTIPART and 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        return list(_multipart_fields(body, boundary))
+        return list(_multipart_fields(body, boundary, pause))
     return []
 
 
@@ -49,21 +59,14 @@ def form_value(content_type: bytes, text: str) -> bytes:
     return text.encode() if _kind(content_type) == MULTIPART else quote(text, safe="/:").encode()
 
 
-def spelled(word: bytes, escape: bytes) -> bytes:
+def spelled(word: bytes, escape: bytes, *, any_case: bool = False) -> bytes:
     """A regular expression for a word of which any byte may be written as an escape and its hex."""
-    return b"".join(b"(?:%c|%b(?i:%02x))" % (byte, escape, byte) for byte in word)
-
-
-def few_matches(pattern: re.Pattern[bytes], data: bytes) -> list[re.Match[bytes]]:
-    """All matches of a pattern.
-
-    Raises:
-        BadRequest: There are too many.
-    """
-    matches = list(islice(pattern.finditer(data), MAX_MATCHES + 1))
-    if len(matches) > MAX_MATCHES:
-        raise BadRequest(f"The request has more than {MAX_MATCHES} fields")
-    return matches
+    letters = [{byte, bytes([byte]).upper()[0]} if any_case else {byte} for byte in word]
+    return b"".join(
+        b"(?:[%b]|%b(?i:%b))"
+        % (bytes(sorted(each)), escape, b"|".join(b"%02x" % byte for byte in sorted(each)))
+        for each in letters
+    )
 
 
 def _kind(content_type: bytes) -> bytes:
@@ -72,22 +75,42 @@ def _kind(content_type: bytes) -> bytes:
 
 # ---- name=value&name=value ----
 
-_URLENCODED_FIELD = re.compile(b"&" + spelled(b"model", b"%") + b"=([^&]*)")
+_URLENCODED_KEY = spelled(b"model", b"%") + b"="
+_FIRST_KEY = re.compile(_URLENCODED_KEY)
+# A pattern that begins with a literal byte is searched for ten times as fast.
+_LATER_KEY = re.compile(b"&" + _URLENCODED_KEY)
+_LONGEST_KEY = len(b"&%6d%6f%64%65%6c=")
 
 
-def urlencoded_fields(data: bytes) -> list[Field]:
+def has_later_field(data: bytes) -> bool:
+    """Whether a urlencoded form would have a field `model` behind its first."""
+    return _LATER_KEY.search(data) is not None
+
+
+MAX_ENCODED_BYTES = 3 * MAX_NAME_BYTES
+"""The longest name, each byte of it percent-encoded."""
+
+
+def urlencoded_fields(data: bytes, pause: Pause = no_pause) -> list[Field]:
     """Every field `model` of a urlencoded body, or of a query.
 
     Raises:
         BadRequest: There are too many.
     """
-    # A pattern that begins with a literal byte is searched for ten times as fast: hence the "&".
-    matches = few_matches(_URLENCODED_FIELD, b"&" + data)
-    return [(_unquoted(match[1]), (match.start(1) - 1, match.end(1) - 1)) for match in matches]
+    first = _FIRST_KEY.match(data)
+    starts = [first.end()] if first else []
+    starts += [each.end() for each in few_matches(_LATER_KEY, data, _LONGEST_KEY, pause)]
+    ends = (data.find(b"&", start) for start in starts)
+    spans = [
+        (start, len(data) if end < 0 else end) for start, end in zip(starts, ends, strict=True)
+    ]
+    return [(_unquoted(data, *span), span) for span in spans]
 
 
-def _unquoted(value: bytes) -> str:
-    return unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace")
+def _unquoted(data: bytes, start: int, stop: int) -> str:
+    """A value; of one that is too long for a name no more than what shows that it is."""
+    raw = data[start : min(stop, start + MAX_ENCODED_BYTES + 3)]
+    return unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
 # ---- multipart/form-data: RFC 7578, RFC 2046 section 5.1.1 ----
@@ -99,23 +122,61 @@ _PART_HEAD = re.compile(rb"\r\n((?:[^\r\n]++\r\n)*+)\r\n")
 _PARAMETER = re.compile(rb';\s*([^\s;="]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
 
 
-def _multipart_fields(body: bytes, boundary: bytes) -> Iterator[Field]:
-    delimiters = few_matches(_delimiter(boundary), body)
-    for delimiter, following in pairwise(delimiters):
-        if delimiter["close"]:
+# Behind the boundary: the end of the form, or of the line.
+_BOUNDARY_END = re.compile(rb"(--)|[ \t]*+(?=\r\n)")
+
+
+class _Delimiter(NamedTuple):
+    """A line between two parts, from its dashes to its line break; the last ends the form."""
+
+    start: int
+    stop: int
+    is_last: bool
+
+
+def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Field]:
+    for delimiter, following in pairwise(_delimiters(body, b"--" + boundary, pause)):
+        if delimiter.is_last:
             return
-        stop = following.start() - len(b"\r\n")
-        head = _PART_HEAD.match(body, delimiter.end(), min(stop, delimiter.end() + MAX_HEAD_BYTES))
+        stop = following.start - len(b"\r\n")
+        head = _PART_HEAD.match(body, delimiter.stop, min(stop, delimiter.stop + MAX_HEAD_BYTES))
         if head is not None and _names_model(head[1]):
-            yield body[head.end() : stop].decode("utf-8", "replace"), (head.end(), stop)
+            yield _part(body, head.end(), stop), (head.end(), stop)
 
 
-def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
-    """A delimiter behind its line break, which the very first may lack."""
-    # What must come before is looked at behind the literal bytes, which are searched for fast.
-    line = re.escape(b"--" + boundary)
-    at_line_start = rb"(?:(?<=\r\n%b)|(?<=\A%b))" % (line, line)
-    return re.compile(line + at_line_start + rb"(?:(?P<close>--)|[ \t]*+(?=\r\n))")
+def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
+    """All delimiters; each stands behind a line break, which the very first may lack.
+
+    Raises:
+        BadRequest: There are too many, or too much that begins like one.
+    """
+    found: list[_Delimiter] = []
+    start = 0 if body.startswith(line) else _find_line(body, line, 0, pause)
+    for _ in range(MAX_MATCHES + 1):
+        if start < 0:
+            return found
+        stop = start + len(line)
+        if end := _BOUNDARY_END.match(body, stop):
+            found.append(_Delimiter(start, end.end(), is_last=end[1] is not None))
+        start = _find_line(body, line, stop, pause)
+    raise too_many(MAX_MATCHES)
+
+
+def _find_line(body: bytes, line: bytes, start: int, pause: Pause) -> int:
+    """Where a line begins that begins so; -1 if there is none."""
+    wanted = b"\r\n" + line
+    for at in range(start, len(body), SLICE_BYTES):
+        found = body.find(wanted, at, at + SLICE_BYTES + len(wanted))
+        if found >= 0:
+            return found + len(b"\r\n")
+        pause()
+    return -1
+
+
+def _part(body: bytes, start: int, stop: int) -> str:
+    """A part's text; of one that is too long for a name no more than shows that it is."""
+    raw = body[start : min(stop, start + MAX_NAME_BYTES + 1)]
+    return overlong(raw) if len(raw) > MAX_NAME_BYTES else raw.decode("utf-8", "replace")
 
 
 def _names_model(head: bytes) -> bool:

@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import httptools
 
 from llmux.errors import BadRequest, HeadTooLarge, TooManyFields
+from llmux.names import shown
 
 MAX_HEAD_BYTES = 65536
 """Request line and headers. Precedents: nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB."""
@@ -184,21 +184,6 @@ def _bad_request_line(data: bytes) -> BadRequest:
     return BadRequest("The request is not HTTP/1.1")
 
 
-def origin_form(target: bytes) -> bytes:
-    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2).
-
-    Raises:
-        BadRequest: It is no target.
-    """
-    if target.startswith((b"/", b"*")):
-        return target
-    try:
-        url = urlsplit(target)
-    except ValueError as error:
-        raise BadRequest(f"The request's target is not a URI: {error}") from None
-    return (url.path or b"/") + (b"?" + url.query if url.query else b"")
-
-
 def _read_headers(head: RequestHead, *, is_old: bool) -> None:
     hosts = 0
     for name, value in head.headers:
@@ -229,7 +214,7 @@ def _read_content_length(head: RequestHead, value: bytes) -> None:
 
 def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
     if head.is_chunked or value.lower() != b"chunked":
-        raise BadRequest(f"Transfer-Encoding {value.decode('latin-1')!r} is not supported")
+        raise BadRequest(f"Transfer-Encoding {shown(value.decode('latin-1'))!r} is not supported")
     head.is_chunked = True
 
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-import msgspec
 import trio
 
 from llmux.inflight import is_cancellation
@@ -33,21 +32,6 @@ class Events(Protocol):
     async def send_events(self, data: bytes) -> None:
         """Send some of the stream."""
         ...
-
-
-class _OnlyStream(msgspec.Struct):
-    stream: msgspec.Raw = msgspec.Raw()
-
-
-_decode = msgspec.json.Decoder(_OnlyStream).decode
-
-
-def asks_for_stream(body: bytes) -> bool:
-    """Whether a body is a JSON object with `"stream": true`."""
-    try:
-        return bytes(_decode(body).stream) == b"true"
-    except (msgspec.DecodeError, RecursionError):
-        return False
 
 
 class KeptAlive:

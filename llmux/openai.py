@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
 from llmux.errors import BadRequest, LlmuxError, NoModel
-from llmux.forms import Span, few_matches, form_value, model_fields, spelled, urlencoded_fields
+from llmux.forms import (
+    MAX_ENCODED_BYTES,
+    form_value,
+    has_later_field,
+    model_fields,
+    urlencoded_fields,
+)
+from llmux.jsonbody import (
+    LARGE_BYTES,
+    Value,
+    find_values,
+    is_wide_json,
+    read_json,
+    read_plain,
+)
+from llmux.names import MAX_NAME_BYTES, folded, overlong, shown
+from llmux.scanning import Pause, no_pause
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -53,26 +67,216 @@ def is_own_path(path: bytes) -> bool:
     return path in OWN_PATHS or path.startswith(OWN_PREFIXES)
 
 
-def find_model(target: bytes, headers: Headers, body: bytes, names: Collection[str]) -> Named:
+class Fields:
+    """The fields of a body that a backend may take for the model's name.
+
+    Attributes:
+        name: The one that counts; empty if there is none.
+        is_ambiguous: Whether there are two names, and readers differ on which counts.
+        suspects: Names that only another parser may see: a more lenient one, or one of forms.
+        is_wide: Whether it may be JSON that is not in UTF-8.
+        asks_for_stream: Whether it is JSON that says `"stream": true`.
+    """
+
+    __slots__ = (
+        "_values", "_written", "asks_for_stream", "is_ambiguous", "is_wide", "name", "suspects",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        written: Callable[[str], bytes],
+        values: list[Value] | None,
+        *,
+        asks_for_stream: bool = False,
+    ) -> None:
+        """Note what was found.
+
+        Args:
+            name: See above.
+            written: A name as the body has it.
+            values: All names, in order; None: they have not been looked for, in plain JSON.
+            asks_for_stream: See above.
+        """
+        self.name = name
+        self.asks_for_stream = asks_for_stream
+        self.is_ambiguous = self.is_wide = False
+        self.suspects: Sequence[str] = ()
+        self._written = written
+        self._values = values
+
+    def replace(self, body: bytes, name: str, is_wrong: Callable[[str], bool]) -> bytes:
+        """The body with another name in it, and nothing else changed.
+
+        Args:
+            body: As it was read, or returned from here.
+            name: What to write.
+            is_wrong: Whether this is to be written in the place of a name.
+        """
+        if self._values is None:
+            if not is_wrong(self.name):
+                return body
+            self._values = find_values(body, no_pause)
+        written = self._written(name)
+        pieces: list[bytes | memoryview] = []
+        rest = memoryview(body)  # a slice of bytes would be a copy
+        end = grown = 0
+        for index, value in enumerate(self._values):
+            start, stop = value.start + grown, value.stop + grown
+            if is_wrong(value.name):
+                pieces += (rest[end : value.start], written)
+                end = value.stop
+                grown += len(written) - (value.stop - value.start)
+                stop = start + len(written)
+                self._values[index] = Value(name, start, stop, value.is_exact)
+            else:
+                self._values[index] = value._replace(start=start, stop=stop)
+        return b"".join([*pieces, rest[end:]]) if pieces else body
+
+
+def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Fields:
+    """The fields of a body that may name a model.
+
+    Args:
+        headers: As received.
+        body: The whole body.
+        pause: Called between two slices of a large one.
+
+    Raises:
+        BadRequest: It has more fields than can be looked at.
+    """
+    # Plain `curl -d` sends JSON as a form, and a backend may read it as one.
+    may_be_form = len(body) > LARGE_BYTES or has_later_field(body)
+    if not may_be_form and (plain := read_plain(body)) is not None:
+        return Fields(plain[0], _as_json, None, asks_for_stream=plain[1])
+    found = read_json(body, pause)
+    if found is not None and found.is_valid:
+        values = [each for each in found.values if each.start < each.stop]
+        name = next((each.name for each in values if each.is_exact and each.name), "")
+        fields = Fields(name, _as_json, values, asks_for_stream=found.asks_for_stream)
+        fields.is_ambiguous = len({each.name for each in found.values}) > 1
+        if may_be_form:
+            fields.suspects = [each.name for each in _form_values(headers, body, pause)]
+        return fields
+    form = _form_values(headers, body, pause)
+    content_type = header(headers, b"content-type")
+    names = {each.name: None for each in form if each.name}
+    fields = Fields(next(iter(names), ""), lambda name: form_value(content_type, name), form)
+    fields.is_ambiguous = len(names) > 1
+    fields.suspects = [each.name for each in found.values] if found is not None else ()
+    fields.is_wide = is_wide_json(body, pause)
+    return fields
+
+
+_as_json = msgspec.json.encode
+
+
+def _form_values(headers: Headers, body: bytes, pause: Pause) -> list[Value]:
+    kinds = {value.strip() for name, value in headers if name.lower() == b"content-type"}
+    if len(kinds) > 1:
+        raise BadRequest("The request has two different Content-Type headers")
+    content_type = kinds.pop() if kinds else b""
+    fields = model_fields(content_type, body, pause)
+    return [Value(name, *span, is_exact=True) for name, span in fields]
+
+
+def find_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> Named:
     """The model that a request names; the first place that names one counts.
 
     Args:
         target: Raw path and query.
         headers: As received.
-        body: The whole body.
+        fields: Of its body.
         names: Every name that clients may use; for paths, where a name may hold slashes.
 
     Raises:
         NoModel: It names none.
-        BadRequest: Its body names two, or has more fields than can be looked at.
+        BadRequest: Its body names two.
     """
+    if fields.is_ambiguous:
+        # Parsers differ in which of two equal keys they take, and whether case matters, so that a
+        # backend could see another model than llmux.
+        raise BadRequest("The request names two models: its body has two different 'model'")
     if override := header(headers, OVERRIDE):
         return Named(_text(override), target)
     if target.startswith(UPSTREAM) and (named := _named_by_path(target, names)):
         return named
-    if name := _model_of_body(headers, body) or _model_of_query(target):
+    if name := fields.name or _model_of_query(target):
         return Named(name, target)
     raise NoModel
+
+
+class Meanings:
+    """Which models a name may mean, to llmux or to a backend that knows several.
+
+    Args:
+        models: For each its name, all others that clients may use, where its backend is, and what
+            that calls it.
+    """
+
+    def __init__(self, models: Iterable[tuple[str, Iterable[str], str, str | None]]) -> None:
+        self._meant: dict[str, set[str]] = {}
+        self._meant_at: dict[tuple[str, str], set[str]] = {}
+        self._backends: dict[str, str] = {}
+        for model, aliases, backend, upstream_model in models:
+            self._backends[model] = backend
+            for name in (model, *aliases):
+                self._meant.setdefault(folded(name), set()).add(model)
+            if upstream_model is not None:
+                key = (backend, folded(upstream_model))
+                self._meant_at.setdefault(key, set()).add(model)
+
+    def is_other(self, name: str, model: str) -> bool:
+        """Whether a model's backend may take a name for another of llmux's models."""
+        key = folded(name)
+        meant = self._meant.get(key, _NOBODY)
+        meant_there = self._meant_at.get((self._backends.get(model, ""), key), _NOBODY)
+        return bool(meant or meant_there) and model not in meant and model not in meant_there
+
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+def agreed_body(
+    body: bytes, fields: Fields, meanings: Meanings, model: str, upstream_model: str | None
+) -> bytes:
+    """The body as a model's backend gets it: it names no other model.
+
+    Args:
+        body: As it was read, or returned from here.
+        fields: Of it.
+        meanings: Which names are other models'.
+        model: The model that the request is for.
+        upstream_model: What its backend calls it, to be written in place of any name; None: only
+            another model's name is replaced, by this one's.
+
+    Raises:
+        BadRequest: Another model is named where it cannot be replaced.
+    """
+    if fields.is_wide:
+        raise BadRequest("The body is JSON that is not in UTF-8 (RFC 8259, section 8.1)")
+    for name in fields.suspects:
+        if meanings.is_other(name, model):
+            raise BadRequest(
+                f"The request is for {model!r}, but some servers would read {shown(name)!r} in its "
+                "body: send valid JSON, or a form, with its own Content-Type"
+            )
+    if upstream_model is not None:
+        return fields.replace(body, upstream_model, lambda _: True)
+    return fields.replace(body, model, lambda name: meanings.is_other(name, model))
+
+
+def agreed_target(
+    target: bytes, meanings: Meanings, model: str, upstream_model: str | None
+) -> bytes:
+    """Path and query as a model's backend gets them: the query names no other model."""
+    path, mark, query = target.partition(b"?")
+    if not query:
+        return target
+    values = [Value(name, *span, is_exact=True) for name, span in urlencoded_fields(query)]
+    fields = Fields("", lambda name: quote(name, safe="/:").encode(), values)
+    name = model if upstream_model is None else upstream_model
+    return path + mark + fields.replace(query, name, lambda name: meanings.is_other(name, model))
 
 
 def header(headers: Headers, wanted: bytes) -> bytes:
@@ -85,6 +289,8 @@ def header(headers: Headers, wanted: bytes) -> bytes:
 
 
 def _text(raw: bytes) -> str:
+    if len(raw) > MAX_NAME_BYTES:
+        return overlong(raw)
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -97,130 +303,17 @@ def _named_by_path(target: bytes, names: Collection[str]) -> Named | None:
     most = 1 + max((name.count("/") for name in names), default=0)
     segments = path.split(b"/", most)
     for count in range(min(most, len(segments)), 0, -1):
-        name = _text(unquote_to_bytes(b"/".join(segments[:count])))
+        raw = b"/".join(segments[:count])
+        name = _text(unquote_to_bytes(raw[: MAX_ENCODED_BYTES + 3]))
         if name in names:
             break
     rest = b"/" + b"/".join(segments[count:])
     return Named(name, rest + mark + query) if name else None
 
 
-def _model_of_body(headers: Headers, body: bytes) -> str:
-    value = _json_model(body)
-    if value is None:
-        fields = model_fields(header(headers, b"content-type"), body)
-        names = [name for name, _ in fields if name]
-    elif value and (body.count(b'"model"') > 1 or b"\\u006" in body):
-        # Parsers differ in which of two equal keys they take, so a backend could see another
-        # model than llmux. This exact look is only for bodies in which there may be two.
-        names = [_string(body[start:stop]) for start, stop in _json_spans(body)]
-    else:
-        names = [_string(value)]
-    if len(set(names)) > 1:
-        raise BadRequest("The request names two models: its body has two different 'model'")
-    return names[0] if names else ""
-
-
 def _model_of_query(target: bytes) -> str:
     query = target.partition(b"?")[2]
     return next((name for name, _ in urlencoded_fields(query) if name), "")
-
-
-def rewrite_model(body: bytes, headers: Headers, upstream_model: str) -> bytes:
-    """The body with its field `model` replaced, and nothing else; as it is if it has none.
-
-    Raises:
-        BadRequest: It has more fields than can be looked at.
-    """
-    value = _json_model(body)
-    if value is None:
-        content_type = header(headers, b"content-type")
-        spans = [span for _, span in model_fields(content_type, body)]
-        return _splice(body, spans, form_value(content_type, upstream_model))
-    found = _json_spans(body) if value else []
-    spans = [(start, stop) for start, stop in found if start < stop]  # no objects, no arrays
-    return _splice(body, spans, msgspec.json.encode(upstream_model))
-
-
-def _splice(body: bytes, spans: Iterable[Span], value: bytes) -> bytes:
-    pieces: list[bytes] = []
-    end = 0
-    for start, stop in spans:
-        pieces += (body[end:start], value)
-        end = stop
-    return b"".join([*pieces, body[end:]])
-
-
-# ---- The top-level key `model` of a JSON body ----
-
-
-class _OnlyModel(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw()
-
-
-_decode_object = msgspec.json.Decoder(_OnlyModel).decode
-_decode_string = msgspec.json.Decoder(str).decode
-
-_OBJECT = re.compile(rb"[ \t\r\n]*+\{")
-
-# The key, at any depth, and its value if that is no object or array. The first quote is found fast,
-# and cannot be inside of a string: it would have a backslash before it.
-_JSON_MODEL = re.compile(
-    rb'"(?<!\\")%b"[ \t\r\n]*+:[ \t\r\n]*+' % spelled(b"model", rb"\\u00")
-    + rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s"{}\[\],]*+)'
-)
-
-# Strings (their escapes are taken out before), and what follows each up to a bracket.
-_JSON_STRINGS = re.compile(rb'"[^"]*+"[^"{}\[\]\0]*+(?:"[^"]*+"[^"{}\[\]\0]*+)*+')
-
-MAX_JSON_STRINGS = 1_000_000
-"""Places with strings in a body with several keys `model`; as many take a third of a second."""
-
-
-def _json_model(body: bytes) -> bytes | None:
-    """The raw value of the key; empty if there is none, None if the body is no JSON object."""
-    if not _OBJECT.match(body):
-        return None
-    try:
-        value = _decode_object(body).model
-        if not body.isascii():
-            body.decode()  # msgspec does not look into the strings that it skips
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return value
-
-
-def _string(value: bytes) -> str:
-    """A raw JSON value if it is a string, otherwise nothing."""
-    try:
-        return _decode_string(value)
-    except msgspec.DecodeError:
-        return ""
-
-
-def _json_spans(body: bytes) -> list[Span]:
-    """Where the values stand in valid JSON that has the key; an object or array counts as empty.
-
-    Raises:
-        BadRequest: That would take too long to find out.
-    """
-    keys = few_matches(_JSON_MODEL, body)
-    if len(keys) == 1:
-        return [keys[0].span(1)]
-    ends = [0, *(key.end() for key in keys)]
-    # Valid JSON holds no zero byte.
-    gaps = b"\0".join(body[end : key.start()] for end, key in zip(ends, keys, strict=False))
-    unescaped = gaps.replace(rb"\\", b"").replace(rb"\"", b"")
-    bare, count = _JSON_STRINGS.subn(b"", unescaped, MAX_JSON_STRINGS)
-    if count == MAX_JSON_STRINGS:
-        raise BadRequest("The request is too complex to find its key 'model'")
-    depths = accumulate(map(_nesting, bare.split(b"\0")))
-    return [key.span(1) for key, depth in zip(keys, depths, strict=True) if depth == 1]
-
-
-def _nesting(brackets: bytes) -> int:
-    """By how much the depth grows over a piece of JSON without strings."""
-    opened = brackets.count(b"{") + brackets.count(b"[")
-    return opened - brackets.count(b"}") - brackets.count(b"]")
 
 
 # ---- Headers ----
@@ -265,13 +358,21 @@ def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, 
     return [*others, (b"X-Forwarded-For", b", ".join([*hops, client]))]
 
 
-def response_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """What the client gets: end-to-end headers, and for event streams no buffering on the way."""
+def response_headers(headers: Headers, status: int = 200) -> list[tuple[bytes, bytes]]:
+    """What the client gets: end-to-end headers, and for event streams no buffering on the way.
+
+    Args:
+        headers: As received from the backend.
+        status: The answer's. Of one that has no body the length is not passed on (RFC 9110,
+            section 8.6), nor that of one in chunks (RFC 9112, section 6.3).
+    """
     fields = [(name.lower(), (name, value)) for name, value in headers]
     present = dict(fields)
     dropped = HOP_BY_HOP
     if b"connection" in present:
         dropped |= _named_by_connection(headers) - {b"content-length"}  # the body is sent as framed
+    if status == 204 or status < 200 or b"transfer-encoding" in present:
+        dropped |= {b"content-length"}
     kept = [
         field
         for lower, field in fields
@@ -296,9 +397,13 @@ def _named_by_connection(headers: Headers) -> set[bytes]:
 # ---- llmux's answers ----
 
 
+MAX_MESSAGE = 8192
+"""Characters of one message: what is a client's is cut where it comes in, to much less."""
+
+
 def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of the answer that an error carries."""
-    message = error.message.encode("utf-8", "replace").decode()
+    message = shown(error.message, MAX_MESSAGE).encode("utf-8", "replace").decode()
     detail = {"message": message, "type": "llmux_error", "param": None, "code": error.code}
     body = msgspec.json.encode({"error": detail})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

@@ -7,6 +7,7 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from llmux.errors import (
     BackendBroke,
     BackendError,
     BackendRefused,
+    BadRequest,
     InternalError,
     InvalidKey,
     LlmuxError,
@@ -38,20 +40,26 @@ from llmux.hints import NO_HINTS, read_hints
 from llmux.inflight import InFlight
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
-from llmux.keepalive import KeptAlive, asks_for_stream
+from llmux.jsonbody import LARGE_BYTES
+from llmux.keepalive import KeptAlive
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
+    Fields,
+    Meanings,
     Named,
+    agreed_body,
+    agreed_target,
     error_answer,
     error_event,
     find_model,
     header,
+    read_fields,
     request_headers,
     response_headers,
-    rewrite_model,
 )
 from llmux.switchboard import Switchboard
+from llmux.targets import check_request_line
 
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace, Tracing
@@ -149,49 +157,62 @@ class Upstream:
 
 
 class Outgoing:
-    """A request as its backend gets it.
+    """A request on its way to a backend.
 
     Attributes:
         named: What it is for.
+        fields: Those of its body that name a model.
         received: The headers that may be passed on.
-        upstream: Where it goes.
     """
 
-    __slots__ = ("_headers", "_lane", "named", "received", "upstream")
+    __slots__ = ("_lane", "fields", "named", "received")
 
-    def __init__(self, lane: Lane, named: Named, received: HeaderList, upstream: Upstream) -> None:
+    def __init__(self, lane: Lane, named: Named, fields: Fields, received: HeaderList) -> None:
         self._lane = lane
         self.named = named
+        self.fields = fields
         self.received = received
-        self.upstream = upstream
-        self._headers = request_headers(
-            received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
-        )
-        if lane.upgrade:
-            self._headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
 
-    def exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
+    def exchange(
+        self, journey: Journey, upstream: Upstream, meanings: Meanings
+    ) -> AbstractAsyncContextManager[Answer]:
         """Send it; entering yields the answer.
 
-        Raises:
-            BadRequest: The model's name cannot be replaced in it.
-        """
-        if (name := self.upstream.upstream_model) is not None:  # not before: it may change
-            body = self._lane.body
-            body.data = rewrite_model(body.data, self._lane.headers, name)
-        if journey.trace is None:
-            return self._exchange(self._headers)
-        return journey.trace.forward(
-            self._exchange,
-            self._headers,
-            base_url=self.upstream.backend.base_url,
-            target=self.named.target,
-        )
+        Args:
+            journey: What it is part of.
+            upstream: Where it goes: not known before, for a new config may come while it waits.
+            meanings: Which names are other models'.
 
-    def _exchange(self, headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
-        return self.upstream.backend.exchange(
-            self._lane.method, self.named.target, headers, self._lane.body.data
+        Raises:
+            BadRequest: It cannot be sent, or names another model where that cannot be replaced.
+        """
+        lane, target = self._lane, self.named.target
+        if model := journey.model:
+            name = upstream.upstream_model
+            lane.body.data = agreed_body(lane.body.data, self.fields, meanings, model, name)
+            target = agreed_target(target, meanings, model, name)
+        headers = request_headers(
+            self.received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
+        if lane.upgrade:
+            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
+
+        def exchange(headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
+            try:
+                return upstream.backend.exchange(lane.method, target, headers, lane.body.data)
+            except ValueError as error:
+                raise BadRequest(f"The request cannot be passed on: {error}") from None
+
+        if journey.trace is None:
+            return exchange(headers)
+        base_url = upstream.backend.base_url
+        return journey.trace.forward(exchange, headers, base_url=base_url, target=target)
+
+
+def _pause() -> None:
+    """Let the event loop have the interpreter; raises trio.Cancelled once nobody waits any more."""
+    trio.from_thread.check_cancelled()
+    time.sleep(0)
 
 
 class ModelProxy:
@@ -214,6 +235,8 @@ class ModelProxy:
         self.journeys = Journeys(feed or Feed())
         self._passing = InFlight()  # to the fallback
         self.bodies = Bodies(config.limits)
+        # One at a time: they would only share the interpreter, and with the event loop, too.
+        self._reading = trio.CapacityLimiter(1)
         self._fallback: Upstream | None = None
         self.apply(config)
         self._upstreams = {
@@ -223,6 +246,10 @@ class ModelProxy:
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
+        self._meanings = Meanings(
+            (model.name, model.aliases, model.base_url, model.upstream_model)
+            for model in config.models.values()
+        )
         self.logs_access = config.access_log
         self._heeds_hints = config.policy.client_hints
         self._keepalive_s = config.policy.waiting_keepalive_secs
@@ -307,32 +334,50 @@ class ModelProxy:
                 await lane.reply(status, [*allowed, *journey.answers(status)], b"")
                 return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
+        check_request_line(lane.method, lane.target)
+        lane.body.count_head()
         await lane.read_body()
-        upstream, named = self._route(lane, lane.body.data, journey)
-        outgoing = Outgoing(lane, named, received, upstream)
-        if self._keepalive_s is not None and asks_for_stream(lane.body.data):
+        fields = await self._read_fields(lane)
+        upstream, named = self._route(lane, fields, journey)
+        outgoing = Outgoing(lane, named, fields, received)
+        if self._keepalive_s is not None and fields.asks_for_stream:
             # The status line may be out before it is known how the answer is encoded.
-            received = [each for each in received if each[0].lower() != b"accept-encoding"]
-            outgoing = Outgoing(lane, named, received, upstream)
+            outgoing.received = [each for each in received if each[0].lower() != b"accept-encoding"]
             journey.kept_alive = KeptAlive(
                 lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
             )
             async with lane.present(), journey.kept_alive.waiting():
-                await self._exchange(lane, journey, outgoing)
+                await self._exchange(lane, journey, outgoing, upstream)
             return
         async with lane.present():
-            await self._exchange(lane, journey, outgoing)
+            await self._exchange(lane, journey, outgoing, upstream)
 
-    async def _exchange(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
+    async def _read_fields(self, lane: Lane) -> Fields:
+        """Look through the body: a large one beside the event loop, which goes on meanwhile.
+
+        A thread that was given up on would go on, with a body in memory that nobody counts: so it
+        is waited for, and ends at its next pause.
+        """
+        data = lane.body.data
+        if len(data) <= LARGE_BYTES:
+            return read_fields(lane.headers, data)
+        async with lane.present():
+            return await trio.to_thread.run_sync(
+                read_fields, lane.headers, data, _pause, limiter=self._reading
+            )
+
+    async def _exchange(
+        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+    ) -> None:
         try:
-            await self._answer(lane, journey, outgoing)
+            await self._answer(lane, journey, outgoing, upstream)
         except BackendRefused:
             if journey.serving is None:
                 raise
             # It has seen nothing of the request, which may wait until the model is up again.
             with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
                 await self._board.refused(journey.model)
-            await self._answer(lane, journey, outgoing)
+            await self._answer(lane, journey, outgoing, upstream)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -344,13 +389,15 @@ class ModelProxy:
             return headers
         return [field for field in headers if field[0].lower() not in carriers]
 
-    async def _answer(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
+    async def _answer(
+        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+    ) -> None:
         if journey.cancelled_with is not None:  # before it got here
             raise journey.cancelled_with
         if journey.serving is None:
             with self._passing.enter(lane.cut_scope) as journey.passing:
                 journey.passing.on_cut = lane.unblock
-                await self._pass_on(lane, journey, outgoing)
+                await self._pass_on(lane, journey, outgoing, upstream)
             return
         async with journey.serving as serving:
             assert serving.flight is not None
@@ -358,13 +405,13 @@ class ModelProxy:
             if journey.cancelled_with is not None:  # in the instant between grant and entry
                 raise journey.cancelled_with
             # A new config may have come while it waited.
-            upstream = self._upstreams.get(journey.model, outgoing.upstream)
-            if upstream is not outgoing.upstream:
-                outgoing = Outgoing(lane, outgoing.named, outgoing.received, upstream)
-            await self._pass_on(lane, journey, outgoing)
+            upstream = self._upstreams.get(journey.model, upstream)
+            await self._pass_on(lane, journey, outgoing, upstream)
 
-    async def _pass_on(self, lane: Lane, journey: Journey, outgoing: Outgoing) -> None:
-        async with outgoing.exchange(journey) as answer:
+    async def _pass_on(
+        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+    ) -> None:
+        async with outgoing.exchange(journey, upstream, self._meanings) as answer:
             lane.body.release()
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()
@@ -372,7 +419,7 @@ class ModelProxy:
                     await self._go_on(lane, answer)
                     return
             added = journey.answers(answer.status)
-            kept = response_headers(answer.headers)
+            kept = response_headers(answer.headers, answer.status)
             if journey.sharing is not None:
                 kept = journey.sharing.applied(kept)
             await lane.relay(answer, [*kept, *added])
@@ -388,9 +435,9 @@ class ModelProxy:
             await lane.send_events(error_event(NoStream(answer.status, await answer.read())))
         await lane.end_events()
 
-    def _route(self, lane: Lane, body: bytes, journey: Journey) -> tuple[Upstream, Named]:
+    def _route(self, lane: Lane, fields: Fields, journey: Journey) -> tuple[Upstream, Named]:
         try:
-            named = find_model(lane.target, lane.headers, body, self._names)
+            named = find_model(lane.target, lane.headers, fields, self._names)
             if named.name not in self._names:
                 raise ModelNotFound(named.name)
         except (NoModel, ModelNotFound):
@@ -412,8 +459,10 @@ class ModelProxy:
                 await lane.send_events(error_event(error))
                 await lane.end_events()
             return
+        lane.body.release()  # the client may take a while to hear of it
         status, headers, body = error_answer(error)
-        await lane.reply(status, [*headers, *journey.answers(status)], body)
+        with self.bodies.answering(len(body)):
+            await lane.reply(status, [*headers, *journey.answers(status)], body)
 
     def heard_since(self, model: str, since: float) -> bool:
         """Whether a byte has come from a model's backend since then (Trio's clock, seconds)."""

@@ -16,10 +16,10 @@ from llmux.http1 import (
     RequestHead,
     check_empty_bytes,
     find_end,
-    origin_form,
     parse_head,
     skip_empty_lines,
 )
+from llmux.targets import origin_form
 
 PREFACE_LINE = b"PRI * HTTP/2.0\r\n"
 """How a connection begins that speaks HTTP/2 at once (RFC 9113, section 3.4)."""

@@ -32,6 +32,7 @@ from llmux import __version__
 from llmux.config import Config
 from llmux.ended import Ended, milliseconds, path_of
 from llmux.journal import Entry, Journal, Switch
+from llmux.names import shown
 from llmux.serving import Serving
 
 FLUSH_S = 2.0
@@ -42,6 +43,9 @@ SWITCHES_KEPT = 256
 
 W3C = TraceContextTextMapPropagator()
 W3C_HEADERS = (b"traceparent", b"tracestate")
+
+MAX_CARRIED_BYTES = 4096
+"""Of a longer header nothing is kept; W3C Trace Context, section 3.3.1.5, wants 512 at least."""
 
 # HTTP methods that may be a span's name; others would be as many names as clients like.
 METHODS = frozenset(
@@ -139,7 +143,10 @@ class Trace:
         self._model = ""
         given = method.decode("latin-1")
         self._method = given if given in METHODS else "_OTHER"
-        attributes = {"http.request.method": self._method, "url.path": _text(path_of(target))}
+        attributes = {
+            "http.request.method": self._method,
+            "url.path": shown(_text(path_of(target))),
+        }
         if client is not None:
             attributes["client.address"] = client
         self._span = tracing.tracer.start_span(
@@ -191,7 +198,7 @@ class Trace:
             start_time=self._unix_ns(trio.current_time()),
             attributes={
                 "http.request.method": self._method,
-                "url.full": base_url + _text(path_of(target)),
+                "url.full": base_url + shown(_text(path_of(target))),
                 "server.address": host,
                 "server.port": port,
                 "llmux.model": self._model,
@@ -210,7 +217,7 @@ class Trace:
                     span.set_attribute("error.type", str(answer.status))
                 yield answer
         except Exception as error:
-            span.set_status(StatusCode.ERROR, str(error))
+            span.set_status(StatusCode.ERROR, shown(str(error)))
             span.set_attribute("error.type", type(error).__name__)
             raise
         finally:
@@ -283,7 +290,7 @@ def _facts(switch: Switch) -> dict[str, str | float]:
 def _carrier(headers: Headers) -> dict[str, list[str]]:
     carrier: dict[str, list[str]] = {}
     for name, value in headers:
-        if (lower := name.lower()) in W3C_HEADERS:
+        if (lower := name.lower()) in W3C_HEADERS and len(value) <= MAX_CARRIED_BYTES:
             carrier.setdefault(lower.decode(), []).append(_text(value))
     return carrier
 

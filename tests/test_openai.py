@@ -9,18 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux import forms, openai
+from llmux import jsonbody, openai, scanning
 from llmux.errors import BadRequest, LlmuxError, ModelNotFound, NoModel, QueueFull
 from llmux.openai import (
     Named,
     error_answer,
-    find_model,
     is_own_path,
     model_list,
     model_object,
+    read_fields,
     request_headers,
     response_headers,
-    rewrite_model,
 )
 
 Pairs = list[tuple[bytes, bytes]]
@@ -37,6 +36,14 @@ def named(body: bytes, content_type: bytes = b"", target: bytes = TARGET) -> str
         return find_model(target, [(b"Content-Type", content_type)], body, NAMES).name
     except LlmuxError as error:
         return error.code
+
+
+def find_model(target: bytes, headers: Pairs, body: bytes, names: Any) -> Named:
+    return openai.find_model(target, headers, read_fields(headers, body), names)
+
+
+def rewrite_model(body: bytes, headers: Pairs, to: str) -> bytes:
+    return read_fields(headers, body).replace(body, to, lambda _: True)
 
 
 def rewritten(body: bytes, content_type: bytes = b"", to: str = "org/new") -> bytes:
@@ -232,14 +239,14 @@ def test_a_json_body_is_no_form() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"x":[' + b'{"model":1},' * forms.MAX_MATCHES + b'1],"model":"a"}',
+        b'{"x":[' + b'{"model":1},' * scanning.MAX_MATCHES + b'1],"model":"a"}',
         b'{"model":"a","x":[' + b'[""],' * 1000 + b'{"model":"b"}]}',
     ],
 )
 def test_json_that_would_hold_up_everyone_is_refused(
     monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    monkeypatch.setattr(openai, "MAX_JSON_STRINGS", 1000)
+    monkeypatch.setattr(jsonbody, "MAX_STRINGS", 1000)
     json.loads(body)
     assert named(body) == "bad_request"
     with pytest.raises(BadRequest):
@@ -409,7 +416,7 @@ def test_multipart_without_a_boundary_that_can_be_one(boundary: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("content_type", "body"),
-    [(FORM, b"model=a&" * 10_001), (MULTIPART, multipart(*[field(b"a")] * 10_001))],
+    [(FORM, b"model=a&" * 10_002), (MULTIPART, multipart(*[field(b"a")] * 10_001))],
 )
 def test_a_form_of_too_many_fields_is_refused(content_type: bytes, body: bytes) -> None:
     assert named(body, content_type) == "bad_request"

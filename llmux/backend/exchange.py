@@ -35,9 +35,13 @@ class Request:
     def __init__(
         self, origin: Origin, method: bytes, target: bytes, headers: Headers, body: bytes
     ) -> None:
+        if target != b"*":
+            if not target.startswith(b"/"):  # behind a prefix it would be another path
+                raise ValueError("a request's target must begin with a slash")
+            target = origin.prefix + target
         self.method = method
         self.body = body
-        line = b"%b %b%b HTTP/1.1" % (method, origin.prefix, target)
+        line = b"%b %b HTTP/1.1" % (method, target)
         lines = [line, b"Host: " + origin.host_header]
         lines += [b"%b: %b" % header for header in headers]
         if body or method in BODY_METHODS:
@@ -194,13 +198,13 @@ class Backend:
 
         Args:
             method: As it goes over the wire.
-            target: Path and query.
+            target: Path and query, or an asterisk, which stands for the whole server.
             headers: All but Host and Content-Length, which are added, and hop-by-hop ones; who
                 wants to upgrade gives Connection and Upgrade.
             body: The whole body.
 
         Raises:
-            ValueError: CR, LF or NUL where they would change the request.
+            ValueError: No such target, or CR, LF or NUL where they would change the request.
             BackendRefused: On entering: no connection, and nothing was sent.
             BackendError: On entering: no answer.
         """

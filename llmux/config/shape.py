@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from llmux.keys import MASK, KeyRing
+from llmux.names import MAX_NAME_BYTES
 
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 
@@ -47,6 +48,8 @@ def _check_name(text: str) -> None:
     check_not_blank(text)
     if not text.isprintable():
         raise ValueError("must hold printable characters only")
+    if len(text.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise ValueError(f"must have at most {MAX_NAME_BYTES} bytes of UTF-8")
 
 
 # RFC 1123 names, with the underscores that container networks use. A last label that is all digits
@@ -127,7 +130,11 @@ def _check_some(models: dict[str, Any]) -> None:
 _VISIBLE = Meta(extra_json_schema={"pattern": r"\S"})
 
 Script = Annotated[str, check_not_blank, _VISIBLE]
-Name = Annotated[str, _check_name, _VISIBLE]
+Name = Annotated[
+    str,
+    _check_name,
+    Meta(extra_json_schema={"pattern": r"\S", "maxLength": MAX_NAME_BYTES}),
+]
 Host = Annotated[str, _check_host]
 Url = Annotated[str, _check_url, Meta(extra_json_schema={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
 Origin = Annotated[str, _check_origin, Meta(extra_json_schema={"pattern": "^[a-z][^/]*://[^/]+$"})]
@@ -350,7 +357,7 @@ class Limits(Section, frozen=True, kw_only=True):
     Attributes:
         body_bytes: Largest request body.
         queued_per_model: Most requests that wait for one model.
-        queued_bytes: Most bytes in the bodies of all waiting requests.
+        queued_bytes: Most bytes of all waiting requests, heads and bodies, and of own answers.
         body_secs: Longest time that a request body may take to arrive.
         client_stall_secs: A client that takes no byte for so long is cut; so is a WebSocket whose
             backend takes none.

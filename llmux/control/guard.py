@@ -10,6 +10,7 @@ from quart import request
 from llmux.config import Config
 from llmux.errors import Forbidden, InvalidKey
 from llmux.keys import KeyRing
+from llmux.names import shown
 
 PROXIES = frozenset({"forwarded", "via", "x-real-ip"})
 """What a proxy adds, beside `X-Forwarded-...`."""
@@ -66,13 +67,13 @@ def check_local(
     except ValueError:
         name = ""
     if name != "localhost" and not _is_loopback(name) and name not in own_hosts:
-        raise Forbidden(f"The control API does not answer for the host {host!r}")
+        raise Forbidden(f"The control API does not answer for the host {shown(host)!r}")
     is_linked = may_be_linked and headers.get("sec-fetch-mode") == "navigate"
     if headers.get("sec-fetch-site") in FOREIGN_SITES and not is_linked:
         raise Forbidden("The control API does not answer pages of other sites")
     origin = headers.get("origin")
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise Forbidden(f"The control API does not answer pages of {origin}")
+        raise Forbidden(f"The control API does not answer pages of {shown(origin)}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -22,6 +22,7 @@ from llmux.feed import REMEMBERED_S, Feed
 from llmux.hooks import ShellHooks
 from llmux.journal import Journal
 from llmux.journey import Journeys
+from llmux.names import shown
 from llmux.reload import Reloader
 from llmux.shapes import Alive, Message, ModelOrder, ModeOrder, Pin, PinOrder, UnpinOrder
 from llmux.switchboard import Switchboard
@@ -210,7 +211,7 @@ async def _body(kind: type[T], default: T | None = None) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise BadRequest(f"Request body: {error}") from None
+        raise BadRequest(f"Request body: {shown(str(error))}") from None
 
 
 def _number(name: str, default: float, *, most: float = float("inf")) -> float:
@@ -223,12 +224,12 @@ def _number(name: str, default: float, *, most: float = float("inf")) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise BadRequest(f"Query {name!r}: expected a number from 0 on, got {text!r}")
+        raise BadRequest(f"Query {name!r}: expected a number from 0 on, got {shown(text)!r}")
     return min(number, most)
 
 
 def _flag(name: str) -> bool:
     text = request.args.get(name, "false")
     if text not in {"true", "false"}:
-        raise BadRequest(f"Query {name!r}: expected true or false, got {text!r}")
+        raise BadRequest(f"Query {name!r}: expected true or false, got {shown(text)!r}")
     return text == "true"

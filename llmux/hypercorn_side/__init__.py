@@ -36,6 +36,7 @@ from llmux.hypercorn_side.rules import use_rules
 from llmux.hypercorn_side.sockets import ReadAhead, Send, Sending
 from llmux.hypercorn_side.websocket import HoldingWSStream
 from llmux.logs import get_logger
+from llmux.names import shown
 
 __all__ = ["HypercornSide", "mend_hypercorn", "use_rules"]
 
@@ -120,7 +121,7 @@ class GuardedProtocol(ProtocolWrapper):
         except Exception as error:
             if not isinstance(event, RawData):
                 raise
-            log.debug("request_unreadable", error=repr(error))
+            log.debug("request_unreadable", error=shown(repr(error)))
             with suppress(Exception):
                 await self.send(Closed())
 

@@ -1,0 +1,68 @@
+"""Answers of llmux's own paths, counted for as long as they wait to be taken.
+
+Some are megabytes (the history, the journal, metrics of many models), and the framework holds each
+whole until its client has read it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.bodies import Bodies
+from llmux.errors import QueueFull
+from llmux.openai import error_answer, header
+
+
+def counted(bodies: Bodies, app: ASGIApp) -> ASGIApp:
+    """An app for llmux's own paths, whose answers count like the bodies that are held."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await OwnAnswer(bodies, send).serve(app, scope, receive)
+
+    return serve
+
+
+class OwnAnswer:
+    """One answer on its way through ASGI.
+
+    Args:
+        bodies: What it is counted with.
+        send: Takes what is sent.
+    """
+
+    def __init__(self, bodies: Bodies, send: Send) -> None:
+        self._bodies = bodies
+        self._send = send
+        self._held = ExitStack()
+        self._is_whole = self._is_refused = False
+
+    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
+        """Have the app give it."""
+        with self._held:
+            await app(scope, receive, self._count)
+
+    async def _count(self, message: Message) -> None:
+        """What has a length is in memory as a whole, of what has none one piece after the other."""
+        if self._is_refused:
+            return
+        if message["type"] == "http.response.start":
+            length = int(header(message["headers"], b"content-length") or 0)
+            self._is_whole = length > 0
+            try:
+                self._held.enter_context(self._bodies.answering(length))
+            except QueueFull as full:
+                self._is_refused = True
+                await self._refuse(full)
+                return
+            await self._send(message)
+        elif self._is_whole:
+            await self._send(message)
+        else:
+            with self._bodies.streaming(len(message.get("body", b""))):
+                await self._send(message)
+
+    async def _refuse(self, error: QueueFull) -> None:
+        status, headers, body = error_answer(error)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})

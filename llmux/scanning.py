@@ -1,0 +1,72 @@
+"""Looking through a body in slices, so that nothing else waits for the whole of it.
+
+One search through 64 MiB holds Python's interpreter lock for up to seconds. Between two slices the
+caller's `pause` lets others have it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from llmux.errors import BadRequest
+
+Pause = Callable[[], object]
+"""Called between two slices; may raise, to end the work."""
+
+SLICE_BYTES = 65536
+"""One slice: at most 3 ms of work (measured with nothing but quotes in it), mostly 50 us."""
+
+MAX_MATCHES = 10_000
+"""Parts of a form, or keys `model` in JSON: more are refused. Web frameworks take 1,000 parts."""
+
+
+def no_pause() -> None:
+    """For bodies that are looked through in no time."""
+
+
+def few_matches(
+    pattern: re.Pattern[bytes],
+    data: bytes,
+    most_bytes: int,
+    pause: Pause,
+    most: int = MAX_MATCHES,
+) -> Iterator[re.Match[bytes]]:
+    """All matches of a pattern.
+
+    Args:
+        pattern: What to look for.
+        data: Where.
+        most_bytes: How long a match can be.
+        pause: Called between two slices.
+        most: How many there may be.
+
+    Raises:
+        BadRequest: There are too many.
+    """
+    count = start = 0
+    while start < len(data):
+        stop = start + SLICE_BYTES
+        for match in pattern.finditer(data, start, stop + most_bytes):
+            if match.start() >= stop:
+                break
+            count += 1
+            if count > most:
+                raise too_many(most)
+            yield match
+            stop = max(stop, match.end())
+        start = stop
+        pause()
+
+
+def end_of_run(pattern: re.Pattern[bytes], data: bytes, start: int, pause: Pause) -> int:
+    """Where a run ends that a pattern matches piece by piece."""
+    while (end := pattern.match(data, start, start + SLICE_BYTES)) and end.end() > start:
+        start = end.end()
+        pause()
+    return start
+
+
+def too_many(most: int) -> BadRequest:
+    """What is said of a body that would take too long."""
+    return BadRequest(f"The request has more than {most} fields")
