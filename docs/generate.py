@@ -115,7 +115,7 @@ def default(shape: dict[str, Any]) -> str:
 
 def reload(path: str, key: str) -> str:
     """When another value counts."""
-    if f"{path}.{key}".lstrip(".") in FIXED:
+    if {path, f"{path}.{key}".lstrip(".")} & set(FIXED):
         return "**restart**"
     if path == "models.NAME" and key in WHILE_ASLEEP:
         return "once asleep"

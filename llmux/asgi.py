@@ -15,6 +15,7 @@ from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.bodies import Body
+from llmux.control.doors import refusal
 from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, LlmuxError, RequestTooSlow
 from llmux.http1 import origin_form
@@ -44,6 +45,7 @@ class ModelTraffic:
         proxy: Carries model traffic.
         nursery: The nursery of the app's lifespan, once that has begun.
         stall_s: Seconds after which a client that takes nothing is cut.
+        is_apart: Whether the control API has a listener of its own.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class ModelTraffic:
         *,
         nursery: Callable[[], trio.Nursery],
         stall_s: float,
+        is_apart: bool = False,
     ) -> None:
         self._app = app
+        self._is_apart = is_apart
         self._proxy = proxy
         self._nursery = nursery
         self._stall_s = stall_s
@@ -77,6 +81,12 @@ class ModelTraffic:
         except BadRequest as error:
             await _refuse(error, send)
             return
+        if (not_here := refusal(scope, is_apart=self._is_apart)) is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})  # the server answers 403
+            else:
+                await _refuse(not_here, send)
+            return
         body = Body(self._proxy.bodies)
         if scope["type"] == "websocket":
             # On llmux's own paths there is none: there it names no model.
@@ -98,7 +108,10 @@ class ModelTraffic:
         app = self._app
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
-        return logged(app) if self._proxy.logs_access else app
+        if self._proxy.logs_access:
+            peer = scope["client"][0] if scope.get("client") else None
+            app = logged(app, self._proxy.client_of(peer, scope["headers"]))
+        return app
 
     async def _watched(self, lane: AsgiLane | OwnRequest) -> None:
         """Serve a request in a task of the lifespan, and watch its client meanwhile.

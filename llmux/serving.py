@@ -9,6 +9,7 @@ from types import TracebackType
 
 import trio
 
+from llmux.clients import NO_PLACE, Place
 from llmux.errors import LlmuxError, SwitchTimeout
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
@@ -33,24 +34,26 @@ class Serving:
     """
 
     __slots__ = (
-        "_check", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since", "flight",
-        "left_line_at", "queued", "waited_s",
+        "_check", "_hints", "_model", "_place", "_request", "_scope", "_timeout_s", "_waits_since",
+        "flight", "left_line_at", "queued", "waited_s",
     )  # fmt: skip
 
     def __init__(
         self,
         model: Model,
         *,
-        check: Callable[[Model, Hints], None],
+        check: Callable[[Model, Hints, Place], None],
         timeout_s: float | None,
         scope: trio.CancelScope | None = None,
         hints: Hints = NO_HINTS,
         request: str = "",
+        place: Place = NO_PLACE,
     ) -> None:
         self.queued = False
         self.waited_s = 0.0
         self.left_line_at = 0.0
         self._model = model
+        self._place = place
         self._check = check
         self._scope = scope
         self._hints = hints
@@ -95,7 +98,7 @@ class Serving:
         Raises:
             LlmuxError: The request is refused: at the door, in line, or after too long a wait.
         """
-        self._check(self._model, self._hints)
+        self._check(self._model, self._hints, self._place)
         if self._model.admits:
             # No checkpoint between this check and the count.
             self.flight = self._model.in_flight.enter(self._scope)
@@ -105,7 +108,7 @@ class Serving:
         return self
 
     async def _wait(self) -> Flight:
-        with self.waiting():
+        with self._place.taken(), self.waiting():
             return await self._model.wait_admitted(
                 self._scope,
                 self._hints.weight,
@@ -138,7 +141,7 @@ class Serving:
         """Like `waiting`, between a refused connection and the next try."""
         self._model.beside_line += 1
         try:
-            with self.waiting():
+            with self._place.taken(), self.waiting():
                 yield
         finally:
             self._model.beside_line -= 1

@@ -10,6 +10,7 @@ import trio
 from trio_util import periodic
 
 from llmux.awake import AwakeRecord
+from llmux.clients import NO_PLACE, Place
 from llmux.config import Config, ModelConfig
 from llmux.errors import GroupNotFound, ModelNotFound
 from llmux.feed import Feed
@@ -80,13 +81,14 @@ class Switchboard:
         hints: Hints = NO_HINTS,
         *,
         request: str = "",
+        place: Place = NO_PLACE,
     ) -> Serving:
         """The only way into a model; see `Switcher.serving`.
 
         Raises:
             ModelNotFound: No model has this name.
         """
-        return self.switcher_of(model).serving(model, scope, hints, request=request)
+        return self.switcher_of(model).serving(model, scope, hints, request=request, place=place)
 
     def switcher_of(self, model: str) -> Switcher:
         """The switcher of a model's group.

@@ -20,6 +20,7 @@ from trio_util import RepeatedEvent
 
 from llmux.awake import AwakeRecord, Entry
 from llmux.chronicle import Chronicle
+from llmux.clients import NO_PLACE, Place
 from llmux.config import PolicyConfig
 from llmux.errors import (
     HookError,
@@ -160,6 +161,7 @@ class Switcher:
         hints: Hints = NO_HINTS,
         *,
         request: str = "",
+        place: Place = NO_PLACE,
     ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
@@ -174,9 +176,10 @@ class Switcher:
             scope=scope,
             hints=hints,
             request=request,
+            place=place,
         )
 
-    def _check_admissible(self, model: Model, hints: Hints) -> None:
+    def _check_admissible(self, model: Model, hints: Hints, place: Place) -> None:
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
         if self._closed_with is not None:
@@ -185,6 +188,7 @@ class Switcher:
             raise refusal
         if not model.admits:
             self._check_may_wait(model, hints)
+            place.check()
         self.measures.note_arrival(model.name, trio.current_time())
 
     def _check_may_wait(self, model: Model, hints: Hints) -> None:
