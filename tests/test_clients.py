@@ -150,7 +150,7 @@ async def test_control_refuses_http_1_0(tmp_path: Path, lane: str, path: str) ->
         answer = await site.exchange(request)
         assert answer.split(b" ", 2)[1] == b"403"
         assert b"HTTP/1.0" in answer
-    keys = {"control_keys": ["secret"]}
+    keys: dict[str, Any] = {"control_keys": ["secret"]}
     request = request.replace(b"\r\n\r\n", b"\r\nAuthorization: Bearer secret\r\n\r\n")
     async with running_lane(lane, tmp_path, **keys) as site:
         assert (await site.exchange(request)).split(b" ", 2)[1] == b"200"
@@ -188,7 +188,10 @@ async def ask(site: Site, client: str | None) -> httpx.Response:
 async def test_requests_in_line_are_limited_by_client(tmp_path: Path, lane: str) -> None:
     hooks = FakeHooks()
     hooks.gates["a", "wake"] = trio.Event()
-    settings = {"limits": {"queued_per_client": 2}, "trusted_proxies": ["127.0.0.1"]}
+    settings: dict[str, Any] = {
+        "limits": {"queued_per_client": 2},
+        "trusted_proxies": ["127.0.0.1"],
+    }
     async with running_lane(lane, tmp_path, hooks=hooks, **settings) as site:
         answers: list[int] = []
 
