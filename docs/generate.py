@@ -115,8 +115,10 @@ def default(shape: dict[str, Any]) -> str:
 
 def reload(path: str, key: str) -> str:
     """When another value counts."""
-    if {path, f"{path}.{key}".lstrip(".")} & set(FIXED):
+    if f"{path}.{key}".lstrip(".") in FIXED:
         return "**restart**"
+    if path in FIXED:
+        return "restart"
     if path == "models.NAME" and key in WHILE_ASLEEP:
         return "once asleep"
     if path == "models.NAME" and key == "group":
