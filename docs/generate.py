@@ -117,6 +117,8 @@ def reload(path: str, key: str) -> str:
     """When another value counts."""
     if f"{path}.{key}".lstrip(".") in FIXED:
         return "**restart**"
+    if path in FIXED:
+        return "restart"
     if path == "models.NAME" and key in WHILE_ASLEEP:
         return "once asleep"
     if path == "models.NAME" and key == "group":

@@ -119,6 +119,15 @@ def schema() -> None:
     click.echo(json.dumps(config_schema(), indent=2))
 
 
+def _control_of(config: Config) -> str:
+    """Where the control API listens by itself; empty: it does not."""
+    if config.control is None:
+        return ""
+    if (path := config.control_socket) is not None:
+        return f"unix:{path}"
+    return f"{config.control.host or '127.0.0.1'}:{config.control.port}"
+
+
 def config_table(config: Config) -> str:
     """A config for people: where it listens, and one line a model."""
     rows = [
@@ -142,6 +151,7 @@ def config_table(config: Config) -> str:
     head = [
         f"config     {config.path}",
         f"listens on {config.host}:{config.port}",
+        *([f"control on {where}"] if (where := _control_of(config)) else []),
         f"state in   {config.state_dir}",
         f"policy     {config.policy.name}",
         f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",

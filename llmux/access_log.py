@@ -46,11 +46,11 @@ def _text(raw: bytes) -> str:
     return text if len(raw) <= MAX_SHOWN else text + "…"
 
 
-def logged(app: ASGIApp) -> ASGIApp:
-    """An app for llmux's own paths, with its requests in the log."""
+def logged(app: ASGIApp, client: str | None) -> ASGIApp:
+    """An app for a request of this client for one of llmux's own paths, which is put in the log."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await OwnRequest(scope, receive, send).serve(app)
+        await OwnRequest(scope, receive, send, client).serve(app)
 
     return serve
 
@@ -58,8 +58,9 @@ def logged(app: ASGIApp) -> ASGIApp:
 class OwnRequest:
     """A request for one of llmux's own paths, watched on its way through ASGI."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, client: str | None) -> None:
         self._scope = scope
+        self._client = client
         self._receive = receive
         self._send = send
         self._arrived_at = trio.current_time()
@@ -90,7 +91,6 @@ class OwnRequest:
             self._has_ended = not message.get("more_body", False)
 
     def _ended(self) -> Ended:
-        client = self._scope.get("client")
         return Ended(
             method=self._scope["method"].encode(),
             path=self._scope["raw_path"],
@@ -102,5 +102,5 @@ class OwnRequest:
             duration_s=trio.current_time() - self._arrived_at,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
-            client=client[0] if client else None,
+            client=self._client,
         )

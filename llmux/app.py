@@ -23,12 +23,13 @@ from werkzeug.routing import PathConverter
 
 from llmux import logs
 from llmux.admin import answer_http_error, answer_llmux_error, public_routes
-from llmux.asgi import ModelTraffic
+from llmux.asgi import LAST_STALL_S, ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.awake import AwakeRecord, Marks
 from llmux.config import Config, default_config_path, load_config
 from llmux.control.page import page_routes
 from llmux.control.routes import Steered, control_routes
+from llmux.control_listener import ControlListener, Opened, control_socket
 from llmux.errors import ConfigError, LlmuxError
 from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
@@ -87,6 +88,7 @@ class Service:
         feed: What happens, for those who watch.
         journal: What has happened, for `llmux replay`.
         tracing: What makes traces; None: there are none.
+        control: The control API's own listener; None: it has none.
         on_switcher_death: Called when a switcher has died.
     """
 
@@ -98,6 +100,7 @@ class Service:
     feed: Feed
     journal: Journal
     tracing: Tracing | None
+    control: ControlListener | None
     on_switcher_death: Callable[[], object]
 
     def stop(self) -> None:
@@ -105,6 +108,8 @@ class Service:
         self.board.stop()
         self.feed.stop()
         self.traffic.stop()
+        if self.control is not None:
+            self.control.stop()
 
     def gated(self) -> list[tuple[Model, Fetch]]:
         """The models whose backends are asked how many wait inside of them."""
@@ -116,6 +121,8 @@ class Service:
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
     """Make an app and its switchers; nothing is started before the app is served.
+
+    Where the config gives the control API a listener of its own, that is not opened.
 
     Raises:
         ConfigError: The policy cannot be loaded.
@@ -129,6 +136,7 @@ def build_service(
     *,
     hooks: Hooks | None = None,
     on_switcher_death: Callable[[], object] = exit_at_once,
+    control: Opened | None = None,
 ) -> Service:
     """Wire everything together; nothing is started before the app is served.
 
@@ -136,6 +144,7 @@ def build_service(
         config: What to serve.
         hooks: Runs hooks; by default the config's shell hooks.
         on_switcher_death: Called when a switcher has died; `/health` is 503 by then.
+        control: Where the control API listens by itself.
 
     Raises:
         ConfigError: The policy cannot be loaded.
@@ -172,13 +181,26 @@ def build_service(
         proxy,
         nursery=lambda: app.nursery,
         stall_s=config.limits.client_stall_secs,
+        is_apart=config.control is not None,
     )
     app.asgi_app = traffic  # type: ignore[assignment]
 
     service = Service(
-        app, board, proxy, traffic, reloader, feed, journal, tracing, on_switcher_death
+        app=app,
+        board=board,
+        proxy=proxy,
+        traffic=traffic,
+        reloader=reloader,
+        feed=feed,
+        journal=journal,
+        tracing=tracing,
+        control=ControlListener(control, traffic) if control else None,
+        on_switcher_death=on_switcher_death,
     )
-    add_lifespan(service, beside=[partial(watch_backends, service.gated), traffic.watch_stalls])
+    beside: list[Task] = [partial(watch_backends, service.gated), traffic.watch_stalls]
+    if service.control is not None:
+        beside.append(service.control.run)
+    add_lifespan(service, beside=beside)
     return service
 
 
@@ -219,6 +241,9 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
                     await board.wait_ended()
                 board.end()
                 await board.put_to_sleep()
+            if service.control is not None:
+                with trio.move_on_after(LAST_STALL_S):
+                    await service.control.wait_ended()
             service.proxy.close()
             if service.tracing:
                 await service.tracing.close()
@@ -306,9 +331,8 @@ class ServedApp:
         end_with_parent()
         try:
             config = load_config(default_config_path(os.environ))
-            with state_lock(config.state_dir, config.path):
-                app, _ = build_app(config)
-                self._inner = _for_this_loop(app)
+            with state_lock(config.state_dir, config.path), control_socket(config) as control:
+                self._inner = _for_this_loop(build_service(config, control=control).app)
                 await self._inner(scope, receive, send)
         except (ConfigError, LockHeld, OSError) as error:
             # Raised, this would make Hypercorn serve on without a lifespan, and reported as

@@ -16,6 +16,7 @@ from llmux.asgi_watch import LEFT_S, SERVER_BREAKS, Watched, collect, content_le
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
 from llmux.bodies import Bodies, Body
+from llmux.control.doors import refusal
 from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, LlmuxError
 from llmux.logs import get_logger
@@ -50,6 +51,7 @@ class ModelTraffic:
         proxy: Carries model traffic.
         nursery: The nursery of the app's lifespan, once that has begun.
         stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
+        is_apart: Whether the control API has a listener of its own.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class ModelTraffic:
         *,
         nursery: Callable[[], trio.Nursery],
         stall_s: float,
+        is_apart: bool = False,
     ) -> None:
         self._app = app
+        self._is_apart = is_apart
         self._proxy = proxy
         self._nursery = nursery
         self._stall_s = stall_s
@@ -83,6 +87,12 @@ class ModelTraffic:
         except BadRequest as error:
             await _refuse(error, send)
             return
+        if (not_here := refusal(scope, is_apart=self._is_apart)) is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close"})  # the server answers 403
+            else:
+                await _refuse(not_here, send)
+            return
         await self._serve(self._lane(scope, receive, send))
 
     def _lane(self, scope: Scope, receive: Receive, send: Send) -> Watched:
@@ -103,7 +113,10 @@ class ModelTraffic:
         app = with_whole_body(counted(bodies, self._app), bodies, self._stall_s)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
-        return logged(app) if self._proxy.logs_access else app
+        if self._proxy.logs_access:
+            peer = scope["client"][0] if scope.get("client") else None
+            app = logged(app, self._proxy.client_of(peer, scope["headers"]))
+        return app
 
     async def _serve(self, lane: Watched) -> None:
         self._watched.add(lane)

@@ -111,6 +111,13 @@ class RequestTooSlow(BadRequest):
         super().__init__("The request did not arrive in time")
 
 
+class NotHere(LlmuxError):
+    """Another listener of llmux answers this path."""
+
+    status = 404
+    code = "not_found"
+
+
 class InvalidKey(LlmuxError):
     """The request carries no key that is accepted here."""
 
@@ -149,13 +156,18 @@ class QueueFull(LlmuxError):
 
 
 class TooManyConnections(LlmuxError):
-    """More clients are connected than `limits.connections`."""
+    """More clients are connected than `limits.connections`, or more often than one may be.
+
+    Args:
+        limit: How many there may be.
+        whose: Who has so many.
+    """
 
     status = 503
     code = "too_many_connections"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"llmux has {limit} connections, its limit", retry_after_s=1)
+    def __init__(self, limit: int, whose: str = "llmux") -> None:
+        super().__init__(f"{whose} has {limit} connections, its limit", retry_after_s=1)
 
 
 class WouldSwitch(LlmuxError):

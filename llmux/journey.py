@@ -58,6 +58,7 @@ class Journey:
 
     Attributes:
         id: Its name, another one for each request.
+        client: The address of whoever has sent it, behind proxies that are trusted; None: unknown.
         arrived_at: When its head had come (Trio's clock).
         ended_at: When it ended; None: it has not.
         model: What it is for, once that is known; empty for the fallback.
@@ -75,13 +76,15 @@ class Journey:
     """
 
     __slots__ = (
-        "arrived_at", "cancelled_with", "ended_at", "first_byte_s", "id", "kept_alive", "lane",
-        "model", "outcome", "passing", "pause", "serving", "sharing", "status", "told", "trace",
+        "arrived_at", "cancelled_with", "client", "ended_at", "first_byte_s", "id", "kept_alive",
+        "lane", "model", "outcome", "passing", "pause", "serving", "sharing", "status", "told",
+        "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
         self.id = id
         self.lane = lane
+        self.client = lane.peer
         self.arrived_at = trio.current_time()
         self.ended_at: float | None = None
         self.model = ""
@@ -116,7 +119,7 @@ class Journey:
             duration_s=trio.current_time() - self.arrived_at,
             bytes_in=lane.body.received_bytes,
             bytes_out=lane.sent_bytes,
-            client=lane.peer,
+            client=self.client,
         )
 
     @property
@@ -251,7 +254,7 @@ class Journeys:
             phase=journey.phase,
             arrived=unix(journey.arrived_at),
             waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
-            client=lane.peer,
+            client=journey.client,
             method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
             path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
             bytes_in=lane.body.received_bytes,

@@ -18,6 +18,7 @@ import trio
 from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
+from llmux.clients import ClientLines
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
 from llmux.ended import Ended
@@ -237,6 +238,7 @@ class ModelProxy:
         self.bodies = Bodies(config.limits)
         # One at a time: they would only share the interpreter, and with the event loop, too.
         self._reading = trio.CapacityLimiter(1)
+        self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self.apply(config)
         self._upstreams = {
@@ -257,6 +259,8 @@ class ModelProxy:
         self._forwards_keys = config.forward_api_keys
         self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
+        self._lines.limit = config.limits.queued_per_client
+        self._proxies = config.proxies
         before = self._fallback.backend if self._fallback else None
         if before is None or before.base_url != config.fallback:
             if before is not None:
@@ -276,10 +280,12 @@ class ModelProxy:
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
         journey = self.journeys.begin(lane)
+        if self._proxies:
+            journey.client = self._proxies.client(lane.peer, lane.headers)
         try:
             if self._tracing is not None:
                 journey.trace = self._tracing.begin(
-                    lane.method, lane.target, lane.headers, lane.peer
+                    lane.method, lane.target, lane.headers, journey.client
                 )
             await self._forward(lane, journey)
             journey.outcome = "done"
@@ -322,6 +328,10 @@ class ModelProxy:
         if trace is not None:
             trace.end(ended)
 
+    def client_of(self, peer: str | None, headers: HeaderList) -> str | None:
+        """The address of whoever asks, behind proxies that are trusted."""
+        return self._proxies.client(peer, headers)
+
     def admits(self, headers: HeaderList) -> bool:
         """Whether a request with these headers may come in at all."""
         return self._api_keys is None or bool(self._api_keys.accepts(headers))
@@ -336,6 +346,8 @@ class ModelProxy:
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
         check_request_line(lane.method, lane.target)
         lane.body.count_head()
+        if self._proxies:
+            received = self._proxies.believed(lane.peer, received)
         await lane.read_body()
         fields = await self._read_fields(lane)
         upstream, named = self._route(lane, fields, journey)
@@ -447,7 +459,11 @@ class ModelProxy:
         journey.model = self._names[named.name]
         hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS
         journey.serving = self._board.serving(
-            journey.model, lane.cut_scope, hints, request=journey.id
+            journey.model,
+            lane.cut_scope,
+            hints,
+            request=journey.id,
+            place=self._lines.place(journey.client),
         )
         if journey.trace is not None:
             journey.trace.named(named.name, journey.model, journey.serving)

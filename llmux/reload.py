@@ -30,6 +30,7 @@ FIXED = (
     "state_dir",
     "journal",
     "tracing",
+    "control",
     "limits.connections",
     "limits.client_stall_secs",
     "limits.header_fields",

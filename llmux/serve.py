@@ -11,6 +11,7 @@ import trio
 from llmux import logs
 from llmux.app import EXIT_CONFIG, find_config, print_mistake
 from llmux.config import hook_remarks
+from llmux.control_listener import control_socket
 from llmux.errors import ConfigError
 from llmux.server import (
     calm_collector,
@@ -60,8 +61,11 @@ def serve(options: ServeOptions) -> int:
             sockets = listen(server)
             for remark in hook_remarks(config):
                 log.warning("hook_unusable", remark=remark)
-            serving = partial(serve_config, config, server, sockets, watch=options.watch)
-            return trio.run(serving)
+            with control_socket(config) as control:
+                serving = partial(
+                    serve_config, config, server, sockets, watch=options.watch, control=control
+                )
+                return trio.run(serving)
     except (ConfigError, LockHeld) as error:
         print_mistake(error)
         return EXIT_CONFIG

@@ -24,7 +24,9 @@ from hypercorn.utils import repr_socket_addr
 from llmux import logs, wire
 from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
 from llmux.backend.connections import MAX_IDLE
+from llmux.clients import Tally, is_loopback
 from llmux.config import Config
+from llmux.control_listener import MOST_CONNECTIONS, Opened
 from llmux.errors import TooManyConnections
 from llmux.fastlane import FastLane
 from llmux.http1 import response_head
@@ -54,39 +56,96 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def most_connections(groups: int) -> int:
+def most_connections(groups: int, reserve: int = 0) -> int:
     """How many there are descriptors for: a client needs one, and one to its backend.
 
     What idles besides, one backend a group, is no more than all clients have asked at once, and no
     more than a pool keeps.
+
+    Args:
+        groups: Of models.
+        reserve: What else needs descriptors, and how many.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    spare = soft - DESCRIPTORS
+    spare = soft - DESCRIPTORS - reserve
     return max(1, spare // (1 + groups), (spare - MAX_IDLE * (groups - 1)) // 2)
 
 
-def at_most(limit: int, serve: Serve) -> Serve:
-    """Serve so many connections at a time; others are told so, and closed."""
+def at_most(
+    limit: int, serve: Serve, share_of: Callable[[str | None], int | None] = lambda _peer: None
+) -> Serve:
+    """Serve so many connections at a time; others are told so, and closed.
+
+    Args:
+        limit: How many in all.
+        serve: Serves one.
+        share_of: How many a peer may have of them; None: all.
+    """
     count = 0
-    status, headers, body = error_answer(TooManyConnections(limit))
-    refusal = response_head(status, [*headers, (b"connection", b"close")]) + body
+    tally = Tally()
 
     async def serve_or_refuse(stream: trio.SocketStream) -> None:
         nonlocal count
-        if count >= limit:
-            with suppress(*wire.BREAKS):
-                await wire.send(stream.socket, refusal, stall_s=0)
+        try:
+            peer = peer_of(stream.socket)
+        except OSError:  # reset before it was accepted
             await trio.aclose_forcefully(stream)
             return
-        count += 1
-        try:
-            await serve(stream)
-        finally:
-            count -= 1
+        share = share_of(peer)
+        if count >= limit:
+            await _refuse(stream, TooManyConnections(limit))
+        elif share is not None and tally.of(peer) >= share:
+            whose = "Your address (limits.connections_per_client)"
+            await _refuse(stream, TooManyConnections(share, whose))
+        else:
+            count += 1
+            try:
+                with tally.one_more(peer):
+                    await serve(stream)
+            finally:
+                count -= 1
 
     return serve_or_refuse
+
+
+def peer_of(socket: trio.socket.SocketType) -> str | None:
+    """The address of a connection's other side; None on a Unix socket. Raises OSError."""
+    peer = socket.getpeername()
+    return str(peer[0]) if isinstance(peer, tuple) else None
+
+
+async def _refuse(stream: trio.SocketStream, error: TooManyConnections) -> None:
+    status, headers, body = error_answer(error)
+    answer = response_head(status, [*headers, (b"connection", b"close")]) + body
+    with suppress(*wire.BREAKS):
+        await wire.send(stream.socket, answer, stall_s=0)
+    await trio.aclose_forcefully(stream)
+
+
+def connection_shares(
+    most: int, config: Callable[[], Config]
+) -> Callable[[str | None], int | None]:
+    """How many connections each peer may have, as `limits.connections_per_client` says.
+
+    By default no one address keeps all others out.
+
+    Args:
+        most: How many there may be in all.
+        config: The config that is used now.
+    """
+
+    def share_of(peer: str | None) -> int | None:
+        now = config()
+        if peer in now.proxies:
+            return None
+        share = now.limits.connections_per_client
+        if share is None and not is_loopback(peer):
+            return max(1, most // 2)
+        return share
+
+    return share_of
 
 
 def return_freed_memory() -> None:
@@ -112,7 +171,12 @@ def calm_collector() -> None:
 
 
 async def serve_config(
-    config: Config, server: ServerConfig, sockets: Sockets, *, watch: bool = False
+    config: Config,
+    server: ServerConfig,
+    sockets: Sockets,
+    *,
+    watch: bool = False,
+    control: Opened | None = None,
 ) -> int:
     """Serve until a signal comes or a switcher dies; returns the exit code.
 
@@ -124,9 +188,10 @@ async def serve_config(
         server: Hypercorn's settings.
         sockets: Where to listen.
         watch: Reload the config whenever its file changes.
+        control: Where the control API listens by itself.
     """
     died, stopping = trio.Event(), trio.Event()
-    service = build_service(config, on_switcher_death=died.set)
+    service = build_service(config, on_switcher_death=died.set, control=control)
     rest = HypercornSide(service.app, server)
     serve_connection: Serve = partial(rest.serve, data=b"")
     lane: FastLane | None = None
@@ -138,9 +203,11 @@ async def serve_config(
             most_fields=config.limits.header_fields,
         )
         serve_connection = lane.serve
-    most = config.limits.connections or most_connections(len(service.board.groups))
-    serve_connection = at_most(most, serve_connection)
+    reserve = MOST_CONNECTIONS if control else 0
+    most = config.limits.connections or most_connections(len(service.board.groups), reserve)
     reloader = service.reloader
+    shares = connection_shares(most, lambda: reloader.config)
+    serve_connection = at_most(most, serve_connection, shares)
     with (
         trio.open_signal_receiver(*HEEDED) as signals,
         let_through(),

@@ -9,6 +9,7 @@ from types import TracebackType
 
 import trio
 
+from llmux.clients import NO_PLACE, Place
 from llmux.errors import LlmuxError, ModelNotFound, SwitchTimeout
 from llmux.hints import NO_HINTS, Hints
 from llmux.inflight import Flight
@@ -16,7 +17,7 @@ from llmux.journal import Request
 from llmux.logs import get_logger
 from llmux.model import Model
 
-Check = Callable[[Model, Hints], None]
+Check = Callable[[Model, Hints, Place], None]
 """Raises LlmuxError for a request that may neither come in nor wait."""
 
 log = get_logger(__name__)
@@ -36,7 +37,8 @@ class Serving:
     """
 
     __slots__ = (
-        "_check", "_find", "_hints", "_model", "_request", "_scope", "_timeout_s", "_waits_since",
+        "_check", "_find", "_hints", "_model", "_place", "_request", "_scope", "_timeout_s",
+        "_waits_since",
         "flight", "left_line_at", "queued", "waited_s",
     )  # fmt: skip
 
@@ -50,12 +52,14 @@ class Serving:
         hints: Hints = NO_HINTS,
         request: str = "",
         find: Callable[[str], tuple[Model, Check] | None] | None = None,
+        place: Place = NO_PLACE,
     ) -> None:
         self._find = find
         self.queued = False
         self.waited_s = 0.0
         self.left_line_at = 0.0
         self._model = model
+        self._place = place
         self._check = check
         self._scope = scope
         self._hints = hints
@@ -106,13 +110,13 @@ class Serving:
             LlmuxError: The request is refused: at the door, in line, or after too long a wait.
         """
         try:
-            self._check(self._model, self._hints)
+            self._check(self._model, self._hints, self._place)
         except ModelNotFound:
             # Removed since the request was read; or in another group by now, whose this one is.
             if self._find is None or (found := self._find(self._model.name)) is None:
                 raise
             self._model, self._check = found
-            self._check(self._model, self._hints)
+            self._check(self._model, self._hints, self._place)
         if self._model.admits:
             # No checkpoint between this check and the count.
             self.flight = self._model.in_flight.enter(self._scope)
@@ -122,7 +126,7 @@ class Serving:
         return self
 
     async def _wait(self) -> Flight:
-        with self.waiting():
+        with self._place.taken(), self.waiting():
             return await self._model.wait_admitted(
                 self._scope,
                 self._hints.weight,
@@ -153,7 +157,7 @@ class Serving:
     @contextmanager
     def waiting_beside_line(self) -> Iterator[None]:
         """Like `waiting`, between a refused connection and the next try."""
-        with self._model.beside(), self.waiting():
+        with self._model.beside(), self._place.taken(), self.waiting():
             yield
 
     async def __aexit__(

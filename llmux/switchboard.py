@@ -10,6 +10,7 @@ import trio
 from trio_util import periodic
 
 from llmux.awake import AwakeRecord
+from llmux.clients import NO_PLACE, Place
 from llmux.config import Config, ModelConfig
 from llmux.errors import GroupNotFound, ModelNotFound
 from llmux.feed import Feed
@@ -81,6 +82,7 @@ class Switchboard:
         hints: Hints = NO_HINTS,
         *,
         request: str = "",
+        place: Place = NO_PLACE,
     ) -> Serving:
         """The only way into a model; see `Switcher.serving`.
 
@@ -88,7 +90,7 @@ class Switchboard:
             ModelNotFound: No model has this name.
         """
         switcher = self.switcher_of(model)
-        return switcher.serving(model, scope, hints, request=request, find=self._find)
+        return switcher.serving(model, scope, hints, request=request, place=place, find=self._find)
 
     def _find(self, model: str) -> tuple[Model, Check] | None:
         """A model and its door, where there is one by this name now."""

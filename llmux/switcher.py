@@ -20,6 +20,7 @@ from trio_util import RepeatedEvent
 
 from llmux.awake import AwakeRecord, Entry
 from llmux.chronicle import Chronicle
+from llmux.clients import NO_PLACE, Place
 from llmux.config import PolicyConfig
 from llmux.errors import (
     HookError,
@@ -161,6 +162,7 @@ class Switcher:
         *,
         request: str = "",
         find: Callable[[str], tuple[Model, Check] | None] | None = None,
+        place: Place = NO_PLACE,
     ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
@@ -175,10 +177,11 @@ class Switcher:
             scope=scope,
             hints=hints,
             request=request,
+            place=place,
             find=find,
         )
 
-    def check_admissible(self, model: Model, hints: Hints) -> None:
+    def check_admissible(self, model: Model, hints: Hints, place: Place) -> None:
         """Raise what a request for a model of this group is refused with at the door."""
         if self.models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
@@ -188,6 +191,7 @@ class Switcher:
             raise refusal
         if not model.admits:
             self._check_may_wait(model, hints)
+            place.check()
         self.measures.note_arrival(model.name, trio.current_time())
 
     def _check_may_wait(self, model: Model, hints: Hints) -> None:

@@ -5,6 +5,7 @@ from llmux.config.load import default_config_path, load_config, parse_config
 from llmux.config.schema import config_schema
 from llmux.config.shape import (
     Config,
+    ControlConfig,
     GroupConfig,
     HookName,
     HookTimeouts,
@@ -15,6 +16,7 @@ from llmux.config.shape import (
 
 __all__ = [
     "Config",
+    "ControlConfig",
     "GroupConfig",
     "HookName",
     "HookTimeouts",

@@ -151,6 +151,8 @@ class _Reader:
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
         kind = _meant(kind, value)
+        if value is None and types.NoneType in get_args(kind):
+            return None
         bare, checks = _peel(kind)
         try:
             result = self._read_bare(bare, kind, value, keys)

@@ -10,6 +10,7 @@ import msgspec
 
 from llmux.config.shape import (
     Config,
+    ControlConfig,
     GroupConfig,
     HookTimeouts,
     Limits,
@@ -18,7 +19,7 @@ from llmux.config.shape import (
     file_keys,
 )
 
-SECTIONS = (Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits)
+SECTIONS = (Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ControlConfig)
 
 
 def config_schema() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from llmux.clients import TrustedProxies
 from llmux.keys import MASK, KeyRing
 from llmux.names import MAX_NAME_BYTES
 
@@ -122,6 +124,34 @@ def _check_header_value(value: str) -> None:
         raise ValueError("must not hold line breaks or control characters")
 
 
+def _check_proxy(text: str) -> None:
+    """An address, a network without host bits, or `unix`."""
+    if text == "unix":
+        return
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    else:
+        return
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        expected = "an IP address, a network such as 10.0.0.0/8, or unix"
+        raise ValueError(f"expected {expected}, got {text!r}") from None
+    raise ValueError(f"{text} has host bits set; did you mean {network}?")
+
+
+MOST_SOCKET_PATH_BYTES = 103
+"""unix(7): 108 with a NUL at the end; macOS has 104."""
+
+
+def _check_socket(text: str) -> None:
+    check_not_blank(text)
+    if len(os.fsencode(text)) > MOST_SOCKET_PATH_BYTES:
+        raise ValueError(f"a socket's path has {MOST_SOCKET_PATH_BYTES} bytes at most")
+
+
 def _check_some(models: dict[str, Any]) -> None:
     if not models:
         raise ValueError("needs at least one model")
@@ -143,6 +173,8 @@ HeaderValue = Annotated[str, _check_header_value]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 PositiveInt = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+Proxy = Annotated[str, _check_proxy]
+SocketPath = Annotated[str, _check_socket, _VISIBLE]
 KeyList = Annotated[
     KeyRing,
     Meta(
@@ -363,6 +395,10 @@ class Limits(Section, frozen=True, kw_only=True):
             backend takes none.
         connections: Most connections of clients; null for as many as there are descriptors for.
         header_fields: Most header fields of one request.
+        connections_per_client: Most connections of one address (IPv6: of one /64); null for half of
+            all, and any number for programs of this machine. Not for trusted_proxies. `llmux` only.
+        queued_per_client: Most requests of one address that wait, for all models together; null for
+            no limit. Behind trusted_proxies the address is the one that they forward.
     """
 
     body_bytes: PositiveInt = 64 << 20
@@ -372,6 +408,34 @@ class Limits(Section, frozen=True, kw_only=True):
     client_stall_secs: Seconds = 60.0
     connections: PositiveInt | None = None
     header_fields: PositiveInt = 128
+    connections_per_client: PositiveInt | None = None
+    queued_per_client: PositiveInt | None = None
+
+
+class ControlConfig(Section, frozen=True, kw_only=True):
+    """A listener of its own for /control and /ui, which the main one does not answer then.
+
+    Attributes:
+        host: Address to listen on, beside port; 127.0.0.1 if not given.
+        port: Port to listen on; 0 lets the system pick one. Give this or socket.
+        socket: Path of a Unix socket, for the user that llmux runs as alone; relative to the
+            config's folder. Give this or port.
+    """
+
+    host: Host | None = None
+    port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    socket: SocketPath | None = None
+
+    @staticmethod
+    def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
+        """One of port and socket, and host beside port only."""
+        host, port, socket = (given.get(key) is not None for key in ("host", "port", "socket"))
+        if port and socket:
+            yield (), "give 'port' or 'socket', not both"
+        elif socket and host:
+            yield ("host",), "goes with 'port' only"
+        elif not port and not socket:
+            yield (), "give 'port' or 'socket'"
 
 
 TRACING_SECRETS = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
@@ -404,6 +468,10 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         fallback: URL that gets the requests which name no model or an unknown one.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
         control_keys: The same for the control API, which then answers other machines, too.
+        control: A listener of its own for the control API and the page; null for the main one.
+        trusted_proxies: Addresses and networks of proxies in front of llmux, and unix for peers on
+            Unix sockets. They say for whom they ask (X-Forwarded-For), and do not reach the control
+            API without a key.
         metrics_access: Which key opens the metrics; open for none.
         forward_api_keys: Whether backends get to see the key that a client has sent to llmux.
         cors_origins: Origins of web pages that may use models from a browser; * for all.
@@ -430,6 +498,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     fallback: Url | None = None
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)
     control_keys: KeyList = msgspec.field(default_factory=KeyRing)
+    control: ControlConfig | None = None
+    trusted_proxies: tuple[Proxy, ...] = ()
     metrics_access: Literal["open", "api_key", "control_key"] = "open"
     forward_api_keys: bool = False
     cors_origins: tuple[Origin, ...] | Literal["*"] = ()
@@ -443,6 +513,18 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         own = {name: name for name in self.models}
         return own | {alias: m.name for m in self.models.values() for alias in m.aliases}
 
+    @functools.cached_property
+    def proxies(self) -> TrustedProxies:
+        """The peers that are believed when they say whom they ask for."""
+        return TrustedProxies(self.trusted_proxies)
+
+    @property
+    def control_socket(self) -> Path | None:
+        """Where the control API's Unix socket is, if it has one; links are not followed here."""
+        if self.control is None or self.control.socket is None:
+            return None
+        return self.directory / Path(self.control.socket).expanduser()
+
     @property
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold keys, and are none of a hook's business."""
@@ -454,6 +536,9 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         """An alias must name one model; a door with a lock must have a key; an extra be there."""
         if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
             yield ("tracing",), "needs OpenTelemetry: pip install 'llmux[otel]'"
+        control = given.get("control")
+        if isinstance(control, dict) and control.get("port") == given.get("port", 3000) != 0:
+            yield ("control", "port"), "is the main listener's port"
         needed = f"{given.get('metrics_access')}s"
         if needed in KEY_LISTS and not given.get(needed):
             yield ("metrics_access",), f"needs {needed!r}, of which there are none"

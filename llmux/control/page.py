@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +13,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from llmux.config import Config
-from llmux.control.guard import check_local
+from llmux.control.guard import check_own_machine
 
 CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -50,15 +49,11 @@ def page_routes(config: Callable[[], Config]) -> Blueprint:
     """The page: open if there are control keys, which it asks for; else for this machine alone."""
     routes = Blueprint("page", __name__)
     served = dict(_read(files("llmux") / "ui"))
-    own_hosts = {config().host, socket.gethostname()}
 
     @routes.before_request
     async def guard() -> None:
-        if config().control_keys:
-            return
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        peer = request.scope.get("client")
-        check_local(peer=peer, headers=headers, own_hosts=own_hosts, may_be_linked=True)
+        if not config().control_keys:
+            check_own_machine(config(), may_be_linked=True)
 
     @routes.get("/ui")
     async def add_slash() -> WerkzeugResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ import trio
 from quart import Blueprint, Response, request
 
 from llmux.config import Config
-from llmux.control.guard import check_key, check_local
+from llmux.control.guard import check_key, check_own_machine
 from llmux.control.logfile import LogReader
 from llmux.control.masked import masked_config
 from llmux.control.openapi import openapi
@@ -66,15 +65,13 @@ class Steered:
 def control_routes(steered: Steered) -> Blueprint:
     """The control API: for who has a control key, or without such for programs of this machine."""
     routes = Blueprint("control", __name__, url_prefix="/control")
-    own_hosts = {steered.config.host, socket.gethostname()}
 
     @routes.before_request
     async def guard() -> None:
         if keys := steered.config.control_keys:
             check_key(keys)
             return
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        check_local(peer=request.scope.get("client"), headers=headers, own_hosts=own_hosts)
+        check_own_machine(steered.config)
 
     _seeing(routes, steered)
     _steering(routes, steered)

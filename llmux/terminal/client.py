@@ -13,7 +13,7 @@ import msgspec
 from llmux import __version__
 from llmux.shapes import Error
 from llmux.terminal.failures import Failed, KeyRefused, NoAnswer
-from llmux.terminal.target import Target
+from llmux.terminal.target import UNIX, Target
 
 T = TypeVar("T")
 
@@ -40,6 +40,10 @@ class Client:
         answer_s: float = ANSWER_S,
     ) -> None:
         self.url = target.url
+        self._base = target.url
+        if target.url.startswith(UNIX):
+            self._base = "http://localhost"
+            transport = transport or httpx.HTTPTransport(uds=target.url.removeprefix(UNIX))
         key = {} if target.key is None else {"Authorization": f"Bearer {target.key}"}
         self._http = httpx.Client(
             headers={"User-Agent": f"llmux/{__version__}", "Accept-Encoding": "identity", **key},
@@ -71,7 +75,7 @@ class Client:
         if patient:
             options["timeout"] = httpx.Timeout(None, connect=CONNECT_S)
         with self._told():
-            answer = self._http.request(method, self.url + path, **options)
+            answer = self._http.request(method, self._base + path, **options)
         self._check(answer)
         self.decode(answer.content, msgspec.Raw)
         return answer.content
@@ -105,7 +109,7 @@ class Client:
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=silent_s)
         with (
             self._told(),
-            self._http.stream("GET", self.url + path, params=query, timeout=timeout) as answer,
+            self._http.stream("GET", self._base + path, params=query, timeout=timeout) as answer,
         ):
             if not answer.is_success:
                 answer.read()

@@ -18,6 +18,9 @@ from llmux.options import with_options_before
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
+UNIX = "unix:"
+"""How a URL begins that is the path of a Unix socket."""
+
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound
 """Where one reaches, on the same machine, what listens on every address."""
 
@@ -27,7 +30,7 @@ class Target:
     """A llmux.
 
     Attributes:
-        url: Where it is, without a slash at its end.
+        url: Where it is, without a slash at its end; or `unix:` and the path of a socket.
         key: One of its `control_keys`; None to send none.
     """
 
@@ -76,6 +79,11 @@ def find_url(given: str | None, config: Path | None, environ: Mapping[str, str])
 
 
 def _checked_url(text: str) -> str:
+    if text.startswith(UNIX):
+        path = "/" + text.removeprefix(UNIX).lstrip("/")
+        if not text.removeprefix(UNIX).startswith("/"):
+            raise click.UsageError(f"expected {UNIX} and an absolute path, got {text!r}")
+        return UNIX + path
     url = (text if "://" in text else f"http://{text}").rstrip("/")
     try:
         parts = urlsplit(url)
@@ -97,7 +105,12 @@ def _url_by_config(path: Path) -> str:
     """
     found = decode(path)
     data = found if isinstance(found, dict) else {}
-    host, port = data.get("host", "127.0.0.1"), data.get("port", 3000)
+    control = data.get("control")
+    if isinstance(control, dict) and isinstance(control.get("socket"), str):
+        return f"{UNIX}{path.absolute().parent / Path(control['socket']).expanduser()}"
+    if isinstance(control, dict):
+        data = {"port": None, **control}
+    host, port = data.get("host") or "127.0.0.1", data.get("port", 3000)
     if port == 0:
         raise click.UsageError(f"{path} lets the system pick the port: give --url")
     if not isinstance(host, str) or not isinstance(port, int):
