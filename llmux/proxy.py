@@ -470,6 +470,7 @@ class ModelProxy:
         return self._upstreams[journey.model], named
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
+        lane.body.release()  # the client may take its time
         if lane.has_answered:
             if journey.hears_events:
                 await lane.send_events(error_event(error))
