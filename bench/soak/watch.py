@@ -1,0 +1,213 @@
+"""What is watched all the time: memory, cheap requests, drains, and clients that wait in vain."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import suppress
+
+import trio
+
+from bench.processes import CannotRun, resident_bytes
+from bench.soak.record import Sample
+from bench.soak.run import BROKEN, Run
+from bench.soak.settings import (
+    DRAIN_OVER_S,
+    KEY,
+    OWN_LAG_S,
+    OWN_PATH_CLIENTS,
+    SAMPLE_S,
+    STALL_VIOLATION_S,
+    memory_bound_bytes,
+)
+
+PROBE_S = 0.15
+"""Pause between two cheap requests."""
+
+PROBE_LIMIT_S = 30.0
+PROBE_ADDRESS = "127.0.0.2"
+
+HEALTH = (
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n" % KEY.encode()
+)
+UNKNOWN = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n"
+    b'Content-Length: 18\r\n\r\n{"model":"nobody"}' % KEY.encode()
+)
+PROBES = {"GET /health": (HEALTH, {b"200"}), "404": (UNKNOWN, {b"404", b"429"})}
+"""Cheap requests, each with the statuses that it may get: 429 while bodies fill queued_bytes."""
+
+
+def start_watching(run: Run, nursery: trio.Nursery) -> None:
+    """Start all that watches, until it is cancelled."""
+    nursery.start_soon(sample, run)
+    nursery.start_soon(look, run)
+    nursery.start_soon(look_at_lag, run)
+    for kind in PROBES:
+        nursery.start_soon(probe, run, kind, False)
+        nursery.start_soon(probe, run, kind, True)
+    for index in range(OWN_PATH_CLIENTS):
+        nursery.start_soon(follow, run, run.rng(f"follower {index}"), index)
+
+
+async def sample(run: Run) -> None:
+    """Measure llmux's process; raises CannotRun when it has ended by itself."""
+    backend_ports = {member.port for member in run.stage.members}
+    record, llmux = run.record, run.llmux
+    while True:
+        with suppress(OSError, AssertionError):  # it is just being started again
+            record.samples.append(
+                Sample(
+                    trio.current_time() - run.began_at,
+                    llmux.lives,
+                    resident_bytes(llmux.pid),
+                    llmux.descriptors,
+                    llmux.connections_to(backend_ports),
+                    record.done,
+                )
+            )
+            record.peak_bytes = max(record.peak_bytes, llmux.peak_bytes())
+        if llmux.has_ended and not llmux.was_away(time.time(), time.time()):
+            log = llmux.logs[-1].read_text(errors="replace")
+            raise CannotRun(f"llmux has ended by itself: {log[-2000:]}")
+        await trio.sleep(SAMPLE_S)
+
+
+def note_bound(run: Run) -> None:
+    """Llmux listens and nobody has come: what it has now is what all else is added to."""
+    run.record.bound_bytes = memory_bound_bytes(resident_bytes(run.llmux.pid))
+
+
+async def look(run: Run) -> None:
+    """Nobody waits for a model that is awake and has room; no drain outlasts its deadline."""
+    stuck: set[str] = set()
+    draining: dict[str, float] = {}
+    while True:
+        await trio.sleep(0.3)
+        with suppress(*BROKEN, ValueError, KeyError):
+            models = (await run.status())["models"]
+            before, stuck = stuck, {
+                name
+                for name, seen in models.items()
+                if seen["awake"]
+                and seen["queued"]
+                and seen["in_flight"] < (seen.get("max_in_flight") or float("inf"))
+            }  # fmt: skip
+            run.record.violations += [
+                f"requests wait for {name}, which is awake: {models[name]}"
+                for name in before & stuck
+            ]
+            now = time.time()
+            since = {n: seen["since"] for n, seen in models.items() if seen["state"] == "draining"}
+            for name, began_at in since.items():
+                if now - began_at > DRAIN_OVER_S and draining.get(name) != began_at:
+                    requests = [r for r in await run.requests() if r["model"] == name]
+                    run.record.violations.append(
+                        f"{name} drains for {now - began_at:.1f} s: {models[name]}, {requests[:5]}"
+                    )
+                    draining[name] = began_at
+
+
+async def look_at_lag(run: Run) -> None:
+    """How late the soak itself is: that is the machine's fault, or its own."""
+    while True:
+        before = trio.current_time()
+        await trio.sleep(0.05)
+        lag_s = trio.current_time() - before - 0.05
+        run.record.lag_s = max(run.record.lag_s, lag_s)
+        if lag_s > OWN_LAG_S:
+            run.record.windows["lag"].append((time.time() - lag_s, time.time()))
+
+
+# ---- Cheap requests ----
+
+
+async def probe(run: Run, kind: str, is_kept: bool) -> None:
+    """Time a cheap request again and again, on one connection or on a new one each time."""
+    request, statuses = PROBES[kind]
+    label = f"{kind}, {'kept alive' if is_kept else 'new connection'}"
+    stream: trio.SocketStream | None = None
+    while True:
+        await trio.sleep(PROBE_S)
+        begun_at, began_at = time.time(), trio.current_time()
+        mistake = f"no answer within {PROBE_LIMIT_S:g} s"
+        is_fresh = stream is None
+        with trio.move_on_after(PROBE_LIMIT_S):
+            try:
+                stream = stream or await trio.open_tcp_stream(
+                    "127.0.0.1", run.stage.port, local_address=PROBE_ADDRESS
+                )
+                await stream.send_all(request)
+                answer = await read_answer(stream)
+                mistake = "" if answer[9:12] in statuses else f"{answer[:200]!r}"
+            except BROKEN as error:
+                mistake = repr(error)
+        took_s = trio.current_time() - began_at
+        if not mistake:
+            run.record.latencies_s[label].append(took_s)
+        # One that was idle may be closed just then.
+        elif (is_fresh or took_s > 1) and not explained(run, begun_at, is_refusal(mistake)):
+            run.record.violations.append(f"{label}: {mistake} after {took_s:.2f} s")
+        lagged = run.record.was("lag", begun_at, time.time())
+        was_away = run.llmux.was_away(begun_at, time.time())
+        if took_s > STALL_VIOLATION_S and not lagged and not was_away:
+            run.record.violations.append(f"{label}: took {took_s:.1f} s")
+        if stream is not None and (mistake or not is_kept):
+            stream.socket.close()
+            stream = None
+
+
+def is_refusal(mistake: str) -> bool:
+    """Whether a probe was refused for there being too many connections."""
+    return "too_many_connections" in mistake or " 503 " in mistake or "reset" in mistake.lower()
+
+
+def explained(run: Run, begun_at: float, was_refused: bool) -> bool:
+    """Whether a cheap request that failed was to be expected."""
+    now = time.time()
+    return run.llmux.was_away(begun_at, now) or (
+        was_refused and run.record.was("flood", begun_at, now)
+    )
+
+
+async def read_answer(stream: trio.SocketStream) -> bytes:
+    """One answer with a Content-Length; raises one of BROKEN."""
+    data = b""
+    while b"\r\n\r\n" not in data or len(data) < _length(data):
+        more = await stream.receive_some(1 << 16)
+        if not more:
+            raise trio.BrokenResourceError
+        data += more
+    return data
+
+
+def _length(data: bytes) -> int:
+    head = data.partition(b"\r\n\r\n")[0]
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return len(head) + 4 + int(line.partition(b":")[2])
+    return 0
+
+
+# ---- Those who watch ----
+
+
+async def follow(run: Run, rng: random.Random, index: int) -> None:
+    """Follow what happens in llmux, and drop it; read, slowly, or not at all."""
+    while True:
+        await trio.sleep(rng.expovariate(1))
+        path = rng.choice(
+            ("/control/events", "/control/events", "/control/logs/model-0?follow=true")
+        )
+        head = (
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+        ).encode()
+        with suppress(*BROKEN), trio.move_on_after(rng.uniform(0.05, 6)):
+            async with await trio.open_tcp_stream(
+                "127.0.0.1", run.stage.port, local_address=f"127.0.0.{10 + index}"
+            ) as stream:
+                await stream.send_all(head)
+                style = rng.random()
+                while style < 0.8 and await stream.receive_some(100 if style < 0.2 else 1 << 16):
+                    pass
+                await trio.sleep_forever()
