@@ -37,6 +37,9 @@ EXPECTED_ERRORS = frozenset({
 TEXT_LINE = re.compile(r"(\d{4}-\S+Z) \[(\w+) *\] (\S+) *(.*)")
 """As structlog's console renderer writes it."""
 
+LOGGED_MODEL = re.compile(r"""\bmodel=('[^']*'|"[^"]*"|\S+)""")
+"""Its value; in quotes, if it has spaces."""
+
 HYPERCORN_LINE = re.compile(r"\[\d{4}-[^]]*\] \[\d+\] \[(INFO|WARNING)\] ")
 """Hypercorn's own, from before llmux configures the log."""
 
@@ -154,7 +157,7 @@ def logged_faults(log: Path) -> Iterator[Fault]:
             yield Fault(at, entry["event"], entry["model"])
     for line in log.read_text(errors="replace").splitlines():
         found = TEXT_LINE.match(line)
-        if found and found[3] in wanted and (model := re.search(r"\bmodel=(\S+)", found[4])):
+        if found and found[3] in wanted and (model := LOGGED_MODEL.search(found[4])):
             at = datetime.fromisoformat(found[1]).timestamp()
             yield Fault(at, found[3], model[1].strip("'\""))
 

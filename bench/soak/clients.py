@@ -198,7 +198,8 @@ async def websocket_client(run: Run, rng: random.Random, index: int) -> None:
         if run.is_over:
             return
         ask = replace(plain(make_ask(run, rng, f"{index}.{turn}")), lie="", wants="", chunks=0)
-        ask.own_path = ""
+        if ask.called == "nobody":
+            ask.called = ask.model
         ask.leave_after_s = rng.uniform(0, 3) if rng.random() < 0.2 else float("inf")
         is_quiet = rng.random() < 0.5
         messages, pause_s = (2, rng.uniform(0.5, 4)) if is_quiet else (rng.randrange(5, 60), 0.02)

@@ -24,31 +24,42 @@ def post(target: str, headers: str, body: bytes) -> bytes:
 # ---- Names ----
 
 
+def short_name(foe: Foe) -> str:
+    """A name as long as fits in a head."""
+    unit = foe.rng.choice(("a", "%61", "%00", "%01", "%C3%A9", "\xe9"))
+    return unit * (foe.rng.choice((300, 3000, 24_000)) // len(unit))
+
+
 async def huge_name(foe: Foe) -> None:
-    """A name of a model that is far too long, wherever one may be."""
-    rng, size = foe.rng, foe.size(BODY)
-    unit = rng.choice(("a", "%61", "%00", "\x01", "é", "%C3%A9", "\\u0001"))
-    long = unit * (size // len(unit.encode()))
-    short = long[: 50_000 // len(unit.encode()) // 2]
+    """A name of a model that is far too long, in a body."""
+    rng = foe.rng
+    unit = rng.choice((b"a", b"%61", b"%00", b"\x01", b"%C3%A9", b"\\u0001", b"\xc3\xa9"))
+    long = unit * (foe.size(BODY) // len(unit))
     form = "Content-Type: application/x-www-form-urlencoded\r\n"
     multipart = "Content-Type: multipart/form-data; boundary=b\r\n"
-    part = f'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n{long}\r\n--b--\r\n'
-    as_json = json.dumps({"model": long}) if "\\" not in unit else f'{{"model": "{long}"}}'
-    plain = short.replace("\x01", "%01").encode().decode("latin-1")
+    part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n--b--\r\n'
+    path, headers, body = rng.choice((
+        ("/v1/completions", "", b'{"model": "%b"}'), ("/v1/completions", form, b"model=%b"),
+        ("/v1/completions", form, b"%b=a"), ("/v1/completions", multipart, part),
+        ("/control/switch", "", b'{"model": "%b"}'), ("/control/pin", "", b'{"model": "%b"}'),
+    ))  # fmt: skip
+    await foe.throw(post(path, foe.key + headers, body % long), reads=rng.random() < 0.5)
+
+
+async def long_name(foe: Foe) -> None:
+    """The same in a head."""
+    name = short_name(foe)
     requests = [
-        post("/v1/completions", foe.key, as_json.encode()),
-        post("/v1/completions", foe.key + form, f"model={long}".encode()),
-        post("/v1/completions", foe.key + form, f"{long}=a&model={long}".encode()),
-        post("/v1/completions", foe.key + multipart, part.encode()),
-        post("/control/switch", foe.key, as_json.encode()),
-        post("/control/pin", foe.key, as_json.encode()),
-        post(f"/v1/completions?model={plain}", foe.key, b""),
-        post(f"/upstream/{plain}/x", foe.key, b""),
-        post(f"/v1/models/{plain}", foe.key, b""),
-        post("/v1/completions", f"{foe.key}model-override: {plain}\r\n", b"{}"),
-        f"DELETE /control/requests/{plain} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+        post(f"/v1/completions?model={name}", foe.key, b""),
+        post(f"/upstream/{name}/x", foe.key, b""),
+        post(f"/v1/models/{name}", foe.key, b""),
+        post("/v1/completions", f"{foe.key}model-override: {name}\r\n", b"{}"),
+        f"DELETE /control/requests/{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+        f"GET /control/alive?model={name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
     ]
-    await foe.throw(rng.choice(requests), reads=rng.random() < 0.5)
+    await foe.throw(
+        foe.rng.choice(requests) * foe.rng.choice((1, 20)), reads=foe.rng.random() < 0.5
+    )
 
 
 async def two_names(foe: Foe) -> None:
@@ -280,6 +291,7 @@ async def unread(foe: Foe) -> None:
 
 HTTP_ACTS: dict[str, Act] = {
     "huge names": huge_name,
+    "long names": long_name,
     "two names": two_names,
     "worst bodies": worst_body,
     "worst chunks": worst_chunks,

@@ -16,6 +16,7 @@ from bench.soak.settings import (
     CANCEL_S,
     CAUSE_AFTER_S,
     CAUSE_BEFORE_S,
+    CUT_S,
     MAY_FOLLOW,
     NEEDS_CAUSE,
     STOPPED_BODY_S,
@@ -160,6 +161,8 @@ class Record:
             return "a fault that shows as success"
         if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S:
             return "a body that stops was waited for past the stall limit"
+        if seen.outcome == "cut" and not ask.pace and took_s(seen) > CUT_S:
+            return "heard too late that it was cut"
         cancelled_at = self.cancelled.get(seen.request_id, math.inf)
         if not ask.pace and seen.outcome != "left" and seen.ended_at > cancelled_at + CANCEL_S:
             return f"held for {seen.ended_at - cancelled_at:.1f} s after it was cancelled"
