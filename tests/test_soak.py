@@ -95,7 +95,8 @@ def test_only_the_request_that_was_cancelled_may_be_cut_for_it() -> None:
 @pytest.mark.parametrize(
     ("seen", "why"),
     [
-        (Seen("lost"), "must not be"),
+        (Seen("hang"), "must not be"),
+        (Seen("wrong", 200), "must not be"),
         (Seen("ok", 200, "a", request_id="r-1"), ""),
         (Seen("pinned", 503), "without pin"),
         (Seen("model_not_found", 404), "without absent"),
@@ -108,6 +109,14 @@ def test_what_must_not_be(run: Run, seen: Seen, why: str) -> None:
     run.record.note(seen, since=100.0)
     assert [v.partition(":")[0] for v in run.record.violations] == ([why] if why else [])
     assert (seen in run.record.doubtful) == (seen.outcome == "cut")
+
+
+def test_requests_are_lost_by_a_llmux_that_ends_only(run: Run) -> None:
+    for second in (100.0, 200.0):
+        seen = Seen("lost", ask=ASK, begun_at=second, ended_at=second + 1)
+        run.record.note(seen, since=second)
+    run.llmux.away.append((100.9, 105.0))  # it is known a little later
+    assert run.record.judge_lost() == len(run.record.violations) == 1
 
 
 def test_an_order_explains_errors_for_as_long_as_it_stands(run: Run) -> None:

@@ -52,6 +52,7 @@ async def carry_out(run: Run) -> None:
         checks.judge_memory(run)
         await checks.judge_end(run)
     checks.judge_causes(run)
+    run.lost = run.record.judge_lost()
     checks.judge_logs(run)
 
 

@@ -27,9 +27,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-MARK_VARIABLE = "LLMUX_SOAK"
-"""In the environment of all processes of one run; what the watchdog ends them by."""
-
 GPU_S = 0.5
 """A probe may hold the lock for a moment; a model that is awake holds it for good."""
 
@@ -394,43 +391,14 @@ def _retry(attempt: Any, longest_s: float) -> bool:
             return True
 
 
-# ---- The watchdog ----
-
-
-def watch(mark: str) -> None:
-    """Wait until the run has ended, however it does, and end what it has left behind."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdin.buffer.read()
-    while pids := list(marked(mark)):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def marked(mark: str) -> Iterator[int]:
-    """The processes of the run that still live."""
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        # Of a zombie the environment is empty, and of other users' processes not readable.
-        with suppress(OSError):
-            if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                yield int(entry.name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--watch", metavar="MARK", help="be the watchdog")
     parser.add_argument("--id", help="the run's mark and the model, by which its process is found")
     parser.add_argument("--model")
     parser.add_argument("--slug", help="its name in file names")
     parser.add_argument("--group")
     parser.add_argument("--port", type=int)
     options = parser.parse_args()
-    if options.watch:
-        watch(options.watch)
-        return
     Server(
         Path.cwd(),
         model=options.model,

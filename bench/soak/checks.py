@@ -13,7 +13,6 @@ from typing import Any
 
 import trio
 
-from bench.soak.backend import marked
 from bench.soak.process import command_of
 from bench.soak.record import is_cause
 from bench.soak.run import Run
@@ -25,6 +24,7 @@ from bench.soak.settings import (
     MEMORY_MARGIN_BYTES,
 )
 from bench.soak.stage import Fault, read_lines
+from bench.soak.watchdog import marked
 
 TRACKER_LINE = re.compile(r"resource_tracker: There appear|warnings\.warn\('resource_tracker")
 """Of multiprocessing, when Hypercorn's processes are killed."""
@@ -144,7 +144,8 @@ def judge_causes(run: Run) -> None:
     causes = run.stage.faults() + [fault for log in run.llmux.logs for fault in logged_faults(log)]
     causes = [cause for cause in causes if not cause.kind.startswith("control")]
     for seen in run.record.doubtful:
-        if not any(is_cause(cause, seen) for cause in causes):
+        was_away = run.llmux.was_away(seen.begun_at, seen.ended_at)
+        if not was_away and not any(is_cause(cause, seen) for cause in causes):
             run.record.violate(seen, "for no reason")
 
 

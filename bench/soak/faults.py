@@ -23,6 +23,7 @@ from bench.soak.settings import (
     WAKE_FAULTS,
 )
 from bench.soak.stage import Member
+from bench.soak.watch import DEATH_S
 
 REFUSALS = {
     "switch": {"hook_failed", "not_ready", "pinned", "pin_lost", "model_not_found"},
@@ -145,7 +146,7 @@ async def cancel_request(run: Run, request: Mapping[str, Any]) -> None:
         with trio.fail_after(20):
             status, body = await run.fetch("DELETE", f"/control/requests/{request['id']}")
     except (*BROKEN, trio.TooSlowError) as error:
-        if not excused(run, begun_at):
+        if not await excused_later(run, begun_at):
             run.record.violations.append(f"cancel: {error!r}")
         return
     if status == 200:
@@ -160,6 +161,12 @@ def excused(run: Run, begun_at: float) -> bool:
     return run.llmux.was_away(begun_at, now) or run.record.was("flood", begun_at, now)
 
 
+async def excused_later(run: Run, begun_at: float) -> bool:
+    """The same, once it is known whether llmux has ended."""
+    await trio.sleep(2 * DEATH_S)
+    return excused(run, begun_at)
+
+
 async def control(run: Run, path: str, body: Mapping[str, Any]) -> None:
     """Ask the control API; an order may fail, but only as the table says."""
     begun_at = time.time()
@@ -170,7 +177,7 @@ async def control(run: Run, path: str, body: Mapping[str, Any]) -> None:
         run.record.violations.append(f"control {path} {body}: no answer")
         return
     except BROKEN as error:
-        if not excused(run, begun_at):
+        if not await excused_later(run, begun_at):
             run.record.violations.append(f"control {path}: {error!r}")
         return
     code = "" if status == 200 else json.loads(answer)["error"]["code"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from bench.processes import CannotRun
-from bench.soak import backend
+from bench.soak import watchdog as watchdog_program
 from bench.soak.stage import Stage
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,7 @@ class Llmux:
     def __init__(self, stage: Stage, lane: str) -> None:
         self._stage = stage
         self._process: subprocess.Popen[bytes] | None = None
+        self._restarting = trio.Lock()
         self.lane = lane
         self.pid = 0
         self.lives = 0
@@ -111,19 +112,25 @@ class Llmux:
             self._process.poll() is not None or not Path(f"/proc/{self.pid}/fd").exists()
         )
 
-    async def kill_and_restart(self, down_s: float) -> None:
-        """SIGKILL for all of its processes, and a new one after a while."""
-        assert self._process is not None
-        killed_at = time.time()
-        self.away.append((killed_at, math.inf))
-        self.since = math.inf
-        for pid in {self._process.pid, self.pid}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
-        await trio.sleep(down_s)
-        await self.start()
-        self.away[-1] = (killed_at, self.since)
+    async def kill_and_restart(self, down_s: float, ended_s: float = 0.0) -> None:
+        """SIGKILL for all of its processes, and a new one after a while.
+
+        Args:
+            down_s: How long there is none.
+            ended_s: How long it may have been gone already.
+        """
+        async with self._restarting:
+            assert self._process is not None
+            killed_at = time.time() - ended_s
+            self.away.append((killed_at, math.inf))
+            self.since = math.inf
+            for pid in {self._process.pid, self.pid}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.wait()
+            await trio.sleep(down_s)
+            await self.start()
+            self.away[-1] = (killed_at, self.since)
 
     def was_away(self, begun_at: float, ended_at: float) -> bool:
         """Whether it was killed, or was not there, at some time between."""
@@ -176,7 +183,7 @@ class Llmux:
 @contextmanager
 def watchdog(mark: str) -> Iterator[None]:
     """Whatever happens, SIGKILL included, nothing of the run outlives it."""
-    command = [sys.executable, "-I", "-S", backend.__file__, "--watch", mark]
+    command = [sys.executable, "-I", "-S", watchdog_program.__file__, mark]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
             yield

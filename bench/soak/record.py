@@ -57,6 +57,7 @@ class Record:
         unknown: How many left in it, or came while it began, or are a hostile client's: they are
             counted in one way or another, or not at all.
         doubtful: What needs a cause.
+        lost: Requests without any answer, and when their connections were opened.
         violations: What must not be.
         windows: From when to when something went on that explains errors (wall clock), by what.
         cancelled: When a request was cancelled, by its id.
@@ -74,6 +75,7 @@ class Record:
     unknown: int = 0
     done: int = 0
     doubtful: list[Seen] = field(default_factory=list)
+    lost: list[tuple[Seen, float]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     windows: defaultdict[str, list[tuple[float, float]]] = field(
@@ -128,7 +130,9 @@ class Record:
             return
         self._count(seen, ask, was_away)
         self.outcomes[label(seen, ask)] += 1
-        if why := self._mistake(seen, ask):
+        if seen.outcome == "lost" and not ask.half_closes:
+            self.lost.append((seen, min(since, seen.begun_at)))
+        elif why := self._mistake(seen, ask):
             self.violate(seen, why)
         elif seen.outcome in NEEDS_CAUSE - MAY_FOLLOW.get(ask.lie, set()):
             self.doubtful.append(seen)
@@ -145,7 +149,7 @@ class Record:
         """What is wrong with the end of a request; empty if nothing is, or only without a cause."""
         if ask.half_closes and seen.outcome in {"lost", "cut"}:
             return ""  # it has left
-        if seen.outcome in {"lost", "hang", "wrong"}:
+        if seen.outcome in {"hang", "wrong"}:
             return "must not be"
         if ask.wants:
             allowed = {ask.wants, "left", "unserved", "queue_full", "too_many_connections"}
@@ -167,6 +171,13 @@ class Record:
         if not ask.pace and seen.outcome != "left" and seen.ended_at > cancelled_at + CANCEL_S:
             return f"held for {seen.ended_at - cancelled_at:.1f} s after it was cancelled"
         return ""
+
+    def judge_lost(self) -> int:
+        """Only a llmux that was killed, or has ended by itself, loses requests; returns how many."""
+        lost = [seen for seen, since in self.lost if not self.llmux.was_away(since, seen.ended_at)]
+        for seen in lost:
+            self.violate(seen, "lost")
+        return len(lost)
 
     def violate(self, seen: Seen, why: str) -> None:
         """This must not be."""

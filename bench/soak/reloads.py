@@ -15,6 +15,7 @@ from bench.soak.ask import upstream_name
 from bench.soak.run import BROKEN, Run
 from bench.soak.settings import HOOK_S, KEY, LIMITS, POLICY
 from bench.soak.stage import Member
+from bench.soak.watch import DEATH_S
 
 Config = dict[str, Any]
 Change = Callable[[random.Random, Config, Member], None]
@@ -203,6 +204,7 @@ class Reloads:
             with trio.fail_after(20):
                 status, body = await self._run.fetch("POST", "/control/reload")
         except (*BROKEN, trio.TooSlowError) as error:
+            await trio.sleep(2 * DEATH_S)
             if not self._run.llmux.was_away(begun_at, time.time()):
                 self._run.record.violations.append(f"reload: {error!r}")
             return False

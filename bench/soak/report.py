@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 from bench.soak.ask import describe
 from bench.soak.checks import growth_bytes
@@ -12,8 +13,8 @@ from bench.soak.run import Run
 from bench.soak.settings import ROWS
 from bench.table import number, render
 
-SHOWN = 60
-"""Violations that are printed."""
+SHOWN = 3
+"""Violations of a kind that are printed."""
 
 
 def report(run: Run) -> str:
@@ -49,11 +50,20 @@ def report(run: Run) -> str:
         f"RSS, second half of the last life: {growth_bytes(run) / 1e6:+.1f} MB",
         f"RSS at most: {record.peak_bytes / 1e6:.0f} MB",
         f"RSS bound by the config: {record.bound_bytes / 1e6:.0f} MB",
-        f"lost: {record.outcomes['lost']}",
+        f"lost: {run.lost}",
         f"violations: {len(record.violations)}",
-        *record.violations[:SHOWN],
+        *examples(record.violations),
     ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def examples(violations: Sequence[str]) -> Iterator[str]:
+    """Some of each kind, the most frequent first, with numbers and names aside."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for violation in violations:
+        kinds[re.sub(r"[\d.]+|'.*?'", "#", violation.partition(") ")[0][:60])].append(violation)
+    for some in sorted(kinds.values(), key=len, reverse=True):
+        yield f"{len(some)} x:\n" + "\n".join(f"  {each}" for each in some[:SHOWN])
 
 
 def latencies(run: Run) -> str:

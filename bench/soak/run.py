@@ -27,6 +27,7 @@ class Run:
 
     Attributes:
         began_at: When, on Trio's clock.
+        lost: Requests that got no answer, for no reason; known at the end.
         idle_descriptors: What llmux has open when nobody asks.
         file_is_bad: Held while the config's file cannot be used: llmux must not start with it.
     """
@@ -38,6 +39,7 @@ class Run:
     seed: int
     began_at: float = 0.0
     idle_descriptors: int = 0
+    lost: int = 0
     file_is_bad: trio.Lock = field(default_factory=trio.Lock)
 
     def rng(self, name: str) -> random.Random:

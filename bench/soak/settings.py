@@ -151,7 +151,7 @@ CANCEL_S = 2.5
 which the lanes look through their clients, and what the kernel still holds for it."""
 
 CUT_S = 45.0
-"""A client hears so soon of a cut: REQUEST_S without a second wait, and before any keep-alive ends."""
+"""A client hears of a cut by then: not by the end of a keep-alive, which is 75 s."""
 
 STOPPED_BODY_S = STALL_S + 3.0
 """A body that stops coming is refused by then: the stall limit, and a second to look, twice."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.soak import backend
-from bench.soak.backend import MARK_VARIABLE
 from bench.soak.hooks import HOOKS
 from bench.soak.settings import HOOK_S, LIMITS, POLICY
+from bench.soak.watchdog import MARK_VARIABLE
 from llmux.config.shape import Config
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from bench.processes import CannotRun, resident_bytes
+from bench.processes import resident_bytes
 from bench.soak.record import Sample
 from bench.soak.run import BROKEN, Run
 from bench.soak.settings import (
@@ -23,6 +23,9 @@ from bench.soak.settings import (
 
 PROBE_S = 0.15
 """Pause between two cheap requests."""
+
+DEATH_S = 0.2
+"""How often it is looked whether llmux lives."""
 
 PROBE_LIMIT_S = 30.0
 PROBE_ADDRESS = "127.0.0.2"
@@ -41,6 +44,7 @@ PROBES = {"GET /health": (HEALTH, {b"200"}), "404": (UNKNOWN, {b"404", b"429"})}
 def start_watching(run: Run, nursery: trio.Nursery) -> None:
     """Start all that watches, until it is cancelled."""
     nursery.start_soon(sample, run)
+    nursery.start_soon(supervise, run)
     nursery.start_soon(look, run)
     nursery.start_soon(look_at_lag, run)
     for kind in PROBES:
@@ -51,7 +55,7 @@ def start_watching(run: Run, nursery: trio.Nursery) -> None:
 
 
 async def sample(run: Run) -> None:
-    """Measure llmux's process; raises CannotRun when it has ended by itself."""
+    """Measure llmux's process."""
     backend_ports = {member.port for member in run.stage.members}
     record, llmux = run.record, run.llmux
     while True:
@@ -67,10 +71,18 @@ async def sample(run: Run) -> None:
                 )
             )
             record.peak_bytes = max(record.peak_bytes, llmux.peak_bytes())
-        if llmux.has_ended and not llmux.was_away(time.time(), time.time()):
-            log = llmux.logs[-1].read_text(errors="replace")
-            raise CannotRun(f"llmux has ended by itself: {log[-2000:]}")
         await trio.sleep(SAMPLE_S)
+
+
+async def supervise(run: Run) -> None:
+    """Start llmux again when it has ended by itself, so that the run can go on."""
+    while True:
+        await trio.sleep(DEATH_S)
+        if run.llmux.has_ended and not run.llmux.was_away(time.time(), time.time()):
+            log = run.llmux.logs[-1].read_text(errors="replace")
+            run.record.violations.append(f"llmux has ended by itself: {log[-2000:]}")
+            run.record.new_life()
+            await run.llmux.kill_and_restart(0, ended_s=2 * DEATH_S)
 
 
 def note_bound(run: Run) -> None:
@@ -142,6 +154,7 @@ async def probe(run: Run, kind: str, is_kept: bool) -> None:
                 mistake = "" if answer[9:12] in statuses else f"{answer[:200]!r}"
             except BROKEN as error:
                 mistake = repr(error)
+                await trio.sleep(2 * DEATH_S)  # until it is known whether llmux has ended
         took_s = trio.current_time() - began_at
         if not mistake:
             run.record.latencies_s[label].append(took_s)
