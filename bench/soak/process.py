@@ -107,10 +107,13 @@ class Llmux:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has, wanted or not."""
-        return self._process is not None and (
-            self._process.poll() is not None or not Path(f"/proc/{self.pid}/fd").exists()
-        )
+        """Whether it has, wanted or not; or it does not listen any more, and soon will have."""
+        if self._process is None or self._process.poll() is not None:
+            return self._process is not None
+        with suppress(OSError):
+            listens = f"0100007F:{self._stage.port:04X} 00000000:0000 0A"
+            return listens not in Path(f"/proc/{self.pid}/net/tcp").read_text()
+        return True
 
     async def kill_and_restart(self, down_s: float, ended_s: float = 0.0) -> None:
         """SIGKILL for all of its processes, and a new one after a while.
@@ -157,8 +160,14 @@ class Llmux:
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names only
 
     def open_files(self) -> list[str]:
-        """What its descriptors are."""
-        return [str(entry.readlink()) for entry in Path(f"/proc/{self.pid}/fd").iterdir()]
+        """What its descriptors are; of a connection, its ends in hexadecimal, and its state."""
+        ends = {
+            f"socket:[{fields[9]}]": " ".join(fields[1:4])
+            for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
+            if (fields := line.split())
+        }
+        links = [str(entry.readlink()) for entry in Path(f"/proc/{self.pid}/fd").iterdir()]
+        return [ends.get(link, link) for link in links]
 
     def connections_to(self, ports: set[int]) -> int:
         """How many of them lead to these ports: pools keep some, that is no leak."""

@@ -134,7 +134,7 @@ class Record:
             self.lost.append((seen, min(since, seen.begun_at)))
         elif why := self._mistake(seen, ask):
             self.violate(seen, why)
-        elif seen.outcome in NEEDS_CAUSE - MAY_FOLLOW.get(ask.lie, set()):
+        elif not ask.half_closes and seen.outcome in NEEDS_CAUSE - MAY_FOLLOW.get(ask.lie, set()):
             self.doubtful.append(seen)
 
     def _count(self, seen: Seen, ask: Ask, was_away: bool) -> None:
@@ -173,7 +173,7 @@ class Record:
         return ""
 
     def judge_lost(self) -> int:
-        """Only a llmux that was killed, or has ended by itself, loses requests; returns how many."""
+        """Only a llmux that was killed or has ended loses requests; returns how many were lost."""
         lost = [seen for seen, since in self.lost if not self.llmux.was_away(since, seen.ended_at)]
         for seen in lost:
             self.violate(seen, "lost")

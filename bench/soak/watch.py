@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 import trio
 
@@ -20,6 +24,10 @@ from bench.soak.settings import (
     STALL_VIOLATION_S,
     memory_bound_bytes,
 )
+
+LOOK_S = 0.3
+STUCK_LOOKS = 3
+"""So many looks in a row must show a model with a line and room: it may be on its way in."""
 
 PROBE_S = 0.15
 """Pause between two cheap requests."""
@@ -80,7 +88,7 @@ async def supervise(run: Run) -> None:
         await trio.sleep(DEATH_S)
         if run.llmux.has_ended and not run.llmux.was_away(time.time(), time.time()):
             log = run.llmux.logs[-1].read_text(errors="replace")
-            run.record.violations.append(f"llmux has ended by itself: {log[-2000:]}")
+            run.record.violations.append(f"llmux has ended by itself, {clock()}: {log[-2000:]}")
             run.record.new_life()
             await run.llmux.kill_and_restart(0, ended_s=2 * DEATH_S)
 
@@ -92,32 +100,33 @@ def note_bound(run: Run) -> None:
 
 async def look(run: Run) -> None:
     """Nobody waits for a model that is awake and has room; no drain outlasts its deadline."""
-    stuck: set[str] = set()
-    draining: dict[str, float] = {}
+    stuck: Counter[str] = Counter()
+    reported: set[tuple[str, float]] = set()
     while True:
-        await trio.sleep(0.3)
+        await trio.sleep(LOOK_S)
+        models: Mapping[str, Any] = {}
         with suppress(*BROKEN, ValueError, KeyError):
             models = (await run.status())["models"]
-            before, stuck = stuck, {
-                name
-                for name, seen in models.items()
-                if seen["awake"]
-                and seen["queued"]
-                and seen["in_flight"] < (seen.get("max_in_flight") or float("inf"))
-            }  # fmt: skip
-            run.record.violations += [
-                f"requests wait for {name}, which is awake: {models[name]}"
-                for name in before & stuck
-            ]
-            now = time.time()
-            since = {n: seen["since"] for n, seen in models.items() if seen["state"] == "draining"}
-            for name, began_at in since.items():
-                if now - began_at > DRAIN_OVER_S and draining.get(name) != began_at:
-                    requests = [r for r in await run.requests() if r["model"] == name]
-                    run.record.violations.append(
-                        f"{name} drains for {now - began_at:.1f} s: {models[name]}, {requests[:5]}"
-                    )
-                    draining[name] = began_at
+        stuck = Counter({name: stuck[name] + 1 for name, seen in models.items() if is_stuck(seen)})
+        run.record.violations += [
+            f"requests wait for {name}, which is awake: {models[name]}"
+            for name, looks in stuck.items()
+            if looks == STUCK_LOOKS
+        ]
+        for name, seen in models.items():
+            late_s = time.time() - seen["since"] - DRAIN_OVER_S
+            if seen["state"] == "draining" and late_s > 0 and (name, seen["since"]) not in reported:
+                reported.add((name, seen["since"]))
+                requests = [each for each in await run.requests() if each["model"] == name]
+                run.record.violations.append(
+                    f"{name} drains {late_s:.1f} s too long: {seen}, {requests[:5]}"
+                )
+
+
+def is_stuck(seen: Mapping[str, Any]) -> bool:
+    """Whether a model has a line, and room. One that waits for a look at its server has no line."""
+    room = (seen["max_in_flight"] or float("inf")) - seen["in_flight"]
+    return bool(seen["awake"] and seen["oldest_wait_secs"] is not None and room > 0)
 
 
 async def look_at_lag(run: Run) -> None:
@@ -164,10 +173,18 @@ async def probe(run: Run, kind: str, is_kept: bool) -> None:
         lagged = run.record.was("lag", begun_at, time.time())
         was_away = run.llmux.was_away(begun_at, time.time())
         if took_s > STALL_VIOLATION_S and not lagged and not was_away:
-            run.record.violations.append(f"{label}: took {took_s:.1f} s")
+            at = (
+                f"from {clock(begun_at)}, flooded: {run.record.was('flood', begun_at, time.time())}"
+            )
+            run.record.violations.append(f"{label}: took {took_s:.1f} s, {at}")
         if stream is not None and (mistake or not is_kept):
             stream.socket.close()
             stream = None
+
+
+def clock(at: float | None = None) -> str:
+    """The time as logs have it."""
+    return datetime.fromtimestamp(time.time() if at is None else at, tz=UTC).isoformat()
 
 
 def is_refusal(mistake: str) -> bool:
