@@ -169,7 +169,7 @@ END_S = 60.0
 SAMPLE_S = 1.0
 ROWS = 10
 DESCRIPTOR_MARGIN = 4
-LOG_BYTES_PER_REQUEST = 4096
+LOG_BYTES_PER_REQUEST = 2048
 """Most that llmux may log for each request that it was sent, good or hostile."""
 
 MEMORY_FROM_MINUTES = 8.0

@@ -236,7 +236,8 @@ async def follow(run: Run, rng: random.Random, index: int) -> None:
             async with await trio.open_tcp_stream(
                 "127.0.0.1", run.stage.port, local_address=f"127.0.0.{10 + index}"
             ) as stream:
-                await stream.send_all(head)
+                before = rng.choice((b"", b"", UNKNOWN, HEALTH))  # on the same connection
+                await stream.send_all(before + head)
                 style = rng.random()
                 while style < 0.8 and await stream.receive_some(100 if style < 0.2 else 1 << 16):
                     pass
