@@ -57,7 +57,7 @@ def test_twenty_seconds_of_faults_break_no_promise(lane: str) -> None:
     command = [sys.executable, "-m", "bench.soak", "--minutes", "0.3", "--lane", lane]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        command, cwd=root, check=False, capture_output=True, text=True, timeout=180
+        command, cwd=root, check=False, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "violations: 0" in done.stdout

@@ -172,7 +172,7 @@ async def probe(run: Run, kind: str, is_kept: bool) -> None:
             run.record.violations.append(f"{label}: {mistake} after {took_s:.2f} s")
         lagged = run.record.was("lag", begun_at, time.time())
         was_away = run.llmux.was_away(begun_at, time.time())
-        if took_s > STALL_VIOLATION_S and not lagged and not was_away:
+        if took_s > STALL_VIOLATION_S[is_kept] and not lagged and not was_away:
             at = (
                 f"from {clock(begun_at)}, flooded: {run.record.was('flood', begun_at, time.time())}"
             )
