@@ -18,7 +18,7 @@ Header = Callable[[str], str]
 
 @dataclass
 class Ask:
-    """What one client asks for, and how it behaves.
+    """A request as its client makes it, and how that client behaves.
 
     Attributes:
         called: The name that it uses.
@@ -101,7 +101,7 @@ class Ask:
 
 
 def upstream_name(model: str) -> str:
-    """What reloads have a model be called by its backend, at times."""
+    """The `upstream_model` that reloads give a model at times."""
     return f"upstream/{model}"
 
 
@@ -130,7 +130,7 @@ class Seen:
 
 
 def seen_of(outcome: str, status: int, header: Header, detail: str = "") -> Seen:
-    """What was seen of an answer whose head has come."""
+    """The end of a request whose answer has a head."""
     return Seen(outcome, status, header("x-llmux-model"), detail, header("x-llmux-request-id"))
 
 

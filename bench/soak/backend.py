@@ -192,7 +192,7 @@ class Server:
             length += 20
         head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, length)
         if lie == "length too short":
-            # At once: what comes later would look like the next answer, whoever reads it.
+            # At once: bytes that come later would look like the next answer.
             connection.sendall(head + body)
             raise EOFError
         half = len(body) // 2 if len(body) > 5000 or lie else len(body) - 1
@@ -308,7 +308,7 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 def _asked(head: bytes) -> Mapping[str, Any]:
-    """What the request is to be answered with; a small answer, if it does not say."""
+    """The answer that the request asks for; a small one if it asks for none."""
     asked: dict[str, Any] = {"id": "hostile", "lie": "", "size": 0, "chunks": 0, "gap_s": 0.0}
     asked["work_s"] = 0.0
     text = _header(head, b"x-soak")

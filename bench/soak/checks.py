@@ -1,4 +1,4 @@
-"""What is judged at the end of a run."""
+"""Checks at the end of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def wait_idle(run: Run) -> None:
 
 
 async def judge_counts(run: Run) -> None:
-    """What llmux has counted is what the clients have."""
+    """Compare the counts of llmux with those of the clients."""
     record = run.record
     _, body = await run.fetch("GET", "/metrics")
     text = body.decode()

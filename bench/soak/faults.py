@@ -1,4 +1,4 @@
-"""What goes wrong: hooks, model servers, operators, and llmux itself."""
+"""Injects faults: into hooks, model servers and llmux itself; and gives orders at random."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Foe:
         return self.rng.choice(self.run.stage.members[:-1]).name
 
     def marked_path(self, how: str) -> str:
-        """What must never be asked of a backend, with a word on how it might come there."""
+        """A path that no backend may ever see, with a word on how it would have come there."""
         return f"/upstream/{self.model}/{MARKER.decode()}-{how}"
 
     def marked(self, how: str) -> bytes:

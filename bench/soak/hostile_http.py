@@ -80,7 +80,7 @@ async def two_names(foe: Foe) -> None:
 
 
 async def worst_body(foe: Foe) -> None:
-    """What costs a parser more than it costs to send."""
+    """A body that costs a parser more than it costs to send."""
     size = foe.size(BODY)
     multipart = "Content-Type: multipart/form-data; boundary=-\r\n"
     twice = b'"model":"x",' * (size // 12)

@@ -32,7 +32,7 @@ LANES = {
 """The commands that serve llmux; each takes its config from $LLMUX_CONFIG."""
 
 READY = {"serve": b'"serving"', "trio": b"Running on ", "asyncio": b"Running on "}
-"""What each prints once it listens and its lifespan has begun."""
+"""Printed by each once it listens and its lifespan has begun."""
 
 STOPS_WITH = {"serve": {0}, "trio": {0}, "asyncio": {0}}
 
@@ -160,7 +160,7 @@ class Llmux:
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names only
 
     def open_files(self) -> list[str]:
-        """What its descriptors are; of a connection, its ends in hexadecimal, and its state."""
+        """List its descriptors; connections by their ends in hexadecimal, and their state."""
         ends = {
             f"socket:[{fields[9]}]": " ".join(fields[1:4])
             for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]

@@ -1,4 +1,4 @@
-"""What was seen so far, and which of it must not be."""
+"""Keeps count of how requests end, and judges each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass
 class Record:
-    """What was seen so far.
+    """All observations of a run.
 
     Attributes:
         llmux: What is watched.
@@ -146,7 +146,7 @@ class Record:
             self.counted[seen.model, seen.status] += 1
 
     def _mistake(self, seen: Seen, ask: Ask) -> str:
-        """What is wrong with the end of a request; empty if nothing is, or only without a cause."""
+        """Name a mistake in how a request ended; empty if there is none, or a cause may excuse it."""
         if ask.half_closes and seen.outcome in {"lost", "cut"}:
             return ""  # it has left
         if seen.outcome in {"hang", "wrong"}:

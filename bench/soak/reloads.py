@@ -90,7 +90,7 @@ def change_policy(rng: random.Random, config: Config) -> None:
 
 
 def change_policy_flags(rng: random.Random, config: Config) -> None:
-    """What of the policy is on or off."""
+    """Switches of the policy, on or off."""
     config["policy"] |= {"gate": rng.random() < 0.5, "client_hints": rng.random() < 0.5}
 
 
@@ -117,7 +117,7 @@ def change_keys(rng: random.Random, config: Config) -> None:
 
 
 def change_pages(rng: random.Random, config: Config) -> None:
-    """Who may use models from a browser."""
+    """Origins whose pages may use models."""
     config["cors_origins"] = rng.choice(("*", ["https://example.org"]))
 
 

@@ -1,4 +1,4 @@
-"""What all parts of a run share: its stage, its llmux, its clock, and the control API."""
+"""Shared by all parts of a run: its stage, its llmux, its clock, and the control API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.soak.settings import EVERY_S, KEY
 from bench.soak.stage import Stage
 
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError)
-"""What a connection ends with when llmux is killed."""
+"""The errors of a connection whose llmux was killed."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Run:
     file_is_bad: trio.Lock = field(default_factory=trio.Lock)
 
     def rng(self, name: str) -> random.Random:
-        """What one part of the run decides by."""
+        """The source of random decisions for one part of the run."""
         return random.Random(f"{self.seed} {name}")
 
     @property

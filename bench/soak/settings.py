@@ -40,7 +40,7 @@ Hypercorn's and asyncio's buffers (64 KiB is asyncio's high-water mark)."""
 HEAD_BYTES = 64 << 10
 RECEIVE_BYTES = 64 << 10
 FEED_BYTES = 48 << 20
-"""What `/control/history` and the feed keep of the last hour."""
+"""Memory of `/control/history` and the feed: the last hour."""
 
 
 def memory_bound_bytes(base_bytes: int) -> int:
@@ -141,7 +141,7 @@ MAY_FOLLOW = {
     "crashes half-way": {"cut", "backend_error"},
     "hangs": {"not_ready", "backend_error"},
 }
-"""What a client may see of its own request's fault. A reset overtakes what was sent before it."""
+"""The outcomes that a client may see of its own request's fault. A reset overtakes what was sent before it."""
 
 NEEDS_CAUSE = frozenset({"backend_error", "cut", "not_ready", "hook_failed", "cancelled"})
 CAUSE_BEFORE_S = 15.0

@@ -1,4 +1,4 @@
-"""What is watched all the time: memory, cheap requests, drains, and clients that wait in vain."""
+"""Watches memory, cheap requests, drains, and clients that wait in vain, for a whole run."""
 
 from __future__ import annotations
 
