@@ -141,7 +141,7 @@ MAY_FOLLOW = {
     "crashes half-way": {"cut", "backend_error"},
     "hangs": {"not_ready", "backend_error"},
 }
-"""The outcomes that a client may see of its own request's fault. A reset overtakes what was sent before it."""
+"""Outcomes of a request with a fault of its own. A reset overtakes the bytes sent before it."""
 
 NEEDS_CAUSE = frozenset({"backend_error", "cut", "not_ready", "hook_failed", "cancelled"})
 CAUSE_BEFORE_S = 15.0
