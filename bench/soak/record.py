@@ -146,7 +146,7 @@ class Record:
             self.counted[seen.model, seen.status] += 1
 
     def _mistake(self, seen: Seen, ask: Ask) -> str:
-        """Name a mistake in how a request ended; empty if there is none, or a cause is looked for."""
+        """Name a mistake in how a request ended; empty if there is none for certain."""
         if ask.half_closes and seen.outcome in {"lost", "cut"}:
             return ""  # it has left
         if seen.outcome in {"hang", "wrong"}:
