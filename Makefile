@@ -59,7 +59,7 @@ bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and t
 	@$(BIN)/python -m bench.proxy $(ARGS)
 	@$(BIN)/python -m bench.switch
 
-soak: $(TEST_STAMP)  ## Ten minutes of faults at random: backends that crash, hang and lie, llmux killed
+soak: $(TEST_STAMP)  ## Ten minutes of faults and hostile clients at random (ARGS="--lane trio --seed 2")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(TEST_STAMP)  ## Format the code

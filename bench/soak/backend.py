@@ -1,16 +1,20 @@
 """A stand-in model server for `bench.soak`: a process that holds a GPU, and misbehaves when asked.
 
 Started by a wake hook with nothing but the standard library (`python -I -S`), so that it is up at
-once. The GPU is a file that it locks for as long as it lives; whoever finds it locked has been
-woken beside another. Each request says in its `x-soak` header what is to become of it.
+once. The GPU is a file that it locks for as long as it lives; a server that finds it locked has
+been woken beside another. Each request says in its `x-soak` header what is to become of it; those
+of hostile clients have none. No request may come that llmux should have refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import fcntl
+import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -23,14 +27,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-MARK_VARIABLE = "LLMUX_SOAK"
-"""In the environment of all processes of one run; what the watchdog ends them by."""
-
 GPU_S = 0.5
 """A probe may hold the lock for a moment; a model that is awake holds it for good."""
 
 LOOK_S = 0.02
 """How often it is looked whether the mark is gone under a request."""
+
+MARKER = b"soak-marker"
+"""In the path of each request that hostile clients hide in another."""
+
+MOST_FRAME_BYTES = 1 << 20
 
 PORT_S = 3.0
 """Longest wait for the port, which the model's last server may not have left quite yet."""
@@ -78,6 +84,7 @@ class Server:
         self.folder = folder
         self._model = model
         self._awake = folder / f"awake-{slug}"
+        self._lost = folder / f"lost-{slug}"
         self._ready = folder / f"ready-{slug}"
         self._gpu = folder / f"gpu-{group}"
         self._port = port
@@ -116,13 +123,49 @@ class Server:
                 if head.startswith(b"GET /health "):
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                     continue
+                self._inspect(head, body)
                 asked = _asked(head)
                 self._inside[connection] = asked["id"]
                 try:
                     self._check(connection, asked["id"])
+                    if _header(head, b"upgrade").lower() == b"websocket":
+                        self._websocket(connection, head, buffer, asked["id"])
+                        return
                     self._answer(connection, asked, zlib.crc32(body))
                 finally:
                     self._inside.pop(connection, None)
+
+    def _inspect(self, head: bytes, body: bytes) -> None:
+        """Complain of a request that llmux must not let through."""
+        target = head.split(b" ", 2)[1]
+        path = target.partition(b"?")[0]
+        if MARKER in path:
+            self._complain(f"a smuggled request came through: {head[:300]!r}")
+        if not path.startswith(b"/") or b"/../" in path + b"/":
+            self._complain(f"a target that is not normal: {head[:300]!r}")
+        if b"\r\nx-soak:" not in head.lower() and b"model" in body.lower():
+            for name in _models_named(body):
+                if re.match(r"(maker/)?model-\d", name) and name != self._model:
+                    self._complain(f"{self._model} is asked in its body for {name!r}")
+
+    def _websocket(
+        self, connection: socket.socket, head: bytes, buffer: bytes, request_id: str
+    ) -> None:
+        """Echo frame by frame, until the client closes (RFC 6455, section 5)."""
+        key = _header(head, b"sec-websocket-key") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key).digest())
+        connection.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept
+        )
+        while True:
+            first, payload, buffer = _frame(connection, buffer)
+            opcode = first & 0x0F
+            if opcode == 8:
+                self._leave(connection, request_id)
+            connection.sendall(_unmasked(first if opcode != 9 else 0x8A, payload))
+            if opcode == 8:
+                raise EOFError
 
     def _look(self) -> None:
         while True:
@@ -149,7 +192,7 @@ class Server:
             length += 20
         head = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (status, length)
         if lie == "length too short":
-            # At once: what comes later would look like the next answer, whoever reads it.
+            # At once: bytes that come later would look like the next answer.
             connection.sendall(head + body)
             raise EOFError
         half = len(body) // 2 if len(body) > 5000 or lie else len(body) - 1
@@ -217,9 +260,12 @@ class Server:
         """No request may be inside of a model whose sleep hook was started.
 
         Contract, section 5, invariant 2: streams may be cut for it, but are so before the hook
-        starts. So whoever is still connected once the mark is gone has not been cut.
+        starts. So a client that is still connected once the mark is gone has not been cut. A model
+        that is to preserve its requests, and does not, loses them.
         """
-        if not self._awake.exists() and not _is_gone(connection) and connection in self._inside:
+        if self._awake.exists() or self._lost.exists():
+            return
+        if not _is_gone(connection) and connection in self._inside:
             self._inside.pop(connection, None)  # once is enough
             self._complain(f"{self._model} is not awake, but has request {request_id}")
 
@@ -262,8 +308,52 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 def _asked(head: bytes) -> Mapping[str, Any]:
-    asked: dict[str, Any] = json.loads(_header(head, b"x-soak"))
-    return asked
+    """The answer that the request asks for; a small one if it asks for none."""
+    asked: dict[str, Any] = {"id": "hostile", "lie": "", "size": 0, "chunks": 0, "gap_s": 0.0}
+    asked["work_s"] = 0.0
+    text = _header(head, b"x-soak")
+    return asked | json.loads(text) if text else asked
+
+
+def _models_named(body: bytes) -> Iterator[str]:
+    """The models that a body names, in any spelling that some server may take."""
+    with suppress(ValueError, RecursionError):
+        fields = json.loads(body, object_pairs_hook=list)
+        for entry in fields if isinstance(fields, list) else ():
+            key, value = entry if isinstance(entry, tuple) else ("", None)
+            if key.lower() == "model" and isinstance(value, str):
+                yield value
+
+
+def _frame(connection: socket.socket, buffer: bytes) -> tuple[int, bytes, bytes]:
+    """A client's frame: its first byte, its payload, and what follows."""
+
+    def need(count: int) -> None:
+        nonlocal buffer
+        while len(buffer) < count:
+            buffer += _some(connection)
+
+    need(2)
+    first, length, at = buffer[0], buffer[1] & 0x7F, 2
+    if extended := {126: 2, 127: 8}.get(length, 0):
+        need(2 + extended)
+        at = 2 + extended
+        length = int.from_bytes(buffer[2:at], "big")
+    if length > MOST_FRAME_BYTES or not buffer[1] & 0x80:
+        raise EOFError
+    need(at + 4 + length)
+    mask = buffer[at : at + 4] * (length // 4 + 1)
+    masked = buffer[at + 4 : at + 4 + length]
+    plain = int.from_bytes(masked, "big") ^ int.from_bytes(mask[:length], "big")
+    return first, plain.to_bytes(length, "big"), buffer[at + 4 + length :]
+
+
+def _unmasked(first: int, payload: bytes) -> bytes:
+    length = len(payload)
+    if length < 126:
+        return bytes([first, length]) + payload
+    size, code = (2, 126) if length < 1 << 16 else (8, 127)
+    return bytes([first, code]) + length.to_bytes(size, "big") + payload
 
 
 def _is_gone(connection: socket.socket) -> bool:
@@ -301,43 +391,14 @@ def _retry(attempt: Any, longest_s: float) -> bool:
             return True
 
 
-# ---- The watchdog ----
-
-
-def watch(mark: str) -> None:
-    """Wait until the run has ended, however it does, and end what it has left behind."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdin.buffer.read()
-    while pids := list(marked(mark)):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def marked(mark: str) -> Iterator[int]:
-    """The processes of the run that still live."""
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        # Of a zombie the environment is empty, and of other users' processes not readable.
-        with suppress(OSError):
-            if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                yield int(entry.name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--watch", metavar="MARK", help="be the watchdog")
-    parser.add_argument("--id", help="the run's mark and the model, for who looks for its process")
+    parser.add_argument("--id", help="the run's mark and the model, by which its process is found")
     parser.add_argument("--model")
     parser.add_argument("--slug", help="its name in file names")
     parser.add_argument("--group")
     parser.add_argument("--port", type=int)
     options = parser.parse_args()
-    if options.watch:
-        watch(options.watch)
-        return
     Server(
         Path.cwd(),
         model=options.model,

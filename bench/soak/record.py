@@ -1,0 +1,223 @@
+"""Keeps count of how requests end, and judges each."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bench.soak.ask import Ask, Seen, describe
+from bench.soak.process import Llmux
+from bench.soak.settings import (
+    CANCEL_S,
+    CAUSE_AFTER_S,
+    CAUSE_BEFORE_S,
+    CUT_S,
+    MAY_FOLLOW,
+    NEEDS_CAUSE,
+    STOPPED_BODY_S,
+    WAIT_S,
+)
+from bench.soak.stage import Fault
+
+EXPLAINED = {
+    "manual_mode": "manual",
+    "pinned": "pin",
+    "model_not_found": "absent",
+    "too_many_connections": "flood",
+    "queue_full": "",
+}
+"""Errors that are right at some times only, by what goes on then; empty: at all times."""
+
+
+@dataclass
+class Sample:
+    """llmux at one moment."""
+
+    at_s: float
+    life: int
+    rss_bytes: int
+    descriptors: int
+    to_backends: int
+    requests: int
+
+
+@dataclass
+class Record:
+    """All observations of a run.
+
+    Attributes:
+        llmux: What is watched.
+        outcomes: By label, for the table.
+        counted: In the present life: what llmux must have counted, by model and status.
+        unknown: How many left in it, or came while it began, or are a hostile client's: they are
+            counted in one way or another, or not at all.
+        doubtful: What needs a cause.
+        lost: Requests without any answer, and when their connections were opened.
+        violations: What must not be.
+        windows: From when to when something went on that explains errors (wall clock), by what.
+        cancelled: When a request was cancelled, by its id.
+        hostile: Acts of hostile clients, by name.
+        latencies_s: Of cheap requests, by kind.
+        longest: The request that took longest.
+        lag_s: By how much the soak itself woke up late, at most.
+        peak_bytes: The most memory that llmux has had, in all its lives.
+        bound_bytes: The most that its config allows.
+    """
+
+    llmux: Llmux
+    outcomes: Counter[str] = field(default_factory=Counter)
+    counted: Counter[tuple[str, int]] = field(default_factory=Counter)
+    unknown: int = 0
+    done: int = 0
+    doubtful: list[Seen] = field(default_factory=list)
+    lost: list[tuple[Seen, float]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    windows: defaultdict[str, list[tuple[float, float]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    cancelled: dict[str, float] = field(default_factory=dict)
+    hostile: Counter[str] = field(default_factory=Counter)
+    latencies_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    lag_s: float = 0.0
+    longest: Seen | None = None
+    peak_bytes: int = 0
+    bound_bytes: int = 0
+
+    @contextmanager
+    def window(self, what: str, after_s: float = 1.0) -> Iterator[None]:
+        """Something goes on for as long as the context lasts, and shows for a little longer."""
+        index = len(self.windows[what])
+        since = time.time()
+        self.windows[what].append((since, math.inf))
+        try:
+            yield
+        finally:
+            self.windows[what][index] = (since, time.time() + after_s)
+
+    def was(self, what: str, begun_at: float, ended_at: float) -> bool:
+        """Whether it went on at some time between."""
+        return any(since <= ended_at and begun_at <= until for since, until in self.windows[what])
+
+    def new_life(self) -> None:
+        """Llmux is killed: its counts begin again."""
+        self.counted.clear()
+        self.unknown = 0
+
+    def note(self, seen: Seen, since: float) -> None:
+        """Count how a request ended, and say what is wrong about it.
+
+        Args:
+            seen: How it ended.
+            since: When its connection was opened.
+        """
+        ask = seen.ask
+        assert ask is not None
+        self.done += 1
+        longest = self.longest
+        if longest is None or took_s(seen) > took_s(longest):
+            self.longest = seen
+        was_away = self.llmux.was_away(seen.begun_at, seen.ended_at)
+        if (was_away and seen.outcome in {"lost", "cut", "unserved"}) or (
+            seen.outcome == "lost" and self.llmux.was_away(min(since, seen.begun_at), seen.ended_at)
+        ):
+            self.outcomes["llmux killed"] += 1
+            return
+        self._count(seen, ask, was_away)
+        self.outcomes[label(seen, ask)] += 1
+        if seen.outcome == "lost" and not ask.half_closes:
+            self.lost.append((seen, min(since, seen.begun_at)))
+        elif why := self._mistake(seen, ask):
+            self.violate(seen, why)
+        elif not ask.half_closes and seen.outcome in NEEDS_CAUSE - MAY_FOLLOW.get(ask.lie, set()):
+            self.doubtful.append(seen)
+
+    def _count(self, seen: Seen, ask: Ask, was_away: bool) -> None:
+        if ask.own_path or seen.outcome == "too_many_connections":
+            return  # llmux counts requests for models only
+        if was_away or not seen.status or seen.kind == "WebSocket" or ask.half_closes:
+            self.unknown += 1
+        elif seen.begun_at > self.llmux.since and seen.request_id:
+            self.counted[seen.model, seen.status] += 1
+
+    def _mistake(self, seen: Seen, ask: Ask) -> str:
+        """Name a mistake in how a request ended; empty if there is none for certain."""
+        if ask.half_closes and seen.outcome in {"lost", "cut"}:
+            return ""  # it has left
+        if seen.outcome in {"hang", "wrong"}:
+            return "must not be"
+        if ask.wants:
+            allowed = {ask.wants, "left", "unserved", "queue_full", "too_many_connections"}
+            if seen.outcome not in allowed:
+                return "must not be"
+        if (window := EXPLAINED.get(seen.outcome)) and seen.outcome != ask.wants:
+            what = f"{window} {ask.called}" if window == "absent" else window
+            if not self.was(what, seen.begun_at, seen.ended_at):
+                return f"without {window}"
+        if seen.outcome == "switch_timeout" and took_s(seen) < WAIT_S - 0.1:
+            return "too early"
+        if seen.outcome == "ok" and "ok" not in MAY_FOLLOW.get(ask.lie, {"ok"}):
+            return "a fault that shows as success"
+        if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S:
+            return "a body that stops was waited for past the stall limit"
+        if seen.outcome == "cut" and not ask.pace and took_s(seen) > CUT_S:
+            return "heard too late that it was cut"
+        cancelled_at = self.cancelled.get(seen.request_id, math.inf)
+        if not ask.pace and seen.outcome != "left" and seen.ended_at > cancelled_at + CANCEL_S:
+            return f"held for {seen.ended_at - cancelled_at:.1f} s after it was cancelled"
+        return ""
+
+    def judge_lost(self) -> int:
+        """Only a llmux that was killed or has ended loses requests; returns how many were lost."""
+        lost = [seen for seen, since in self.lost if not self.llmux.was_away(since, seen.ended_at)]
+        for seen in lost:
+            self.violate(seen, "lost")
+        return len(lost)
+
+    def violate(self, seen: Seen, why: str) -> None:
+        """This must not be."""
+        self.violations.append(f"{why}: {describe(seen)}")
+
+
+def took_s(seen: Seen) -> float:
+    """How long a request took, in seconds."""
+    return seen.ended_at - seen.begun_at
+
+
+def label(seen: Seen, ask: Ask) -> str:
+    """The line of the table that a request counts in."""
+    if ask.own_path:
+        return f"own path: {seen.status} {seen.outcome}"
+    if seen.outcome == "ok":
+        kind = "stream" if ask.chunks else "plain"
+        kind = kind if seen.kind == "HTTP/1.1" else seen.kind
+        return f"{seen.status} {kind}, whole and right"
+    if seen.outcome == "left":
+        return "client left" if not ask.stalls else "client did not read, and left"
+    if seen.outcome == "cut":
+        return f"{seen.status} cut"
+    return f"{seen.status} {seen.outcome}" if seen.status else seen.outcome
+
+
+FATAL = re.compile(
+    r"backend (killed|stopped|crashes|crashes half-way|hangs|refuses)|drain_cut|model_down"
+)
+
+
+def is_cause(cause: Fault, seen: Seen) -> bool:
+    """Whether a fault explains how another's request has ended."""
+    assert seen.ask is not None
+    if not seen.begun_at - CAUSE_BEFORE_S <= cause.at <= seen.ended_at + CAUSE_AFTER_S:
+        return False
+    if cause.kind == f"cancelled {seen.request_id}":
+        return True
+    if seen.outcome == "hook_failed":
+        # That of its own model's wake hook, or of what would not sleep before it.
+        found = re.match(r"Hook failed for (\S+): ", seen.detail)
+        return found is not None and cause.model == found[1]
+    return cause.model == seen.ask.model and FATAL.fullmatch(cause.kind) is not None

@@ -1,0 +1,179 @@
+"""The numbers of a run: llmux's limits, the load, how often faults come, and what is allowed."""
+
+from __future__ import annotations
+
+# ---- llmux's config: short times and small limits, so that all of it happens often ----
+
+WAIT_S = 8.0
+DRAIN_S = 5.0
+STALL_S = 3.0
+BODY_S = 10.0
+HOOK_S = {"wake": 4, "sleep": 3, "alive": 1, "prefetch": 2, "verify_asleep": 2}
+BODY_BYTES = 8 << 20
+QUEUED_BYTES = 64 << 20
+CONNECTIONS = 400
+KEY = "soak-key"
+"""Good clients always send it; reloads decide whether it is asked for."""
+
+POLICY = {
+    "max_wait_secs": 3,
+    "request_timeout_secs": WAIT_S,
+    "drain_timeout_secs": DRAIN_S,
+    "alive_interval_secs": 1,
+    "alive_failures": 2,
+}
+LIMITS = {
+    "body_bytes": BODY_BYTES,
+    "queued_per_model": 20,
+    "queued_bytes": QUEUED_BYTES,
+    "client_stall_secs": STALL_S,
+    "body_secs": BODY_S,
+    "connections": CONNECTIONS,
+}
+
+# ---- Memory ----
+
+SEND_BUFFER_BYTES = 256 << 10
+"""Of an answer that its client does not take: what a lane reads from a backend at a time, and
+Hypercorn's and asyncio's buffers (64 KiB is asyncio's high-water mark)."""
+
+HEAD_BYTES = 64 << 10
+RECEIVE_BYTES = 64 << 10
+FEED_BYTES = 48 << 20
+"""Memory of `/control/history` and the feed: the last hour."""
+
+
+def memory_bound_bytes(base_bytes: int) -> int:
+    """The most that llmux may have resident by its config.
+
+    base + queued_bytes + 2 x body_bytes + feed
+    + connections x (send buffer + head + receive buffer)
+
+    The two bodies are copies: one body is joined or rewritten at a time, and one is parsed.
+
+    Args:
+        base_bytes: Resident when it listens and nobody has come.
+    """
+    per_connection = SEND_BUFFER_BYTES + HEAD_BYTES + RECEIVE_BYTES
+    return base_bytes + QUEUED_BYTES + 2 * BODY_BYTES + CONNECTIONS * per_connection + FEED_BYTES
+
+
+# ---- The load ----
+
+CLIENTS = 30
+H2_CLIENTS = 5
+WEBSOCKET_CLIENTS = 5
+OWN_PATH_CLIENTS = 3
+HOSTILE_CLIENTS = 8
+THINK_S = 0.4
+"""Mean pause between two requests of a client."""
+
+HOSTILE_THINK_S = 0.7
+"""Mean pause of a hostile client between two acts, so that two cores suffice."""
+
+HOSTILE_S = 8.0
+"""Longest act of a hostile client."""
+
+REQUEST_S = 90.0
+"""A request that takes longer is a hang: waits twice WAIT_S (refused once), a drain or the time to
+be found down each, and whatever hooks run meanwhile."""
+
+FAVOURITE_S = 20.0
+"""How long some models are asked for more than others."""
+
+# ---- Faults: mean seconds between two ----
+
+EVERY_S = {
+    "wake hook": 6.0,
+    "sleep hook": 10.0,
+    "verify_asleep hook": 10.0,
+    "backend killed": 8.0,
+    "backend stopped": 20.0,
+    "forced switch": 3.0,
+    "manual mode": 40.0,
+    "pin": 15.0,
+    "sleep": 10.0,
+    "cancel": 1.0,
+    "reload": 2.0,
+}
+MOST_KILLS = 12
+"""Of llmux itself; all in the first half of a run, so that the second can say what it leaks."""
+
+WAKE_FAULTS = (
+    "fails", "fails late", "hangs", "hangs late", "ignores SIGTERM", "prints 10 MB", "is no UTF-8",
+    "fails, no UTF-8",
+)  # fmt: skip
+SLEEP_FAULTS = ("fails", "hangs", "ignores SIGTERM")
+SLEEP_FAULTS_VERIFIED = (*SLEEP_FAULTS, "does nothing")
+"""A model without a verify_asleep hook is believed to be asleep (contract, section 3)."""
+
+LIES = {
+    "garbage head": 8, "resets": 6, "length too long": 6, "length too short": 4, "breaks off": 6,
+    "resets half-way": 4, "breaks framing": 4, "stalls": 6, "says 503": 4, "refuses": 1,
+    "crashes": 1, "crashes half-way": 1, "hangs": 1,
+}  # fmt: skip
+LIES_OF_PLAIN = {"length too long", "length too short", "says 503"}
+LIES_OF_STREAM = {"breaks framing"}
+LIE_SHARE = 0.08
+
+# ---- What is judged ----
+
+CODES: dict[str, set[int]] = {
+    "no_model": {404}, "model_not_found": {404}, "bad_request": {400, 408, 431},
+    "body_too_large": {413}, "queue_full": {429}, "switch_timeout": {504}, "hook_failed": {500},
+    "manual_mode": {503}, "pinned": {503}, "cancelled": {503}, "not_ready": {503},
+    "shutting_down": {503}, "too_many_connections": {503}, "backend_error": {502},
+}  # fmt: skip
+"""llmux's errors, each with its statuses."""
+
+MAY_FOLLOW = {
+    "garbage head": {"backend_error"},
+    "resets": {"backend_error"},
+    "length too long": {"cut"},
+    "length too short": {"ok"},
+    "breaks off": {"cut"},
+    "resets half-way": {"cut", "backend_error"},
+    "breaks framing": {"cut", "backend_error"},
+    "stalls": {"cut", "left"},
+    "says 503": {"ok"},
+    "refuses": {"ok"},
+    "crashes": {"backend_error"},
+    "crashes half-way": {"cut", "backend_error"},
+    "hangs": {"not_ready", "backend_error"},
+}
+"""Outcomes of a request with a fault of its own. A reset overtakes the bytes sent before it."""
+
+NEEDS_CAUSE = frozenset({"backend_error", "cut", "not_ready", "hook_failed", "cancelled"})
+CAUSE_BEFORE_S = 15.0
+CAUSE_AFTER_S = 2.0
+CANCEL_S = 2.5
+"""A client that reads has its end so soon after its request was cancelled: twice the second in
+which the lanes look through their clients, and what the kernel still holds for it."""
+
+CUT_S = 45.0
+"""A client hears of a cut by then: not by the end of a keep-alive, which is 75 s."""
+
+STOPPED_BODY_S = STALL_S + 3.0
+"""A body that stops coming is refused by then: the stall limit, and a second to look, twice."""
+
+DRAIN_OVER_S = DRAIN_S + 4.0
+"""A drain that lasts longer ignores its deadline. Looked at every 0.3 s, and a look takes time."""
+
+STALL_VIOLATION_S = {True: 5.0, False: 10.0}
+"""A cheap request that takes longer has met a loop that stood still: on a connection that is kept
+alive; on a new one, where the kernel's own retries may add 1, 3 or 7 s (RFC 6298: SYN again)."""
+
+OWN_LAG_S = 1.0
+"""If the soak itself was held up for so long, the machine was: no stall is blamed on llmux."""
+
+END_S = 60.0
+SAMPLE_S = 1.0
+ROWS = 10
+DESCRIPTOR_MARGIN = 4
+LOG_BYTES_PER_REQUEST = 2048
+"""Most that llmux may log for each request that it was sent, good or hostile."""
+
+MEMORY_FROM_MINUTES = 8.0
+"""Shorter runs have too short a second half to say anything of memory."""
+
+MEMORY_MARGIN_BYTES = 8 << 20

@@ -1,0 +1,189 @@
+"""The stage of a run: models, their folder with config and hooks, and what those have seen."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.soak import backend
+from bench.soak.hooks import HOOKS
+from bench.soak.settings import HOOK_S, LIMITS, POLICY
+from bench.soak.watchdog import MARK_VARIABLE
+from llmux.config.shape import Config
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the run.
+
+    Attributes:
+        is_verified: It has a verify_asleep hook that no reload takes away.
+        is_guest: Reloads remove it, and add it again.
+    """
+
+    name: str
+    alias: str
+    group: str
+    port: int
+    starter: str
+    is_verified: bool
+    limit: int | None
+    is_guest: bool
+
+    @property
+    def slug(self) -> str:
+        """Its name in file names; the hooks make the same."""
+        return re.sub(r"[^A-Za-z0-9]", "_", self.name)
+
+    @property
+    def sleep(self) -> str:
+        """Its sleep hook."""
+        return f". ./hooks.sh; go_to_sleep {self.group}"
+
+    @property
+    def verify_asleep(self) -> str:
+        """Its hook that looks whether it sleeps."""
+        return f". ./hooks.sh; is_asleep {self.group}"
+
+    def config(self) -> dict[str, Any]:
+        """As in llmux's config."""
+        keys: dict[str, Any] = {
+            "port": self.port,
+            "group": self.group,
+            "aliases": [self.alias],
+            "wake": f". ./hooks.sh; wake_up {self.group} {self.starter}",
+            "sleep": self.sleep,
+            "alive": ". ./hooks.sh; is_alive",
+            "hook_timeouts": HOOK_S,
+        }
+        if self.is_verified:
+            keys["verify_asleep"] = self.verify_asleep
+        else:
+            keys["prefetch"] = "sleep 0.05"
+        if self.limit is not None:
+            keys["max_in_flight"] = self.limit
+        return keys
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that was done to a model; or by llmux, for a reason that is not a fault."""
+
+    at: float
+    kind: str
+    model: str
+
+
+class Stage:
+    """The folder of a run: config, hooks, and what hooks and servers have seen."""
+
+    def __init__(
+        self, folder: Path, *, models: int, groups: int, ports: Sequence[int], http2: bool
+    ) -> None:
+        self.folder = folder
+        self.mark = secrets.token_hex(8)
+        self.port, *backends = ports
+        self.http2 = http2
+        self.members = [
+            Member(
+                name=f"maker/model-{index}" if index % 3 == 1 else f"model-{index}",
+                alias=f"also-{index}",
+                group=f"g{index % groups}",
+                port=backends[index],
+                starter="setsid" if (index // groups) % 2 else "",
+                is_verified=(index // groups) % 3 != 1,
+                limit=4 if (index // groups) % 3 == 2 else None,
+                is_guest=index == models,
+            )
+            for index in range(models + 1)
+        ]
+        self.by_name = {member.name: member for member in self.members}
+        self.environment = {
+            MARK_VARIABLE: self.mark,
+            "SOAK_PYTHON": sys.executable,
+            "SOAK_SERVER": backend.__file__,
+        }
+        self.tickets = folder / "tickets"
+        self.tickets.mkdir()
+        (folder / "hooks.sh").write_text(HOOKS)
+        self.config = folder / "llmux.json"
+        self.write(self.base_config())
+
+    def base_config(self) -> dict[str, Any]:
+        """The config that a run begins and ends with."""
+        config: dict[str, Any] = {
+            "port": self.port,
+            "state_dir": "state",
+            "policy": dict(POLICY),
+            "limits": dict(LIMITS),
+            "shutdown_grace_secs": 10,
+            "on_shutdown": "sleep",
+            "models": {member.name: member.config() for member in self.members},
+        }
+        if "http2" in Config.__struct_fields__:
+            config["http2"] = self.http2
+        return config
+
+    def write(self, config: dict[str, Any] | str) -> None:
+        """Put another config in place, at once."""
+        new = self.config.with_suffix(".new")
+        new.write_text(config if isinstance(config, str) else json.dumps(config))
+        new.replace(self.config)
+
+    def faults(self) -> list[Fault]:
+        """All that hooks, servers and this program have noted."""
+        return [Fault(**entry) for entry in read_lines(self.folder / "faults")]
+
+    def note(self, kind: str, model: str) -> None:
+        """Note a fault."""
+        with (self.folder / "faults").open("a") as file:
+            print(json.dumps({"at": time.time(), "kind": kind, "model": model}), file=file)
+
+    def server_of(self, member: Member) -> int | None:
+        """The process of a model's server, if it runs."""
+        with suppress(OSError, ValueError):
+            pid = int((self.folder / f"ready-{member.slug}").read_text())
+            wanted = f"--id={self.mark}-{member.slug}-".encode()
+            if wanted in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return pid
+        return None
+
+    def hook_runs(self) -> bool:
+        """Whether a wake or sleep hook runs at this instant."""
+        groups = {member.group for member in self.members}
+        locks = Path("/proc/locks").read_text()
+        return any(is_locked(self.folder / f"hooks-{group}", locks) for group in groups)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that others append to, each whole."""
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+
+def is_locked(path: Path, locks: str) -> bool:
+    """Whether /proc/locks has a file. To try the lock would be in the way of a hook."""
+    return path.exists() and f":{path.stat().st_ino} " in locks
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that no client is given for its own side meanwhile; no two runs try the same."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    for port in random.sample(range(max(1025, lowest - 12_000), lowest), k=500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) and len(found) < count:
+                found.append(port)
+    return found

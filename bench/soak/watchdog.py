@@ -1,0 +1,43 @@
+"""The watchdog of a run: a process that ends what is left of the run, however the run ends.
+
+It needs nothing but the standard library (`python -I -S`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+MARK_VARIABLE = "LLMUX_SOAK"
+"""In the environment of all processes of one run; what the watchdog ends them by."""
+
+
+def watch(mark: str) -> None:
+    """Wait until the run has ended, however it does, and end what it has left behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    while pids := list(marked(mark)):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def marked(mark: str) -> Iterator[int]:
+    """The processes of the run that still live."""
+    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        # Of a zombie the environment is empty, and of other users' processes not readable.
+        with suppress(OSError):
+            if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])
