@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +17,9 @@ from llmux.metrics import CONTENT_TYPE, Metrics
 from llmux.model import Model
 from llmux.openai import error_answer, model_list, model_object
 from llmux.switchboard import Switchboard
+
+PIECE_BYTES = 64 << 10
+"""What a server copies at a time for a client that does not read."""
 
 CurrentConfig = Callable[[], Config]
 """The config that is used now."""
@@ -45,7 +48,10 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
     @routes.get("/metrics")
     async def show_metrics() -> Response:
         check_key(metrics_keys(config()))
-        return Response(metrics.render(), content_type=CONTENT_TYPE)
+        text = metrics.scrape()
+        answer = Response(in_pieces(text), content_type=CONTENT_TYPE)
+        answer.content_length = len(text)
+        return answer
 
     @routes.get("/health")
     async def show_health() -> Response:
@@ -72,6 +78,12 @@ async def answer_http_error(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return answer
+
+
+async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
+    """Something that many may get at once: a server copies what it sends, so no more at a time."""
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]
 
 
 def _facts(model: Model) -> dict[str, Any]:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
 from llmux import __version__
+from llmux.series import SECONDS_BUCKETS, Family, Histogram, Latest, LiveGauges, Row, Value
+
+__all__ = ["SECONDS_BUCKETS"]
 
 # The `_created` companions double the number of series and nothing here reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -35,14 +27,21 @@ IDLE = "idle"
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# From a proxied cache hit (5 ms) to an hour: vLLM's cold starts take minutes, and a request may
-# wait for several of them.
-SECONDS_BUCKETS = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600,
-)  # fmt: skip
-
 STATES = ("asleep", "waking", "awake", "draining", "sleeping", "failed")
 """Every value of the label `state`; where models are in their lives (`llmux.model.Phase`)."""
+
+MOST_PAIRS = 100
+"""Pairs of `from` and `to` that are exported, those that switched last: all pairs of ten models. A
+pair has 45 series, and their number grows with the square of the models'."""
+
+MOST_STATUSES = 30
+"""Statuses of a model that are labelled as they are. Backends choose them, and a status has 23
+series. What comes later is labelled by its class."""
+
+FRESH_S = 1.0
+"""So long one text is given to all who scrape."""
+
+Source = TypeVar("Source", Family[Value], Family[Histogram], LiveGauges)
 
 
 class ModelGauges(NamedTuple):
@@ -70,13 +69,19 @@ Counts = Mapping[str, ModelGauges]
 class Metrics:
     """The registry and the series in it; label values are only ever configured names."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self._clock = clock
+        self._rendered = b""
+        self._rendered_at = -FRESH_S
+        self._own: list[Family[Value] | Family[Histogram] | LiveGauges] = []
+        self._process = CollectorRegistry()
+        for registry in (self.registry, self._process):
+            ProcessCollector(registry=registry)
         self.requests = RequestCounts()
-        self.registry.register(self.requests)
-        ProcessCollector(registry=self.registry)
-        build = Gauge("llmux_build_info", "Always 1", ["version"], registry=self.registry)
-        build.labels(__version__).set(1)
+        self._add(self.requests.answered)
+        self._add(self.requests.duration)
+        self._live(("llmux_build_info", "Always 1", ("version",)), lambda: [((__version__,), 1)])
         self.queue_wait = self._histogram(
             "llmux_request_queue_wait_seconds", "Time that requests waited in line", ["model"]
         )
@@ -85,71 +90,121 @@ class Metrics:
             "How long a model stayed awake before it was drained",
             ["model"],
         )
-        self.switches = Counter(
-            "llmux_switch", "Switches ended", ["from", "to", "result"], registry=self.registry
+        pairs = Latest[tuple[str, ...]](MOST_PAIRS)
+        self.switches = self._counter(
+            "llmux_switch", "Switches ended", ["from", "to", "result"], pairs
         )
         self.switch_duration = self._histogram(
-            "llmux_switch_duration_seconds", "Whole switches, drain included", ["from", "to"]
+            "llmux_switch_duration_seconds", "Whole switches, drain included", ["from", "to"], pairs
         )
         self.drain_duration = self._histogram(
             "llmux_switch_drain_duration_seconds",
             "Time that switches waited for requests in flight",
             ["from", "to"],
+            pairs,
         )
-        self.switch_cost = Gauge(
-            "llmux_switch_cost_ema_seconds",
-            "Estimated hook time of a switch (moving average, smoothing 0.3)",
-            ["from", "to"],
-            registry=self.registry,
+        self.switch_cost = self._add(
+            Family(
+                Value,
+                "llmux_switch_cost_ema_seconds",
+                "gauge",
+                "Estimated hook time of a switch (moving average, smoothing 0.3)",
+                ["from", "to"],
+                latest=pairs,
+            )
         )
         self.hook_duration = self._histogram(
             "llmux_hook_duration_seconds", "Run time of hooks", ["model", "hook"]
         )
-        self.hook_failures = Counter(
-            "llmux_hook_failures", "Hooks that failed", ["model", "hook"], registry=self.registry
+        self.hook_failures = self._counter(
+            "llmux_hook_failures", "Hooks that failed", ["model", "hook"]
         )
 
-    def _histogram(self, name: str, text: str, labels: Iterable[str]) -> Histogram:
-        return Histogram(name, text, tuple(labels), buckets=SECONDS_BUCKETS, registry=self.registry)
+    def _add(self, source: Source) -> Source:
+        self.registry.register(source)
+        self._own.append(source)
+        return source
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: Iterable[str],
+        latest: Latest[tuple[str, ...]] | None = None,
+    ) -> Family[Histogram]:
+        return self._add(Family(Histogram, name, "histogram", text, labels, latest=latest))
+
+    def _counter(
+        self,
+        name: str,
+        text: str,
+        labels: Iterable[str],
+        latest: Latest[tuple[str, ...]] | None = None,
+    ) -> Family[Value]:
+        return self._add(Family(Value, name, "counter", text, labels, latest=latest))
+
+    def _live(
+        self, about: tuple[str, str, tuple[str, ...]], read: Callable[[], Iterable[Row]]
+    ) -> None:
+        self._add(LiveGauges([about], lambda: [read()]))
 
     def watch_counts(self, read: Callable[[], Counts]) -> None:
         """Export what models do at this instant, read from the source when scraped.
 
         Read, not counted along: so they are exact by construction and cost requests nothing.
         """
-        self.registry.register(_LiveCounts(read))
+        self._add(LiveGauges(_LIVE, lambda: _live_rows(read())))
 
     def watch_site(self, *, is_healthy: Callable[[], bool], queue_limit: Callable[[], int]) -> None:
         """Export what concerns no single model, read from the source when scraped."""
-        healthy = Gauge(
-            "llmux_healthy",
-            "1 while every group can switch; else /health is 503",
-            registry=self.registry,
+        self._live(
+            ("llmux_healthy", "1 while every group can switch; else /health is 503", ()),
+            lambda: [((), float(is_healthy()))],
         )
-        healthy.set_function(is_healthy)
-        limit = Gauge(
-            "llmux_request_queue_limit",
-            "How many requests may wait for one model",
-            registry=self.registry,
+        self._live(
+            ("llmux_request_queue_limit", "How many requests may wait for one model", ()),
+            lambda: [((), float(queue_limit()))],
         )
-        limit.set_function(queue_limit)
 
     def render(self) -> bytes:
         """All series in the Prometheus text format."""
-        return generate_latest(self.registry)
+        own = "".join([family.text() for family in self._own])
+        return own.encode() + generate_latest(self._process)
+
+    def scrape(self) -> bytes:
+        """The same, at most `FRESH_S` old: one text, and one object, for all who ask meanwhile."""
+        now = self._clock()
+        if now - self._rendered_at >= FRESH_S:
+            self._rendered, self._rendered_at = self.render(), now
+        return self._rendered
 
 
-class RequestCounts(Collector):
-    """How many requests were answered, and when: plain numbers, made into series when scraped.
+class RequestCounts:
+    """How many requests were answered, and when.
 
-    Every request counts here, and prometheus_client's own take four times as long, for locks that
-    one thread does not need.
+    Attributes:
+        answered: How many.
+        duration: From the arrival of each to the first byte of its response.
     """
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, int, bool], int] = defaultdict(int)
-        self._buckets: dict[tuple[str, int], list[int]] = defaultdict(_empty_buckets)
-        self._sums_s: dict[tuple[str, int], float] = defaultdict(float)
+        self.answered = Family(
+            Value,
+            "llmux_requests",
+            "counter",
+            "Requests answered",
+            ["model", "status", "waited"],
+        )
+        self.duration = Family(
+            Histogram,
+            "llmux_request_duration_seconds",
+            "histogram",
+            "From the request's arrival to the first byte of its response",
+            ["model", "status"],
+        )
+        self._counts: dict[tuple[str, int, bool], Value] = {}
+        self._durations: dict[tuple[str, int, bool], Histogram] = {}
+        self._statuses = defaultdict[str, set[int]](set)
 
     def count(self, model: str, status: int, *, waited: bool, first_byte_s: float | None) -> None:
         """Count a request.
@@ -160,63 +215,54 @@ class RequestCounts(Collector):
             waited: Whether it stood in line.
             first_byte_s: When its response began, seconds from its arrival; None if it never did.
         """
-        self._counts[model, status, waited] += 1
+        key = model, status, waited
+        try:
+            self._counts[key].value += 1
+        except KeyError:
+            label = "true" if waited else "false"
+            self._counts[key] = self.answered.labels(model, self._label(model, status), label)
+            self._counts[key].inc()
         if first_byte_s is not None:
-            self._buckets[model, status][bisect_left(SECONDS_BUCKETS, first_byte_s)] += 1
-            self._sums_s[model, status] += first_byte_s
+            try:
+                self._durations[key].observe(first_byte_s)
+            except KeyError:
+                duration = self.duration.labels(model, self._label(model, status))
+                self._durations[key] = duration
+                duration.observe(first_byte_s)
 
-    def collect(self) -> Iterator[Metric]:
-        """Both series; see `Collector`."""
-        requests = CounterMetricFamily(
-            "llmux_requests", "Requests answered", labels=["model", "status", "waited"]
-        )
-        for (model, status, waited), count in self._counts.items():
-            requests.add_metric([model, str(status), "true" if waited else "false"], count)
-        duration = HistogramMetricFamily(
-            "llmux_request_duration_seconds",
-            "From the request's arrival to the first byte of its response",
-            labels=["model", "status"],
-        )
-        for key, counts in self._buckets.items():
-            model, status = key
-            buckets = list(zip(_BOUNDS, map(float, accumulate(counts)), strict=True))
-            duration.add_metric([model, str(status)], buckets, self._sums_s[key])
-        yield requests
-        yield duration
+    def _label(self, model: str, status: int) -> str:
+        """The status, or once a model has had many of them its class."""
+        known = self._statuses[model]
+        if status in known or len(known) < MOST_STATUSES:
+            known.add(status)
+            return str(status)
+        return f"{status // 100}xx" if 100 <= status < 600 else "xxx"
 
 
-_BOUNDS = [*(str(float(bound)) for bound in SECONDS_BUCKETS), "+Inf"]
+_LIVE = (
+    ("llmux_request_queue_depth", "Requests waiting for a model", ("model",)),
+    ("llmux_model_in_flight", "Requests in flight on a model", ("model",)),
+    (
+        "llmux_request_oldest_wait_seconds",
+        "How long the first in line has waited until now; 0 if nobody does",
+        ("model",),
+    ),
+    (
+        "llmux_model_state",
+        "1 for the state that a model is in, 0 for the others",
+        ("model", "group", "state"),
+    ),
+)
 
 
-def _empty_buckets() -> list[int]:
-    return [0] * len(_BOUNDS)
-
-
-class _LiveCounts(Collector):
-    def __init__(self, read: Callable[[], Counts]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        depth = GaugeMetricFamily(
-            "llmux_request_queue_depth", "Requests waiting for a model", labels=["model"]
-        )
-        in_flight = GaugeMetricFamily(
-            "llmux_model_in_flight", "Requests in flight on a model", labels=["model"]
-        )
-        oldest = GaugeMetricFamily(
-            "llmux_request_oldest_wait_seconds",
-            "How long the first in line has waited until now; 0 if nobody does",
-            labels=["model"],
-        )
-        state = GaugeMetricFamily(
-            "llmux_model_state",
-            "1 for the state that a model is in, 0 for the others",
-            labels=["model", "group", "state"],
-        )
-        for model, now in self._read().items():
-            depth.add_metric([model], now.queued)
-            in_flight.add_metric([model], now.in_flight)
-            oldest.add_metric([model], now.oldest_wait_s)
-            for each in STATES:
-                state.add_metric([model, now.group, each], float(each == now.state))
-        yield from (depth, in_flight, oldest, state)
+def _live_rows(counts: Counts) -> tuple[list[Row], ...]:
+    return (
+        [((model,), now.queued) for model, now in counts.items()],
+        [((model,), now.in_flight) for model, now in counts.items()],
+        [((model,), now.oldest_wait_s) for model, now in counts.items()],
+        [
+            ((model, now.group, state), float(state == now.state))
+            for model, now in counts.items()
+            for state in STATES
+        ],
+    )
