@@ -14,6 +14,7 @@ import trio
 
 from llmux import wire
 from llmux.errors import BackendBroke, BackendError, BackendRefused
+from llmux.socketpath import SCHEME, socket_path
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -140,6 +141,27 @@ class Connection:
         self._socket.close()
 
 
+class UnixConnection(Connection):
+    """One over a Unix socket, of which the kernel does not say when data came."""
+
+    __slots__ = ("_heard_at",)
+
+    def begin(self) -> None:
+        """Forget the last request."""
+        super().begin()
+        self._heard_at = -math.inf
+
+    async def receive(self) -> bytes:
+        """See `Connection`; notes the time, which costs 0.1 us."""
+        data = await super().receive()
+        self._heard_at = trio.current_time()
+        return data
+
+    def heard_at(self) -> float:
+        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        return self._heard_at if self.has_answered else -math.inf
+
+
 class Origin:
     """Where a backend is, and how to get there.
 
@@ -149,13 +171,18 @@ class Origin:
     """
 
     def __init__(self, base_url: str, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._path = socket_path(base_url)
+        if self._path is not None:
+            self._shown = SCHEME + self._path
+            self.host_header, self.prefix = b"localhost", b""
+            return
         url = urlsplit(base_url)
         if url.scheme not in {"http", "https"} or not url.hostname:
             raise ValueError(f"not an http or https URL: {base_url!r}")
         self._host = url.hostname
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
-        self._connect_timeout_s = connect_timeout_s
         shown_host = f"[{self._host}]" if ":" in self._host else self._host
         self._shown = f"{shown_host}:{self._port}"
         self.host_header = url.netloc.rpartition("@")[2].encode("ascii")
@@ -170,6 +197,8 @@ class Origin:
         """
         try:
             with trio.fail_after(self._connect_timeout_s):
+                if self._path is not None:
+                    return UnixConnection(await wire.connect_unix(self._path))
                 return Connection(await self._open())
         except trio.TooSlowError:
             raise BackendRefused(
