@@ -46,11 +46,11 @@ from llmux.openai import (
     error_answer,
     error_event,
     find_model,
-    header,
     request_headers,
     response_headers,
     rewrite_model,
 )
+from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 
 if TYPE_CHECKING:  # it needs an extra
@@ -361,6 +361,8 @@ class ModelProxy:
                     return
             added = journey.answers(answer.status)
             kept = response_headers(answer.headers)
+            if answer.is_stream:
+                kept = unbuffered(kept)
             if journey.sharing is not None:
                 kept = journey.sharing.applied(kept)
             await lane.relay(answer, [*kept, *added])
@@ -368,8 +370,7 @@ class ModelProxy:
     @staticmethod
     async def _go_on(lane: Lane, answer: Answer) -> None:
         """Send an answer to a client that has its status line already."""
-        is_stream = header(answer.headers, b"content-type").startswith(b"text/event-stream")
-        if answer.status == HTTPStatus.OK and is_stream:
+        if answer.status == HTTPStatus.OK and is_event_stream(answer.headers):
             async for data in answer.chunks():
                 await lane.send_events(data)
         else:
@@ -435,6 +436,6 @@ def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
         sent: The last piece.
         after: What the framing puts after an event.
     """
-    return header(answer.headers, b"content-type").startswith(b"text/event-stream") and (
+    return is_event_stream(answer.headers) and (
         sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
     )

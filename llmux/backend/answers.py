@@ -178,6 +178,11 @@ class Answer:
         return self._connection.has_ended
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it has a body whose length its head does not say."""
+        return self.framing in {"chunked", "close"}
+
+    @property
     def has_data(self) -> bool:
         """Whether some of the body was received together with the head."""
         return bool(self._connection.pending) and not self._connection.has_ended
