@@ -357,9 +357,10 @@ class ModelProxy:
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()
                 if journey.kept_alive.has_begun:
+                    journey.answer = answer
                     await self._go_on(lane, answer)
                     return
-            added = journey.answers(answer.status)
+            added = journey.answers(answer.status, answer)
             kept = response_headers(answer.headers)
             if answer.is_stream:
                 kept = unbuffered(kept)

@@ -36,6 +36,12 @@ def is_event_stream(headers: Headers) -> bool:
     return media_type(headers) == EVENT_STREAM
 
 
+def is_token_stream(headers: Headers) -> bool:
+    """Whether a body of unknown length comes token by token: as events, or as JSON lines."""
+    kind = media_type(headers)
+    return kind == EVENT_STREAM or kind in JSON_LINES
+
+
 def unbuffered(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers of a stream, which is not to be held up on its way, unless they say otherwise."""
     kept = list(headers)

@@ -231,6 +231,10 @@ class Trace:
         )
         if ended.first_byte_s is not None:
             span.set_attribute("llmux.first_byte_ms", milliseconds(ended.first_byte_s))
+        if ended.tokens_in is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", ended.tokens_in)
+        if ended.tokens_out is not None:
+            span.set_attribute("gen_ai.usage.output_tokens", ended.tokens_out)
         if ended.outcome not in {"done", "client_left"}:
             span.set_attribute("error.type", ended.outcome)
         if ended.status >= 500 or ended.outcome == "cut":

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import trio
 
 from llmux import wire
+from llmux.backend.seen import PIECE_BYTES, UNSEEN, Seen
 from llmux.errors import BackendBroke, BackendError, BackendRefused
 from llmux.socketpath import SCHEME, socket_path
 
@@ -40,7 +41,7 @@ class Connection:
 
     `pending` is what was received and not used yet. Once the answer has ended, whatever is there
     belongs to nobody: such a connection, like one with an unfinished request or answer, is closed
-    where others go back to the pool.
+    where others go back to the pool. `seen` is what is kept of the answer's body.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Connection:
         "idle_since",
         "keeps_alive",
         "pending",
+        "seen",
         "stream",
     )
 
@@ -65,12 +67,14 @@ class Connection:
     def begin(self) -> None:
         """Forget the last request."""
         self.pending = b""
+        self.seen = Seen()
         self.has_sent = self.has_answered = self.has_ended = self.keeps_alive = False
 
     def end(self, excess: bytes) -> None:
         """The answer has ended, and this came after it."""
         self.has_ended = True
         self.pending = excess
+        self.seen = UNSEEN  # the answer has it; an idle connection need not
 
     def can_carry_another(self) -> bool:
         """Whether both sides are done with the last request and nothing strange happened."""
@@ -103,10 +107,16 @@ class Connection:
             return data
         try:
             if self._tls is None:
-                return await wire.receive(self._socket)
-            return bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
+                data = await wire.receive(self._socket)
+            else:
+                data = bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
         except wire.BREAKS as error:
             raise BackendBroke(str(error)) from error
+        seen = self.seen
+        if seen.is_opening:
+            seen.open(data)
+        seen.last.append(data if len(data) <= PIECE_BYTES else data[-PIECE_BYTES:])
+        return data
 
     async def receive_more(self) -> bytes:
         """Like `receive`, but the end of the stream is a break, too."""
