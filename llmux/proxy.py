@@ -52,6 +52,7 @@ from llmux.openai import (
 )
 from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
+from llmux.tokens import KINDS
 
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace, Tracing
@@ -213,6 +214,8 @@ class ModelProxy:
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
         }
+        for name in config.models:
+            self._show_tokens(name)
 
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
@@ -237,6 +240,12 @@ class ModelProxy:
             backend = None
         if model is not None:
             self._upstreams[name] = Upstream(backend or Backend(model.base_url), model)
+            self._show_tokens(name)
+
+    def _show_tokens(self, model: str) -> None:
+        """Export its tokens from zero on, or Prometheus would see no increase in the first ones."""
+        for kind in KINDS:
+            self._metrics.tokens.labels(model, kind)
 
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
