@@ -67,8 +67,6 @@ class _Said(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Said).decode
 
-_HINT = re.compile(rb'"(?:usage|timings|eval_count|prompt_eval_count)"')
-
 _KEYS = (b'"usage"', b'"timings"', b'"prompt_eval_count"', b'"eval_count"')
 
 _OPENINGS = (b"{", b'{"response":{')
@@ -90,7 +88,7 @@ def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bo
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
         opening, ending = _without_framing(opening), _without_framing(ending)
-    if not (_HINT.search(ending) or _HINT.search(opening)):  # nearly all that have none
+    if not (_may_tell(ending) or _may_tell(opening)):  # nearly all that have none
         return NO_TOKENS
     if header(headers, b"content-encoding").lower() not in {b"", b"identity"}:
         return NO_TOKENS
@@ -101,6 +99,10 @@ def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bo
         return NO_TOKENS
     found = _of_object(ending)
     return _of_lines(reversed(ending.splitlines())) if found == NO_TOKENS else found
+
+
+def _may_tell(data: bytes) -> bool:
+    return b'"usage"' in data or b'eval_count"' in data or b'"timings"' in data
 
 
 def _without_framing(data: bytes) -> bytes:
@@ -126,7 +128,7 @@ def _of_events(opening: bytes, ending: bytes) -> Tokens:
 def _of_lines(lines: Iterable[bytes]) -> Tokens:
     """Of the first of these lines that tells of some."""
     for line in islice(lines, MOST_LINES):
-        if _HINT.search(line) and (found := _of_object(line)) != NO_TOKENS:
+        if _may_tell(line) and (found := _of_object(line)) != NO_TOKENS:
             return found
     return NO_TOKENS
 
