@@ -34,6 +34,8 @@ def log_request(ended: Ended) -> None:
         duration_ms=milliseconds(ended.duration_s),
         bytes_in=ended.bytes_in,
         bytes_out=ended.bytes_out,
+        tokens_in=ended.tokens_in,
+        tokens_out=ended.tokens_out,
         client=ended.client,
     )
 
@@ -84,6 +86,7 @@ class OwnRequest:
     async def _count_sent(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+        if message["type"] == "http.response.body" and self._first_byte_s is None:
             self._first_byte_s = trio.current_time() - self._arrived_at
         await self._send(message)
         if message["type"] == "http.response.body":

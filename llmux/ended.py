@@ -23,12 +23,15 @@ class Ended:
         status: As answered, or what it is counted as.
         outcome: How it ended.
         wait_s: How long it was in line, in seconds.
-        first_byte_s: When its response began, seconds from its arrival; None if it never did.
+        first_byte_s: When its response's body began, or without one its head, in seconds from its
+            arrival; None if it never did.
         duration_s: When it ended, seconds from its arrival.
         bytes_in: What was received of its body.
         bytes_out: What was sent of its response after the head, with the framing of chunks where
             that is passed on as it came (the fast lane).
         client: The peer's address; None if unknown.
+        tokens_in: Tokens of what was asked, by the answer's own word; None if it does not say.
+        tokens_out: Tokens of the answer, likewise.
     """
 
     method: bytes
@@ -42,6 +45,8 @@ class Ended:
     bytes_in: int
     bytes_out: int
     client: str | None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
 
 
 def path_of(target: bytes) -> bytes:

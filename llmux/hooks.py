@@ -29,6 +29,10 @@ from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
 from llmux.plainfiles import open_own
 from llmux.shapes import HookRun
+from llmux.socketpath import socket_path
+
+SOCKET_VARIABLE = "LLMUX_SOCKET"
+"""Where hooks find the path of their model's Unix socket, if it has one instead of a port."""
 
 KILL_AFTER_S = 5.0
 """Time between SIGTERM and SIGKILL, and at most as long again for the group to be gone."""
@@ -266,6 +270,9 @@ class ShellModelHooks:
         if mark:
             own[MARK_VARIABLE] = mark
         port = backend_port(self._config)
+        own.pop(SOCKET_VARIABLE, None)
+        if (path := socket_path(self._config.base_url)) is not None:
+            own[SOCKET_VARIABLE] = path
         return own | {
             "LLMUX_MODEL": self._name,
             "LLMUX_PORT": port,
@@ -410,7 +417,9 @@ def _is_zombie(pid: int) -> bool:
 
 
 def backend_port(model: ModelConfig) -> str:
-    """The port of the model's backend, from its URL if it has one."""
+    """The port of the model's backend, from its URL if it has one; empty for a Unix socket."""
+    if socket_path(model.base_url) is not None:
+        return ""
     url = urlsplit(model.base_url)
     return str(url.port or {"http": 80, "https": 443}[url.scheme])
 

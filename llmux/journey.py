@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from llmux.access_log import CLIENT_LEFT
+from llmux.backend import Answer
 from llmux.bodies import Body
 from llmux.cors import Sharing
 from llmux.ended import Ended, Outcome, path_of
@@ -20,6 +22,8 @@ from llmux.metrics import Metrics
 from llmux.openai import header_value
 from llmux.serving import Serving
 from llmux.shapes import RequestChanges, RequestInfo, RequestList, RequestPhase
+from llmux.streams import is_token_stream
+from llmux.tokens import KINDS, NO_TOKENS, Rates, tokens_of
 
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace
@@ -69,16 +73,18 @@ class Journey:
         status: What it will be counted as.
         outcome: How it has ended.
         trace: Its trace; None: there are none.
-        first_byte_s: When its answer began, in seconds since it arrived.
+        answer: The backend's answer; None: there is none yet, or llmux has answered itself.
+        head_s: When the head of its answer went out, in seconds since it arrived; None: it has not.
+        tokens: Those that its answer has told of, once that is over.
         cancelled_with: Why it is not to go on; None: it is.
         pause: Around what it waits for between a refused connection and its next try.
         told: What the feed was told last of it.
     """
 
     __slots__ = (
-        "arrived_at", "cancelled_with", "client", "ended_at", "first_byte_s", "id", "kept_alive",
-        "lane", "model", "outcome", "passing", "pause", "serving", "sharing", "status", "told",
-        "trace",
+        "answer", "arrived_at", "cancelled_with", "client", "ended_at", "head_s", "id",
+        "kept_alive", "lane", "model", "outcome", "passing", "pause", "serving", "sharing",
+        "status", "tokens", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -93,7 +99,9 @@ class Journey:
         self.kept_alive: KeptAlive | None = None
         self.sharing: Sharing | None = None
         self.status = CLIENT_LEFT
-        self.first_byte_s: float | None = None
+        self.answer: Answer | None = None
+        self.head_s: float | None = None
+        self.tokens = NO_TOKENS
         self.outcome: Outcome = "client_left"  # until it is known better
         self.trace: Trace | None = None
         self.cancelled_with: LlmuxError | None = None
@@ -120,12 +128,39 @@ class Journey:
             bytes_in=lane.body.received_bytes,
             bytes_out=lane.sent_bytes,
             client=self.client,
+            tokens_in=self.tokens.prompt,
+            tokens_out=self.tokens.completion,
         )
+
+    @property
+    def first_byte_s(self) -> float | None:
+        """When the first byte of its answer's body came, in seconds since it arrived.
+
+        Of one without a body it is the head's; comments of llmux's own are none.
+        """
+        if self.answer is None:
+            has_comments_only = self.kept_alive is not None and self.kept_alive.has_begun
+            return None if has_comments_only else self.head_s
+        if not self.answer.has_body:
+            return self.head_s
+        first_at = self.answer.seen.first_at
+        return None if first_at is None else first_at - self.arrived_at
 
     @property
     def hears_events(self) -> bool:
         """Whether the client has been sent comments only, so that an error is one more event."""
         return self.kept_alive is not None and self.kept_alive.hears_events_of_llmux
+
+    @property
+    def is_token_stream(self) -> bool:
+        """Whether its answer is one that comes token by token."""
+        answer = self.answer
+        return (
+            answer is not None
+            and self.status == HTTPStatus.OK
+            and answer.is_stream
+            and is_token_stream(answer.headers)
+        )
 
     @property
     def phase(self) -> RequestPhase:
@@ -138,10 +173,16 @@ class Journey:
             return "forwarding"
         return "reading" if self.serving is None else "waiting"
 
-    def answers(self, status: int) -> list[tuple[bytes, bytes]]:
-        """Note that the first byte goes out now; returns the headers that llmux adds."""
+    def answers(self, status: int, answer: Answer | None = None) -> list[tuple[bytes, bytes]]:
+        """Note that the head goes out now; returns the headers that llmux adds.
+
+        Args:
+            status: In that head.
+            answer: The backend's; None: llmux answers itself.
+        """
         self.status = status
-        self.first_byte_s = trio.current_time() - self.arrived_at
+        self.answer = answer
+        self.head_s = trio.current_time() - self.arrived_at
         added = [
             (b"x-llmux-wait-ms", b"%d" % round(1000 * self.waited_s)),
             (b"x-llmux-request-id", self.id.encode()),
@@ -169,12 +210,27 @@ class Journey:
             self.lane.cut_scope.cancel()
         self.lane.unblock()
 
+    def read_tokens(self) -> None:
+        """Look for the tokens of its answer, which is over."""
+        answer = self.answer
+        if answer is not None and 200 <= self.status < 300 and answer.seen.last:
+            self.tokens = tokens_of(
+                answer.headers,
+                answer.seen.opening,
+                answer.seen.ending(),
+                is_chunked=answer.framing == "chunked",
+            )
+
     def count(self, metrics: Metrics) -> None:
         """Count the request; each ends exactly once, here."""
         queued = self.serving is not None and self.serving.queued
-        metrics.requests.count(
-            self.model, self.status, waited=queued, first_byte_s=self.first_byte_s
-        )
+        first_byte_s = self.first_byte_s
+        metrics.requests.count(self.model, self.status, waited=queued, first_byte_s=first_byte_s)
+        for kind, count in zip(KINDS, self.tokens, strict=True):
+            if count:
+                metrics.tokens.labels(self.model, kind).value += count
+        if first_byte_s is not None and self.is_token_stream:
+            metrics.first_token.labels(self.model).observe(first_byte_s)
         if self.serving is not None and queued:
             metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
 
@@ -185,10 +241,12 @@ class Journeys:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._under_way: dict[str, Journey] = {}
+        self.rates = Rates(feed.clock.now, trio.current_time)
         self._begun = 0
         self._ended: list[RequestInfo] = []  # since the last batch of the feed
         self._omitted = 0
         feed.look_up(self._look)
+        feed.look_up(self.rates.news)
 
     def begin(self, lane: Travelling) -> Journey:
         """A request has come."""
@@ -200,6 +258,9 @@ class Journeys:
     def end(self, journey: Journey) -> None:
         """It has ended."""
         del self._under_way[journey.id]
+        journey.read_tokens()
+        if journey.tokens.completion:
+            self.rates.add(journey.model, journey.tokens.completion)
         journey.ended_at = trio.current_time()
         if self._feed.is_heard:
             if len(self._ended) < MOST_TOLD:
@@ -247,7 +308,7 @@ class Journeys:
 
     def _info(self, journey: Journey) -> RequestInfo:
         unix, lane = self._feed.clock.unix, journey.lane
-        has_ended = journey.ended_at is not None
+        has_ended, first_byte_s = journey.ended_at is not None, journey.first_byte_s
         return RequestInfo(
             id=journey.id,
             model=journey.model,
@@ -260,5 +321,8 @@ class Journeys:
             bytes_in=lane.body.received_bytes,
             bytes_out=lane.sent_bytes,
             ended=None if journey.ended_at is None else unix(journey.ended_at),
-            status=journey.status if has_ended or journey.first_byte_s is not None else None,
+            status=journey.status if has_ended or first_byte_s is not None else None,
+            first_byte_secs=None if first_byte_s is None else round(first_byte_s, 3),
+            tokens_in=journey.tokens.prompt,
+            tokens_out=journey.tokens.completion,
         )

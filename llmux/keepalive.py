@@ -17,7 +17,11 @@ from llmux.inflight import is_cancellation
 COMMENT = b": waiting for the model\n\n"
 """A line that begins with a colon says nothing (WHATWG HTML, section 9.2.6)."""
 
-HEADERS = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"))
+HEADERS = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 
 Headers = Sequence[tuple[bytes, bytes]]
 

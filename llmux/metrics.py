@@ -82,6 +82,14 @@ class Metrics:
         self._add(self.requests.answered)
         self._add(self.requests.duration)
         self._live(("llmux_build_info", "Always 1", ("version",)), lambda: [((__version__,), 1)])
+        self.tokens = self._counter(
+            "llmux_tokens", "Tokens, as answers have told of them", ["model", "kind"]
+        )
+        self.first_token = self._histogram(
+            "llmux_time_to_first_token_seconds",
+            "From a request's arrival to the first byte of its streamed, successful answer",
+            ["model"],
+        )
         self.queue_wait = self._histogram(
             "llmux_request_queue_wait_seconds", "Time that requests waited in line", ["model"]
         )
@@ -184,7 +192,7 @@ class RequestCounts:
 
     Attributes:
         answered: How many.
-        duration: From the arrival of each to the first byte of its response.
+        duration: From the arrival of each to the first byte of its response's body.
     """
 
     def __init__(self) -> None:
@@ -199,7 +207,7 @@ class RequestCounts:
             Histogram,
             "llmux_request_duration_seconds",
             "histogram",
-            "From the request's arrival to the first byte of its response",
+            "From the request's arrival to the first byte of its response's body",
             ["model", "status"],
         )
         self._counts: dict[tuple[str, int, bool], Value] = {}
@@ -213,7 +221,8 @@ class RequestCounts:
             model: The one that it was for; empty if none.
             status: As answered.
             waited: Whether it stood in line.
-            first_byte_s: When its response began, seconds from its arrival; None if it never did.
+            first_byte_s: When its response's body began, seconds from its arrival; None if it never
+                did.
         """
         key = model, status, waited
         try:

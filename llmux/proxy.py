@@ -54,13 +54,14 @@ from llmux.openai import (
     error_answer,
     error_event,
     find_model,
-    header,
     read_fields,
     request_headers,
     response_headers,
 )
+from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
+from llmux.tokens import KINDS
 
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace, Tracing
@@ -244,6 +245,8 @@ class ModelProxy:
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
         }
+        for name in config.models:
+            self._show_tokens(name)
 
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
@@ -276,6 +279,12 @@ class ModelProxy:
             backend = None
         if model is not None:
             self._upstreams[name] = Upstream(backend or Backend(model.base_url), model)
+            self._show_tokens(name)
+
+    def _show_tokens(self, model: str) -> None:
+        """Export its tokens from zero on, or Prometheus would see no increase in the first ones."""
+        for kind in KINDS:
+            self._metrics.tokens.labels(model, kind)
 
     async def serve(self, lane: Lane) -> None:
         """Answer one request, whatever happens to it."""
@@ -428,10 +437,13 @@ class ModelProxy:
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()
                 if journey.kept_alive.has_begun:
+                    journey.answer = answer
                     await self._go_on(lane, answer)
                     return
-            added = journey.answers(answer.status)
+            added = journey.answers(answer.status, answer)
             kept = response_headers(answer.headers, answer.status)
+            if answer.is_stream:
+                kept = unbuffered(kept)
             if journey.sharing is not None:
                 kept = journey.sharing.applied(kept)
             await lane.relay(answer, [*kept, *added])
@@ -439,8 +451,7 @@ class ModelProxy:
     @staticmethod
     async def _go_on(lane: Lane, answer: Answer) -> None:
         """Send an answer to a client that has its status line already."""
-        is_stream = header(answer.headers, b"content-type").startswith(b"text/event-stream")
-        if answer.status == HTTPStatus.OK and is_stream:
+        if answer.status == HTTPStatus.OK and is_event_stream(answer.headers):
             async for data in answer.chunks():
                 await lane.send_events(data)
         else:
@@ -513,6 +524,6 @@ def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
         sent: The last piece.
         after: What the framing puts after an event.
     """
-    return header(answer.headers, b"content-type").startswith(b"text/event-stream") and (
+    return is_event_stream(answer.headers) and (
         sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
     )

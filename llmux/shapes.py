@@ -214,6 +214,10 @@ class RequestInfo(Shape, frozen=True):
         bytes_out: How much of the answer was sent.
         ended: When it ended.
         status: What it was counted as; 499: its client left.
+        first_byte_secs: How long after its arrival the first byte of the answer's body came; null:
+            none has.
+        tokens_in: Tokens of what was asked, once the answer is over and has told of them.
+        tokens_out: Tokens of the answer, likewise.
     """
 
     id: str
@@ -228,6 +232,9 @@ class RequestInfo(Shape, frozen=True):
     bytes_out: int
     ended: float | None = None
     status: int | None = None
+    first_byte_secs: float | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
 
 
 class RequestList(Shape, frozen=True):
@@ -260,6 +267,18 @@ class RequestChanges(Shape, frozen=True):
     changed: list[RequestInfo]
     ended: list[RequestInfo]
     omitted: int = 0
+
+
+class TokenRates(Shape, frozen=True):
+    """How many tokens answers have a second, for the models where that has changed.
+
+    Attributes:
+        at: When.
+        models: Tokens a second, by model: see `tokens_per_sec` of a model.
+    """
+
+    at: float
+    models: dict[str, float]
 
 
 class ModeChange(Shape, frozen=True):
@@ -327,6 +346,8 @@ class ModelStatus(Shape, frozen=True):
         max_in_flight: How many requests it takes at a time; null: any number.
         idle_sleep_secs: How long unused it stays awake; null: for ever.
         hooks: The hooks that it has.
+        tokens_per_sec: Tokens of its answers that ended in the last minute, by the second, as far
+            as they told of them.
     """
 
     group: str
@@ -345,6 +366,7 @@ class ModelStatus(Shape, frozen=True):
     max_in_flight: int | None
     idle_sleep_secs: float | None
     hooks: list[str]
+    tokens_per_sec: float = 0.0
 
 
 class GroupStatus(Shape, frozen=True):

@@ -34,6 +34,7 @@ from llmux.ended import Ended, milliseconds, path_of
 from llmux.journal import Entry, Journal, Switch
 from llmux.names import shown
 from llmux.serving import Serving
+from llmux.socketpath import socket_path
 
 FLUSH_S = 2.0
 """How long a shutdown waits for the last spans to be sent."""
@@ -190,7 +191,7 @@ class Trace:
             target: What it is asked for.
         """
         self._note_wait()
-        host, port = _address(base_url)
+        url, address = _server(base_url)
         span = self._tracing.tracer.start_span(
             "forward",
             context=self._here,
@@ -198,10 +199,9 @@ class Trace:
             start_time=self._unix_ns(trio.current_time()),
             attributes={
                 "http.request.method": self._method,
-                "url.full": base_url + shown(_text(path_of(target))),
-                "server.address": host,
-                "server.port": port,
+                "url.full": url + shown(_text(path_of(target))),
                 "llmux.model": self._model,
+                **address,
             },
         )
         carrier: dict[str, str] = {}
@@ -238,6 +238,10 @@ class Trace:
         )
         if ended.first_byte_s is not None:
             span.set_attribute("llmux.first_byte_ms", milliseconds(ended.first_byte_s))
+        if ended.tokens_in is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", ended.tokens_in)
+        if ended.tokens_out is not None:
+            span.set_attribute("gen_ai.usage.output_tokens", ended.tokens_out)
         if ended.outcome not in {"done", "client_left"}:
             span.set_attribute("error.type", ended.outcome)
         if ended.status >= 500 or ended.outcome == "cut":
@@ -296,9 +300,16 @@ def _carrier(headers: Headers) -> dict[str, list[str]]:
 
 
 @lru_cache
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+def _server(base_url: str) -> tuple[str, dict[str, str | int]]:
+    """What URLs of a backend begin with, and the attributes that say where it is.
+
+    `server.address` of a Unix socket is its path (OpenTelemetry's semantic conventions).
+    """
+    if (path := socket_path(base_url)) is not None:
+        return "http://localhost", {"server.address": path, "network.transport": "unix"}
+    parts = urlsplit(base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return base_url, {"server.address": parts.hostname or "", "server.port": port}
 
 
 def _text(raw: bytes) -> str:

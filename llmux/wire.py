@@ -12,13 +12,18 @@ import errno
 import math
 import os
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, SO_ERROR, SOL_SOCKET
+from socket import AF_INET, AF_INET6, AF_UNIX, SO_ERROR, SOL_SOCKET
 from socket import socket as stdlib_socket
 
 import trio
 
 RECEIVE_BYTES = 65536
 """One receive buffer, and all that is read ahead of whoever takes the data."""
+
+FIRST_PAUSE_S = 0.001
+LONGEST_PAUSE_S = 0.05
+"""Between two tries to connect to a Unix socket whose backlog is full: a server that accepts at all
+has room again soon, and a try costs a few microseconds."""
 
 BREAKS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What a connection that breaks raises."""
@@ -47,6 +52,30 @@ async def connect(host: str, port: int) -> trio.SocketStream:
             failed = plain.getsockopt(SOL_SOCKET, SO_ERROR)
         if failed:
             raise OSError(failed, os.strerror(failed))
+    except BaseException:
+        plain.close()
+        raise
+    return trio.SocketStream(trio.socket.from_stdlib_socket(plain))
+
+
+async def connect_unix(path: str) -> trio.SocketStream:
+    """A connection to a Unix socket.
+
+    A full backlog does not hold up a socket that does not block, as it does with TCP, and says
+    nothing once there is room (connect(2), EAGAIN): so this tries again, a little later each time.
+
+    Raises:
+        OSError: There is no connection.
+    """
+    plain = stdlib_socket(AF_UNIX)
+    pause_s = FIRST_PAUSE_S
+    try:
+        plain.setblocking(False)
+        while failed := plain.connect_ex(path):
+            if failed != errno.EAGAIN:
+                raise OSError(failed, os.strerror(failed))
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     except BaseException:
         plain.close()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,18 +25,34 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class ScriptedBackend:
-    """A backend that records what it gets, and plays what a test wants for each connection."""
+    """A backend that records what it gets, and plays what a test wants for each connection.
 
-    def __init__(self) -> None:
+    Args:
+        path: The Unix socket that it listens on, instead of a port.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
         self.port = 0
         self.received: list[bytes] = []
         self.open = 0
         self.play: Callable[[trio.SocketStream, bytes], Awaitable[None]] = play(OK)
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
+        if self.path is not None:
+            unix = trio.socket.socket(socket.AF_UNIX)
+            await unix.bind(str(self.path))
+            unix.listen(64)
+            listeners = [trio.SocketListener(unix)]
+        else:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            self.port = listeners[0].socket.getsockname()[1]
         await trio.serve_listeners(self._connection, listeners, task_status=task_status)  # type: ignore[arg-type]
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a model's config says of where it is."""
+        return {"port": self.port} if self.path is None else {"url": f"unix:{self.path}"}
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         self.open += 1
@@ -134,13 +151,14 @@ async def running_lane(
     *,
     models: Sequence[str] = ("a",),
     hooks: FakeHooks | None = None,
+    socket_path: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
-    backend = ScriptedBackend()
+    backend = ScriptedBackend(socket_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
-        model = {"port": backend.port, "wake": "up", "sleep": "down", "alive": "ping"}
+        model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping"}
         config = parse_config(
             {"models": dict.fromkeys(models, model), "state_dir": str(folder), **settings},
             directory=folder,

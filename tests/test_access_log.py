@@ -49,6 +49,8 @@ async def test_a_request_is_one_line(tmp_path: Path, lane: str) -> None:
         "outcome": "done",
         "bytes_in": len(CHAT),
         "bytes_out": 2,
+        "tokens_in": None,  # it has told of none
+        "tokens_out": None,
         "client": "127.0.0.1",
     }
 

@@ -378,6 +378,15 @@ async def test_the_port_of_a_url(bench: Bench, url: str, port: str) -> None:
     assert bench.printed() == [port]
 
 
+async def test_the_socket_of_a_url(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMUX_SOCKET", "/of/another/model")
+    script = 'echo "<$LLMUX_PORT> <${LLMUX_SOCKET-none}>"'
+    await bench.run(script, url="unix:///run/x.sock")
+    assert bench.printed() == ["<> </run/x.sock>"]
+    await bench.run(script, url="http://a:5")
+    assert bench.printed()[-1] == "<5> <none>"
+
+
 async def test_folder_and_standard_input(bench: Bench) -> None:
     await bench.run("pwd; wc -c")
     assert [line.strip() for line in bench.printed()] == [str(bench.directory.resolve()), "0"]

@@ -31,6 +31,8 @@ MORE = {
     "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
     "llmux_healthy": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
+    "llmux_tokens": ("counter", {"model", "kind"}),
+    "llmux_time_to_first_token_seconds": ("histogram", {"model"}),
 }
 
 NOW = ModelGauges(queued=1, in_flight=2, group="g", state="awake", oldest_wait_s=3)
@@ -41,6 +43,8 @@ def test_every_series_of_the_contract_and_no_other() -> None:
     metrics.watch_counts(lambda: {"a": NOW})
     metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
+    metrics.tokens.labels("a", "prompt").inc()
+    metrics.first_token.labels("a").observe(1)
     metrics.queue_wait.labels("a").observe(1)
     metrics.active_duration.labels("a").observe(1)
     metrics.switches.labels("idle", "a", "success").inc()

@@ -128,6 +128,8 @@ async def busy_llmux(folder: Path) -> AsyncIterator[LlmuxProcess]:
         config = rack.write_config(models={"broken": {"wake": "exit 1"}})
         async with running_llmux(config) as llmux:
             await use(llmux, "broken", *ALL)
+            async with llmux.client() as client:
+                await client.post("/v1/chat/completions", json=chat("b", stream=True))
             yield llmux
 
 

@@ -669,6 +669,16 @@ def test_the_picture_follows_a_switch() -> None:
     assert status.groups["default"].state == "idle"
 
 
+def test_the_picture_has_tokens_a_second() -> None:
+    assert "TOK/S" not in drawn(views.show_status(STATUS, URL))
+    status = tell(picture(), "tokens", models={"whisper": 41.5, "gone": 1.0})
+    assert status.models["whisper"].tokens_per_sec == 41.5
+    assert "gone" not in status.models
+    lines = drawn(views.show_status(status, URL)).splitlines()
+    assert next(line for line in lines if line.startswith("MODEL")).endswith("TOK/S")
+    assert next(line for line in lines if line.startswith("whisper")).endswith("41.5")
+
+
 def test_the_picture_counts() -> None:
     found = picture()
     status = tell(found, "counts", models={"llama": [1, 2], "mistral": [3, 0], "unknown": [1, 1]})

@@ -367,3 +367,17 @@ async def test_a_collector_gets_what_a_process_has_to_tell(
     assert names == ["POST a", "POST b", "forward", "forward", "switch", "switch", "wait", "wait"]
     requests = [span for span in spans if span.name.startswith("POST")]
     assert {span.parent_span_id.hex() for span in requests} == {PARENT}
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_backend_on_a_unix_socket(
+    tmp_path: Path, exporter: InMemorySpanExporter, lane: str
+) -> None:
+    path = tmp_path / "x.sock"
+    async with running_lane(lane, tmp_path, socket_path=path, tracing=True) as site:
+        assert b"200" in await ask(site, "a")
+    (forward,) = [span for span in spans_of(exporter) if span.name == "forward"]
+    assert facts(forward)["url.full"] == "http://localhost/v1/chat/completions"
+    assert facts(forward)["server.address"] == str(path)
+    assert facts(forward)["network.transport"] == "unix"
+    assert "server.port" not in facts(forward)

@@ -140,6 +140,7 @@ class Answer:
         framing: How the body ends on the wire; with "close" it ends with the connection.
         stream: After 101, the connection, to use as the new protocol wants; else None.
         early: After 101, what was already received of the new protocol.
+        seen: What is kept of its body.
     """
 
     __slots__ = (
@@ -150,6 +151,7 @@ class Answer:
         "headers",
         "http_version",
         "reason",
+        "seen",
         "status",
         "stream",
         "trailers",
@@ -164,18 +166,31 @@ class Answer:
         self.framing, self._length_bytes = head.framing(method)
         self.stream: Stream | None = None
         self.early = b""
+        self.seen = connection.seen
         self._connection = connection
         if head.status == 101:
             self.stream, self.early = connection.stream, connection.pending
             return
         connection.keeps_alive = self.framing != "close" and head.keeps_alive()
-        if self.framing in {"none", "length"} and not self._length_bytes:
+        if self.has_body:
+            self.seen.begin(connection.pending)
+        else:
             connection.end(connection.pending)
 
     @property
     def has_ended(self) -> bool:
         """Whether all of the body has been handed out, or it has none."""
         return self._connection.has_ended
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is a body, which may be empty if its length was not told."""
+        return self._length_bytes > 0 or self.is_stream
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it has a body whose length its head does not say."""
+        return self.framing in {"chunked", "close"}
 
     @property
     def has_data(self) -> bool:

@@ -178,7 +178,7 @@ class Backend:
         """Connect to nothing yet.
 
         Args:
-            base_url: http or https; its path is put before every target.
+            base_url: http or https; its path is put before every target. Or `unix:/run/x.sock`.
             connect_timeout_s: Seconds for a connection, TLS handshake included.
 
         Raises:

@@ -22,6 +22,7 @@ from msgspec import Meta
 from llmux.clients import TrustedProxies
 from llmux.keys import MASK, KeyRing
 from llmux.names import MAX_NAME_BYTES
+from llmux.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
 
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 
@@ -74,10 +75,15 @@ def _check_host(host: str) -> None:
 
 
 def _check_url(url: str) -> None:
+    if is_socket_url(url):
+        socket_path(url)
+        return
+    if (meant := meant_socket(url)) is not None:
+        raise ValueError(f"a Unix socket is written as {meant!r}")
     if not re.fullmatch(r"[!-~]*", url):
         raise ValueError("must be ASCII without spaces (percent-encode anything else)")
     if re.match(r"https?://", url, re.IGNORECASE) is None:
-        raise ValueError("must start with http:// or https://")
+        raise ValueError("must start with http:// or https://, or be unix:/path/of.sock")
     if "?" in url or "#" in url:
         raise ValueError("must not hold a query or fragment")
     try:
@@ -166,7 +172,15 @@ Name = Annotated[
     Meta(extra_json_schema={"pattern": r"\S", "maxLength": MAX_NAME_BYTES}),
 ]
 Host = Annotated[str, _check_host]
-Url = Annotated[str, _check_url, Meta(extra_json_schema={"pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})]
+Url = Annotated[
+    str,
+    _check_url,
+    Meta(
+        extra_json_schema={
+            "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|[Uu][Nn][Ii][Xx]:/(//+)?[^/]([^\\n]*[^/])?$)"
+        }
+    ),
+]
 Origin = Annotated[str, _check_origin, Meta(extra_json_schema={"pattern": "^[a-z][^/]*://[^/]+$"})]
 HeaderName = Annotated[str, _check_header_name]
 HeaderValue = Annotated[str, _check_header_value]
@@ -256,7 +270,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         name: Its key in the file.
         port: Port of the backend; give this or url.
         host: Host of the backend, beside port; 127.0.0.1 if not given.
-        url: URL of the backend; give this or port.
+        url: URL of the backend, or unix:/path for a Unix socket; give this or port.
         wake: Shell script that returns once the model can serve.
         sleep: Shell script that frees the GPU.
         alive: Shell script that exits 0 if the model is up.
@@ -299,9 +313,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     @property
     def base_url(self) -> str:
-        """The backend's URL without a slash at its end."""
+        """The backend's URL without a slash at its end; a Unix socket in one form only."""
         if self.url is not None:
-            return self.url.rstrip("/")
+            path = socket_path(self.url)
+            return self.url.rstrip("/") if path is None else SCHEME + path
         host = self.host or "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 

@@ -110,8 +110,8 @@ OPERATIONS = (
               query=(Query("secs", "Of what time, at most 3600.", COUNT),)),
     Operation("get", "/control/events", "What happens, as events: `status` (Status), `phase` "
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
-              "`requests` (RequestChanges), `mode` (ModeChange), `pin` (PinChange), `reload` "
-              "(Reloaded), `lagged`. Goes on after `Last-Event-ID`.", EVENTS,
+              "`requests` (RequestChanges), `tokens` (TokenRates), `mode` (ModeChange), `pin` "
+              "(PinChange), `reload` (Reloaded), `lagged`. Goes on after `Last-Event-ID`.", EVENTS,
               query=(Query("last_event_id", "Like the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests that are being served.", RequestList,
               errors=(BadRequest,), query=(Query("limit", "How many, at most 1000.", COUNT),)),

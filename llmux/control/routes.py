@@ -79,11 +79,11 @@ def control_routes(steered: Steered) -> Blueprint:
 
 
 def _seeing(routes: Blueprint, steered: Steered) -> None:
-    board, feed = steered.board, steered.feed
+    board, feed, rates = steered.board, steered.feed, steered.journeys.rates
 
     @routes.get("/status")
     async def show_status() -> Response:
-        return answer(status_of(board, feed, steered.config))
+        return answer(status_of(board, feed, steered.config, rates))
 
     @routes.get("/history")
     async def show_history() -> Response:
@@ -93,7 +93,7 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     @routes.get("/events")
     async def follow_events() -> Response:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
-        reader = feed.reading(lambda: status_of(board, feed, steered.config), last)
+        reader = feed.reading(lambda: status_of(board, feed, steered.config, rates), last)
         return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")

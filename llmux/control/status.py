@@ -14,9 +14,10 @@ from llmux.model import Model
 from llmux.shapes import GroupStatus, ModelStatus, Status
 from llmux.switchboard import Switchboard
 from llmux.switcher import Switcher
+from llmux.tokens import Rates
 
 
-def status_of(board: Switchboard, feed: Feed, config: Config) -> Status:
+def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> Status:
     """All there is to know at this instant."""
     return Status(
         at=feed.clock.now(),
@@ -32,7 +33,7 @@ def status_of(board: Switchboard, feed: Feed, config: Config) -> Status:
             name: _group_status(switcher, feed, config) for name, switcher in board.groups.items()
         },
         models={
-            model.name: _model_status(switcher, model, board, feed)
+            model.name: _model_status(switcher, model, board, feed, rates)
             for switcher in board.groups.values()
             for model in switcher.models.values()
         },
@@ -54,7 +55,9 @@ def _group_status(switcher: Switcher, feed: Feed, config: Config) -> GroupStatus
     )
 
 
-def _model_status(switcher: Switcher, model: Model, board: Switchboard, feed: Feed) -> ModelStatus:
+def _model_status(
+    switcher: Switcher, model: Model, board: Switchboard, feed: Feed, rates: Rates
+) -> ModelStatus:
     now = trio.current_time()
     config = board.config_of(model.name)
     active = switcher.active
@@ -81,6 +84,7 @@ def _model_status(switcher: Switcher, model: Model, board: Switchboard, feed: Fe
         max_in_flight=config.max_in_flight,
         idle_sleep_secs=model.idle_sleep_s if is_slept else None,
         hooks=[hook for hook in get_args(HookName) if config.script(hook)],
+        tokens_per_sec=rates.per_second(model.name),
     )
 
 

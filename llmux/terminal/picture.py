@@ -23,6 +23,7 @@ from llmux.shapes import (
     RequestList,
     Status,
     SwitchRecord,
+    TokenRates,
 )
 
 KEPT_SWITCHES = 50
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Any]] = {
     "switch": SwitchRecord,
     "counts": Counts,
     "requests": RequestChanges,
+    "tokens": TokenRates,
     "mode": ModeChange,
     "pin": PinChange,
 }
@@ -93,6 +95,9 @@ class Picture:
                 self._set_phase(self.status, news)
             case Counts():
                 self._set_counts(self.status, news)
+            case TokenRates():
+                for name, rate in news.models.items():
+                    self._set_model(self.status, name, tokens_per_sec=rate)
             case SwitchRecord():
                 running = news if news.ended is None else None
                 self._set_group(self.status, news.group, switch=running)

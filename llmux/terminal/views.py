@@ -214,9 +214,11 @@ def models_table(
         chosen: The model whose line is marked.
         sparks: How many have waited for each, drawn.
     """
+    rates = any(model.tokens_per_sec for model in status.models.values())
     table = Grid(
         ("MODEL", "~"), ("STATE", ""), ("FOR", ">?"), ("IN FLIGHT", ">"), ("WAITING", ">"),
-        ("OLDEST", ">?"), ("COST", ">?"), ("ETA", ">?"), *([("QUEUE", "?")] if sparks else []),
+        ("OLDEST", ">?"), ("COST", ">?"), ("ETA", ">?"), *([("TOK/S", ">?")] if rates else []),
+        *([("QUEUE", "?")] if sparks else []),
     )  # fmt: skip
     passed = now - status.at
     for name, model in status.models.items():
@@ -231,6 +233,8 @@ def models_table(
             Text(span(model.cost_secs)),
             Text(span(model.eta_secs)),
         ]
+        if rates:
+            cells.append(Text(f"{model.tokens_per_sec:.1f}" if model.tokens_per_sec else "-"))
         if sparks:
             cells.append(Text(sparks.get(name, ""), "yellow"))
         table.add_row(*cells, style="reverse" if name == chosen else "")

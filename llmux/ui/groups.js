@@ -126,7 +126,9 @@ export class Groups {
     row.eta.title = away ? "About how long a request that came now would wait" : "";
     const slots = model.max_in_flight === null ? "" : `/${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";
-    say(row.numbers, [running, model.queued ? `${model.queued} waiting` : ""].filter(Boolean).join(", "));
+    const rate = model.tokens_per_sec ? `${model.tokens_per_sec.toFixed(1)} tokens/s` : "";
+    say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).join(", "));
+    row.numbers.title = rate && "Tokens of its answers in the last minute, by the second";
     row.numbers.classList.toggle("waits", model.queued > 0);
     row.error.hidden = !model.last_error;
     const retry = model.retry_in_secs ? ` · next try in ${duration(model.retry_in_secs)}` : "";

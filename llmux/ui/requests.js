@@ -68,9 +68,9 @@ export class Requests {
       h("th", { scope: "row" }, h("button.link-button.mono", { type: "button", title: "Why did it wait?", onclick: () => this._choose(id) }, id)),
       part("model", h("td")),
       h("td", {}, part("phase", h("span.chip"))),
-      part("age", h("td.num")), part("waited", h("td.num")),
+      part("age", h("td.num")), part("waited", h("td.num")), part("first", h("td.num")),
       part("client", h("td.mono")), part("call", h("td.mono.call")),
-      part("in", h("td.num")), part("out", h("td.num")),
+      part("in", h("td.num")), part("out", h("td.num")), part("tokens", h("td.num")),
       h("td", {}, part("cancel", h("button.small.danger-text", { type: "button", "aria-label": `Cancel request ${id}`, onclick: () => this._actions.cancel(id) }, "Cancel"))),
     );
     return row;
@@ -92,10 +92,17 @@ function patch(row, request, now) {
   say(row.phase, ended ? `ended ${request.status ?? ""}` : request.phase);
   say(row.age, duration((request.ended ?? now) - request.arrived));
   say(row.waited, duration(waitEnd(request, now) - request.arrived));
+  say(row.first, duration(request.first_byte_secs));
   say(row.client, request.client ?? "–");
   say(row.call, `${request.method} ${request.path}`);
   row.call.title = row.call.textContent;
   say(row.in, bytes(request.bytes_in));
   say(row.out, bytes(request.bytes_out));
+  say(row.tokens, tokens(request));
   row.cancel.hidden = ended;
+}
+
+/** What was asked and what was answered, in tokens. @param {RequestInfo} request @returns {string} */
+function tokens({ tokens_in: asked, tokens_out: answered }) {
+  return asked == null && answered == null ? "–" : `${asked ?? "?"} → ${answered ?? "?"}`;
 }

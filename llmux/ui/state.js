@@ -227,6 +227,13 @@ const EVENTS = {
     store._mark("status");
     store._mark("timeline");
   },
+  tokens(store, rates) {
+    for (const [name, rate] of Object.entries(rates.models)) {
+      const model = store.model(name);
+      if (model) Object.assign(model, { tokens_per_sec: rate });
+    }
+    store._mark("status");
+  },
   requests(store, changes) {
     for (const request of changes.changed) {
       if (!store.requests.has(request.id)) store.total += 1;

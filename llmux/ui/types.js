@@ -13,13 +13,14 @@
  * @typedef {{at: number, models: Record<string, [number, number]>}} Counts
  * @typedef {{id: string, model: string, phase: RequestPhase, arrived: number, waited_secs: number,
  *   client: string | null, method: string, path: string, bytes_in: number, bytes_out: number,
- *   ended?: number | null, status?: number | null}} RequestInfo
+ *   ended?: number | null, status?: number | null, first_byte_secs?: number | null,
+ *   tokens_in?: number | null, tokens_out?: number | null}} RequestInfo
  * @typedef {{model: string, wait: boolean}} Pin
  * @typedef {{group: string, state: ModelState, since: number, in_flight: number, queued: number,
  *   awake: boolean, oldest_wait_secs: number | null, last_error: string | null,
  *   retry_in_secs: number | null, cost_secs: number | null, eta_secs: number | null,
  *   aliases: string[], backend: string, max_in_flight: number | null,
- *   idle_sleep_secs: number | null, hooks: string[]}} ModelStatus
+ *   idle_sleep_secs: number | null, hooks: string[], tokens_per_sec?: number}} ModelStatus
  * @typedef {{state: "idle" | "active" | "switching", since: number, active_model: string | null,
  *   models: string[], pinned: Pin | null, switch: SwitchRecord | null, standby: string | null}} GroupStatus
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",
