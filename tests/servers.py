@@ -17,6 +17,7 @@ from typing import Any
 
 import h11
 import httpx
+import pytest
 import trio
 
 Received = tuple[h11.Request, bytes]
@@ -214,6 +215,11 @@ FORMS = {
     "hypercorn": [sys.executable, "-m", "hypercorn", "-b", "127.0.0.1:0", "llmux.app:app"],
 }  # fmt: skip
 """The commands that serve llmux; each takes its config from $LLMUX_CONFIG."""
+
+ALL_FORMS = [
+    form if form == "llmux" else pytest.param(form, marks=pytest.mark.slow) for form in FORMS
+]
+"""For tests that take seconds: every run starts `llmux`, and the slow run the others, too."""
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from llmux.errors import Forbidden
 from llmux.server import at_most, connection_shares
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, running_lane
-from tests.servers import FORMS, running_backends, running_llmux
+from tests.servers import ALL_FORMS, running_backends, running_llmux
 
 CHAT = "/v1/chat/completions"
 HERE = ("127.0.0.1", 1)
@@ -249,7 +249,7 @@ async def test_a_reload_changes_the_limit(tmp_path: Path) -> None:
         assert lines.limit == 3
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_the_access_log_has_the_client(tmp_path: Path, form: str) -> None:
     async with running_backends(tmp_path, "a") as rack:
         config = rack.write_config(access_log=True, trusted_proxies=["127.0.0.1"])

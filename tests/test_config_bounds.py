@@ -67,7 +67,11 @@ def test_too_many_merged_keys_are_refused(tmp_path: Path) -> None:
         ("x-a: " + "9" * 5000 + "\n", "line 1, column 6: a number of 5000 digits: 9999"),
         ("x-a: 0x" + "f" * 5000 + "\n", "line 1, column 6: a number of 5002 digits: 0xff"),
         ("0x" + "f" * 900 + ": 1\n", "line 1, column 1: a number of 902 digits"),
-        ("x-a: [" + "1," * 61_000 + "]\n", "line 1, column 120001: the file has"),
+        pytest.param(
+            "x-a: [" + "1," * 61_000 + "]\n",
+            "line 1, column 120003: the file has",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_too_much_is_refused_and_its_place_told(
@@ -105,7 +109,11 @@ def test_models_that_are_one_many_times_are_counted(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ('{"models": ' + "[" * 500 + "]" * 500 + "}", "models"),
         ('{"port": ' + "1" * 5000 + "}", "a number of 5000 digits: 1111"),
-        ('{"models": [' + "{}," * 300_000 + "{}]}", f"models: has more than {MOST_VALUES} values"),
+        pytest.param(
+            '{"models": [' + "{}," * 300_000 + "{}]}",
+            f"models: has more than {MOST_VALUES} values",
+            marks=pytest.mark.slow,
+        ),
         ('{"models": {"a": 1, "a": 1}}', "models.a: duplicate key"),
     ],
 )
@@ -116,7 +124,7 @@ def test_json_has_the_same_bounds(tmp_path: Path, text: str, says: str) -> None:
 def test_mistakes_are_cut_and_counted(tmp_path: Path) -> None:
     names = {f"{n}-" + "x" * 50_000: 1 for n in range(70)}
     lines = refused(tmp_path, json.dumps({"models": names}), "llmux.json")
-    assert len(lines) == 70
+    assert len(lines) == 2 * 70  # that a name is too long, and that its model is no object
     options = dict.fromkeys(map(str, range(5000)), 1)
     lines = refused(tmp_path, json.dumps({"models": {}, **options}), "llmux.json")
     assert len(lines) == MOST_MISTAKES + 1

@@ -18,7 +18,7 @@ import trio
 from llmux.config import Config, parse_config
 from llmux.control_listener import Opened, control_socket
 from tests.servers import (
-    FORMS,
+    ALL_FORMS,
     LlmuxProcess,
     Rack,
     chat,
@@ -64,7 +64,7 @@ def opened(folder: Path, **control: Any) -> Opened:
     return found
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_control_is_on_its_socket_and_nowhere_else(
     rack: Rack, tmp_path: Path, form: str
 ) -> None:
@@ -100,7 +100,7 @@ async def test_control_is_on_its_socket_and_nowhere_else(
     assert not path.exists()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_control_is_on_its_port(rack: Rack, form: str) -> None:
     config = rack.write_config(control={"port": 0})
     async with running_llmux(config, form) as llmux, llmux.client() as main:
@@ -117,7 +117,7 @@ async def test_control_is_on_its_port(rack: Rack, form: str) -> None:
         assert (await main.get("/control/status")).status_code == 404
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_watcher_does_not_hold_up_the_end(rack: Rack, tmp_path: Path, form: str) -> None:
     config = rack.write_config(control={"socket": "control.sock"})
     async with (
@@ -130,7 +130,7 @@ async def test_a_watcher_does_not_hold_up_the_end(rack: Rack, tmp_path: Path, fo
         assert await llmux.terminate(seconds=10) == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_socket_that_cannot_be_had_is_told(rack: Rack, tmp_path: Path, form: str) -> None:
     (tmp_path / "control.sock").write_text("precious")
     config = rack.write_config(control={"socket": "control.sock"})

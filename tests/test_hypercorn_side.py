@@ -28,7 +28,7 @@ from llmux.hypercorn_side.frames import BURST, REFILL_PER_S, Budget, FrameCutter
 from llmux.hypercorn_side.sockets import Sending
 from llmux.hypercorn_side.websocket import MessageBuffer
 from tests.lanes import LANES, read_all, running_lane
-from tests.servers import FORMS, LlmuxProcess, Rack, chat, running_backends, running_llmux
+from tests.servers import ALL_FORMS, LlmuxProcess, Rack, chat, running_backends, running_llmux
 
 HANDSHAKE = (
     b"GET /upstream/a/ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -76,6 +76,7 @@ class Client:
     async def receive(self) -> None:
         """Take what comes next."""
         try:
+            await self.flush()
             data = await self.stream.receive_some()
         except trio.BrokenResourceError:
             data = b""
@@ -97,7 +98,6 @@ class Client:
                 self.goaway = event.error_code
             elif isinstance(event, h2.events.PingAckReceived):
                 self.acked += 1
-        await self.flush()
 
     async def until(self, *streams: int) -> None:
         with trio.fail_after(5):
@@ -127,7 +127,7 @@ def port_of(llmux: LlmuxProcess) -> int:
 # ---- HTTP/2 ----
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_an_early_answer_ends_no_sibling(rack: Rack, form: str) -> None:
     config = rack.write_config(http2=True, api_keys=["key"])
     async with running_llmux(config, form) as llmux, http2(llmux) as client:
@@ -149,7 +149,7 @@ async def test_an_early_answer_ends_no_sibling(rack: Rack, form: str) -> None:
         assert not any("Traceback" in line for line in llmux.lines)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_what_is_no_request_of_http2_is_told_on_its_stream(rack: Rack, form: str) -> None:
     config = rack.write_config(http2=True, limits={"header_fields": 20})
     async with running_llmux(config, form) as llmux, http2(llmux) as client:
@@ -204,7 +204,7 @@ FLOODS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_floods_end_their_connection(rack: Rack, form: str) -> None:
     calm = h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
     async with running_llmux(rack.write_config(http2=True), form) as llmux, llmux.client() as other:
@@ -238,7 +238,7 @@ async def test_floods_end_their_connection(rack: Rack, form: str) -> None:
         assert not any("Traceback" in line for line in llmux.lines)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_client_of_http2_that_is_served_is_no_flood(rack: Rack, form: str) -> None:
     """Hundreds of requests, and a WINDOW_UPDATE or two for each piece of an answer."""
     async with running_llmux(rack.write_config(http2=True), form) as llmux:
@@ -254,7 +254,7 @@ async def test_a_client_of_http2_that_is_served_is_no_flood(rack: Rack, form: st
             assert (await client.post("/v1/chat/completions", json=large)).status_code == 200
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("how", ["GOAWAY", "RST_STREAM", "closes"])
 async def test_a_client_of_http2_that_has_left_is_noticed(rack: Rack, form: str, how: str) -> None:
     """Also one that has left no room for the answer that is being sent."""
@@ -388,7 +388,7 @@ async def with_socket_backend(folder: Path, form: str) -> AsyncIterator[LlmuxPro
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_websockets_are_not_compressed_and_bounded(tmp_path: Path, form: str) -> None:
     async with with_socket_backend(tmp_path, form) as llmux:
         port = port_of(llmux)

@@ -528,13 +528,9 @@ def test_an_old_journal_says_nothing_of_options_and_drains(tmp_path: Path) -> No
     assert list(read_journal(path)) == [Started(0, "fifo", {"a": "default"}, {}, 300, 0)]
 
 
-CIRCLE: dict[str, Any] = {}
-CIRCLE["again"] = CIRCLE
-
-
 @pytest.mark.parametrize(
     ("options", "kept"),
-    [({"x": {1: [0.5, None]}}, {"x": {"1": [0.5, None]}}), ({"x": {None: 1}}, {}), (CIRCLE, {})],
+    [({"x": {1: [0.5, None]}}, {"x": {"1": [0.5, None]}}), ({"x": {None: 1}}, {})],
 )
 async def test_what_a_start_says_of_the_policy(
     options: dict[str, Any], kept: dict[str, Any], autojump_clock: MockClock

@@ -15,6 +15,8 @@ from tests.servers import Rack, chat, running_backends, running_llmux
 
 FORMS = ["hypercorn", "hypercorn -k trio"]
 
+pytestmark = pytest.mark.slow
+
 
 def children_of(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

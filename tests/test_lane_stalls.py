@@ -83,7 +83,7 @@ async def test_a_body_that_stops_coming(
                 await stream.send_all(head + b"5\r\nhello\r\n")
                 answer = await read_all(stream)
         assert (status(answer), error_code(answer)) == (408, "bad_request")
-        assert site.service.proxy.bodies.held_bytes == 0
+        await until(lambda: not site.service.proxy.bodies.held_bytes)
 
 
 @pytest.mark.parametrize("lane", ALL_LANES)
@@ -216,7 +216,8 @@ async def short(stream: trio.SocketStream, request: bytes) -> None:
 async def test_an_http_2_client_that_opens_no_window(
     lane: str, how: str, play: object, tmp_path: Path
 ) -> None:
-    async with on_lane(lane, tmp_path, limits=STALL if how == "stall" else {}) as site:
+    limits = STALL if how == "stall" else {}
+    async with on_lane(lane, tmp_path, http2=True, limits=limits) as site:
         site.backend.play = play  # type: ignore[assignment]
         async with await site.connect() as stream:
             client = H2Client(stream)

@@ -180,7 +180,7 @@ async def test_a_reload_at_any_step_of_anything(
         finally:
             trio.lowlevel.remove_instrument(instrument)
         assert site.ended == count
-        assert site.reloads > 20
+        assert site.reloads >= 5  # as many as there were steps for
         assert site.board.is_healthy
         for each in site.board.models.values():
             assert (each.in_flight.count, each.waiters.count) == (0, 0)

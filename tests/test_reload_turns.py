@@ -20,7 +20,7 @@ from llmux.reload import Reloader
 from llmux.shapes import Reloaded
 from llmux.switchboard import Switchboard
 from tests.fakes import FakeHooks
-from tests.servers import running_backends, running_llmux
+from tests.servers import ALL_FORMS, running_backends, running_llmux
 
 MODEL = {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}
 
@@ -167,7 +167,7 @@ def test_a_policy_that_cannot_be_made_for_each_group_changes_nothing(
     assert list(board.models) == ["a", "b"]
 
 
-@pytest.mark.parametrize("form", ["llmux", "hypercorn", "hypercorn -k trio"])
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_requests_are_answered_while_a_large_config_is_read(
     tmp_path: Path, form: str
 ) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from llmux import repeats
 from llmux.repeats import Repeats
-from tests.servers import running_backends, running_llmux
+from tests.servers import ALL_FORMS, running_backends, running_llmux
 
 
 class Clock:
@@ -97,7 +97,7 @@ def children_of(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("form", ["hypercorn", "hypercorn -k trio", "llmux"])
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_server_without_descriptors_logs_little(tmp_path: Path, form: str) -> None:
     async with running_backends(tmp_path, "a") as rack:
         async with running_llmux(rack.write_config(), form) as llmux:

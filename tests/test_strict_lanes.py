@@ -17,7 +17,7 @@ import trio
 
 from llmux.hypercorn_side.http1 import NO_HTTP2
 from tests.lanes import read_all
-from tests.servers import FORMS, LlmuxProcess, Rack, chat, running_backends, running_llmux
+from tests.servers import ALL_FORMS, LlmuxProcess, Rack, chat, running_backends, running_llmux
 from tests.test_strict import BAD_HEADS, GET, HOST
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -70,7 +70,7 @@ def says_why(answer: bytes) -> bool:
     return bool(json.loads(body)["error"]["code"] == "bad_request")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_two_readers_of_one_request(rack: Rack, form: str) -> None:
     """Each alone, behind a request, and behind one for an own path."""
     async with running_llmux(rack.write_config(), form) as llmux:
@@ -99,7 +99,7 @@ async def test_two_readers_of_one_request(rack: Rack, form: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_limits_of_a_head(rack: Rack, form: str) -> None:
     async with running_llmux(rack.write_config(limits={"header_fields": 20}), form) as llmux:
         raw = Raw(llmux)
@@ -117,7 +117,7 @@ async def test_limits_of_a_head(rack: Rack, form: str) -> None:
         assert await raw.codes(HEALTH + b"\r\n" * 100) == [200, 400]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_what_follows_the_last_request_changes_nothing(rack: Rack, form: str) -> None:
     async with running_llmux(rack.write_config(), form) as llmux:
         raw = Raw(llmux)
@@ -131,7 +131,7 @@ async def test_what_follows_the_last_request_changes_nothing(rack: Rack, form: s
                 assert await raw.codes(request, behind) == [200]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_an_answer_comes_before_what_follows_it(rack: Rack, form: str) -> None:
     """A violation, or a request, behind one that still waits for its answer."""
     async with running_llmux(rack.write_config(), form) as llmux:
@@ -149,7 +149,7 @@ async def test_an_answer_comes_before_what_follows_it(rack: Rack, form: str) -> 
             ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_requests_that_are_right_pass(rack: Rack, form: str) -> None:
     async with running_llmux(rack.write_config(), form) as llmux:
         raw = Raw(llmux)
@@ -186,7 +186,7 @@ async def test_requests_that_are_right_pass(rack: Rack, form: str) -> None:
                 assert statuses(await read_all(stream)) == [200]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_request_with_an_upgrade_that_is_ignored_is_left_like_others(
     rack: Rack, form: str
 ) -> None:
@@ -205,7 +205,7 @@ async def test_a_request_with_an_upgrade_that_is_ignored_is_left_like_others(
                 await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_http2_is_off(rack: Rack, form: str) -> None:
     async with running_llmux(rack.write_config(), form) as llmux:
         raw = Raw(llmux)

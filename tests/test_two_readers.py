@@ -150,7 +150,7 @@ def forwarded(site: Site) -> list[bytes]:
 @pytest.fixture(params=LANES)
 async def two(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     """Two models at one backend, which could wake the other itself."""
-    async with running_lane(request.param, tmp_path, models=("a", "b")) as site:
+    async with running_lane(request.param, tmp_path, models=("a", "b"), http2=True) as site:
         yield site
 
 
