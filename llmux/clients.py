@@ -84,7 +84,7 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self._networks)
 
     def client(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The address of whoever asks: the last one of `X-Forwarded-For` that is no trusted proxy.
+        """The address of the client: the last one of `X-Forwarded-For` that is no trusted proxy.
 
         What stands left of it may be made up. Where a proxy has written no address, the one that
         the proxy was asked from is the last that is known.

@@ -62,7 +62,7 @@ class Journey:
 
     Attributes:
         id: Its name, another one for each request.
-        client: The address of whoever has sent it, behind proxies that are trusted; None: unknown.
+        client: The address of the client, as trusted proxies forward it; None: unknown.
         arrived_at: When its head had come (Trio's clock).
         ended_at: When it ended; None: it has not.
         model: What it is for, once that is known; empty for the fallback.

@@ -338,7 +338,7 @@ class ModelProxy:
             trace.end(ended)
 
     def client_of(self, peer: str | None, headers: HeaderList) -> str | None:
-        """The address of whoever asks, behind proxies that are trusted."""
+        """The address of the client, as trusted proxies forward it."""
         return self._proxies.client(peer, headers)
 
     def admits(self, headers: HeaderList) -> bool:

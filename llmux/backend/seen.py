@@ -1,4 +1,4 @@
-"""The first and the last bytes of an answer's body, for whoever looks at them once it has ended.
+"""The first and the last bytes of an answer's body, kept until it has ended.
 
 Nothing is looked at while they are relayed: for each piece that is received, one reference is kept,
 and another one is dropped.

@@ -29,7 +29,7 @@ SENT_EARNS = 4
 """What a piece of an answer earns: clients answer one with up to two WINDOW_UPDATE."""
 
 ANSWER_EARNS = 2 * STREAM_COST
-"""What an answer earns: whoever waits for answers never runs out."""
+"""Frames that an answer earns, so that a client that waits for answers never runs out."""
 
 
 class FrameCutter:

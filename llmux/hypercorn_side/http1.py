@@ -76,7 +76,7 @@ class StrictH11Protocol(H11Protocol):
             self._is_closed = True
             await self._lingering.stop()
             await super().handle(event)
-            # Hypercorn lets whoever waits for the end of a request wait on.
+            # Hypercorn leaves the task that waits for the end of a request waiting.
             await self.can_read.set()
         elif isinstance(self.connection, H11WSConnection):
             if not self._is_over:

@@ -37,7 +37,7 @@ class BoundedH2Protocol(H2Protocol):
 
     Hypercorn ends it, with all streams, when DATA follows an early answer; takes as many frames as
     come, without a break; leaves a response that is given up without an end; and, when the client
-    has left, lets whoever sends to it wait on.
+    has left, leaves the task that sends to it waiting.
     """
 
     def __init__(self, *args: Any) -> None:

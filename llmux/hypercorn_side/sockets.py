@@ -13,7 +13,7 @@ Send = Callable[[Event], Awaitable[None]]
 
 
 class Sending:
-    """What a connection sends with: Hypercorn's `TCPServer.protocol_send`, mended.
+    """Sends on a connection: Hypercorn's `TCPServer.protocol_send`, without its tracebacks.
 
     Trio lets nobody send while another task says that nothing more will come, as Hypercorn does
     when it closes. It takes what that raises for a mistake of the app's.
