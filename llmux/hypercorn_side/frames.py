@@ -19,7 +19,7 @@ STREAM_COST = 5
 """Of a request, and of taking it back: each makes or ends tasks."""
 
 BURST = 1000
-"""What may be spent at once: about 30 ms of frames that ask for nothing, 60 ms of resets."""
+"""What may be spent at once."""
 
 REFILL_PER_S = 200.0
 """What comes back by itself. (Envoy stops at 10,000 control frames that wait to be sent; nginx

@@ -12,7 +12,7 @@ LINGER_S = 2.0
 """How long a client that was refused may go on sending: closing on unread data loses the answer."""
 
 YIELD_EVENTS = 64
-"""After so many frames of one client, others get their turn: about a millisecond."""
+"""After so many frames of one client, others get their turn."""
 
 
 @dataclass
