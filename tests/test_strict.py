@@ -273,11 +273,11 @@ def test_a_body_has_a_most_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_of_one_byte_end_soon() -> None:
-    reader, body, fed = ChunkReader(), b"1\r\na\r\n" * 10_000, 0
+    reader, body = ChunkReader(), bytearray()
     with pytest.raises(BadRequest):
-        for fed in range(0, 64 << 20, 10_000):
-            reader.feed(body, bytearray())
-    assert fed == MAX_CHUNKS == 1_000_000
+        for _ in range(0, 64 << 20, 10_000):
+            reader.feed(b"1\r\na\r\n" * 10_000, body)
+    assert len(body) == MAX_CHUNKS == 1_000_000
 
 
 # ---- Splits, and other readers ----
