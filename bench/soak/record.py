@@ -33,6 +33,9 @@ EXPLAINED = {
 }
 """Errors that are right at some times only, by what goes on then; empty: at all times."""
 
+MAY_PRECEDE = frozenset({"left", "unserved", "queue_full", "too_many_connections", "cancelled"})
+"""Ends of a request that come before llmux has seen what is wrong with it."""
+
 
 @dataclass
 class Sample:
@@ -152,7 +155,7 @@ class Record:
         if seen.outcome in {"hang", "wrong"}:
             return "must not be"
         if ask.wants:
-            allowed = {ask.wants, "left", "unserved", "queue_full", "too_many_connections"}
+            allowed = {ask.wants, *MAY_PRECEDE}
             if seen.outcome not in allowed:
                 return "must not be"
         if (window := EXPLAINED.get(seen.outcome)) and seen.outcome != ask.wants:
