@@ -166,7 +166,8 @@ class Record:
             return "too early"
         if seen.outcome == "ok" and "ok" not in MAY_FOLLOW.get(ask.lie, {"ok"}):
             return "a fault that shows as success"
-        if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S:
+        is_late = any(self.was(what, seen.begun_at, seen.ended_at) for what in ("lag", "flood"))
+        if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S and not is_late:
             return "a body that stops was waited for past the stall limit"
         if seen.outcome == "cut" and not ask.pace and took_s(seen) > CUT_S:
             return "heard too late that it was cut"
