@@ -137,9 +137,9 @@ def seen_of(outcome: str, status: int, header: Header, detail: str = "") -> Seen
 def judge(ask: Ask, status: int, header: Header, body: bytes) -> Seen:
     """A whole answer: is it the right one?"""
     if ask.own_path:
-        return seen_of(
-            "ok" if status == 200 else "wrong", status, header, f"{status} {body[:200]!r}"
-        )
+        is_refused = status == 503 and b'"too_many_connections"' in body
+        outcome = "ok" if status == 200 else "too_many_connections" if is_refused else "wrong"
+        return seen_of(outcome, status, header, f"{status} {body[:200]!r}")
     if status == (503 if ask.lie == "says 503" else 200) and body in ask.expected():
         right = not ask.wants and header("x-llmux-model") == ask.model
         return seen_of("ok" if right else "wrong", status, header, "" if right else "named wrongly")

@@ -185,7 +185,8 @@ async def h2_client(run: Run, rng: random.Random, index: int) -> None:
                 except OSError as error:
                     seen = [Seen("lost", detail=str(error)) for _ in asks]
             note_all(run, asks, seen, begun_at)
-            if line is None or any(each.outcome in {"lost", "cut", "hang"} for each in seen):
+            ends = {each.outcome for each in seen}
+            if line is None or ends & {"lost", "cut", "hang", "too_many_connections"}:
                 break
         if line is not None:
             line.stream.socket.close()

@@ -23,6 +23,9 @@ from bench.soak.ask import Ask, Header, Seen, judge, seen_of
 PIECE_BYTES = 16_000
 ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 
+REFUSED = b"HTTP/1.1 503 "
+"""llmux refuses a connection over its limits before it has read what that speaks."""
+
 
 @dataclass
 class Stream:
@@ -90,6 +93,10 @@ class H2Line:
                     data = await self.stream.receive_some(1 << 16)
                     if not data:
                         raise EOFError("closed")
+                if data.startswith(REFUSED):
+                    for stream in new:
+                        stream.end(Seen("too_many_connections", detail="as HTTP/1.1"))
+                    break
                 self._give_up(new)
                 for event in self._http.receive_data(bytes(data)):
                     self._take(event)
@@ -133,7 +140,9 @@ class H2Line:
 
     async def _flush(self) -> None:
         if data := self._http.data_to_send():
-            await self.stream.send_all(data)
+            # Of a connection that was refused, the answer can still be read.
+            with suppress(trio.BrokenResourceError):
+                await self.stream.send_all(data)
 
     def _give_up(self, streams: Sequence[Stream]) -> None:
         now = trio.current_time()

@@ -125,9 +125,8 @@ class Line:
         self._head, self._body = None, bytearray()
         seen = await self._take_events(ask)
         self._early = self._http.trailing_data[0]
-        self.can_go_on = (
-            self._http.their_state is h11.DONE and not ask.closes and ask.version == "1.1"
-        )
+        is_last = ask.closes or ask.half_closes or ask.version != "1.1"
+        self.can_go_on = self._http.their_state is h11.DONE and not is_last
         return seen
 
     async def _take_events(self, ask: Ask) -> Seen:

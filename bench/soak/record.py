@@ -33,6 +33,9 @@ EXPLAINED = {
 }
 """Errors that are right at some times only, by what goes on then; empty: at all times."""
 
+MAY_PRECEDE = frozenset({"left", "unserved", "queue_full", "too_many_connections", "cancelled"})
+"""Ends of a request that come before llmux has seen what is wrong with it."""
+
 
 @dataclass
 class Sample:
@@ -152,7 +155,7 @@ class Record:
         if seen.outcome in {"hang", "wrong"}:
             return "must not be"
         if ask.wants:
-            allowed = {ask.wants, "left", "unserved", "queue_full", "too_many_connections"}
+            allowed = {ask.wants, *MAY_PRECEDE}
             if seen.outcome not in allowed:
                 return "must not be"
         if (window := EXPLAINED.get(seen.outcome)) and seen.outcome != ask.wants:
@@ -163,7 +166,8 @@ class Record:
             return "too early"
         if seen.outcome == "ok" and "ok" not in MAY_FOLLOW.get(ask.lie, {"ok"}):
             return "a fault that shows as success"
-        if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S:
+        is_late = any(self.was(what, seen.begun_at, seen.ended_at) for what in ("lag", "flood"))
+        if ask.stops_after >= 0 and took_s(seen) > STOPPED_BODY_S and not is_late:
             return "a body that stops was waited for past the stall limit"
         if seen.outcome == "cut" and not ask.pace and took_s(seen) > CUT_S:
             return "heard too late that it was cut"

@@ -32,6 +32,7 @@ from llmux.asgi_types import ASGIApp
 from llmux.hypercorn_side.ends import BoundedBuffer, EndingAsyncioServer, EndingTrioServer
 from llmux.hypercorn_side.http1 import StrictH11Protocol
 from llmux.hypercorn_side.http2 import BoundedH2Protocol
+from llmux.hypercorn_side.inbox import InboxAsyncioGroup, InboxTrioGroup
 from llmux.hypercorn_side.rules import use_rules
 from llmux.hypercorn_side.sockets import ReadAhead, Send, Sending
 from llmux.hypercorn_side.websocket import HoldingWSStream
@@ -72,7 +73,7 @@ class HypercornSide:
             self._config,
             self._context,
             ConnectionState(self._state.copy()),
-            ReadAhead(stream, data),  # type: ignore[arg-type]
+            ReadAhead(stream, data),
         )
         self._serving[server] = stream
         try:
@@ -134,6 +135,8 @@ def mend_hypercorn() -> None:
     h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
     trio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
     asyncio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
+    trio_server.TaskGroup = InboxTrioGroup  # type: ignore[attr-defined]
+    asyncio_server.TaskGroup = InboxAsyncioGroup  # type: ignore[attr-defined]
     run: Any
     for run, server in (
         (hypercorn.trio.run, EndingTrioServer),

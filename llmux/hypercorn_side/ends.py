@@ -7,10 +7,13 @@ left of it when it closes a connection.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import Any
 
 import trio
 from hypercorn.asyncio.tcp_server import TCPServer as AsyncioServer
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import h2 as h2_protocol
 from hypercorn.trio.tcp_server import TCPServer as TrioServer
 
@@ -23,44 +26,103 @@ SENT_BYTES = 65536
 class EndingTrioServer(TrioServer):
     """Closes a connection whose client takes nothing, whatever it is used for."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._unsent: deque[bytes] = deque()
+
     async def protocol_send(self, event: Event) -> None:
         """Send, and close the connection when that takes too long."""
-        if not isinstance(event, RawData):
+        if isinstance(event, RawData):
+            await self._send_in_turn(event.data)
+        elif isinstance(event, Updated):
+            with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
+                await super().protocol_send(event)
+        else:
             await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            try:
-                for start in range(0, len(event.data), SENT_BYTES):
-                    # Shielded as in Hypercorn: what was cancelled half-way would break the framing.
-                    with trio.fail_after(RULES.stall_s) as sending:
-                        sending.shield = True
-                        await self.stream.send_all(event.data[start : start + SENT_BYTES])
-            except trio.TooSlowError:
-                await trio.aclose_forcefully(self.stream)
-                await self.protocol.handle(Closed())
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
+
+    async def _send_in_turn(self, data: bytes) -> None:
+        """Send it behind what others send.
+
+        On a connection of HTTP/2, frames that were made must be sent: the client could read no
+        headers behind ones that were left out. So a task that is cancelled while it waits for its
+        turn leaves them to the task whose turn it is.
+        """
+        self._unsent.append(data)
+        try:
+            self.send_lock.acquire_nowait()  # no checkpoint: here, too, nothing may be left behind
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            while self._unsent:
+                await self._send(self._unsent.popleft())
+        finally:
+            self.send_lock.release()
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), SENT_BYTES):
+                # Shielded as in Hypercorn: what was cancelled half-way would break the framing.
+                with trio.fail_after(RULES.stall_s) as sending:
+                    sending.shield = True
+                    await self.stream.send_all(data[start : start + SENT_BYTES])
+        except trio.TooSlowError:
+            await trio.aclose_forcefully(self.stream)
+            await self.protocol.handle(Closed())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
 
 
 class EndingAsyncioServer(AsyncioServer):
     """The same in asyncio, where a closed connection stays until its client has taken the rest."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._written_bytes = 0
+
+    async def run(self) -> None:
+        """Serve the connection to its end."""
+        # A task that ends as cancelled is a traceback in Python 3.11 (`StreamReaderProtocol`).
+        with suppress(asyncio.CancelledError):
+            await super().run()
+
     async def protocol_send(self, event: Event) -> None:
         """Send, and close the connection when that takes too long."""
-        if not isinstance(event, RawData):
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif isinstance(event, Updated):
+            with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
+                await super().protocol_send(event)
+        else:
             await super().protocol_send(event)
-            return
-        async with self.send_lock:
+
+    async def _send(self, data: bytes) -> None:
+        """Send at once, in the order of calls; then wait until the client has taken enough."""
+        try:
+            self.writer.write(data)
+            self._written_bytes += len(data)
+            await self._drain()
+        except TimeoutError:
+            self.writer.transport.abort()
+            await self.protocol.handle(Closed())
+        except (ConnectionError, RuntimeError):
+            await self.protocol.handle(Closed())
+
+    async def _drain(self) -> None:
+        """Wait for room; raises TimeoutError if the client takes nothing for the stall limit."""
+        while True:
+            taken_bytes = self._taken_bytes
             try:
-                for start in range(0, len(event.data), SENT_BYTES):
-                    self.writer.write(event.data[start : start + SENT_BYTES])
-                    async with asyncio.timeout(RULES.stall_s):
-                        await self.writer.drain()
+                async with asyncio.timeout(RULES.stall_s):
+                    await self.writer.drain()
+                    return
             except TimeoutError:
-                self.writer.transport.abort()
-                await self.protocol.handle(Closed())
-            except (ConnectionError, RuntimeError):
-                await self.protocol.handle(Closed())
+                if self._taken_bytes == taken_bytes:
+                    raise
+
+    @property
+    def _taken_bytes(self) -> int:
+        """How much the kernel has taken."""
+        return self._written_bytes - self.writer.transport.get_write_buffer_size()
 
     async def _close(self) -> None:
         self._look_after(self.writer.transport.get_write_buffer_size())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 import h11
 from h11._state import MIGHT_SWITCH_PROTOCOL
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
-from hypercorn.protocol.events import Event
+from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import (
     H2CProtocolRequiredError,
     H2ProtocolAssumedError,
@@ -152,8 +155,20 @@ class StrictH11Protocol(H11Protocol):
 
     async def stream_send(self, event: Event) -> None:
         """Send what the app says, unless the client has heard the last word."""
+        if isinstance(event, Response) and event.status_code >= HTTPStatus.OK and self._is_last:
+            closing = [*event.headers, (b"connection", b"close")]
+            event = replace(event, headers=closing)
         if not self._is_over:
             await super().stream_send(event)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the connection ends behind the answer that begins now.
+
+        It does if the client still sends of its request: a client that is not told would send its
+        next request there.
+        """
+        return self.connection.their_state not in BUSY or self.context.terminated.is_set()
 
     async def _maybe_recycle(self) -> None:
         is_unread = not self._reader.has_ended and self.connection.their_state not in BUSY
@@ -172,7 +187,8 @@ class StrictH11Protocol(H11Protocol):
         """Close once the client has closed its side, or has had the time to."""
         if isinstance(self.send, Sending):
             await self.send.end()
-        await self._lingering.restart(self.task_group, self._close_late)
+        with suppress(RuntimeError):  # the connection has ended
+            await self._lingering.restart(self.task_group, self._close_late)
 
     async def _close_late(self) -> None:
         await self.context.sleep(LINGER_S)

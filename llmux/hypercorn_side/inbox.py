@@ -1,0 +1,151 @@
+"""What an app is told of its connection: in order, bounded, and dropped once the app has ended.
+
+Hypercorn waits for room in a queue that nothing reads any more. The task that waits is the one that
+reads the connection: it hears nothing else from then on, not even that its client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from hypercorn.asyncio.task_group import TaskGroup as AsyncioTaskGroup
+from hypercorn.asyncio.task_group import _handle as handle_in_asyncio
+from hypercorn.asyncio.worker_context import EventWrapper as AsyncioEvent
+from hypercorn.config import Config
+from hypercorn.trio.task_group import TaskGroup as TrioTaskGroup
+from hypercorn.trio.task_group import _handle as handle_in_trio
+from hypercorn.trio.worker_context import EventWrapper as TrioEvent
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Event, Scope
+
+Put = Callable[[ASGIReceiveEvent], Awaitable[None]]
+AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
+
+LAST = frozenset({"http.disconnect", "websocket.disconnect"})
+"""What ends a request waits for nothing."""
+
+NO_THREADS = (None, None)
+"""What Hypercorn has for apps of WSGI."""
+
+
+class Inbox:
+    """The messages for one call of an app."""
+
+    def __init__(self, most: int, event_class: type[Event]) -> None:
+        """Begin empty.
+
+        Args:
+            most: How many messages are kept; then `put` waits.
+            event_class: Events of the loop that it is used in.
+        """
+        self._messages: deque[ASGIReceiveEvent] = deque()
+        self._most = most
+        self._has_room = event_class()
+        self._has_some = event_class()
+        self._is_closed = False
+
+    async def put(self, message: ASGIReceiveEvent) -> None:
+        """Add a message; returns once there was room, or when the app has ended."""
+        while len(self._messages) >= self._most and message["type"] not in LAST:
+            if self._is_closed:
+                return
+            await _wait_again(self._has_room)
+        if not self._is_closed:
+            self._messages.append(message)
+            await self._has_some.set()
+
+    async def get(self) -> ASGIReceiveEvent:
+        """The next message."""
+        while not self._messages:
+            await _wait_again(self._has_some)
+        message = self._messages.popleft()
+        await self._has_room.set()
+        return message
+
+    async def close(self) -> None:
+        """The app has ended: what comes is for nobody."""
+        self._is_closed = True
+        self._messages.clear()
+        await self._has_room.set()
+
+    def closed_after(self, app: AppWrapper) -> AppWrapper:
+        """The app, after which this is closed."""
+
+        async def serve(*args: Any) -> None:
+            try:
+                await app(*args)
+            finally:
+                await self.close()
+
+        return serve  # type: ignore[return-value]
+
+
+async def _wait_again(event: Event) -> None:
+    """Wait until an event is set once more. One that is waited for is not replaced."""
+    if event.is_set():
+        await event.clear()
+    await event.wait()
+
+
+class InboxTrioGroup(TrioTaskGroup):
+    """The tasks of one connection."""
+
+    async def __aexit__(self, *error: Any) -> None:
+        nursery = self._nursery
+        await super().__aexit__(*error)
+        self._nursery = nursery  # closed: who still wants something of it gets a RuntimeError
+
+    def spawn(self, func: Callable[..., Any], *args: Any) -> None:
+        """Begin a task, unless the connection has ended."""
+        with suppress(RuntimeError):
+            super().spawn(func, *args)
+
+    async def spawn_app(self, app: AppWrapper, config: Config, scope: Scope, send: AppSend) -> Put:
+        """Call the app; returns what gives it messages."""
+        inbox = Inbox(config.max_app_queue_size, TrioEvent)
+        self.spawn(
+            handle_in_trio,
+            inbox.closed_after(app),
+            config,
+            scope,
+            inbox.get,
+            send,
+            *NO_THREADS,
+        )
+        return inbox.put
+
+
+class ClosingTasks(asyncio.TaskGroup):
+    """Closes what it does not take any more; Python would say that it was never awaited."""
+
+    def create_task(self, coro: Any, **settings: Any) -> Any:
+        """As in asyncio; raises RuntimeError once the group has ended."""
+        try:
+            return super().create_task(coro, **settings)
+        except RuntimeError:
+            coro.close()
+            raise
+
+
+class InboxAsyncioGroup(AsyncioTaskGroup):
+    """The same in asyncio."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._task_group = ClosingTasks()
+
+    async def spawn_app(self, app: AppWrapper, config: Config, scope: Scope, send: AppSend) -> Put:
+        """Call the app; returns what gives it messages."""
+        inbox = Inbox(config.max_app_queue_size, AsyncioEvent)
+        self.spawn(
+            handle_in_asyncio, inbox.closed_after(app), config, scope, inbox.get, send, *NO_THREADS
+        )
+        return inbox.put
+
+    def spawn(self, func: Callable[..., Any], *args: Any) -> None:
+        """Begin a task, unless the connection has ended."""
+        with suppress(RuntimeError):
+            super().spawn(func, *args)
