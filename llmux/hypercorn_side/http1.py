@@ -199,4 +199,8 @@ class StrictH11Protocol(H11Protocol):
 
     async def _close_late(self) -> None:
         await self.context.sleep(LINGER_S)
-        self.task_group.spawn(self.send, Closed())  # which stops this task
+        self.task_group.spawn(self._close)  # which stops this task
+
+    async def _close(self) -> None:
+        await self.send(Closed())
+        await self.handle(Closed())  # asyncio's server says so only where it reads

@@ -50,8 +50,10 @@ class Sending:
             found = getattr(stream, "socket", None)
         elif (writer := getattr(self._server, "writer", None)) is not None:
             found = writer.get_extra_info("socket")
-        if found is None or found.fileno() < 0 or not hasattr(select, "POLLRDHUP"):
+        if found is None or not hasattr(select, "POLLRDHUP"):
             return False
+        if found.fileno() < 0:  # asyncio has seen it break, and tells only who reads
+            return True
         poll = select.poll()
         poll.register(found.fileno(), select.POLLRDHUP)
         return bool(poll.poll(0))
