@@ -23,6 +23,12 @@ MAX_HEAD_BYTES = 65536
 MAX_EMPTY_BYTES = 64
 """Empty lines before a request (RFC 9112, section 2.2): some clients send one behind a body."""
 
+MAX_LENGTH_DIGITS = 20
+"""Of a Content-Length, leading zeros included: what 64 bits hold (h11's limit, too).
+
+Python raises ValueError for a number of thousands of digits.
+"""
+
 CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"
 
@@ -209,6 +215,8 @@ def _connection_tokens(head: RequestHead) -> set[bytes]:
 
 
 def _read_content_length(head: RequestHead, value: bytes) -> None:
+    if len(value) > MAX_LENGTH_DIGITS:
+        raise BadRequest(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
     head.content_length = int(value)  # llhttp has seen that it is one number, given once
 
 

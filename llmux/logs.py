@@ -66,9 +66,19 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(formatter)
     output.addFilter(Repeats())
+    output.addFilter(_is_no_cancelled_connection)
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
+    """Whether a line is not asyncio's, up to Python 3.11, about a connection that was cancelled.
+
+    Hypercorn cancels those that outlast its grace when it stops; asyncio takes that for an error.
+    """
+    kind = record.exc_info[0] if record.exc_info else None  # by name: asyncio takes time to import
+    return record.name != "asyncio" or kind is None or kind.__name__ != "CancelledError"
 
 
 def _to_json(event: Any, default: Callable[[Any], Any]) -> str:

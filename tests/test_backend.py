@@ -314,6 +314,9 @@ BAD_HEADS = {
     "length 5_0": b"HTTP/1.1 200 OK\r\nContent-Length: 5_0\r\n\r\n",
     "length empty": b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
     "length overflow": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    "length of thousands of digits": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"0" * 5000 + b"5\r\n\r\nhello"
+    ),
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 4\r\n\r\nhello",
     "length and coding": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"

@@ -73,6 +73,8 @@ BAD_HEADS = {
     "two lengths": b"POST / HTTP/1.1\r\n%bContent-Length: 5\r\nContent-Length: 5\r\n",
     "lengths in a list": b"POST / HTTP/1.1\r\n%bContent-Length: 5, 5\r\n",
     "a signed length": b"POST / HTTP/1.1\r\n%bContent-Length: +5\r\n",
+    "a length of many digits": b"POST / HTTP/1.1\r\n%bContent-Length: " + b"0" * 21 + b"\r\n",
+    "a length of thousands of digits": b"POST / HTTP/1.1\r\n%bContent-Length: " + b"0" * 5000 + b"\r\n",
     "white space before the colon": b"POST / HTTP/1.1\r\n%bContent-Length : 5\r\n",
     "white space before the name": b"POST / HTTP/1.1\r\n Content-Length: 5\r\n%b",
     "another coding": b"POST / HTTP/1.1\r\n%bTransfer-Encoding: gzip, chunked\r\n",

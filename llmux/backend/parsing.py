@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import httptools
 
 from llmux.errors import BackendBroke
+from llmux.http1 import MAX_LENGTH_DIGITS
 
 Framing = Literal["none", "length", "chunked", "close"]
 
@@ -159,6 +160,8 @@ class Head:
         lengths = self._read().get(b"content-length")
         if not lengths:
             return "close", 0
+        if len(lengths[0]) > MAX_LENGTH_DIGITS:
+            raise BackendBroke(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
         return "length", int(lengths[0])  # llhttp has seen that it is one number, given once
 
     def keeps_alive(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -22,7 +21,7 @@ from hypercorn.protocol.h11 import (
 from llmux.errors import BadRequest, LlmuxError
 from llmux.http1 import MAX_HEAD_BYTES, response_head
 from llmux.hypercorn_side.rules import LINGER_S, RULES
-from llmux.hypercorn_side.sockets import Sending
+from llmux.hypercorn_side.sockets import Sending, has_room
 from llmux.openai import error_answer
 from llmux.strict import RequestReader
 
@@ -36,6 +35,10 @@ NO_HTTP2 = (
 
 BUSY = (h11.DONE, MIGHT_SWITCH_PROTOCOL)
 """States of a client whose request is whole, and not answered yet."""
+
+
+LOOK_S = 1.0
+"""How often it is looked whether a client has left while nothing is read of it."""
 
 
 class StrictConnection(h11.Connection):
@@ -71,13 +74,13 @@ class StrictH11Protocol(H11Protocol):
         self._refusal: LlmuxError | None = None
         self._is_over = False  # the last word has been said
         self._is_closed = False
-        self._lingering = self.context.single_task_class()
+        self._beside = self.context.single_task_class()
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take what was received, or the news that the connection is closed."""
         if not isinstance(event, RawData):
             self._is_closed = True
-            await self._lingering.stop()
+            await self._beside.stop()
             await super().handle(event)
             # Hypercorn leaves the task that waits for the end of a request waiting.
             await self.can_read.set()
@@ -126,10 +129,26 @@ class StrictH11Protocol(H11Protocol):
 
     async def _until_free(self) -> bool:
         """Wait until the request before is answered; returns whether another can follow it."""
-        while self.connection.their_state in BUSY and not self._is_closed:
-            await self.can_read.clear()
-            await self.can_read.wait()
+        if self.connection.their_state in BUSY and not self._is_closed and self._has_room:
+            await self._beside.restart(self.task_group, self._watch_client)
+            while self.connection.their_state in BUSY and not self._is_closed:
+                await self.can_read.clear()
+                await self.can_read.wait()
+            await self._beside.stop()
         return self.connection.their_state is h11.IDLE and not self._is_closed
+
+    @property
+    def _has_room(self) -> bool:
+        return has_room(self.task_group)
+
+    async def _watch_client(self) -> None:
+        """Close the connection if its client leaves: nothing is read that would say so.
+
+        One that has only closed its side may still get an answer or two.
+        """
+        while not (isinstance(self.send, Sending) and self.send.has_left()):
+            await self.context.sleep(LOOK_S)
+        await self._close_late()
 
     async def _refuse(self, error: LlmuxError) -> None:
         """Say what is wrong with the request that is coming, once it is its turn."""
@@ -187,9 +206,15 @@ class StrictH11Protocol(H11Protocol):
         """Close once the client has closed its side, or has had the time to."""
         if isinstance(self.send, Sending):
             await self.send.end()
-        with suppress(RuntimeError):  # the connection has ended
-            await self._lingering.restart(self.task_group, self._close_late)
+        if self._has_room:
+            await self._beside.restart(self.task_group, self._close_late)
+        else:
+            await self.send(Closed())
 
     async def _close_late(self) -> None:
         await self.context.sleep(LINGER_S)
-        self.task_group.spawn(self.send, Closed())  # which stops this task
+        self.task_group.spawn(self._close)  # which stops this task
+
+    async def _close(self) -> None:
+        await self.send(Closed())
+        await self.handle(Closed())  # asyncio's server says so only where it reads

@@ -22,6 +22,8 @@ from llmux.http1 import METHOD, VISIBLE, check_host
 from llmux.hypercorn_side.frames import ANSWER_EARNS, SENT_EARNS, Budget, FrameCutter
 from llmux.hypercorn_side.http1 import NO_HTTP2
 from llmux.hypercorn_side.rules import RULES, YIELD_EVENTS
+from llmux.hypercorn_side.sockets import has_room
+from llmux.hypercorn_side.streams import StreamErrorConnection
 from llmux.openai import error_answer
 
 REQUEST = HeaderValidationFlags(
@@ -40,8 +42,14 @@ class BoundedH2Protocol(H2Protocol):
     has left, leaves the task that sends to it waiting.
     """
 
+    connection: StreamErrorConnection
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        made = self.connection
+        self.connection = StreamErrorConnection(made.config)
+        self.connection.DEFAULT_MAX_INBOUND_FRAME_SIZE = made.DEFAULT_MAX_INBOUND_FRAME_SIZE
+        self.connection.local_settings = made.local_settings
         # What is wrong with a request's headers is found here: h2 would end the connection.
         self.connection.config.validate_inbound_headers = False
         self._frames = FrameCutter(YIELD_EVENTS)
@@ -107,6 +115,9 @@ class BoundedH2Protocol(H2Protocol):
         await self._flush()
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        if self.connection.has_too_many:
+            self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
         try:
             if not self._is_upgrade:
                 check_request(request.headers or [])
@@ -145,7 +156,8 @@ class BoundedH2Protocol(H2Protocol):
         await buffer.close()
         with suppress(h2.exceptions.ProtocolError, MissingStreamError):
             self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
-            self.task_group.spawn(self._flush)  # not here: the client may take nothing
+            if has_room(self.task_group):
+                self.task_group.spawn(self._flush)  # not here: the client may take nothing
             self.priority.unblock(stream_id)  # `send_task` forgets the stream
 
     async def _send_data(self, stream_id: int) -> None:

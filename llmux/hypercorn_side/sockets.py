@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -37,6 +38,30 @@ class Sending:
                 await stream.send_eof()
             elif (writer := getattr(self._server, "writer", None)) is not None:
                 writer.write_eof()
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its side, also behind what was not read yet.
+
+        False where that cannot be told: only Linux has a way to.
+        """
+        found: Any = None
+        if (stream := getattr(self._server, "stream", None)) is not None:
+            stream = getattr(stream, "transport_stream", stream)  # TLS
+            found = getattr(stream, "socket", None)
+        elif (writer := getattr(self._server, "writer", None)) is not None:
+            found = writer.get_extra_info("socket")
+        if found is None or not hasattr(select, "POLLRDHUP"):
+            return False
+        if found.fileno() < 0:  # asyncio has seen it break, and tells only who reads
+            return True
+        poll = select.poll()
+        poll.register(found.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+
+def has_room(task_group: Any) -> bool:
+    """Whether a task can still begin: once asyncio has cancelled a group, that is an error."""
+    return not getattr(getattr(task_group, "_task_group", None), "_aborting", False)
 
 
 class ReadAhead:
