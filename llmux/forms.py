@@ -29,7 +29,7 @@ MAX_BOUNDARY_BYTES = 70
 """RFC 2046, section 5.1.1."""
 
 MAX_HEAD_BYTES = 16384
-"""The head of a part, which needs 60 bytes for the field `model`. Go takes far longer ones in forms,
+"""The head of a part, which needs 60 bytes for the field `model`. Go takes far longer ones,
 so a longer one is refused: the field could hide in it."""
 
 URLENCODED = b"application/x-www-form-urlencoded"
