@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from llmux.errors import BadRequest
 from llmux.names import MAX_NAME_BYTES, overlong
 from llmux.scanning import (
     MAX_MATCHES,
@@ -27,8 +28,9 @@ Field = tuple[str, Span]
 MAX_BOUNDARY_BYTES = 70
 """RFC 2046, section 5.1.1."""
 
-MAX_HEAD_BYTES = 512
-"""The head of a part; the field `model` needs 60. One that is longer is some other field's."""
+MAX_HEAD_BYTES = 16384
+"""The head of a part, which needs 60 bytes for the field `model`. Go takes far longer ones,
+so a longer one is refused: the field could hide in it."""
 
 URLENCODED = b"application/x-www-form-urlencoded"
 MULTIPART = b"multipart/form-data"
@@ -50,6 +52,7 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
         return urlencoded_fields(body, pause)
     boundary = _parameters(content_type).get(b"boundary", b"")
     if kind == MULTIPART and 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        _check_line_ends(body, b"--" + boundary, pause)
         return list(_multipart_fields(body, boundary, pause))
     return []
 
@@ -118,6 +121,9 @@ def _unquoted(data: bytes, start: int, stop: int) -> str:
 # The lines of a part's head, and the blank line. The line break before them ends the delimiter.
 _PART_HEAD = re.compile(rb"\r\n((?:[^\r\n]++\r\n)*+)\r\n")
 
+# A line that goes on (RFC 5322, section 2.2.3).
+_FOLD = re.compile(rb"\r\n(?=[ \t])")
+
 # A parameter (RFC 9110, section 5.6.6): its value is a token or a quoted string.
 _PARAMETER = re.compile(rb';\s*([^\s;="]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
 
@@ -139,9 +145,12 @@ def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Fi
         if delimiter.is_last:
             return
         stop = following.start - len(b"\r\n")
-        head = _PART_HEAD.match(body, delimiter.stop, min(stop, delimiter.stop + MAX_HEAD_BYTES))
+        most = delimiter.stop + MAX_HEAD_BYTES
+        head = _PART_HEAD.match(body, delimiter.stop, min(stop, most))
         if head is not None and _names_model(head[1]):
             yield _part(body, head.end(), stop), (head.end(), stop)
+        elif head is None and stop > most:
+            raise BadRequest(f"The head of a part of the form has more than {MAX_HEAD_BYTES} bytes")
 
 
 def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
@@ -162,6 +171,15 @@ def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
     raise too_many(MAX_MATCHES)
 
 
+def _check_line_ends(body: bytes, line: bytes, pause: Pause) -> None:
+    """Raise BadRequest if a delimiter ends with a bare LF: Go's parser takes such forms."""
+    wanted = re.compile(re.escape(line) + rb"[ \t]*+\n")
+    for at in range(0, len(body), SLICE_BYTES):
+        if wanted.search(body, at, at + SLICE_BYTES + 2 * len(line)):
+            raise BadRequest("A line between two parts of the form ends without CR")
+        pause()
+
+
 def _find_line(body: bytes, line: bytes, start: int, pause: Pause) -> int:
     """Where a line begins that begins so; -1 if there is none."""
     wanted = b"\r\n" + line
@@ -180,11 +198,18 @@ def _part(body: bytes, start: int, stop: int) -> str:
 
 
 def _names_model(head: bytes) -> bool:
-    """Whether a part is the field `model`; a part that has a file name is a file."""
-    for line in head.split(b"\r\n"):
+    """Whether a part is the field `model`; a part that has a file name is a file.
+
+    Raises:
+        BadRequest: Parsers differ on what it is.
+    """
+    for line in _FOLD.sub(b" ", head).split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-disposition":
             given = _parameters(value)
+            if any(each.startswith(b"name*") for each in given):
+                # RFC 2231; Go's parser reads it, and hardly any other.
+                raise BadRequest("A part of the form has its name as 'name*': write it as 'name'")
             return given.get(b"name") == b"model" and not {b"filename", b"filename*"} & given.keys()
     return False
 

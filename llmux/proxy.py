@@ -68,6 +68,9 @@ if TYPE_CHECKING:  # it needs an extra
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 
+HUGE_BYTES = 8 << 20
+"""Bodies over this are looked through in a line of their own: few prompts are so long."""
+
 log = get_logger(__name__)
 
 
@@ -239,6 +242,8 @@ class ModelProxy:
         self.bodies = Bodies(config.limits)
         # One at a time: they would only share the interpreter, and with the event loop, too.
         self._reading = trio.CapacityLimiter(1)
+        # Seconds of work at worst; a prompt of a usual size need not wait behind it.
+        self._reading_huge = trio.CapacityLimiter(1)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self.apply(config)
@@ -382,9 +387,10 @@ class ModelProxy:
         data = lane.body.data
         if len(data) <= LARGE_BYTES:
             return read_fields(lane.headers, data)
+        limiter = self._reading if len(data) <= HUGE_BYTES else self._reading_huge
         async with lane.present():
             return await trio.to_thread.run_sync(
-                read_fields, lane.headers, data, _pause, limiter=self._reading
+                read_fields, lane.headers, data, _pause, limiter=limiter
             )
 
     async def _exchange(

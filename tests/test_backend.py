@@ -403,6 +403,12 @@ async def test_trailers_and_extensions_are_bounded(endless: bytes) -> None:
             await answer.read()
 
 
+async def test_interim_answers_are_few() -> None:
+    async with serving(closing_after(b"HTTP/1.1 102 Wait\r\n\r\n" * 1000, OK)) as server:
+        with pytest.raises(BackendError, match="interim answers"):
+            await get(server.backend)
+
+
 async def test_extensions_of_a_long_stream_do_not_add_up() -> None:
     extension = b"1;" + b"x" * (MAX_HEAD_BYTES // 2)
     pieces = [extension, b"\r\na\r\n"] * 3

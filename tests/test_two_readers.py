@@ -125,6 +125,35 @@ def test_what_only_another_parser_would_read_is_refused(body: bytes, kind: bytes
         agreed(body, kind)
 
 
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'Content-Disposition: form-data;\r\n name="model"',
+        b'Content-Disposition:\r\n\tform-data; name="model"',
+        b"X: " + b"x" * 600 + b'\r\nContent-Disposition: form-data; name="model"',
+    ],
+)
+def test_a_part_is_found_however_its_head_is_written(disposition: bytes) -> None:
+    form = b"--b\r\n%b\r\n\r\n%b\r\n--b--"
+    assert agreed(form % (disposition, b"b"), MULTIPART) == form % (disposition, b"a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        part(b"b").replace(b"\r\n", b"\n"),
+        b"preamble\n" + part(b"b").replace(b"\r\n", b"\n"),
+        part(b"b").replace(b"--b\r\n", b"--b \n"),
+        part(b"b").replace(b'name="model"', b"name*=utf-8''model"),
+        part(b"b").replace(b'name="model"', b"name*0=mod; name*1=el"),
+        part(b"b").replace(b"--b\r\n", b"--b\r\nX: " + b"x" * 20_000 + b"\r\n"),
+    ],
+)
+def test_forms_that_only_some_parsers_read_are_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        agreed(body, MULTIPART)
+
+
 def test_two_content_types_are_refused() -> None:
     headers = [(b"Content-Type", b"text/plain"), (b"content-type", FORM.partition(b": ")[2])]
     with pytest.raises(BadRequest):

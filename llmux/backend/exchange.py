@@ -16,6 +16,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 JOINED_BODY_BYTES = 65536
 """Smaller bodies are sent with the head; larger ones in a task of their own."""
 
+MAX_INTERIM = 100
+"""Interim answers (1xx) before the final one; honest servers send one or two."""
+
 BODY_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
 """Methods that announce an empty body, too (RFC 9110, section 8.6)."""
 
@@ -129,7 +132,11 @@ class Exchange:
             else:
                 self.sender.start_soon(connection.send, self._request.head, self._request.body)
             head = await read_head(connection)
+            interim = 0
             while head.status < 200 and head.status != 101:
+                interim += 1
+                if interim > MAX_INTERIM:
+                    raise BackendBroke(f"more than {MAX_INTERIM} interim answers")
                 head = await read_head(connection)
             if head.status == 101 and not self._request.is_upgrade:
                 raise BackendBroke("changed the protocol unasked")
