@@ -56,7 +56,7 @@ async def test_a_websocket_client_that_reads_nothing(lane: str, how: str, tmp_pa
         journeys = site.service.proxy.journeys
         async with await connect(site, lane) as stream:
             await stream.send_all(HANDSHAKE)
-            await until(lambda: site.in_flight == 1)
+            await until(lambda: site.backend.received)
             if how != "stall":
                 await until_stuck(site)
             if how == "cut":
@@ -165,7 +165,7 @@ async def test_a_descriptor_number_that_is_used_again(
         await until(lambda: len(accepted) == 2)
         assert accepted[1].fileno == accepted[0].fileno
         await second.send(post())
-        await until(lambda: site.in_flight == 1)
+        await until(lambda: site.backend.received)
         with socket.socket(fileno=copy) as held:
             held.shutdown(socket.SHUT_RDWR)
             await first.aclose()
@@ -222,7 +222,7 @@ async def test_an_http_2_client_that_opens_no_window(
         async with await site.connect() as stream:
             client = H2Client(stream)
             await client.ask()
-            await until(lambda: site.in_flight == 1)
+            await until(lambda: site.backend.received)
             if how != "stall":
                 await until_stuck(site)
             if how == "goaway":

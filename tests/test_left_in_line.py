@@ -21,7 +21,7 @@ def request(seconds: float) -> bytes:
     return b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-async def until_in_flight(llmux: LlmuxProcess, count: int, seconds: float = 10) -> None:
+async def until_in_flight(llmux: LlmuxProcess, count: int, seconds: float = 30) -> None:
     async with llmux.client() as client:
         with trio.fail_after(seconds):
             while (await client.get("/control/status")).json()["models"]["a"]["in_flight"] != count:
@@ -84,7 +84,7 @@ async def test_hypercorn_stops_without_tracebacks_whatever_is_in_flight(
             await client.flush()
             await until_in_flight(llmux, 3)
             llmux.process.send_signal(signal.SIGTERM)
-            with trio.fail_after(20):
+            with trio.fail_after(40):
                 await llmux.process.wait()
             for stream in (plain, piped, half):
                 await stream.aclose()
