@@ -187,6 +187,8 @@ class StrictH11Protocol(H11Protocol):
         """Close once the client has closed its side, or has had the time to."""
         if isinstance(self.send, Sending):
             await self.send.end()
+        if self._is_closed:
+            return
         with suppress(RuntimeError):  # the connection has ended
             await self._lingering.restart(self.task_group, self._close_late)
 
