@@ -54,6 +54,36 @@ async def test_an_answer_to_half_a_request_says_that_the_connection_closes(
     assert answer.lower().count(b"\r\nconnection: close\r\n") == 1
 
 
+# ---- Clients that leave ----
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("speaks", ["HTTP/1.1", "HTTP/2"])
+async def test_an_idle_client_that_leaves_is_gone_at_once(
+    rack: Rack, form: str, speaks: str
+) -> None:
+    async with running_llmux(rack.write_config(http2=True), form) as llmux:
+        port = port_of(llmux)
+        for _ in range(5):
+            if speaks == "HTTP/2":
+                async with http2(llmux) as client:
+                    await client.until(await client.begin(1))
+            else:
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(HEALTH)
+                    assert await stream.receive_some()
+        with trio.fail_after(3):  # Hypercorn's own idle time is 5 s, that of `llmux` 75
+            while half_closed(port):
+                await trio.sleep(0.01)
+
+
+def half_closed(port: int) -> int:
+    """Connections to this port which the client has closed, and the server has not."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    ends = [line.split()[1:4:2] for line in lines]
+    return sum(local.endswith(f":{port:04X}") and state == "08" for local, state in ends)
+
+
 # ---- What waits behind others ----
 
 

@@ -28,17 +28,24 @@ class EndingTrioServer(TrioServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._is_over = False
         self._unsent: deque[bytes] = deque()
 
     async def protocol_send(self, event: Event) -> None:
         """Send, and close the connection when that takes too long."""
         if isinstance(event, RawData):
             await self._send_in_turn(event.data)
-        elif isinstance(event, Updated):
+        elif not isinstance(event, Updated):
+            await super().protocol_send(event)
+        elif not self._is_over:
             with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
                 await super().protocol_send(event)
-        else:
-            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # The client has left. Hypercorn would keep the connection for the rest of its idle time.
+        self._is_over = True
+        await self.idle_task.stop()
 
     async def _send_in_turn(self, data: bytes) -> None:
         """Send it behind what others send.
@@ -77,6 +84,7 @@ class EndingAsyncioServer(AsyncioServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._is_over = False
         self._written_bytes = 0
 
     async def run(self) -> None:
@@ -89,11 +97,17 @@ class EndingAsyncioServer(AsyncioServer):
         """Send, and close the connection when that takes too long."""
         if isinstance(event, RawData):
             await self._send(event.data)
-        elif isinstance(event, Updated):
+        elif not isinstance(event, Updated):
+            await super().protocol_send(event)
+        elif not self._is_over:
             with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
                 await super().protocol_send(event)
-        else:
-            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # The client has left. Hypercorn would keep the connection for the rest of its idle time.
+        self._is_over = True
+        await self.idle_task.stop()
 
     async def _send(self, data: bytes) -> None:
         """Send at once, in the order of calls; then wait until the client has taken enough."""

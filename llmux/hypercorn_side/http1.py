@@ -206,6 +206,8 @@ class StrictH11Protocol(H11Protocol):
         """Close once the client has closed its side, or has had the time to."""
         if isinstance(self.send, Sending):
             await self.send.end()
+        if self._is_closed:
+            return
         if self._has_room:
             await self._beside.restart(self.task_group, self._close_late)
         else:
