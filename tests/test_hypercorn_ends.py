@@ -12,10 +12,15 @@ from typing import Any, cast
 import pytest
 import trio
 from hypercorn.asyncio.worker_context import EventWrapper as AsyncioEvent
-from hypercorn.events import RawData, Updated
+from hypercorn.config import Config as ServerConfig
+from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.events import Body, Response, StreamClosed
 from hypercorn.trio.worker_context import EventWrapper as TrioEvent
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 
 from llmux.hypercorn_side.ends import EndingAsyncioServer, EndingTrioServer
+from llmux.hypercorn_side.http1 import StrictH11Protocol
 from llmux.hypercorn_side.inbox import Inbox, InboxAsyncioGroup, InboxTrioGroup
 from tests.lanes import read_all
 from tests.servers import FORMS, Rack, running_backends, running_llmux
@@ -52,6 +57,32 @@ async def test_an_answer_to_half_a_request_says_that_the_connection_closes(
         assert b"connection: close" not in whole.lower()
     assert b" 413 " in answer[:20] or b" 408 " in answer[:20] or answer[:3] in {b"413", b"408"}
     assert answer.lower().count(b"\r\nconnection: close\r\n") == 1
+
+
+@pytest.mark.parametrize("length", [2, 3])
+async def test_an_answer_that_is_cut_behind_its_last_byte_closes_nothing(length: int) -> None:
+    """The app was cancelled between them; the client has it all, and may have asked again."""
+    told: list[object] = []
+
+    async def send(event: object) -> None:
+        told.append(event)
+
+    async def app(*_: object) -> None:
+        await trio.sleep_forever()
+
+    async with InboxTrioGroup() as group:
+        state = ConnectionState({})
+        protocol = StrictH11Protocol(
+            app, ServerConfig(), WorkerContext(None), group, state, False, None, None, send
+        )
+        await protocol.handle(RawData(HEALTH))
+        headers = [(b"content-length", b"%d" % length)]
+        await protocol.stream_send(Response(stream_id=1, headers=headers, status_code=200))
+        await protocol.stream_send(Body(stream_id=1, data=b"ok"))
+        await protocol.stream_send(StreamClosed(stream_id=1))
+        assert isinstance(told[-1], Closed if length > 2 else Updated)
+        assert group._nursery is not None
+        group._nursery.cancel_scope.cancel()
 
 
 # ---- Clients that leave ----

@@ -182,10 +182,11 @@ async def talk(
     head: dict[str, str] = {}
     refusal = bytearray()
     status, echoed, text = 0, 0, ""
+    early = b""
     try:
         await stream.send_all(http.send(request))
         while True:
-            data = await stream.receive_some(1 << 16)
+            data, early = early or await stream.receive_some(1 << 16), b""
             http.receive_data(bytes(data) or None)
             for event in http.events():
                 if isinstance(event, ws.AcceptConnection):
@@ -219,7 +220,10 @@ async def talk(
                     await stream.send_all(http.send(ws.CloseConnection(code=1000)))
                     right = _lookup(head)("x-llmux-model") == ask.model
                     return _ended(seen_of("ok" if right else "wrong", 101, _lookup(head)))
-                await trio.sleep(pause_s)
+                with trio.move_on_after(pause_s):  # it hears of a cut all the same
+                    early += (more := await stream.receive_some(1 << 16))
+                    if not more:
+                        raise EOFError("closed")
                 await stream.send_all(http.send(ws.TextMessage(data=_message(ask, echoed))))
             if not data:
                 raise EOFError("closed")

@@ -10,7 +10,7 @@ import h11
 from h11._state import MIGHT_SWITCH_PROTOCOL
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
-from hypercorn.protocol.events import Event, Response
+from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.h11 import (
     H2CProtocolRequiredError,
     H2ProtocolAssumedError,
@@ -22,7 +22,7 @@ from llmux.errors import BadRequest, LlmuxError
 from llmux.http1 import MAX_HEAD_BYTES, response_head
 from llmux.hypercorn_side.rules import LINGER_S, RULES
 from llmux.hypercorn_side.sockets import Sending, has_room
-from llmux.openai import error_answer
+from llmux.openai import error_answer, header
 from llmux.strict import RequestReader
 
 NO_HTTP2 = (
@@ -72,6 +72,7 @@ class StrictH11Protocol(H11Protocol):
         self.connection = StrictConnection()
         self._reader = RequestReader(RULES.most_fields)
         self._refusal: LlmuxError | None = None
+        self._unsent_bytes = -1  # of an answer; negative if it has no length
         self._is_over = False  # the last word has been said
         self._is_closed = False
         self._beside = self.context.single_task_class()
@@ -177,8 +178,21 @@ class StrictH11Protocol(H11Protocol):
         if isinstance(event, Response) and event.status_code >= HTTPStatus.OK and self._is_last:
             closing = [*event.headers, (b"connection", b"close")]
             event = replace(event, headers=closing)
-        if not self._is_over:
-            await super().stream_send(event)
+        if self._is_over:
+            return
+        if isinstance(event, Response):
+            length = header(event.headers, b"content-length")
+            self._unsent_bytes = int(length) if length.isdigit() else -1
+        elif isinstance(event, Body):
+            self._unsent_bytes -= len(event.data)
+        elif isinstance(event, StreamClosed) and self._is_cut_behind_its_end:
+            await super().stream_send(EndBody(stream_id=event.stream_id))
+        await super().stream_send(event)
+
+    @property
+    def _is_cut_behind_its_end(self) -> bool:
+        """Whether an answer was given up that its client has whole, and may ask again after."""
+        return self._unsent_bytes == 0 and self.connection.our_state is h11.SEND_BODY
 
     @property
     def _is_last(self) -> bool:
