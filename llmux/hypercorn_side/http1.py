@@ -189,6 +189,17 @@ class StrictH11Protocol(H11Protocol):
             await super().stream_send(EndBody(stream_id=event.stream_id))
         await super().stream_send(event)
 
+    async def _send_h11_event(self, event: Any) -> None:
+        """Send; close the connection if the answer cannot go on so.
+
+        Hypercorn notes that an answer has begun once its head is sent. Given up before that, it
+        gets a second head, which h11 refuses; raised at the end of a request, that ends the server.
+        """
+        try:
+            await super()._send_h11_event(event)
+        except h11.LocalProtocolError:
+            await self.send(Closed())
+
     @property
     def _is_cut_behind_its_end(self) -> bool:
         """Whether an answer was given up that its client has whole, and may ask again after."""

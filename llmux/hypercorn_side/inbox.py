@@ -21,8 +21,13 @@ from hypercorn.trio.task_group import _handle as handle_in_trio
 from hypercorn.trio.worker_context import EventWrapper as TrioEvent
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Event, Scope
 
+from llmux.logs import get_logger
+from llmux.names import shown
+
 Put = Callable[[ASGIReceiveEvent], Awaitable[None]]
 AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
+
+log = get_logger(__name__)
 
 LAST = frozenset({"http.disconnect", "websocket.disconnect"})
 """What ends a request waits for nothing."""
@@ -90,6 +95,23 @@ async def _wait_again(event: Event) -> None:
     await event.wait()
 
 
+def ending_quietly(send: AppSend) -> AppSend:
+    """What an app sends with; what Hypercorn does once it has ended (None) raises nothing.
+
+    In Trio that would end the server, with everybody's requests.
+    """
+
+    async def say(message: ASGISendEvent | None) -> None:
+        try:
+            await send(message)
+        except Exception as error:
+            if message is not None:
+                raise
+            log.error("answer_unfinished", error=shown(repr(error)))
+
+    return say
+
+
 class InboxTrioGroup(TrioTaskGroup):
     """The tasks of one connection."""
 
@@ -112,7 +134,7 @@ class InboxTrioGroup(TrioTaskGroup):
             config,
             scope,
             inbox.get,
-            send,
+            ending_quietly(send),
             *NO_THREADS,
         )
         return inbox.put
