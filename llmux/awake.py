@@ -56,6 +56,7 @@ class AwakeRecord:
         """
         self._path = path
         self._entries: dict[str, Entry] = {}
+        self._left: dict[str, Entry] = {}  # of models that the config does not have
 
     def load(self, models: Iterable[str]) -> None:
         """Read what the last llmux has left.
@@ -63,12 +64,14 @@ class AwakeRecord:
         A file that cannot be read says only that there was one: any of the models may be awake.
 
         Args:
-            models: All that there are; others in the file are dropped, for their hooks are unknown.
+            models: All that there are. Others in the file are kept for when the config has them
+                again: their hooks are unknown until then.
         """
         known = set(models)
         found = self._read(known)
         self._entries = {name: entry for name, entry in found.items() if name in known}
-        for name in found.keys() - known:
+        self._left = {name: entry for name, entry in found.items() if name not in known}
+        for name in self._left:
             log.warning("awake_unknown", model=name, hint="not in the config; left as it is")
 
     def _read(self, models: Iterable[str]) -> Mapping[str, Entry]:
@@ -85,6 +88,14 @@ class AwakeRecord:
     def entry(self, model: str) -> Entry | None:
         """What is known of a model; None if it is asleep."""
         return self._entries.get(model)
+
+    def left_marks(self) -> list[str]:
+        """Marks of hooks that ran for models that the config does not have."""
+        return [entry.mark for entry in self._left.values() if entry.mark]
+
+    def take_left(self, model: str) -> bool:
+        """The config has a model now: whether it may be awake since before llmux started."""
+        return self._left.pop(model, None) is not None
 
     def mark(self, model: str) -> str:
         """What the processes of its hook are to have in their environment; empty for nothing."""
@@ -112,7 +123,7 @@ class AwakeRecord:
             # What is there is one that was not finished, or a link of somebody's.
             new.unlink(missing_ok=True)
             with os.fdopen(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                file.write(msgspec.json.encode(_File(self._entries)) + b"\n")
+                file.write(msgspec.json.encode(_File(self._left | self._entries)) + b"\n")
             new.replace(self._path)
         except OSError as error:
             log.error("awake_not_written", path=str(self._path), error=str(error))

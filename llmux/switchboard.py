@@ -20,6 +20,7 @@ from llmux.idle import NO_IDLE_RULES, IdleRules
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics, ModelGauges
 from llmux.model import Model, Traits
+from llmux.orphans import end_marked
 from llmux.policy import Policy, load_policy
 from llmux.serving import Check, Serving
 from llmux.shapes import ModeChange, Pin
@@ -363,6 +364,8 @@ class Switchboard:
         """Run every group's switcher until `stop`."""
         self._record.load(self.models)
         try:
+            for mark in self._record.left_marks():
+                await end_marked(mark)  # it would wake a model that nobody puts to sleep
             async with trio.open_nursery() as beside:
                 beside.start_soon(self._watch_switchers)
                 async with trio.open_nursery() as self._running:

@@ -328,10 +328,14 @@ class Switcher:
         return self._wait_s(model)
 
     def add(self, name: str, traits: Traits = NO_TRAITS) -> None:
-        """Have one more model, asleep; or keep one that was to be removed."""
+        """Add a sleeping model, or cancel a pending removal.
+
+        A model that an llmux before this one may have left awake is put to sleep before another
+        one wakes.
+        """
         self._leaving.pop(name, None)
         if name not in self.models:
-            self.models[name] = Model(
+            model = self.models[name] = Model(
                 name,
                 on_enter=self._on_enter,
                 on_line=self._on_line,
@@ -340,6 +344,10 @@ class Switcher:
                 traits=traits,
                 drains=self._steps.settings.drain_before_switch,
             )
+            if self._record.take_left(name):
+                log.warning("model_unsure", model=name, hint="slept before another wakes")
+                model.holds_gpu = True
+                model.enter(Phase.FAILED)
 
     def renew(self, name: str, then: Callable[[], None]) -> None:
         """Call `then` while the model sleeps: now, or once it was drained and put to sleep.
@@ -461,7 +469,11 @@ class Switcher:
 
     async def _take_over(self) -> None:
         """Find out what an llmux that was killed has left awake; see `llmux.awake`."""
-        found = {name: entry for name in self.models if (entry := self._record.entry(name))}
+        found = {
+            name: entry
+            for name, model in self.models.items()
+            if (entry := self._record.entry(name)) and not model.holds_gpu  # see `add`
+        }
         for name in found:
             self.models[name].holds_gpu = True
         async with self._switch_lock:

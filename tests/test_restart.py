@@ -63,6 +63,36 @@ def test_models_that_the_config_has_no_more_are_left_alone(tmp_path: Path) -> No
     assert record.entry("a") == Entry("awake")
 
 
+def test_what_is_left_of_other_models_stays_in_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "awake.json"
+    path.write_text('{"models": {"gone": {"state": "unsure", "mark": "m"}}}')
+    record = AwakeRecord(path)
+    record.load(["a"])
+    assert record.left_marks() == ["m"]
+    record.note("a", "awake")
+    record.note("a", None)
+    again = AwakeRecord(path)
+    again.load(["gone"])
+    assert again.entry("gone") == Entry("unsure", "m")
+
+
+async def test_a_model_that_comes_back_may_be_awake_since_before(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "awake.json"
+    path.write_text('{"models": {"b": {"state": "awake", "mark": ""}}}')
+    record = AwakeRecord(path)
+    record.load(["a"])
+    rig = Rig(("a",), record=record)
+    rig.hooks.awake.add("b")
+    async with rig.running():
+        rig.switcher.add("b")
+        await rig.ask("a")
+        assert rig.hooks.awake == {"a"}
+        await rig.ask("b")
+        assert rig.hooks.awake == {"b"}
+
+
 def test_a_record_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
