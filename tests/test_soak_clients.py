@@ -11,6 +11,7 @@ import trio
 from wsproto.utilities import generate_accept_token
 
 from bench.soak.ask import Seen, judge
+from bench.soak.faults import insist
 from bench.soak.framed import H2Line, talk
 from bench.soak.lines import Line
 from bench.soak.run import Run
@@ -99,3 +100,23 @@ def test_a_late_408_is_not_held_against_a_machine_that_was_busy(run: Run) -> Non
     run.record.windows["lag"].append((105.0, 106.0))
     run.record.note(late, since=100.0)
     assert len(run.record.violations) == 1
+
+
+async def test_an_order_that_must_be_heard_is_repeated(run: Run) -> None:  # noqa: F811
+    answers = [REFUSED, ANSWER % (b"200 OK", 2, b"{}")]
+    asked: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            asked.append(bytes(await stream.receive_some()))
+            await stream.send_all(answers.pop(0))
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        run.stage.port = listeners[0].socket.getsockname()[1]
+        with trio.fail_after(5), run.record.window("flood"):
+            await insist(run, "unpin", {})
+        nursery.cancel_scope.cancel()
+    assert [request.startswith(b"POST /control/unpin ") for request in asked] == [True, True]
+    assert run.record.violations == []

@@ -114,8 +114,7 @@ async def operators(run: Run) -> None:
                 await control(run, "mode", {"mode": "manual"})
                 await trio.sleep(rng.uniform(0.5, 3))
             finally:
-                with trio.CancelScope(shield=True):
-                    await control(run, "mode", {"mode": "auto"})
+                await insist(run, "mode", {"mode": "auto"})
 
     async def pin(rng: random.Random) -> None:
         with run.record.window("pin"), run.record.window("manual"):
@@ -123,8 +122,7 @@ async def operators(run: Run) -> None:
                 await control(run, "pin", {"model": one_of(rng), "wait": rng.random() < 0.5})
                 await trio.sleep(rng.uniform(0.2, 2))
             finally:
-                with trio.CancelScope(shield=True):
-                    await control(run, "unpin", {})
+                await insist(run, "unpin", {})
 
     async def cancel(rng: random.Random) -> None:
         if requests := await run.requests():
@@ -167,23 +165,36 @@ async def excused_later(run: Run, begun_at: float) -> bool:
     return excused(run, begun_at)
 
 
-async def control(run: Run, path: str, body: Mapping[str, Any]) -> None:
-    """Ask the control API; an order may fail, but only as the table says."""
+async def insist(run: Run, path: str, body: Mapping[str, Any]) -> None:
+    """Ask until llmux has heard it: one that is flooded with connections refuses orders, too."""
+    with trio.move_on_after(REQUEST_S) as scope:
+        scope.shield = True
+        while not await control(run, path, body):
+            await trio.sleep(DEATH_S)
+
+
+async def control(run: Run, path: str, body: Mapping[str, Any]) -> bool:
+    """Ask the control API; an order may fail, but only as the table says.
+
+    Returns:
+        Whether llmux has heard it.
+    """
     begun_at = time.time()
     try:
         with trio.fail_after(REQUEST_S):
             status, answer = await run.fetch("POST", f"/control/{path}", json.dumps(body))
     except trio.TooSlowError:
         run.record.violations.append(f"control {path} {body}: no answer")
-        return
+        return True
     except BROKEN as error:
         if not await excused_later(run, begun_at):
             run.record.violations.append(f"control {path}: {error!r}")
-        return
+        return False
     code = "" if status == 200 else json.loads(answer)["error"]["code"]
     if code and code not in REFUSALS.get(path, set()) and not excused(run, begun_at):
         run.record.violations.append(f"control {path} {body}: {status} {answer!r}")
     run.stage.note(f"control {path}" + (f": {status}" if code else ""), body.get("model", ""))
+    return code != "too_many_connections"
 
 
 # ---- llmux itself ----

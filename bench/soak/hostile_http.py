@@ -10,6 +10,7 @@ import trio
 
 from bench.soak.hostile import Act, Foe
 from bench.soak.run import BROKEN
+from bench.soak.settings import CONNECTIONS
 
 BODY = 6 << 20
 """Largest body of an act: below body_bytes, so that it is read."""
@@ -250,19 +251,29 @@ async def connection_flood(foe: Foe) -> None:
         return
     most = 450 if foe.run.llmux.lane == "serve" else 250
     first = foe.rng.choice((b"", b"G", HEALTH, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
-    async with foe.flooding, trio.open_nursery() as nursery:
+    async with foe.flooding:
         with foe.run.record.window("flood", after_s=2):
+            await hold_connections(foe, most, first)
+            # What has come with them is still served, one by one.
+            with suppress(OSError):
+                while foe.run.llmux.descriptors > CONNECTIONS // 2:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
 
-            async def hold() -> None:
-                with suppress(*BROKEN):
-                    async with foe.connection() as stream:
-                        await stream.send_all(first)
-                        await trio.sleep(0.7)
 
-            for _ in range(most):
-                nursery.start_soon(hold)
-            await trio.sleep(1)
-            nursery.cancel_scope.cancel()
+async def hold_connections(foe: Foe, most: int, first: bytes) -> None:
+    """Open so many, send something on each, and close them after a while."""
+    async with trio.open_nursery() as nursery:
+
+        async def hold() -> None:
+            with suppress(*BROKEN):
+                async with foe.connection() as stream:
+                    await stream.send_all(first)
+                    await trio.sleep(0.7)
+
+        for _ in range(most):
+            nursery.start_soon(hold)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
 
 
 async def leave_at_once(foe: Foe) -> None:
