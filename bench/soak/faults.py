@@ -169,7 +169,7 @@ async def insist(run: Run, path: str, body: Mapping[str, Any]) -> None:
     """Ask until llmux has heard it: one that is flooded with connections refuses orders, too."""
     with trio.move_on_after(REQUEST_S) as scope:
         scope.shield = True
-        while not await control(run, path, body):
+        while not await control(run, path, body):  # noqa: ASYNC110 - of another process
             await trio.sleep(DEATH_S)
 
 
