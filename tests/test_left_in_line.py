@@ -68,16 +68,7 @@ async def test_requests_in_line_of_a_client_that_has_closed_its_side(
         assert received.count(b"HTTP/1.1 200") == 4
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "hypercorn -k trio",
-        pytest.param(
-            "hypercorn",
-            marks=pytest.mark.xfail(reason="may take over 40 s on a busy machine", strict=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize("form", ["hypercorn -k trio", "hypercorn"])
 async def test_hypercorn_stops_without_tracebacks_whatever_is_in_flight(
     tmp_path: Path, form: str
 ) -> None:

@@ -90,6 +90,17 @@ class BoundedH2Protocol(H2Protocol):
         await self.handle(Closed())
         await self.send(Closed())
 
+    async def send_task(self) -> None:
+        """Send what streams have, until the connection ends.
+
+        In asyncio, requests may outlive this task when all are cancelled, and would wait for ever
+        for it to send the rest of their answers.
+        """
+        try:
+            await super().send_task()
+        finally:
+            await self._close_buffers()  # noqa: ASYNC102 - it waits for nothing
+
     async def _close_buffers(self) -> None:
         """Nothing that waits to be sent will be."""
         for buffer in tuple(self.stream_buffers.values()):
