@@ -22,6 +22,7 @@ from hypercorn.config import Sockets
 from hypercorn.utils import repr_socket_addr
 
 from llmux import logs, wire
+from llmux.accepting import BatchListener
 from llmux.app import EXIT_SWITCHER_DIED, build_service, exit_at_once
 from llmux.backend.connections import MAX_IDLE
 from llmux.clients import Tally, is_loopback
@@ -305,14 +306,11 @@ def listen(config: ServerConfig) -> Sockets:
     return sockets
 
 
-def listeners(sockets: Sockets) -> list[trio.SocketListener]:
+def listeners(sockets: Sockets) -> list[BatchListener]:
     """Trio's listeners on these; says where they listen."""
     for sock in sockets.insecure_sockets:
         log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
-    return [
-        trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        for sock in sockets.insecure_sockets
-    ]
+    return [BatchListener(sock) for sock in sockets.insecure_sockets]
 
 
 def server_config(host: str, port: int, llmux: Config) -> ServerConfig:
