@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
+import h2.connection
 import pytest
 import trio
 from hypercorn.asyncio.worker_context import EventWrapper as AsyncioEvent
@@ -21,6 +22,7 @@ from hypercorn.typing import ConnectionState
 
 from llmux.hypercorn_side.ends import EndingAsyncioServer, EndingTrioServer
 from llmux.hypercorn_side.http1 import StrictH11Protocol
+from llmux.hypercorn_side.http2 import BoundedH2Protocol
 from llmux.hypercorn_side.inbox import Inbox, InboxAsyncioGroup, InboxTrioGroup
 from tests.lanes import read_all
 from tests.servers import FORMS, Rack, running_backends, running_llmux
@@ -83,6 +85,73 @@ async def test_an_answer_that_is_cut_behind_its_last_byte_closes_nothing(length:
         assert isinstance(told[-1], Closed if length > 2 else Updated)
         assert group._nursery is not None
         group._nursery.cancel_scope.cancel()
+
+
+async def start_of_an_answer(protocol_class: Any, request: bytes) -> list[Any]:
+    """What is sent when an app is cancelled while it sends the head of its answer."""
+    told: list[Any] = []
+
+    async def send(event: object) -> None:
+        told.append(event)
+        await trio.lowlevel.checkpoint()
+
+    async def app(_scope: object, _receive: object, tell: Any, *_: object) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await tell({"type": "http.response.start", "status": 200, "headers": []})
+
+    with trio.fail_after(5):
+        async with InboxTrioGroup() as group:
+            state = ConnectionState({})
+            protocol = protocol_class(
+                app, ServerConfig(), WorkerContext(None), group, state, False, None, None, send
+            )
+            await protocol.initiate()
+            await protocol.handle(RawData(request))
+            await trio.testing.wait_all_tasks_blocked()
+            assert group._nursery is not None
+            group._nursery.cancel_scope.cancel()
+    return told
+
+
+async def test_an_app_that_is_cancelled_at_the_head_of_its_answer() -> None:
+    told = await start_of_an_answer(StrictH11Protocol, HEALTH)
+    assert b" 200 " in told[1].data
+    assert isinstance(told[-1], Closed)
+
+
+async def test_the_same_on_a_stream_of_http2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.hypercorn_side.rules.RULES.http2", True)
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    fields = {":method": "GET", ":scheme": "http", ":path": "/", ":authority": "h"}
+    client.send_headers(1, [*fields.items()], end_stream=True)
+    told = await start_of_an_answer(BoundedH2Protocol, client.data_to_send())
+    data = b"".join(event.data for event in told if isinstance(event, RawData))
+    events = [type(event).__name__ for event in client.receive_data(data)]
+    assert "ResponseReceived" in events
+    assert "StreamReset" in events
+    assert "StreamEnded" not in events
+
+
+async def test_a_cancelled_task_tells_all_of_a_connection_that_broke() -> None:
+    class Broken(Stream):
+        async def send_all(self, _data: bytes) -> None:
+            raise trio.BrokenResourceError
+
+    told: list[object] = []
+
+    class Protocol:
+        async def handle(self, event: object) -> None:
+            await trio.lowlevel.checkpoint()
+            told.append(event)
+
+    server = trio_server(Broken())
+    server.protocol = cast("Any", Protocol())
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await server.protocol_send(RawData(b"x"))
+    assert len(told) == 1
 
 
 # ---- Clients that leave ----

@@ -74,8 +74,13 @@ class EndingTrioServer(TrioServer):
                     await self.stream.send_all(data[start : start + SENT_BYTES])
         except trio.TooSlowError:
             await trio.aclose_forcefully(self.stream)
-            await self.protocol.handle(Closed())
+            await self._tell_closed()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._tell_closed()
+
+    async def _tell_closed(self) -> None:
+        """Tell the protocol, also for a task that is cancelled: half of that is a wrong state."""
+        with trio.CancelScope(shield=True):  # in which nothing waits for the client
             await self.protocol.handle(Closed())
 
 

@@ -180,6 +180,11 @@ class StrictH11Protocol(H11Protocol):
             event = replace(event, headers=closing)
         if self._is_over:
             return
+        if isinstance(event, Response) and self.connection.our_state is h11.SEND_BODY:
+            # What was cancelled while it sent the head of an answer does not know that it was sent.
+            self._is_over = True
+            await self.send(Closed())
+            return
         if isinstance(event, Response):
             length = header(event.headers, b"content-length")
             self._unsent_bytes = int(length) if length.isdigit() else -1

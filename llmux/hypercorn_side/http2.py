@@ -13,7 +13,15 @@ import h2.exceptions
 from h2.utilities import HeaderValidationFlags, validate_headers
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
-from hypercorn.protocol.events import Body, Data, EndBody, EndData, Event, StreamClosed
+from hypercorn.protocol.events import (
+    Body,
+    Data,
+    EndBody,
+    EndData,
+    Event,
+    Response,
+    StreamClosed,
+)
 from hypercorn.protocol.h2 import H2Protocol
 from priority.priority import MissingStreamError
 
@@ -55,6 +63,7 @@ class BoundedH2Protocol(H2Protocol):
         self._frames = FrameCutter(YIELD_EVENTS)
         self._budget = Budget(self.context.time())
         self._is_upgrade = False
+        self._answered: set[int] = set()  # streams that have the head of their answer
 
     async def initiate(
         self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
@@ -151,7 +160,15 @@ class BoundedH2Protocol(H2Protocol):
     async def stream_send(self, event: Event) -> None:
         """Send what the app says on one stream."""
         if isinstance(event, StreamClosed):
+            self._answered.discard(event.stream_id)
             await self._reset_unfinished(event.stream_id)
+        elif isinstance(event, Response):
+            if event.stream_id in self._answered:
+                # What was cancelled while it sent the head of an answer does not know that it was
+                # sent. What follows here would make a whole answer of it.
+                await self._reset_unfinished(event.stream_id)
+                return
+            self._answered.add(event.stream_id)
         await super().stream_send(event)
         if event.stream_id in self.streams:  # not one that the client has taken back
             if isinstance(event, Body | Data):
