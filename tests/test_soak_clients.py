@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -57,6 +58,11 @@ async def test_a_connection_that_is_refused_is_not_lost() -> None:
     for ask in (own, ASK):
         assert judge(ask, 503, lambda _: "", REFUSAL).outcome == "too_many_connections"
     assert judge(own, 503, lambda _: "", b"{}").outcome == "wrong"
+    full = REFUSAL.replace(b"too_many_connections", b"queue_full")
+    assert [judge(own, n, lambda _: "", full).outcome for n in (429, 503)] == [
+        "queue_full",
+        "wrong",
+    ]
 
 
 async def test_a_quiet_websocket_client_hears_that_it_is_cut() -> None:
@@ -120,3 +126,16 @@ async def test_an_order_that_must_be_heard_is_repeated(run: Run) -> None:  # noq
         nursery.cancel_scope.cancel()
     assert [request.startswith(b"POST /control/unpin ") for request in asked] == [True, True]
     assert run.record.violations == []
+
+
+def test_an_llmux_that_was_killed_starts_with_all_models(run: Run) -> None:  # noqa: F811
+    config = run.stage.base_config()
+    guest = run.stage.members[-1].name
+    del config["models"][guest]
+    config["access_log"] = True
+    run.stage.write(config)
+    run.stage.restore_members()
+    restored = json.loads(run.stage.config.read_text())
+    assert restored == {**run.stage.base_config(), "access_log": True}
+    run.stage.write("{")
+    run.stage.restore_members()  # which nothing can be made of

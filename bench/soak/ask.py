@@ -137,8 +137,10 @@ def seen_of(outcome: str, status: int, header: Header, detail: str = "") -> Seen
 def judge(ask: Ask, status: int, header: Header, body: bytes) -> Seen:
     """A whole answer: is it the right one?"""
     if ask.own_path:
-        is_refused = status == 503 and b'"too_many_connections"' in body
-        outcome = "ok" if status == 200 else "too_many_connections" if is_refused else "wrong"
+        outcome = "ok" if status == 200 else "wrong"
+        for code in ("too_many_connections", "queue_full"):  # for memory, that is
+            if status in CODES[code] and f'"{code}"'.encode() in body:
+                outcome = code
         return seen_of(outcome, status, header, f"{status} {body[:200]!r}")
     if status == (503 if ask.lie == "says 503" else 200) and body in ask.expected():
         right = not ask.wants and header("x-llmux-model") == ask.model

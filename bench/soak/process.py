@@ -106,6 +106,11 @@ class Llmux:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def is_starting(self) -> bool:
+        """Whether it was killed, and does not listen again yet."""
+        return self.since == math.inf
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has, wanted or not; or it does not listen any more, and soon will have."""
         if self._process is None or self._process.poll() is not None:
@@ -132,6 +137,7 @@ class Llmux:
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
             await trio.sleep(down_s)
+            self._stage.restore_members()
             await self.start()
             self.away[-1] = (killed_at, self.since)
 

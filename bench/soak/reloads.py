@@ -143,6 +143,8 @@ class Reloads:
 
     async def act(self, rng: random.Random) -> None:
         """One reload."""
+        if self._run.llmux.is_starting:
+            return
         if rng.random() < 0.05:
             await self._reload_bad(rng)
             return

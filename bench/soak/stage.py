@@ -140,6 +140,18 @@ class Stage:
         new.write_text(config if isinstance(config, str) else json.dumps(config))
         new.replace(self.config)
 
+    def restore_members(self) -> None:
+        """Have the config name all models that may be awake.
+
+        An llmux that was killed just when its config had lost one is followed by one that has no
+        hook to put that to sleep, and says so (`awake_unknown`).
+        """
+        with suppress(ValueError):
+            config = json.loads(self.config.read_text())
+            for member in self.members:
+                config["models"].setdefault(member.name, member.config())
+            self.write(config)
+
     def faults(self) -> list[Fault]:
         """All that hooks, servers and this program have noted."""
         return [Fault(**entry) for entry in read_lines(self.folder / "faults")]
