@@ -1,4 +1,4 @@
-"""What the frames of a client of HTTP/2 may cost; pure."""
+"""What the frames of a client may cost, of HTTP/2 and of a WebSocket; pure."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ BURST = 1000
 REFILL_PER_S = 200.0
 """What comes back by itself. (Envoy stops at 10,000 control frames that wait to be sent; nginx
 when other frames make up more than 8 times what requests and answers do.)"""
+
+SOCKET_BURST = 10_000
+"""Small messages that a WebSocket may bring at once: of 100,000 each cost 160 us."""
+
+SOCKET_REFILL_PER_S = 200.0
+"""And later on: speech comes in 50 pieces a second, tokens of a fast model in 200."""
 
 SENT_EARNS = 4
 """What a piece of an answer earns: clients answer one with up to two WINDOW_UPDATE."""
@@ -75,17 +81,25 @@ def _cost(kind: int, length: int) -> int:
 class Budget:
     """What a client may still spend."""
 
-    def __init__(self, now: float) -> None:
-        self._left: float = BURST
+    def __init__(self, now: float, most: float = BURST, refill_per_s: float = REFILL_PER_S) -> None:
+        """Have all of it.
+
+        Args:
+            now: The time, in seconds.
+            most: What may be spent at once.
+            refill_per_s: What comes back in a second.
+        """
+        self._most = self._left = float(most)
+        self._refill_per_s = refill_per_s
         self._at = now
 
     def spend(self, cost: int, now: float) -> bool:
         """Spend so much at this time (seconds); returns whether there was enough."""
-        self.earn((now - self._at) * REFILL_PER_S)
+        self.earn((now - self._at) * self._refill_per_s)
         self._at = now
         self._left -= cost
         return self._left >= 0
 
     def earn(self, amount: float) -> None:
         """Have more to spend."""
-        self._left = min(BURST, self._left + amount)
+        self._left = min(self._most, self._left + amount)

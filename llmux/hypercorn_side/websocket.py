@@ -17,6 +17,12 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
+from llmux.hypercorn_side.frames import (
+    SMALL_BYTES,
+    SOCKET_BURST,
+    SOCKET_REFILL_PER_S,
+    Budget,
+)
 from llmux.hypercorn_side.rules import YIELD_EVENTS
 
 MAX_EARLY_BYTES = 65536
@@ -59,7 +65,8 @@ class HoldingWSStream(WSStream):
     that the client leaves. If the app has answered by then, the second answer ends the server.
 
     It also negotiates compression, with which a frame of 1 MB becomes 400 MB; and after a message
-    over the limit it reads on, and keeps, for as long as the client sends.
+    over the limit it reads on, and keeps, for as long as the client sends. Small messages cost more
+    than they weigh: those that come too fast end the WebSocket.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -70,6 +77,7 @@ class HoldingWSStream(WSStream):
         self._opened = self.context.event_class()
         self._is_refused = False
         self._unsent = 0
+        self._budget = Budget(self.context.time(), SOCKET_BURST, SOCKET_REFILL_PER_S)
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         """Send; what an app leaves that has not sent all of a message is closed at once.
@@ -130,7 +138,10 @@ class HoldingWSStream(WSStream):
     async def _handle_events(self) -> None:
         """Pass on what has come; frames that hold nothing cost time, too."""
         for number, event in enumerate(self.connection.events(), 1):
-            if isinstance(event, Message):
+            is_large = isinstance(event, Message) and len(event.data) >= SMALL_BYTES
+            if not (is_large or self._budget.spend(1, self.context.time())):
+                await self._refuse(CloseReason.POLICY_VIOLATION)
+            elif isinstance(event, Message):
                 await self._take(event)
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
@@ -143,14 +154,18 @@ class HoldingWSStream(WSStream):
             if number % YIELD_EVENTS == 0:
                 await self.context.sleep(0)
 
+    async def _refuse(self, why: CloseReason) -> None:
+        """Say why, and take nothing more."""
+        self._is_refused = True
+        self.buffer.clear()
+        await self._send_wsproto_event(CloseConnection(code=why))
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
     async def _take(self, event: Message[Any]) -> None:
         try:
             self.buffer.extend(event)
         except FrameTooLargeError:
-            self._is_refused = True
-            self.buffer.clear()
-            await self._send_wsproto_event(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
-            await self.send(StreamClosed(stream_id=self.stream_id))
+            await self._refuse(CloseReason.MESSAGE_TOO_BIG)
             return
         if event.message_finished:
             message = self.buffer.to_message()

@@ -71,6 +71,9 @@ class Bench:
         self.bin = tmp_path / "bin"
         for made in (self.home, self.bin):
             made.mkdir()
+        self._seen = (
+            0  # bytes of `calls`; a file that is removed takes what comes meanwhile with it
+        )
         self.setenv = monkeypatch.setenv
         self.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
         self.setenv("STANDIN_DIR", str(self.home))
@@ -157,9 +160,11 @@ class Bench:
     def calls(self) -> list[str]:
         """What the stand-ins were asked since the last look."""
         path = self.home / "calls"
-        found = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return found
+        whole, _, _ = (
+            path.read_bytes()[self._seen :].rpartition(b"\n") if path.exists() else (b"", b"", b"")
+        )
+        self._seen += len(whole) + 1 if whole else 0
+        return whole.decode().splitlines()
 
     def gpu(self) -> dict[str, int]:
         """MiB that each server holds of the fake GPU."""
