@@ -7,7 +7,6 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -17,6 +16,7 @@ import trio
 
 from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
+from llmux.beside import run_beside
 from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
 from llmux.config import Config, ModelConfig
@@ -214,12 +214,6 @@ class Outgoing:
         return journey.trace.forward(exchange, headers, base_url=base_url, target=target)
 
 
-def _pause() -> None:
-    """Let the event loop have the interpreter; raises trio.Cancelled once nobody waits any more."""
-    trio.from_thread.check_cancelled()
-    time.sleep(0)
-
-
 class ModelProxy:
     """Carries model traffic from a lane to the backend of the model that it names."""
 
@@ -379,19 +373,13 @@ class ModelProxy:
             await self._exchange(lane, journey, outgoing, upstream)
 
     async def _read_fields(self, lane: Lane) -> Fields:
-        """Look through the body: a large one beside the event loop, which goes on meanwhile.
-
-        A thread that was given up on would go on, with a body in memory that nobody counts: so it
-        is waited for, and ends at its next pause.
-        """
-        data = lane.body.data
+        """Look through the body: a large one beside the event loop, which goes on meanwhile."""
+        headers, data = lane.headers, lane.body.data
         if len(data) <= LARGE_BYTES:
-            return read_fields(lane.headers, data)
+            return read_fields(headers, data)
         limiter = self._reading if len(data) <= HUGE_BYTES else self._reading_huge
         async with lane.present():
-            return await trio.to_thread.run_sync(
-                read_fields, lane.headers, data, _pause, limiter=limiter
-            )
+            return await run_beside(lambda pause: read_fields(headers, data, pause), limiter)
 
     async def _exchange(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream

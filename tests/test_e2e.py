@@ -20,6 +20,7 @@ import pytest
 import trio
 
 from tests.servers import (
+    ALL_FORMS,
     FORMS,
     LlmuxProcess,
     Rack,
@@ -305,28 +306,27 @@ async def test_control(client: httpx.AsyncClient, rack: Rack) -> None:
         assert (await client.post("/control/mode", json=body)).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"X-Forwarded-For": "10.0.0.1"},
-        {"Forwarded": "for=10.0.0.1"},
-        {"X-Forwarded-Host": "llmux.example"},
-        {"X-Real-IP": "10.0.0.1"},
-        {"Via": "1.1 proxy"},
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
-        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Host": "rebound.example:3000"},
-        {"Host": "["},
-    ],
-)
-async def test_control_answers_only_this_machine(
-    client: httpx.AsyncClient, headers: dict[str, str]
-) -> None:
-    answer = await client.get("/control/status", headers=headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+FOREIGN: list[dict[str, str]] = [
+    {"X-Forwarded-For": "10.0.0.1"},
+    {"Forwarded": "for=10.0.0.1"},
+    {"X-Forwarded-Host": "llmux.example"},
+    {"X-Real-IP": "10.0.0.1"},
+    {"Via": "1.1 proxy"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Host": "rebound.example:3000"},
+    {"Host": "["},
+]
+"""Header fields that requests of this machine's own programs do not have."""
+
+
+async def test_control_answers_only_this_machine(client: httpx.AsyncClient) -> None:
+    for headers in FOREIGN:
+        answer = await client.get("/control/status", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden"), headers
 
 
 async def test_naming_a_model_in_other_ways(client: httpx.AsyncClient, rack: Rack) -> None:
@@ -459,7 +459,7 @@ async def test_leaving_and_streaming_on_hypercorn(rack: Rack, form: str) -> None
                 await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_frame_behind_a_handshake_that_is_refused(rack: Rack, form: str) -> None:
     """Its WebSockets are llmux's own: Hypercorn's end the server here."""
     async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
@@ -497,7 +497,7 @@ async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_switcher_that_dies_ends_the_process(rack: Rack, form: str) -> None:
     (rack.folder / "broken_policy.py").write_text(
         "class Broken:\n"
@@ -623,7 +623,7 @@ async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack, form: str) 
     assert (rack.folder / "asleep").read_text() == "asleep\n"  # once, also if it fails
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
 async def test_a_hook_is_ended_with_the_grace(rack: Rack, on_shutdown: str, form: str) -> None:
     models = {"a": {"wake": "echo begun >> hooks.log; sleep 60", "sleep": ": > asleep"}}
@@ -711,7 +711,7 @@ async def test_a_port_that_another_program_has(rack: Rack) -> None:
     ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_second_llmux_names_the_first(rack: Rack, llmux: LlmuxProcess, form: str) -> None:
     code, (line,) = await start_in_vain(rack.folder / "llmux.json", form)
     assert code == (2 if form == "llmux" else 0)

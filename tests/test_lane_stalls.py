@@ -22,7 +22,7 @@ from wsproto.utilities import generate_accept_token
 from llmux import fastlane
 from llmux.asgi_types import Message
 from tests.lanes import read_all
-from tests.servers import FORMS, running_backends, running_llmux
+from tests.servers import ALL_FORMS, running_backends, running_llmux
 from tests.test_lane_cuts import (
     ALL_LANES,
     GET,
@@ -251,7 +251,7 @@ async def serve_flood(stream: trio.SocketStream) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", ["answer", "websocket"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_real_servers_end_a_drain_for_who_reads_nothing(
     form: str, asked: str, tmp_path: Path
 ) -> None:

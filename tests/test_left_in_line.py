@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.lanes import read_all
-from tests.servers import FORMS, LlmuxProcess, chat, running_backends, running_llmux
+from tests.servers import ALL_FORMS, LlmuxProcess, chat, running_backends, running_llmux
 from tests.test_hypercorn_side import http2, port_of
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -34,7 +34,7 @@ async def send(llmux: LlmuxProcess, data: bytes) -> trio.SocketStream:
     return stream
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_client_that_leaves_with_a_request_in_line_behind_another(
     tmp_path: Path, form: str
 ) -> None:
@@ -52,7 +52,7 @@ async def test_a_client_that_leaves_with_a_request_in_line_behind_another(
         assert not any("Traceback" in line for line in llmux.lines)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_requests_in_line_of_a_client_that_has_closed_its_side(
     tmp_path: Path, form: str
 ) -> None:

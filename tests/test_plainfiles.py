@@ -19,7 +19,7 @@ from llmux.hooks import log_name
 from llmux.journal import Journal, Request
 from llmux.plainfiles import NotOurs, open_own, read_regular, unsafe_folder
 from llmux.statelock import state_lock
-from tests.servers import FORMS, chat, running_backends, running_llmux, start_in_vain
+from tests.servers import ALL_FORMS, chat, running_backends, running_llmux, start_in_vain
 
 MODEL = {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}
 
@@ -229,7 +229,7 @@ async def test_a_folder_of_logs_that_is_a_link_is_not_written_to(tmp_path: Path)
     assert [each async for each in reader] == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_llmux_says_in_one_line_that_it_cannot_use_its_state(
     tmp_path: Path, form: str
 ) -> None:

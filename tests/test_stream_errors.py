@@ -8,7 +8,7 @@ import h2.errors
 import pytest
 import trio
 
-from tests.servers import FORMS, running_backends, running_llmux
+from tests.servers import ALL_FORMS, running_backends, running_llmux
 from tests.test_hypercorn_side import Client, http2
 
 PROTOCOL_ERROR = h2.errors.ErrorCodes.PROTOCOL_ERROR
@@ -28,7 +28,7 @@ async def until_reset(client: Client, *streams: int) -> None:
 LENGTHS = [["zz"], ["-1"], ["+5"], ["5, 5"], ["0" * 5000], ["5", "6"]]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_malformed_requests_end_their_stream_only(tmp_path: Path, form: str) -> None:
     """Lengths that are none, bodies that are longer or shorter, trailers that end nothing."""
     async with (
@@ -68,7 +68,7 @@ async def test_malformed_requests_end_their_stream_only(tmp_path: Path, form: st
         assert not any("Traceback" in line for line in llmux.lines)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_streams_too_many_are_refused_alone(tmp_path: Path, form: str) -> None:
     """A client may send requests before it has read how many there may be."""
     async with (

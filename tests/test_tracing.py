@@ -22,7 +22,7 @@ from llmux.config import parse_config, shape
 from llmux.errors import ConfigError
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, play, read_request, running_lane
-from tests.servers import FORMS, chat, running_backends, running_llmux
+from tests.servers import ALL_FORMS, chat, running_backends, running_llmux
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -334,7 +334,7 @@ class Collector:
                 )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_a_collector_gets_what_a_process_has_to_tell(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
