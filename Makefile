@@ -10,6 +10,11 @@ DOCS_STAMP := $(VENV)/.installed-docs
 SLOW_STAMP := $(VENV)/.installed-slow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# guest.py's finally blocks wait in asyncio, where no scope can shield; keepalive.py raises what the
+# cancelled request has raised; beside.py raises in Trio's task what a thread has raised.
+ASYNC_EXCEPTIONS := llmux/guest.py:ASYNC102,ASYNC103 llmux/keepalive.py:ASYNC103
+ASYNC_EXCEPTIONS += llmux/beside.py:ASYNC103,ASYNC104
+
 .PHONY: help run test lint unit coverage test-slow test-real docs bench soak format clean
 
 help:  ## Show what there is
@@ -26,11 +31,8 @@ lint: $(TEST_STAMP)  ## Format, lint, types and import rules
 	@$(BIN)/ruff format --check --quiet .
 	@echo "== lint"
 	@$(BIN)/ruff check --quiet .
-	@# guest.py's finally blocks wait in asyncio, where no scope can shield; keepalive.py raises what
-	@# the cancelled request has raised; beside.py raises in Trio's task what a thread has raised.
 	@$(BIN)/flake8 --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC124,ASYNC127 \
-		--per-file-ignores='llmux/guest.py:ASYNC102,ASYNC103 llmux/keepalive.py:ASYNC103 \
-			llmux/beside.py:ASYNC103,ASYNC104' llmux
+		--per-file-ignores='$(ASYNC_EXCEPTIONS)' llmux
 	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs $(BIN)/shellcheck
 	@echo "== types"
 	@$(BIN)/mypy
