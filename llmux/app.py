@@ -37,6 +37,7 @@ from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
 from llmux.hypercorn_side import mend_hypercorn, use_rules
 from llmux.journal import Journal, Started
+from llmux.memory import return_freed_memory
 from llmux.metrics import Metrics
 from llmux.model import Model
 from llmux.proxy import ModelProxy
@@ -328,6 +329,7 @@ class ServedApp:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         logs.configure()
         mend_hypercorn()
+        return_freed_memory()
         end_with_parent()
         try:
             config = load_config(default_config_path(os.environ))

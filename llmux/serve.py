@@ -13,11 +13,10 @@ from llmux.app import EXIT_CONFIG, find_config, print_mistake
 from llmux.config import hook_remarks
 from llmux.control_listener import control_socket
 from llmux.errors import ConfigError
+from llmux.memory import calm_collector, return_freed_memory
 from llmux.server import (
-    calm_collector,
     listen,
     raise_descriptor_limit,
-    return_freed_memory,
     serve_config,
     server_config,
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import gc
 import logging
 import os
 import resource
@@ -35,9 +33,6 @@ from llmux.hypercorn_side import HypercornSide
 from llmux.openai import error_answer
 from llmux.reload import Reloader
 from llmux.signals import HEEDED, let_through
-
-M_MMAP_THRESHOLD = -3
-"""mallopt(3), from malloc.h."""
 
 DESCRIPTORS = 64
 """What llmux itself needs, hooks included."""
@@ -147,28 +142,6 @@ def connection_shares(
         return share
 
     return share_of
-
-
-def return_freed_memory() -> None:
-    """Have large bodies return to the system what they took (glibc only).
-
-    By itself glibc keeps blocks of up to 32 MiB for itself once one has been freed: after a flood
-    of bodies llmux would stay as large as it ever was.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)
-
-
-def calm_collector() -> None:
-    """Make the garbage collector look less often, and not at what stays for good.
-
-    Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
-    of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to
-    serve (`bench.switch`).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
 
 
 async def serve_config(
