@@ -190,11 +190,18 @@ async def control(run: Run, path: str, body: Mapping[str, Any]) -> bool:
         if not await excused_later(run, begun_at):
             run.record.violations.append(f"control {path}: {error!r}")
         return False
-    code = "" if status == 200 else json.loads(answer)["error"]["code"]
+    code = "" if status == 200 else code_of(answer)
     if code and code not in REFUSALS.get(path, set()) and not excused(run, begun_at):
         run.record.violations.append(f"control {path} {body}: {status} {answer!r}")
     run.stage.note(f"control {path}" + (f": {status}" if code else ""), body.get("model", ""))
     return code != "too_many_connections"
+
+
+def code_of(answer: bytes) -> str:
+    """The code of an error of llmux's; "none" for anything else."""
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(answer)["error"]["code"])
+    return "none"
 
 
 # ---- llmux itself ----
