@@ -23,6 +23,7 @@ def test_the_optimum_is_what_its_simulation_shows(system: System) -> None:
     assert found.best_simulated_s == pytest.approx(found.best.wait_s, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS, ids=str)
 def test_the_optimum_is_better_than_other_policies(system: System) -> None:
     first = exhaustive(system)

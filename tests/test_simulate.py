@@ -114,7 +114,9 @@ def erlang_c(servers: int, moments: Moments) -> float:
     return last / (sum(terms) + last) * moments.service_s / (servers - load)
 
 
-@pytest.mark.parametrize(("load", "seeds"), [(0.3, 4), (0.7, 5)])
+@pytest.mark.parametrize(
+    ("load", "seeds"), [(0.3, 4), pytest.param(0.7, 5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("work", [exponential(1.0), constant(1.0), two_points])
 def test_one_slot_waits_as_pollaczek_and_khinchine_say(work: Draw, load: float, seeds: int) -> None:
     samples = [drawn(load, work, seed) for seed in range(seeds)]

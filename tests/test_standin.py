@@ -456,6 +456,7 @@ def test_the_demos_model_that_is_a_process(start_demo: Callable[[str], Demo]) ->
         demo.ask("/health")
 
 
+@pytest.mark.slow
 def test_the_demos_model_that_keeps_running(start_demo: Callable[[str], Demo]) -> None:
     demo = start_demo("mistral")
     assert demo.run("alive", "sleep", "wake", "alive", "wake") == [1, 0, 0, 0, 0]
