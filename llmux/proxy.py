@@ -246,9 +246,11 @@ class ModelProxy:
         self._reading_huge = trio.CapacityLimiter(1)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
+        self._dead_peer_s = config.limits.dead_peer_secs
         self.apply(config)
         self._upstreams = {
-            model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
+            model.name: Upstream(self._backend_at(model.base_url), model)
+            for model in config.models.values()
         }
         for name in config.models:
             self._show_tokens(name)
@@ -273,7 +275,8 @@ class ModelProxy:
         if before is None or before.base_url != config.fallback:
             if before is not None:
                 before.close()  # once those in flight are done with it
-            self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
+            url = config.fallback
+            self._fallback = Upstream(self._backend_at(url)) if url else None
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""
@@ -283,8 +286,11 @@ class ModelProxy:
             backend.close()  # once those in flight are done with it
             backend = None
         if model is not None:
-            self._upstreams[name] = Upstream(backend or Backend(model.base_url), model)
+            self._upstreams[name] = Upstream(backend or self._backend_at(model.base_url), model)
             self._show_tokens(name)
+
+    def _backend_at(self, url: str) -> Backend:
+        return Backend(url, dead_peer_s=self._dead_peer_s)
 
     def _show_tokens(self, model: str) -> None:
         """Export its tokens from zero on, or Prometheus would see no increase in the first ones."""

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import trio
 
+from llmux import wire
 from llmux.app import Service, build_service
 from llmux.config import parse_config
 from llmux.fastlane import FastLane
@@ -174,6 +175,8 @@ async def running_lane(
         async with rest.lifespan():
             nursery.start_soon(fast.run)
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            limits = config.limits
+            wire.notice_death(listeners[0].socket, limits.dead_peer_secs, limits.client_stall_secs)
             handler = fast.serve if lane == "fast" else partial(rest.serve, data=b"")
             nursery.start_soon(trio.serve_listeners, handler, listeners)
             site = Site(service, backend, listeners[0].socket.getsockname()[1])

@@ -146,6 +146,10 @@ class Connection:
         (ago_ms,) = struct.unpack_from("=I", info, LAST_DATA_RECV)
         return trio.current_time() - float(ago_ms) / 1000
 
+    def allow_stall(self, dead_s: float | None, *, allowed: bool) -> None:
+        """See `wire.allow_stall`."""
+        wire.allow_stall(self._socket, dead_s, allowed=allowed)
+
     def close(self) -> None:
         """Close at once: no TLS farewell, nothing to await."""
         self._socket.close()
@@ -178,10 +182,14 @@ class Origin:
     Attributes:
         host_header: Value of the Host header.
         prefix: Path that is put before every target.
+        dead_peer_s: See `Backend`.
     """
 
-    def __init__(self, base_url: str, connect_timeout_s: float) -> None:
+    def __init__(
+        self, base_url: str, connect_timeout_s: float, dead_peer_s: float | None = None
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self.dead_peer_s = dead_peer_s
         self._path = socket_path(base_url)
         if self._path is not None:
             self._shown = SCHEME + self._path
@@ -223,6 +231,7 @@ class Origin:
 
     async def _open(self) -> Stream:
         tcp = await wire.connect(self._host, self._port)
+        wire.notice_death(tcp.socket, self.dead_peer_s)
         if self._tls is None:
             return tcp
         tls = trio.SSLStream(tcp, self._tls, server_hostname=self._host, https_compatible=True)

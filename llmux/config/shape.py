@@ -408,6 +408,8 @@ class Limits(Section, frozen=True, kw_only=True):
         body_secs: Longest time that a request body may take to arrive.
         client_stall_secs: A client that takes no byte for so long is cut; so is a WebSocket whose
             backend takes none.
+        dead_peer_secs: A client or backend whose host has answered nothing for so long is gone (TCP
+            keep-alive); null for the system's own settings.
         connections: Most connections of clients; null for as many as there are descriptors for.
         header_fields: Most header fields of one request.
         connections_per_client: Most connections of one address (IPv6: of one /64); null for half of
@@ -421,6 +423,7 @@ class Limits(Section, frozen=True, kw_only=True):
     queued_bytes: PositiveInt = 1 << 30
     body_secs: Seconds = 600.0
     client_stall_secs: Seconds = 60.0
+    dead_peer_secs: Seconds | None = 120.0
     connections: PositiveInt | None = None
     header_fields: PositiveInt = 128
     connections_per_client: PositiveInt | None = None
