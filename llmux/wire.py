@@ -166,7 +166,9 @@ async def receive(socket: trio.socket.SocketType) -> bytes:
             continue
 
 
-async def send(socket: trio.socket.SocketType, data: bytes, stall_s: float = math.inf) -> None:
+async def send(
+    socket: trio.socket.SocketType, data: bytes | memoryview, stall_s: float = math.inf
+) -> None:
     """Send all of it.
 
     Args:
@@ -178,13 +180,13 @@ async def send(socket: trio.socket.SocketType, data: bytes, stall_s: float = mat
         trio.TooSlowError: It took nothing for `stall_s`.
         OSError: The connection broke.
     """
-    sent = _write(socket, data)
+    sent = write(socket, data)
     if sent < len(data):
         rest = memoryview(data)[sent:]
         while rest:
             with trio.fail_after(stall_s):
                 await trio.lowlevel.wait_writable(_open_fileno(socket))
-            rest = rest[_write(socket, rest) :]
+            rest = rest[write(socket, rest) :]
 
 
 async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> None:
@@ -194,7 +196,8 @@ async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> N
             await stream.send_all(data[start : start + RECEIVE_BYTES])
 
 
-def _write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
+def write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
+    """Send as much as there is room for now; returns how many bytes. Raises OSError."""
     try:
         return os.write(_open_fileno(socket), data)
     except BlockingIOError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -153,13 +154,14 @@ async def running_lane(
     models: Sequence[str] = ("a",),
     hooks: FakeHooks | None = None,
     socket_path: Path | None = None,
+    model_settings: Mapping[str, Any] = MappingProxyType({}),
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
     backend = ScriptedBackend(socket_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
-        model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping"}
+        model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping", **model_settings}
         config = parse_config(
             {"models": dict.fromkeys(models, model), "state_dir": str(folder), **settings},
             directory=folder,

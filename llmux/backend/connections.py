@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 from urllib.parse import urlsplit
 
 import trio
@@ -155,8 +156,8 @@ class Connection:
         self._socket.close()
 
 
-class UnixConnection(Connection):
-    """One over a Unix socket, of which the kernel does not say when data came."""
+class TimedConnection(Connection):
+    """One of which the kernel does not say when data came: a Unix socket; no Linux."""
 
     __slots__ = ("_heard_at",)
 
@@ -174,6 +175,9 @@ class UnixConnection(Connection):
     def heard_at(self) -> float:
         """When the last byte of the present answer came (Trio's clock); -inf if none has."""
         return self._heard_at if self.has_answered else -math.inf
+
+
+TCP_CONNECTION = Connection if sys.platform == "linux" else TimedConnection
 
 
 class Origin:
@@ -216,8 +220,8 @@ class Origin:
         try:
             with trio.fail_after(self._connect_timeout_s):
                 if self._path is not None:
-                    return UnixConnection(await wire.connect_unix(self._path))
-                return Connection(await self._open())
+                    return TimedConnection(await wire.connect_unix(self._path))
+                return TCP_CONNECTION(await self._open())
         except trio.TooSlowError:
             raise BackendRefused(
                 f"no connection to {self._shown} within {self._connect_timeout_s:g} s"
