@@ -55,6 +55,7 @@ from llmux.openai import (
     error_answer,
     error_event,
     find_model,
+    header,
     read_fields,
     request_headers,
     response_headers,
@@ -557,6 +558,8 @@ def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
         sent: The last piece; empty if there was none yet.
         after: What the framing puts after an event.
     """
-    return is_event_stream(answer.headers) and (
-        not sent or sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
-    )
+    if not is_event_stream(answer.headers):
+        return False
+    if not sent:  # plain text would be no answer that has a length, or is compressed
+        return answer.is_stream and not header(answer.headers, b"content-encoding")
+    return sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))

@@ -72,6 +72,28 @@ async def test_a_stream_of_which_nothing_comes_has_failed(
 
 
 @pytest.mark.parametrize("lane", ALL_LANES)
+@pytest.mark.parametrize("how", [b"Content-Length: 9", b"Content-Encoding: gzip"])
+async def test_no_event_is_sent_where_it_could_not_be_read(
+    lane: str, how: bytes, tmp_path: Path
+) -> None:
+    """It would fill an answer whose length is known, or break one that is compressed."""
+    framing = b"" if b"Length" in how else b"Transfer-Encoding: chunked\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%b%b\r\n\r\n"
+
+    async def fall_silent(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(head % (framing, how))
+        await read_until_closed(stream)
+
+    async with on_lane(lane, tmp_path, model_settings=SHORT) as site:
+        site.backend.play = fall_silent
+        async with await connect(site, lane) as stream:
+            await stream.send_all(STREAM)
+            with trio.fail_after(6):
+                answer = await read_all(stream)
+        assert not answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("lane", ALL_LANES)
 async def test_an_answer_that_is_no_stream_may_take_its_time(lane: str, tmp_path: Path) -> None:
     async def think(stream: trio.SocketStream, request: bytes) -> None:
         await trio.sleep(3 * LIMIT_S)
