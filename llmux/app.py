@@ -41,6 +41,7 @@ from llmux.memory import return_freed_memory
 from llmux.metrics import Metrics
 from llmux.model import Model
 from llmux.proxy import ModelProxy
+from llmux.quiet import QuietWatch
 from llmux.reload import Reloader
 from llmux.statelock import LockHeld, state_lock
 from llmux.steps import Hooks
@@ -198,7 +199,8 @@ def build_service(
         control=ControlListener(control, traffic) if control else None,
         on_switcher_death=on_switcher_death,
     )
-    beside: list[Task] = [partial(watch_backends, service.gated), traffic.watch_stalls]
+    quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
+    beside: list[Task] = [partial(watch_backends, service.gated), traffic.watch_stalls, quiet.run]
     if service.control is not None:
         beside.append(service.control.run)
     add_lifespan(service, beside=beside)

@@ -45,6 +45,7 @@ class Watched:
         ended: Set when it is served.
         is_ending: The last of the response is being sent, or has been.
         sending_since: Since when the server has been taking a message; None if it is not.
+        message_at: See `llmux.proxy.Lane`.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -53,8 +54,14 @@ class Watched:
         self.ended = trio.Event()
         self.is_ending = False
         self.sending_since: float | None = None
+        self.message_at = 0.0
         self._receive = receive
         self._asgi_send = send
+
+    @property
+    def is_sending(self) -> bool:
+        """See `llmux.proxy.Lane`."""
+        return self.sending_since is not None
 
     async def run(self, proxy: ModelProxy) -> None:
         """Serve the request; what goes wrong with it must not end the lifespan that runs this."""

@@ -14,12 +14,13 @@ from wsproto.frame_protocol import CloseReason
 
 from llmux import wire
 from llmux.asgi_types import Message, Receive, Scope, Send
-from llmux.asgi_watch import LEFT_S, Watched
+from llmux.asgi_watch import CUT_S, LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
 from llmux.openai import header
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+from llmux.wsframes import TRY_AGAIN_LATER
 
 # The server has negotiated these with the client; llmux has its own with the backend.
 MAX_MESSAGE_BYTES = 16 << 20
@@ -60,6 +61,7 @@ class WebSocketLane(Watched):
         self._backend: Stream | None = None
         self._sending = trio.Lock()
         self._message = bytearray()  # what has come of one
+        self._stands_between = False  # two messages to the client
 
     async def serve(self, proxy: ModelProxy) -> None:
         """See `Watched`."""
@@ -79,6 +81,7 @@ class WebSocketLane(Watched):
         async def carry() -> None:
             nonlocal has_left
             while (message := await self._receive())["type"] == "websocket.receive":
+                self.message_at = trio.current_time()
                 await self._to_backend(_event(message))
             self.end_within(LEFT_S)
             await self._to_backend(CloseConnection(code=message.get("code") or 1000))
@@ -122,6 +125,7 @@ class WebSocketLane(Watched):
         passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
         accept = {"type": "websocket.accept", "headers": passed}
         await self.send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+        self._stands_between = True
         self._backend = answer.stream
         data = answer.early
         code = 1006
@@ -156,12 +160,15 @@ class WebSocketLane(Watched):
 
     async def _send_piece(self, kind: str, data: str | bytes | bytearray, is_last: bool) -> None:
         """ASGI knows whole messages only."""
+        self.message_at = trio.current_time()
         self._message += data.encode() if isinstance(data, str) else data
         if self._is_too_large or not is_last:
             return
         whole, self._message = bytes(self._message), bytearray()
         message = whole.decode() if kind == "text" else whole
+        self._stands_between = False
         await self.send({"type": "websocket.send", kind: message})
+        self._stands_between = True
         self.sent_bytes += len(whole)
 
     @property
@@ -178,8 +185,13 @@ class WebSocketLane(Watched):
     async def end_events(self) -> None:
         """See `begin_events`."""
 
-    async def send_last_event(self, event: bytes) -> None:
-        """What is relayed is no stream of events."""
+    async def send_last_event(self, event: bytes) -> None:  # noqa: ARG002 - frames have no room
+        """Close it, since llmux has cut it, if its client has taken all messages so far."""
+        if not self._stands_between:
+            return
+        self.end_within(CUT_S)
+        with suppress(ClientLeft):
+            await self.send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Refuse the handshake with an answer of its own."""

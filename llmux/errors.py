@@ -327,6 +327,13 @@ class BackendRefused(BackendError):
     """The backend accepted no connection, so it cannot have seen the request."""
 
 
+class BackendSilent(BackendError):
+    """The backend has sent nothing of a stream for the model's `stream_idle_secs`."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"nothing came for {limit_s:g} s (the model's stream_idle_secs)")
+
+
 class BackendBroke(Exception):
     """The backend broke after its status line; the response can only be cut."""
 

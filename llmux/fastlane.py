@@ -37,6 +37,7 @@ from llmux.openai import error_answer, header, is_own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.strict import PREFACE_LINE
 from llmux.targets import origin_form
+from llmux.wsframes import TRY_AGAIN_LATER, FrameReader, close_frame
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""
@@ -157,6 +158,7 @@ class ClientConnection:
         outlasts_s: How long that may go on once the client has left.
         buffer: Received and not used yet.
         sent_bytes: What was sent on it.
+        is_sending: Whether it waits until the client has taken something.
         can_go_on: Whether another request can follow on this connection.
         rest: What was read of a request that is not for this lane; None if none was.
     """
@@ -173,6 +175,7 @@ class ClientConnection:
         self.outlasts_s = 0.0
         self.buffer = b""
         self.sent_bytes = 0
+        self.is_sending = False
         self.can_go_on = True
         self.rest: bytes | None = None
 
@@ -227,11 +230,20 @@ class ClientConnection:
     async def send(self, data: bytes) -> None:
         """Send; a client that takes nothing for too long has left."""
         try:
-            await wire.send(self.socket, data, self.lane.stall_s)
+            written = wire.write(self.socket, data)
+            if written < len(data):
+                await self._send_rest(memoryview(data)[written:])
             self.sent_bytes += len(data)
         except (*wire.BREAKS, trio.TooSlowError):
             self.can_go_on = False
             raise ClientLeft from None
+
+    async def _send_rest(self, data: memoryview) -> None:
+        self.is_sending = True
+        try:
+            await wire.send(self.socket, data, self.lane.stall_s)
+        finally:
+            self.is_sending = False
 
     async def next_head(self) -> bytes | None:
         """The next request's head; None if the client sends no more.
@@ -372,7 +384,14 @@ class FastRequest:
         self._heads_end = connection.sent_bytes
         self._is_read = not (head.is_chunked or head.content_length)
         self._stands_after_event = self._could_go_on = False
+        self._stands_after_frame = False
+        self.message_at = 0.0
         connection.can_go_on = head.keeps_alive
+
+    @property
+    def is_sending(self) -> bool:
+        """See `Lane`."""
+        return self._connection.is_sending
 
     @property
     def sent_bytes(self) -> int:
@@ -523,12 +542,15 @@ class FastRequest:
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
         self.has_answered = True
         head = self._response_head(101, [*headers, *upgrade], answer.reason)
-        await connection.send(head + answer.early)
+        await connection.send(head)
+        sent_frames, received_frames = FrameReader(), FrameReader()
 
         async def to_backend() -> None:
             data, connection.buffer = connection.buffer, b""
             with suppress(*wire.BREAKS, trio.TooSlowError):
                 while data := data or await connection.receive():
+                    if received_frames.feed(data):
+                        self.message_at = trio.current_time()
                     # Behind bytes that are not read, nobody can see whether the client has left.
                     await wire.send_on(backend, data, connection.lane.stall_s)
                     data = b""
@@ -537,8 +559,15 @@ class FastRequest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(to_backend)
             with suppress(*wire.BREAKS, ClientLeft):
-                while data := await backend.receive_some(wire.RECEIVE_BYTES):
-                    await connection.send(bytes(data))
+                data = answer.early
+                while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
+                    self._stands_after_frame = False
+                    if sent_frames.feed(data):
+                        self.message_at = trio.current_time()
+                    await connection.send(data)
+                    self._stands_after_frame = sent_frames.is_between
+                    data = b""
+            self._stands_after_frame = False  # a cut is no end of either side
             nursery.cancel_scope.cancel()
 
     async def begin_events(self, headers: HeaderList) -> None:
@@ -565,6 +594,9 @@ class FastRequest:
         if self._stands_after_event:
             with suppress(*wire.BREAKS):
                 await self._connection.send(_chunk(event))
+        elif self._stands_after_frame:
+            with suppress(*wire.BREAKS):
+                await self._connection.send(close_frame(TRY_AGAIN_LATER))
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""

@@ -83,6 +83,13 @@ class Health:
         """
         await self._check(model, enough=1, heard_since=trio.current_time())
 
+    async def silent(self, model: Model) -> None:
+        """Its backend has sent nothing of a stream for too long: as bad as a look that failed."""
+        stay = model.stay
+        async with self._looking:
+            if _is_in_use(model, stay):
+                await self._count(model, enough=self._settings.alive_failures, is_well=False)
+
     async def is_alive(self, model: Model) -> bool:
         """Run its alive hook. One that cannot be started says nothing against the model."""
         try:
@@ -96,17 +103,20 @@ class Health:
         async with self._looking:
             if self._looked_at >= asked_at or not _is_in_use(model, stay):
                 return  # somebody else has looked meanwhile
-            if self._stay != stay:
-                self._stay, self._failures = stay, 0
             began_at = trio.current_time()
             is_well = await self.is_alive(model)
             self._looked_at = began_at  # not if whoever asked has left, and with it the look
             if not _is_in_use(model, stay):
                 return
             is_well = is_well or self.heard_since(model.name, heard_since)
-            self._failures = 0 if is_well else self._failures + 1
-            if self._failures < enough:
-                return
+            await self._count(model, enough, is_well=is_well)
+
+    async def _count(self, model: Model, enough: int, *, is_well: bool) -> None:
+        """Take note of how it is; so many failures in a row are enough."""
+        if self._stay != model.stay:
+            self._stay, self._failures = model.stay, 0
+        self._failures = 0 if is_well else self._failures + 1
+        if self._failures >= enough:
             self._failures = 0
             await self._bring_down(model)
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
 import trio
 
+from llmux.config import OnSwitch
 from llmux.errors import BackendRefused, LlmuxError, StreamCut
+
+
+class Carrier(Protocol):
+    """What carries a WebSocket.
+
+    Attributes:
+        message_at: When it carried a message last, or was opened (Trio's clock, seconds).
+    """
+
+    message_at: float
 
 
 class InFlight:
@@ -23,6 +35,7 @@ class InFlight:
     def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
         self._on_leave = on_leave
         self._flights: dict[Flight, None] = {}  # in order of entry
+        self._sockets: dict[Flight, Carrier] = {}  # those of them that are WebSockets
         # self._empty.is_set() == (self.count == 0). Events cannot un-happen, so each busy period
         # gets a new one.
         self._empty = trio.Event()
@@ -59,9 +72,34 @@ class InFlight:
     def leave(self, flight: Flight) -> None:
         """Count one less; what `Flight` calls when it ends."""
         del self._flights[flight]
+        if self._sockets:
+            self._sockets.pop(flight, None)
         if not self._flights:
             self._empty.set()
         self._on_leave(flight)
+
+    def open_socket(self, flight: Flight, carrier: Carrier) -> None:
+        """A request has become a WebSocket, which ends when its peers like."""
+        carrier.message_at = trio.current_time()
+        self._sockets[flight] = carrier
+
+    def quiet(self, idle_s: float) -> list[Flight]:
+        """The WebSockets that have carried no message for so many seconds."""
+        if not self._sockets:
+            return []
+        since = trio.current_time() - idle_s
+        return [each for each, carrier in self._sockets.items() if carrier.message_at <= since]
+
+    def yielding(self, idle_s: float) -> list[Flight]:
+        """The WebSockets that no switch waits for: those that give way, and the quiet ones."""
+        if not self._sockets:
+            return []
+        since = trio.current_time() - idle_s
+        return [
+            each
+            for each, carrier in self._sockets.items()
+            if each.socket == "cut" or carrier.message_at <= since
+        ]
 
     def cut(self) -> None:
         """End every request in flight; each raises `StreamCut` where it stands."""
@@ -81,12 +119,14 @@ class Flight:
         company: How many were in flight then, itself included.
         is_whole: Whether it ended by itself: nothing was raised in it.
         is_in: Whether it has not ended yet.
+        is_counted: Whether it counts as in flight until then.
+        socket: What it is to a switch, if it is a WebSocket; None: it is none.
         on_cut: Called when it is cut, for what a cancelled scope does not end.
     """
 
     __slots__ = (
         "_frozen_before_s", "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company",
-        "entered_at", "is_in", "is_whole", "on_cut",
+        "entered_at", "is_counted", "is_in", "is_whole", "on_cut", "socket",
     )  # fmt: skip
 
     def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
@@ -99,7 +139,8 @@ class Flight:
         self._frozen_before_s = in_flight.frozen_s
         self.company = 1
         self.is_whole = False
-        self.is_in = True
+        self.is_in = self.is_counted = True
+        self.socket: OnSwitch | None = None
         self.on_cut: Callable[[], None] | None = None
 
     @property
@@ -107,6 +148,20 @@ class Flight:
         """For how long it has been in, in seconds, less those for which it was frozen."""
         frozen_s = self._in_flight.frozen_s - self._frozen_before_s
         return trio.current_time() - self.entered_at - frozen_s
+
+    def open_socket(self, carrier: Carrier, how: OnSwitch) -> None:
+        """It has become a WebSocket.
+
+        Args:
+            carrier: Knows when it is used.
+            how: What it is to a switch that waits.
+        """
+        self.socket = how
+        if how == "ignore":  # nothing waits for it from now on
+            self.is_counted = False
+            self._in_flight.leave(self)
+        else:
+            self._in_flight.open_socket(self, carrier)
 
     def cut(self, why: LlmuxError | None = None) -> None:
         """Cancel what runs inside; the context then raises `StreamCut`.
@@ -139,7 +194,8 @@ class Flight:
                 kind, error, traceback
             )
         finally:
-            self._in_flight.leave(self)
+            if self.is_counted:
+                self._in_flight.leave(self)
         # Refused in the same instant, it would be tried again in a scope that is cancelled.
         is_ended = error is not None and is_cancellation(error)
         if self._is_cut and (is_ended or isinstance(error, BackendRefused)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from http import HTTPStatus
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from llmux.access_log import CLIENT_LEFT
-from llmux.backend import Answer
+from llmux.backend import Answer, Backend
 from llmux.bodies import Body
 from llmux.cors import Sharing
 from llmux.ended import Ended, Outcome, path_of
@@ -46,6 +47,12 @@ class Travelling(Protocol):
     has_answered: bool
     cut_scope: trio.CancelScope | None
     reading: trio.CancelScope | None
+    message_at: float
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether it waits until its client has taken something."""
+        ...
 
     def unblock(self) -> None:
         """What was being done was cancelled: end what is being sent, though that may resist."""
@@ -68,6 +75,9 @@ class Journey:
         model: What it is for, once that is known; empty for the fallback.
         serving: Its stay at the model.
         passing: Its stay at the fallback.
+        backend: Where it has been forwarded to; None: it has not been.
+        stream_idle_s: For so long that may send nothing of a stream.
+        expects_stream: Whether it asks for one.
         kept_alive: What its client is told while it waits.
         sharing: What a page of another origin may see of the answer; None: it comes from none.
         status: What it will be counted as.
@@ -82,9 +92,9 @@ class Journey:
     """
 
     __slots__ = (
-        "answer", "arrived_at", "cancelled_with", "client", "ended_at", "head_s", "id",
-        "kept_alive", "lane", "model", "outcome", "passing", "pause", "serving", "sharing",
-        "status", "tokens", "told", "trace",
+        "answer", "arrived_at", "backend", "cancelled_with", "client", "ended_at",
+        "expects_stream", "head_s", "id", "kept_alive", "lane", "model", "outcome", "passing",
+        "pause", "serving", "sharing", "status", "stream_idle_s", "tokens", "told", "trace",
     )  # fmt: skip
 
     def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
@@ -96,6 +106,9 @@ class Journey:
         self.model = ""
         self.serving: Serving | None = None
         self.passing: Flight | None = None
+        self.backend: Backend | None = None
+        self.stream_idle_s = math.inf
+        self.expects_stream = False
         self.kept_alive: KeptAlive | None = None
         self.sharing: Sharing | None = None
         self.status = CLIENT_LEFT
@@ -107,6 +120,11 @@ class Journey:
         self.cancelled_with: LlmuxError | None = None
         self.pause: trio.CancelScope | None = None
         self.told: RequestPhase | None = None
+
+    @property
+    def flight(self) -> Flight | None:
+        """Its stay where it is forwarded to; None: it has not got there."""
+        return self.passing or (self.serving.flight if self.serving else None)
 
     @property
     def waited_s(self) -> float:
@@ -196,7 +214,7 @@ class Journey:
     def cancel(self, error: LlmuxError) -> None:
         """Have it end with an error, wherever it is."""
         self.cancelled_with = error
-        flight = self.passing or (self.serving.flight if self.serving else None)
+        flight = self.flight
         if flight is not None and flight.is_in:
             flight.cut(error)
             return
@@ -247,6 +265,10 @@ class Journeys:
         self._omitted = 0
         feed.look_up(self._look)
         feed.look_up(self.rates.news)
+
+    def __iter__(self) -> Iterator[Journey]:
+        """Those that are on their way now; nobody may be added meanwhile."""
+        return iter(self._under_way.values())
 
     def begin(self, lane: Travelling) -> Journey:
         """A request has come."""

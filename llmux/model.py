@@ -88,6 +88,7 @@ class Model:
         used_at: When it was woken, or its last request left.
         max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
+        socket_idle_s: A WebSocket without a message for so long is quiet; as the config says.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
     `on_line(model)` when a request joins the line or leaves it, `on_leave(model, flight)` when one
@@ -104,6 +105,7 @@ class Model:
         on_beside: Callable[[], None] = lambda: None,
         traits: Traits = NO_TRAITS,
         drains: bool = True,
+        socket_idle_s: float = math.inf,
     ) -> None:
         self.name = name
         self.phase = Phase.ASLEEP
@@ -112,6 +114,7 @@ class Model:
         self.waiters = Waiters(on_settle=self._settled)
         self.apply(traits)
         self.drains = drains
+        self.socket_idle_s = socket_idle_s
         self.stay = 0
         self.awake_since = -math.inf
         self.used_at = -math.inf
@@ -156,6 +159,16 @@ class Model:
     def is_drained(self) -> bool:
         """Whether its requests have to leave before it sleeps."""
         return self.drains and not self.preserves_in_flight
+
+    @property
+    def quiet(self) -> list[Flight]:
+        """The WebSockets in flight that nobody uses."""
+        return self.in_flight.quiet(self.socket_idle_s)
+
+    @property
+    def yielding(self) -> list[Flight]:
+        """The WebSockets in flight that no switch waits for, the quiet ones included."""
+        return self.in_flight.yielding(self.socket_idle_s)
 
     @property
     def admits(self) -> bool:
@@ -300,7 +313,7 @@ class Model:
         has_slots = self.max_in_flight != math.inf
         return ModelView(
             name=self.name,
-            in_flight=self.in_flight.count,
+            in_flight=self.in_flight.count - len(self.yielding),
             queued=self.wanted_by,
             oldest_arrival=self.oldest,
             retry_at=self.retry_at,

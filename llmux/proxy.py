@@ -7,6 +7,7 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -54,6 +55,7 @@ from llmux.openai import (
     error_answer,
     error_event,
     find_model,
+    header,
     read_fields,
     request_headers,
     response_headers,
@@ -93,6 +95,7 @@ class Lane(Protocol):
         cut_scope: A scope that is around the request already, and in which `reply` works even once
             it is cancelled; None if there is none.
         reading: What to cancel while `read_body` waits; None when it does not.
+        message_at: When a WebSocket carried a message last (Trio's clock, seconds).
     """
 
     method: bytes
@@ -105,6 +108,12 @@ class Lane(Protocol):
     upgrade: bytes
     cut_scope: trio.CancelScope | None
     reading: trio.CancelScope | None
+    message_at: float
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether it waits until its client has taken something."""
+        ...
 
     @property
     def sent_bytes(self) -> int:
@@ -144,7 +153,10 @@ class Lane(Protocol):
         ...
 
     async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream of events that was cut between two of them, if it was that."""
+        """Send this after a stream of events that was cut between two of them, if it was that.
+
+        A WebSocket is closed with a code for "try again later" instead.
+        """
         ...
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
@@ -159,6 +171,9 @@ class Upstream:
         self.backend = backend
         self.upstream_model = config.upstream_model if config else None
         self.extra_headers: Mapping[str, str] = config.headers if config else {}
+        idle_s = config.stream_idle_secs if config else None
+        self.stream_idle_s = math.inf if idle_s is None else idle_s
+        self.websocket = config.websocket if config else None
 
 
 class Outgoing:
@@ -240,9 +255,11 @@ class ModelProxy:
         self._reading_huge = trio.CapacityLimiter(1)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
+        self._dead_peer_s = config.limits.dead_peer_secs
         self.apply(config)
         self._upstreams = {
-            model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
+            model.name: Upstream(self._backend_at(model.base_url), model)
+            for model in config.models.values()
         }
         for name in config.models:
             self._show_tokens(name)
@@ -256,6 +273,7 @@ class ModelProxy:
         )
         self.logs_access = config.access_log
         self._heeds_hints = config.policy.client_hints
+        self._websocket = config.policy.websocket
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
@@ -267,7 +285,8 @@ class ModelProxy:
         if before is None or before.base_url != config.fallback:
             if before is not None:
                 before.close()  # once those in flight are done with it
-            self._fallback = Upstream(Backend(config.fallback)) if config.fallback else None
+            url = config.fallback
+            self._fallback = Upstream(self._backend_at(url)) if url else None
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""
@@ -277,8 +296,11 @@ class ModelProxy:
             backend.close()  # once those in flight are done with it
             backend = None
         if model is not None:
-            self._upstreams[name] = Upstream(backend or Backend(model.base_url), model)
+            self._upstreams[name] = Upstream(backend or self._backend_at(model.base_url), model)
             self._show_tokens(name)
+
+    def _backend_at(self, url: str) -> Backend:
+        return Backend(url, dead_peer_s=self._dead_peer_s)
 
     def _show_tokens(self, model: str) -> None:
         """Export its tokens from zero on, or Prometheus would see no increase in the first ones."""
@@ -360,6 +382,7 @@ class ModelProxy:
         fields = await self._read_fields(lane)
         upstream, named = self._route(lane, fields, journey)
         outgoing = Outgoing(lane, named, fields, received)
+        journey.expects_stream = fields.asks_for_stream
         if self._keepalive_s is not None and fields.asks_for_stream:
             # The status line may be out before it is known how the answer is encoded.
             outgoing.received = [each for each in received if each[0].lower() != b"accept-encoding"]
@@ -426,8 +449,13 @@ class ModelProxy:
     async def _pass_on(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
     ) -> None:
+        journey.backend, journey.stream_idle_s = upstream.backend, upstream.stream_idle_s
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
             lane.body.release()
+            if answer.stream is not None and journey.serving is not None:
+                assert journey.serving.flight is not None
+                how = upstream.websocket or self._websocket
+                journey.serving.flight.open_socket(lane, how)
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()
                 if journey.kept_alive.has_begun:
@@ -515,9 +543,11 @@ def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
 
     Args:
         answer: What is being sent.
-        sent: The last piece.
+        sent: The last piece; empty if there was none yet.
         after: What the framing puts after an event.
     """
-    return is_event_stream(answer.headers) and (
-        sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
-    )
+    if not is_event_stream(answer.headers):
+        return False
+    if not sent:  # plain text would be no answer that has a length, or is compressed
+        return answer.is_stream and not header(answer.headers, b"content-encoding")
+    return sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))

@@ -33,6 +33,7 @@ FIXED = (
     "control",
     "limits.connections",
     "limits.client_stall_secs",
+    "limits.dead_peer_secs",
     "limits.header_fields",
     "http2",
 )

@@ -196,6 +196,9 @@ async def serve_config(
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     accept = partial(trio.serve_listeners, handler_nursery=connections)
+                    for sock in sockets.insecure_sockets:  # what they accept inherits it
+                        limits = config.limits
+                        wire.notice_death(sock, limits.dead_peer_secs, limits.client_stall_secs)
                     accepting.start_soon(accept, serve_connection, listeners(sockets))
                     models = service.board.registered_models
                     log.info("serving", config=str(config.path), models=models)

@@ -12,6 +12,7 @@ from trio_util import RepeatedEvent, periodic
 
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
+from llmux.inflight import Flight
 from llmux.logs import get_logger
 from llmux.measures import Measures
 from llmux.metrics import Metrics
@@ -132,12 +133,13 @@ class Steps:
         if not model.is_awake:
             return 0.0
         started_at = trio.current_time()
-        in_flight = model.in_flight.count
+        in_flight = model.in_flight.count - len(model.yielding)
         model.enter(Phase.DRAINING)
         await model.waiters.wait_settled()
         on_settled(model)
         if not model.is_drained:
             return 0.0
+        cut_sockets(model, model.yielding)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_log_slow_drain, model)
             nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
@@ -269,6 +271,14 @@ class Steps:
             await hooks.run(hook, source=source, target=target)
         finally:
             self._hook_must_end_by = math.inf
+
+
+def cut_sockets(model: Model, flights: list[Flight]) -> None:
+    """Cut WebSockets, for something waits for their place."""
+    for flight in flights:
+        flight.cut()
+    if flights:
+        log.info("websockets_cut", model=model.name, count=len(flights))
 
 
 async def _log_slow_drain(model: Model) -> None:

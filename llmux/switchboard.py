@@ -117,6 +117,16 @@ class Switchboard:
         if (switcher := self._switcher_of.get(model)) is not None:
             await switcher.health.refused(switcher.models[model])
 
+    async def silent(self, model: str) -> None:
+        """A model's backend has sent nothing for too long; see `Health.silent`."""
+        if (switcher := self._switcher_of.get(model)) is not None:
+            await switcher.health.silent(switcher.models[model])
+
+    def look_at_sockets(self) -> None:
+        """See `Switcher.look_at_sockets`; for all groups, and called often."""
+        for switcher in self.groups.values():
+            switcher.look_at_sockets()
+
     def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
         """Say how it can be known that bytes come from a backend, and what to do when it sleeps."""
         self._heard_since, self._on_sleep = heard_since, on_sleep

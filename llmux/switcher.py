@@ -49,7 +49,7 @@ from llmux.pins import Pins
 from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
 from llmux.serving import Check, Serving
 from llmux.shapes import Pin, PinChange, SwitchRecord
-from llmux.steps import Hooks, ModelHooks, Steps, SwitchAbandoned
+from llmux.steps import Hooks, ModelHooks, Steps, SwitchAbandoned, cut_sockets
 
 Mode = Literal["auto", "manual"]
 State = Literal["idle", "active", "switching"]
@@ -343,6 +343,7 @@ class Switcher:
                 on_beside=self._changed.set,
                 traits=traits,
                 drains=self._steps.settings.drain_before_switch,
+                socket_idle_s=_socket_idle_s(self._steps.settings),
             )
             if self._record.take_left(name):
                 log.warning("model_unsure", model=name, hint="slept before another wakes")
@@ -427,6 +428,7 @@ class Switcher:
         self.health.apply(settings)
         for model in self.models.values():
             model.drains = settings.drain_before_switch
+            model.socket_idle_s = _socket_idle_s(settings)
         self._changed.set()
 
     def stop(self) -> None:
@@ -449,6 +451,22 @@ class Switcher:
         for model in self.models.values():
             model.waiters.refuse(error)
         self._changed.set()
+
+    def look_at_sockets(self) -> None:
+        """Cut WebSockets that stand in somebody's way; that they are quiet nobody else notices.
+
+        A drain waits for none that is quiet or gives way, nor does a removal. A request that waits
+        for a slot gets that of a quiet one.
+        """
+        for model in self.models.values():
+            if not (yielding := model.yielding):
+                continue
+            is_draining = model.phase is Phase.DRAINING and model.is_drained
+            if is_draining or model.name in self._leaving:
+                cut_sockets(model, yielding)
+            elif model.is_awake and model.waiters.count:
+                cut_sockets(model, model.quiet[: model.waiters.count])
+            self._changed.set()  # to a policy, and to rules for idle groups, they do not count
 
     # ---- Deciding ----
 
@@ -709,7 +727,7 @@ class Switcher:
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
         """A request has left a model: of interest only if others wait, and they mostly do not."""
-        if flight.is_whole:
+        if flight.is_whole and flight.socket is None:
             self.measures.note_served(model.name, flight.company, flight.served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
@@ -735,3 +753,8 @@ class Switcher:
             self.measures.note_open(model.name, trio.current_time(), model.oldest)
         if left is Phase.AWAKE:
             self.measures.note_closed(model.name, trio.current_time())
+
+
+def _socket_idle_s(settings: PolicyConfig) -> float:
+    idle_s = settings.websocket_idle_secs
+    return math.inf if idle_s is None else idle_s

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import trio
 
+from llmux import wire
 from llmux.app import Service, build_service
 from llmux.config import parse_config
 from llmux.fastlane import FastLane
@@ -152,13 +154,14 @@ async def running_lane(
     models: Sequence[str] = ("a",),
     hooks: FakeHooks | None = None,
     socket_path: Path | None = None,
+    model_settings: Mapping[str, Any] = MappingProxyType({}),
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
     backend = ScriptedBackend(socket_path)
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
-        model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping"}
+        model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping", **model_settings}
         config = parse_config(
             {"models": dict.fromkeys(models, model), "state_dir": str(folder), **settings},
             directory=folder,
@@ -174,6 +177,8 @@ async def running_lane(
         async with rest.lifespan():
             nursery.start_soon(fast.run)
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            limits = config.limits
+            wire.notice_death(listeners[0].socket, limits.dead_peer_secs, limits.client_stall_secs)
             handler = fast.serve if lane == "fast" else partial(rest.serve, data=b"")
             nursery.start_soon(trio.serve_listeners, handler, listeners)
             site = Site(service, backend, listeners[0].socket.getsockname()[1])

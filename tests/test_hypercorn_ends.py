@@ -237,6 +237,9 @@ class Writer:
         self.transport = self
         self.is_aborted = False
 
+    def get_extra_info(self, name: str) -> None:
+        """It has no socket."""
+
     def write(self, data: bytes) -> None:
         self.data += data
         self.left += len(data)

@@ -34,6 +34,8 @@ class FakeLane:
     cut_scope: trio.CancelScope | None = None
     reading: trio.CancelScope | None = None
     sent_bytes = 0
+    is_sending = False
+    message_at = 0.0
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:
         self.target = target

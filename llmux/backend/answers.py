@@ -197,6 +197,10 @@ class Answer:
         """Whether some of the body was received together with the head."""
         return bool(self._connection.pending) and not self._connection.has_ended
 
+    def heard_at(self) -> float:
+        """When its last byte came (Trio's clock, seconds)."""
+        return self._connection.heard_at()
+
     def take_whole(self) -> bytes | None:
         """The body, if its length is known and all of it came with the head; ends the answer."""
         connection = self._connection

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 from urllib.parse import urlsplit
 
 import trio
@@ -146,13 +147,17 @@ class Connection:
         (ago_ms,) = struct.unpack_from("=I", info, LAST_DATA_RECV)
         return trio.current_time() - float(ago_ms) / 1000
 
+    def allow_stall(self, dead_s: float | None, *, allowed: bool) -> None:
+        """See `wire.allow_stall`."""
+        wire.allow_stall(self._socket, dead_s, allowed=allowed)
+
     def close(self) -> None:
         """Close at once: no TLS farewell, nothing to await."""
         self._socket.close()
 
 
-class UnixConnection(Connection):
-    """One over a Unix socket, of which the kernel does not say when data came."""
+class TimedConnection(Connection):
+    """One of which the kernel does not say when data came: a Unix socket; no Linux."""
 
     __slots__ = ("_heard_at",)
 
@@ -172,16 +177,23 @@ class UnixConnection(Connection):
         return self._heard_at if self.has_answered else -math.inf
 
 
+TCP_CONNECTION = Connection if sys.platform == "linux" else TimedConnection
+
+
 class Origin:
     """Where a backend is, and how to get there.
 
     Attributes:
         host_header: Value of the Host header.
         prefix: Path that is put before every target.
+        dead_peer_s: See `Backend`.
     """
 
-    def __init__(self, base_url: str, connect_timeout_s: float) -> None:
+    def __init__(
+        self, base_url: str, connect_timeout_s: float, dead_peer_s: float | None = None
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self.dead_peer_s = dead_peer_s
         self._path = socket_path(base_url)
         if self._path is not None:
             self._shown = SCHEME + self._path
@@ -208,8 +220,8 @@ class Origin:
         try:
             with trio.fail_after(self._connect_timeout_s):
                 if self._path is not None:
-                    return UnixConnection(await wire.connect_unix(self._path))
-                return Connection(await self._open())
+                    return TimedConnection(await wire.connect_unix(self._path))
+                return TCP_CONNECTION(await self._open())
         except trio.TooSlowError:
             raise BackendRefused(
                 f"no connection to {self._shown} within {self._connect_timeout_s:g} s"
@@ -223,6 +235,7 @@ class Origin:
 
     async def _open(self) -> Stream:
         tcp = await wire.connect(self._host, self._port)
+        wire.notice_death(tcp.socket, self.dead_peer_s)
         if self._tls is None:
             return tcp
         tls = trio.SSLStream(tcp, self._tls, server_hostname=self._host, https_compatible=True)

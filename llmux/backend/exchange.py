@@ -16,6 +16,12 @@ Headers = Sequence[tuple[bytes, bytes]]
 JOINED_BODY_BYTES = 65536
 """Smaller bodies are sent with the head; larger ones in a task of their own."""
 
+STALLING_BYTES = 32768
+"""Larger bodies may fill the window of a backend that is busy, and must wait until it reads on."""
+
+DEAD_PEER_S = 120.0
+"""Seconds without an answer after which a backend's host counts as gone (Go's net: 15 + 9 x 15)."""
+
 MAX_INTERIM = 100
 """Interim answers (1xx) before the final one; honest servers send one or two."""
 
@@ -126,6 +132,9 @@ class Exchange:
     async def _ask(self, connection: Connection) -> Answer:
         self._pool.add(connection)
         connection.begin()
+        may_stall, dead_s = len(self._request.body) > STALLING_BYTES, self._origin.dead_peer_s
+        if may_stall:
+            connection.allow_stall(dead_s, allowed=True)
         try:
             if self.sender is None:
                 await connection.send(self._request.head + self._request.body)
@@ -140,6 +149,8 @@ class Exchange:
                 head = await read_head(connection)
             if head.status == 101 and not self._request.is_upgrade:
                 raise BackendBroke("changed the protocol unasked")
+            if may_stall:
+                connection.allow_stall(dead_s, allowed=False)
             self._request.body = b""  # it will not be sent again
             return Answer(head, self._request.method, connection)
         except BackendBroke as error:
@@ -181,18 +192,26 @@ class Backend:
     No deadline but the one for connecting: a model may think for as long as its client waits.
     """
 
-    def __init__(self, base_url: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        dead_peer_s: float | None = DEAD_PEER_S,
+    ) -> None:
         """Connect to nothing yet.
 
         Args:
             base_url: http or https; its path is put before every target. Or `unix:/run/x.sock`.
             connect_timeout_s: Seconds for a connection, TLS handshake included.
+            dead_peer_s: Seconds without an answer after which its host counts as gone (TCP
+                keep-alive); None: as the system has it.
 
         Raises:
             ValueError: Not such a URL.
         """
         self.base_url = base_url
-        self._origin = Origin(base_url, connect_timeout_s)
+        self._origin = Origin(base_url, connect_timeout_s, dead_peer_s)
         self._pool = Pool()
 
     def __repr__(self) -> str:

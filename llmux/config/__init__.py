@@ -11,6 +11,7 @@ from llmux.config.shape import (
     HookTimeouts,
     Limits,
     ModelConfig,
+    OnSwitch,
     PolicyConfig,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "HookTimeouts",
     "Limits",
     "ModelConfig",
+    "OnSwitch",
     "PolicyConfig",
     "config_schema",
     "default_config_path",

@@ -26,6 +26,9 @@ from llmux.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
 
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 
+OnSwitch = Literal["hold", "ignore", "cut"]
+"""What an open WebSocket means to a switch that waits for its model to be left."""
+
 Keys = tuple[Any, ...]
 """Where a value stands in the file: mapping keys and list indexes, outermost first."""
 
@@ -281,6 +284,9 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         headers: Headers added to what the backend gets.
         group: Models of one group share a GPU and take turns on it.
         max_in_flight: Most requests in flight; the rest wait in order. null for no limit.
+        stream_idle_secs: A stream of which the backend sends nothing for so long has failed, also
+            before its first byte; null for no limit.
+        websocket: What becomes of its WebSockets when a switch waits; null for policy.websocket.
         idle_sleep_secs: After so long without a request the model is put to sleep; null for never.
         preserves_in_flight: The hooks freeze the model with its requests, so none are waited for.
         hook_timeouts: Seconds that each hook may run.
@@ -300,6 +306,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     headers: dict[HeaderName, HeaderValue] = {}
     group: Name = "default"
     max_in_flight: PositiveInt | None = None
+    stream_idle_secs: Seconds | None = 1800.0
+    websocket: OnSwitch | None = None
     idle_sleep_secs: Seconds | None = None
     preserves_in_flight: bool = False
     hook_timeouts: HookTimeouts = HookTimeouts()
@@ -372,6 +380,10 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
         on_drain_timeout: What becomes of requests still in flight then; wait only logs it.
+        websocket: What WebSockets do when a switch waits: hold it up, are ignored and go on, or are
+            cut at once.
+        websocket_idle_secs: A WebSocket without a message for so long is cut once something waits
+            for its place; null for never. Pings are no messages.
         waiting_keepalive_secs: How often who waits for a stream gets a comment; null for never.
         min_active_secs: Least time that a model stays awake.
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
@@ -388,6 +400,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None
     on_drain_timeout: Literal["cut", "wait"] = "cut"
+    websocket: OnSwitch = "hold"
+    websocket_idle_secs: Seconds | None = 300.0
     waiting_keepalive_secs: Seconds | None = None
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
     alive_interval_secs: Annotated[float, Meta(ge=0)] = 30.0
@@ -408,6 +422,8 @@ class Limits(Section, frozen=True, kw_only=True):
         body_secs: Longest time that a request body may take to arrive.
         client_stall_secs: A client that takes no byte for so long is cut; so is a WebSocket whose
             backend takes none.
+        dead_peer_secs: A client or backend whose host has answered nothing for so long is gone (TCP
+            keep-alive); null for the system's own settings.
         connections: Most connections of clients; null for as many as there are descriptors for.
         header_fields: Most header fields of one request.
         connections_per_client: Most connections of one address (IPv6: of one /64); null for half of
@@ -421,6 +437,7 @@ class Limits(Section, frozen=True, kw_only=True):
     queued_bytes: PositiveInt = 1 << 30
     body_secs: Seconds = 600.0
     client_stall_secs: Seconds = 60.0
+    dead_peer_secs: Seconds | None = 120.0
     connections: PositiveInt | None = None
     header_fields: PositiveInt = 128
     connections_per_client: PositiveInt | None = None

@@ -18,6 +18,7 @@ from hypercorn.protocol import h2 as h2_protocol
 from hypercorn.trio.tcp_server import TCPServer as TrioServer
 
 from llmux.hypercorn_side.rules import RULES
+from llmux.hypercorn_side.sockets import notice_death
 
 SENT_BYTES = 65536
 """The client has the stall limit for each such part."""
@@ -30,6 +31,7 @@ class EndingTrioServer(TrioServer):
         super().__init__(*args)
         self._is_over = False
         self._unsent: deque[bytes] = deque()
+        notice_death(self)
 
     async def protocol_send(self, event: Event) -> None:
         """Send, and close the connection when that takes too long."""
@@ -91,6 +93,7 @@ class EndingAsyncioServer(AsyncioServer):
         super().__init__(*args)
         self._is_over = False
         self._written_bytes = 0
+        notice_death(self)
 
     async def run(self) -> None:
         """Serve the connection to its end."""

@@ -23,11 +23,13 @@ class Rules:
         http2: Whether HTTP/2 is spoken.
         most_fields: How many header fields a request may have.
         stall_s: Seconds without a byte taken after which a client is cut.
+        dead_peer_s: Seconds without an answer after which a client's host counts as gone.
     """
 
     http2: bool = False
     most_fields: int = 128
     stall_s: float = 60.0
+    dead_peer_s: float | None = 120.0
 
 
 RULES = Rules()
@@ -39,5 +41,6 @@ def use_rules(config: Config) -> None:
     RULES.http2 = config.http2
     RULES.most_fields = config.limits.header_fields
     RULES.stall_s = config.limits.client_stall_secs
+    RULES.dead_peer_s = config.limits.dead_peer_secs
     # Hypercorn makes its TLS context once the lifespan has begun, so after this.
     ServerConfig.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]

@@ -10,6 +10,9 @@ from typing import Any
 import trio
 from hypercorn.events import Closed, Event
 
+from llmux import wire
+from llmux.hypercorn_side.rules import RULES
+
 Send = Callable[[Event], Awaitable[None]]
 
 
@@ -44,12 +47,7 @@ class Sending:
 
         False where that cannot be told: only Linux has a way to.
         """
-        found: Any = None
-        if (stream := getattr(self._server, "stream", None)) is not None:
-            stream = getattr(stream, "transport_stream", stream)  # TLS
-            found = getattr(stream, "socket", None)
-        elif (writer := getattr(self._server, "writer", None)) is not None:
-            found = writer.get_extra_info("socket")
+        found = socket_of(self._server)
         if found is None or not hasattr(select, "POLLRDHUP"):
             return False
         if found.fileno() < 0:  # asyncio has seen it break, and tells only who reads
@@ -57,6 +55,27 @@ class Sending:
         poll = select.poll()
         poll.register(found.fileno(), select.POLLRDHUP)
         return bool(poll.poll(0))
+
+
+def notice_death(server: Any) -> None:
+    """Have the kernel notice when the client of a connection is gone without a word.
+
+    Args:
+        server: Hypercorn's `TCPServer`, of Trio or asyncio.
+    """
+    if (sock := socket_of(server)) is not None:
+        with suppress(OSError, trio.ClosedResourceError):  # reset before it was accepted
+            wire.notice_death(sock, RULES.dead_peer_s, RULES.stall_s)
+
+
+def socket_of(server: Any) -> Any:
+    """The socket of a connection's `TCPServer`; None if it has none, as in tests."""
+    if (stream := getattr(server, "stream", None)) is not None:
+        stream = getattr(stream, "transport_stream", stream)  # TLS
+        return getattr(stream, "socket", None)
+    if (writer := getattr(server, "writer", None)) is not None:
+        return writer.get_extra_info("socket")
+    return None
 
 
 def has_room(task_group: Any) -> bool:
