@@ -58,6 +58,7 @@ from llmux.openai import (
     request_headers,
     response_headers,
 )
+from llmux.own_site import OwnSite, without_page
 from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
@@ -265,6 +266,8 @@ class ModelProxy:
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
+        self._forwards_origin = config.forward_origin
+        self.own_site = OwnSite(config)
         self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
         self._lines.limit = config.limits.queued_per_client
@@ -346,10 +349,6 @@ class ModelProxy:
         """The address of the client, as trusted proxies forward it."""
         return self._proxies.client(peer, headers)
 
-    def admits(self, headers: HeaderList) -> bool:
-        """Whether a request with these headers may come in at all."""
-        return self._api_keys is None or bool(self._api_keys.accepts(headers))
-
     async def _forward(self, lane: Lane, journey: Journey) -> None:
         if self.cors is not None:
             journey.sharing = self.cors.sharing(lane.headers)
@@ -358,6 +357,8 @@ class ModelProxy:
                 await lane.reply(status, [*allowed, *journey.answers(status)], b"")
                 return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
+        if self.own_site.vet(lane.peer, lane.headers) and not self._forwards_origin:
+            received = without_page(received)
         check_request_line(lane.method, lane.target)
         lane.body.count_head()
         if self._proxies:
