@@ -303,6 +303,13 @@ class AsgiLane(Watched):
         """The task's scope does it."""
         return NOTHING
 
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:  # noqa: ARG002
+        """An ASGI server tells of WebSockets in another way: none is upgraded here."""
+        raise BadRequest("Not a WebSocket")
+
+    def replace_first(self, message: bytes) -> None:
+        """See `hear_first`."""
+
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
         await self._start(answer.status, headers)
