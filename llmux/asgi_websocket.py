@@ -147,9 +147,8 @@ class WebSocketLane(Watched):
             try:
                 yield
             except Exception as caught:
-                error = (
-                    error or caught
-                )  # raised again outside, or the nursery would wrap it in a group
+                # Raised again outside, or the nursery would wrap it in a group.
+                error = error or caught
             nursery.cancel_scope.cancel()
         if error is not None:
             raise error
