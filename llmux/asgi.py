@@ -18,11 +18,12 @@ from llmux.backend import Answer
 from llmux.bodies import Bodies, Body
 from llmux.control.doors import refusal
 from llmux.cors import is_shared_path, shared
-from llmux.errors import BadRequest, LlmuxError
+from llmux.errors import BadRequest, Forbidden, LlmuxError
 from llmux.logs import get_logger
 from llmux.names import shown
 from llmux.openai import error_answer, is_own_path
 from llmux.own_answers import counted
+from llmux.own_site import is_open_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.targets import origin_form
 
@@ -111,6 +112,8 @@ class ModelTraffic:
         """What serves llmux's own path of a request."""
         bodies = self._proxy.bodies
         app = with_whole_body(counted(bodies, self._app), bodies, self._stall_s)
+        if not is_open_path(scope["raw_path"]):
+            app = vetted(app, self._proxy)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
         if self._proxy.logs_access:
@@ -172,6 +175,21 @@ class OwnRequest(Watched):
         except ClientLeft:  # the app inside would take it for an error
             self.scope.cancel()
             await trio.lowlevel.checkpoint()
+
+
+def vetted(app: ASGIApp, proxy: ModelProxy) -> ASGIApp:
+    """An app for llmux's own paths that pages of other sites do not reach."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        peer = scope["client"][0] if scope.get("client") else None
+        try:
+            proxy.own_site.vet(peer, scope["headers"])
+        except Forbidden as error:
+            await _refuse(error, send)
+            return
+        await app(scope, receive, send)
+
+    return serve
 
 
 def with_whole_body(app: ASGIApp, bodies: Bodies, stall_s: float) -> ASGIApp:
@@ -284,6 +302,13 @@ class AsgiLane(Watched):
     def present(self) -> AbstractAsyncContextManager[None]:
         """The task's scope does it."""
         return NOTHING
+
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:  # noqa: ARG002
+        """An ASGI server tells of WebSockets in another way: none is upgraded here."""
+        raise BadRequest("Not a WebSocket")
+
+    def replace_first(self, message: bytes) -> None:
+        """See `hear_first`."""
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -17,8 +18,10 @@ from llmux.asgi_types import Message, Receive, Scope, Send
 from llmux.asgi_watch import CUT_S, LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
-from llmux.bodies import Body
+from llmux.bodies import FIELD_BYTES, Body
+from llmux.errors import BodyTooLarge, LlmuxError, NoStream, RequestTooSlow
 from llmux.openai import header
+from llmux.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 from llmux.wsframes import TRY_AGAIN_LATER
 
@@ -62,6 +65,9 @@ class WebSocketLane(Watched):
         self._sending = trio.Lock()
         self._message = bytearray()  # what has come of one
         self._stands_between = False  # two messages to the client
+        self._is_open = False  # before there is a backend
+        self._early: deque[Event] = deque()
+        self._carrying: trio.Nursery | None = None
 
     async def serve(self, proxy: ModelProxy) -> None:
         """See `Watched`."""
@@ -72,6 +78,51 @@ class WebSocketLane(Watched):
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientLeft
 
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """Accept the WebSocket before there is a backend for it; returns its first message."""
+        await self._accept(headers, spoken(self.headers))
+        self._is_open = True
+        with trio.move_on_after(self._stall_s) as self.reading:
+            message = await self._receive_greeted(greeting)
+        is_late, self.reading = self.reading.cancelled_caught, None
+        if is_late:
+            raise RequestTooSlow
+        if message["type"] != "websocket.receive":
+            raise ClientLeft
+        event = _event(message)
+        assert isinstance(event, TextMessage | BytesMessage)
+        data = event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
+        if len(data) > MOST_FIRST_BYTES:
+            raise BodyTooLarge(MOST_FIRST_BYTES)
+        self._hold(event)
+        return data
+
+    async def _receive_greeted(self, greeting: bytes) -> Message:
+        if greeting:
+            with trio.move_on_after(SILENCE_S):
+                return await self._receive()
+            await self.send({"type": "websocket.send", "text": greeting.decode()})
+        return await self._receive()
+
+    def _hold(self, event: Event) -> None:
+        """Keep a message until there is a backend; raises BodyTooLarge, QueueFull."""
+        assert isinstance(event, TextMessage | BytesMessage)
+        self.body.grow(len(event.data) + FIELD_BYTES)
+        self._early.append(event)
+
+    def replace_first(self, message: bytes) -> None:
+        """Have the backend get this in place of that first message."""
+        first = self._early[0]
+        if isinstance(first, TextMessage):
+            self._early[0] = TextMessage(data=message.decode("utf-8", "replace"))
+        else:
+            self._early[0] = BytesMessage(data=message)
+
+    async def _accept(self, headers: HeaderList, protocol: bytes) -> None:
+        passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
+        accept = {"type": "websocket.accept", "headers": passed}
+        await self.send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+
     @asynccontextmanager
     async def present(self) -> AsyncIterator[None]:
         """Cancel what runs inside when the client leaves, and carry its messages until then."""
@@ -79,21 +130,28 @@ class WebSocketLane(Watched):
         has_left = False
 
         async def carry() -> None:
-            nonlocal has_left
+            nonlocal has_left, error
             while (message := await self._receive())["type"] == "websocket.receive":
                 self.message_at = trio.current_time()
-                await self._to_backend(_event(message))
+                try:
+                    await self._to_backend(_event(message))
+                except LlmuxError as caught:
+                    error = caught
+                    nursery.cancel_scope.cancel()
+                    return
             self.end_within(LEFT_S)
             await self._to_backend(CloseConnection(code=message.get("code") or 1000))
             has_left = True
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
+            self._carrying = nursery
             nursery.start_soon(carry)
             try:
                 yield
             except Exception as caught:
-                error = caught  # raised again outside, or the nursery would wrap it in a group
+                # Raised again outside, or the nursery would wrap it in a group.
+                error = error or caught
             nursery.cancel_scope.cancel()
         if error is not None:
             raise error
@@ -102,31 +160,50 @@ class WebSocketLane(Watched):
 
     async def _to_backend(self, event: Event) -> None:
         """Send what may still be sent; a reply to the backend waits for a message on its way."""
+        if self._is_open and self._backend is None:
+            if isinstance(event, TextMessage | BytesMessage):
+                self._hold(event)
+            return
         async with self._sending:
-            state = self._frames.state
-            is_reply = state is ConnectionState.REMOTE_CLOSING and isinstance(
-                event, CloseConnection
-            )
-            if self._backend is not None and (state is ConnectionState.OPEN or is_reply):
-                try:
-                    with suppress(*wire.BREAKS):
-                        await wire.send_on(self._backend, self._frames.send(event), self._stall_s)
-                except trio.TooSlowError:
-                    # Behind what is not taken, nobody can see whether the client has left.
-                    await trio.aclose_forcefully(self._backend)
+            await self._send_held()
+            await self._send_event(event)
+
+    async def _send_early(self) -> None:
+        """Send what has come before there was a backend."""
+        async with self._sending:
+            await self._send_held()
+
+    async def _send_held(self) -> None:
+        while self._early:
+            await self._send_event(self._early.popleft())
+
+    async def _send_event(self, event: Event) -> None:
+        state = self._frames.state
+        is_reply = state is ConnectionState.REMOTE_CLOSING and isinstance(event, CloseConnection)
+        if self._backend is not None and (state is ConnectionState.OPEN or is_reply):
+            try:
+                with suppress(*wire.BREAKS):
+                    await wire.send_on(self._backend, self._frames.send(event), self._stall_s)
+            except trio.TooSlowError:
+                # Behind what is not taken, nobody can see whether the client has left.
+                await trio.aclose_forcefully(self._backend)
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Accept what the backend accepts, and carry its messages until it closes."""
         if answer.stream is None:
+            if self._is_open:
+                raise NoStream(answer.status, await answer.read())
             await self.reply(answer.status, headers, await answer.read())
             return
         self.has_answered = True
-        protocol = header(answer.headers, b"sec-websocket-protocol")
-        passed = [(n.lower(), v) for n, v in headers if not n.lower().startswith(b"sec-websocket-")]
-        accept = {"type": "websocket.accept", "headers": passed}
-        await self.send({**accept, "subprotocol": protocol.decode("latin-1") or None})
+        if not self._is_open:
+            await self._accept(headers, header(headers, b"sec-websocket-protocol"))
         self._stands_between = True
         self._backend = answer.stream
+        if self._early:
+            # Not here: a backend may send before it reads.
+            assert self._carrying is not None
+            self._carrying.start_soon(self._send_early)
         data = answer.early
         code = 1006
         while self._frames.state is not ConnectionState.CLOSED:
@@ -194,8 +271,13 @@ class WebSocketLane(Watched):
             await self.send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
-        """Refuse the handshake with an answer of its own."""
+        """Refuse the handshake with an answer of its own; or tell of an error, and close."""
         self.has_answered = True
+        if self._is_open:
+            await self.send({"type": "websocket.send", "text": error_message(body).decode()})
+            await self.send({"type": "websocket.close", "code": close_code(status)})
+            self.sent_bytes += len(body)
+            return
         start = {"type": "websocket.http.response.start", "status": status, "headers": headers}
         await self.send(start)
         await self.send({"type": "websocket.http.response.body", "body": body})

@@ -132,7 +132,7 @@ class InvalidKey(LlmuxError):
 
 
 class Forbidden(LlmuxError):
-    """The control API does not answer this peer."""
+    """The control API does not answer this peer, or there are no keys and a foreign page asks."""
 
     status = 403
     code = "forbidden"

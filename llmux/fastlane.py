@@ -22,7 +22,8 @@ from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
 from llmux.chunks import ChunkReader
-from llmux.errors import BackendBroke, LlmuxError, RequestTooSlow
+from llmux.early_messages import EarlyMessages
+from llmux.errors import BackendBroke, LlmuxError, NoStream, RequestTooSlow
 from llmux.http1 import (
     CRLF,
     RequestHead,
@@ -34,6 +35,15 @@ from llmux.http1 import (
 )
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header, is_own_path
+from llmux.opening import (
+    CLOSE,
+    TEXT,
+    check_handshake,
+    close_payload,
+    error_message,
+    frame,
+    handshake_answer,
+)
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.strict import PREFACE_LINE
 from llmux.targets import origin_form
@@ -386,6 +396,7 @@ class FastRequest:
         self._stands_after_event = self._could_go_on = False
         self._stands_after_frame = False
         self.message_at = 0.0
+        self._early: EarlyMessages | None = None
         connection.can_go_on = head.keeps_alive
 
     @property
@@ -472,8 +483,28 @@ class FastRequest:
         body.data = bytes(received)
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """The connection's scope does it."""
-        return NOTHING
+        """The connection's scope does it; who has a WebSocket already is listened to."""
+        return NOTHING if self._early is None else self._early.attended()
+
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """Accept a WebSocket before there is a backend for it; returns its first message."""
+        check_handshake(self.method, self.headers)
+        connection = self._connection
+        connection.can_go_on = False
+        head = self._response_head(101, [*headers, *handshake_answer(self.headers)])
+        await connection.send(head)
+        self._early = EarlyMessages(connection, self.body)
+        with trio.move_on_after(connection.lane.stall_s) as self.reading:
+            await self._early.hear_first(greeting)
+        is_late, self.reading = self.reading.cancelled_caught, None
+        if is_late:
+            raise RequestTooSlow
+        return bytes(self._early.frames.message)
+
+    def replace_first(self, message: bytes) -> None:
+        """Have the backend get this in place of that first message."""
+        assert self._early is not None
+        self._early.frames.replace_first(message)
 
     def unblock(self) -> None:
         """Nothing that is sent here resists being cancelled."""
@@ -485,6 +516,8 @@ class FastRequest:
         if answer.stream is not None:
             await self._tunnel(answer, answer.stream, headers)
             return
+        if self._early is not None:
+            raise NoStream(answer.status, await answer.read())
         if answer.framing == "chunked":
             added.append((b"Transfer-Encoding", b"chunked"))
         elif answer.framing == "close":
@@ -540,9 +573,14 @@ class FastRequest:
         # The client's last bytes count here, so its end is first looked for where they are read.
         connection.outlasts_s = LINGER_S
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
+        if self._early is None:
+            head = self._response_head(101, [*headers, *upgrade], answer.reason)
+        else:
+            await self._early.stop()
+            head, connection.buffer = b"", self._early.frames.take()
         self.has_answered = True
-        head = self._response_head(101, [*headers, *upgrade], answer.reason)
-        await connection.send(head)
+        if head:
+            await connection.send(head)
         sent_frames, received_frames = FrameReader(), FrameReader()
 
         async def to_backend() -> None:
@@ -604,6 +642,11 @@ class FastRequest:
         if not self._is_read or connection.scope.cancel_called:
             connection.can_go_on = False
         self.has_answered = True
+        if self._early is not None:
+            message = frame(TEXT, error_message(body)) + frame(CLOSE, close_payload(status))
+            await connection.send(message)
+            await connection.linger()
+            return
         head = self._response_head(status, [*headers, *self._connection_headers()])
         await connection.send(head if self.method == b"HEAD" else head + body)
         if not self._is_read:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmux.plainfiles import read_regular
@@ -17,6 +17,15 @@ MASK = "***"
 
 MOST_FILE_BYTES = 1 << 20
 """A larger file holds no keys: ten thousand of a hundred characters fit."""
+
+PROTOCOLS = b"sec-websocket-protocol"
+"""Where browsers put the key of a WebSocket, since they let pages set no other header of one."""
+
+KEY_PROTOCOL = b"openai-insecure-api-key."
+"""What goes before it there (OpenAI's realtime API)."""
+
+PLAIN = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
+"""Headers that hold nothing but a key: Anthropic's, Azure's, Google's."""
 
 _KEY = re.compile(rb"[!-~]+")
 
@@ -57,10 +66,33 @@ class KeyRing:
         carriers = set()
         for name, value in headers:
             lower = name.lower()
-            key = _credential(lower, value)
-            if key is not None and self._holds(key):
+            if any(self._holds(key) for key in _credentials(lower, value)):
                 carriers.add(lower)
         return frozenset(carriers)
+
+    def without(
+        self, headers: Iterable[tuple[bytes, bytes]], carriers: frozenset[bytes]
+    ) -> list[tuple[bytes, bytes]]:
+        """The headers without what has carried a key.
+
+        Args:
+            headers: A request's.
+            carriers: What `accepts` has said of them.
+        """
+        kept = []
+        for name, value in headers:
+            lower = name.lower()
+            if lower not in carriers:
+                kept.append((name, value))
+            elif lower == PROTOCOLS and (rest := self._other_protocols(value)):
+                kept.append((name, rest))
+        return kept
+
+    def _other_protocols(self, value: bytes) -> bytes:
+        others = [
+            each for each in of_list(value) if not (_is_key(each) and self._holds(_key_of(each)))
+        ]
+        return b", ".join(others)
 
     def _holds(self, sent: bytes) -> bool:
         found = False
@@ -70,14 +102,29 @@ class KeyRing:
         return found
 
 
-def _credential(name: bytes, value: bytes) -> bytes | None:
-    """What a header says the client's key is; None if it is no header for that."""
-    if name == b"x-api-key":
-        return value.strip()
-    if name == b"authorization":
+def of_list(value: bytes) -> list[bytes]:
+    """The items of a header that is a list."""
+    return [item for each in value.split(b",") if (item := each.strip())]
+
+
+def _credentials(name: bytes, value: bytes) -> Iterator[bytes]:
+    """What a header says the client's key is: none, if it is no header for that."""
+    if name in PLAIN:
+        yield value.strip()
+    elif name == b"authorization":
         scheme, _, key = value.strip().partition(b" ")
-        return key.strip() if scheme.lower() == b"bearer" else None
-    return None
+        if scheme.lower() == b"bearer":
+            yield key.strip()
+    elif name == PROTOCOLS:
+        yield from map(_key_of, filter(_is_key, of_list(value)))
+
+
+def _is_key(protocol: bytes) -> bool:
+    return protocol.startswith(KEY_PROTOCOL)
+
+
+def _key_of(protocol: bytes) -> bytes:
+    return protocol.removeprefix(KEY_PROTOCOL)
 
 
 # ---- From the config ----

@@ -60,6 +60,14 @@ from llmux.openai import (
     request_headers,
     response_headers,
 )
+from llmux.opening import (
+    GREETING,
+    FirstMessage,
+    agreed_protocol,
+    names_no_model,
+    opened_headers,
+)
+from llmux.own_site import OwnSite, without_page
 from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
@@ -136,6 +144,25 @@ class Lane(Protocol):
         """What was being done was cancelled: end what is being sent, though that may resist."""
         ...
 
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """Accept a WebSocket before there is a backend for it; returns its first message.
+
+        From then on, `reply` tells of an error in a message, and closes.
+
+        Args:
+            headers: What the answer to the handshake says beside.
+            greeting: A message for a client that waits for one; empty for none.
+
+        Raises:
+            LlmuxError: It is no WebSocket; no message came in time, or too large a one.
+            ClientLeft: It left.
+        """
+        ...
+
+    def replace_first(self, message: bytes) -> None:
+        """Have the backend get this in place of that first message."""
+        ...
+
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         """Send the backend's answer with these headers, chunk by chunk, to its end."""
         ...
@@ -183,12 +210,21 @@ class Outgoing:
         named: What it is for.
         fields: Those of its body that name a model.
         received: The headers that may be passed on.
+        first: The message of a WebSocket that names the model; None: the request itself does.
     """
 
-    __slots__ = ("_lane", "fields", "named", "received")
+    __slots__ = ("_lane", "fields", "first", "named", "received")
 
-    def __init__(self, lane: Lane, named: Named, fields: Fields, received: HeaderList) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        named: Named,
+        fields: Fields,
+        received: HeaderList,
+        first: FirstMessage | None = None,
+    ) -> None:
         self._lane = lane
+        self.first = first
         self.named = named
         self.fields = fields
         self.received = received
@@ -211,6 +247,8 @@ class Outgoing:
             name = upstream.upstream_model
             lane.body.data = agreed_body(lane.body.data, self.fields, meanings, model, name)
             target = agreed_target(target, meanings, model, name)
+            if self.first is not None and name is not None:
+                lane.replace_first(self.first.renamed(name))
         headers = request_headers(
             self.received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
@@ -277,6 +315,8 @@ class ModelProxy:
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
         self._forwards_keys = config.forward_api_keys
+        self._forwards_origin = config.forward_origin
+        self.own_site = OwnSite(config)
         self.cors = Cors(config.cors_origins) if config.cors_origins else None
         self.bodies.apply(config.limits)
         self._lines.limit = config.limits.queued_per_client
@@ -362,10 +402,6 @@ class ModelProxy:
         """The address of the client, as trusted proxies forward it."""
         return self._proxies.client(peer, headers)
 
-    def admits(self, headers: HeaderList) -> bool:
-        """Whether a request with these headers may come in at all."""
-        return self._api_keys is None or bool(self._api_keys.accepts(headers))
-
     async def _forward(self, lane: Lane, journey: Journey) -> None:
         if self.cors is not None:
             journey.sharing = self.cors.sharing(lane.headers)
@@ -374,14 +410,20 @@ class ModelProxy:
                 await lane.reply(status, [*allowed, *journey.answers(status)], b"")
                 return
         received = lane.headers if self._api_keys is None else self._admit(lane.headers)
+        if self.own_site.vet(lane.peer, lane.headers) and not self._forwards_origin:
+            received = without_page(received)
         check_request_line(lane.method, lane.target)
         lane.body.count_head()
         if self._proxies:
             received = self._proxies.believed(lane.peer, received)
         await lane.read_body()
         fields = await self._read_fields(lane)
+        first = None
+        if lane.upgrade and names_no_model(lane.target, lane.headers, fields, self._names):
+            first = await self._open(lane, journey)
+            fields, received = first.fields, opened_headers(received)
         upstream, named = self._route(lane, fields, journey)
-        outgoing = Outgoing(lane, named, fields, received)
+        outgoing = Outgoing(lane, named, fields, received, first)
         journey.expects_stream = fields.asks_for_stream
         if self._keepalive_s is not None and fields.asks_for_stream:
             # The status line may be out before it is known how the answer is encoded.
@@ -404,6 +446,13 @@ class ModelProxy:
         async with lane.present():
             return await run_beside(lambda pause: read_fields(headers, data, pause), limiter)
 
+    async def _open(self, lane: Lane, journey: Journey) -> FirstMessage:
+        """Accept a WebSocket whose handshake names no model; returns its first message."""
+        path = lane.target.partition(b"?")[0]
+        greeting = GREETING if path.endswith(b"/realtime") else b""
+        data = await lane.hear_first([(b"x-llmux-request-id", journey.id.encode())], greeting)
+        return FirstMessage(data, self._names)
+
     async def _exchange(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
     ) -> None:
@@ -425,7 +474,7 @@ class ModelProxy:
             raise InvalidKey
         if self._forwards_keys:
             return headers
-        return [field for field in headers if field[0].lower() not in carriers]
+        return self._api_keys.without(headers, carriers)
 
     async def _answer(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
@@ -466,6 +515,8 @@ class ModelProxy:
             kept = response_headers(answer.headers, answer.status)
             if answer.is_stream:
                 kept = unbuffered(kept)
+            if lane.upgrade and answer.stream is not None:
+                kept += agreed_protocol(lane.headers, answer.headers)
             if journey.sharing is not None:
                 kept = journey.sharing.applied(kept)
             await lane.relay(answer, [*kept, *added])

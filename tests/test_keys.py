@@ -96,7 +96,7 @@ async def test_a_key_lets_in(site: Site, key: bytes) -> None:
         [b"Authorization: Basic %b" % SECRET.encode()],
         [b"Authorization: %b" % SECRET.encode()],
         [b"x-api-key: Bearer %b" % SECRET.encode()],
-        [b"api-key: %b" % SECRET.encode()],
+        [b"apikey: %b" % SECRET.encode()],
         [b"x-api-key: \xe9"],
     ],
 )

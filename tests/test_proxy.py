@@ -83,6 +83,12 @@ class FakeLane:
         if self.left.is_set():
             raise ClientLeft
 
+    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
+        raise AssertionError("no WebSocket")
+
+    def replace_first(self, message: bytes) -> None:
+        raise AssertionError("no WebSocket")
+
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         self._start(answer.status, headers)
         async for chunk in answer.chunks():

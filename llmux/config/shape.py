@@ -114,6 +114,14 @@ def _check_origin(origin: str) -> None:
     raise ValueError(f"expected an origin such as https://example.org, got {origin!r}{hint}")
 
 
+def _check_own_host(name: str) -> None:
+    """A name, or all below one; no port, since a name is another site's whatever its port."""
+    if not (_HOST_NAME.fullmatch(name.removeprefix("*.")) or _is_address(name)):
+        hint = " (for all hosts: hosts: '*')" if name == "*" else ""
+        expected = "a host name such as llm.example.org or *.example.org, without a port"
+        raise ValueError(f"expected {expected}, got {name!r}{hint}")
+
+
 _RESERVED_HEADERS = frozenset({
     "connection", "content-length", "host", "keep-alive", "proxy-authenticate",
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
@@ -185,6 +193,9 @@ Url = Annotated[
     ),
 ]
 Origin = Annotated[str, _check_origin, Meta(extra_json_schema={"pattern": "^[a-z][^/]*://[^/]+$"})]
+OwnHost = Annotated[
+    str, _check_own_host, Meta(extra_json_schema={"pattern": "^[^/:]+$|^[0-9a-f:]+$"})
+]
 HeaderName = Annotated[str, _check_header_name]
 HeaderValue = Annotated[str, _check_header_value]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -506,7 +517,11 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             API without a key.
         metrics_access: Which key opens the metrics; open for none.
         forward_api_keys: Whether backends get to see the key that a client has sent to llmux.
+        forward_origin: Whether backends get to see what a browser says of a page (Origin, Referer,
+            Sec-Fetch-*) that llmux has let in; false: they need not allow it once more.
         cors_origins: Origins of web pages that may use models from a browser; * for all.
+        hosts: Public names by which clients reach llmux, *.example.org for all below one; * for
+            any. Needed without api_keys only: docs/http-api.md.
         state_dir: Folder of logs, lock and state; relative to the config's folder. By default one
             for each config, in the platform's place for such.
         path: The file that this comes from, if any.
@@ -534,7 +549,9 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     trusted_proxies: tuple[Proxy, ...] = ()
     metrics_access: Literal["open", "api_key", "control_key"] = "open"
     forward_api_keys: bool = False
+    forward_origin: bool = False
     cors_origins: tuple[Origin, ...] | Literal["*"] = ()
+    hosts: tuple[OwnHost, ...] | Literal["*"] = ()
     state_dir: Path
     path: NotAKey[Path | None] = None
     directory: NotAKey[Path]
