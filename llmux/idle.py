@@ -47,7 +47,7 @@ def idle_order(
         now: The time; like all others here of Trio's clock, in seconds.
         min_active_s: How long the model that is awake stays so at least.
     """
-    if any(model.wanted_by or model.in_flight.count for model in models.values()):
+    if any(model.wanted_by or model.in_flight.in_use for model in models.values()):
         return None, math.inf  # asked again when that changes
     active = next((model for model in models.values() if model.is_awake), None)
     idle_since = max([began_at, *(max(m.used_at, m.entered_at) for m in models.values())])
