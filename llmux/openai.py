@@ -185,7 +185,9 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
     fields.is_ambiguous = len(names) > 1
     fields.suspects = [each.name for each in found.values] if found is not None else ()
     fields.is_wide = is_wide_json(body, pause)
-    if body and not form:
+    if fields.is_wide:
+        fields.unread = "it is JSON that is not in UTF-8"
+    elif body and not form:
         fields.unread = _why_unread(headers, body, looks_like_json=found is not None)
     return fields
 

@@ -235,6 +235,8 @@ class Whereabouts:
         """Whether an absolute URL is the backend's; raises ValueError if it has no port."""
         scheme = there.scheme.lower() or self._scheme
         host = (there.hostname or "").rstrip(".")
+        if scheme not in _PORTS:
+            return False
         is_host = host == self._host or {host, self._host} <= _OWN_MACHINE
         return is_host and (there.port or _PORTS.get(scheme)) == self._port
 
