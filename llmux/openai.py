@@ -14,6 +14,7 @@ from llmux.forms import (
     MAX_ENCODED_BYTES,
     form_value,
     has_later_field,
+    is_broken_form,
     model_fields,
     urlencoded_fields,
 )
@@ -194,9 +195,12 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
 
 def _why_unread(headers: Headers, body: bytes, *, looks_like_json: bool) -> str:
     """Why a body in which no model was found may still name one; empty if it cannot."""
-    encoding = header(headers, b"content-encoding").lower()
-    if encoding not in {b"", b"identity"}:
+    encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
+    encoding = b",".join(encodings).lower()
+    if not {each.strip() for each in encoding.split(b",")} <= {b"", b"identity"}:
         return f"its Content-Encoding is {shown(encoding.decode('latin-1'))!r}"
+    if is_broken_form(header(headers, b"content-type"), body):
+        return "it is no form with the boundary that its Content-Type says"
     if looks_like_json:
         return "it begins like JSON and is none"
     if b"json" in header(headers, b"content-type").lower() and not is_json(body):
@@ -258,7 +262,7 @@ class Meanings:
         for model, aliases, backend, upstream_model in models:
             self._backends[model] = backend
             for name in (model, *aliases):
-                if name is not model and is_pattern(name):
+                if name != model and is_pattern(name):
                     wild[folded(name)] = model
                 else:
                     self._meant.setdefault(folded(name), set()).add(model)
@@ -267,22 +271,28 @@ class Meanings:
                 self._meant_at.setdefault(key, set()).add(model)
         self._patterns = Patterns(wild) if wild else None
 
-    def _meant_by(self, key: str) -> Collection[str]:
+    def _meant_by(self, key: str, backend: str | None) -> Collection[str]:
+        """The models that a folded name means, by a pattern only those at one backend.
+
+        No other backend can know what a name means that is not even written out here.
+        """
         meant = self._meant.get(key)
         if meant is None and self._patterns is not None:
             model = self._patterns.find(key)
-            return _NOBODY if model is None else (model,)
+            if model is not None and self._backends[model] == backend:
+                return (model,)
         return meant or _NOBODY
 
     def is_own(self, name: str, model: str) -> bool:
         """Whether a name is one of a model's own."""
-        return model in self._meant_by(folded(name))
+        return model in self._meant_by(folded(name), self._backends.get(model))
 
     def is_other(self, name: str, model: str) -> bool:
         """Whether a model's backend may take a name for another of llmux's models."""
         key = folded(name)
-        meant = self._meant_by(key)
-        meant_there = self._meant_at.get((self._backends.get(model, ""), key), _NOBODY)
+        backend = self._backends.get(model, "")
+        meant = self._meant_by(key, backend)
+        meant_there = self._meant_at.get((backend, key), _NOBODY)
         return bool(meant or meant_there) and model not in meant and model not in meant_there
 
 

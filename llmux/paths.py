@@ -65,9 +65,9 @@ def tidy(target: bytes) -> bytes:
     Args:
         target: What nearly always is returned as it is.
     """
-    path, mark, query = target.partition(b"?")
-    if b"//" not in path and path[-1:] != b"/":
+    if b"//" not in target and b"/?" not in target and target[-1:] != b"/":
         return target
+    path, mark, query = target.partition(b"?")
     path = merged(path)
     if path.startswith(API_PREFIXES):
         path = path.rstrip(b"/")
@@ -121,6 +121,9 @@ PASSIVE = (
 )  # fmt: skip
 """The default of `passive`, by reasons."""
 
+MOST_KEPT, MOST_KEPT_BYTES = 256, 64
+"""How many targets, of how many bytes, are not looked at twice."""
+
 PASSIVE_PATHS = tuple(path for _, paths in PASSIVE for path in paths)
 
 
@@ -140,6 +143,7 @@ class PassivePaths:
         wild = [expression(each) for each in every if "*" in each]
         self._plain = frozenset(_known_as(each.encode()) for each in plain)
         self._wild = re.compile("|".join(wild).encode(), re.DOTALL) if wild else None
+        self._looked_up: dict[bytes, bool] = {}
 
     def has(self, target: bytes) -> bool:
         """Whether a path is one of them, however its slashes and letters are written.
@@ -147,7 +151,15 @@ class PassivePaths:
         Args:
             target: Raw path and query, as the backend is to get it.
         """
-        path = target.partition(b"?")[0]
+        found = self._looked_up.get(target)
+        if found is None:
+            found = self._has(target.partition(b"?")[0])
+            # A model's clients use a handful of paths; what is long or odd is looked at each time.
+            if len(target) <= MOST_KEPT_BYTES and len(self._looked_up) < MOST_KEPT:
+                self._looked_up[target] = found
+        return found
+
+    def _has(self, path: bytes) -> bool:
         if path in self._plain:
             return True
         if b"%" in path or b"//" in path or path[-1:] == b"/":

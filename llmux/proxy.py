@@ -261,8 +261,9 @@ class ModelProxy:
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self._stored = Stored(config.limits.remembered_ids)
-        # Those whose answers may have the id of what can be asked for later, already in mid-answer.
-        self._storing: dict[Journey, None] = {}
+        # Those whose answers may have the id of what can be asked for later, already in mid-answer;
+        # with how much of the beginning was looked at, so that none is looked at twice.
+        self._storing: dict[Journey, int] = {}
         self.apply(config)
         self._upstreams = {
             model.name: Upstream(Backend(model.base_url), model) for model in config.models.values()
@@ -349,9 +350,8 @@ class ModelProxy:
             await self._refuse(lane, journey, InternalError(error))
         finally:
             lane.body.release()
-            if self._storing and journey in self._storing:
-                self._learn(journey)
-                del self._storing[journey]
+            if self._storing and self._storing.pop(journey, None) is not None:
+                self._learn(journey, is_over=True)
             self.journeys.end(journey)
             journey.count(self._metrics)
             is_use = journey.serving is not None and not journey.serving.is_passive
@@ -396,7 +396,7 @@ class ModelProxy:
             return
         named = Named(named.name, tidy(named.target))
         if makes_stored(lane.method, named.target, stores=fields.stores):
-            self._storing[journey] = None
+            self._storing[journey] = 0
         outgoing = Outgoing(lane, named, fields, received)
         if self._keepalive_s is not None and fields.asks_for_stream:
             # The status line may be out before it is known how the answer is encoded.
@@ -564,18 +564,22 @@ class ModelProxy:
         """The model that has made what has this id, also if its answer is still being sent."""
         maker = self._stored.maker(id)
         if maker is None:
-            for journey in self._storing:
-                self._learn(journey)
+            for journey, looked_at in self._storing.items():
+                answer = journey.answer
+                if answer is not None and len(answer.seen.opening) > looked_at:
+                    self._storing[journey] = len(answer.seen.opening)
+                    self._learn(journey)
             maker = self._stored.maker(id)
         return maker
 
-    def _learn(self, journey: Journey) -> None:
-        """Note what a model has made, as far as its answer has come."""
+    def _learn(self, journey: Journey, *, is_over: bool = False) -> None:
+        """Note what a model has made, as its answer says at its beginning, or once it is over."""
         answer = journey.answer
         if answer is None or not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             return
-        is_chunked, seen = answer.framing == "chunked", answer.seen
-        for each in ids_of(answer.headers, seen.opening, seen.ending(), is_chunked=is_chunked):
+        is_chunked, opening = answer.framing == "chunked", answer.seen.opening
+        ending = answer.seen.ending() if is_over else b""
+        for each in ids_of(answer.headers, opening, ending, is_chunked=is_chunked):
             self._stored.note(each, journey.model)
 
     def _hints(self, lane: Lane, model: str, target: bytes) -> Hints:

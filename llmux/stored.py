@@ -25,7 +25,10 @@ MOST_ID_BYTES = 256
 """A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""
 
 LOOK_BYTES = 16384
-"""How much of an answer's end is looked at, and made of a compressed beginning."""
+"""How much of an answer's end is looked at."""
+
+INFLATED_BYTES = 4096
+"""How much is made of a compressed beginning."""
 
 _COLLECTIONS = (
     b"responses", b"chat/completions", b"conversations", b"files", b"uploads", b"batches",
@@ -86,8 +89,11 @@ class Stored:
         return len(self._makers)
 
     def note(self, id: str, model: str) -> None:  # noqa: A002
-        """A model has made this; an empty name is the fallback's."""
-        self._makers[id] = model
+        """A model has made this; an empty name is the fallback's.
+
+        The first counts: some servers let clients choose an id, which must take it from nobody.
+        """
+        self._makers.setdefault(id, model)
         self._makers.move_to_end(id)
         while len(self._makers) > self.most:
             self._makers.popitem(last=False)
@@ -151,7 +157,7 @@ def _inflated(data: bytes, encoding: bytes) -> bytes:
         return b""
     try:
         return zlib.decompressobj(wbits=47 if encoding != b"deflate" else 15).decompress(
-            data, LOOK_BYTES
+            data, INFLATED_BYTES
         )
     except zlib.error:
         return b""

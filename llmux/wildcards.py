@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
+from llmux.names import MAX_NAME_BYTES
+
 STAR = "*"
 
 
@@ -98,11 +100,15 @@ class Patterns:
         self.most_slashes = max((pattern.count("/") for pattern in owners), default=0)
 
     def find(self, name: str) -> str | None:
-        """The owner of a name."""
+        """The owner of a name; of one that is too long for a name there is none."""
+        if _is_overlong(name):
+            return None
         return next((owner for found, owner in self._whole if found.fullmatch(name)), None)
 
     def find_in_path(self, name: str) -> str | None:
         """The same for segments of a path, where no asterisk stands for a slash."""
+        if not name or _is_overlong(name):
+            return None
         slashes = name.count("/")
         return next(
             (
@@ -112,6 +118,10 @@ class Patterns:
             ),
             None,
         )
+
+
+def _is_overlong(name: str) -> bool:
+    return len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES
 
 
 class Names(dict[str, str]):

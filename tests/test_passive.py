@@ -242,6 +242,8 @@ async def test_a_look_is_served_if_the_model_is_awake(site: Site, request_: byte
     assert b"retry-after" not in head
     assert site.service.board.models["a"].phase is Phase.ASLEEP
     assert site.backend.received == []
+    metrics = await site.exchange(get(b"/metrics"))
+    assert b'llmux_requests_total{model="a"' not in metrics
     assert status(await site.exchange(post(b'{"model": "a"}'))) == 200
     assert status(await site.exchange(request_)) == 200
     assert len(site.backend.received) == 2

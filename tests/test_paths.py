@@ -301,10 +301,16 @@ async def test_the_default_model(lane: str, tmp_path: Path) -> None:
             assert len(other.backend.received) == 1
 
 
+MULTIPART_BODY = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--b--\r\n'
 UNREAD = [
     ask(b"POST", b"/v1/x", gzip.compress(b'{"model": "a"}'), b"Content-Encoding: gzip"),
     ask(b"POST", b"/v1/x", b'{"model": "a"', b"X: 1"),
     ask(b"POST", b"/v1/x", b"model: a"),
+    ask(b"POST", b"/v1/x", b"x", b"Content-Encoding: identity", b"Content-Encoding: br"),
+    ask(b"POST", b"/v1/x", MULTIPART_BODY).replace(b"application/json", b"multipart/form-data"),
+    ask(b"POST", b"/v1/x", MULTIPART_BODY).replace(
+        b"application/json", b"multipart/form-data; boundary=other"
+    ),
     ask(b"POST", b"/v1/x", '{"model": "a"}'.encode("utf-16")),
 ]
 

@@ -149,7 +149,7 @@ def test_the_memory_is_bounded() -> None:
     stored.note("r3", "b")
     assert [stored.maker(f"r{number}") for number in range(4)] == ["a", None, "a", "b"]
     stored.note("r3", "a")
-    assert (stored.maker("r3"), len(stored)) == ("a", 3)
+    assert (stored.maker("r3"), len(stored)) == ("b", 3), "what was made is taken from nobody"
 
 
 # ---- On the lanes ----

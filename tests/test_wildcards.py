@@ -61,6 +61,16 @@ def test_no_name_takes_long_to_match() -> None:
     assert time.perf_counter() - began < 1
 
 
+def test_what_is_too_long_for_a_name_matches_no_pattern() -> None:
+    names = Names({"m": "m", "*": "m"})
+    assert names.find("x" * 512) == "m"
+    assert names.find("x" * 513) is names.find("é" * 257) is None
+    fields = read_fields([], b'{"model": "z"}')
+    assert find_model(b"/upstream//", [], fields, names).name == "z"
+    overlong = find_model(b"/upstream/" + b"x" * 513 + b"/y", [], fields, names)
+    assert names.find(overlong.name) is None
+
+
 def test_a_name_that_is_written_out_wins_then_the_longest_pattern() -> None:
     names = Names({"m": "m", "*": "any", "claude-*": "c", "claude-3-*": "c3", "claude-3-5": "x"})
     asked = ["m", "claude-3-5", "claude-3-opus", "claude-4", "gpt", ""]
