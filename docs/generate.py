@@ -18,6 +18,7 @@ from llmux.config import config_schema
 from llmux.config.shape import NEEDS_SLEEP
 from llmux.errors import LlmuxError
 from llmux.metrics import Metrics
+from llmux.paths import PASSIVE, PASSIVE_PATHS
 from llmux.reload import FIXED
 
 DOCS = Path(__file__).parent
@@ -107,6 +108,8 @@ def default(shape: dict[str, Any]) -> str:
     if "default" not in shape or "$ref" in shape:
         return "see below" if "$ref" in shape else "see its meaning"
     value = shape["default"]
+    if isinstance(value, list | tuple) and tuple(value) == PASSIVE_PATHS:
+        return "[these](http-api.md#paths-that-only-look)"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     is_large = isinstance(value, int) and value >= MIB
@@ -169,10 +172,20 @@ def errors_table() -> str:
     return table(("status", "`code`", "when"), rows)
 
 
+# ---- Paths ----
+
+
+def passive_table() -> str:
+    """The paths that only look at a model by default, and why."""
+    rows = ((", ".join(f"`{path}`" for path in paths), why) for why, paths in PASSIVE)
+    return table(("path", "why"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "config": config_tables,
     "metrics": metrics_table,
     "errors": errors_table,
+    "passive": passive_table,
 }
 
 

@@ -10,13 +10,15 @@ import msgspec
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from llmux import __version__
 from llmux.config import Config
 from llmux.control.guard import check_key, metrics_keys
 from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
 from llmux.metrics import CONTENT_TYPE, Metrics
-from llmux.model import Model
+from llmux.model import SERVES, Model
 from llmux.names import shown
 from llmux.openai import error_answer, model_list, model_object
+from llmux.own_lists import PAGE_HEADERS, ollama_running, ollama_tags, root_page
 from llmux.switchboard import Switchboard
 
 PIECE_BYTES = 64 << 10
@@ -32,19 +34,26 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
     created = int(time.time())
 
     @routes.get("/v1/models")
+    @routes.get("/models")
     async def list_models() -> Response:
         check_key(config().api_keys)
-        models = board.models.items()  # also those that are being removed
-        facts = ((n, created, _facts(model)) for n, model in models if n in config().models)
-        return _json(model_list(facts))
+        return _json(
+            model_list(
+                (name, created, _facts(model, name)) for name, model in listed(config(), board)
+            )
+        )
 
     @routes.get("/v1/models/<path:name>")
+    @routes.get("/models/<path:name>")
     async def show_model(name: str) -> Response:
         check_key(config().api_keys)
         names = config().names
-        if name not in names:
+        known = names.known_as(name)
+        own = None if known is None else names.find(known)
+        if known is None or own is None:
             raise ModelNotFound(name)
-        return _json(model_object(names[name], created, _facts(board.models[names[name]])))
+        shown_as = known if config().list_aliases and known in names else own
+        return _json(model_object(shown_as, created, _facts(board.models[own], shown_as)))
 
     @routes.get("/metrics")
     async def show_metrics() -> Response:
@@ -61,6 +70,49 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
         return _json(msgspec.json.encode({"status": "the switcher has stopped"}), status=503)
 
     return routes
+
+
+def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
+    """What is asked by people, and by clients that take llmux for an Ollama."""
+    routes = Blueprint("visitors", __name__)
+    created = int(time.time())
+
+    @routes.get("/")
+    async def show_root() -> Response:
+        """Something to see for people, and a sign of life for clients that look for one."""
+        has_page = config().control is None
+        if "text/html" in request.headers.get("Accept", ""):
+            return Response(root_page(has_page=has_page), headers=PAGE_HEADERS)
+        where = "; its page is at /ui" if has_page else ""
+        return Response(f"llmux is running{where}\n", content_type="text/plain; charset=utf-8")
+
+    @routes.get("/api/tags")
+    async def list_tags() -> Response:
+        check_key(config().api_keys)
+        return _json(ollama_tags(created, (name for name, _ in listed(config(), board))))
+
+    @routes.get("/api/ps")
+    async def list_running() -> Response:
+        check_key(config().api_keys)
+        running = (name for name, model in listed(config(), board) if model.phase in SERVES)
+        return _json(ollama_running(time.time(), running))
+
+    @routes.get("/api/version")
+    async def show_version() -> Response:
+        check_key(config().api_keys)
+        return _json(msgspec.json.encode({"version": __version__}))
+
+    return routes
+
+
+def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
+    """The names to list, each with its model; of models that are being removed none."""
+    models = board.models
+    return [
+        (name, models[own])
+        for name, own in config.names.items()
+        if own in models and (name == own or config.list_aliases)
+    ]
 
 
 async def answer_llmux_error(error: LlmuxError) -> Response:
@@ -88,12 +140,13 @@ async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
         yield data[start : start + PIECE_BYTES]
 
 
-def _facts(model: Model) -> dict[str, Any]:
-    return {
+def _facts(model: Model, name: str) -> dict[str, Any]:
+    facts = {
         "state": model.phase.value,
         "in_flight": model.in_flight.count,
         "queued": model.queued,
     }
+    return facts if name == model.name else facts | {"alias_of": model.name}
 
 
 def _json(body: bytes, status: int = 200) -> Response:

@@ -22,7 +22,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from llmux import logs
-from llmux.admin import answer_http_error, answer_llmux_error, public_routes
+from llmux.admin import (
+    answer_http_error,
+    answer_llmux_error,
+    public_routes,
+    visitor_routes,
+)
 from llmux.asgi import LAST_STALL_S, ModelTraffic
 from llmux.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.awake import AwakeRecord, Marks
@@ -175,6 +180,7 @@ def build_service(
     )
     app = new_app()
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
+    app.register_blueprint(visitor_routes(lambda: reloader.config, board))
     steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
     app.register_blueprint(control_routes(steered))
     app.register_blueprint(page_routes(lambda: reloader.config))

@@ -21,9 +21,10 @@ from llmux.cors import is_shared_path, shared
 from llmux.errors import BadRequest, Forbidden, LlmuxError
 from llmux.logs import get_logger
 from llmux.names import shown
-from llmux.openai import error_answer, is_own_path
+from llmux.openai import error_answer
 from llmux.own_answers import counted
 from llmux.own_site import is_open_path
+from llmux.paths import own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.targets import origin_form
 
@@ -84,7 +85,7 @@ class ModelTraffic:
         try:
             if scope.get("method") == "CONNECT":
                 raise BadRequest("CONNECT is not supported")
-            scope = _with_origin_form(scope)
+            scope = _with_own_path(_with_origin_form(scope))
         except BadRequest as error:
             await _refuse(error, send)
             return
@@ -104,7 +105,7 @@ class ModelTraffic:
             # On llmux's own paths there is none: there it names no model.
             target, stall_s = _target(scope), self._stall_s
             return WebSocketLane(scope, target, receive, send, body, stall_s=stall_s)
-        if is_own_path(scope["raw_path"]):
+        if _own_path(scope) is not None:
             return OwnRequest(self._own_app(scope), scope, receive, send)
         return AsgiLane(scope, receive, send, body, stall_s=self._stall_s)
 
@@ -373,6 +374,22 @@ def _with_origin_form(scope: Scope) -> Scope:
     if raw.startswith(b"/"):
         return scope
     path = origin_form(raw)
+    return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
+
+
+def _own_path(scope: Scope) -> bytes | None:
+    method = scope.get("method", "")  # a WebSocket has none
+    return own_path(scope["raw_path"], method.encode("latin-1", "replace"))
+
+
+def _with_own_path(scope: Scope) -> Scope:
+    """The scope with a path of llmux's own as its routes know it; any other scope as it is.
+
+    So nobody looks at one path here, and at another one behind: neither the guards nor the routes.
+    """
+    path = _own_path(scope)
+    if path is None or path == scope["raw_path"]:
+        return scope
     return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
 
 

@@ -14,7 +14,9 @@ from llmux.openai import header
 
 Fields = Sequence[tuple[bytes, bytes]]
 
-SHARED_OWN_PATHS = (b"/v1/models", b"/health")
+SHARED_OWN_PATHS = (
+    b"/v1/models", b"/models", b"/health", b"/api/tags", b"/api/ps", b"/api/version",
+)  # fmt: skip
 """llmux's own paths that pages may read, and what is below them; beside all model traffic."""
 
 MAX_AGE_S = 600

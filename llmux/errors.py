@@ -102,6 +102,23 @@ class TooManyFields(BadRequest):
         super().__init__(f"The request has more than {limit} header fields")
 
 
+class IdNotFound(LlmuxError):
+    """The request names no model, but an object that no known answer of a model has made.
+
+    Args:
+        id: How it calls the object.
+    """
+
+    status = 404
+    code = "id_not_found"
+
+    def __init__(self, id: str) -> None:  # noqa: A002
+        super().__init__(
+            f"No model is known to have made {shown(id)!r}: unknown, forgotten, or older than this "
+            "llmux. Name its model, in a header model-override or as ?model="
+        )
+
+
 class RequestTooSlow(BadRequest):
     """The request itself did not arrive in time."""
 
@@ -178,6 +195,20 @@ class WouldSwitch(LlmuxError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"Model {model} is not active, and the request asks for no switch")
+
+
+class ModelAsleep(LlmuxError):
+    """The request only looks at a model (`passive`) that is not awake, and wakes none.
+
+    It has no `Retry-After`: to wait helps nobody, since the request itself will never wake it.
+    """
+
+    status = 503
+    code = "model_asleep"
+    may_be_repeated = False
+
+    def __init__(self, model: str, state: str) -> None:
+        super().__init__(f"Model {model} is not awake ({state}), and requests like this wake none")
 
 
 class SwitchTimeout(LlmuxError):

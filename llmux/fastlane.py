@@ -34,7 +34,7 @@ from llmux.http1 import (
     skip_empty_lines,
 )
 from llmux.logs import get_logger
-from llmux.openai import error_answer, header, is_own_path
+from llmux.openai import error_answer, header
 from llmux.opening import (
     CLOSE,
     TEXT,
@@ -44,6 +44,7 @@ from llmux.opening import (
     frame,
     handshake_answer,
 )
+from llmux.paths import own_path
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
 from llmux.strict import PREFACE_LINE
 from llmux.targets import origin_form
@@ -213,7 +214,8 @@ class ClientConnection:
                 return
             head = parse_head(data, self.lane.most_fields)
             path = origin_form(head.target).partition(b"?")[0]
-            if not head.is_common or is_own_path(path) or head.upgrade not in UPGRADES:
+            is_own = own_path(path, head.method) is not None
+            if not head.is_common or is_own or head.upgrade not in UPGRADES:
                 self.rest = data + self.buffer
                 return
             await self.lane.proxy.serve(FastRequest(self, head, len(data)))

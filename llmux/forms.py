@@ -57,6 +57,14 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
     return []
 
 
+def is_broken_form(content_type: bytes, body: bytes) -> bool:
+    """Whether a body is said to be a multipart form, and has no part with a boundary like that."""
+    if not _kind(content_type).startswith(b"multipart/"):
+        return False
+    boundary = _parameters(content_type).get(b"boundary", b"")
+    return not 0 < len(boundary) <= MAX_BOUNDARY_BYTES or b"--" + boundary not in body
+
+
 def form_value(content_type: bytes, text: str) -> bytes:
     """A value as it is written in a form of this type."""
     return text.encode() if _kind(content_type) == MULTIPART else quote(text, safe="/:").encode()

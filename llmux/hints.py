@@ -1,4 +1,4 @@
-"""What one request asks of the policy for itself; heeded only with `policy.client_hints`."""
+"""What one request asks of the policy for itself; all but `never` need `policy.client_hints`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ class Hints:
         weight: What its age counts for when lines are weighed; 1 for an ordinary request.
         max_wait_s: After so many seconds in line it gives up; infinity: never.
         never_switch: Be refused rather than cause a switch.
+        is_passive: Only look at a model that is awake: no use of it, and no reason to wake it.
     """
 
     weight: float = 1.0
     max_wait_s: float = math.inf
     never_switch: bool = False
+    is_passive: bool = False
 
 
 NO_HINTS = Hints()
+NEVER_SWITCH = Hints(never_switch=True)
+PASSIVE = Hints(is_passive=True)
 
 
 def read_hints(headers: Headers) -> Hints:

@@ -48,7 +48,7 @@ def idle_order(
         min_active_s: How long the model that is awake stays so at least.
     """
     if any(
-        model.wanted_by or model.in_flight.count > len(model.quiet) for model in models.values()
+        model.wanted_by or model.in_flight.in_use > len(model.quiet) for model in models.values()
     ):
         return None, math.inf  # asked again when that changes
     active = next((model for model in models.values() if model.is_awake), None)

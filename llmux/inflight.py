@@ -30,10 +30,12 @@ class InFlight:
 
     Attributes:
         frozen_s: For how long those inside were frozen with their model, in all, in seconds.
+        passive: How many of those inside are passive.
     """
 
     def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
         self._on_leave = on_leave
+        self.passive = 0
         self._flights: dict[Flight, None] = {}  # in order of entry
         self._sockets: dict[Flight, Carrier] = {}  # those of them that are WebSockets
         # self._empty.is_set() == (self.count == 0). Events cannot un-happen, so each busy period
@@ -51,22 +53,29 @@ class InFlight:
         return len(self._flights)
 
     @property
+    def in_use(self) -> int:
+        """How many of them use the model: all but those that are passive."""
+        return len(self._flights) - self.passive
+
+    @property
     def oldest(self) -> float | None:
         """When the longest-running request entered (Trio's clock, seconds); None if none is in."""
         return next((flight.entered_at for flight in self._flights), None)
 
-    def enter(self, scope: trio.CancelScope | None = None) -> Flight:
+    def enter(self, scope: trio.CancelScope | None = None, *, is_passive: bool = False) -> Flight:
         """Count one more request, until the returned context is left.
 
         Args:
             scope: What to cancel to cut the request: a scope that is around it already. Without
                 one, the context has its own.
+            is_passive: Whether it only looks at the model, and is no use of it.
         """
-        flight = Flight(self, scope)
+        flight = Flight(self, scope, is_passive=is_passive)
         if not self._flights:
             self._empty = trio.Event()
         self._flights[flight] = None
-        flight.company = len(self._flights)
+        self.passive += is_passive
+        flight.company = len(self._flights) - self.passive
         return flight
 
     def leave(self, flight: Flight) -> None:
@@ -74,6 +83,7 @@ class InFlight:
         del self._flights[flight]
         if self._sockets:
             self._sockets.pop(flight, None)
+        self.passive -= flight.is_passive
         if not self._flights:
             self._empty.set()
         self._on_leave(flight)
@@ -116,7 +126,8 @@ class Flight:
 
     Attributes:
         entered_at: When it entered (Trio's clock, seconds).
-        company: How many were in flight then, itself included.
+        company: How many used the model then, itself included.
+        is_passive: Whether it only looks at the model.
         is_whole: Whether it ended by itself: nothing was raised in it.
         is_in: Whether it has not ended yet.
         is_counted: Whether it counts as in flight until then.
@@ -126,11 +137,14 @@ class Flight:
 
     __slots__ = (
         "_frozen_before_s", "_in_flight", "_is_cut", "_own_scope", "_scope", "_why", "company",
-        "entered_at", "is_counted", "is_in", "is_whole", "on_cut", "socket",
+        "entered_at", "is_counted", "is_in", "is_passive", "is_whole", "on_cut", "socket",
     )  # fmt: skip
 
-    def __init__(self, in_flight: InFlight, scope: trio.CancelScope | None) -> None:
+    def __init__(
+        self, in_flight: InFlight, scope: trio.CancelScope | None, *, is_passive: bool
+    ) -> None:
         self._in_flight = in_flight
+        self.is_passive = is_passive
         self._own_scope = trio.CancelScope() if scope is None else None
         self._scope = scope or self._own_scope
         self._is_cut = False

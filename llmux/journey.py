@@ -15,7 +15,7 @@ from llmux.backend import Answer, Backend
 from llmux.bodies import Body
 from llmux.cors import Sharing
 from llmux.ended import Ended, Outcome, path_of
-from llmux.errors import LlmuxError, RequestCancelled, RequestNotFound
+from llmux.errors import LlmuxError, ModelAsleep, RequestCancelled, RequestNotFound
 from llmux.feed import Feed
 from llmux.inflight import Flight
 from llmux.keepalive import KeptAlive
@@ -240,7 +240,12 @@ class Journey:
             )
 
     def count(self, metrics: Metrics) -> None:
-        """Count the request; each ends exactly once, here."""
+        """Count the request; each ends exactly once, here.
+
+        One that has only looked whether its model is awake is no failure, and no alert's business.
+        """
+        if self.outcome == ModelAsleep.code:
+            return
         queued = self.serving is not None and self.serving.queued
         first_byte_s = self.first_byte_s
         metrics.requests.count(self.model, self.status, waited=queued, first_byte_s=first_byte_s)

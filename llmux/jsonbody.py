@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -45,11 +45,13 @@ class JsonBody(NamedTuple):
             each name once.
         is_valid: Whether it can be parsed.
         asks_for_stream: Whether it says `"stream": true`.
+        stores: Whether it says `"store": true`.
     """
 
     values: list[Value]
     is_valid: bool
     asks_for_stream: bool
+    stores: bool = False
 
 
 LARGE_BYTES = 256 << 10
@@ -78,7 +80,7 @@ _UNSET = msgspec.UNSET
 _SPELLINGS = ["".join(each) for each in itertools.product(*zip("model", "MODEL", strict=True))]
 _Top = msgspec.defstruct(
     "_Top",
-    [(key, msgspec.Raw | msgspec.UnsetType, _UNSET) for key in ("stream", *_SPELLINGS)],
+    [(key, msgspec.Raw | msgspec.UnsetType, _UNSET) for key in ("stream", "store", *_SPELLINGS)],
     gc=False,
 )
 _decode_top = msgspec.json.Decoder(_Top).decode
@@ -101,8 +103,8 @@ _TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _NAME = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
-def read_plain(body: bytes) -> tuple[str, bool] | None:
-    """The name in a small body, and whether it asks for a stream, in the shortest way.
+def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
+    """The name in a small body, and whether it asks for a stream and stores, in the shortest way.
 
     Returns:
         None if the body is anything but valid JSON with at most one key that may be `model`, as the
@@ -114,14 +116,14 @@ def read_plain(body: bytes) -> tuple[str, bool] | None:
         top = msgspec.structs.astuple(_decode_top(body))
         if not body.isascii():
             body.decode()  # msgspec does not look into the strings that it skips
-        if top[1:] == _NONE:
-            return "", _is_true(top[0])
-        if top[2:] != _NONE[1:] or body.count(_PLAIN_KEY) != 1 or b"\\u006" in body:
+        if top[2:] == _NONE:
+            return "", _is_true(top[0]), _is_true(top[1])
+        if top[3:] != _NONE[1:] or body.count(_PLAIN_KEY) != 1 or b"\\u006" in body:
             return None
-        name = _decode_string(top[1])
+        name = _decode_string(top[2])
         if len(name) > MAX_NAME_BYTES:
             return None
-        return name, _is_true(top[0])
+        return name, _is_true(top[0]), _is_true(top[1])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
         return None
 
@@ -145,12 +147,52 @@ def read_json(body: bytes, pause: Pause) -> JsonBody | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = {each.name: each for _, each in _at_any_depth(body, pause, MAX_UNPARSED)}
         return JsonBody(list(found.values()), is_valid=False, asks_for_stream=False)
-    values = [] if top[1:] == _NONE else find_values(body, pause)
-    return JsonBody(values, is_valid=True, asks_for_stream=_is_true(top[0]))
+    values = [] if top[2:] == _NONE else find_values(body, pause)
+    asks_for_stream, stores = _is_true(top[0]), _is_true(top[1])
+    return JsonBody(values, is_valid=True, asks_for_stream=asks_for_stream, stores=stores)
+
+
+class _Mentions(msgspec.Struct):
+    """What of a body without a model says which model has made what it goes on with."""
+
+    previous_response_id: Any = None
+    conversation: Any = None
+    input_file_id: Any = None
+    thread_id: Any = None
+    assistant_id: Any = None
+
+
+_decode_mentions = msgspec.json.Decoder(_Mentions).decode
+
+MAX_MENTIONING = 8 << 20
+"""Bodies over this are not looked through for ids: that is one call, of 10 ns a byte at worst."""
+
+
+def read_mentions(body: bytes) -> list[str]:
+    """The ids of stored objects that a JSON body goes on with; none if it is no JSON object."""
+    if len(body) > MAX_MENTIONING:
+        return []
+    try:
+        said = msgspec.structs.astuple(_decode_mentions(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    ids = [each.get("id") if isinstance(each, dict) else each for each in said]
+    return [each for each in ids if isinstance(each, str) and each]
 
 
 def _is_true(value: msgspec.Raw | msgspec.UnsetType) -> bool:
     return value is not _UNSET and bytes(value) == b"true"
+
+
+def is_json(body: bytes) -> bool:
+    """Whether a body is JSON of any kind; one that is too large to look through counts as such."""
+    if len(body) > MAX_MENTIONING:
+        return True
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def is_wide_json(body: bytes, pause: Pause) -> bool:

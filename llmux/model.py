@@ -85,7 +85,7 @@ class Model:
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         last_error: Why the last try failed; None after a success.
-        used_at: When it was woken, or its last request left.
+        used_at: When it was woken, or its last request that was no passive one left.
         max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
         socket_idle_s: A WebSocket without a message for so long is quiet; as the config says.
@@ -129,6 +129,14 @@ class Model:
         self._on_line = on_line
         self._on_leave = on_leave
         self._on_beside = on_beside
+
+    def look(self, scope: trio.CancelScope | None = None) -> Flight:
+        """Let in a request that only looks: it takes no slot, and is no use of the model.
+
+        It counts as in flight, so that a sleep waits for it. As for `admits`, there must be no
+        checkpoint between a look at `is_awake` and this.
+        """
+        return self.in_flight.enter(scope, is_passive=True)
 
     def __repr__(self) -> str:
         return (
@@ -180,7 +188,7 @@ class Model:
     @property
     def room(self) -> float:
         """How many more it may have in flight."""
-        return self.max_in_flight - self.in_flight.count - self.waiters.settling
+        return self.max_in_flight - self.in_flight.in_use - self.waiters.settling
 
     def enter(self, phase: Phase) -> None:
         """Change phase; the only place that does."""
@@ -260,25 +268,28 @@ class Model:
 
     @property
     def _frozen(self) -> int:
-        return 0 if self._frozen_at is None else self.in_flight.count
+        return 0 if self._frozen_at is None else self.in_flight.in_use
 
     def _freeze(self) -> None:
         """Those in flight wait from now on, as those in line do."""
         self._frozen_at = self.entered_at
-        for _ in range(self.in_flight.count):
+        for _ in range(self.in_flight.in_use):
             self.waiters.ages.add(self._frozen_at)
 
     def _thaw(self) -> None:
         if self._frozen_at is not None:
-            for _ in range(self.in_flight.count):
+            for _ in range(self.in_flight.in_use):
                 self.waiters.ages.remove(self._frozen_at)
             self.in_flight.frozen_s += trio.current_time() - self._frozen_at
         self._frozen_at = None
 
     def _left(self, flight: Flight) -> None:
+        if flight.is_passive:
+            self._on_leave(self, flight)
+            return
         if self._frozen_at is not None:
             self.waiters.ages.remove(self._frozen_at)
-        if not self.in_flight.count:
+        if not self.in_flight.in_use:
             self.used_at = trio.current_time()
         self._admit_more()
         self._on_leave(self, flight)
@@ -313,7 +324,7 @@ class Model:
         has_slots = self.max_in_flight != math.inf
         return ModelView(
             name=self.name,
-            in_flight=self.in_flight.count - len(self.yielding),
+            in_flight=self.in_flight.in_use - len(self.yielding),
             queued=self.wanted_by,
             oldest_arrival=self.oldest,
             retry_at=self.retry_at,

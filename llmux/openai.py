@@ -14,6 +14,7 @@ from llmux.forms import (
     MAX_ENCODED_BYTES,
     form_value,
     has_later_field,
+    is_broken_form,
     model_fields,
     urlencoded_fields,
 )
@@ -21,21 +22,24 @@ from llmux.jsonbody import (
     LARGE_BYTES,
     Value,
     find_values,
+    is_json,
     is_wide_json,
     read_json,
+    read_mentions,
     read_plain,
 )
 from llmux.names import MAX_NAME_BYTES, folded, overlong, shown
+from llmux.paths import UPSTREAM, merged, own_path
 from llmux.scanning import Pause, no_pause
+from llmux.wildcards import Names, Patterns, is_pattern
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 OVERRIDE = b"model-override"
 FORWARDED_FOR = b"x-forwarded-for"
-UPSTREAM = b"/upstream/"
 
-OWN_PATHS = frozenset({b"/v1/models", b"/metrics", b"/health", b"/control", b"/ui"})
-OWN_PREFIXES = (b"/v1/models/", b"/control/", b"/ui/")
+HINTS = frozenset({b"x-llmux-switch", b"x-llmux-priority", b"x-llmux-max-wait"})
+"""What a request says to llmux only; see `llmux.hints`."""
 
 # RFC 9110, section 7.6.1, and what older agents send. `Connection` may name more.
 HOP_BY_HOP = frozenset({
@@ -44,7 +48,7 @@ HOP_BY_HOP = frozenset({
 })  # fmt: skip
 
 # llmux's own to set (the framing, the name of the backend's host), and what is meant for llmux.
-NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE}
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE} | HINTS
 
 
 # ---- Which model ----
@@ -64,7 +68,7 @@ class Named(NamedTuple):
 
 def is_own_path(path: bytes) -> bool:
     """Whether a raw path (no query) is llmux's own, and no model's."""
-    return path in OWN_PATHS or path.startswith(OWN_PREFIXES)
+    return own_path(path) is not None
 
 
 class Fields:
@@ -76,10 +80,14 @@ class Fields:
         suspects: Names that only another parser may see: a more lenient one, or one of forms.
         is_wide: Whether it may be JSON that is not in UTF-8.
         asks_for_stream: Whether it is JSON that says `"stream": true`.
+        stores: Whether it is JSON that says `"store": true`.
+        mentions: Without a name: the ids of stored objects that it goes on with.
+        unread: Why nobody can know what it names; empty if it was read.
     """
 
     __slots__ = (
-        "_values", "_written", "asks_for_stream", "is_ambiguous", "is_wide", "name", "suspects",
+        "_values", "_written", "asks_for_stream", "is_ambiguous", "is_wide", "mentions", "name",
+        "stores", "suspects", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +97,7 @@ class Fields:
         values: list[Value] | None,
         *,
         asks_for_stream: bool = False,
+        stores: bool = False,
     ) -> None:
         """Note what was found.
 
@@ -97,9 +106,13 @@ class Fields:
             written: A name as the body has it.
             values: All names, in order; None: they have not been looked for, in plain JSON.
             asks_for_stream: See above.
+            stores: See above.
         """
         self.name = name
         self.asks_for_stream = asks_for_stream
+        self.stores = stores
+        self.mentions: Sequence[str] = ()
+        self.unread = ""
         self.is_ambiguous = self.is_wide = False
         self.suspects: Sequence[str] = ()
         self._written = written
@@ -148,12 +161,20 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
     # Plain `curl -d` sends JSON as a form, and a backend may read it as one.
     may_be_form = len(body) > LARGE_BYTES or has_later_field(body)
     if not may_be_form and (plain := read_plain(body)) is not None:
-        return Fields(plain[0], _as_json, None, asks_for_stream=plain[1])
+        name, asks_for_stream, stores = plain
+        fields = Fields(name, _as_json, None, asks_for_stream=asks_for_stream, stores=stores)
+        if not name:
+            fields.mentions = read_mentions(body)
+        return fields
     found = read_json(body, pause)
     if found is not None and found.is_valid:
         values = [each for each in found.values if each.start < each.stop]
         name = next((each.name for each in values if each.is_exact and each.name), "")
-        fields = Fields(name, _as_json, values, asks_for_stream=found.asks_for_stream)
+        fields = Fields(
+            name, _as_json, values, asks_for_stream=found.asks_for_stream, stores=found.stores
+        )
+        if not name:
+            fields.mentions = read_mentions(body)
         fields.is_ambiguous = len({each.name for each in found.values}) > 1
         if may_be_form:
             fields.suspects = [each.name for each in _form_values(headers, body, pause)]
@@ -165,7 +186,26 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
     fields.is_ambiguous = len(names) > 1
     fields.suspects = [each.name for each in found.values] if found is not None else ()
     fields.is_wide = is_wide_json(body, pause)
+    if fields.is_wide:
+        fields.unread = "it is JSON that is not in UTF-8"
+    elif body and not form:
+        fields.unread = _why_unread(headers, body, looks_like_json=found is not None)
     return fields
+
+
+def _why_unread(headers: Headers, body: bytes, *, looks_like_json: bool) -> str:
+    """Why a body in which no model was found may still name one; empty if it cannot."""
+    encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
+    encoding = b",".join(encodings).lower()
+    if not {each.strip() for each in encoding.split(b",")} <= {b"", b"identity"}:
+        return f"its Content-Encoding is {shown(encoding.decode('latin-1'))!r}"
+    if is_broken_form(header(headers, b"content-type"), body):
+        return "it is no form with the boundary that its Content-Type says"
+    if looks_like_json:
+        return "it begins like JSON and is none"
+    if b"json" in header(headers, b"content-type").lower() and not is_json(body):
+        return "its Content-Type says JSON and it is none"
+    return ""
 
 
 _as_json = msgspec.json.encode
@@ -199,7 +239,7 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
         raise BadRequest("The request names two models: its body has two different 'model'")
     if override := header(headers, OVERRIDE):
         return Named(_text(override), target)
-    if target.startswith(UPSTREAM) and (named := _named_by_path(target, names)):
+    if (named := _named_by_path(target, names)) is not None:
         return named
     if name := fields.name or _model_of_query(target):
         return Named(name, target)
@@ -218,19 +258,41 @@ class Meanings:
         self._meant: dict[str, set[str]] = {}
         self._meant_at: dict[tuple[str, str], set[str]] = {}
         self._backends: dict[str, str] = {}
+        wild: dict[str, str] = {}
         for model, aliases, backend, upstream_model in models:
             self._backends[model] = backend
             for name in (model, *aliases):
-                self._meant.setdefault(folded(name), set()).add(model)
+                if name != model and is_pattern(name):
+                    wild[folded(name)] = model
+                else:
+                    self._meant.setdefault(folded(name), set()).add(model)
             if upstream_model is not None:
                 key = (backend, folded(upstream_model))
                 self._meant_at.setdefault(key, set()).add(model)
+        self._patterns = Patterns(wild) if wild else None
+
+    def _meant_by(self, key: str, backend: str | None) -> Collection[str]:
+        """The models that a folded name means, by a pattern only those at one backend.
+
+        No other backend can know what a name means that is not even written out here.
+        """
+        meant = self._meant.get(key)
+        if meant is None and self._patterns is not None:
+            model = self._patterns.find(key)
+            if model is not None and self._backends[model] == backend:
+                return (model,)
+        return meant or _NOBODY
+
+    def is_own(self, name: str, model: str) -> bool:
+        """Whether a name is one of a model's own."""
+        return model in self._meant_by(folded(name), self._backends.get(model))
 
     def is_other(self, name: str, model: str) -> bool:
         """Whether a model's backend may take a name for another of llmux's models."""
         key = folded(name)
-        meant = self._meant.get(key, _NOBODY)
-        meant_there = self._meant_at.get((self._backends.get(model, ""), key), _NOBODY)
+        backend = self._backends.get(model, "")
+        meant = self._meant_by(key, backend)
+        meant_there = self._meant_at.get((backend, key), _NOBODY)
         return bool(meant or meant_there) and model not in meant and model not in meant_there
 
 
@@ -269,14 +331,25 @@ def agreed_body(
 def agreed_target(
     target: bytes, meanings: Meanings, model: str, upstream_model: str | None
 ) -> bytes:
-    """Path and query as a model's backend gets them: the query names no other model."""
+    """Path and query as a model's backend gets them: the query names no other model.
+
+    With `upstream_model`, that stands in place of the model's own names, too; of a `model` that is
+    none of llmux's names nobody knows what it means.
+    """
     path, mark, query = target.partition(b"?")
     if not query:
         return target
     values = [Value(name, *span, is_exact=True) for name, span in urlencoded_fields(query)]
     fields = Fields("", lambda name: quote(name, safe="/:").encode(), values)
-    name = model if upstream_model is None else upstream_model
-    return path + mark + fields.replace(query, name, lambda name: meanings.is_other(name, model))
+    if upstream_model is None:
+        return (
+            path + mark + fields.replace(query, model, lambda name: meanings.is_other(name, model))
+        )
+
+    def is_wrong(name: str) -> bool:
+        return meanings.is_own(name, model) or meanings.is_other(name, model)
+
+    return path + mark + fields.replace(query, upstream_model, is_wrong)
 
 
 def header(headers: Headers, wanted: bytes) -> bytes:
@@ -299,16 +372,42 @@ def _text(raw: bytes) -> str:
 
 def _named_by_path(target: bytes, names: Collection[str]) -> Named | None:
     """`/upstream/<model>/<rest>`: the longest known name, or else the first segment."""
-    path, mark, query = target.removeprefix(UPSTREAM).partition(b"?")
+    path, mark, query = target.partition(b"?")
+    found: Named | None = None
+    if path.startswith(UPSTREAM):
+        found, is_known = _named_segments(path.removeprefix(UPSTREAM), mark + query, names)
+        if is_known or b"//" not in path:
+            return found
+    elif not path.startswith(b"//"):
+        return None
+    # Slashes that are too many count only where no name has them.
+    path = merged(path)
+    if not path.startswith(UPSTREAM):
+        return found
+    tidied, is_known = _named_segments(path.removeprefix(UPSTREAM), mark + query, names)
+    return tidied if is_known or not target.startswith(UPSTREAM) else found
+
+
+def _named_segments(path: bytes, query: bytes, names: Collection[str]) -> tuple[Named | None, bool]:
+    """The model that a path's first segments name, and whether it is known."""
+    patterns = names.patterns if isinstance(names, Names) else None
     most = 1 + max((name.count("/") for name in names), default=0)
+    if patterns is not None:
+        most = max(most, 1 + patterns.most_slashes)
     segments = path.split(b"/", most)
-    for count in range(min(most, len(segments)), 0, -1):
-        raw = b"/".join(segments[:count])
-        name = _text(unquote_to_bytes(raw[: MAX_ENCODED_BYTES + 3]))
-        if name in names:
-            break
+    counts = range(min(most, len(segments)), 0, -1)
+    found = [
+        _text(unquote_to_bytes(b"/".join(segments[:n])[: MAX_ENCODED_BYTES + 3])) for n in counts
+    ]
+    known = next((each for each in zip(counts, found, strict=True) if each[1] in names), None)
+    if known is None and patterns is not None:  # a name that is written out wins
+        known = next(
+            (each for each in zip(counts, found, strict=True) if patterns.find_in_path(each[1])),
+            None,
+        )
+    count, name = known or (1, found[-1])
     rest = b"/" + b"/".join(segments[count:])
-    return Named(name, rest + mark + query) if name else None
+    return (Named(name, rest + query) if name else None), known is not None
 
 
 def _model_of_query(target: bytes) -> str:

@@ -28,6 +28,7 @@ from llmux.errors import (
     BackendError,
     BackendRefused,
     BadRequest,
+    IdNotFound,
     InternalError,
     InvalidKey,
     LlmuxError,
@@ -38,7 +39,7 @@ from llmux.errors import (
     StreamCut,
 )
 from llmux.feed import Feed
-from llmux.hints import NO_HINTS, read_hints
+from llmux.hints import NEVER_SWITCH, NO_HINTS, PASSIVE, Hints, read_hints
 from llmux.inflight import InFlight
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
@@ -68,6 +69,18 @@ from llmux.opening import (
     opened_headers,
 )
 from llmux.own_site import OwnSite, without_page
+from llmux.paths import (
+    UPSTREAM,
+    PassivePaths,
+    Whereabouts,
+    may_redirect,
+    merged,
+    own_path,
+    relative,
+    segments,
+    tidy,
+)
+from llmux.stored import Stored, id_of, ids_of, makes_stored
 from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
@@ -196,7 +209,7 @@ class Upstream:
 
     def __init__(self, backend: Backend, config: ModelConfig | None = None) -> None:
         self.backend = backend
-        self.upstream_model = config.upstream_model if config else None
+        self.upstream_model = config.name_sent if config else None
         self.extra_headers: Mapping[str, str] = config.headers if config else {}
         idle_s = config.stream_idle_secs if config else None
         self.stream_idle_s = math.inf if idle_s is None else idle_s
@@ -294,6 +307,10 @@ class ModelProxy:
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self._dead_peer_s = config.limits.dead_peer_secs
+        self._stored = Stored(config.limits.remembered_ids)
+        # Those whose answers may have the id of what can be asked for later, already in mid-answer;
+        # with how much of the beginning was looked at, so that none is looked at twice.
+        self._storing: dict[Journey, int] = {}
         self.apply(config)
         self._upstreams = {
             model.name: Upstream(self._backend_at(model.base_url), model)
@@ -306,10 +323,13 @@ class ModelProxy:
         """Use another config from now on, but for what `use` is told of its models."""
         self._names = config.names
         self._meanings = Meanings(
-            (model.name, model.aliases, model.base_url, model.upstream_model)
+            (model.name, model.aliases, model.base_url, model.name_sent)
             for model in config.models.values()
         )
         self.logs_access = config.access_log
+        self._default_model = config.default_model
+        self._passive = {name: PassivePaths(config.passive_of(name)) for name in config.models}
+        self._stored.most = config.limits.remembered_ids
         self._heeds_hints = config.policy.client_hints
         self._websocket = config.policy.websocket
         self._keepalive_s = config.policy.waiting_keepalive_secs
@@ -385,9 +405,13 @@ class ModelProxy:
             await self._refuse(lane, journey, InternalError(error))
         finally:
             lane.body.release()
+            if self._storing and self._storing.pop(journey, None) is not None:
+                self._learn(journey, is_over=True)
             self.journeys.end(journey)
             journey.count(self._metrics)
-            if journey.serving is not None and self._journal.is_kept:
+            is_use = journey.serving is not None and not journey.serving.is_passive
+            if is_use and self._journal.is_kept:
+                assert journey.serving is not None
                 self._journal.add(journey.serving.entry(journey.status))
             if self.logs_access or journey.trace is not None:
                 self._tell(journey.ended(), journey.trace)
@@ -423,6 +447,13 @@ class ModelProxy:
             first = await self._open(lane, journey)
             fields, received = first.fields, opened_headers(received)
         upstream, named = self._route(lane, fields, journey)
+        if named.target is not lane.target and not lane.upgrade and _lacks_slash(lane, named):
+            journey.serving = None  # it asks nothing of the model
+            await self._redirect(lane, journey)
+            return
+        named = Named(named.name, tidy(named.target))
+        if makes_stored(lane.method, named.target, stores=fields.stores):
+            self._storing[journey] = 0
         outgoing = Outgoing(lane, named, fields, received, first)
         journey.expects_stream = fields.asks_for_stream
         if self._keepalive_s is not None and fields.asks_for_stream:
@@ -459,7 +490,7 @@ class ModelProxy:
         try:
             await self._answer(lane, journey, outgoing, upstream)
         except BackendRefused:
-            if journey.serving is None:
+            if journey.serving is None or journey.serving.is_passive:
                 raise
             # It has seen nothing of the request, which may wait until the model is up again.
             with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
@@ -517,6 +548,8 @@ class ModelProxy:
                 kept = unbuffered(kept)
             if lane.upgrade and answer.stream is not None:
                 kept += agreed_protocol(lane.headers, answer.headers)
+            if may_redirect(answer.status):
+                kept = _whereabouts(lane, outgoing.named, upstream.backend).applied(kept)
             if journey.sharing is not None:
                 kept = journey.sharing.applied(kept)
             await lane.relay(answer, [*kept, *added])
@@ -533,25 +566,105 @@ class ModelProxy:
 
     def _route(self, lane: Lane, fields: Fields, journey: Journey) -> tuple[Upstream, Named]:
         try:
-            named = find_model(lane.target, lane.headers, fields, self._names)
-            if named.name not in self._names:
-                raise ModelNotFound(named.name)
+            named, model = self._find(lane, fields)
         except (NoModel, ModelNotFound):
             if self._fallback is None:
                 raise
             return self._fallback, Named("", lane.target)
-        journey.model = self._names[named.name]
-        hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS
+        journey.model = model
         journey.serving = self._board.serving(
             journey.model,
             lane.cut_scope,
-            hints,
+            self._hints(lane, model, named.target),
             request=journey.id,
             place=self._lines.place(journey.client),
         )
         if journey.trace is not None:
             journey.trace.named(named.name, journey.model, journey.serving)
         return self._upstreams[journey.model], named
+
+    def _find(self, lane: Lane, fields: Fields) -> tuple[Named, str]:
+        """What a request is for: the name that it gives, and the model; see `find_model`."""
+        try:
+            named = find_model(lane.target, lane.headers, fields, self._names)
+        except NoModel:
+            model = self._model_of_unnamed(lane, fields)
+            return Named(model, lane.target), model
+        model_found = self._names.find(named.name)
+        if model_found is None:
+            raise ModelNotFound(named.name)
+        return named, model_found
+
+    def _model_of_unnamed(self, lane: Lane, fields: Fields) -> str:
+        """The model of a request that names none: by what it goes on with, else the default.
+
+        Raises:
+            NoModel: There is none, or what it goes on with is the fallback's.
+            IdNotFound: Nobody knows who has made what it goes on with.
+            BadRequest: It may name one, but cannot be read.
+        """
+        path = lane.target.partition(b"?")[0]
+        if path == b"*" or own_path(path) is not None or merged(path).startswith(UPSTREAM):
+            raise NoModel
+        in_path = id_of(lane.target)
+        ids = [in_path, *fields.mentions] if in_path else fields.mentions
+        for each in ids:
+            maker = self._maker(each)
+            if maker is not None and maker in self._names:
+                return self._names[maker]
+            if maker == "" and self._fallback is not None:
+                raise NoModel
+        if ids:
+            if in_path and not lane.body.data and self._fallback is not None:
+                raise NoModel  # nothing but the id leaves the house
+            raise IdNotFound(ids[0])
+        if self._default_model is None:
+            raise NoModel
+        if fields.unread:
+            raise BadRequest(
+                f"The body may name a model, but {fields.unread}: name one in a header"
+            )
+        return self._names[self._default_model]
+
+    def _maker(self, id: str) -> str | None:  # noqa: A002
+        """The model that has made what has this id, also if its answer is still being sent."""
+        maker = self._stored.maker(id)
+        if maker is None:
+            for journey, looked_at in self._storing.items():
+                answer = journey.answer
+                if answer is not None and len(answer.seen.opening) > looked_at:
+                    self._storing[journey] = len(answer.seen.opening)
+                    self._learn(journey)
+            maker = self._stored.maker(id)
+        return maker
+
+    def _learn(self, journey: Journey, *, is_over: bool = False) -> None:
+        """Note what a model has made, as its answer says at its beginning, or once it is over."""
+        answer = journey.answer
+        if answer is None or not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            return
+        is_chunked, opening = answer.framing == "chunked", answer.seen.opening
+        ending = answer.seen.ending() if is_over else b""
+        for each in ids_of(answer.headers, opening, ending, is_chunked=is_chunked):
+            self._stored.note(each, journey.model)
+
+    def _hints(self, lane: Lane, model: str, target: bytes) -> Hints:
+        passive = self._passive.get(model)
+        if passive is not None and not lane.upgrade and passive.has(target):
+            return PASSIVE
+        if self._heeds_hints:
+            return read_hints(lane.headers)
+        # This one takes nothing from anybody.
+        is_modest = header(lane.headers, b"x-llmux-switch").lower() == b"never"
+        return NEVER_SWITCH if is_modest else NO_HINTS
+
+    async def _redirect(self, lane: Lane, journey: Journey) -> None:
+        """Send the client to the root of a backend, below which relative links lead further."""
+        path, mark, query = lane.target.partition(b"?")
+        status = HTTPStatus.PERMANENT_REDIRECT  # which keeps method and body
+        location = relative(path, path.lstrip(b"/") + b"/" + mark + query)
+        headers = [(b"location", location), (b"content-length", b"0")]
+        await lane.reply(status, [*headers, *journey.answers(status)], b"")
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         lane.body.release()  # the client may take its time
@@ -584,6 +697,25 @@ class ModelProxy:
         for upstream in (*self._upstreams.values(), self._fallback):
             if upstream is not None:
                 upstream.backend.close()
+
+
+def _lacks_slash(lane: Lane, named: Named) -> bool:
+    """Whether a path names a backend's root without the slash, as `/upstream/NAME` does."""
+    root, path = named.target.partition(b"?")[0], lane.target.partition(b"?")[0]
+    return root == b"/" and not path.endswith(b"/")
+
+
+def _whereabouts(lane: Lane, named: Named, backend: Backend) -> Whereabouts:
+    """Where the client of a request finds what its backend has."""
+    asked = lane.target.partition(b"?")[0]
+    below = b""
+    if merged(asked).startswith(UPSTREAM):
+        # What is asked of the backend is what the path ends with, but for slashes too many.
+        count = len(segments(named.target.partition(b"?")[0]))
+        parts = segments(asked)
+        below = b"".join(b"/" + part for part in parts[: len(parts) - count])
+    own_host = header(lane.headers, b"host")
+    return Whereabouts(backend.base_url, asked=asked, below=below, own_host=own_host)
 
 
 def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:

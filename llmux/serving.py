@@ -84,6 +84,11 @@ class Serving:
         waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since
         return self.waited_s + waits_s
 
+    @property
+    def is_passive(self) -> bool:
+        """Whether it only looks at the model."""
+        return self._hints.is_passive
+
     def refuse(self, error: LlmuxError) -> None:
         """Send it away if it waits in line."""
         self._model.waiters.refuse(error, only=lambda waiter: waiter.request == self._request)
@@ -117,8 +122,10 @@ class Serving:
                 raise
             self._model, self._check = found
             self._check(self._model, self._hints, self._place)
-        if self._model.admits:
-            # No checkpoint between this check and the count.
+        # No checkpoint between these checks and the count.
+        if self._hints.is_passive:
+            self.flight = self._model.look(self._scope)
+        elif self._model.admits:
             self.flight = self._model.in_flight.enter(self._scope)
         else:
             self.flight = await self._wait()

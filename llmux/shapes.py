@@ -471,11 +471,13 @@ class ModelFacts(Shape, frozen=True):
         state: What it is doing.
         in_flight: Requests being served.
         queued: Requests waiting.
+        alias_of: The model that an alias stands for; there for aliases only.
     """
 
     state: ModelState
     in_flight: int
     queued: int
+    alias_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelObject(Shape, frozen=True):
@@ -506,6 +508,98 @@ class ModelList(Shape, frozen=True):
 
     object: Literal["list"]
     data: list[ModelObject]
+
+
+class OllamaDetails(Shape, frozen=True):
+    """What Ollama says of a model's file, of which llmux knows nothing.
+
+    Attributes:
+        parent_model: Empty.
+        format: Empty.
+        family: Empty.
+        families: Empty.
+        parameter_size: Empty.
+        quantization_level: Empty.
+    """
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class OllamaTag(Shape, frozen=True):
+    """A model in Ollama's list.
+
+    Attributes:
+        name: Its name.
+        model: The same.
+        size: 0: llmux does not know it.
+        digest: Made of its name.
+        details: Empty.
+        modified_at: When llmux was started.
+    """
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: OllamaDetails
+    modified_at: str
+
+
+class OllamaTags(Shape, frozen=True):
+    """All models, in Ollama's form.
+
+    Attributes:
+        models: By name.
+    """
+
+    models: list[OllamaTag]
+
+
+class OllamaRunning(Shape, frozen=True):
+    """A model that is awake, in Ollama's form.
+
+    Attributes:
+        name: Its name.
+        model: The same.
+        size: 0: llmux does not know it.
+        digest: Made of its name.
+        details: Empty.
+        expires_at: In a hundred years: llmux decides when it sleeps.
+        size_vram: 0: llmux does not know it.
+    """
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: OllamaDetails
+    expires_at: str
+    size_vram: int
+
+
+class OllamaProcesses(Shape, frozen=True):
+    """The models that are awake, in Ollama's form.
+
+    Attributes:
+        models: By name.
+    """
+
+    models: list[OllamaRunning]
+
+
+class OllamaVersion(Shape, frozen=True):
+    """The version, in Ollama's form.
+
+    Attributes:
+        version: Of llmux.
+    """
+
+    version: str
 
 
 class ErrorDetail(Shape, frozen=True):

@@ -26,6 +26,7 @@ from llmux.errors import (
     HookError,
     LlmuxError,
     ManualMode,
+    ModelAsleep,
     ModelNotFound,
     NotReady,
     QueueFull,
@@ -187,6 +188,10 @@ class Switcher:
             raise ModelNotFound(model.name)  # removed just now
         if self._closed_with is not None:
             raise self._closed_with.with_traceback(None)
+        if hints.is_passive:
+            if not model.is_awake:
+                raise ModelAsleep(model.name, model.phase.value)
+            return
         if (refusal := self._pins.refusal(model.name)) is not None:
             raise refusal
         if not model.admits:
@@ -727,7 +732,7 @@ class Switcher:
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
         """A request has left a model: of interest only if others wait, and they mostly do not."""
-        if flight.is_whole and flight.socket is None:
+        if flight.is_whole and flight.socket is None and not flight.is_passive:
             self.measures.note_served(model.name, flight.company, flight.served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
@@ -735,7 +740,7 @@ class Switcher:
             self._changed.set()
 
     def _is_newly_idle(self, model: Model) -> bool:
-        return not model.in_flight.count and self._heeds_idleness
+        return not model.in_flight.in_use and self._heeds_idleness
 
     def _on_sleep(self, name: str) -> None:
         self.on_sleep(name)

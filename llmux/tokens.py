@@ -87,7 +87,7 @@ def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bo
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
-        opening, ending = _without_framing(opening), _without_framing(ending)
+        opening, ending = without_framing(opening), without_framing(ending)
     if not (_may_tell(ending) or _may_tell(opening)):  # nearly all that have none
         return NO_TOKENS
     if header(headers, b"content-encoding").lower() not in {b"", b"identity"}:
@@ -105,7 +105,8 @@ def _may_tell(data: bytes) -> bool:
     return b'"usage"' in data or b'eval_count"' in data or b'"timings"' in data
 
 
-def _without_framing(data: bytes) -> bytes:
+def without_framing(data: bytes) -> bytes:
+    """A piece of a chunked body without the lines between its chunks."""
     return _CHUNK_HEAD.sub(b"", b"\r\n" + data).removeprefix(b"\r\n")
 
 

@@ -125,7 +125,7 @@ def run_validation(
     """
     _configure_logs()
     try:
-        name = config.names.get(model)
+        name = config.names.find(model)
         if name is None:
             known = ", ".join(config.models)
             raise ConfigError([f"no model {model!r} in {config.path}; there is: {known}"])
@@ -134,7 +134,7 @@ def run_validation(
             record.load(config.models)
             hooks = shell_hooks(config, Metrics(), record.mark)
             settings = config.models[name]
-            question = Question(path, settings.upstream_model or name, prompt)
+            question = Question(path, settings.name_sent or name, prompt)
             asker = Asker(settings, question, timeout_s)
             validation = Validation(config, name, hooks, record, asker.ask)
             steps: list[Step] = []

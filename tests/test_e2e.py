@@ -332,10 +332,10 @@ async def test_control_answers_only_this_machine(client: httpx.AsyncClient) -> N
 async def test_naming_a_model_in_other_ways(client: httpx.AsyncClient, rack: Rack) -> None:
     by_header = await client.post(CHAT, json=chat("b"), headers={"model-override": "a"})
     assert by_header.json()["served_by"] == "a"
-    by_path = await client.post("/upstream/b/tokenize?x=1", content=b"{}")
+    by_path = await client.post("/upstream/b/rerank?x=1", content=b"{}")
     assert by_path.json()["served_by"] == "b"
     request, _ = rack.backends["b"].received[-1]
-    assert request.target == b"/tokenize?x=1"
+    assert request.target == b"/rerank?x=1"
     assert (await client.get("/anything?model=a")).json()["served_by"] == "a"
     by_form = await client.post("/v1/audio/transcriptions", data={"model": "b"})
     assert by_form.json()["served_by"] == "b"

@@ -22,7 +22,9 @@ from msgspec import Meta
 from llmux.clients import TrustedProxies
 from llmux.keys import MASK, KeyRing
 from llmux.names import MAX_NAME_BYTES
+from llmux.paths import DEFAULTS, PASSIVE_PATHS
 from llmux.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
+from llmux.wildcards import Names, ambiguities, is_pattern, literals
 
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 
@@ -169,6 +171,22 @@ def _check_socket(text: str) -> None:
         raise ValueError(f"a socket's path has {MOST_SOCKET_PATH_BYTES} bytes at most")
 
 
+def _check_passive(text: str) -> None:
+    """A path, maybe with asterisks, or the word for the paths that are passive by default."""
+    if text == DEFAULTS:
+        return
+    if not text.startswith("/"):
+        raise ValueError(f"expected a path that begins with '/', or {DEFAULTS!r}, got {text!r}")
+    if not re.fullmatch(r"[!-~]+", text) or re.search(r"[?#\\]", text):
+        raise ValueError("expected a path alone, of ASCII without spaces, '?', '#' and '\\'")
+
+
+def _check_alias(alias: str) -> None:
+    """One that is nothing but asterisks takes every name there is, and is asked for as '*'."""
+    if is_pattern(alias) and not literals(alias) and alias != "*":
+        raise ValueError("write '*' for every name")
+
+
 def _check_some(models: dict[str, Any]) -> None:
     if not models:
         raise ValueError("needs at least one model")
@@ -181,6 +199,10 @@ Name = Annotated[
     str,
     _check_name,
     Meta(extra_json_schema={"pattern": r"\S", "maxLength": MAX_NAME_BYTES}),
+]
+Alias = Annotated[Name, _check_alias]
+PassivePath = Annotated[
+    str, _check_passive, Meta(extra_json_schema={"pattern": f"^(/[!-~]*|{DEFAULTS})$"})
 ]
 Host = Annotated[str, _check_host]
 Url = Annotated[
@@ -277,6 +299,10 @@ NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
 """What of a model can only change while it sleeps: where its server is, and its hooks."""
 
 
+OWN_NAME = "name"
+"""As `upstream_model`: the model's own name in the file."""
+
+
 class ModelConfig(Section, frozen=True, kw_only=True):
     """A model: where its backend answers, and the hooks that wake it and put it to sleep.
 
@@ -290,8 +316,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         alive: Shell script that exits 0 if the model is up.
         prefetch: Shell script that runs while the outgoing model drains and sleeps.
         verify_asleep: Shell script that exits 0 if the GPU is really free.
-        aliases: Other names that clients may use.
-        upstream_model: What the backend calls the model; as sent if not given.
+        aliases: Other names that clients may use. An asterisk stands for any text (claude-*). A
+            name that is written out wins, then the pattern with the most other characters.
+        upstream_model: What the backend calls the model, put in place of any name; `name` for the
+            name here, whatever alias was used. As sent if not given.
+        passive: Like passive of the file, in its place for this model; null for the file's.
         headers: Headers added to what the backend gets.
         group: Models of one group share a GPU and take turns on it.
         max_in_flight: Most requests in flight; the rest wait in order. null for no limit.
@@ -312,8 +341,9 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     alive: Script
     prefetch: Script | None = None
     verify_asleep: Script | None = None
-    aliases: tuple[Name, ...] = ()
+    aliases: tuple[Alias, ...] = ()
     upstream_model: Name | None = None
+    passive: tuple[PassivePath, ...] | None = None
     headers: dict[HeaderName, HeaderValue] = {}
     group: Name = "default"
     max_in_flight: PositiveInt | None = None
@@ -338,6 +368,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             return self.url.rstrip("/") if path is None else SCHEME + path
         host = self.host or "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def name_sent(self) -> str | None:
+        """What a request's name is replaced by for the backend; None: it is sent as it came."""
+        return self.name if self.upstream_model == OWN_NAME else self.upstream_model
 
     def needs_sleep_after(self, before: ModelConfig) -> bool:
         """Whether it can follow that one only while the model sleeps: another server, or hooks."""
@@ -402,7 +437,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
             has refused a connection.
         max_wait_secs: After so long a wait a request's model is next, or soon: docs/policies.md.
         gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
-        client_hints: Heed x-llmux-priority, x-llmux-max-wait and x-llmux-switch of requests.
+        client_hints: Heed x-llmux-priority and x-llmux-max-wait of requests.
         options: Given as they are to a policy of your own.
     """
 
@@ -441,6 +476,8 @@ class Limits(Section, frozen=True, kw_only=True):
             all, and any number for programs of this machine. Not for trusted_proxies. `llmux` only.
         queued_per_client: Most requests of one address that wait, for all models together; null for
             no limit. Behind trusted_proxies the address is the one that they forward.
+        remembered_ids: Of how many responses, files, batches and the like it is remembered which
+            model has made them; the one unused for the longest time is forgotten first.
     """
 
     body_bytes: PositiveInt = 64 << 20
@@ -453,6 +490,7 @@ class Limits(Section, frozen=True, kw_only=True):
     header_fields: PositiveInt = 128
     connections_per_client: PositiveInt | None = None
     queued_per_client: PositiveInt | None = None
+    remembered_ids: PositiveInt = 10_000
 
 
 class ControlConfig(Section, frozen=True, kw_only=True):
@@ -509,6 +547,11 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
         fallback: URL that gets the requests which name no model or an unknown one.
+        default_model: The model, or an alias of it, of requests that name none; they do not go to
+            fallback then. null for none.
+        list_aliases: Whether the list of models has the aliases, too, but for patterns.
+        passive: Paths that only look at a model: served if it is awake, else 503 at once; no use
+            of it, no reason to switch. An asterisk stands for any text, `defaults` for the default.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
         control_keys: The same for the control API, which then answers other machines, too.
         control: A listener of its own for the control API and the page; null for the main one.
@@ -543,6 +586,9 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     http2: bool = False
     limits: Limits = Limits()
     fallback: Url | None = None
+    default_model: Name | None = None
+    list_aliases: bool = False
+    passive: tuple[PassivePath, ...] = PASSIVE_PATHS
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)
     control_keys: KeyList = msgspec.field(default_factory=KeyRing)
     control: ControlConfig | None = None
@@ -557,10 +603,15 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     directory: NotAKey[Path]
 
     @functools.cached_property
-    def names(self) -> Mapping[str, str]:
+    def names(self) -> Names:
         """The model's name by every name that clients may use: its own and its aliases."""
         own = {name: name for name in self.models}
-        return own | {alias: m.name for m in self.models.values() for alias in m.aliases}
+        return Names(own | {alias: m.name for m in self.models.values() for alias in m.aliases})
+
+    def passive_of(self, model: str) -> tuple[str, ...]:
+        """The paths that only look at a model."""
+        own = self.models[model].passive
+        return self.passive if own is None else own
 
     @functools.cached_property
     def proxies(self) -> TrustedProxies:
@@ -599,6 +650,18 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             elif alias in owners:
                 yield keys, f"{alias!r} is an alias of {owners[alias]!r} already"
             owners.setdefault(alias, keys[1])
+        wild = [each for each in owners.items() if is_pattern(each[0])]
+        for one, other in ambiguities(wild):
+            keys = next(keys for keys, alias in _aliases(models) if alias == other)
+            yield (
+                keys,
+                f"some names match this and {one!r} of {owners[one]!r}, and neither is longer",
+            )
+        default = given.get("default_model")
+        if isinstance(default, str) and isinstance(models, dict):
+            known = {*map(str, models), *owners}
+            if default not in known or (is_pattern(default) and default not in models):
+                yield ("default_model",), f"{default!r} is no model, nor an alias of one"
         yield from _group_conflicts(given.get("groups"), models)
 
 

@@ -56,7 +56,7 @@ class Steered:
 
     def model(self, name: str) -> str:
         """The model that goes by this name; raises ModelNotFound."""
-        own = self.config.names.get(name, name)
+        own = self.config.names.find_as_rest(name) or name
         if not self.board.is_registered(own):
             raise ModelNotFound(name)
         return own

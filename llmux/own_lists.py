@@ -1,0 +1,77 @@
+"""What llmux says of itself in the forms of others: Ollama's lists, and a page for people."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+FOREVER_S = 100 * 365 * 86400
+"""Ollama's client shows what is so far ahead as "Forever": llmux decides when a model sleeps."""
+
+PAGE_HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Accept",
+}
+
+
+def root_page(*, has_page: bool) -> str:
+    """The page at the root.
+
+    Args:
+        has_page: Whether `/ui` is on this listener.
+    """
+    # Relative: below whatever a proxy in front has put before it.
+    link = ' Its page: <a href="ui/">/ui</a>.' if has_page else ""
+    return f"<!doctype html><title>llmux</title><p>llmux is running.{link}\n"
+
+
+def ollama_tags(created: int, names: Iterable[str]) -> bytes:
+    """The models in the form of Ollama's `/api/tags`, sorted by name.
+
+    Args:
+        created: Unix time.
+        names: Of the models.
+    """
+    models = [_model(name) | {"modified_at": _time(created)} for name in sorted(names)]
+    return msgspec.json.encode({"models": models})
+
+
+def ollama_running(now: float, names: Iterable[str]) -> bytes:
+    """The models that are awake in the form of Ollama's `/api/ps`, sorted by name.
+
+    Args:
+        now: Unix time.
+        names: Of the models.
+    """
+    about = {"expires_at": _time(now + FOREVER_S), "size_vram": 0}
+    models = [_model(name) | about for name in sorted(names)]
+    return msgspec.json.encode({"models": models})
+
+
+def _model(name: str) -> dict[str, Any]:
+    """A model of which no more is known than its name; all keys are there, as clients expect."""
+    return {
+        "name": name,
+        "model": name,
+        "size": 0,
+        # Ollama's client shows the first twelve characters, and panics if there are fewer.
+        "digest": hashlib.sha256(name.encode("utf-8", "replace")).hexdigest(),
+        "details": {
+            "parent_model": "",
+            "format": "",
+            "family": "",
+            "families": [],
+            "parameter_size": "",
+            "quantization_level": "",
+        },
+    }
+
+
+def _time(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
