@@ -18,6 +18,8 @@ from llmux.asgi_watch import LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
+from llmux.dialects import INTERNAL_CLOSE, close_reason
+from llmux.errors import BackendError
 from llmux.openai import header
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
 
@@ -60,6 +62,7 @@ class WebSocketLane(Watched):
         self._backend: Stream | None = None
         self._sending = trio.Lock()
         self._message = bytearray()  # what has come of one
+        self._has_closed = False
 
     async def serve(self, proxy: ModelProxy) -> None:
         """See `Watched`."""
@@ -144,7 +147,11 @@ class WebSocketLane(Watched):
                 code = CloseReason.MESSAGE_TOO_BIG
                 await self._to_backend(CloseConnection(code=code))
                 break
-        await self.send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
+        if code == 1006:  # it has said nothing
+            _, reason = close_reason(BackendError("closed the connection"))
+            await self.close_socket(INTERNAL_CLOSE, reason, b"")
+        else:
+            await self.close_socket(code, "", b"")
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
@@ -180,6 +187,16 @@ class WebSocketLane(Watched):
 
     async def send_last_event(self, event: bytes) -> None:
         """What is relayed is no stream of events."""
+
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """Say why a WebSocket ends, which the client has."""
+        if self._has_closed:
+            return
+        self._has_closed = True
+        with suppress(ClientLeft):
+            if event:
+                await self.send({"type": "websocket.send", "text": event.decode()})
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Refuse the handshake with an answer of its own."""

@@ -21,6 +21,7 @@ from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
+from llmux.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
 from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
@@ -32,7 +33,6 @@ from llmux.errors import (
     LlmuxError,
     ModelNotFound,
     NoModel,
-    NoStream,
     NotReady,
     StreamCut,
 )
@@ -43,6 +43,7 @@ from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
 from llmux.jsonbody import LARGE_BYTES
 from llmux.keepalive import KeptAlive
+from llmux.late import LateAnswer, comes_as_events
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
@@ -52,13 +53,12 @@ from llmux.openai import (
     agreed_body,
     agreed_target,
     error_answer,
-    error_event,
     find_model,
     read_fields,
     request_headers,
     response_headers,
 )
-from llmux.streams import is_event_stream, unbuffered
+from llmux.streams import is_event_stream, is_json_lines, json_line, unbuffered, waits_for_events
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
 from llmux.tokens import KINDS
@@ -70,6 +70,11 @@ HeaderList = Sequence[tuple[bytes, bytes]]
 
 HUGE_BYTES = 8 << 20
 """Bodies over this are looked through in a line of their own: few prompts are so long."""
+
+OF_COMMENTS = frozenset({
+    b"content-type", b"content-length", b"content-encoding", b"cache-control", b"x-accel-buffering",
+})  # fmt: skip
+"""Headers of an answer that are llmux's own where comments come before it."""
 
 log = get_logger(__name__)
 
@@ -144,7 +149,11 @@ class Lane(Protocol):
         ...
 
     async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream of events that was cut between two of them, if it was that."""
+        """Send this after a stream that was cut between two of its events, or of its lines."""
+        ...
+
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """Say why a WebSocket ends, which the client has: in a message, if there is one, and so."""
         ...
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
@@ -309,20 +318,21 @@ class ModelProxy:
             # If the status line is out, the lane leaves the response without its end.
             journey.outcome = "cut" if lane.has_answered else BackendError.code
             log.warning("response_cut", model=journey.model, reason=str(error))
-            await self._refuse(lane, journey, BackendError(str(error)))
-        except StreamCut as cut:
-            why = cut.why or NotReady(journey.model)
-            journey.outcome = "cut" if lane.has_answered else why.code
-            log.warning("response_cut", model=journey.model, reason=why.message)
-            if lane.has_answered and not journey.hears_events:
-                await lane.send_last_event(error_event(why))
+            why = BackendError(str(error))
+            await self._say_last(lane, journey, why)
             await self._refuse(lane, journey, why)
+        except StreamCut as cut:
+            cause = cut.why or NotReady(journey.model)
+            journey.outcome = "cut" if lane.has_answered else cause.code
+            log.warning("response_cut", model=journey.model, reason=cause.message)
+            await self._say_last(lane, journey, cause)
+            await self._refuse(lane, journey, cause)
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
-            why = journey.cancelled_with or error.with_traceback(None)
-            journey.outcome = why.code
-            await self._refuse(lane, journey, why)
+            refusal = journey.cancelled_with or error.with_traceback(None)
+            journey.outcome = refusal.code
+            await self._refuse(lane, journey, refusal)
         except Exception as error:
             journey.outcome = InternalError.code
             log.exception("internal_error", model=journey.model)
@@ -366,9 +376,13 @@ class ModelProxy:
         fields = await self._read_fields(lane)
         upstream, named = self._route(lane, fields, journey)
         outgoing = Outgoing(lane, named, fields, received)
-        if self._keepalive_s is not None and fields.asks_for_stream:
-            # The status line may be out before it is known how the answer is encoded.
-            outgoing.received = [each for each in received if each[0].lower() != b"accept-encoding"]
+        if self._keepalive_s is not None and waits_for_events(
+            lane.method, lane.target, lane.headers, asks_for_stream=fields.asks_for_stream
+        ):
+            # The status line may be out before it is known how the answer is encoded. Without the
+            # header any coding would do (RFC 9110, section 12.5.3).
+            kept = [each for each in received if each[0].lower() != b"accept-encoding"]
+            outgoing.received = [*kept, (b"Accept-Encoding", b"identity")]
             journey.kept_alive = KeptAlive(
                 lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
             )
@@ -440,29 +454,38 @@ class ModelProxy:
     ) -> None:
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
             lane.body.release()
-            if journey.kept_alive is not None:
-                await journey.kept_alive.stop()
-                if journey.kept_alive.has_begun:
-                    journey.answer = answer
-                    await self._go_on(lane, answer)
-                    return
+            if journey.kept_alive is not None and not await self._comes_in_time(journey, answer):
+                journey.answer = answer
+                late = LateAnswer(
+                    lane,
+                    journey.kept_alive,
+                    answer,
+                    dialect_of(lane.target, lane.headers),
+                    self.bodies,
+                )
+                await late.send()
+                await lane.end_events()
+                return
             added = journey.answers(answer.status, answer)
-            kept = response_headers(answer.headers, answer.status)
-            if answer.is_stream:
-                kept = unbuffered(kept)
-            if journey.sharing is not None:
-                kept = journey.sharing.applied(kept)
-            await lane.relay(answer, [*kept, *added])
+            await lane.relay(answer, [*self._kept(journey, answer), *added])
 
     @staticmethod
-    async def _go_on(lane: Lane, answer: Answer) -> None:
-        """Send an answer to a client that has its status line already."""
-        if answer.status == HTTPStatus.OK and is_event_stream(answer.headers):
-            async for data in answer.chunks():
-                await lane.send_events(data)
-        else:
-            await lane.send_events(error_event(NoStream(answer.status, await answer.read())))
-        await lane.end_events()
+    def _kept(journey: Journey, answer: Answer) -> list[tuple[bytes, bytes]]:
+        """The headers of an answer that its client gets."""
+        kept = response_headers(answer.headers, answer.status)
+        if answer.is_stream:
+            kept = unbuffered(kept)
+        return kept if journey.sharing is None else journey.sharing.applied(kept)
+
+    async def _comes_in_time(self, journey: Journey, answer: Answer) -> bool:
+        """Whether an answer can go out with its own status line, now that its body has begun."""
+        alive = journey.kept_alive
+        assert alive is not None
+        if comes_as_events(answer):
+            kept = self._kept(journey, answer)
+            alive.answered = [each for each in kept if each[0].lower() not in OF_COMMENTS]
+            await answer.wait_begun()
+        return alive.give_way()
 
     def _route(self, lane: Lane, fields: Fields, journey: Journey) -> tuple[Upstream, Named]:
         try:
@@ -486,15 +509,26 @@ class ModelProxy:
             journey.trace.named(named.name, journey.model, journey.serving)
         return self._upstreams[journey.model], named
 
+    @staticmethod
+    async def _say_last(lane: Lane, journey: Journey, error: LlmuxError) -> None:
+        """Tell the client of a stream, or of a WebSocket, why it ends, where it stands."""
+        if not lane.has_answered or journey.hears_events:
+            return
+        if lane.upgrade:
+            await lane.close_socket(*close_reason(error), realtime_event(lane.target, error))
+        elif last := _last_words(lane, journey, error):
+            await lane.send_last_event(last)
+
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         lane.body.release()  # the client may take its time
         if lane.has_answered:
             if journey.hears_events:
-                await lane.send_events(error_event(error))
+                dialect = dialect_of(lane.target, lane.headers)
+                await lane.send_events(dialect.events(told(error), FRESH))
                 await lane.end_events()
             return
         lane.body.release()  # the client may take a while to hear of it
-        status, headers, body = error_answer(error)
+        status, headers, body = error_answer(error, dialect_of(lane.target, lane.headers))
         with self.bodies.answering(len(body)):
             await lane.reply(status, [*headers, *journey.answers(status)], body)
 
@@ -519,17 +553,16 @@ class ModelProxy:
                 upstream.backend.close()
 
 
-def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
-    """Whether what was sent last of a stream of events ends with the end of one.
-
-    Should it only look so, then what is sent next breaks the framing of a stream that ends broken
-    anyway.
-
-    Args:
-        answer: What is being sent.
-        sent: The last piece.
-        after: What the framing puts after an event.
-    """
-    return is_event_stream(answer.headers) and (
-        sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
-    )
+def _last_words(lane: Lane, journey: Journey, error: LlmuxError) -> bytes:
+    """What a stream ends with that fails, as its client knows it; nothing if there is no way."""
+    answer = journey.answer
+    if answer is None:
+        return b""
+    dialect = dialect_of(lane.target, lane.headers)
+    has_comments = journey.kept_alive is not None and journey.kept_alive.has_begun
+    if has_comments or is_event_stream(answer.headers):
+        stream = seen_of(answer.seen.opening, answer.seen.ending())
+        return dialect.events(told(error), stream)
+    if is_json_lines(answer.headers, dialect):
+        return json_line(answer.headers, dialect.line(told(error)))
+    return b""

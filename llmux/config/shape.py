@@ -372,7 +372,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         drain_before_switch: Let requests in flight finish before their model sleeps.
         drain_timeout_secs: Longest drain; null for no limit.
         on_drain_timeout: What becomes of requests still in flight then; wait only logs it.
-        waiting_keepalive_secs: How often who waits for a stream gets a comment; null for never.
+        waiting_keepalive_secs: How often a client that waits for server-sent events gets a comment
+            until the first byte of its answer's body; null for never.
         min_active_secs: Least time that a model stays awake.
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
         alive_failures: Failures in a row after which the model counts as down; 1 if its backend
