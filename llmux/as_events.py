@@ -15,7 +15,9 @@ from llmux.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, event
 from llmux.errors import BackendError, BackendSaid, NoStream
 
 DONE = b"data: [DONE]\n\n"
-"""How OpenAI's streams of completions end."""
+"""How OpenAI's streams of completions end; llama.cpp's own do not."""
+
+COMPLETIONS = frozenset({"chat.completion", "text_completion"})
 
 _decode = msgspec.json.Decoder().decode
 
@@ -47,7 +49,8 @@ def as_events(status: int, body: bytes, dialect: Dialect) -> bytes:
             event({**each, "sequence_number": number}, each["type"])
             for number, each in enumerate(_responses(said))
         )
-    return event(_chunk(said)) + (DONE if dialect is OPENAI else b"")
+    is_completion = dialect is OPENAI and said.get("object") in COMPLETIONS
+    return event(_chunk(said)) + (DONE if is_completion else b"")
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

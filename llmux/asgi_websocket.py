@@ -149,9 +149,9 @@ class WebSocketLane(Watched):
                 break
         if code == 1006:  # it has said nothing
             _, reason = close_reason(BackendError("closed the connection"))
-            await self.close_socket(INTERNAL_CLOSE, reason, b"")
+            await self._close(INTERNAL_CLOSE, reason)
         else:
-            await self.close_socket(code, "", b"")
+            await self._close(code, "")
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
@@ -190,13 +190,16 @@ class WebSocketLane(Watched):
 
     async def close_socket(self, code: int, reason: str, event: bytes) -> None:
         """Say why a WebSocket ends, which the client has."""
-        if self._has_closed:
+        if self._has_closed or self._backend is None:  # it is none any more, or not yet
             return
-        self._has_closed = True
         with suppress(ClientLeft):
             if event:
                 await self.send({"type": "websocket.send", "text": event.decode()})
-            await self.send({"type": "websocket.close", "code": code, "reason": reason})
+            await self._close(code, reason)
+
+    async def _close(self, code: int, reason: str) -> None:
+        self._has_closed = True
+        await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Refuse the handshake with an answer of its own."""

@@ -265,9 +265,13 @@ class ClientConnection:
             data = skip_empty_lines(received)
             empty_bytes += len(received) - len(data)
             check_empty_bytes(empty_bytes)
-        end = find_end(data)
-        if not end:
-            data, end = await self._rest_of_head(data)
+        try:
+            end = find_end(data)
+            if not end:
+                data, end = await self._rest_of_head(data)
+        except LlmuxError:
+            self.unread = data
+            raise
         self.buffer = data[end:]
         return data[:end] or None
 
@@ -387,7 +391,7 @@ class FastRequest:
         self._is_read = not (head.is_chunked or head.content_length)
         self._stands_between = self._could_go_on = False
         self._tail = b""  # of the events that llmux itself sends
-        self._frames: FrameEnds | None = FrameEnds()  # None: nothing may follow what was sent
+        self._frames: FrameEnds | None = None  # of a WebSocket, where one more may follow
         connection.can_go_on = head.keeps_alive
 
     @property
@@ -552,6 +556,7 @@ class FastRequest:
         upgrade = [(b"Connection", b"Upgrade"), (b"Upgrade", header(answer.headers, b"upgrade"))]
         self.has_answered = True
         head = self._response_head(101, [*headers, *upgrade], answer.reason)
+        self._frames = FrameEnds()
         await self._send_frames(answer.early, head)
 
         async def to_backend() -> None:

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
 
-from llmux.as_events import DONE, as_events
+from llmux.as_events import as_events
 from llmux.backend import Answer
 from llmux.bodies import Bodies
 from llmux.decoding import Decoder
-from llmux.dialects import OPENAI, Dialect
+from llmux.dialects import Dialect
 from llmux.errors import BackendError
 from llmux.keepalive import Events, KeptAlive
 from llmux.openai import header
@@ -115,8 +115,6 @@ class LateAnswer:
             rest = await self._send_ended(rest + piece)
             _check_length(rest)
         await self._send_ended(rest + b"\n")
-        if self._dialect is OPENAI:
-            await self._pass(DONE)
 
     async def _send_ended(self, text: bytes) -> bytes:
         """Send the lines that have ended; returns the rest."""

@@ -44,7 +44,7 @@ class RequestReader:
         rest: Received, and not given out yet.
         has_begun: Whether there has been a request.
         has_ended: Whether nothing more is read: a request has been the last, or was refused.
-        head: Of the request that was read last, or of one that was refused for it.
+        line: The first line of the request that was read last, or was refused.
     """
 
     def __init__(self, most_fields: int) -> None:
@@ -56,7 +56,7 @@ class RequestReader:
         self.rest = b""
         self.has_begun = False
         self.has_ended = False
-        self.head = b""
+        self.line = b""
         self._most_fields = most_fields
         self._seen = 0
         self._empty_bytes = 0
@@ -120,12 +120,12 @@ class RequestReader:
         check_empty_bytes(self._empty_bytes)
         if not data or data in CRLF:
             return None
+        self.line = data.partition(CRLF)[0]
         end = find_end(data, self._seen)
         if not end:
             self._seen = len(data)
             return None
-        self.head = data[:end]
-        head = parse_head(self.head, self._most_fields)
+        head = parse_head(data[:end], self._most_fields)
         origin_form(head.target)
         self.rest = data[end:]
         self.has_begun = True
@@ -135,7 +135,7 @@ class RequestReader:
         self._is_last = not head.keeps_alive
         if not (self._length or self._chunks):
             self._finish_request()
-        return Piece(self.head, head)
+        return Piece(data[:end], head)
 
     def _finish_request(self) -> None:
         if self._is_last:

@@ -63,11 +63,14 @@ async def test_refusals(lane: str, path: str, tmp_path: Path) -> None:
 async def test_heads_that_cannot_be_read(lane: str, tmp_path: Path) -> None:
     async with running_lane(lane, tmp_path, api_keys=["k"], limits={"header_fields": 8}) as site:
         for path in FAMILIES:
-            for bad in (b"X\r\n", b"A: b\r\n" * 9):
+            for bad in (b"X\r\n", b"A: b\r\n" * 9, b"A: " + b"b" * 70_000 + b"\r\n"):
                 head = b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path.encode(), bad)
                 received = await site.exchange(head)
                 assert received.startswith(b"HTTP/1.1 4"), received
                 assert read(path, received.partition(b"\r\n\r\n")[2]) == "bad_request"
+            framed = b"POST %b HTTP/1.1\r\nHost: x\r\nX-Api-Key: k\r\nTransfer-Encoding: chunked\r\n\r\nzz"
+            received = await site.exchange(framed % path.encode() + b"\r\n")
+            assert read(path, received.partition(b"\r\n\r\n")[2]) == "bad_request"
         async with site.client() as client:
             for path in FAMILIES:
                 answer = await client.post(path, json=chat("a"))
@@ -300,6 +303,21 @@ async def test_a_websocket_whose_backend_breaks(lane: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_an_answer_to_a_handshake_gets_no_frames(lane: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path) as site:
+        refusal = b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        site.backend.play = play(refusal, close=True)
+        handshake = (
+            b"GET /v1/realtime?model=a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        received = await site.exchange(handshake)
+        assert b"closed the connection" not in received or received.startswith(b"HTTP/1.1 502")
+        assert not received.endswith(b"0\r\n\r\n") or b"502" in received
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_a_websocket_that_is_refused(lane: str, tmp_path: Path) -> None:
     async with running_lane(lane, tmp_path) as site:
         socket = await websocket(site, "/v1/realtime?model=none")
@@ -336,7 +354,7 @@ async def test_a_drain_that_cuts_in_all_forms(form: str, tmp_path: Path) -> None
 
             async def stream() -> None:
                 nonlocal received
-                body = chat("a", stream=True, chunks=1000, interval=0.05)
+                body = chat("a", stream=True, chunks=1000, interval=0.2)
                 try:
                     async with client.stream("POST", "/v1/messages", json=body) as answer:
                         async for data in answer.aiter_raw():

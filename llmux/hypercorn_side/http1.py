@@ -164,7 +164,7 @@ class StrictH11Protocol(H11Protocol):
     async def _say(self, error: LlmuxError) -> None:
         self._is_over = True
         self._reader.end()
-        status, headers, body = error_answer(error, dialect_of_head(self._reader.head))
+        status, headers, body = error_answer(error, dialect_of_head(self._reader.line))
         headers = [*headers, *self.config.response_headers("h11"), (b"connection", b"close")]
         await self.send(RawData(data=response_head(status, headers) + body))
         await self._close_stream()
