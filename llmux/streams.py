@@ -101,13 +101,14 @@ def waits_for_events(
         headers: As received.
         asks_for_stream: Whether its body does.
     """
-    if method == b"HEAD" or dialect_of(target) is OLLAMA:
+    if method == b"HEAD":
         return False
     query = target.partition(b"?")[2]
     asks_for_stream = asks_for_stream or b"stream=true" in query.split(b"&")
     accepted = _accepted(headers)
     if EVENT_STREAM in accepted:
-        return asks_for_stream or accepted == {EVENT_STREAM}
+        is_meant = asks_for_stream or accepted == {EVENT_STREAM}
+        return is_meant and dialect_of(target) is not OLLAMA
     if accepted and accepted.isdisjoint(_MAY_BE_EVENTS):
         return False
     return asks_for_stream and streams_events(target)
