@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from llmux import __version__
 from llmux.config import Config
 from llmux.control.guard import check_key, metrics_keys
+from llmux.dialects import Dialect, Told, dialect_of
 from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
 from llmux.metrics import CONTENT_TYPE, Metrics
 from llmux.model import SERVES, Model
@@ -117,7 +118,7 @@ def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
 
 async def answer_llmux_error(error: LlmuxError) -> Response:
     """Quart's error handler for llmux's own errors."""
-    status, headers, body = error_answer(error)
+    status, headers, body = error_answer(error, _dialect())
     return Response(body, status, {n.decode(): v.decode() for n, v in headers})
 
 
@@ -127,11 +128,16 @@ async def answer_http_error(error: HTTPException) -> Response:
     by_status = {404: "not_found", 413: BodyTooLarge.code}
     code = by_status.get(status, "bad_request" if status < 500 else "internal")
     what = f"{error.name}: {shown(request.method)} {shown(request.path)}"
-    body = {"message": what, "type": "llmux_error", "param": None, "code": code}
-    answer = _json(msgspec.json.encode({"error": body}), status)
+    answer = _json(msgspec.json.encode(_dialect().body(Told(what, code, status))), status)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return answer
+
+
+def _dialect() -> Dialect:
+    """What the client of the present request speaks."""
+    headers = [(name.encode("latin-1", "replace"), b"") for name, _ in request.headers]
+    return dialect_of(request.path.encode("utf-8", "replace"), headers)
 
 
 async def in_pieces(data: bytes) -> AsyncIterator[bytes]:

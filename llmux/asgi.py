@@ -18,14 +18,16 @@ from llmux.backend import Answer
 from llmux.bodies import Bodies, Body
 from llmux.control.doors import refusal
 from llmux.cors import is_shared_path, shared
-from llmux.errors import BadRequest, Forbidden, LlmuxError
+from llmux.dialects import dialect_of
+from llmux.errors import BackendBroke, BadRequest, Forbidden, LlmuxError
 from llmux.logs import get_logger
 from llmux.names import shown
 from llmux.openai import error_answer
 from llmux.own_answers import counted
 from llmux.own_site import is_open_path
 from llmux.paths import own_path
-from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+from llmux.streams import EVENT_ENDS, stands_between
 from llmux.targets import origin_form
 
 NOTHING = nullcontext()
@@ -87,13 +89,13 @@ class ModelTraffic:
                 raise BadRequest("CONNECT is not supported")
             scope = _with_own_path(_with_origin_form(scope))
         except BadRequest as error:
-            await _refuse(error, send)
+            await _refuse(error, scope, send)
             return
         if (not_here := refusal(scope, is_apart=self._is_apart)) is not None:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close"})  # the server answers 403
             else:
-                await _refuse(not_here, send)
+                await _refuse(not_here, scope, send)
             return
         await self._serve(self._lane(scope, receive, send))
 
@@ -186,7 +188,7 @@ def vetted(app: ASGIApp, proxy: ModelProxy) -> ASGIApp:
         try:
             proxy.own_site.vet(peer, scope["headers"])
         except Forbidden as error:
-            await _refuse(error, send)
+            await _refuse(error, scope, send)
             return
         await app(scope, receive, send)
 
@@ -227,7 +229,7 @@ def with_whole_body(app: ASGIApp, bodies: Bodies, stall_s: float) -> ASGIApp:
         except ClientLeft:
             pass
         except LlmuxError as error:
-            status, headers, answer = error_answer(error)
+            status, headers, answer = _worded(error, scope)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": answer, "more_body": False})
         finally:
@@ -264,7 +266,8 @@ class AsgiLane(Watched):
         self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
         self._stall_s = stall_s
-        self._stands_after_event = False
+        self._stands_between = False
+        self._tail = b""  # of what was sent of a stream
         self._reads_no_more = trio.Event()
 
     async def serve(self, proxy: ModelProxy) -> None:
@@ -322,8 +325,10 @@ class AsgiLane(Watched):
                 if not more:
                     return
                 sent = chunk
-        except trio.Cancelled:
-            self._stands_after_event = chunk is sent and is_event_end(answer, chunk)
+                self._tail = self._tail[-4:] + chunk[-4:]
+        except (trio.Cancelled, BackendBroke):
+            if chunk is sent and answer.is_stream:
+                self._stands_between = stands_between(answer.headers, self._tail)
             raise
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -333,19 +338,23 @@ class AsgiLane(Watched):
 
     async def send_events(self, data: bytes) -> None:
         """Send some of that stream."""
-        self._stands_after_event = False
+        self._stands_between = False
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._stands_after_event = data.endswith((b"\n\n", b"\r\n\r\n"))
+        self._tail = self._tail[-4:] + data[-4:]
+        self._stands_between = self._tail.endswith(EVENT_ENDS)
 
     async def end_events(self) -> None:
         """End it as it should."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream of events that was cut between two of them."""
-        if self._stands_after_event:
+        """Send this after a stream that was cut between two of its events, or of its lines."""
+        if self._stands_between:
             with suppress(ClientLeft):
                 await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """There is none."""
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""
@@ -359,9 +368,14 @@ class AsgiLane(Watched):
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
 
 
-async def _refuse(error: LlmuxError, send: Send) -> None:
+def _worded(error: LlmuxError, scope: Scope) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """The answer that an error carries, as the client of this scope words it."""
+    return error_answer(error, dialect_of(scope["raw_path"], scope["headers"]))
+
+
+async def _refuse(error: LlmuxError, scope: Scope, send: Send) -> None:
     """Answer what is not served, and close: behind a CONNECT, Hypercorn would read no more."""
-    status, headers, body = error_answer(error)
+    status, headers, body = _worded(error, scope)
     closing = [*headers, (b"connection", b"close")]
     with suppress(*SERVER_BREAKS):
         await send({"type": "http.response.start", "status": status, "headers": closing})

@@ -19,11 +19,11 @@ from llmux.asgi_watch import CUT_S, LEFT_S, Watched
 from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import FIELD_BYTES, Body
-from llmux.errors import BodyTooLarge, LlmuxError, NoStream, RequestTooSlow
+from llmux.dialects import INTERNAL_CLOSE, close_reason
+from llmux.errors import BackendError, BodyTooLarge, LlmuxError, NoStream, RequestTooSlow
 from llmux.openai import header
 from llmux.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
 from llmux.proxy import ClientLeft, HeaderList, ModelProxy
-from llmux.wsframes import TRY_AGAIN_LATER
 
 # The server has negotiated these with the client; llmux has its own with the backend.
 MAX_MESSAGE_BYTES = 16 << 20
@@ -65,6 +65,7 @@ class WebSocketLane(Watched):
         self._sending = trio.Lock()
         self._message = bytearray()  # what has come of one
         self._stands_between = False  # two messages to the client
+        self._has_closed = False
         self._is_open = False  # before there is a backend
         self._early: deque[Event] = deque()
         self._carrying: trio.Nursery | None = None
@@ -204,11 +205,19 @@ class WebSocketLane(Watched):
             # Not here: a backend may send before it reads.
             assert self._carrying is not None
             self._carrying.start_soon(self._send_early)
-        data = answer.early
-        code = 1006
+        code = await self._carry_answers(answer.stream, answer.early)
+        if code == CloseReason.ABNORMAL_CLOSURE:
+            _, reason = close_reason(BackendError("closed the connection"))
+            await self._close(INTERNAL_CLOSE, reason)
+        else:
+            await self._close(code, "")
+
+    async def _carry_answers(self, stream: Stream, data: bytes) -> int:
+        """Pass on what the backend sends until it closes; returns the code that it closes with."""
+        code: int = CloseReason.ABNORMAL_CLOSURE
         while self._frames.state is not ConnectionState.CLOSED:
             try:
-                data = data or bytes(await answer.stream.receive_some(wire.RECEIVE_BYTES))
+                data = data or bytes(await stream.receive_some(wire.RECEIVE_BYTES))
             except wire.BREAKS:
                 break
             if not data:
@@ -220,12 +229,9 @@ class WebSocketLane(Watched):
                     code = event.code
                 await self._from_backend(event)
                 if self._is_too_large:
-                    break
-            if self._is_too_large:
-                code = CloseReason.MESSAGE_TOO_BIG
-                await self._to_backend(CloseConnection(code=code))
-                break
-        await self.send({"type": "websocket.close", "code": 1011 if code == 1006 else code})
+                    await self._to_backend(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
+                    return CloseReason.MESSAGE_TOO_BIG
+        return code
 
     async def _from_backend(self, event: Event) -> None:
         if isinstance(event, TextMessage):
@@ -262,13 +268,22 @@ class WebSocketLane(Watched):
     async def end_events(self) -> None:
         """See `begin_events`."""
 
-    async def send_last_event(self, event: bytes) -> None:  # noqa: ARG002 - frames have no room
-        """Close it, since llmux has cut it, if its client has taken all messages so far."""
-        if not self._stands_between:
+    async def send_last_event(self, event: bytes) -> None:
+        """What is relayed is no stream of events."""
+
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """Say why a WebSocket ends, if its client has taken all messages so far."""
+        if self._has_closed or not self._stands_between:  # it is none any more, or not yet
             return
         self.end_within(CUT_S)
         with suppress(ClientLeft):
-            await self.send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
+            if event:
+                await self.send({"type": "websocket.send", "text": event.decode()})
+            await self._close(code, reason)
+
+    async def _close(self, code: int, reason: str) -> None:
+        self._has_closed = True
+        await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Refuse the handshake with an answer of its own; or tell of an error, and close."""

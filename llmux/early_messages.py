@@ -11,8 +11,9 @@ import trio
 from llmux import wire
 from llmux.bodies import Body
 from llmux.errors import LlmuxError
-from llmux.opening import SILENCE_S, TEXT, EarlyFrames, frame
+from llmux.opening import SILENCE_S, EarlyFrames
 from llmux.proxy import ClientLeft
+from llmux.wsframes import TEXT, frame
 
 
 class Connection(Protocol):

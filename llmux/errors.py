@@ -7,7 +7,8 @@ An error raised anywhere below the proxy ends as one JSON answer, written in one
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from llmux.names import shown
 
@@ -21,6 +22,7 @@ class LlmuxError(Exception):
         may_be_repeated: Whether a client may send the request again by itself, if it usually does
             so after this status.
         challenge: What a `WWW-Authenticate` header asks for; empty for no header.
+        extra: What a backend has said beside, in its own form of an error.
         retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
     """
 
@@ -28,6 +30,7 @@ class LlmuxError(Exception):
     code: ClassVar[str] = "internal"
     may_be_repeated: ClassVar[bool] = True
     challenge: ClassVar[str] = ""
+    extra: Mapping[str, Any] = {}
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -352,6 +355,21 @@ class NoStream(BackendError):
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"answered {status}: {body[:2000].decode(errors='replace')}")
+
+
+class BackendSaid(BackendError):
+    """The backend's own error, which comes too late for a status line.
+
+    Args:
+        status: Its status.
+        message: What it says.
+        extra: What it says beside.
+    """
+
+    def __init__(self, status: int, message: str, extra: Mapping[str, Any]) -> None:
+        LlmuxError.__init__(self, message)
+        self.status = status  # type: ignore[misc]  # the backend's, for this one alone
+        self.extra = extra
 
 
 class BackendRefused(BackendError):

@@ -22,8 +22,9 @@ from llmux.backend import Answer
 from llmux.backend.connections import Stream
 from llmux.bodies import Body
 from llmux.chunks import ChunkReader
+from llmux.dialects import INTERNAL_CLOSE, OPENAI, close_reason, dialect_of_head
 from llmux.early_messages import EarlyMessages
-from llmux.errors import BackendBroke, LlmuxError, NoStream, RequestTooSlow
+from llmux.errors import BackendBroke, BackendError, LlmuxError, NoStream, RequestTooSlow
 from llmux.http1 import (
     CRLF,
     RequestHead,
@@ -35,20 +36,13 @@ from llmux.http1 import (
 )
 from llmux.logs import get_logger
 from llmux.openai import error_answer, header
-from llmux.opening import (
-    CLOSE,
-    TEXT,
-    check_handshake,
-    close_payload,
-    error_message,
-    frame,
-    handshake_answer,
-)
+from llmux.opening import check_handshake, close_payload, error_message, handshake_answer
 from llmux.paths import own_path
-from llmux.proxy import ClientLeft, HeaderList, ModelProxy, is_event_end
+from llmux.proxy import ClientLeft, HeaderList, ModelProxy
+from llmux.streams import EVENT_ENDS, stands_between, tail_of_chunks
 from llmux.strict import PREFACE_LINE
 from llmux.targets import origin_form
-from llmux.wsframes import TRY_AGAIN_LATER, FrameReader, close_frame
+from llmux.wsframes import CLOSE, TEXT, FrameReader, frame
 
 KEEP_ALIVE_S = 75.0
 """How long a connection may be idle between requests (nginx's default)."""
@@ -64,6 +58,10 @@ LINGER_S = 2.0
 
 So long, too, is what a client sent before it left still worth something, where it may be.
 """
+
+CLOSE_S = 0.25
+"""How long a client may take to read why its WebSocket ends, which closing on unread data would
+lose it."""
 
 SWEEP_S = 1.0
 """How often idle connections are looked through."""
@@ -172,6 +170,7 @@ class ClientConnection:
         is_sending: Whether it waits until the client has taken something.
         can_go_on: Whether another request can follow on this connection.
         rest: What was read of a request that is not for this lane; None if none was.
+        unread: The head that cannot be read; empty if there is none.
     """
 
     def __init__(self, lane: FastLane, stream: trio.SocketStream) -> None:
@@ -189,6 +188,7 @@ class ClientConnection:
         self.is_sending = False
         self.can_go_on = True
         self.rest: bytes | None = None
+        self.unread = b""
 
     async def serve(self) -> None:
         """Serve one request after the other; returns at the end, or with `rest` set."""
@@ -212,8 +212,12 @@ class ClientConnection:
             if data.startswith(PREFACE_LINE):
                 self.rest = data + self.buffer
                 return
-            head = parse_head(data, self.lane.most_fields)
-            path = origin_form(head.target).partition(b"?")[0]
+            try:
+                head = parse_head(data, self.lane.most_fields)
+                path = origin_form(head.target).partition(b"?")[0]
+            except LlmuxError:
+                self.unread = data
+                raise
             is_own = own_path(path, head.method) is not None
             if not head.is_common or is_own or head.upgrade not in UPGRADES:
                 self.rest = data + self.buffer
@@ -276,9 +280,13 @@ class ClientConnection:
             data = skip_empty_lines(received)
             empty_bytes += len(received) - len(data)
             check_empty_bytes(empty_bytes)
-        end = find_end(data)
-        if not end:
-            data, end = await self._rest_of_head(data)
+        try:
+            end = find_end(data)
+            if not end:
+                data, end = await self._rest_of_head(data)
+        except LlmuxError:
+            self.unread = data
+            raise
         self.buffer = data[end:]
         return data[:end] or None
 
@@ -304,7 +312,8 @@ class ClientConnection:
 
     async def refuse(self, error: LlmuxError) -> None:
         """Answer what is no request, as the last on this connection."""
-        status, headers, body = error_answer(error)
+        dialect = dialect_of_head(self.unread) if self.unread else OPENAI
+        status, headers, body = error_answer(error, dialect)
         await self.send(response_head(status, [*headers, (b"connection", b"close")]) + body)
         await self.linger()
 
@@ -395,10 +404,11 @@ class FastRequest:
         self._connection = connection
         self._heads_end = connection.sent_bytes
         self._is_read = not (head.is_chunked or head.content_length)
-        self._stands_after_event = self._could_go_on = False
-        self._stands_after_frame = False
-        self.message_at = 0.0
+        self._stands_between = self._could_go_on = False
+        self._tail = b""  # of the events that llmux itself sends
         self._early: EarlyMessages | None = None
+        self._frames: FrameReader | None = None  # of a WebSocket, where one more may follow
+        self.message_at = 0.0
         connection.can_go_on = head.keeps_alive
 
     @property
@@ -543,9 +553,11 @@ class FastRequest:
                 sent, head = data, b""
         except BackendBroke:
             self.has_answered = not head  # it waits for the first of the body
+            self._note_end(answer)
             raise
         except trio.Cancelled:
-            self._stands_after_event = data is sent and is_event_end(answer, data, b"\r\n")
+            if data is sent and not head:
+                self._note_end(answer)
             raise
         connection.can_go_on = can_go_on
 
@@ -562,11 +574,22 @@ class FastRequest:
             async for data in answer.wire():
                 await connection.send(_chunk(data))
                 sent = data
+        except BackendBroke:
+            self._note_end(answer)
+            raise
         except trio.Cancelled:
-            self._stands_after_event = data is sent and is_event_end(answer, data)
+            if data is sent:
+                self._note_end(answer)
             raise
         await connection.send(b"0\r\n\r\n")
         connection.can_go_on = can_go_on
+
+    def _note_end(self, answer: Answer) -> None:
+        """All that came of a stream was sent, and no more of it comes."""
+        raw = answer.seen.ending()
+        tail = tail_of_chunks(raw) if raw and answer.framing == "chunked" else raw
+        if tail is not None and answer.is_stream:
+            self._stands_between = stands_between(answer.headers, tail)
 
     async def _tunnel(self, answer: Answer, backend: Stream, headers: HeaderList) -> None:
         """After a 101: bytes both ways, until either side closes."""
@@ -583,7 +606,7 @@ class FastRequest:
         self.has_answered = True
         if head:
             await connection.send(head)
-        sent_frames, received_frames = FrameReader(), FrameReader()
+        self._frames, received_frames = FrameReader(), FrameReader()
 
         async def to_backend() -> None:
             data, connection.buffer = connection.buffer, b""
@@ -598,17 +621,39 @@ class FastRequest:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(to_backend)
-            with suppress(*wire.BREAKS, ClientLeft):
-                data = answer.early
-                while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
-                    self._stands_after_frame = False
-                    if sent_frames.feed(data):
-                        self.message_at = trio.current_time()
-                    await connection.send(data)
-                    self._stands_after_frame = sent_frames.is_between
-                    data = b""
-            self._stands_after_frame = False  # a cut is no end of either side
+            with suppress(ClientLeft):
+                with suppress(*wire.BREAKS):
+                    data = answer.early
+                    while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
+                        await self._send_frames(data)
+                        data = b""
+                _, reason = close_reason(BackendError("closed the connection"))
+                await self.close_socket(INTERNAL_CLOSE, reason, b"")
             nursery.cancel_scope.cancel()
+
+    async def _send_frames(self, data: bytes) -> None:
+        """Send what a WebSocket's server says."""
+        frames, self._frames = self._frames, None
+        if frames is not None and frames.feed(data):
+            self.message_at = trio.current_time()
+        await self._connection.send(data)
+        self._frames = frames
+
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """Say why a WebSocket ends, unless a frame is under way."""
+        frames = self._frames
+        if frames is None or not frames.may_follow:
+            return
+        said = frame(TEXT, event) if event and frames.may_say else b""
+        said += frame(CLOSE, code.to_bytes(2, "big") + reason.encode())
+        self._frames = None
+        with suppress(*wire.BREAKS, ClientLeft):
+            await self._connection.send(said)
+            # A cut may have cancelled the scope around; the request has left its model by now.
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
+                await self._connection.stream.send_eof()
+                while await self._connection.receive():
+                    pass
 
     async def begin_events(self, headers: HeaderList) -> None:
         """Send 200 and headers of a stream of events that llmux itself begins."""
@@ -620,9 +665,10 @@ class FastRequest:
 
     async def send_events(self, data: bytes) -> None:
         """Send some of that stream."""
-        self._stands_after_event = False
+        self._stands_between = False
         await self._connection.send(_chunk(data))
-        self._stands_after_event = data.endswith((b"\n\n", b"\r\n\r\n"))
+        self._tail = self._tail[-4:] + data[-4:]
+        self._stands_between = self._tail.endswith(EVENT_ENDS)
 
     async def end_events(self) -> None:
         """End it as it should."""
@@ -630,13 +676,10 @@ class FastRequest:
         self._connection.can_go_on = self._could_go_on
 
     async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream of events that was cut between two of them."""
-        if self._stands_after_event:
+        """Send this after a stream that was cut between two of its events, or of its lines."""
+        if self._stands_between:
             with suppress(*wire.BREAKS):
                 await self._connection.send(_chunk(event))
-        elif self._stands_after_frame:
-            with suppress(*wire.BREAKS):
-                await self._connection.send(close_frame(TRY_AGAIN_LATER))
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""

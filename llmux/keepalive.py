@@ -44,6 +44,7 @@ class KeptAlive:
     Attributes:
         has_begun: Whether it has its 200; all that follows are events.
         is_over: Whether its backend has begun to answer.
+        answered: Headers of the answer whose body is waited for; nothing before.
     """
 
     def __init__(self, client: Events, interval_s: float, headers: Callable[[], Headers]) -> None:
@@ -56,6 +57,7 @@ class KeptAlive:
         """
         self.has_begun = False
         self.is_over = False
+        self.answered: Headers = ()
         self._client = client
         self._interval_s = interval_s
         self._headers = headers
@@ -66,6 +68,11 @@ class KeptAlive:
     def hears_events_of_llmux(self) -> bool:
         """Whether it has its 200, and nothing but comments yet."""
         return self.has_begun and not self.is_over
+
+    def give_way(self) -> bool:
+        """Send nothing from now on, if nothing has been sent; returns whether that is so."""
+        self.is_over = self.is_over or not self.has_begun
+        return not self.has_begun
 
     async def stop(self) -> None:
         """Send no more, and return when the last is out."""
@@ -101,7 +108,9 @@ class KeptAlive:
                         return
                     if not self.has_begun:
                         self.has_begun = True
-                        await self._client.begin_events([*HEADERS, *self._headers()])
+                        await self._client.begin_events(
+                            [*HEADERS, *self.answered, *self._headers()]
+                        )
                     await self._client.send_events(COMMENT)
         except Exception as error:  # the client has left: so has its request
             self._broke_with = error

@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
+from llmux.dialects import MAX_MESSAGE as MAX_MESSAGE  # noqa: PLC0414 - its old place
+from llmux.dialects import OPENAI, Dialect, told
 from llmux.errors import BadRequest, LlmuxError, NoModel
 from llmux.forms import (
     MAX_ENCODED_BYTES,
@@ -496,15 +498,11 @@ def _named_by_connection(headers: Headers) -> set[bytes]:
 # ---- llmux's answers ----
 
 
-MAX_MESSAGE = 8192
-"""Characters of one message: what is a client's is cut where it comes in, to much less."""
-
-
-def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer that an error carries."""
-    message = shown(error.message, MAX_MESSAGE).encode("utf-8", "replace").decode()
-    detail = {"message": message, "type": "llmux_error", "param": None, "code": error.code}
-    body = msgspec.json.encode({"error": detail})
+def error_answer(
+    error: LlmuxError, dialect: Dialect = OPENAI
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer that an error carries, as its client words it."""
+    body = msgspec.json.encode(dialect.body(told(error)))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
@@ -513,11 +511,6 @@ def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], byt
     if error.challenge:
         headers.append((b"www-authenticate", error.challenge.encode()))
     return error.status, headers, body
-
-
-def error_event(error: LlmuxError) -> bytes:
-    """An error as the last event of a stream, as OpenAI's clients know it."""
-    return b"data: " + error_answer(error)[2] + b"\n\n"
 
 
 def model_object(name: str, created: int, facts: Mapping[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ import msgspec
 from llmux.errors import BadRequest, BodyTooLarge, NoModel
 from llmux.keys import PROTOCOLS, of_list
 from llmux.openai import Fields, Headers, find_model, header, is_own_path
+from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
 """Of a first message: it is read at once, in some milliseconds. Sessions have a few thousand."""
@@ -197,31 +198,6 @@ def handshake_answer(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [*accepted, (b"Sec-WebSocket-Protocol", protocol)] if protocol else accepted
 
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-
-MOST_CONTROL_BYTES = 125
-"""Section 5.5."""
-
-
-def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
-    """One whole frame (section 5.2); clients send them masked."""
-    flag = 0x80 if mask else 0
-    if len(payload) <= MOST_CONTROL_BYTES:
-        head = bytes((0x80 | opcode, flag | len(payload)))
-    elif len(payload) < 1 << 16:
-        head = bytes((0x80 | opcode, flag | 126)) + len(payload).to_bytes(2, "big")
-    else:
-        head = bytes((0x80 | opcode, flag | 127)) + len(payload).to_bytes(8, "big")
-    return head + mask + (_masked(payload, mask) if mask else payload)
-
-
-def _masked(payload: bytes, mask: bytes) -> bytes:
-    """Section 5.3; it undoes itself."""
-    length = len(payload)
-    key = (mask * (length // 4 + 1))[:length]
-    return (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")
-
-
 class Frame(NamedTuple):
     """A frame of a client, and the bytes that it came as."""
 
@@ -324,7 +300,7 @@ class EarlyFrames:
             return None
         raw = bytes(rest[:end])
         del rest[:end]
-        payload = _masked(raw[start + 4 :], raw[start : start + 4])
+        payload = masked(raw[start + 4 :], raw[start : start + 4])
         return Frame(opcode, bool(raw[0] & 0x80), payload, raw)
 
 

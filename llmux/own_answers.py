@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.bodies import Bodies
+from llmux.dialects import dialect_of
 from llmux.errors import QueueFull
 from llmux.openai import error_answer, header
 
@@ -18,7 +19,7 @@ def counted(bodies: Bodies, app: ASGIApp) -> ASGIApp:
     """An app for llmux's own paths, whose answers count like the bodies that are held."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await OwnAnswer(bodies, send).serve(app, scope, receive)
+        await OwnAnswer(bodies, scope, send).serve(app, receive)
 
     return serve
 
@@ -28,19 +29,21 @@ class OwnAnswer:
 
     Args:
         bodies: What it is counted with.
+        scope: Of its request.
         send: Takes what is sent.
     """
 
-    def __init__(self, bodies: Bodies, send: Send) -> None:
+    def __init__(self, bodies: Bodies, scope: Scope, send: Send) -> None:
         self._bodies = bodies
+        self._scope = scope
         self._send = send
         self._held = ExitStack()
         self._is_whole = self._is_refused = False
 
-    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
+    async def serve(self, app: ASGIApp, receive: Receive) -> None:
         """Have the app give it."""
         with self._held:
-            await app(scope, receive, self._count)
+            await app(self._scope, receive, self._count)
 
     async def _count(self, message: Message) -> None:
         """What has a length is in memory as a whole, of what has none one piece after the other."""
@@ -63,6 +66,7 @@ class OwnAnswer:
                 await self._send(message)
 
     async def _refuse(self, error: QueueFull) -> None:
-        status, headers, body = error_answer(error)
+        dialect = dialect_of(self._scope["raw_path"], self._scope["headers"])
+        status, headers, body = error_answer(error, dialect)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})

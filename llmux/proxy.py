@@ -22,6 +22,7 @@ from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
+from llmux.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
 from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
@@ -34,7 +35,6 @@ from llmux.errors import (
     LlmuxError,
     ModelNotFound,
     NoModel,
-    NoStream,
     NotReady,
     StreamCut,
 )
@@ -45,6 +45,7 @@ from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
 from llmux.jsonbody import LARGE_BYTES
 from llmux.keepalive import KeptAlive
+from llmux.late import LateAnswer, comes_as_events
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
 from llmux.openai import (
@@ -54,7 +55,6 @@ from llmux.openai import (
     agreed_body,
     agreed_target,
     error_answer,
-    error_event,
     find_model,
     header,
     read_fields,
@@ -81,7 +81,7 @@ from llmux.paths import (
     tidy,
 )
 from llmux.stored import Stored, id_of, ids_of, makes_stored
-from llmux.streams import is_event_stream, unbuffered
+from llmux.streams import is_event_stream, is_json_lines, json_line, unbuffered, waits_for_events
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
 from llmux.tokens import KINDS
@@ -93,6 +93,11 @@ HeaderList = Sequence[tuple[bytes, bytes]]
 
 HUGE_BYTES = 8 << 20
 """Bodies over this are looked through in a line of their own: few prompts are so long."""
+
+OF_COMMENTS = frozenset({
+    b"content-type", b"content-length", b"content-encoding", b"cache-control", b"x-accel-buffering",
+})  # fmt: skip
+"""Headers of an answer that are llmux's own where comments come before it."""
 
 log = get_logger(__name__)
 
@@ -193,10 +198,11 @@ class Lane(Protocol):
         ...
 
     async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream of events that was cut between two of them, if it was that.
+        """Send this after a stream that was cut between two of its events, or of its lines."""
+        ...
 
-        A WebSocket is closed with a code for "try again later" instead.
-        """
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        """Say why a WebSocket ends, which the client has: in a message, if there is one, and so."""
         ...
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
@@ -385,20 +391,21 @@ class ModelProxy:
             # If the status line is out, the lane leaves the response without its end.
             journey.outcome = "cut" if lane.has_answered else BackendError.code
             log.warning("response_cut", model=journey.model, reason=str(error))
-            await self._refuse(lane, journey, BackendError(str(error)))
-        except StreamCut as cut:
-            why = cut.why or NotReady(journey.model)
-            journey.outcome = "cut" if lane.has_answered else why.code
-            log.warning("response_cut", model=journey.model, reason=why.message)
-            if lane.has_answered and not journey.hears_events:
-                await lane.send_last_event(error_event(why))
+            why = BackendError(str(error))
+            await self._say_last(lane, journey, why)
             await self._refuse(lane, journey, why)
+        except StreamCut as cut:
+            cause = cut.why or NotReady(journey.model)
+            journey.outcome = "cut" if lane.has_answered else cause.code
+            log.warning("response_cut", model=journey.model, reason=cause.message)
+            await self._say_last(lane, journey, cause)
+            await self._refuse(lane, journey, cause)
         except LlmuxError as error:
             # Else it would keep what it was raised from in memory, half a body perhaps, for as long
             # as the client takes to hear of it.
-            why = journey.cancelled_with or error.with_traceback(None)
-            journey.outcome = why.code
-            await self._refuse(lane, journey, why)
+            refusal = journey.cancelled_with or error.with_traceback(None)
+            journey.outcome = refusal.code
+            await self._refuse(lane, journey, refusal)
         except Exception as error:
             journey.outcome = InternalError.code
             log.exception("internal_error", model=journey.model)
@@ -456,9 +463,13 @@ class ModelProxy:
             self._storing[journey] = 0
         outgoing = Outgoing(lane, named, fields, received, first)
         journey.expects_stream = fields.asks_for_stream
-        if self._keepalive_s is not None and fields.asks_for_stream:
-            # The status line may be out before it is known how the answer is encoded.
-            outgoing.received = [each for each in received if each[0].lower() != b"accept-encoding"]
+        if self._keepalive_s is not None and waits_for_events(
+            lane.method, lane.target, lane.headers, asks_for_stream=fields.asks_for_stream
+        ):
+            # The status line may be out before it is known how the answer is encoded. Without the
+            # header any coding would do (RFC 9110, section 12.5.3).
+            kept = [each for each in received if each[0].lower() != b"accept-encoding"]
+            outgoing.received = [*kept, (b"Accept-Encoding", b"identity")]
             journey.kept_alive = KeptAlive(
                 lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
             )
@@ -536,33 +547,25 @@ class ModelProxy:
                 assert journey.serving.flight is not None
                 how = upstream.websocket or self._websocket
                 journey.serving.flight.open_socket(lane, how)
-            if journey.kept_alive is not None:
-                await journey.kept_alive.stop()
-                if journey.kept_alive.has_begun:
-                    journey.answer = answer
-                    await self._go_on(lane, answer)
-                    return
-            added = journey.answers(answer.status, answer)
-            kept = response_headers(answer.headers, answer.status)
-            if answer.is_stream:
-                kept = unbuffered(kept)
-            if lane.upgrade and answer.stream is not None:
-                kept += agreed_protocol(lane.headers, answer.headers)
-            if may_redirect(answer.status):
-                kept = _whereabouts(lane, outgoing.named, upstream.backend).applied(kept)
-            if journey.sharing is not None:
-                kept = journey.sharing.applied(kept)
-            await lane.relay(answer, [*kept, *added])
+            kept = _kept(lane, journey, outgoing, upstream, answer)
+            if journey.kept_alive is None or await self._comes_in_time(journey, answer, kept):
+                added = journey.answers(answer.status, answer)
+                await lane.relay(answer, [*kept, *added])
+                return
+            journey.answer = answer
+            dialect = dialect_of(lane.target, lane.headers)
+            await LateAnswer(lane, journey.kept_alive, answer, dialect, self.bodies).send()
+            await lane.end_events()
 
     @staticmethod
-    async def _go_on(lane: Lane, answer: Answer) -> None:
-        """Send an answer to a client that has its status line already."""
-        if answer.status == HTTPStatus.OK and is_event_stream(answer.headers):
-            async for data in answer.chunks():
-                await lane.send_events(data)
-        else:
-            await lane.send_events(error_event(NoStream(answer.status, await answer.read())))
-        await lane.end_events()
+    async def _comes_in_time(journey: Journey, answer: Answer, kept: HeaderList) -> bool:
+        """Whether an answer can go out with its own status line, now that its body has begun."""
+        alive = journey.kept_alive
+        assert alive is not None
+        if comes_as_events(answer):
+            alive.answered = [each for each in kept if each[0].lower() not in OF_COMMENTS]
+            await answer.wait_begun()
+        return alive.give_way()
 
     def _route(self, lane: Lane, fields: Fields, journey: Journey) -> tuple[Upstream, Named]:
         try:
@@ -666,15 +669,26 @@ class ModelProxy:
         headers = [(b"location", location), (b"content-length", b"0")]
         await lane.reply(status, [*headers, *journey.answers(status)], b"")
 
+    @staticmethod
+    async def _say_last(lane: Lane, journey: Journey, error: LlmuxError) -> None:
+        """Tell the client of a stream, or of a WebSocket, why it ends, where it stands."""
+        if not lane.has_answered or journey.hears_events:
+            return
+        if lane.upgrade:
+            await lane.close_socket(*close_reason(error), realtime_event(lane.target, error))
+        elif last := _last_words(lane, journey, error):
+            await lane.send_last_event(last)
+
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         lane.body.release()  # the client may take its time
         if lane.has_answered:
             if journey.hears_events:
-                await lane.send_events(error_event(error))
+                dialect = dialect_of(lane.target, lane.headers)
+                await lane.send_events(dialect.events(told(error), FRESH))
                 await lane.end_events()
             return
         lane.body.release()  # the client may take a while to hear of it
-        status, headers, body = error_answer(error)
+        status, headers, body = error_answer(error, dialect_of(lane.target, lane.headers))
         with self.bodies.answering(len(body)):
             await lane.reply(status, [*headers, *journey.answers(status)], body)
 
@@ -699,6 +713,20 @@ class ModelProxy:
                 upstream.backend.close()
 
 
+def _kept(
+    lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream, answer: Answer
+) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that its client gets."""
+    kept = response_headers(answer.headers, answer.status)
+    if answer.is_stream:
+        kept = unbuffered(kept)
+    if lane.upgrade and answer.stream is not None:
+        kept += agreed_protocol(lane.headers, answer.headers)
+    if may_redirect(answer.status):
+        kept = _whereabouts(lane, outgoing.named, upstream.backend).applied(kept)
+    return kept if journey.sharing is None else journey.sharing.applied(kept)
+
+
 def _lacks_slash(lane: Lane, named: Named) -> bool:
     """Whether a path names a backend's root without the slash, as `/upstream/NAME` does."""
     root, path = named.target.partition(b"?")[0], lane.target.partition(b"?")[0]
@@ -718,19 +746,16 @@ def _whereabouts(lane: Lane, named: Named, backend: Backend) -> Whereabouts:
     return Whereabouts(backend.base_url, asked=asked, below=below, own_host=own_host)
 
 
-def is_event_end(answer: Answer, sent: bytes, after: bytes = b"") -> bool:
-    """Whether what was sent last of a stream of events ends with the end of one.
-
-    Should it only look so, then what is sent next breaks the framing of a stream that ends broken
-    anyway.
-
-    Args:
-        answer: What is being sent.
-        sent: The last piece; empty if there was none yet.
-        after: What the framing puts after an event.
-    """
-    if not is_event_stream(answer.headers):
-        return False
-    if not sent:  # plain text would be no answer that has a length, or is compressed
-        return answer.is_stream and not header(answer.headers, b"content-encoding")
-    return sent.endswith((b"\n\n" + after, b"\r\n\r\n" + after))
+def _last_words(lane: Lane, journey: Journey, error: LlmuxError) -> bytes:
+    """What a stream ends with that fails, as its client knows it; nothing if there is no way."""
+    answer = journey.answer
+    if answer is None:
+        return b""
+    dialect = dialect_of(lane.target, lane.headers)
+    has_comments = journey.kept_alive is not None and journey.kept_alive.has_begun
+    if has_comments or is_event_stream(answer.headers):
+        stream = seen_of(answer.seen.opening, answer.seen.ending())
+        return dialect.events(told(error), stream)
+    if is_json_lines(answer.headers, dialect):
+        return json_line(answer.headers, dialect.line(told(error)))
+    return b""

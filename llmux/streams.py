@@ -6,8 +6,14 @@ Media types are compared without regard to case, and without their parameters (R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import msgspec
+
+from llmux.decoding import codings
+from llmux.dialects import OLLAMA, Dialect, dialect_of, streams_events
 from llmux.openai import header
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -40,6 +46,90 @@ def is_token_stream(headers: Headers) -> bool:
     """Whether a body of unknown length comes token by token: as events, or as JSON lines."""
     kind = media_type(headers)
     return kind == EVENT_STREAM or kind in JSON_LINES
+
+
+def is_json_lines(headers: Headers, dialect: Dialect) -> bool:
+    """Whether these are lines of JSON; some servers of Ollama's API call them JSON."""
+    kind = media_type(headers)
+    return kind in JSON_LINES or (dialect is OLLAMA and kind == b"application/json")
+
+
+def json_line(headers: Headers, payload: Mapping[str, Any]) -> bytes:
+    """One line more of these."""
+    begun = b"\x1e" if media_type(headers) == b"application/json-seq" else b""
+    return begun + msgspec.json.encode(payload) + b"\n"
+
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+"""How an event ends (WHATWG HTML, section 9.2.5)."""
+
+
+def stands_between(headers: Headers, tail: bytes) -> bool:
+    """Whether another event, or another line, may follow what was sent of a stream.
+
+    Args:
+        headers: Of the answer.
+        tail: The last bytes of the body that were sent; nothing if none was.
+    """
+    if codings(header(headers, b"content-encoding")):
+        return False
+    return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
+
+
+_CHUNK_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
+
+
+def tail_of_chunks(raw: bytes) -> bytes | None:
+    """The last bytes of the data in chunks; None if a chunk is under way."""
+    if not raw.endswith(b"\r\n"):
+        return None
+    return _CHUNK_HEAD.sub(b"", b"\r\n" + raw[-64:])[-6:-2]
+
+
+def waits_for_events(
+    method: bytes, target: bytes, headers: Headers, *, asks_for_stream: bool
+) -> bool:
+    """Whether a client waits for an answer that is a stream of events.
+
+    Ollama's paths stream JSON lines, and others audio, though their bodies ask in the same way.
+    What a client says that it accepts counts where its path says nothing; OpenAI's and Anthropic's
+    packages accept `application/json` only, and get events all the same.
+
+    Args:
+        method: Of the request.
+        target: Its raw path and query.
+        headers: As received.
+        asks_for_stream: Whether its body does.
+    """
+    if method == b"HEAD":
+        return False
+    query = target.partition(b"?")[2]
+    asks_for_stream = asks_for_stream or b"stream=true" in query.split(b"&")
+    accepted = _accepted(headers)
+    if EVENT_STREAM in accepted:
+        is_meant = asks_for_stream or accepted == {EVENT_STREAM}
+        return is_meant and dialect_of(target) is not OLLAMA
+    if accepted and accepted.isdisjoint(_MAY_BE_EVENTS):
+        return False
+    return asks_for_stream and streams_events(target)
+
+
+_MAY_BE_EVENTS = frozenset({b"*/*", b"text/*", b"application/*", b"application/json"})
+
+
+def _accepted(headers: Headers) -> set[bytes]:
+    """The media types that a client accepts, bare (RFC 9110, section 12.5.1)."""
+    accepted = set()
+    for name, value in headers:
+        if name.lower() == b"accept":
+            for each in value.split(b","):
+                kind, *parameters = (part.strip().lower() for part in each.split(b";"))
+                if kind and not any(_REFUSED.fullmatch(part) for part in parameters):
+                    accepted.add(kind)
+    return accepted
+
+
+_REFUSED = re.compile(rb"q\s*=\s*0(?:\.0*)?")
 
 
 def unbuffered(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -44,6 +44,7 @@ class RequestReader:
         rest: Received, and not given out yet.
         has_begun: Whether there has been a request.
         has_ended: Whether nothing more is read: a request has been the last, or was refused.
+        line: The first line of the request that was read last, or was refused.
     """
 
     def __init__(self, most_fields: int) -> None:
@@ -55,6 +56,7 @@ class RequestReader:
         self.rest = b""
         self.has_begun = False
         self.has_ended = False
+        self.line = b""
         self._most_fields = most_fields
         self._seen = 0
         self._empty_bytes = 0
@@ -118,6 +120,7 @@ class RequestReader:
         check_empty_bytes(self._empty_bytes)
         if not data or data in CRLF:
             return None
+        self.line = data.partition(CRLF)[0]
         end = find_end(data, self._seen)
         if not end:
             self._seen = len(data)

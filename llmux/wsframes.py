@@ -1,54 +1,75 @@
-"""The frames of a WebSocket as they pass: where they end, and which are messages (RFC 6455)."""
+"""The frames of a WebSocket as bytes (RFC 6455): where they end, and which are messages; pure.
+
+The fast lane carries WebSockets as bytes. It looks at no more of them than it takes to know when
+the last message passed, and where a frame of llmux's own may follow.
+"""
 
 from __future__ import annotations
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+"""Opcodes (section 5.2); from `CLOSE` on they are those of control frames."""
+
+MOST_CONTROL_BYTES = 125
+"""Payload of a control frame (section 5.5)."""
 
 MOST_FRAMES = 4096
 """In one piece that is received, 64 KiB: they take 2 ms. Of a peer that sends more, frames are
 followed no more, and all it sends counts as messages."""
 
-TRY_AGAIN_LATER = 1013
-"""IANA's registry of close codes."""
-
-CLOSE = 8
-"""The first opcode of a control frame is this; all others are for messages (section 5.2)."""
+_FIN, _OPCODE, _MASKED, _SHORT = 0x80, 0x0F, 0x80, 0x7F
+_UNKNOWN = 0x30
+"""Bits of extensions that nobody has; compression has the one above."""
 
 
 class FrameReader:
-    """Follows the frames of one direction."""
+    """Follows the frames of one direction.
 
-    __slots__ = ("_head", "_is_control", "_is_lost", "_left")
+    Attributes:
+        has_closed: Whether one was a Close frame, which is the last.
+    """
+
+    __slots__ = ("_head", "_is_control", "_is_lost", "_is_split", "_left", "has_closed")
 
     def __init__(self) -> None:
+        self.has_closed = False
         self._head = b""  # of a frame, as long as it is not whole
         self._left = 0  # of the frame's payload
         self._is_control = False
+        self._is_split = False
         self._is_lost = False
 
     @property
-    def is_between(self) -> bool:
-        """Whether the last frame is whole, so that another one may follow."""
-        return not (self._left or self._head or self._is_lost)
+    def may_follow(self) -> bool:
+        """Whether another frame may follow: the last one is whole, and none closed it."""
+        return not (self._left or self._head or self._is_lost or self.has_closed)
+
+    @property
+    def may_say(self) -> bool:
+        """Whether it may be a message: no message is between two of its frames."""
+        return self.may_follow and not self._is_split
 
     def feed(self, data: bytes) -> bool:
         """Follow what comes next; returns whether some of it belongs to a message."""
         if self._is_lost:
             return True
-        data, self._head = self._head + data, b""
+        if self._head:
+            data, self._head = self._head + data, b""
         at = min(self._left, len(data))
         self._left -= at
         is_message = at > 0 and not self._is_control
         for _ in range(MOST_FRAMES):
             if len(data) - at < 2:
                 break
-            length = data[at + 1] & 0x7F
-            payload = at + 2 + (4 if data[at + 1] & 0x80 else 0)
-            if length > 125:
+            length = data[at + 1] & _SHORT
+            payload = at + 2 + (4 if data[at + 1] & _MASKED else 0)
+            if length > MOST_CONTROL_BYTES:
                 size = 2 if length == 126 else 8
                 payload += size
                 length = int.from_bytes(data[at + 2 : at + 2 + size], "big")
             if payload > len(data):
                 break
-            self._is_control = data[at] & 0x0F >= CLOSE
+            if not self._note(data[at]):
+                return True
             is_message |= not self._is_control
             at = min(payload + length, len(data))
             self._left = payload + length - at
@@ -58,7 +79,32 @@ class FrameReader:
         self._head = data[at:]
         return is_message
 
+    def _note(self, first: int) -> bool:
+        """Take a frame's first byte; returns whether it may be one."""
+        opcode = first & _OPCODE
+        self._is_control = opcode >= CLOSE
+        if not self._is_control:
+            self._is_split = not first & _FIN
+        elif opcode == CLOSE:
+            self.has_closed = True
+        self._is_lost = bool(first & _UNKNOWN)
+        return not self._is_lost
 
-def close_frame(code: int) -> bytes:
-    """A server's frame that closes (section 5.5.1)."""
-    return bytes((0x80 | CLOSE, 2)) + code.to_bytes(2, "big")
+
+def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
+    """One whole frame (section 5.2); clients send them masked."""
+    flag = _MASKED if mask else 0
+    if len(payload) <= MOST_CONTROL_BYTES:
+        head = bytes((_FIN | opcode, flag | len(payload)))
+    elif len(payload) < 1 << 16:
+        head = bytes((_FIN | opcode, flag | 126)) + len(payload).to_bytes(2, "big")
+    else:
+        head = bytes((_FIN | opcode, flag | 127)) + len(payload).to_bytes(8, "big")
+    return head + mask + (masked(payload, mask) if mask else payload)
+
+
+def masked(payload: bytes, mask: bytes) -> bytes:
+    """Section 5.3; it undoes itself."""
+    length = len(payload)
+    key = (mask * (length // 4 + 1))[:length]
+    return (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")

@@ -13,20 +13,18 @@ from wsproto.utilities import generate_accept_token
 
 from llmux.errors import BadRequest, BodyTooLarge
 from llmux.opening import (
-    CLOSE,
     MOST_FIRST_BYTES,
     MOST_FRAMES,
-    PONG,
     EarlyFrames,
     FirstMessage,
     agreed_protocol,
     check_handshake,
     close_code,
-    frame,
     handshake_answer,
     opened_headers,
     spoken,
 )
+from llmux.wsframes import CLOSE, PONG, frame
 
 NAMES = ["a", "org/b"]
 KEY = (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ==")

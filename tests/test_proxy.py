@@ -109,6 +109,9 @@ class FakeLane:
     async def send_last_event(self, event: bytes) -> None:
         self.last_event = event
 
+    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
+        raise AssertionError
+
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self._start(status, headers)

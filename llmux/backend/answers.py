@@ -201,6 +201,27 @@ class Answer:
         """When its last byte came (Trio's clock, seconds)."""
         return self._connection.heard_at()
 
+    async def wait_begun(self) -> None:
+        """Return once some of the body's data is there, or its end; it stays to be read.
+
+        Raises:
+            BackendBroke: The connection broke, or ended too early.
+        """
+        connection = self._connection
+        receive = connection.receive if self.framing == "close" else connection.receive_more
+        while not (connection.has_ended or self._has_begun(connection.pending)):
+            before, connection.pending = connection.pending, b""
+            data = await receive()
+            connection.pending = before + data
+            if not data:
+                return
+
+    def _has_begun(self, received: bytes) -> bool:
+        """Whether there is more in it than the head of a chunk, which may come alone."""
+        if self.framing != "chunked":
+            return bool(received)
+        return bool(received.partition(b"\n")[2]) or len(received) > MAX_HEAD_BYTES
+
     def take_whole(self) -> bytes | None:
         """The body, if its length is known and all of it came with the head; ends the answer."""
         connection = self._connection

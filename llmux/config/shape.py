@@ -430,7 +430,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
             cut at once.
         websocket_idle_secs: A WebSocket without a message for so long is cut once something waits
             for its place; null for never. Pings are no messages.
-        waiting_keepalive_secs: How often who waits for a stream gets a comment; null for never.
+        waiting_keepalive_secs: How often a client that waits for server-sent events gets a comment
+            until the first byte of its answer's body; null for never.
         min_active_secs: Least time that a model stays awake.
         alive_interval_secs: How often the alive hook of the model that is awake runs; 0 for never.
         alive_failures: Failures in a row after which the model counts as down; 1 if its backend

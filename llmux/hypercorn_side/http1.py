@@ -18,6 +18,7 @@ from hypercorn.protocol.h11 import (
     H11WSConnection,
 )
 
+from llmux.dialects import dialect_of_head
 from llmux.errors import BadRequest, LlmuxError
 from llmux.http1 import MAX_HEAD_BYTES, response_head
 from llmux.hypercorn_side.rules import LINGER_S, RULES
@@ -163,7 +164,7 @@ class StrictH11Protocol(H11Protocol):
     async def _say(self, error: LlmuxError) -> None:
         self._is_over = True
         self._reader.end()
-        status, headers, body = error_answer(error)
+        status, headers, body = error_answer(error, dialect_of_head(self._reader.line))
         headers = [*headers, *self.config.response_headers("h11"), (b"connection", b"close")]
         await self.send(RawData(data=response_head(status, headers) + body))
         await self._close_stream()

@@ -25,6 +25,7 @@ from hypercorn.protocol.events import (
 from hypercorn.protocol.h2 import H2Protocol
 from priority.priority import MissingStreamError
 
+from llmux.dialects import dialect_of
 from llmux.errors import BadRequest, LlmuxError, TooManyFields
 from llmux.http1 import METHOD, VISIBLE, check_host
 from llmux.hypercorn_side.frames import ANSWER_EARNS, SENT_EARNS, Budget, FrameCutter
@@ -142,12 +143,15 @@ class BoundedH2Protocol(H2Protocol):
             if not self._is_upgrade:
                 check_request(request.headers or [])
         except LlmuxError as error:
-            self._refuse(request.stream_id or 0, error)
+            self._refuse(request.stream_id or 0, error, request.headers or [])
         else:
             await super()._create_stream(request)
 
-    def _refuse(self, stream_id: int, error: LlmuxError) -> None:
-        status, headers, body = error_answer(error)
+    def _refuse(
+        self, stream_id: int, error: LlmuxError, request: list[tuple[bytes, bytes]]
+    ) -> None:
+        path = next((value for name, value in request if name == b":path"), b"")
+        status, headers, body = error_answer(error, dialect_of(path, request))
         lines = [(b":status", b"%d" % status), *self.config.response_headers("h2")]
         with suppress(h2.exceptions.ProtocolError):  # it is closed already
             if len(body) > self.connection.local_flow_control_window(stream_id):
