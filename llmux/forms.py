@@ -57,6 +57,26 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
     return []
 
 
+def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> str | None:
+    """Why a form cannot be read to its end; empty if it can be, None if the body is no form.
+
+    Raises:
+        BadRequest: There are too many fields.
+    """
+    kind = _kind(content_type)
+    if kind == URLENCODED:
+        return ""
+    if kind != MULTIPART:
+        return None
+    boundary = _parameters(content_type).get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        return f"its Content-Type has no boundary of 1 to {MAX_BOUNDARY_BYTES} bytes"
+    delimiters = _delimiters(body, b"--" + boundary, pause)
+    if not any(each.is_last for each in delimiters):
+        return "its last boundary is missing" if delimiters else "its boundary is not in it"
+    return ""
+
+
 def form_value(content_type: bytes, text: str) -> bytes:
     """A value as it is written in a form of this type."""
     return text.encode() if _kind(content_type) == MULTIPART else quote(text, safe="/:").encode()

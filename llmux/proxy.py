@@ -8,10 +8,11 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -19,6 +20,7 @@ from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
+from llmux.codings import Bounds, TooLong, content_codings
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
 from llmux.ended import Ended
@@ -27,6 +29,7 @@ from llmux.errors import (
     BackendError,
     BackendRefused,
     BadRequest,
+    BodyTooLarge,
     InternalError,
     InvalidKey,
     LlmuxError,
@@ -51,9 +54,14 @@ from llmux.openai import (
     Named,
     agreed_body,
     agreed_target,
+    decoded_headers,
+    decoded_text,
+    disagrees,
     error_answer,
     error_event,
     find_model,
+    is_wide,
+    read_coded,
     read_fields,
     request_headers,
     response_headers,
@@ -66,6 +74,7 @@ from llmux.tokens import KINDS
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace, Tracing
 
+T = TypeVar("T")
 HeaderList = Sequence[tuple[bytes, bytes]]
 
 HUGE_BYTES = 8 << 20
@@ -218,6 +227,13 @@ def _pause() -> None:
     """Let the event loop have the interpreter; raises trio.Cancelled once nobody waits any more."""
     trio.from_thread.check_cancelled()
     time.sleep(0)
+
+
+def _on_loop(count: Callable[[int], None]) -> Callable[[int], None]:
+    def call(by: int) -> None:
+        trio.from_thread.run_sync(count, by)
+
+    return call
 
 
 class ModelProxy:
@@ -385,13 +401,55 @@ class ModelProxy:
         is waited for, and ends at its next pause.
         """
         data = lane.body.data
-        if len(data) <= LARGE_BYTES:
+        codings = content_codings(lane.headers) if data else ()
+        if len(data) <= LARGE_BYTES and not codings:
             return read_fields(lane.headers, data)
+        if codings or is_wide(lane.headers, data):
+            async with lane.present():
+                return await self._on_decoded(
+                    lane, partial(read_coded, lane.headers, data, codings)
+                )
         limiter = self._reading if len(data) <= HUGE_BYTES else self._reading_huge
         async with lane.present():
             return await trio.to_thread.run_sync(
                 read_fields, lane.headers, data, _pause, limiter=limiter
             )
+
+    async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
+        """Do some work for which the body is decompressed: at once if that is small.
+
+        How large it is turns out on the way. What is too large for a line begins again in the next.
+
+        Args:
+            lane: Whose body it is.
+            work: What to do, within bounds.
+
+        Raises:
+            BodyTooLarge: It is larger than a body may be.
+            QueueFull: There is no room for it.
+        """
+        most = self.bodies.most_bytes
+        if len(lane.body.data) <= LARGE_BYTES:
+            with suppress(TooLong):
+                return work(Bounds(min(LARGE_BYTES, most)))
+        for limiter, limit in ((self._reading, HUGE_BYTES), (self._reading_huge, most)):
+            with suppress(TooLong), lane.body.copying() as count:
+                bounds = Bounds(min(limit, most), _pause, _on_loop(count))
+                return await trio.to_thread.run_sync(work, bounds, limiter=limiter)
+        raise BodyTooLarge(most)
+
+    async def _decode(self, lane: Lane, journey: Journey, outgoing: Outgoing, to: Upstream) -> None:
+        """Undo the codings of a body in which a name has to be replaced."""
+        fields = outgoing.fields
+        if not fields.codings or not journey.model:
+            return
+        if not disagrees(fields, self._meanings, journey.model, to.upstream_model):
+            return
+        codings = fields.codings
+        plain = await self._on_decoded(lane, partial(decoded_text, lane.body.data, codings))
+        lane.body.swap(plain)
+        fields.codings = ()
+        outgoing.received = decoded_headers(outgoing.received, codings)
 
     async def _exchange(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
@@ -438,6 +496,7 @@ class ModelProxy:
     async def _pass_on(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
     ) -> None:
+        await self._decode(lane, journey, outgoing, upstream)
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
             lane.body.release()
             if journey.kept_alive is not None:
@@ -469,9 +528,10 @@ class ModelProxy:
             named = find_model(lane.target, lane.headers, fields, self._names)
             if named.name not in self._names:
                 raise ModelNotFound(named.name)
-        except (NoModel, ModelNotFound):
+        except (NoModel, ModelNotFound) as missing:
             if self._fallback is None:
                 raise
+            fields.check_read(names_model=isinstance(missing, ModelNotFound))
             return self._fallback, Named("", lane.target)
         journey.model = self._names[named.name]
         hints = read_hints(lane.headers) if self._heeds_hints else NO_HINTS

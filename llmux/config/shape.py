@@ -480,7 +480,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
-        fallback: URL that gets the requests which name no model or an unknown one.
+        fallback: URL that gets the requests which were read and name no model or an unknown one.
         api_keys: Keys, {file: PATH} or {env: NAME}; if any, clients must send one of them.
         control_keys: The same for the control API, which then answers other machines, too.
         control: A listener of its own for the control API and the page; null for the main one.
