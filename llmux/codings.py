@@ -14,7 +14,7 @@ import brotli
 
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
 from llmux.names import shown
-from llmux.scanning import SLICE_BYTES, Pause, no_pause
+from llmux.scanning import SLICE_BYTES, Pause, TooLong, no_pause
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -50,10 +50,6 @@ class Bounds(NamedTuple):
     most_bytes: int
     pause: Pause = no_pause
     grow: Callable[[int], object] | None = None
-
-
-class TooLong(Exception):
-    """There is more than was asked for."""
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:

@@ -204,6 +204,11 @@ def wide_codec(body: bytes, pause: Pause, *, must_be: bool = False) -> str:
     return codec if must_be or body[start : start + 1] == b"{" else ""
 
 
+def may_be_wide(body: bytes) -> bool:
+    """Whether `wide_codec` has to look at it."""
+    return json.detect_encoding(body[:4]) not in _NARROW
+
+
 _NARROW = frozenset({"utf-8", "utf-8-sig"})
 
 

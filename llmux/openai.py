@@ -29,7 +29,7 @@ from llmux.jsonbody import (
     wide_codec,
 )
 from llmux.names import MAX_NAME_BYTES, folded, overlong, shown
-from llmux.scanning import Pause, no_pause
+from llmux.scanning import Pause, TooLong, no_pause
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -186,11 +186,6 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
     return _read_text(headers, body, pause, must_be_json=must_be_json)
 
 
-def is_wide(headers: Headers, body: bytes) -> bool:
-    """Whether a body is JSON in UTF-16 or UTF-32: a large one is for `read_coded`."""
-    return bool(wide_codec(body, no_pause, must_be=_says_json(headers)))
-
-
 MOST_GROWTH = 2
 """Bytes of UTF-8 for each byte of UTF-16: three for two, rounded up."""
 
@@ -212,6 +207,8 @@ def read_coded(headers: Headers, body: bytes, codings: tuple[str, ...], bounds: 
         # A backend that ignores the header would read another body than one that does not.
         raise BadRequest("body is not what its Content-Encoding says, but plain JSON")
     text = decoded(body, codings, bounds) if codings else body
+    if len(text) > bounds.most_bytes:
+        raise TooLong
     if not text:
         return _no_fields()
     must_be_json = _says_json(headers)

@@ -20,7 +20,7 @@ from llmux.access_log import log_request
 from llmux.backend import Answer, Backend
 from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
-from llmux.codings import Bounds, TooLong, content_codings
+from llmux.codings import Bounds, content_codings
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
 from llmux.ended import Ended
@@ -44,7 +44,7 @@ from llmux.hints import NO_HINTS, read_hints
 from llmux.inflight import InFlight
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
-from llmux.jsonbody import LARGE_BYTES
+from llmux.jsonbody import LARGE_BYTES, may_be_wide
 from llmux.keepalive import KeptAlive
 from llmux.logs import get_logger
 from llmux.metrics import Metrics
@@ -60,12 +60,12 @@ from llmux.openai import (
     error_answer,
     error_event,
     find_model,
-    is_wide,
     read_coded,
     read_fields,
     request_headers,
     response_headers,
 )
+from llmux.scanning import Hurry, TooLong
 from llmux.streams import is_event_stream, unbuffered
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
@@ -260,6 +260,7 @@ class ModelProxy:
         self._reading = trio.CapacityLimiter(1)
         # Seconds of work at worst; a prompt of a usual size need not wait behind it.
         self._reading_huge = trio.CapacityLimiter(1)
+        self._hurry = Hurry()
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self.apply(config)
@@ -403,8 +404,11 @@ class ModelProxy:
         data = lane.body.data
         codings = content_codings(lane.headers) if data else ()
         if len(data) <= LARGE_BYTES and not codings:
-            return read_fields(lane.headers, data)
-        if codings or is_wide(lane.headers, data):
+            try:
+                return read_fields(lane.headers, data, self._hurry.begin())
+            except TooLong:
+                pass
+        if codings or may_be_wide(data):
             async with lane.present():
                 return await self._on_decoded(
                     lane, partial(read_coded, lane.headers, data, codings)
@@ -431,7 +435,7 @@ class ModelProxy:
         most = self.bodies.most_bytes
         if len(lane.body.data) <= LARGE_BYTES:
             with suppress(TooLong):
-                return work(Bounds(min(LARGE_BYTES, most)))
+                return work(Bounds(min(LARGE_BYTES, most), self._hurry.begin()))
         for limiter, limit in ((self._reading, HUGE_BYTES), (self._reading_huge, most)):
             with suppress(TooLong), lane.body.copying() as count:
                 bounds = Bounds(min(limit, most), _pause, _on_loop(count))

@@ -13,10 +13,10 @@ import brotli
 import pytest
 
 from llmux import codings
-from llmux.codings import Bounds, TooLong, content_codings, decoded
+from llmux.codings import Bounds, content_codings, decoded
 from llmux.errors import BadRequest, UnsupportedCoding
 from llmux.openai import read_coded
-from llmux.scanning import SLICE_BYTES
+from llmux.scanning import SLICE_BYTES, TooLong
 
 zstd: Any = vars(codings)["zstd"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from llmux.openai import (
     read_coded,
     read_fields,
 )
-from llmux.scanning import no_pause
+from llmux.scanning import Pause, no_pause
 from tests.lanes import LANES, running_lane
 from tests.test_lanes import body_of, error_code, post, status
 from tests.test_two_readers import MEANINGS
@@ -281,3 +282,23 @@ async def test_a_name_is_replaced_in_any_unicode(lane: str, size: int, tmp_path:
             head, _, sent = site.backend.received.pop().partition(b"\r\n\r\n")
             assert sent == after
             assert (b"charset" in head) is (body[:3] == BOM)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_what_is_small_but_hard_to_check_is_checked_in_a_thread(
+    lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many brackets as a small body can have take a tenth of a second."""
+    threads: set[int] = set()
+
+    def watched(body: bytes, start: int, pause: Pause) -> None:
+        check_json(body, start, pause)
+        threads.add(threading.get_ident())
+
+    monkeypatch.setattr(jsonbody, "check_json", watched)
+    async with running_lane(lane, tmp_path) as site:
+        for count, is_beside in [(10, False), (20_000, True)]:
+            threads.clear()
+            hard = b'{"x":[' + b"[[[[1]]]]," * count + b'NaN],"model":"a"}'
+            assert status(await site.exchange(post(hard))) == 200
+            assert (threads == {threading.get_ident()}) is not is_beside
