@@ -300,7 +300,7 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
         # Parsers differ in which of two equal keys they take, and whether case matters, so that a
         # backend could see another model than llmux.
         raise BadRequest("The request names two models: its body has two different 'model'")
-    if override := header(headers, OVERRIDE):
+    if override := _override(headers):
         return Named(_text(override), target)
     if target.startswith(UPSTREAM) and (named := _named_by_path(target, names)):
         return named
@@ -309,6 +309,13 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
     if fields.mistake:
         raise BadRequest(fields.mistake)
     raise NoModel
+
+
+def _override(headers: Headers) -> bytes:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == OVERRIDE:  # a constant: half the time of `header`
+            return value.strip()
+    return b""
 
 
 class Meanings:

@@ -291,15 +291,16 @@ async def test_every_command_reads_compressed_bodies(form: str, tmp_path: Path) 
             for coding, encode in ENCODE.items():
                 for name in ("a", "b"):
                     plain = json.dumps(chat(name, x="x" * 400_000)).encode()
+                    data = encode(plain)
                     answer = await client.post(
                         "/v1/chat/completions",
-                        content=encode(plain),
+                        content=data,
                         headers={"content-encoding": coding, "content-type": "application/json"},
                     )
                     assert answer.status_code == 200
                     assert answer.headers["x-llmux-model"] == name
                     _, got = rack.backends[name].received[-1]
                     after = plain.replace(b'"model": "b"', b'"model": "org/b"')
-                    assert got == (encode(plain) if name == "a" else after)
+                    assert got == (data if name == "a" else after)
             refused = await client.post("/v1/x", content=b"x", headers={"content-encoding": "foo"})
             assert refused.status_code == 415
