@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from llmux.errors import LlmuxError
-from llmux.scanning import Pause
+from llmux.scanning import Pause, TooLong
 
 T = TypeVar("T")
 
@@ -31,9 +31,9 @@ async def run_beside(work: Callable[[Pause], T], limiter: trio.CapacityLimiter) 
         limiter: How many may work at a time.
 
     Raises:
-        LlmuxError: What the work raises, without its traceback. In Trio, an error from a thread
-            is part of a reference cycle with all frames that it has come through, and these hold
-            the body: it would stay in memory until the next garbage collection.
+        LlmuxError, TooLong: What the work raises, without its traceback. In Trio, an error from a
+            thread is part of a reference cycle with all frames that it has come through, and these
+            hold the body: it would stay in memory until the next garbage collection.
     """
     done = await trio.to_thread.run_sync(_without_frames, work, limiter=limiter)
     if not isinstance(done, _Failed):
@@ -48,7 +48,7 @@ async def run_beside(work: Callable[[Pause], T], limiter: trio.CapacityLimiter) 
 def _without_frames(work: Callable[[Pause], T]) -> T | _Failed:
     try:
         return work(_pause)
-    except (LlmuxError, trio.Cancelled) as error:
+    except (LlmuxError, TooLong, trio.Cancelled) as error:
         traceback.clear_frames(error.__traceback__)
         error.__context__ = error.__cause__ = error.__traceback__ = None
         return _Failed(error)

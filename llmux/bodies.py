@@ -7,7 +7,7 @@ llmux's own counts until the client has taken it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llmux.config import Limits
@@ -133,6 +133,31 @@ class Body:
             self.release()
             raise BodyTooLarge(self._bodies.most_bytes)
         self._hold(by)
+
+    @contextmanager
+    def copying(self) -> Iterator[Callable[[int], None]]:
+        """Count a copy of it, decompressed, for as long as that is looked at.
+
+        Yields:
+            Called with the number of bytes by which it has grown; raises QueueFull.
+        """
+        held = 0
+
+        def grow(by: int) -> None:
+            nonlocal held
+            self._bodies.check_room(by)
+            self._bodies.held_bytes += by
+            held += by
+
+        try:
+            yield grow
+        finally:
+            self._bodies.held_bytes -= held
+
+    def swap(self, data: bytes) -> None:
+        """Hold this in its place, decompressed; raises QueueFull."""
+        self._hold(len(data) - len(self.data))
+        self.data = data
 
     def release(self) -> None:
         """It is not needed any more; harmless when repeated."""

@@ -23,6 +23,7 @@ class LlmuxError(Exception):
             so after this status.
         challenge: What a `WWW-Authenticate` header asks for; empty for no header.
         extra: What a backend has said beside, in its own form of an error.
+        accepts: What an `Accept-Encoding` header says of bodies of requests; empty for no header.
         retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
     """
 
@@ -31,6 +32,7 @@ class LlmuxError(Exception):
     may_be_repeated: ClassVar[bool] = True
     challenge: ClassVar[str] = ""
     extra: Mapping[str, Any] = {}
+    accepts: ClassVar[str] = ""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -78,6 +80,26 @@ class BadRequest(LlmuxError):
 
     status = 400
     code = "bad_request"
+
+
+class NotJson(BadRequest):
+    """The request's body is not JSON, though its `Content-Type` says so, or its first byte.
+
+    Attributes:
+        reason: What is wrong, and where.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"body is not JSON: {reason}")
+        self.reason = reason
+
+
+class UnsupportedCoding(LlmuxError):
+    """The request's body has a `Content-Encoding` that is not known here."""
+
+    status = 415
+    code = "unsupported_encoding"
+    accepts = "gzip, deflate, zstd, br, identity"  # RFC 9110, section 15.5.16
 
 
 class ConfigMistakes(BadRequest):

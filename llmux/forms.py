@@ -57,12 +57,24 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
     return []
 
 
-def is_broken_form(content_type: bytes, body: bytes) -> bool:
-    """Whether a body is said to be a multipart form, and has no part with a boundary like that."""
-    if not _kind(content_type).startswith(b"multipart/"):
-        return False
+def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> str | None:
+    """Why a form cannot be read to its end; empty if it can be, None if the body is no form.
+
+    Raises:
+        BadRequest: There are too many fields.
+    """
+    kind = _kind(content_type)
+    if kind == URLENCODED:
+        return ""
+    if kind != MULTIPART:
+        return None
     boundary = _parameters(content_type).get(b"boundary", b"")
-    return not 0 < len(boundary) <= MAX_BOUNDARY_BYTES or b"--" + boundary not in body
+    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        return f"its Content-Type has no boundary of 1 to {MAX_BOUNDARY_BYTES} bytes"
+    delimiters = _delimiters(body, b"--" + boundary, pause)
+    if not any(each.is_last for each in delimiters):
+        return "its last boundary is missing" if delimiters else "its boundary is not in it"
+    return ""
 
 
 def form_value(content_type: bytes, text: str) -> bytes:

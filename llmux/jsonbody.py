@@ -10,15 +10,16 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
-from llmux.errors import BadRequest
+from llmux.errors import BadRequest, NotJson
 from llmux.forms import spelled
+from llmux.jsoncheck import check_json
 from llmux.names import MAX_NAME_BYTES, overlong
-from llmux.scanning import MAX_MATCHES, SLICE_BYTES, Pause, end_of_run, few_matches
+from llmux.scanning import MAX_MATCHES, SLICE_BYTES, Pause, end_of_run, few_matches, no_pause
 
 
 class Value(NamedTuple):
@@ -38,20 +39,20 @@ class Value(NamedTuple):
 
 
 class JsonBody(NamedTuple):
-    """A body that is a JSON object, or may be taken for one.
+    """A body that is JSON, or begins like a JSON object.
 
     Attributes:
-        values: What its keys `model` say, in order; if it cannot be parsed, those of all depths,
-            each name once.
-        is_valid: Whether it can be parsed.
+        values: What its keys `model` say, in order; if it is no JSON, those of all depths, each
+            name once.
         asks_for_stream: Whether it says `"stream": true`.
         stores: Whether it says `"store": true`.
+        mistake: Why it is no JSON, and where; empty if it is.
     """
 
     values: list[Value]
-    is_valid: bool
     asks_for_stream: bool
     stores: bool = False
+    mistake: str = ""
 
 
 LARGE_BYTES = 256 << 10
@@ -61,8 +62,8 @@ MAX_PARSED_WEIGHT = 8 << 20
 """Bytes outside of strings, and escapes, up to which a large body is parsed to see if it is valid.
 
 That is one call, which takes up to 10 ns for each of them. Prompts and images stay far below. Lists
-of millions of token ids do not: of those only strings and brackets are looked at, and the backend
-finds out the rest.
+of millions of token ids do not: of those that name a model only strings and brackets are looked at,
+and the backend finds out the rest.
 """
 
 MAX_STRINGS = 4_000_000
@@ -86,16 +87,18 @@ _Top = msgspec.defstruct(
 _decode_top = msgspec.json.Decoder(_Top).decode
 _NONE = (_UNSET,) * len(_SPELLINGS)
 
-_decode_string = msgspec.json.Decoder(str).decode
-
 _WIDE_SPACE = re.compile(rb"[\0 \t\r\n]*+")
 _WIDE_MARK = re.compile(rb"\xff\xfe|\0*+\xfe\xff")
+
+_decode_string = msgspec.json.Decoder(str).decode
 
 # The first quote is found fast, and cannot be inside of a string: it would have a backslash before.
 _EXACT_KEY = re.compile(rb'"%b"' % spelled(b"model", rb"\\u00"))
 _KEY = re.compile(rb'"(?<!\\")%b"(?=[ \t\r\n:])' % spelled(b"model", rb"\\u00", any_case=True))
+_STREAM_KEY = re.compile(rb'"(?<!\\")%b"(?=[ \t\r\n:])' % spelled(b"stream", rb"\\u00"))
+_STORE_KEY = re.compile(rb'"(?<!\\")%b"(?=[ \t\r\n:])' % spelled(b"store", rb"\\u00"))
 _PLAIN_KEY = b'"model"'
-_LONGEST_KEY = len(rb'"\u006d\u006f\u0064\u0065\u006c":')
+_LONGEST_KEY = len(rb'"\u0073\u0074\u0072\u0065\u0061\u006d":')
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb'[^\s"{}\[\],]*+')
@@ -114,8 +117,6 @@ def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
         return None
     try:
         top = msgspec.structs.astuple(_decode_top(body))
-        if not body.isascii():
-            body.decode()  # msgspec does not look into the strings that it skips
         if top[2:] == _NONE:
             return "", _is_true(top[0]), _is_true(top[1])
         if top[3:] != _NONE[1:] or body.count(_PLAIN_KEY) != 1 or b"\\u006" in body:
@@ -128,28 +129,52 @@ def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
         return None
 
 
-def read_json(body: bytes, pause: Pause) -> JsonBody | None:
-    """What a body says of its model; None if no parser can take it for a JSON object.
+def read_json(body: bytes, pause: Pause, *, must_be: bool = False) -> JsonBody | None:
+    """What a body says of its model; None if it does not look like a JSON object, nor must be JSON.
+
+    Args:
+        body: In UTF-8, perhaps behind a byte order mark.
+        pause: Called between two slices.
+        must_be: Whether it is said to be JSON.
 
     Raises:
         BadRequest: That would take too long to find out.
     """
-    # A byte order mark is no JSON, but several parsers skip it.
+    # Python's parser skips a byte order mark, and so do Node's ways to read a body.
     start = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
-    start = end_of_run(_SPACE, body, start, pause)
-    if body[start : start + 1] != b"{":
-        return None
-    if len(body) > LARGE_BYTES and _weight(body, pause) > MAX_PARSED_WEIGHT:
-        return JsonBody(find_values(body, pause), is_valid=True, asks_for_stream=False)
+    begin = end_of_run(_SPACE, body, start, pause)
+    first = body[begin : begin + 1]
+    if first != b"{":
+        if not must_be and first != b"[":
+            return None
+        mistake = _mistake(body, start, pause)
+        # Prose may begin with a bracket, too.
+        return None if mistake and not must_be else JsonBody([], False, mistake=mistake)
+    is_heavy = len(body) > LARGE_BYTES and _weight(body, pause) > MAX_PARSED_WEIGHT
+    if is_heavy:
+        values = find_values(body, pause)
+        if any(each.is_exact and each.name for each in values):
+            return JsonBody(values, asks_for_stream=False)
+    top = None if is_heavy or start else _top(body)
+    if top is not None:
+        values = [] if top[2:] == _NONE else find_values(body, pause)
+        return JsonBody(values, _is_true(top[0]), _is_true(top[1]))
+    if mistake := _mistake(body, start, pause):
+        names = {each.name: each for _, each in _at_any_depth(body, pause, MAX_UNPARSED)}
+        return JsonBody(list(names.values()), False, mistake=mistake)
+    return JsonBody(
+        find_values(body, pause),
+        asks_for_stream=_is_set(body, pause, _STREAM_KEY),
+        stores=_is_set(body, pause, _STORE_KEY),
+    )
+
+
+def _top(body: bytes) -> tuple[msgspec.Raw | msgspec.UnsetType, ...] | None:
+    """The keys that matter, and None for what msgspec refuses; it looks into no other strings."""
     try:
-        top = msgspec.structs.astuple(_decode_top(body))
-        _check_text(body, pause)
+        return msgspec.structs.astuple(_decode_top(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = {each.name: each for _, each in _at_any_depth(body, pause, MAX_UNPARSED)}
-        return JsonBody(list(found.values()), is_valid=False, asks_for_stream=False)
-    values = [] if top[2:] == _NONE else find_values(body, pause)
-    asks_for_stream, stores = _is_true(top[0]), _is_true(top[1])
-    return JsonBody(values, is_valid=True, asks_for_stream=asks_for_stream, stores=stores)
+        return None
 
 
 class _Mentions(msgspec.Struct):
@@ -175,33 +200,63 @@ def read_mentions(body: bytes) -> list[str]:
     try:
         said = msgspec.structs.astuple(_decode_mentions(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _lenient_mentions(body) if len(body) <= LARGE_BYTES else []
+    return _ids(said)
+
+
+def _lenient_mentions(body: bytes) -> list[str]:
+    """The same of JSON that only Python's parser takes."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
         return []
+    return (
+        _ids(said.get(key) for key in _Mentions.__struct_fields__) if isinstance(said, dict) else []
+    )
+
+
+def _ids(said: Iterable[Any]) -> list[str]:
     ids = [each.get("id") if isinstance(each, dict) else each for each in said]
     return [each for each in ids if isinstance(each, str) and each]
+
+
+def is_plain_object(body: bytes) -> bool:
+    """Whether what is said to be compressed is a JSON object: its first bytes mostly tell."""
+    start = end_of_run(_SPACE, body, 0, no_pause)
+    return body[start : start + 1] == b"{" and _top(body) is not None
+
+
+def _mistake(body: bytes, start: int, pause: Pause) -> str:
+    try:
+        check_json(body, start, pause)
+    except NotJson as error:
+        return error.reason
+    return ""
 
 
 def _is_true(value: msgspec.Raw | msgspec.UnsetType) -> bool:
     return value is not _UNSET and bytes(value) == b"true"
 
 
-def is_json(body: bytes) -> bool:
-    """Whether a body is JSON of any kind; one that is too large to look through counts as such."""
-    if len(body) > MAX_MENTIONING:
-        return True
-    try:
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
+def wide_codec(body: bytes, pause: Pause, *, must_be: bool = False) -> str:
+    """The codec of JSON in UTF-16 or UTF-32, which Python's parser detects; empty for other bodies.
 
-
-def is_wide_json(body: bytes, pause: Pause) -> bool:
-    """Whether a body may be a JSON object in UTF-16 or UTF-32, which Python's parser detects."""
-    if json.detect_encoding(body[:4]) in _NARROW:
-        return False
+    Args:
+        body: What to look at.
+        pause: Called between two slices.
+        must_be: Whether it is said to be JSON; else it has to look like an object.
+    """
+    codec = json.detect_encoding(body[:4])
+    if codec in _NARROW:
+        return ""
     mark = _WIDE_MARK.match(body, 0, 4)
     start = end_of_run(_WIDE_SPACE, body, mark.end() if mark else 0, pause)
-    return body[start : start + 1] == b"{"
+    return codec if must_be or body[start : start + 1] == b"{" else ""
+
+
+def may_be_wide(body: bytes) -> bool:
+    """Whether `wide_codec` has to look at it."""
+    return json.detect_encoding(body[:4]) not in _NARROW
 
 
 _NARROW = frozenset({"utf-8", "utf-8-sig"})
@@ -218,26 +273,27 @@ def _weight(body: bytes, pause: Pause) -> int:
     return weight
 
 
-def _check_text(body: bytes, pause: Pause) -> None:
-    """Raise UnicodeDecodeError if it is no UTF-8; msgspec does not look into strings it skips."""
-    if body.isascii():
-        return
-    decode = codecs.getincrementaldecoder("utf-8")().decode
-    for start in range(0, len(body), SLICE_BYTES):
-        decode(body[start : start + SLICE_BYTES])
-        pause()
-    decode(b"", True)
-
-
 def find_values(body: bytes, pause: Pause) -> list[Value]:
     """The values of all keys `model` of the outermost object, however it is spelled.
 
     Raises:
         BadRequest: There are too many.
     """
-    values: list[Value] = []
+    # Of a value that is no string, only a server that knows no other spelling makes anything.
+    return [each for each in _outermost(body, pause, _KEY) if each.is_exact or each.name]
+
+
+def _is_set(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> bool:
+    raw = b""
+    for value in _outermost(body, pause, key):
+        raw = body[value.start : value.stop]
+    return raw == b"true"
+
+
+def _outermost(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> Iterator[Value]:
+    """The values of a key of the outermost object; raises BadRequest at too many."""
     depth = quotes = end = 0
-    for start, value in _at_any_depth(body, pause, MAX_MATCHES):
+    for start, value in _at_any_depth(body, pause, MAX_MATCHES, key):
         for bare, more, _ in _outside(body, end, start):
             depth += bare.count(b"{") + bare.count(b"[") - bare.count(b"}") - bare.count(b"]")
             quotes += more
@@ -245,15 +301,15 @@ def find_values(body: bytes, pause: Pause) -> list[Value]:
                 raise BadRequest("The request is too complex to find its key 'model'")
             pause()
         end = value.stop
-        # Of a value that is no string, only a server that knows no other spelling makes anything.
-        if depth == 1 and (value.is_exact or value.name):
-            values.append(value)
-    return values
+        if depth == 1:
+            yield value
 
 
-def _at_any_depth(body: bytes, pause: Pause, most: int) -> Iterator[tuple[int, Value]]:
-    """Where a key `model` begins, and its value; raises BadRequest at too many."""
-    for key in few_matches(_KEY, body, _LONGEST_KEY, pause, most):
+def _at_any_depth(
+    body: bytes, pause: Pause, most: int, wanted: re.Pattern[bytes] = _KEY
+) -> Iterator[tuple[int, Value]]:
+    """Where a key begins, and its value; raises BadRequest at too many."""
+    for key in few_matches(wanted, body, _LONGEST_KEY, pause, most):
         colon = end_of_run(_SPACE, body, key.end(), pause)
         if body[colon : colon + 1] == b":":
             start = end_of_run(_SPACE, body, colon + 1, pause)

@@ -9,14 +9,15 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
+from llmux.codings import CONTENT_ENCODING, Bounds, decoded
 from llmux.dialects import MAX_MESSAGE as MAX_MESSAGE  # noqa: PLC0414 - its old place
 from llmux.dialects import OPENAI, Dialect, told
-from llmux.errors import BadRequest, LlmuxError, NoModel
+from llmux.errors import BadRequest, LlmuxError, NoModel, NotJson
 from llmux.forms import (
     MAX_ENCODED_BYTES,
+    form_mistake,
     form_value,
     has_later_field,
-    is_broken_form,
     model_fields,
     urlencoded_fields,
 )
@@ -24,15 +25,15 @@ from llmux.jsonbody import (
     LARGE_BYTES,
     Value,
     find_values,
-    is_json,
-    is_wide_json,
+    is_plain_object,
     read_json,
     read_mentions,
     read_plain,
+    wide_codec,
 )
 from llmux.names import MAX_NAME_BYTES, folded, overlong, shown
 from llmux.paths import UPSTREAM, merged, own_path
-from llmux.scanning import Pause, no_pause
+from llmux.scanning import Pause, TooLong, no_pause
 from llmux.wildcards import Names, Patterns, is_pattern
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -80,16 +81,17 @@ class Fields:
         name: The one that counts; empty if there is none.
         is_ambiguous: Whether there are two names, and readers differ on which counts.
         suspects: Names that only another parser may see: a more lenient one, or one of forms.
-        is_wide: Whether it may be JSON that is not in UTF-8.
         asks_for_stream: Whether it is JSON that says `"stream": true`.
         stores: Whether it is JSON that says `"store": true`.
         mentions: Without a name: the ids of stored objects that it goes on with.
-        unread: Why nobody can know what it names; empty if it was read.
+        mistake: Why it could not be read, though it looks like JSON or a form; else empty.
+        is_read: Whether it could be: it is JSON, or a form, or there is none.
+        codings: What has to be undone before a name can be replaced, for `decoded`.
     """
 
     __slots__ = (
-        "_values", "_written", "asks_for_stream", "is_ambiguous", "is_wide", "mentions", "name",
-        "stores", "suspects", "unread",
+        "_values", "_written", "asks_for_stream", "codings", "is_ambiguous", "is_read", "mentions",
+        "mistake", "name", "stores", "suspects",
     )  # fmt: skip
 
     def __init__(
@@ -114,11 +116,34 @@ class Fields:
         self.asks_for_stream = asks_for_stream
         self.stores = stores
         self.mentions: Sequence[str] = ()
-        self.unread = ""
-        self.is_ambiguous = self.is_wide = False
+        self.is_ambiguous = False
+        self.is_read = True
+        self.mistake = ""
         self.suspects: Sequence[str] = ()
+        self.codings: tuple[str, ...] = ()
         self._written = written
         self._values = values
+
+    def names(self, is_wanted: Callable[[str], bool]) -> bool:
+        """Whether it says anything, in the place of a name, that is wanted."""
+        if self._values is None:
+            return is_wanted(self.name)
+        return any(is_wanted(value.name) for value in self._values)
+
+    def check_read(self, *, names_model: bool) -> None:
+        """Raise BadRequest unless it is known that the body names no model.
+
+        Args:
+            names_model: Whether the request names one elsewhere.
+        """
+        if self.mistake:
+            raise BadRequest(self.mistake)
+        if not self.is_read and not names_model:
+            raise BadRequest(
+                "body is neither JSON nor a form, so that it may name a model that is here: what "
+                "cannot be read goes to no fallback and no default model. Name its model in a "
+                "header 'model-override'"
+            )
 
     def replace(self, body: bytes, name: str, is_wrong: Callable[[str], bool]) -> bytes:
         """The body with another name in it, and nothing else changed.
@@ -154,11 +179,11 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
 
     Args:
         headers: As received.
-        body: The whole body.
+        body: The whole body; not compressed: see `read_coded`.
         pause: Called between two slices of a large one.
 
     Raises:
-        BadRequest: It has more fields than can be looked at.
+        BadRequest: It is not what it is said to be, or has more fields than can be looked at.
     """
     # Plain `curl -d` sends JSON as a form, and a backend may read it as one.
     may_be_form = len(body) > LARGE_BYTES or has_later_field(body)
@@ -168,8 +193,59 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
         if not name:
             fields.mentions = read_mentions(body)
         return fields
-    found = read_json(body, pause)
-    if found is not None and found.is_valid:
+    if not body:
+        return _no_fields()
+    must_be_json = _says_json(headers)
+    if wide_codec(body, pause, must_be=must_be_json):
+        return read_coded(headers, body, (), Bounds(len(body), pause))
+    return _read_text(headers, body, pause, must_be_json=must_be_json)
+
+
+MOST_GROWTH = 2
+"""Bytes of UTF-8 for each byte of UTF-16: three for two, rounded up."""
+
+
+def read_coded(headers: Headers, body: bytes, codings: tuple[str, ...], bounds: Bounds) -> Fields:
+    """The fields of a body that has to be decompressed, or is JSON that is not in UTF-8.
+
+    Args:
+        headers: As received.
+        body: The whole body.
+        codings: As `content_codings` has them.
+        bounds: Of what it is without them.
+
+    Raises:
+        TooLong: It is longer.
+        BadRequest: As for `read_fields`; also if it is not what its codings say.
+    """
+    if codings and is_plain_object(body):
+        # A backend that ignores the header would read another body than one that does not.
+        raise BadRequest("body is not what its Content-Encoding says, but plain JSON")
+    text = decoded(body, codings, bounds) if codings else body
+    if len(text) > bounds.most_bytes:
+        raise TooLong
+    if not text:
+        return _no_fields()
+    must_be_json = _says_json(headers)
+    if codec := wide_codec(text, bounds.pause, must_be=must_be_json):
+        codings = (*codings, codec)
+        text = decoded(text, (codec,), _with_room(bounds))
+    fields = _read_text(headers, text, bounds.pause, must_be_json=must_be_json)
+    fields.codings = codings
+    return fields
+
+
+def _no_fields() -> Fields:
+    return Fields("", _as_json, [])
+
+
+def _with_room(bounds: Bounds) -> Bounds:
+    return bounds._replace(most_bytes=MOST_GROWTH * bounds.most_bytes)
+
+
+def _read_text(headers: Headers, body: bytes, pause: Pause, *, must_be_json: bool) -> Fields:
+    found = read_json(body, pause, must_be=must_be_json)
+    if found is not None and not found.mistake:
         values = [each for each in found.values if each.start < each.stop]
         name = next((each.name for each in values if each.is_exact and each.name), "")
         fields = Fields(
@@ -178,36 +254,40 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
         if not name:
             fields.mentions = read_mentions(body)
         fields.is_ambiguous = len({each.name for each in found.values}) > 1
-        if may_be_form:
+        if len(body) > LARGE_BYTES or has_later_field(body):
             fields.suspects = [each.name for each in _form_values(headers, body, pause)]
         return fields
-    form = _form_values(headers, body, pause)
-    content_type = header(headers, b"content-type")
-    names = {each.name: None for each in form if each.name}
-    fields = Fields(next(iter(names), ""), lambda name: form_value(content_type, name), form)
-    fields.is_ambiguous = len(names) > 1
-    fields.suspects = [each.name for each in found.values] if found is not None else ()
-    fields.is_wide = is_wide_json(body, pause)
-    if fields.is_wide:
-        fields.unread = "it is JSON that is not in UTF-8"
-    elif body and not form:
-        fields.unread = _why_unread(headers, body, looks_like_json=found is not None)
+    if found is not None and must_be_json:
+        raise NotJson(found.mistake)
+    fields = _read_form(headers, body, pause)
+    if found is not None:
+        fields.suspects = [each.name for each in found.values]
+        fields.mistake = fields.mistake or NotJson(found.mistake).message
     return fields
 
 
-def _why_unread(headers: Headers, body: bytes, *, looks_like_json: bool) -> str:
-    """Why a body in which no model was found may still name one; empty if it cannot."""
-    encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
-    encoding = b",".join(encodings).lower()
-    if not {each.strip() for each in encoding.split(b",")} <= {b"", b"identity"}:
-        return f"its Content-Encoding is {shown(encoding.decode('latin-1'))!r}"
-    if is_broken_form(header(headers, b"content-type"), body):
-        return "it is no form with the boundary that its Content-Type says"
-    if looks_like_json:
-        return "it begins like JSON and is none"
-    if b"json" in header(headers, b"content-type").lower() and not is_json(body):
-        return "its Content-Type says JSON and it is none"
-    return ""
+def _read_form(headers: Headers, body: bytes, pause: Pause) -> Fields:
+    values = _form_values(headers, body, pause)
+    content_type = header(headers, b"content-type")
+    names = {each.name: None for each in values if each.name}
+    fields = Fields(next(iter(names), ""), lambda name: form_value(content_type, name), values)
+    fields.is_ambiguous = len(names) > 1
+    if not names:
+        mistake = form_mistake(content_type, body, pause)
+        fields.is_read = mistake == ""
+        fields.mistake = f"body is not multipart/form-data: {mistake}" if mistake else ""
+    return fields
+
+
+def _says_json(headers: Headers) -> bool:
+    kinds = (value for name, value in headers if name.lower() == b"content-type")
+    return any(is_json_type(kind) for kind in kinds)
+
+
+def is_json_type(content_type: bytes) -> bool:
+    """Whether a Content-Type says JSON (RFC 6839, section 3.1, for the suffix)."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    return kind in {b"application/json", b"text/json"} or kind.endswith(b"+json")
 
 
 _as_json = msgspec.json.encode
@@ -233,19 +313,28 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
 
     Raises:
         NoModel: It names none.
-        BadRequest: Its body names two.
+        BadRequest: Its body names two, or may name one but cannot be read.
     """
     if fields.is_ambiguous:
         # Parsers differ in which of two equal keys they take, and whether case matters, so that a
         # backend could see another model than llmux.
         raise BadRequest("The request names two models: its body has two different 'model'")
-    if override := header(headers, OVERRIDE):
+    if override := _override(headers):
         return Named(_text(override), target)
     if (named := _named_by_path(target, names)) is not None:
         return named
     if name := fields.name or _model_of_query(target):
         return Named(name, target)
+    if fields.mistake:
+        raise BadRequest(fields.mistake)
     raise NoModel
+
+
+def _override(headers: Headers) -> bytes:
+    for name, value in headers:
+        if len(name) == 14 and name.lower() == OVERRIDE:  # a constant: half the time of `header`
+            return value.strip()
+    return b""
 
 
 class Meanings:
@@ -301,13 +390,26 @@ class Meanings:
 _NOBODY: frozenset[str] = frozenset()
 
 
+def disagrees(fields: Fields, meanings: Meanings, model: str, upstream_model: str | None) -> bool:
+    """Whether `agreed_body` is another one; arguments and errors are the same."""
+    for name in fields.suspects:
+        if meanings.is_other(name, model):
+            raise BadRequest(
+                f"The request is for {model!r}, but some servers would read {shown(name)!r} in its "
+                "body: send valid JSON, or a form, with its own Content-Type"
+            )
+    if upstream_model is not None:
+        return fields.names(lambda name: name != upstream_model)
+    return fields.names(lambda name: meanings.is_other(name, model))
+
+
 def agreed_body(
     body: bytes, fields: Fields, meanings: Meanings, model: str, upstream_model: str | None
 ) -> bytes:
     """The body as a model's backend gets it: it names no other model.
 
     Args:
-        body: As it was read, or returned from here.
+        body: As it was read, or returned from here; decoded first if it disagrees.
         fields: Of it.
         meanings: Which names are other models'.
         model: The model that the request is for.
@@ -317,17 +419,30 @@ def agreed_body(
     Raises:
         BadRequest: Another model is named where it cannot be replaced.
     """
-    if fields.is_wide:
-        raise BadRequest("The body is JSON that is not in UTF-8 (RFC 8259, section 8.1)")
-    for name in fields.suspects:
-        if meanings.is_other(name, model):
-            raise BadRequest(
-                f"The request is for {model!r}, but some servers would read {shown(name)!r} in its "
-                "body: send valid JSON, or a form, with its own Content-Type"
-            )
+    if not disagrees(fields, meanings, model, upstream_model):
+        return body
+    assert not fields.codings, "decoded before"
     if upstream_model is not None:
-        return fields.replace(body, upstream_model, lambda _: True)
+        return fields.replace(body, upstream_model, lambda name: name != upstream_model)
     return fields.replace(body, model, lambda name: meanings.is_other(name, model))
+
+
+def decoded_headers(headers: Headers, codings: Sequence[str]) -> Headers:
+    """The headers that are right for a body once its codings have been undone."""
+    kept = [field for field in headers if field[0].lower() != CONTENT_ENCODING]
+    if any(coding.startswith("utf") for coding in codings):
+        return [_without_charset(field) for field in kept]
+    return kept
+
+
+def decoded_text(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
+    """A body without its codings, as `read_coded` has read it."""
+    return decoded(body, codings, _with_room(bounds))
+
+
+def _without_charset(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    name, value = field
+    return (name, value.partition(b";")[0]) if name.lower() == b"content-type" else field
 
 
 def agreed_target(
@@ -508,6 +623,8 @@ def error_answer(
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if not error.may_be_repeated:
         headers.append((b"x-should-retry", b"false"))  # OpenAI's clients heed it
+    if error.accepts:
+        headers.append((b"accept-encoding", error.accepts.encode()))
     if error.challenge:
         headers.append((b"www-authenticate", error.challenge.encode()))
     return error.status, headers, body

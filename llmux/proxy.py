@@ -8,10 +8,11 @@ the bytes come in and go out is the lane's business (`llmux.asgi` for any ASGI s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -20,6 +21,7 @@ from llmux.backend import Answer, Backend
 from llmux.beside import run_beside
 from llmux.bodies import Bodies, Body
 from llmux.clients import ClientLines
+from llmux.codings import Bounds, content_codings
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
 from llmux.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
@@ -29,6 +31,7 @@ from llmux.errors import (
     BackendError,
     BackendRefused,
     BadRequest,
+    BodyTooLarge,
     IdNotFound,
     InternalError,
     InvalidKey,
@@ -43,7 +46,7 @@ from llmux.hints import NEVER_SWITCH, NO_HINTS, PASSIVE, Hints, read_hints
 from llmux.inflight import InFlight
 from llmux.journal import NO_JOURNAL, Journal
 from llmux.journey import Journey, Journeys
-from llmux.jsonbody import LARGE_BYTES
+from llmux.jsonbody import LARGE_BYTES, may_be_wide
 from llmux.keepalive import KeptAlive
 from llmux.late import LateAnswer, comes_as_events
 from llmux.logs import get_logger
@@ -54,9 +57,13 @@ from llmux.openai import (
     Named,
     agreed_body,
     agreed_target,
+    decoded_headers,
+    decoded_text,
+    disagrees,
     error_answer,
     find_model,
     header,
+    read_coded,
     read_fields,
     request_headers,
     response_headers,
@@ -80,6 +87,7 @@ from llmux.paths import (
     segments,
     tidy,
 )
+from llmux.scanning import Hurry, Pause, TooLong
 from llmux.stored import Stored, id_of, ids_of, makes_stored
 from llmux.streams import is_event_stream, is_json_lines, json_line, unbuffered, waits_for_events
 from llmux.switchboard import Switchboard
@@ -89,6 +97,7 @@ from llmux.tokens import KINDS
 if TYPE_CHECKING:  # it needs an extra
     from llmux.tracing import Trace, Tracing
 
+T = TypeVar("T")
 HeaderList = Sequence[tuple[bytes, bytes]]
 
 HUGE_BYTES = 8 << 20
@@ -286,6 +295,19 @@ class Outgoing:
         return journey.trace.forward(exchange, headers, base_url=base_url, target=target)
 
 
+def _within(
+    work: Callable[[Bounds], T], most_bytes: int, count: Callable[[int], None], pause: Pause
+) -> T:
+    return work(Bounds(most_bytes, pause, count))
+
+
+def _on_loop(count: Callable[[int], None]) -> Callable[[int], None]:
+    def call(by: int) -> None:
+        trio.from_thread.run_sync(count, by)
+
+    return call
+
+
 class ModelProxy:
     """Carries model traffic from a lane to the backend of the model that it names."""
 
@@ -310,6 +332,7 @@ class ModelProxy:
         self._reading = trio.CapacityLimiter(1)
         # Seconds of work at worst; a prompt of a usual size need not wait behind it.
         self._reading_huge = trio.CapacityLimiter(1)
+        self._hurry = Hurry()
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self._dead_peer_s = config.limits.dead_peer_secs
@@ -482,8 +505,15 @@ class ModelProxy:
     async def _read_fields(self, lane: Lane) -> Fields:
         """Look through the body: a large one beside the event loop, which goes on meanwhile."""
         headers, data = lane.headers, lane.body.data
-        if len(data) <= LARGE_BYTES:
-            return read_fields(headers, data)
+        codings = content_codings(headers) if data else ()
+        if len(data) <= LARGE_BYTES and not codings:
+            try:
+                return read_fields(headers, data, self._hurry.begin())
+            except TooLong:
+                pass
+        if codings or may_be_wide(data):
+            async with lane.present():
+                return await self._on_decoded(lane, partial(read_coded, headers, data, codings))
         limiter = self._reading if len(data) <= HUGE_BYTES else self._reading_huge
         async with lane.present():
             return await run_beside(lambda pause: read_fields(headers, data, pause), limiter)
@@ -494,6 +524,42 @@ class ModelProxy:
         greeting = GREETING if path.endswith(b"/realtime") else b""
         data = await lane.hear_first([(b"x-llmux-request-id", journey.id.encode())], greeting)
         return FirstMessage(data, self._names)
+
+    async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
+        """Do some work for which the body is decompressed: at once if that is small.
+
+        How large it is turns out on the way. What is too large for a line begins again in the next.
+
+        Args:
+            lane: Whose body it is.
+            work: What to do, within bounds.
+
+        Raises:
+            BodyTooLarge: It is larger than a body may be.
+            QueueFull: There is no room for it.
+        """
+        most = self.bodies.most_bytes
+        if len(lane.body.data) <= LARGE_BYTES:
+            with suppress(TooLong):
+                return work(Bounds(min(LARGE_BYTES, most), self._hurry.begin()))
+        for limiter, limit in ((self._reading, HUGE_BYTES), (self._reading_huge, most)):
+            with suppress(TooLong), lane.body.copying() as count:
+                done = partial(_within, work, min(limit, most), _on_loop(count))
+                return await run_beside(done, limiter)
+        raise BodyTooLarge(most)
+
+    async def _decode(self, lane: Lane, journey: Journey, outgoing: Outgoing, to: Upstream) -> None:
+        """Undo the codings of a body in which a name has to be replaced."""
+        fields = outgoing.fields
+        if not fields.codings or not journey.model:
+            return
+        if not disagrees(fields, self._meanings, journey.model, to.upstream_model):
+            return
+        codings = fields.codings
+        plain = await self._on_decoded(lane, partial(decoded_text, lane.body.data, codings))
+        lane.body.swap(plain)
+        fields.codings = ()
+        outgoing.received = decoded_headers(outgoing.received, codings)
 
     async def _exchange(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
@@ -541,6 +607,7 @@ class ModelProxy:
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
     ) -> None:
         journey.backend, journey.stream_idle_s = upstream.backend, upstream.stream_idle_s
+        await self._decode(lane, journey, outgoing, upstream)
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
             lane.body.release()
             if answer.stream is not None and journey.serving is not None:
@@ -570,9 +637,10 @@ class ModelProxy:
     def _route(self, lane: Lane, fields: Fields, journey: Journey) -> tuple[Upstream, Named]:
         try:
             named, model = self._find(lane, fields)
-        except (NoModel, ModelNotFound):
+        except (NoModel, ModelNotFound) as missing:
             if self._fallback is None:
                 raise
+            fields.check_read(names_model=isinstance(missing, ModelNotFound))
             return self._fallback, Named("", lane.target)
         journey.model = model
         journey.serving = self._board.serving(
@@ -623,10 +691,7 @@ class ModelProxy:
             raise IdNotFound(ids[0])
         if self._default_model is None:
             raise NoModel
-        if fields.unread:
-            raise BadRequest(
-                f"The body may name a model, but {fields.unread}: name one in a header"
-            )
+        fields.check_read(names_model=False)
         return self._names[self._default_model]
 
     def _maker(self, id: str) -> str | None:  # noqa: A002

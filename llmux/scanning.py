@@ -25,6 +25,31 @@ def no_pause() -> None:
     """For bodies that are looked through in no time."""
 
 
+class TooLong(Exception):
+    """There is more to look at than was asked for."""
+
+
+class Hurry:
+    """A pause for what is done on the event loop: it ends work that should be done in a thread."""
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def begin(self) -> Pause:
+        """Use this for one body; it raises TooLong once that has taken as long as some should."""
+        self._left = MAX_PAUSES
+        return self._pause
+
+    def _pause(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise TooLong
+
+
+MAX_PAUSES = 16
+"""Pauses while a body of up to 256 KiB is looked through: there are few unless it nests deeply."""
+
+
 def few_matches(
     pattern: re.Pattern[bytes],
     data: bytes,

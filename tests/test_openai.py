@@ -180,19 +180,20 @@ def test_query(query: bytes, name: str) -> None:
         # No JSON object.
         (b'[{"model":"a"}]', "no_model"),
         (b'"model"', "no_model"),
-        (b'{"model":"a"', "no_model"),
-        (b'{"model":"a"} {}', "no_model"),
-        (b'{"model":"a",}', "no_model"),
-        (b'{"model":"a","x":NaN}', "no_model"),
-        (b"{'model':'a'}", "no_model"),
-        (b'{"model":"a","x":"\xff"}', "no_model"),
-        (b'{"model":"\xff"}', "no_model"),
-        (b'{"model":"a","x":"\\ud800"}', "no_model"),
-        (b'\xef\xbb\xbf{"model":"a"}', "no_model"),
-        ('{"model":"a"}'.encode("utf-16-le"), "no_model"),
-        (b'{"model":"a","x":' + b"[" * 100_000, "no_model"),
-        (b'{"model":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no_model"),
-        (b'{"model":' * 100_000, "no_model"),
+        (b'{"model":"a"', "bad_request"),
+        (b'{"model":"a"} {}', "bad_request"),
+        (b'{"model":"a",}', "bad_request"),
+        (b"{'model':'a'}", "bad_request"),
+        (b'{"model":"a","x":' + b"[" * 100_000, "bad_request"),
+        (b'{"model":' * 100_000, "bad_request"),
+        # What msgspec refuses, and some servers take: tests/test_lenient_json.py.
+        (b'{"model":"a","x":NaN}', "a"),
+        (b'{"model":"a","x":"\xff"}', "a"),
+        (b'{"model":"\xff"}', "\ufffd"),
+        (b'{"model":"a","x":"\\ud800"}', "a"),
+        (b'\xef\xbb\xbf{"model":"a"}', "a"),
+        ('{"model":"a"}'.encode("utf-16-le"), "a"),
+        (b'{"model":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a"),
     ],
 )
 def test_json(body: bytes, name: str) -> None:
@@ -361,7 +362,8 @@ def test_urlencoded(body: bytes, name: str, after: bytes) -> None:
     content_type = b"Application/X-WWW-Form-URLencoded ; charset=utf-8"
     assert named(body, content_type) == name
     assert rewritten(body, content_type) == after
-    assert named(body, b"text/plain") == "no_model"
+    is_like_json = body.startswith(b"{")
+    assert named(body, b"text/plain") == ("bad_request" if is_like_json else "no_model")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ def test_urlencoded(body: bytes, name: str, after: bytes) -> None:
         (multipart(b'X: form-data; name="model"\r\n\r\na'), "no_model"),
         (multipart(b'Content-Disposition: form-data; name="model"'), "no_model"),
         (multipart() + multipart(field(b"a")), "no_model"),
-        (multipart(field(b"a"))[:-9], "no_model"),
+        (multipart(field(b"a"))[:-9], "bad_request"),
         (multipart(field(b"a")).replace(b"\r\n", b"\n"), "bad_request"),
         (b"x" + multipart(field(b"a")), "no_model"),
         (b"", "no_model"),
@@ -411,7 +413,7 @@ def test_rewriting_multipart() -> None:
 @pytest.mark.parametrize("boundary", [b"", b"; boundary=", b"; boundary=" + b"b" * 71])
 def test_multipart_without_a_boundary_that_can_be_one(boundary: bytes) -> None:
     body = b"--" + boundary.removeprefix(b"; boundary=") + b"\r\n" + field(b"a") + b"\r\n--"
-    assert named(body, b"multipart/form-data" + boundary) == "no_model"
+    assert named(body, b"multipart/form-data" + boundary) == "bad_request"
 
 
 @pytest.mark.parametrize(

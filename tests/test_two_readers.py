@@ -42,6 +42,9 @@ def agreed(body: bytes, kind: bytes = b"", upstream: str | None = None, model: s
     ("body", "after"),
     [
         (b'{"model":"b"}', b'{"model":"a"}'),
+        (b'{"model":"b","x":NaN}', b'{"model":"a","x":NaN}'),  # Python
+        (b'{"model":"b","x":"\xff"}', b'{"model":"a","x":"\xff"}'),  # Go, Node
+        (b'{"model":"b","x":"\\ud800"}', b'{"model":"a","x":"\\ud800"}'),
         (b'{"model":"second", "x":1}', b'{"model":"a", "x":1}'),
         (b'{"Model":"b"}', b'{"Model":"a"}'),
         (b'{"MODEL" : "\\u0062"}', b'{"MODEL" : "a"}'),
@@ -107,16 +110,9 @@ def test_forms_agree_too(body: bytes, kind: bytes, after: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (b'\xef\xbb\xbf{"model":"b"}', b""),  # a byte order mark: Python, nlohmann's
         (b'{"model":"b"} {}', b""),  # Go decodes the first of them
-        (b'{"model":"b","x":NaN}', b""),  # Python
-        (b'{"model":"b","x":"\xff"}', b""),  # Go
-        (b'{"model":"b","x":"\\ud800"}', b""),
         (b'{"model":"b","x":"\t"}', b""),
         (b'{"x":{"Model":"b"}', b""),
-        ('{"model":"b"}'.encode("utf-16"), b""),  # Python
-        ('{"model":"b"}'.encode("utf-16-be"), b""),
-        (' {"model":"b"}'.encode("utf-32"), b""),
         (b'{"x":"&model=b&"}', FORM),  # as a form, it names one
     ],
 )

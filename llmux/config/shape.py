@@ -547,7 +547,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
-        fallback: URL that gets the requests which name no model or an unknown one.
+        fallback: URL that gets the requests which were read and name no model or an unknown one.
         default_model: The model, or an alias of it, of requests that name none; they do not go to
             fallback then. null for none.
         list_aliases: Whether the list of models has the aliases, too, but for patterns.
