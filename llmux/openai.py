@@ -32,7 +32,7 @@ from llmux.jsonbody import (
     wide_codec,
 )
 from llmux.names import MAX_NAME_BYTES, folded, overlong, shown
-from llmux.paths import UPSTREAM, merged, own_path
+from llmux.paths import UPSTREAM, merged
 from llmux.scanning import Pause, TooLong, no_pause
 from llmux.wildcards import Names, Patterns, is_pattern
 
@@ -67,11 +67,6 @@ class Named(NamedTuple):
 
     name: str
     target: bytes
-
-
-def is_own_path(path: bytes) -> bool:
-    """Whether a raw path (no query) is llmux's own, and no model's."""
-    return own_path(path) is not None
 
 
 class Fields:

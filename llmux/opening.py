@@ -17,7 +17,8 @@ import msgspec
 
 from llmux.errors import BadRequest, BodyTooLarge, NoModel
 from llmux.keys import PROTOCOLS, of_list
-from llmux.openai import Fields, Headers, find_model, header, is_own_path
+from llmux.openai import Fields, Headers, find_model, header
+from llmux.paths import UPSTREAM, merged, own_path
 from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
@@ -56,7 +57,8 @@ _TRANSCRIPTION = (
 
 def names_no_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> bool:
     """Whether a handshake leaves it to the first message to name the model."""
-    if is_own_path(target.partition(b"?")[0]):
+    path = target.partition(b"?")[0]
+    if own_path(path) is not None or merged(path).startswith(UPSTREAM):
         return False
     try:
         find_model(target, headers, fields, names)

@@ -14,13 +14,13 @@ from llmux.errors import BadRequest, LlmuxError, ModelNotFound, NoModel, QueueFu
 from llmux.openai import (
     Named,
     error_answer,
-    is_own_path,
     model_list,
     model_object,
     read_fields,
     request_headers,
     response_headers,
 )
+from llmux.paths import own_path
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -475,7 +475,7 @@ def test_nothing_that_a_client_sends_is_an_unforeseen_error(noise: bytes, kind: 
     ],
 )
 def test_own_paths(path: bytes, is_own: bool) -> None:
-    assert is_own_path(path) is is_own
+    assert (own_path(path) is not None) is is_own
 
 
 def forwarded(headers: Pairs, **extra: str) -> Pairs:
