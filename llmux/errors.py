@@ -214,7 +214,8 @@ class HookError(LlmuxError):
         output: str = "",
         was_started: bool = True,
     ) -> None:
-        detail = f"{hook} hook {reason}" + (f": {output}" if output else "")
+        what = f"{hook} hook" if exit_code != 0 else hook  # of what has succeeded, not the hook
+        detail = f"{what} {reason}" + (f": {output}" if output else "")
         super().__init__(f"Hook failed for {model}: {detail}")
         self.model = model
         self.hook = hook
@@ -222,6 +223,28 @@ class HookError(LlmuxError):
         self.exit_code = exit_code
         self.was_started = was_started
         self.output = output
+
+
+class NotAlive(HookError):
+    """A wake hook has succeeded, but its model was not alive in the hook's time."""
+
+    def __init__(self, model: str, waited_s: float, failure: HookError | None) -> None:
+        """Tell of the last look.
+
+        Args:
+            model: The model.
+            waited_s: How long its `alive` hook has failed, in seconds.
+            failure: The last failure; None: it did not return.
+        """
+        waited = f"{round(waited_s, None if waited_s >= 10 else 1):g} s"
+        why = "it did not return" if failure is None else failure.reason
+        super().__init__(
+            model,
+            "wake",
+            f"returned 0 but alive failed for {waited}: {why}",
+            exit_code=0,
+            output="" if failure is None else failure.output,
+        )
 
 
 class ManualMode(LlmuxError):

@@ -150,11 +150,21 @@ class ShellHooks:
                 log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
             yield output
 
-    def record(self, model: str, hook: str, took_s: float, error: HookError | None) -> None:
+    def record(
+        self,
+        model: str,
+        hook: str,
+        took_s: float,
+        error: HookError | None,
+        *,
+        expects_failure: bool = False,
+    ) -> None:
         """Count and log a run that has ended."""
         self._metrics.hook_duration.labels(model, hook).observe(took_s)
         about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
-        if error is not None:
+        if error is not None and expects_failure:
+            log.debug("hook_failed", **about, reason=error.reason, exit_code=error.exit_code)
+        elif error is not None:
             self._metrics.hook_failures.labels(model, hook).inc()
             log.warning(
                 "hook_failed",
@@ -191,7 +201,9 @@ class ShellModelHooks:
         timeout_s = self._config.timeout_s(hook)
         return math.inf if timeout_s is None else timeout_s
 
-    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+    async def run(
+        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+    ) -> None:
         """Run a hook that there is, to its end.
 
         What it leaves in the background lives on, unless llmux ended the run: then the whole
@@ -201,6 +213,7 @@ class ShellModelHooks:
             hook: Which.
             source: The model that the switch leaves, if any.
             target: The model that the switch is for, if any.
+            expects_failure: A failure is neither logged as one nor counted: the model still loads.
 
         Raises:
             HookError: It exited non-zero, could not be started, or outlived its time.
@@ -219,8 +232,8 @@ class ShellModelHooks:
                 tail = "" if output is None else output.tail()
                 error = end.error(model, hook, tail)
                 took_s = trio.current_time() - started_at
-                shell.record(model, hook, took_s, error)
-                if hook != "alive" or error is not None:
+                shell.record(model, hook, took_s, error, expects_failure=expects_failure)
+                if hook != "alive" or (error is not None and not expects_failure):
                     ended = replace(
                         run,
                         duration_secs=round(took_s, 3),

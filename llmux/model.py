@@ -84,6 +84,9 @@ class Model:
         beside_line: Requests that its backend has refused, and that wait for a look at it.
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
+        is_warm: Whether its backend has answered since it was woken, other than with a 503.
+        warm_by: Until when it may not be (Trio's clock, seconds): its wake hook's time.
+        falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
         used_at: When it was woken, or its last request left.
         max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
@@ -121,6 +124,9 @@ class Model:
         self._frozen_at: float | None = None
         self.failures = 0
         self.retry_at = -math.inf
+        self.is_warm = False
+        self.warm_by = -math.inf
+        self.falls = 0
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
         self._on_line = on_line
@@ -178,6 +184,7 @@ class Model:
         if phase is Phase.AWAKE:
             if left is not Phase.DRAINING:
                 self.stay += 1
+                self.is_warm = False
                 self.awake_since = self.entered_at
             self.used_at = self.entered_at
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
@@ -286,6 +293,26 @@ class Model:
         self.failures += 1
         self.retry_at = trio.current_time() + delay_s
         self.last_error = error
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether its server may still load: it was just woken, and has answered nothing yet."""
+        return not self.is_warm and trio.current_time() < self.warm_by
+
+    def note_warm(self) -> None:
+        """Its backend has answered."""
+        self.is_warm = True
+        self.falls = 0
+
+    def fell(self) -> None:
+        """It was found down while it may still have been loading.
+
+        The first time it may be woken again at once, then after 2 s, doubling to 60 s.
+        """
+        if self.falls:
+            delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (self.falls - 1))
+            self.retry_at = trio.current_time() + delay_s
+        self.falls += 1
 
     @property
     def oldest(self) -> float | None:

@@ -71,11 +71,21 @@ HeaderList = Sequence[tuple[bytes, bytes]]
 HUGE_BYTES = 8 << 20
 """Bodies over this are looked through in a line of their own: few prompts are so long."""
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two tries while a server loads: the first, doubling up to the second."""
+
+ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Answers to these do not show that a model has loaded: llama.cpp lists it before."""
+
 log = get_logger(__name__)
 
 
 class ClientLeft(Exception):
     """The client closed its connection."""
+
+
+class StillLoads(Exception):
+    """The backend of a model that was just woken says that it is not ready."""
 
 
 class Lane(Protocol):
@@ -404,7 +414,7 @@ class ModelProxy:
             # It has seen nothing of the request, which may wait until the model is up again.
             with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
                 await self._board.refused(journey.model)
-            await self._answer(lane, journey, outgoing, upstream)
+            await self._answer(lane, journey, outgoing, upstream, has_looked=True)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -417,7 +427,13 @@ class ModelProxy:
         return [field for field in headers if field[0].lower() not in carriers]
 
     async def _answer(
-        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+        self,
+        lane: Lane,
+        journey: Journey,
+        outgoing: Outgoing,
+        upstream: Upstream,
+        *,
+        has_looked: bool = False,
     ) -> None:
         if journey.cancelled_with is not None:  # before it got here
             raise journey.cancelled_with
@@ -433,12 +449,50 @@ class ModelProxy:
                 raise journey.cancelled_with
             # A new config may have come while it waited.
             upstream = self._upstreams.get(journey.model, upstream)
-            await self._pass_on(lane, journey, outgoing, upstream)
+            try:
+                await self._pass_on(lane, journey, outgoing, upstream)
+            except StillLoads:
+                pass
+            except BackendRefused:
+                if not (has_looked and serving.is_warming):
+                    raise
+            else:
+                return
+            await self._pass_on_once_loaded(lane, journey, outgoing, upstream)
+
+    async def _pass_on_once_loaded(
+        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+    ) -> None:
+        """Try again until the backend has loaded, or could have.
+
+        In flight, so that no switch comes between; nothing of an answer has been passed on, and the
+        backend has done nothing with the request, whose body is still held.
+        """
+        serving, pause_s = journey.serving, FIRST_PAUSE_S
+        assert serving is not None
+        while True:
+            await serving.pause(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            try:
+                await self._pass_on(lane, journey, outgoing, upstream)
+            except StillLoads:
+                continue
+            except BackendRefused:
+                if not serving.is_warming:
+                    raise
+            else:
+                return
 
     async def _pass_on(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
     ) -> None:
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
+            if (serving := journey.serving) is not None and not serving.is_warm:
+                if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                    if serving.is_warming:
+                        raise StillLoads
+                elif lane.method not in ASKS_ONLY or answer.status == 101:
+                    serving.note_warm()
             lane.body.release()
             if journey.kept_alive is not None:
                 await journey.kept_alive.stop()

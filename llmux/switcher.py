@@ -647,9 +647,11 @@ class Switcher:
         model.in_flight.cut()  # also those that a drain waits for
         if not model.is_awake or self._closed_with is not None:
             return
+        if model.is_warming:
+            model.fell()
         # Nobody else might wake it again, and somebody has wanted it awake.
         orders = [Order(model, "down", stands=True, to="down")]
-        if self._is_kept(model):
+        if self._is_kept(model) and model.falls < 2:  # not for ever
             orders.append(Order(model, "down", stands=True))
         self._orders.extendleft(reversed(orders))
         self._changed.set()

@@ -69,7 +69,7 @@ class Bench:
             kill_after_s=KILL_AFTER_S,
         )
         with trio.fail_after(PATIENCE_S):
-            await shell_hooks.of(model).run(hook, **about)
+            await shell_hooks.of(model).run(hook, **about)  # type: ignore[arg-type]
 
     async def failure(self, script: str, **options: Any) -> HookError:
         with pytest.raises(HookError) as caught:

@@ -245,7 +245,7 @@ class HookTimeouts(Section, frozen=True, kw_only=True):
     """Seconds that each hook may run; null for no limit.
 
     Attributes:
-        wake: Seconds for the wake hook.
+        wake: Seconds for the wake hook, and after it until alive succeeds.
         sleep: Seconds for the sleep hook.
         alive: Seconds for the alive hook.
         prefetch: Seconds for the prefetch hook.
@@ -271,7 +271,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         port: Port of the backend; give this or url.
         host: Host of the backend, beside port; 127.0.0.1 if not given.
         url: URL of the backend, or unix:/path for a Unix socket; give this or port.
-        wake: Shell script that returns once the model can serve.
+        wake: Shell script that starts the model, which is awake once alive succeeds after it.
         sleep: Shell script that frees the GPU.
         alive: Shell script that exits 0 if the model is up.
         prefetch: Shell script that runs while the outgoing model drains and sleeps.
