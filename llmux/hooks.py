@@ -273,6 +273,8 @@ class ShellModelHooks:
                 with trio.CancelScope(shield=True):
                     if not await ending.finish():
                         log.warning("hook_survived", model=self._name, hook=hook, pgid=ending.group)
+        if ending.found is not None:
+            return _End.of_shell(ending.found)
         return _End(f"took longer than {timeout_s:g} s (hook_timeouts.{hook})")
 
     def _environment(self, hook: str, source: str, target: str) -> dict[str, str]:
@@ -353,15 +355,20 @@ class GroupEnd:
 
     Attributes:
         group: Number of the group; None while nobody wants to end it.
+        found: The shell's exit code if it had ended before anybody could want that.
     """
 
     def __init__(self, kill_after_s: float) -> None:
         self.group: int | None = None
+        self.found: int | None = None
         self.kill_after_s = kill_after_s
         self._kill_at = math.inf
 
     async def begin(self, shell: trio.Process) -> None:
         """For `trio.run_process`, which cancels it once the shell has exited."""
+        if shell.returncode is not None:  # it was in time, but llmux did not run
+            self.found = shell.returncode
+            return
         self.group = shell.pid
         self._kill_at = trio.current_time() + self.kill_after_s
         _signal_group(shell.pid, signal.SIGTERM)
