@@ -64,8 +64,8 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
 
 
 async def answer_llmux_error(error: LlmuxError) -> Response:
-    """Quart's error handler for llmux's own errors."""
-    status, headers, body = error_answer(error)
+    """Quart's error handler for llmux's own errors: of hooks, the control API alone hears here."""
+    status, headers, body = error_answer(error, to_operator=True)
     return Response(body, status, {n.decode(): v.decode() for n, v in headers})
 
 

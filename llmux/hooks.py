@@ -21,10 +21,11 @@ import trio
 from msgspec.structs import replace
 
 from llmux.awake import Marks
-from llmux.config import Config, HookName, ModelConfig
+from llmux.config import USUAL_SECRETS, Config, HookName, ModelConfig
 from llmux.errors import HookError
 from llmux.feed import Feed
 from llmux.logs import get_logger
+from llmux.masking import MASKER
 from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
 from llmux.plainfiles import open_own
@@ -48,7 +49,7 @@ TAIL_LINES = 5
 MAX_STEM_BYTES = 200
 """Longest percent-encoded model name used as it is; file names end at 255 bytes (NAME_MAX)."""
 
-SECRET_VARIABLES = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
+SECRET_VARIABLES = USUAL_SECRETS
 """Usual names of llmux's own secrets, which hooks and the servers they start do not get."""
 
 MARKED_HOOKS = frozenset({"wake", "sleep"})
@@ -77,6 +78,7 @@ class ShellHooks:
         secret_variables: What of the environment they do not get.
         feed: Who is told of runs.
         kill_after_s: Time between SIGTERM and SIGKILL.
+        shows_output: Whether clients are told what a failed hook has printed.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ShellHooks:
         secret_variables: Iterable[str] = (),
         feed: Feed | None = None,
         kill_after_s: float = KILL_AFTER_S,
+        shows_output: bool = False,
     ) -> None:
         """Run nothing yet.
 
@@ -103,11 +106,14 @@ class ShellHooks:
             secret_variables: More of the environment that hooks do not get.
             feed: Who is told of runs.
             kill_after_s: Time between SIGTERM and SIGKILL.
+            shows_output: Whether clients are told what a failed hook has printed.
         """
+        self.shows_output = shows_output
         self.secret_variables = SECRET_VARIABLES.union(secret_variables)
         self.marks = marks
         self.feed = feed or Feed()
         self._models: dict[str, ModelConfig] = {}
+        self._without_log: set[str] = set()
         self.directory = directory
         self._log_dir = log_dir
         self._metrics = metrics
@@ -118,6 +124,7 @@ class ShellHooks:
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
         self.secret_variables = SECRET_VARIABLES.union(config.secret_variables)
+        self.shows_output = config.errors.hook_output == "clients"
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""
@@ -146,8 +153,11 @@ class ShellHooks:
             output = None
             try:
                 output = stack.enter_context(_Output.open(path, title))
+                self._without_log.discard(model)
             except OSError as error:
-                log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+                if model not in self._without_log:  # once, until it works again
+                    log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+                self._without_log.add(model)
             yield output
 
     def record(
@@ -229,8 +239,8 @@ class ShellModelHooks:
             try:
                 end = await self._run_shell(hook, environment, output)
             finally:
-                tail = "" if output is None else output.tail()
-                error = end.error(model, hook, tail)
+                tail = "" if output is None else MASKER.mask(output.tail())
+                error = end.error(model, hook, tail, shows_output=shell.shows_output)
                 took_s = trio.current_time() - started_at
                 shell.record(model, hook, took_s, error, expects_failure=expects_failure)
                 if hook != "alive" or (error is not None and not expects_failure):
@@ -320,7 +330,9 @@ class _End:
             return cls(f"was killed by signal {-exit_code}", exit_code)
         return cls(f"exited with {exit_code}{EXIT_HINTS.get(exit_code, '')}", exit_code)
 
-    def error(self, model: str, hook: str, tail: str) -> HookError | None:
+    def error(
+        self, model: str, hook: str, tail: str, *, shows_output: bool = False
+    ) -> HookError | None:
         if self.failure is None:
             return None
         return HookError(
@@ -330,6 +342,8 @@ class _End:
             exit_code=self.exit_code,
             output=tail,
             was_started=self.was_started,
+            log_name=log_name(model),
+            shows_output=shows_output,
         )
 
 
@@ -497,9 +511,10 @@ class _Output:
         Whatever else writes to the log at the same time (a server left behind) is in it too.
         """
         with suppress(OSError):
-            window = _last_bytes(self.descriptor, TAIL_BYTES + len(self._marker))
-            printed = window.rpartition(self._marker)[2][-TAIL_BYTES:]
-            return _plain_tail(printed.decode(errors="replace"))
+            window = _last_bytes(self.descriptor, 4 * TAIL_BYTES + len(self._marker))
+            printed = window.rpartition(self._marker)[2].decode(errors="replace")
+            # Before it is cut: half a secret would not be known for one.
+            return _plain_tail(MASKER.mask(printed).encode()[-TAIL_BYTES:].decode(errors="replace"))
         return ""
 
 

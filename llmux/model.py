@@ -60,11 +60,13 @@ class Traits:
         max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.
         preserves_in_flight: Its hooks freeze it with its requests, so that none is waited for.
         idle_sleep_s: For so long unused, it is put to sleep.
+        abandons_wakes: Its wake hook is ended once nobody waits for it; None: as for all.
     """
 
     max_in_flight: float = math.inf
     preserves_in_flight: bool = False
     idle_sleep_s: float = math.inf
+    abandons_wakes: bool | None = None
 
 
 NO_TRAITS = Traits()
@@ -89,7 +91,7 @@ class Model:
         falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
         used_at: When it was woken, or its last request left.
-        max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
+        max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
 
     `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
@@ -144,6 +146,7 @@ class Model:
         self.max_in_flight = traits.max_in_flight
         self.preserves_in_flight = traits.preserves_in_flight
         self.idle_sleep_s = traits.idle_sleep_s
+        self.abandons_wakes = traits.abandons_wakes
         self._admit_more()
 
     @property

@@ -401,9 +401,17 @@ MAX_MESSAGE = 8192
 """Characters of one message: what is a client's is cut where it comes in, to much less."""
 
 
-def error_answer(error: LlmuxError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer that an error carries."""
-    message = shown(error.message, MAX_MESSAGE).encode("utf-8", "replace").decode()
+def error_answer(
+    error: LlmuxError, *, to_operator: bool = False
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer that an error carries.
+
+    Args:
+        error: The error.
+        to_operator: The answer is the control API's, which tells more.
+    """
+    told = error.details if to_operator else error.message
+    message = shown(told, MAX_MESSAGE).encode("utf-8", "replace").decode()
     detail = {"message": message, "type": "llmux_error", "param": None, "code": error.code}
     body = msgspec.json.encode({"error": detail})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

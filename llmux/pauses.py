@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 import trio
+from trio_util import periodic
 
 from llmux.logs import get_logger
 
@@ -84,8 +85,8 @@ async def leave_out_pauses() -> None:
     watch = PauseWatch(cast("Adjustable", clock))
     trio.lowlevel.add_instrument(watch)
     try:
-        while True:
-            await trio.sleep(TICK_S)
+        async for _ in periodic(TICK_S):
+            pass
     finally:
         with suppress(KeyError):  # Trio drops one that has raised
             trio.lowlevel.remove_instrument(watch)

@@ -241,7 +241,7 @@ class Steps:
             await self._run_hook(hooks, "sleep", **about)
         except HookError as error:
             # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
-            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
+            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.details)
             if not error.was_started:
                 raise  # nothing has been done to free the GPU
         if hooks.has("verify_asleep"):
@@ -289,6 +289,35 @@ class Steps:
         target.wake_succeeded()
         target.enter(Phase.AWAKE)
         return trio.current_time() - started_at
+
+    async def wake_while(
+        self,
+        is_wanted: Callable[[], bool],
+        target: Model,
+        source: str | None,
+        hooks: ModelHooks,
+    ) -> float:
+        """As `wake`; if it is not wanted any more, end the hook and put the model to sleep.
+
+        Raises:
+            HookError: As `wake`; or the GPU is still taken.
+            SwitchAbandoned: It was not wanted any more; the model sleeps.
+        """
+        started_at, failure = trio.current_time(), None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
+            try:
+                await self.wake(target, source, hooks)
+            except HookError as error:
+                failure = error  # raised outside, or the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if target.is_awake:
+            return trio.current_time() - started_at
+        log.info("wake_abandoned", model=target.name)
+        await self.put_to_sleep(target, target, hooks)
+        raise SwitchAbandoned
 
     async def _wait_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float

@@ -430,6 +430,7 @@ def traits_of(model: ModelConfig) -> Traits:
         math.inf if limit is None else limit,
         model.preserves_in_flight,
         math.inf if idle_s is None else idle_s,
+        model.abandon_wakes,
     )
 
 
