@@ -117,8 +117,8 @@ def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
 
 
 async def answer_llmux_error(error: LlmuxError) -> Response:
-    """Quart's error handler for llmux's own errors."""
-    status, headers, body = error_answer(error, _dialect())
+    """Quart's error handler for llmux's own errors: of hooks, the control API alone hears here."""
+    status, headers, body = error_answer(error, _dialect(), to_operator=True)
     return Response(body, status, {n.decode(): v.decode() for n, v in headers})
 
 

@@ -42,6 +42,7 @@ from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
 from llmux.hypercorn_side import mend_hypercorn, use_rules
 from llmux.journal import Journal, Started
+from llmux.masking import MASKER
 from llmux.memory import return_freed_memory
 from llmux.metrics import Metrics
 from llmux.model import Model
@@ -157,6 +158,7 @@ def build_service(
         ConfigError: The policy cannot be loaded.
     """
     use_rules(config)
+    MASKER.use(config.secrets)
     metrics, feed = Metrics(), Feed()
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
     record = AwakeRecord(config.state_dir / "awake.json")
@@ -168,6 +170,7 @@ def build_service(
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     board.connect(proxy.heard_since, proxy.forget_idle)
     reloader = Reloader(config, board, feed)
+    reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(lambda new: journal.add(started(new)))
@@ -313,6 +316,7 @@ def shell_hooks(
         marks=marks,
         secret_variables=config.secret_variables,
         feed=feed,
+        shows_output=config.errors.hook_output == "clients",
     )
 
 

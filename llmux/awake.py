@@ -57,6 +57,7 @@ class AwakeRecord:
         self._path = path
         self._entries: dict[str, Entry] = {}
         self._left: dict[str, Entry] = {}  # of models that the config does not have
+        self._has_failed = False
 
     def load(self, models: Iterable[str]) -> None:
         """Read what the last llmux has left.
@@ -126,11 +127,20 @@ class AwakeRecord:
                 file.write(msgspec.json.encode(_File(self._left | self._entries)) + b"\n")
             new.replace(self._path)
         except OSError as error:
-            log.error("awake_not_written", path=str(self._path), error=str(error))
+            if not self._has_failed:  # once, until it works again
+                log.error(
+                    "awake_not_written",
+                    path=str(self._path),
+                    error=str(error),
+                    hint="free space in state_dir or make it writable; llmux goes on",
+                )
+            self._has_failed = True
             with suppress(OSError):  # better nothing known than something wrong
                 old = open_own(self._path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
                 os.write(old, b"?")
                 os.close(old)
+        else:
+            self._has_failed = False
 
 
 Marks = Callable[[str], str]

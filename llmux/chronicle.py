@@ -85,7 +85,7 @@ class Chronicle:
                 result=result,
                 drain_secs=round(tally.drain_s, 3),
                 hook_secs=round(tally.hooks_s, 3),
-                error=None if error is None else error.message,
+                error=None if error is None else error.details,
             )
             self._feed.tell("switch", ended)
             self._journal.add(

@@ -78,9 +78,10 @@ class Dialect:
     line: Callable[[Told], dict[str, Any]]
 
 
-def told(error: LlmuxError) -> Told:
-    """What an error of llmux says."""
-    message = shown(error.message, MAX_MESSAGE).encode("utf-8", "replace").decode()
+def told(error: LlmuxError, *, to_operator: bool = False) -> Told:
+    """What an error of llmux says, to clients or to operators, who hear more."""
+    said = error.details if to_operator else error.message
+    message = shown(said, MAX_MESSAGE).encode("utf-8", "replace").decode()
     return Told(message, error.code, error.status, error.extra)
 
 

@@ -43,6 +43,11 @@ class LlmuxError(Exception):
         """The human-readable `error.message` of the answer."""
         return str(self)
 
+    @property
+    def details(self) -> str:
+        """The message for operators: the log, and holders of control keys."""
+        return str(self)
+
 
 class NoModel(LlmuxError):
     """The request names no model in any of the places that are looked at."""
@@ -255,6 +260,8 @@ class HookError(LlmuxError):
         exit_code: The shell's exit code; None if it was ended by llmux or never started.
         output: The last lines that the hook printed.
         was_started: Whether it can have done anything.
+        log_name: Where all that it printed is: a file in `logs` of the state folder; may be empty.
+        shows_output: Whether clients are told what it printed, which may hold secrets.
     """
 
     status = 500
@@ -269,15 +276,51 @@ class HookError(LlmuxError):
         exit_code: int | None = None,
         output: str = "",
         was_started: bool = True,
+        log_name: str = "",
+        shows_output: bool = False,
     ) -> None:
-        detail = f"{hook} hook {reason}" + (f": {output}" if output else "")
-        super().__init__(f"Hook failed for {model}: {detail}")
+        what = f"{hook} hook" if exit_code != 0 else hook  # of what has succeeded, not the hook
+        told = f"Hook failed for {model}: {what} {reason}"
+        super().__init__(told + (f": {output}" if output else ""))
+        place = f" (its log: logs/{log_name} in state_dir)" if log_name else ""
+        self._message = str(self) if shows_output else told + place
+        self.log_name = log_name
+        self.shows_output = shows_output
         self.model = model
         self.hook = hook
         self.reason = reason
         self.exit_code = exit_code
         self.was_started = was_started
         self.output = output
+
+    @property
+    def message(self) -> str:
+        """What clients are told."""
+        return self._message
+
+
+class NotAlive(HookError):
+    """A wake hook has succeeded, but its model was not alive in the hook's time."""
+
+    def __init__(self, model: str, waited_s: float, failure: HookError | None) -> None:
+        """Tell of the last look.
+
+        Args:
+            model: The model.
+            waited_s: How long its `alive` hook has failed, in seconds.
+            failure: The last failure; None: it did not return.
+        """
+        waited = f"{round(waited_s, None if waited_s >= 10 else 1):g} s"
+        why = "it did not return" if failure is None else failure.reason
+        super().__init__(
+            model,
+            "wake",
+            f"returned 0 but alive failed for {waited}: {why}",
+            exit_code=0,
+            output="" if failure is None else failure.output,
+            log_name="" if failure is None else failure.log_name,
+            shows_output=failure is not None and failure.shows_output,
+        )
 
 
 class ManualMode(LlmuxError):

@@ -18,6 +18,7 @@ import msgspec
 import trio
 from trio_util import RepeatedEvent
 
+from llmux.pauses import LEFT_OUT
 from llmux.shapes import Counts, History, HookRun, PhaseChange, Shape, SwitchRecord
 
 TICK_S = 0.25
@@ -62,8 +63,8 @@ class WallClock:
     def unix(self, at: float) -> float:
         """The Unix time of a time of Trio's clock."""
         if self._offset_s is None:
-            self._offset_s = time.time() - trio.current_time()
-        return round(at + self._offset_s, 4)
+            self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
+        return round(at + self._offset_s + LEFT_OUT.seconds, 4)
 
     def now(self) -> float:
         """The Unix time now."""

@@ -21,10 +21,11 @@ import trio
 from msgspec.structs import replace
 
 from llmux.awake import Marks
-from llmux.config import Config, HookName, ModelConfig
+from llmux.config import USUAL_SECRETS, Config, HookName, ModelConfig
 from llmux.errors import HookError
 from llmux.feed import Feed
 from llmux.logs import get_logger
+from llmux.masking import MASKER
 from llmux.metrics import Metrics
 from llmux.orphans import MARK_VARIABLE
 from llmux.plainfiles import open_own
@@ -48,7 +49,7 @@ TAIL_LINES = 5
 MAX_STEM_BYTES = 200
 """Longest percent-encoded model name used as it is; file names end at 255 bytes (NAME_MAX)."""
 
-SECRET_VARIABLES = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
+SECRET_VARIABLES = USUAL_SECRETS
 """Usual names of llmux's own secrets, which hooks and the servers they start do not get."""
 
 MARKED_HOOKS = frozenset({"wake", "sleep"})
@@ -77,6 +78,7 @@ class ShellHooks:
         secret_variables: What of the environment they do not get.
         feed: Who is told of runs.
         kill_after_s: Time between SIGTERM and SIGKILL.
+        shows_output: Whether clients are told what a failed hook has printed.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ShellHooks:
         secret_variables: Iterable[str] = (),
         feed: Feed | None = None,
         kill_after_s: float = KILL_AFTER_S,
+        shows_output: bool = False,
     ) -> None:
         """Run nothing yet.
 
@@ -103,11 +106,14 @@ class ShellHooks:
             secret_variables: More of the environment that hooks do not get.
             feed: Who is told of runs.
             kill_after_s: Time between SIGTERM and SIGKILL.
+            shows_output: Whether clients are told what a failed hook has printed.
         """
+        self.shows_output = shows_output
         self.secret_variables = SECRET_VARIABLES.union(secret_variables)
         self.marks = marks
         self.feed = feed or Feed()
         self._models: dict[str, ModelConfig] = {}
+        self._without_log: set[str] = set()
         self.directory = directory
         self._log_dir = log_dir
         self._metrics = metrics
@@ -118,6 +124,7 @@ class ShellHooks:
     def apply(self, config: Config) -> None:
         """Use another config from now on, but for what `use` is told of its models."""
         self.secret_variables = SECRET_VARIABLES.union(config.secret_variables)
+        self.shows_output = config.errors.hook_output == "clients"
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Use another config for a model from now on, or none any more."""
@@ -146,15 +153,28 @@ class ShellHooks:
             output = None
             try:
                 output = stack.enter_context(_Output.open(path, title))
+                self._without_log.discard(model)
             except OSError as error:
-                log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+                if model not in self._without_log:  # once, until it works again
+                    log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
+                self._without_log.add(model)
             yield output
 
-    def record(self, model: str, hook: str, took_s: float, error: HookError | None) -> None:
+    def record(
+        self,
+        model: str,
+        hook: str,
+        took_s: float,
+        error: HookError | None,
+        *,
+        expects_failure: bool = False,
+    ) -> None:
         """Count and log a run that has ended."""
         self._metrics.hook_duration.labels(model, hook).observe(took_s)
         about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
-        if error is not None:
+        if error is not None and expects_failure:
+            log.debug("hook_failed", **about, reason=error.reason, exit_code=error.exit_code)
+        elif error is not None:
             self._metrics.hook_failures.labels(model, hook).inc()
             log.warning(
                 "hook_failed",
@@ -191,7 +211,9 @@ class ShellModelHooks:
         timeout_s = self._config.timeout_s(hook)
         return math.inf if timeout_s is None else timeout_s
 
-    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+    async def run(
+        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+    ) -> None:
         """Run a hook that there is, to its end.
 
         What it leaves in the background lives on, unless llmux ended the run: then the whole
@@ -201,6 +223,7 @@ class ShellModelHooks:
             hook: Which.
             source: The model that the switch leaves, if any.
             target: The model that the switch is for, if any.
+            expects_failure: A failure is neither logged as one nor counted: the model still loads.
 
         Raises:
             HookError: It exited non-zero, could not be started, or outlived its time.
@@ -216,11 +239,11 @@ class ShellModelHooks:
             try:
                 end = await self._run_shell(hook, environment, output)
             finally:
-                tail = "" if output is None else output.tail()
-                error = end.error(model, hook, tail)
+                tail = "" if output is None else MASKER.mask(output.tail())
+                error = end.error(model, hook, tail, shows_output=shell.shows_output)
                 took_s = trio.current_time() - started_at
-                shell.record(model, hook, took_s, error)
-                if hook != "alive" or error is not None:
+                shell.record(model, hook, took_s, error, expects_failure=expects_failure)
+                if hook != "alive" or (error is not None and not expects_failure):
                     ended = replace(
                         run,
                         duration_secs=round(took_s, 3),
@@ -260,6 +283,8 @@ class ShellModelHooks:
                 with trio.CancelScope(shield=True):
                     if not await ending.finish():
                         log.warning("hook_survived", model=self._name, hook=hook, pgid=ending.group)
+        if ending.found is not None:
+            return _End.of_shell(ending.found)
         return _End(f"took longer than {timeout_s:g} s (hook_timeouts.{hook})")
 
     def _environment(self, hook: str, source: str, target: str) -> dict[str, str]:
@@ -305,7 +330,9 @@ class _End:
             return cls(f"was killed by signal {-exit_code}", exit_code)
         return cls(f"exited with {exit_code}{EXIT_HINTS.get(exit_code, '')}", exit_code)
 
-    def error(self, model: str, hook: str, tail: str) -> HookError | None:
+    def error(
+        self, model: str, hook: str, tail: str, *, shows_output: bool = False
+    ) -> HookError | None:
         if self.failure is None:
             return None
         return HookError(
@@ -315,6 +342,8 @@ class _End:
             exit_code=self.exit_code,
             output=tail,
             was_started=self.was_started,
+            log_name=log_name(model),
+            shows_output=shows_output,
         )
 
 
@@ -340,15 +369,20 @@ class GroupEnd:
 
     Attributes:
         group: Number of the group; None while nobody wants to end it.
+        found: The shell's exit code if it had ended before anybody could want that.
     """
 
     def __init__(self, kill_after_s: float) -> None:
         self.group: int | None = None
+        self.found: int | None = None
         self.kill_after_s = kill_after_s
         self._kill_at = math.inf
 
     async def begin(self, shell: trio.Process) -> None:
         """For `trio.run_process`, which cancels it once the shell has exited."""
+        if shell.returncode is not None:  # it was in time, but llmux did not run
+            self.found = shell.returncode
+            return
         self.group = shell.pid
         self._kill_at = trio.current_time() + self.kill_after_s
         _signal_group(shell.pid, signal.SIGTERM)
@@ -477,9 +511,10 @@ class _Output:
         Whatever else writes to the log at the same time (a server left behind) is in it too.
         """
         with suppress(OSError):
-            window = _last_bytes(self.descriptor, TAIL_BYTES + len(self._marker))
-            printed = window.rpartition(self._marker)[2][-TAIL_BYTES:]
-            return _plain_tail(printed.decode(errors="replace"))
+            window = _last_bytes(self.descriptor, 4 * TAIL_BYTES + len(self._marker))
+            printed = window.rpartition(self._marker)[2].decode(errors="replace")
+            # Before it is cut: half a secret would not be known for one.
+            return _plain_tail(MASKER.mask(printed).encode()[-TAIL_BYTES:].decode(errors="replace"))
         return ""
 
 

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from llmux.logs import get_logger
+from llmux.pauses import LEFT_OUT
 from llmux.plainfiles import open_own
 
 FLUSH_S = 1.0
@@ -154,7 +155,7 @@ class Journal:
         if self._path is None:
             return
         # Once: when somebody sets the clock of the host, the journal's order must not change.
-        self._offset_s = time.time() - trio.current_time()
+        self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
         try:
             while True:
                 while self._entries:
@@ -170,7 +171,8 @@ class Journal:
         if not entries:
             return
         try:
-            made = [entry(self._offset_s) for entry in entries]
+            offset_s = self._offset_s + LEFT_OUT.seconds
+            made = [entry(offset_s) for entry in entries]
             lines = msgspec.json.Encoder().encode_lines(made)
             started = [entry for entry in made if isinstance(entry, Started)]
             if started:

@@ -57,6 +57,11 @@ class KeyRing:
     def __hash__(self) -> int:
         return hash((self._keys, self.variables))
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The keys themselves, for those who keep them out of what is told."""
+        return tuple(key.decode("ascii") for key in self._keys)
+
     def accepts(self, headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
         """The headers that carry one of the keys, by their names in lower case; empty: none does.
 

@@ -21,6 +21,7 @@ finally:
     if _rich is not None:
         sys.modules["rich"] = _rich
 
+from llmux.masking import MASKER  # noqa: E402
 from llmux.repeats import Repeats  # noqa: E402
 
 LogFormat = Literal["text", "json"]
@@ -60,9 +61,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     ]
     if log_format == "json":
         finish.append(structlog.processors.format_exc_info)
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[*finish, renderer]
-    )
+    formatter = MaskedFormatter(foreign_pre_chain=shared, processors=[*finish, renderer])
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(formatter)
     output.addFilter(Repeats())
@@ -70,6 +69,14 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class MaskedFormatter(structlog.stdlib.ProcessorFormatter):
+    """Whole lines, tracebacks included, without the config's secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return MASKER.mask(super().format(record))
 
 
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:

@@ -60,11 +60,13 @@ class Traits:
         max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.
         preserves_in_flight: Its hooks freeze it with its requests, so that none is waited for.
         idle_sleep_s: For so long unused, it is put to sleep.
+        abandons_wakes: Its wake hook is ended once nobody waits for it; None: as for all.
     """
 
     max_in_flight: float = math.inf
     preserves_in_flight: bool = False
     idle_sleep_s: float = math.inf
+    abandons_wakes: bool | None = None
 
 
 NO_TRAITS = Traits()
@@ -84,9 +86,12 @@ class Model:
         beside_line: Requests that its backend has refused, and that wait for a look at it.
         failures: Failed tries to wake it since the last success.
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
+        is_warm: Whether its backend has answered since it was woken, other than with a 503.
+        warm_by: Until when it may not be (Trio's clock, seconds): its wake hook's time.
+        falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
         used_at: When it was woken, or its last request that was no passive one left.
-        max_in_flight, preserves_in_flight, idle_sleep_s: See `Traits`.
+        max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
         socket_idle_s: A WebSocket without a message for so long is quiet; as the config says.
 
@@ -124,6 +129,9 @@ class Model:
         self._frozen_at: float | None = None
         self.failures = 0
         self.retry_at = -math.inf
+        self.is_warm = False
+        self.warm_by = -math.inf
+        self.falls = 0
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
         self._on_line = on_line
@@ -149,6 +157,7 @@ class Model:
         self.max_in_flight = traits.max_in_flight
         self.preserves_in_flight = traits.preserves_in_flight
         self.idle_sleep_s = traits.idle_sleep_s
+        self.abandons_wakes = traits.abandons_wakes
         self._admit_more()
 
     @property
@@ -199,6 +208,7 @@ class Model:
         if phase is Phase.AWAKE:
             if left is not Phase.DRAINING:
                 self.stay += 1
+                self.is_warm = False
                 self.awake_since = self.entered_at
             self.used_at = self.entered_at
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
@@ -310,6 +320,26 @@ class Model:
         self.failures += 1
         self.retry_at = trio.current_time() + delay_s
         self.last_error = error
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether its server may still load: it was just woken, and has answered nothing yet."""
+        return not self.is_warm and trio.current_time() < self.warm_by
+
+    def note_warm(self) -> None:
+        """Its backend has answered."""
+        self.is_warm = True
+        self.falls = 0
+
+    def fell(self) -> None:
+        """It was found down while it may still have been loading.
+
+        The first time it may be woken again at once, then after 2 s, doubling to 60 s.
+        """
+        if self.falls:
+            delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (self.falls - 1))
+            self.retry_at = trio.current_time() + delay_s
+        self.falls += 1
 
     @property
     def oldest(self) -> float | None:

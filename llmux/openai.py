@@ -609,10 +609,16 @@ def _named_by_connection(headers: Headers) -> set[bytes]:
 
 
 def error_answer(
-    error: LlmuxError, dialect: Dialect = OPENAI
+    error: LlmuxError, dialect: Dialect = OPENAI, *, to_operator: bool = False
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer that an error carries, as its client words it."""
-    body = msgspec.json.encode(dialect.body(told(error)))
+    """Status, headers and body of the answer that an error carries.
+
+    Args:
+        error: The error.
+        dialect: How its client words it.
+        to_operator: The answer is the control API's, which tells more.
+    """
+    body = msgspec.json.encode(dialect.body(told(error, to_operator=to_operator)))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))

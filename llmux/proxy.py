@@ -107,12 +107,21 @@ OF_COMMENTS = frozenset({
     b"content-type", b"content-length", b"content-encoding", b"cache-control", b"x-accel-buffering",
 })  # fmt: skip
 """Headers of an answer that are llmux's own where comments come before it."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two tries while a server loads: the first, doubling up to the second."""
+
+ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Answers to these do not show that a model has loaded: llama.cpp lists it before."""
 
 log = get_logger(__name__)
 
 
 class ClientLeft(Exception):
     """The client closed its connection."""
+
+
+class StillLoads(Exception):
+    """The backend of a model that was just woken says that it is not ready."""
 
 
 class Lane(Protocol):
@@ -572,7 +581,7 @@ class ModelProxy:
             # It has seen nothing of the request, which may wait until the model is up again.
             with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
                 await self._board.refused(journey.model)
-            await self._answer(lane, journey, outgoing, upstream)
+            await self._answer(lane, journey, outgoing, upstream, has_looked=True)
 
     def _admit(self, headers: HeaderList) -> HeaderList:
         """The headers without llmux's own key, if the backend is not to see it."""
@@ -585,7 +594,13 @@ class ModelProxy:
         return self._api_keys.without(headers, carriers)
 
     async def _answer(
-        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+        self,
+        lane: Lane,
+        journey: Journey,
+        outgoing: Outgoing,
+        upstream: Upstream,
+        *,
+        has_looked: bool = False,
     ) -> None:
         if journey.cancelled_with is not None:  # before it got here
             raise journey.cancelled_with
@@ -601,7 +616,39 @@ class ModelProxy:
                 raise journey.cancelled_with
             # A new config may have come while it waited.
             upstream = self._upstreams.get(journey.model, upstream)
-            await self._pass_on(lane, journey, outgoing, upstream)
+            try:
+                await self._pass_on(lane, journey, outgoing, upstream)
+            except StillLoads:
+                pass
+            except BackendRefused:
+                if not (has_looked and serving.is_warming):
+                    raise
+            else:
+                return
+            await self._pass_on_once_loaded(lane, journey, outgoing, upstream)
+
+    async def _pass_on_once_loaded(
+        self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
+    ) -> None:
+        """Try again until the backend has loaded, or could have.
+
+        In flight, so that no switch comes between; nothing of an answer has been passed on, and the
+        backend has done nothing with the request, whose body is still held.
+        """
+        serving, pause_s = journey.serving, FIRST_PAUSE_S
+        assert serving is not None
+        while True:
+            await serving.pause(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            try:
+                await self._pass_on(lane, journey, outgoing, upstream)
+            except StillLoads:
+                continue
+            except BackendRefused:
+                if not serving.is_warming:
+                    raise
+            else:
+                return
 
     async def _pass_on(
         self, lane: Lane, journey: Journey, outgoing: Outgoing, upstream: Upstream
@@ -609,6 +656,12 @@ class ModelProxy:
         journey.backend, journey.stream_idle_s = upstream.backend, upstream.stream_idle_s
         await self._decode(lane, journey, outgoing, upstream)
         async with outgoing.exchange(journey, upstream, self._meanings) as answer:
+            if (serving := journey.serving) is not None and not serving.is_warm:
+                if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                    if serving.is_warming and not serving.is_passive:
+                        raise StillLoads
+                elif lane.method not in ASKS_ONLY or answer.status == 101:
+                    serving.note_warm()
             lane.body.release()
             if answer.stream is not None and journey.serving is not None:
                 assert journey.serving.flight is not None

@@ -79,6 +79,36 @@ class Serving:
         return self._waits_since is not None
 
     @property
+    def is_warm(self) -> bool:
+        """Whether the model's backend has answered since it was woken."""
+        return self._model.is_warm
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether the model's server may still load."""
+        return self._model.is_warming
+
+    def note_warm(self) -> None:
+        """The model's backend has answered."""
+        self._model.note_warm()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait while in flight, for a server that still loads: it counts as waiting.
+
+        Raises:
+            SwitchTimeout: It has waited long enough.
+        """
+        began_at = trio.current_time()
+        left_s = self._timeout_s - self.waited_s
+        try:
+            await trio.sleep(max(0.0, min(seconds, left_s)))
+        finally:
+            self.waited_s += trio.current_time() - began_at
+        if left_s <= seconds:
+            log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
+            raise SwitchTimeout
+
+    @property
     def waited_so_far_s(self) -> float:
         """How long it has waited up to now, in seconds."""
         waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since

@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmux.logs import get_logger
@@ -33,15 +33,23 @@ def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
 
     Raises:
         LockHeld: Another process has it; the message names it.
-        OSError: `state_dir` cannot be made or written, or something else stands in the lock's
-            place, which is left as it is.
+        OSError: `state_dir` cannot be made or written; its text says what to do. Or something else
+            stands in the lock's place, which is left as it is.
     """
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if (why := unsafe_folder(state_dir)) is not None:
-        log.warning("state_dir_unsafe", path=str(state_dir), reason=why)
     path = state_dir / "lock"
-    # Not inheritable, as all of Python's descriptors: servers that hooks leave behind lack it.
-    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (why := unsafe_folder(state_dir)) is not None:
+            log.warning("state_dir_unsafe", path=str(state_dir), reason=why)
+        # Not inheritable, as all of Python's descriptors: servers that hooks leave behind lack it.
+        descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
+    except NotOurs:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"cannot write to state_dir {state_dir} ({error.strerror or error}): set state_dir in "
+            "the config to a folder that llmux may write to"
+        ) from None
     try:
         found = os.pread(descriptor, MOST_BYTES, 0)
         try:
@@ -54,8 +62,9 @@ def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
             ) from None
         if not OWN_TEXT.fullmatch(found):
             raise NotOurs(path, "is a file that is not llmux's lock")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()}, config {config_path}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: it is only for the message
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()}, config {config_path}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

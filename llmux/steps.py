@@ -11,7 +11,7 @@ import trio
 from trio_util import RepeatedEvent, periodic
 
 from llmux.config import HookName, PolicyConfig
-from llmux.errors import HookError
+from llmux.errors import HookError, NotAlive
 from llmux.inflight import Flight
 from llmux.logs import get_logger
 from llmux.measures import Measures
@@ -26,6 +26,18 @@ STEP_SLACK_S = 60.0
 """How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
 five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
 
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
+"""Delays between two looks at a model that was just woken: the first, doubling up to the second."""
+
+LEAST_LOOK_S = 1.0
+"""How long a look that was begun may take in any case, though the wake's time is over."""
+
+SLOW_WAKE_S = 60.0
+"""How often it is logged that a model is still not alive."""
+
+LONGEST_WARM_UP_S = 600.0
+"""How long a model may say that it loads where its wake hook has no time-out: the default's."""
+
 log = get_logger(__name__)
 
 
@@ -39,8 +51,16 @@ class ModelHooks(Protocol):
         """Whether there is this hook."""
         ...
 
-    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+    async def run(
+        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+    ) -> None:
         """Run a hook that there is, to its end.
+
+        Args:
+            hook: Which.
+            source: The model that the switch leaves, if any.
+            target: The model that the switch is for, if any.
+            expects_failure: A failure is neither logged as one nor counted: the model still loads.
 
         Raises:
             HookError: It failed, outlived its time or could not be started.
@@ -223,7 +243,7 @@ class Steps:
             await self._run_hook(hooks, "sleep", **about)
         except HookError as error:
             # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
-            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.message)
+            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.details)
             if not error.was_started:
                 raise  # nothing has been done to free the GPU
         if hooks.has("verify_asleep"):
@@ -235,8 +255,8 @@ class Steps:
         self, target: Model, source: str | None, hooks: ModelHooks, nursery: trio.Nursery
     ) -> Prefetch:
         """Start the target's prefetch hook, if it has one and there is something to wait for."""
-        about = {"source": source or "", "target": target.name}
-        prefetch = Prefetch(partial(hooks.run, "prefetch", **about))
+        hook = partial(hooks.run, "prefetch", source=source or "", target=target.name)
+        prefetch = Prefetch(hook)
         if source is None or not hooks.has("prefetch"):
             prefetch.skip()
         else:
@@ -253,14 +273,93 @@ class Steps:
         return trio.current_time() - started_at
 
     async def wake(self, target: Model, source: str | None, hooks: ModelHooks) -> float:
-        """Run the wake hook; returns its seconds, raises HookError."""
+        """Run the wake hook, then wait until the model is alive; returns seconds.
+
+        Both have the wake hook's time together.
+
+        Raises:
+            HookError: The hook failed, or the model was not alive in time.
+        """
         started_at = trio.current_time()
+        timeout_s = hooks.timeout_s("wake")
         target.holds_gpu = True
         target.enter(Phase.WAKING)
         await self._run_hook(hooks, "wake", source=source or "", target=target.name)
+        await self._wait_alive(target, source or "", hooks, started_at + timeout_s)
+        warm_up_s = LONGEST_WARM_UP_S if timeout_s == math.inf else timeout_s
+        target.warm_by = started_at + warm_up_s
         target.wake_succeeded()
         target.enter(Phase.AWAKE)
         return trio.current_time() - started_at
+
+    async def wake_while(
+        self,
+        is_wanted: Callable[[], bool],
+        target: Model,
+        source: str | None,
+        hooks: ModelHooks,
+    ) -> float:
+        """As `wake`; if it is not wanted any more, end the hook and put the model to sleep.
+
+        Raises:
+            HookError: As `wake`; or the GPU is still taken.
+            SwitchAbandoned: It was not wanted any more; the model sleeps.
+        """
+        started_at, failure = trio.current_time(), None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
+            try:
+                await self.wake(target, source, hooks)
+            except HookError as error:
+                failure = error  # raised outside, or the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if target.is_awake:
+            return trio.current_time() - started_at
+        log.info("wake_abandoned", model=target.name)
+        await self.put_to_sleep(target, target, hooks)
+        raise SwitchAbandoned
+
+    async def _wait_alive(
+        self, target: Model, source: str, hooks: ModelHooks, deadline: float
+    ) -> None:
+        """Run the alive hook until it succeeds: at once, and then ever less often.
+
+        Args:
+            target: The model, whose wake hook has succeeded.
+            source: The model that the switch has left, if any.
+            hooks: The target's.
+            deadline: Until when it must have; the last look may take a little longer.
+
+        Raises:
+            NotAlive: It has not.
+        """
+        began_at = now = logged_at = trio.current_time()
+        pause_s, failure = FIRST_LOOK_S, None
+        self._hook_must_end_by = deadline + LEAST_LOOK_S + STEP_SLACK_S
+        try:
+            while True:
+                try:
+                    with trio.move_on_at(max(deadline, now + LEAST_LOOK_S)) as look:
+                        await hooks.run(
+                            "alive", source=source, target=target.name, expects_failure=True
+                        )
+                    if not look.cancelled_caught:
+                        return
+                except HookError as error:
+                    failure = error
+                now = trio.current_time()
+                if now >= deadline:
+                    raise NotAlive(target.name, now - began_at, failure)
+                if now - logged_at >= SLOW_WAKE_S:
+                    logged_at = now
+                    _log_slow_wake(target, now - began_at, failure)
+                await trio.sleep(min(pause_s, deadline - now))
+                now = trio.current_time()
+                pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+        finally:
+            self._hook_must_end_by = math.inf
 
     async def _run_hook(
         self, hooks: ModelHooks, hook: HookName, *, source: str, target: str
@@ -279,6 +378,11 @@ def cut_sockets(model: Model, flights: list[Flight]) -> None:
         flight.cut()
     if flights:
         log.info("websockets_cut", model=model.name, count=len(flights))
+
+
+def _log_slow_wake(model: Model, waited_s: float, failure: HookError | None) -> None:
+    reason = "" if failure is None else failure.reason
+    log.warning("wake_not_alive", model=model.name, waited_secs=round(waited_s, 1), reason=reason)
 
 
 async def _log_slow_drain(model: Model) -> None:

@@ -21,6 +21,7 @@ from llmux.journal import NO_JOURNAL, Journal
 from llmux.metrics import Counts, Metrics, ModelGauges
 from llmux.model import Model, Traits
 from llmux.orphans import end_marked
+from llmux.pauses import leave_out_pauses
 from llmux.policy import Policy, load_policy
 from llmux.serving import Check, Serving
 from llmux.shapes import ModeChange, Pin
@@ -378,6 +379,7 @@ class Switchboard:
                 await end_marked(mark)  # it would wake a model that nobody puts to sleep
             async with trio.open_nursery() as beside:
                 beside.start_soon(self._watch_switchers)
+                beside.start_soon(leave_out_pauses)
                 async with trio.open_nursery() as self._running:
                     for switcher in self.groups.values():
                         self._start(switcher)
@@ -438,6 +440,7 @@ def traits_of(model: ModelConfig) -> Traits:
         math.inf if limit is None else limit,
         model.preserves_in_flight,
         math.inf if idle_s is None else idle_s,
+        model.abandon_wakes,
     )
 
 

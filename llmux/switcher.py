@@ -616,7 +616,8 @@ class Switcher:
 
         Raises:
             HookError: The target is not awake.
-            SwitchAbandoned: The target is not wanted any more; what was drained is awake again.
+            SwitchAbandoned: The target is not wanted any more; what was drained is awake again, or
+                sleeps, and so does the target.
         """
         target = order.target
         in_the_way = [(each, self._steps.hooks_of(each)) for each in self._in_the_way_of(target)]
@@ -635,7 +636,9 @@ class Switcher:
                 )
                 self._check_open()
                 self._check_wanted(order)
-                tally.hooks_s += await self._steps.wake(target, source, hooks)
+                tally.hooks_s += await self._steps.wake_while(
+                    lambda: self._is_wake_wanted(order), target, source, hooks
+                )
             finally:
                 prefetch.abandon()
         if source is not None and source not in self.models:  # removed once it slept
@@ -670,9 +673,11 @@ class Switcher:
         model.in_flight.cut()  # also those that a drain waits for
         if not model.is_awake or self._closed_with is not None:
             return
+        if model.is_warming:
+            model.fell()
         # Nobody else might wake it again, and somebody has wanted it awake.
         orders = [Order(model, "down", stands=True, to="down")]
-        if self._is_kept(model):
+        if self._is_kept(model) and model.falls < 2:  # not for ever
             orders.append(Order(model, "down", stands=True))
         self._orders.extendleft(reversed(orders))
         self._changed.set()
@@ -694,6 +699,15 @@ class Switcher:
 
     def _is_in_vain(self, order: Order) -> bool:
         return self._closed_with is not None or not self._is_wanted(order)
+
+    def _is_wake_wanted(self, order: Order) -> bool:
+        """Whether a wake hook that runs may go on: always, unless wakes may be abandoned."""
+        target, abandons = order.target, order.target.abandons_wakes
+        if not (self._steps.settings.abandon_wakes if abandons is None else abandons):
+            return True
+        if order.stands or not target.is_unused:
+            return True
+        return any(each.target is target and each.to == "awake" for each in self._orders)
 
     def _check_wanted(self, order: Order) -> None:
         if not self._is_wanted(order):

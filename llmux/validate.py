@@ -30,6 +30,7 @@ from llmux.errors import BackendBroke, BackendError, HookError
 from llmux.judging import Answer, Question, Unfit, compare
 from llmux.openai import request_headers
 from llmux.orphans import end_marked
+from llmux.pauses import leave_out_pauses
 from llmux.steps import Hooks
 
 MAX_ANSWER_BYTES = 4 << 20
@@ -173,6 +174,7 @@ class Validation:
         with trio.open_signal_receiver(*SIGNALS) as signals:
             async with trio.open_nursery() as background:
                 background.start_soon(_heed, signals, checks, end)
+                background.start_soon(leave_out_pauses)
                 with suppress(Failed), checks:
                     await self._check(cycles)
                     has_passed = True

@@ -19,6 +19,7 @@ from llmux.awake import AwakeRecord
 from llmux.config import Config
 from llmux.errors import ConfigError
 from llmux.judging import Question, is_known
+from llmux.masking import MASKER
 from llmux.metrics import Metrics
 from llmux.options import config_option, with_options_before
 from llmux.statelock import LockHeld, state_lock
@@ -130,6 +131,7 @@ def run_validation(
             known = ", ".join(config.models)
             raise ConfigError([f"no model {model!r} in {config.path}; there is: {known}"])
         with state_lock(config.state_dir, config.path):
+            MASKER.use(config.secrets)
             record = AwakeRecord(config.state_dir / "awake.json")
             record.load(config.models)
             hooks = shell_hooks(config, Metrics(), record.mark)

@@ -38,7 +38,10 @@ class FakeHooks:
         prefetchers: Which models have a `prefetch` hook; it may overlap others.
         gates: Events that a hook waits for before it ends.
         timeouts: What the switcher is told of a hook's time-out; nothing ends it.
-        calls: Every hook that was started, in order.
+        calls: Every hook that was started, in order, but for the looks.
+        looks: The looks at models that were just woken: the alive hook, whose key in the mappings
+            above is ("a", "look") here.
+        loading_s: How long a model is not alive after its wake hook has succeeded.
     """
 
     seconds: Mapping[HookKey, float] = field(default_factory=dict)
@@ -50,6 +53,9 @@ class FakeHooks:
     drains: bool = True
     freezing: set[str] = field(default_factory=set)
     calls: list[HookKey] = field(default_factory=list)
+    looks: list[tuple[str, float]] = field(default_factory=list)
+    loading_s: dict[str, float] = field(default_factory=dict)
+    woken_at: dict[str, float] = field(default_factory=dict)
     awake: set[str] = field(default_factory=set)
     running: HookKey | None = None
     inside: dict[str, int] = field(default_factory=dict)
@@ -60,6 +66,12 @@ class FakeHooks:
         missing = {hook for hook, models in optional.items() if model not in models}
         timeouts = {hook: s for (name, hook), s in self.timeouts.items() if name == model}
         return FakeModelHooks(self, model, frozenset(missing), timeouts)
+
+    async def look(self, model: str) -> None:
+        self.looks.append((model, trio.current_time()))
+        await self._take((model, "look"), model, "alive")
+        if trio.current_time() < self.woken_at[model] + self.loading_s.get(model, 0):
+            raise HookError(model, "alive", "exited with 22", exit_code=22, output="loading")
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         key = (model, hook)
@@ -82,6 +94,7 @@ class FakeHooks:
             await self._take(key, model, hook)
             if hook == "wake":
                 self.awake.add(model)
+                self.woken_at[model] = trio.current_time()
         finally:
             self.running = None
 
@@ -131,8 +144,13 @@ class FakeModelHooks:
     def timeout_s(self, hook: HookName) -> float:
         return self.timeouts.get(hook, math.inf)
 
-    async def run(self, hook: HookName, *, source: str = "", target: str = "") -> None:
+    async def run(
+        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+    ) -> None:
         assert self.has(hook), f"{self.model} has no {hook} hook"
+        if expects_failure and isinstance(self.gpu, FakeHooks):
+            await self.gpu.look(self.model)
+            return
         await self.gpu.run(self.model, hook, source=source, target=target)
 
 

@@ -507,7 +507,7 @@ def test_schema_knows_every_key_and_no_other() -> None:
     shapes = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
     assert set(shapes) == {
-        "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig", "PolicyConfig",
+        "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig", "PolicyConfig",
     }  # fmt: skip
     for shape in shapes.values():
         assert shape["additionalProperties"] is False

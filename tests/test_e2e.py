@@ -230,7 +230,7 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "hook_failed"
         assert answer.json()["error"]["message"] == (
-            "Hook failed for b: wake hook exited with 7: no such GPU"
+            "Hook failed for b: wake hook exited with 7 (its log: logs/b.log in state_dir)"
         )
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await metric(client, 'llmux_hook_failures_total{hook="wake",model="b"}') == 1

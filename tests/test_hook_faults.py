@@ -185,7 +185,7 @@ async def test_a_gpu_that_stays_taken_is_not_woken_into(tmp_path: Path) -> None:
             for _ in range(3):
                 nursery.start_soon(ask_in_vain)
         message = "Hook failed for a: verify_asleep hook exited with 1: still taken"
-        assert [error.message for error in errors] == [message] * 3
+        assert [error.details for error in errors] == [message] * 3
         assert site.ran == ["a wake", *["a sleep", "a verify_asleep"] * 2]
         await site.ask("a")  # it holds the GPU, so it may be woken again
         (tmp_path / "free").touch()
@@ -196,7 +196,7 @@ async def test_a_gpu_that_stays_taken_is_not_woken_into(tmp_path: Path) -> None:
 async def test_clients_hear_that_the_gpu_is_still_taken(tmp_path: Path) -> None:
     async with running_backends(tmp_path, "a", "b") as rack:
         stuck = {"sleep": "test -e free && rm a.awake", "verify_asleep": VERIFY}
-        config = rack.write_config(models={"a": stuck})
+        config = rack.write_config(errors={"hook_output": "clients"}, models={"a": stuck})
         async with running_llmux(config) as llmux, llmux.client() as client:
             assert (await client.post(CHAT, json=chat("a"))).status_code == 200
             answers: list[httpx.Response] = []
@@ -288,7 +288,9 @@ async def test_a_hook_that_prints_100_mb(rack: Rack) -> None:
     noise = "yes 'a line of some length, as a loader prints them' | head -c 100000000"
     model = {"wake": f"{noise}; echo; echo out of memory; exit 1", "sleep": "echo slept"}
     log = rack.folder / "state" / "logs" / "a.log"
-    async with running_llmux(rack.write_config(models={"a": model})) as llmux:
+    async with running_llmux(
+        rack.write_config(errors={"hook_output": "clients"}, models={"a": model})
+    ) as llmux:
         pid = llmux.process.pid
         async with llmux.client() as client:
             assert (await client.post(CHAT, json=chat("b"))).status_code == 200
@@ -309,7 +311,9 @@ async def test_a_hook_that_prints_100_mb(rack: Rack) -> None:
 async def test_clients_and_logs_get_text_whatever_a_hook_prints(rack: Rack) -> None:
     printed = r"caf\351 \377\376\000 \033[31mred\033[0m\n"
     broken = {"a": {"wake": f"printf '{printed}'; exit 1"}}
-    async with running_llmux(rack.write_config(models=broken)) as llmux:
+    async with running_llmux(
+        rack.write_config(errors={"hook_output": "clients"}, models=broken)
+    ) as llmux:
         async with llmux.client() as client:
             answer = await client.post(CHAT, json=chat("a"))
         assert answer.json()["error"]["message"] == (

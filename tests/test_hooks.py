@@ -69,7 +69,7 @@ class Bench:
             kill_after_s=KILL_AFTER_S,
         )
         with trio.fail_after(PATIENCE_S):
-            await shell_hooks.of(model).run(hook, **about)
+            await shell_hooks.of(model).run(hook, **about)  # type: ignore[arg-type]
 
     async def failure(self, script: str, **options: Any) -> HookError:
         with pytest.raises(HookError) as caught:
@@ -292,7 +292,7 @@ async def test_alive_hooks_complete_quietly(bench: Bench) -> None:
 async def test_a_hook_that_fails(bench: Bench) -> None:
     with capture_logs() as events:
         error = await bench.failure("echo out; echo err >&2; exit 3")
-    assert error.message == "Hook failed for m: wake hook exited with 3: out\nerr"
+    assert error.details == "Hook failed for m: wake hook exited with 3: out\nerr"
     assert (error.model, error.hook, error.exit_code) == ("m", "wake", 3)
     failed = event(events, "hook_failed")
     assert (failed["log_level"], failed["exit_code"], failed["stderr"]) == (

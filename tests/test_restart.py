@@ -165,8 +165,10 @@ async def test_the_record_is_written_before_and_after_each_hook(
         assert rig.switcher.models["a"].phase is Phase.ASLEEP
     assert seen == [
         ("a", "wake", "unsure", None),
+        ("a", "alive", "unsure", None),
         ("a", "sleep", "unsure", None),
         ("b", "wake", None, "unsure"),
+        ("b", "alive", None, "unsure"),
     ]
     assert record.entry("b") == Entry("awake")
 

@@ -201,7 +201,7 @@ async def test_a_failed_wake_fails_its_waiters_and_nobody_else(autojump_clock: M
         requests.start_soon(ask_in_vain)
         await wait_all_tasks_blocked()
         assert await rig.ask("c") == pytest.approx(5)
-    assert [error.message for error in errors] == [
+    assert [error.details for error in errors] == [
         "Hook failed for b: wake hook exited with 1: no such GPU"
     ] * 2
     assert hooks.calls == [

@@ -294,6 +294,8 @@ class Pool:
         self._busy.discard(connection)
         if connection.has_ended:
             self._heard_at = trio.current_time()
+        else:
+            self._heard_at = max(self._heard_at, connection.heard_at())
         if self._is_closed or not connection.can_carry_another():
             connection.close()
             return

@@ -4,6 +4,7 @@ from llmux.config.hookfiles import hook_remarks
 from llmux.config.load import default_config_path, load_config, parse_config
 from llmux.config.schema import config_schema
 from llmux.config.shape import (
+    USUAL_SECRETS,
     Config,
     ControlConfig,
     GroupConfig,
@@ -16,6 +17,7 @@ from llmux.config.shape import (
 )
 
 __all__ = [
+    "USUAL_SECRETS",
     "Config",
     "ControlConfig",
     "GroupConfig",

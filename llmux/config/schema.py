@@ -11,6 +11,7 @@ import msgspec
 from llmux.config.shape import (
     Config,
     ControlConfig,
+    ErrorsConfig,
     GroupConfig,
     HookTimeouts,
     Limits,
@@ -19,7 +20,10 @@ from llmux.config.shape import (
     file_keys,
 )
 
-SECTIONS = (Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ControlConfig)
+SECTIONS = (
+    Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
+    ControlConfig,
+)  # fmt: skip
 
 
 def config_schema() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from llmux.clients import TrustedProxies
 from llmux.keys import MASK, KeyRing
+from llmux.masking import header_secrets, variable_secrets
 from llmux.names import MAX_NAME_BYTES
 from llmux.paths import DEFAULTS, PASSIVE_PATHS
 from llmux.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
@@ -281,7 +282,7 @@ class HookTimeouts(Section, frozen=True, kw_only=True):
     """Seconds that each hook may run; null for no limit.
 
     Attributes:
-        wake: Seconds for the wake hook.
+        wake: Seconds for the wake hook, and after it until alive succeeds.
         sleep: Seconds for the sleep hook.
         alive: Seconds for the alive hook.
         prefetch: Seconds for the prefetch hook.
@@ -311,7 +312,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         port: Port of the backend; give this or url.
         host: Host of the backend, beside port; 127.0.0.1 if not given.
         url: URL of the backend, or unix:/path for a Unix socket; give this or port.
-        wake: Shell script that returns once the model can serve.
+        wake: Shell script that starts the model, which is awake once alive succeeds after it.
         sleep: Shell script that frees the GPU.
         alive: Shell script that exits 0 if the model is up.
         prefetch: Shell script that runs while the outgoing model drains and sleeps.
@@ -329,6 +330,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         websocket: What becomes of its WebSockets when a switch waits; null for policy.websocket.
         idle_sleep_secs: After so long without a request the model is put to sleep; null for never.
         preserves_in_flight: The hooks freeze the model with its requests, so none are waited for.
+        abandon_wakes: As in policy, for this model; null for what policy says.
         hook_timeouts: Seconds that each hook may run.
     """
 
@@ -351,6 +353,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     websocket: OnSwitch | None = None
     idle_sleep_secs: Seconds | None = None
     preserves_in_flight: bool = False
+    abandon_wakes: bool | None = None
     hook_timeouts: HookTimeouts = HookTimeouts()
 
     def __repr__(self) -> str:
@@ -437,6 +440,8 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         alive_failures: Failures in a row after which the model counts as down; 1 if its backend
             has refused a connection.
         max_wait_secs: After so long a wait a request's model is next, or soon: docs/policies.md.
+        abandon_wakes: End a wake hook once nobody waits for its model any more, then run the sleep
+            hook; else the model wakes for nobody.
         gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
         client_hints: Heed x-llmux-priority and x-llmux-max-wait of requests.
         options: Given as they are to a policy of your own.
@@ -454,6 +459,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     alive_interval_secs: Annotated[float, Meta(ge=0)] = 30.0
     alive_failures: PositiveInt = 3
     max_wait_secs: Seconds = 300.0
+    abandon_wakes: bool = False
     gate: bool = False
     client_hints: bool = False
     options: dict[str, Any] = {}
@@ -520,8 +526,22 @@ class ControlConfig(Section, frozen=True, kw_only=True):
             yield (), "give 'port' or 'socket'"
 
 
+class ErrorsConfig(Section, frozen=True, kw_only=True):
+    """What errors tell.
+
+    Attributes:
+        hook_output: Who gets the last lines that a failed hook printed, which may hold secrets:
+            operators for the log and the control API only; clients for clients, too.
+    """
+
+    hook_output: Literal["operators", "clients"] = "operators"
+
+
 TRACING_SECRETS = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
 """Where the key of a collector of traces is."""
+
+USUAL_SECRETS = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
+"""Usual names of llmux's own secrets."""
 
 KEY_LISTS = ("api_keys", "control_keys")
 """The keys of the file whose values are secret."""
@@ -547,6 +567,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
+        errors: What errors tell.
         fallback: URL that gets the requests which were read and name no model or an unknown one.
         default_model: The model, or an alias of it, of requests that name none; they do not go to
             fallback then. null for none.
@@ -586,6 +607,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     tracing: bool = False
     http2: bool = False
     limits: Limits = Limits()
+    errors: ErrorsConfig = ErrorsConfig()
     fallback: Url | None = None
     default_model: Name | None = None
     list_aliases: bool = False
@@ -625,6 +647,19 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         if self.control is None or self.control.socket is None:
             return None
         return self.directory / Path(self.control.socket).expanduser()
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The texts that are kept out of logs: keys, and the headers that backends get."""
+        headers = (value for model in self.models.values() for value in model.headers.values())
+        return frozenset(
+            {
+                *self.api_keys.texts,
+                *self.control_keys.texts,
+                *header_secrets(headers),
+                *variable_secrets({*self.secret_variables, *USUAL_SECRETS}),
+            }
+        )
 
     @property
     def secret_variables(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from llmux.hooks import NOT_TEXT
+from llmux.masking import MASKER
 from llmux.plainfiles import open_own
 
 LOOK_S = 0.5
@@ -100,5 +101,5 @@ def _tail_begins(descriptor: int, size: int, lines: int) -> int:
 
 
 def _plain(data: bytes) -> bytes:
-    """Without what would steer a terminal."""
-    return NOT_TEXT.sub("", data.decode(errors="replace")).encode()
+    """Without what would steer a terminal, and without the config's secrets."""
+    return MASKER.mask(NOT_TEXT.sub("", data.decode(errors="replace"))).encode()

@@ -75,7 +75,7 @@ def _model_status(
         queued=model.queued,
         awake=model.is_awake,
         oldest_wait_secs=None if oldest is None else round(now - oldest, 3),
-        last_error=None if model.last_error is None else model.last_error.message,
+        last_error=None if model.last_error is None else model.last_error.details,
         retry_in_secs=max(0.0, round(model.retry_at - now, 3)) if model.failures else None,
         cost_secs=0.0 if model is active else _rounded(cost_s),
         eta_secs=_rounded(eta_s),
