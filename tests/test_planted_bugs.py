@@ -44,8 +44,8 @@ PLANTS = {
     ),
     "count a grant only once it is in flight": (
         "model.py",
-        "self.max_in_flight - self.in_flight.count - self.waiters.settling",
-        "self.max_in_flight - self.in_flight.count",
+        "self.max_in_flight - self.in_flight.in_use - self.waiters.settling",
+        "self.max_in_flight - self.in_flight.in_use",
     ),
     "forget the next in line when a place becomes free": (
         "model.py",
@@ -59,9 +59,8 @@ PLANTS = {
     ),
     "leak an in-flight count on disconnect": (
         "inflight.py",
-        "        finally:\n            self._in_flight.leave(self)\n",
-        "        finally:\n            if kind is None:\n"
-        "                self._in_flight.leave(self)\n",
+        "        finally:\n            if self.is_counted:\n",
+        "        finally:\n            if self.is_counted and kind is None:\n",
     ),
     "let a failed wake take others along": (
         "switcher.py",
@@ -81,8 +80,8 @@ PLANTS = {
     ),
     "leave those in line when the switcher ends": (
         "switcher.py",
-        "            model.waiters.refuse(error)\n        self._changed.set()\n\n    # ---- Deciding",
-        "            pass\n        self._changed.set()\n\n    # ---- Deciding",
+        "            model.waiters.refuse(error)\n        self._changed.set()\n\n    def look_at",
+        "            pass\n        self._changed.set()\n\n    def look_at",
     ),
 }
 
