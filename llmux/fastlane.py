@@ -608,7 +608,10 @@ class FastRequest:
             await connection.send(head)
         self._frames, received_frames = FrameReader(), FrameReader()
 
+        has_left = False
+
         async def to_backend() -> None:
+            nonlocal has_left
             data, connection.buffer = connection.buffer, b""
             with suppress(*wire.BREAKS, trio.TooSlowError):
                 while data := data or await connection.receive():
@@ -617,19 +620,20 @@ class FastRequest:
                     # Behind bytes that are not read, nobody can see whether the client has left.
                     await wire.send_on(backend, data, connection.lane.stall_s)
                     data = b""
+            has_left = not data
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(to_backend)
-            with suppress(ClientLeft):
-                with suppress(*wire.BREAKS):
-                    data = answer.early
-                    while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
-                        await self._send_frames(data)
-                        data = b""
-                _, reason = close_reason(BackendError("closed the connection"))
-                await self.close_socket(INTERNAL_CLOSE, reason, b"")
+            with suppress(*wire.BREAKS, ClientLeft):
+                data = answer.early
+                while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
+                    await self._send_frames(data)
+                    data = b""
             nursery.cancel_scope.cancel()
+        if not has_left:
+            _, reason = close_reason(BackendError("closed the connection"))
+            await self.close_socket(INTERNAL_CLOSE, reason, b"")
 
     async def _send_frames(self, data: bytes) -> None:
         """Send what a WebSocket's server says."""

@@ -121,6 +121,8 @@ class Steps:
         self._on_sleep = on_sleep
         self._on_asleep = on_asleep
         self._hook_must_end_by = math.inf
+        self._is_closing = False
+        self._looking: trio.CancelScope | None = None
 
     @property
     def is_stuck(self) -> bool:
@@ -321,7 +323,27 @@ class Steps:
         await self.put_to_sleep(target, target, hooks)
         raise SwitchAbandoned
 
+    def close(self) -> None:
+        """Take what wakes for awake as soon as its wake hook says so: nobody is let in any more."""
+        self._is_closing = True
+        if self._looking is not None:
+            self._looking.cancel()
+
     async def _wait_alive(
+        self, target: Model, source: str, hooks: ModelHooks, deadline: float
+    ) -> None:
+        """Run the alive hook until it succeeds, or this is closed: see `_look_until_alive`."""
+        if self._is_closing:
+            return
+        self._looking = trio.CancelScope()
+        try:
+            with self._looking:
+                await self._look_until_alive(target, source, hooks, deadline)
+        finally:
+            self._hook_must_end_by = math.inf
+            self._looking = None
+
+    async def _look_until_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float
     ) -> None:
         """Run the alive hook until it succeeds: at once, and then ever less often.
@@ -338,28 +360,25 @@ class Steps:
         began_at = now = logged_at = trio.current_time()
         pause_s, failure = FIRST_LOOK_S, None
         self._hook_must_end_by = deadline + LEAST_LOOK_S + STEP_SLACK_S
-        try:
-            while True:
-                try:
-                    with trio.move_on_at(max(deadline, now + LEAST_LOOK_S)) as look:
-                        await hooks.run(
-                            "alive", source=source, target=target.name, expects_failure=True
-                        )
-                    if not look.cancelled_caught:
-                        return
-                except HookError as error:
-                    failure = error
-                now = trio.current_time()
-                if now >= deadline:
-                    raise NotAlive(target.name, now - began_at, failure)
-                if now - logged_at >= SLOW_WAKE_S:
-                    logged_at = now
-                    _log_slow_wake(target, now - began_at, failure)
-                await trio.sleep(min(pause_s, deadline - now))
-                now = trio.current_time()
-                pause_s = min(2 * pause_s, LONGEST_LOOK_S)
-        finally:
-            self._hook_must_end_by = math.inf
+        while True:
+            try:
+                with trio.move_on_at(max(deadline, now + LEAST_LOOK_S)) as look:
+                    await hooks.run(
+                        "alive", source=source, target=target.name, expects_failure=True
+                    )
+                if not look.cancelled_caught:
+                    return
+            except HookError as error:
+                failure = error
+            now = trio.current_time()
+            if now >= deadline:
+                raise NotAlive(target.name, now - began_at, failure)
+            if now - logged_at >= SLOW_WAKE_S:
+                logged_at = now
+                _log_slow_wake(target, now - began_at, failure)
+            await trio.sleep(min(pause_s, deadline - now))
+            now = trio.current_time()
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
 
     async def _run_hook(
         self, hooks: ModelHooks, hook: HookName, *, source: str, target: str

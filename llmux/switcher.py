@@ -451,6 +451,7 @@ class Switcher:
 
     def _close(self, error: LlmuxError) -> None:
         self._closed_with = self._closed_with or error
+        self._steps.close()
         while self._orders:
             self._orders.popleft().end(error)
         for model in self.models.values():

@@ -70,7 +70,7 @@ class FakeHooks:
     async def look(self, model: str) -> None:
         self.looks.append((model, trio.current_time()))
         await self._take((model, "look"), model, "alive")
-        if trio.current_time() < self.woken_at[model] + self.loading_s.get(model, 0):
+        if trio.current_time() < self.woken_at.get(model, 0) + self.loading_s.get(model, 0):
             raise HookError(model, "alive", "exited with 22", exit_code=22, output="loading")
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:

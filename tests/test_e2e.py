@@ -365,7 +365,7 @@ async def test_aliases_upstream_names_and_headers(rack: Rack) -> None:
 async def test_a_backend_that_is_gone(rack: Rack) -> None:
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))
-        gone = {"a": {"port": unused.getsockname()[1]}}
+        gone = {"a": {"port": unused.getsockname()[1], "hook_timeouts": {"wake": 0.5}}}
         async with running_llmux(rack.write_config(models=gone)) as llmux, llmux.client() as client:
             answer = await client.post(CHAT, json=chat("a"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_error")
@@ -655,7 +655,8 @@ async def test_a_gate_whose_backend_breaks_off_stops_nothing(rack: Rack) -> None
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, break_off, 0, host="127.0.0.1")
         (listener,) = await nursery.start(serve)
-        model = {"port": listener.socket.getsockname()[1], "wake": "true", "sleep": "true"}
+        model = {"wake": "true", "sleep": "true", "alive": "true"}
+        model["port"] = listener.socket.getsockname()[1]
         config = rack.write_config(models={"a": model}, policy={"gate": True})
         async with running_llmux(config) as llmux, llmux.client() as client:
             for _ in range(3):

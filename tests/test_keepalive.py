@@ -243,7 +243,7 @@ NO_EVENTS = {
         CHAT, b"500 Bad", b"text/event-stream", b'event: error\ndata: {"error": "odd"}\n\n',
         b'data: {"error":{"message":"odd"',
     ),
-    "a page": (CHAT, b"503 Busy", b"text/html", b"<html>", b"Backend error: answered 503: <html>"),
+    "a page": (CHAT, b"500 Oops", b"text/html", b"<html>", b"Backend error: answered 500: <html>"),
     "audio": (CHAT, b"200 OK", b"audio/mpeg", b"\xff\xf3", b"Backend error: answered 200: "),
 }  # fmt: skip
 

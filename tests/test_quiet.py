@@ -362,4 +362,4 @@ async def test_a_message_that_follows_the_head_at_once_is_passed_on(tmp_path: Pa
     early = frames.send(TextMessage(data="early"))
     async with on_lane("fast", tmp_path) as site:
         site.backend.play = play(SWITCHING + early, close=True)
-        assert (await site.exchange(HANDSHAKE)).endswith(early)
+        assert early in await site.exchange(HANDSHAKE)

@@ -216,7 +216,8 @@ async def test_permission_denied_is_a_refusal(path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_clients_hear_the_reason(tmp_path: Path, path: Path, lane: str) -> None:
-    async with running_lane(lane, tmp_path, socket_path=path) as site:
+    hooks = FakeHooks(timeouts={("a", "wake"): 0.1})  # so long it may refuse after its wake
+    async with running_lane(lane, tmp_path, socket_path=path, hooks=hooks) as site:
         await trio.Path(path).unlink()
         answer = await ask(site)
         assert answer.startswith(b"HTTP/1.1 502 ")

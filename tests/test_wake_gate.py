@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llmux.errors import HookError, NotAlive
+from llmux.errors import HookError, NotAlive, ShuttingDown
 from llmux.model import Phase
 from llmux.switcher import Switcher
 from tests.fakes import FakeHooks, Rig
@@ -75,6 +76,24 @@ async def test_a_model_that_is_never_alive_is_not_woken_in_a_circle(
                 await rig.ask("a")
             await wait_all_tasks_blocked()
             assert model.retry_at - trio.current_time() == pytest.approx(delay_s)
+
+
+async def order(switcher: Switcher) -> None:
+    with suppress(ShuttingDown):
+        await switcher.force_switch("a")
+
+
+@pytest.mark.parametrize("stops_at", [5, 12])
+async def test_stopping_waits_for_no_look(autojump_clock: MockClock, stops_at: float) -> None:
+    """The hook may use the grace; what it has woken, the next llmux looks at."""
+    rig = Rig(hooks=FakeHooks(seconds={("a", "wake"): 10}, loading_s={"a": 10_000}))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.switcher.run)
+        nursery.start_soon(order, rig.switcher)
+        await trio.sleep(stops_at)
+        rig.switcher.stop()
+    assert trio.current_time() == max(10, stops_at)
+    assert rig.switcher.active is not None
 
 
 async def test_an_alive_hook_that_hangs_is_given_up_on(autojump_clock: MockClock) -> None:
