@@ -88,6 +88,7 @@ class Model:
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         is_warm: Whether its backend has answered since it was woken, other than with a 503.
         warm_by: Until when it may not be (Trio's clock, seconds): its wake hook's time.
+        loads_since: Since when its backend is known to load (Trio's clock, seconds); None: it is not.
         falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
         used_at: When it was woken, or its last request that was no passive one left.
@@ -131,6 +132,7 @@ class Model:
         self.retry_at = -math.inf
         self.is_warm = False
         self.warm_by = -math.inf
+        self.loads_since: float | None = None
         self.falls = 0
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
@@ -209,6 +211,7 @@ class Model:
             if left is not Phase.DRAINING:
                 self.stay += 1
                 self.is_warm = False
+                self.loads_since = None
                 self.awake_since = self.entered_at
             self.used_at = self.entered_at
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:

@@ -619,10 +619,11 @@ class ModelProxy:
             try:
                 await self._pass_on(lane, journey, outgoing, upstream)
             except StillLoads:
-                pass
-            except BackendRefused:
+                serving.note_loading("answered 503")
+            except BackendRefused as error:
                 if not (has_looked and serving.is_warming):
                     raise
+                serving.note_loading(str(error))
             else:
                 return
             await self._pass_on_once_loaded(lane, journey, outgoing, upstream)

@@ -88,6 +88,13 @@ class Serving:
         """Whether the model's server may still load."""
         return self._model.is_warming
 
+    def note_loading(self, reason: str) -> None:
+        """The model's server still loads, or refuses: that is logged once after each wake."""
+        if self._model.loads_since is None:
+            now = self._model.loads_since = trio.current_time()
+            waits_s = round(self._model.warm_by - now, 1)
+            log.warning("backend_loads", model=self._model.name, reason=reason, waits_secs=waits_s)
+
     def note_warm(self) -> None:
         """The model's backend has answered."""
         self._model.note_warm()

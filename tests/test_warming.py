@@ -47,7 +47,7 @@ def lane(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("size", [2, 100_000])
 async def test_a_503_right_after_the_wake_is_waited_out(
-    lane: str, size: int, tmp_path: Path
+    lane: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running_lane(lane, tmp_path) as site:
         site.backend.play = loads(4)
@@ -55,6 +55,7 @@ async def test_a_503_right_after_the_wake_is_waited_out(
         assert status(await site.exchange(post(body))) == 200
         assert len(site.backend.received) == 5
         assert all(request.endswith(body) for request in site.backend.received)
+    assert capsys.readouterr().out.count("backend_loads") == 1
 
 
 async def test_a_503_later_is_the_clients(lane: str, tmp_path: Path) -> None:
