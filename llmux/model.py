@@ -88,7 +88,7 @@ class Model:
         retry_at: No policy may choose it before this time (Trio's clock, seconds).
         is_warm: Whether its backend has answered since it was woken, other than with a 503.
         warm_by: Until when it may not be (Trio's clock, seconds): its wake hook's time.
-        loads_since: Since when its backend is known to load (Trio's clock, seconds); None: it is not.
+        loads_since: Since when it is known that its backend loads (Trio's clock, seconds); or None.
         falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
         used_at: When it was woken, or its last request that was no passive one left.
