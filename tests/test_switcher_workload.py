@@ -113,7 +113,7 @@ async def probe(rig: Rig) -> None:
         await trio.sleep(0.25)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(arrivals, commands, hook_sets, policies, st.sampled_from(sorted(POLICIES)), traits)
 def test_every_request_ends_and_every_count_returns_to_zero(
     arrivals: list[Arrival],

@@ -85,6 +85,7 @@ async def test_orders_are_heeded(llmux: LlmuxProcess, rack: Rack) -> None:
     assert await run(llmux, "unpin") == "Unpinned. Switched to auto mode.\n"
 
 
+@pytest.mark.slow
 async def test_refusals(llmux: LlmuxProcess, rack: Rack) -> None:
     for command in (["switch", "x"], ["pin", "x"], ["logs", "x"], ["sleep", "x"]):
         assert await run(llmux, *command, exit_code=1) == "Error: Model not found: x\n"
@@ -92,6 +93,7 @@ async def test_refusals(llmux: LlmuxProcess, rack: Rack) -> None:
     assert await run(llmux, "cancel", "x", exit_code=1)
 
 
+@pytest.mark.slow
 async def test_reload(llmux: LlmuxProcess, rack: Rack) -> None:
     config = rack.write_config(models={"a": {"group": "one"}}, policy={"name": "fifo"})
     assert (await run(llmux, "reload")).startswith("Reloaded")
@@ -103,6 +105,7 @@ async def test_reload(llmux: LlmuxProcess, rack: Rack) -> None:
     assert "policy fifo" in await run(llmux, "status")
 
 
+@pytest.mark.slow
 async def test_requests_and_cancel(llmux: LlmuxProcess, rack: Rack) -> None:
     answers: list[httpx.Response | Exception] = []
     inside = trio.Event()
@@ -158,6 +161,7 @@ async def test_logs(llmux: LlmuxProcess) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_llmux_goes_while_a_log_is_followed(rack: Rack) -> None:
     async with running_llmux(rack.write_config(), ends_with=-signal.SIGKILL) as llmux:
         command = [sys.executable, "-m", "llmux", "logs", "a", "-f", "--url", llmux.url]
@@ -193,6 +197,7 @@ async def test_an_order_that_was_given_stands(rack: Rack) -> None:
                 pass
 
 
+@pytest.mark.slow
 async def test_keys(rack: Rack, tmp_path: Path) -> None:
     async with running_llmux(rack.write_config(control_keys=[KEY])) as llmux:
         for arguments, environ in (
@@ -208,6 +213,7 @@ async def test_keys(rack: Rack, tmp_path: Path) -> None:
         await run(llmux, "logs", "a", "--key-file", str(tmp_path / "key"))
 
 
+@pytest.mark.slow
 async def test_bash_completes_what_is_running(llmux: LlmuxProcess, tmp_path: Path) -> None:
     ask = partial(complete, tmp_path=tmp_path)
     line = f"llmux pin --url {llmux.url} "

@@ -16,7 +16,7 @@ from llmux.hooks import ShellHooks
 from llmux.metrics import Metrics
 from llmux.statelock import state_lock
 from tests.servers import (
-    FORMS,
+    ALL_FORMS,
     chat,
     running_backends,
     running_llmux,
@@ -26,7 +26,7 @@ from tests.servers import (
 CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("place", ["file/state", "file", "/proc/nowhere/state"])
 async def test_at_the_start_one_line_says_what_to_set(
     form: str, place: str, tmp_path: Path
@@ -83,7 +83,7 @@ async def test_hooks_say_so_once(tmp_path: Path) -> None:
     assert [each["event"] for each in events].count("hook_log_unusable") == 1
 
 
-@pytest.mark.parametrize("form", [form if form == "llmux" else pytest.param(form, marks=pytest.mark.slow) for form in FORMS])  # fmt: skip
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_one_that_goes_while_llmux_runs_stops_nothing(form: str, tmp_path: Path) -> None:
     async with running_backends(tmp_path, "a", "b") as rack:
         async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
