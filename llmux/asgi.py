@@ -15,7 +15,7 @@ from llmux.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.asgi_watch import LEFT_S, SERVER_BREAKS, Watched, collect, content_length
 from llmux.asgi_websocket import WebSocketLane
 from llmux.backend import Answer
-from llmux.bodies import Bodies, Body
+from llmux.bodies import SMALL_OWN_BYTES, Bodies, Body
 from llmux.control.doors import refusal
 from llmux.cors import is_shared_path, shared
 from llmux.dialects import dialect_of
@@ -205,7 +205,7 @@ def with_whole_body(app: ASGIApp, bodies: Bodies, stall_s: float) -> ASGIApp:
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        body = Body(bodies)
+        body = Body(bodies, free_bytes=SMALL_OWN_BYTES)
         is_told = False
 
         async def receive_whole() -> Message:

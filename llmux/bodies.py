@@ -20,9 +20,10 @@ FIELD_BYTES = 176
 """What a parsed header field takes beside its text: two objects of bytes, rounded up, in a tuple in
 a list (CPython 3.11 on 64 bits: 33 + 33 + 56 + 8, and up to 46 of rounding)."""
 
-SMALL_ANSWER_BYTES = 65536
-"""Up to here an answer of llmux's own is never refused: its memory is bounded by the number of
-connections, and health and errors must get through when everything is full."""
+SMALL_OWN_BYTES = 65536
+"""Up to here a request for llmux's own paths, and its answer, is never refused: the memory is
+bounded by the number of connections, and health, errors and an operator's orders must get through
+when everything is full."""
 
 
 class Bodies:
@@ -52,7 +53,7 @@ class Bodies:
         Raises:
             QueueFull: It is large, and there is no room.
         """
-        if length_bytes > SMALL_ANSWER_BYTES:
+        if length_bytes > SMALL_OWN_BYTES:
             self.check_room(length_bytes)
         with self.streaming(length_bytes):
             yield
@@ -81,17 +82,21 @@ class Body:
         received_bytes: How much of it has come, in all.
     """
 
-    __slots__ = ("_bodies", "_head_bytes", "_held", "data", "received_bytes")
+    __slots__ = ("_bodies", "_free_bytes", "_head_bytes", "_held", "data", "received_bytes")
 
-    def __init__(self, bodies: Bodies, *, text_bytes: int = 0, fields: int = 0) -> None:
+    def __init__(
+        self, bodies: Bodies, *, text_bytes: int = 0, fields: int = 0, free_bytes: int = 0
+    ) -> None:
         """Count nothing yet.
 
         Args:
             bodies: What it belongs to.
             text_bytes: How long the head is.
             fields: How many header fields it has.
+            free_bytes: Up to where it is never refused for want of room.
         """
         self._bodies = bodies
+        self._free_bytes = free_bytes
         self._head_bytes = text_bytes + FIELD_BYTES * fields
         self._held = 0
         self.received_bytes = 0
@@ -166,10 +171,11 @@ class Body:
         self.data = b""
 
     def _hold(self, by: int) -> None:
-        try:
-            self._bodies.check_room(by)
-        except QueueFull:
-            self.release()
-            raise
+        if self._held + by > self._free_bytes:
+            try:
+                self._bodies.check_room(by)
+            except QueueFull:
+                self.release()
+                raise
         self._bodies.held_bytes += by
         self._held += by
