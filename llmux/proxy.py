@@ -694,7 +694,10 @@ class ModelProxy:
         except (NoModel, ModelNotFound) as missing:
             if self._fallback is None:
                 raise
-            fields.check_read(names_model=isinstance(missing, ModelNotFound))
+            is_named = isinstance(missing, ModelNotFound)
+            fields.check_stranger(
+                lambda name: self._names.find(name) is not None, names_model=is_named
+            )
             return self._fallback, Named("", lane.target)
         journey.model = model
         journey.serving = self._board.serving(
