@@ -24,7 +24,15 @@ from llmux.clients import ClientLines
 from llmux.codings import Bounds, content_codings
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
-from llmux.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
+from llmux.dialects import (
+    FRESH,
+    close_reason,
+    dialect_of,
+    plain_path,
+    realtime_event,
+    seen_of,
+    told,
+)
 from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
@@ -529,8 +537,7 @@ class ModelProxy:
 
     async def _open(self, lane: Lane, journey: Journey) -> FirstMessage:
         """Accept a WebSocket whose handshake names no model; returns its first message."""
-        path = lane.target.partition(b"?")[0]
-        greeting = GREETING if path.endswith(b"/realtime") else b""
+        greeting = GREETING if plain_path(lane.target).endswith(b"/realtime") else b""
         data = await lane.hear_first([(b"x-llmux-request-id", journey.id.encode())], greeting)
         return FirstMessage(data, self._names)
 

@@ -289,15 +289,16 @@ async def test_what_is_held_is_counted(lane: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("target", ["/v1/realtime", "/v1/realtime/?intent=transcription"])
 async def test_who_waits_for_the_server_to_speak_first(
-    lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lane: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's clients name the model once they have heard session.created."""
     for module in (early_messages, asgi_websocket):
         monkeypatch.setattr(module, "SILENCE_S", 0.05)
     async with running_lane(lane, tmp_path) as site:
         site.backend.play = Speaker()
-        async with opened(site) as client:
+        async with opened(site, target) as client:
             assert json.loads(await client.text())["type"] == "session.created"
             message = '{"type": "session.update", "model": "a"}'
             await client.say(TextMessage(data=message))
@@ -330,9 +331,10 @@ async def test_the_fallback(lane: str, tmp_path: Path) -> None:
                 async with opened(site) as client:
                     await client.say(TextMessage(data=message))
                     assert await client.text() == message
-            async with opened(site) as client:
-                await client.say(TextMessage(data='{"model": "a",}'))
-                assert (await client.error())[0] == "bad_request"
+            for message in ('{"model": "a",}', '{"config": {"model": "a"}}'):
+                async with opened(site) as client:
+                    await client.say(TextMessage(data=message))
+                    assert (await client.error())[0] == "bad_request"
             async with opened(site) as client:
                 await client.say(TextMessage(data=UPDATE))
                 assert await client.text() == UPDATE
