@@ -274,6 +274,20 @@ async def test_who_says_nothing_is_not_waited_for_long(lane: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_a_stop_waits_for_no_first_message(lane: str, tmp_path: Path) -> None:
+    async with (
+        running_lane(lane, tmp_path) as site,
+        opened(site) as client,
+        opened(site) as other,
+    ):
+        await other.say(TextMessage(data="begun", message_finished=False))
+        site.service.stop()
+        assert (await client.error())[::2] == ("shutting_down", 1013)
+        assert (await other.error())[::2] == ("shutting_down", 1013)
+        assert site.backend.received == []
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_what_is_held_is_counted(lane: str, tmp_path: Path) -> None:
     hooks = FakeHooks(seconds={("a", "wake"): 5})
     limits = {"body_bytes": 100_000}
