@@ -114,6 +114,7 @@ class Service:
     def stop(self) -> None:
         """Let nobody in any more, and whoever watches go."""
         self.board.stop()
+        self.proxy.stop()
         self.feed.stop()
         self.traffic.stop()
         if self.control is not None:

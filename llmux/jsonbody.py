@@ -305,6 +305,16 @@ def _outermost(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> Iterator[Va
             yield value
 
 
+def names_inside(body: bytes, pause: Pause) -> list[str]:
+    """What any key `model` of JSON says, at any depth and however it is spelled; each name once.
+
+    Raises:
+        BadRequest: There are too many.
+    """
+    found = _at_any_depth(body, pause, MAX_UNPARSED)
+    return list({each.name: None for _, each in found if each.name})
+
+
 def _at_any_depth(
     body: bytes, pause: Pause, most: int, wanted: re.Pattern[bytes] = _KEY
 ) -> Iterator[tuple[int, Value]]:

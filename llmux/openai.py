@@ -26,6 +26,7 @@ from llmux.jsonbody import (
     Value,
     find_values,
     is_plain_object,
+    names_inside,
     read_json,
     read_mentions,
     read_plain,
@@ -76,6 +77,7 @@ class Fields:
         name: The one that counts; empty if there is none.
         is_ambiguous: Whether there are two names, and readers differ on which counts.
         suspects: Names that only another parser may see: a more lenient one, or one of forms.
+        elsewhere: Without a name: those of other keys, in an object inside or in other letters.
         asks_for_stream: Whether it is JSON that says `"stream": true`.
         stores: Whether it is JSON that says `"store": true`.
         mentions: Without a name: the ids of stored objects that it goes on with.
@@ -85,8 +87,8 @@ class Fields:
     """
 
     __slots__ = (
-        "_values", "_written", "asks_for_stream", "codings", "is_ambiguous", "is_read", "mentions",
-        "mistake", "name", "stores", "suspects",
+        "_values", "_written", "asks_for_stream", "codings", "elsewhere", "is_ambiguous", "is_read",
+        "mentions", "mistake", "name", "stores", "suspects",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +117,7 @@ class Fields:
         self.is_read = True
         self.mistake = ""
         self.suspects: Sequence[str] = ()
+        self.elsewhere: Sequence[str] = ()
         self.codings: tuple[str, ...] = ()
         self._written = written
         self._values = values
@@ -124,6 +127,23 @@ class Fields:
         if self._values is None:
             return is_wanted(self.name)
         return any(is_wanted(value.name) for value in self._values)
+
+    def check_stranger(self, is_here: Callable[[str], bool], *, names_model: bool) -> None:
+        """Raise BadRequest unless it is known that no server reads a model that is here.
+
+        Batches name models in objects inside, and so do sessions; Go's parser ignores case.
+
+        Args:
+            is_here: Whether a name is that of a model.
+            names_model: Whether the request names one that is not.
+        """
+        self.check_read(names_model=names_model)
+        seen = self.suspects if names_model else [*self.suspects, *self.elsewhere]
+        if (name := next(filter(is_here, seen), None)) is not None:
+            raise BadRequest(
+                f"body names {shown(name)!r}, which is here, where only some servers look for it: "
+                "it does not go to the fallback. Name its model in a header 'model-override'"
+            )
 
     def check_read(self, *, names_model: bool) -> None:
         """Raise BadRequest unless it is known that the body names no model.
@@ -187,6 +207,7 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
         fields = Fields(name, _as_json, None, asks_for_stream=asks_for_stream, stores=stores)
         if not name:
             fields.mentions = read_mentions(body)
+            fields.elsewhere = names_inside(body, pause)
         return fields
     if not body:
         return _no_fields()
@@ -248,6 +269,7 @@ def _read_text(headers: Headers, body: bytes, pause: Pause, *, must_be_json: boo
         )
         if not name:
             fields.mentions = read_mentions(body)
+            fields.elsewhere = names_inside(body, pause)
         fields.is_ambiguous = len({each.name for each in found.values}) > 1
         if len(body) > LARGE_BYTES or has_later_field(body):
             fields.suspects = [each.name for each in _form_values(headers, body, pause)]

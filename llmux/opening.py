@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmux.errors import BadRequest, BodyTooLarge, NoModel
+from llmux.jsonbody import names_inside
 from llmux.keys import PROTOCOLS, of_list
 from llmux.openai import Fields, Headers, find_model, header
 from llmux.paths import UPSTREAM, merged, own_path
+from llmux.scanning import no_pause
 from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
@@ -53,6 +55,9 @@ _TRANSCRIPTION = (
     ("session", "input_audio_transcription", "model"),
 )
 """A session that does nothing but transcribe names its model here only."""
+
+
+_TOO_DEEP = "The first message is nested too deeply"
 
 
 def names_no_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> bool:
@@ -91,12 +96,18 @@ class FirstMessage:
         if name not in names:
             name = name.removeprefix("models/") or name  # so Google's API has it
         self.fields = Fields(name, msgspec.json.encode, [])
+        if not name:
+            self.fields.elsewhere = names_inside(data, no_pause)
 
     def renamed(self, name: str) -> bytes:
-        """The message with another name for the model in it."""
+        """The message with another name for the model in it; raises BadRequest."""
         for parent, _ in self._places:
             parent["model"] = name
-        return json.dumps(self._content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        try:
+            # In ASCII: half of a character, written as an escape, is no UTF-8.
+            return json.dumps(self._content).encode()
+        except RecursionError:  # there is less room for it than when it was read
+            raise BadRequest(_TOO_DEEP) from None
 
     def _find(self, places: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], str]]:
         for *above, key in places:
@@ -116,7 +127,7 @@ def _read(data: bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_twins)
     except RecursionError:
-        raise BadRequest("The first message is nested too deeply") from None
+        raise BadRequest(_TOO_DEEP) from None
     except ValueError as error:
         raise BadRequest(f"The first message is not JSON: {error}") from None
 
@@ -320,7 +331,8 @@ def close_code(status: int) -> int:
 
 def error_message(answer: bytes) -> bytes:
     """The body of an error as an event of the realtime API."""
-    return b'{"type":"error",' + answer.removeprefix(b"{")
+    said = answer.removeprefix(b"{").removeprefix(b'"type":"error",')  # as Anthropic's has it
+    return b'{"type":"error",' + said
 
 
 def close_payload(status: int) -> bytes:

@@ -116,8 +116,7 @@ class OwnSite:
             return False
         is_confirmed = bool(marks.sites) and all(site.lower() in CONFIRMED for site in marks.sites)
         if is_foreign or not (is_confirmed or _are_same(marks.origins, hosts)):
-            name = shown(origin.decode("latin-1"))
-            raise Forbidden(f"{ABOUT_PAGES}: name {name!r} under cors_origins if it may use llmux")
+            raise Forbidden(f"{ABOUT_PAGES}: {_way_in(origin)}")
         return True
 
     def _check_hosts(self, hosts: Iterable[bytes]) -> None:
@@ -149,6 +148,16 @@ class OwnSite:
 
 
 ABOUT_PAGES = "Without api_keys, llmux does not answer pages of other sites"
+
+
+NO_NAME = b"null"
+"""The origin of pages from files, and of any page in a sandboxed frame (WHATWG HTML, 7.1.1)."""
+
+
+def _way_in(origin: bytes) -> str:
+    if origin == NO_NAME:
+        return "this one has no name, so that only api_keys, or cors_origins: '*', let it in"
+    return f"name {shown(origin.decode('latin-1'))!r} under cors_origins if it may use llmux"
 
 
 def is_open_path(path: bytes) -> bool:

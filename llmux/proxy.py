@@ -24,7 +24,15 @@ from llmux.clients import ClientLines
 from llmux.codings import Bounds, content_codings
 from llmux.config import Config, ModelConfig
 from llmux.cors import Cors
-from llmux.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
+from llmux.dialects import (
+    FRESH,
+    close_reason,
+    dialect_of,
+    plain_path,
+    realtime_event,
+    seen_of,
+    told,
+)
 from llmux.ended import Ended
 from llmux.errors import (
     BackendBroke,
@@ -39,6 +47,7 @@ from llmux.errors import (
     ModelNotFound,
     NoModel,
     NotReady,
+    ShuttingDown,
     StreamCut,
 )
 from llmux.feed import Feed
@@ -342,6 +351,8 @@ class ModelProxy:
         # Seconds of work at worst; a prompt of a usual size need not wait behind it.
         self._reading_huge = trio.CapacityLimiter(1)
         self._hurry = Hurry()
+        self._opening: set[trio.CancelScope] = set()  # WebSockets without their first message
+        self._is_stopping = False
         self._lines = ClientLines(config.limits.queued_per_client)
         self._fallback: Upstream | None = None
         self._dead_peer_s = config.limits.dead_peer_secs
@@ -527,11 +538,27 @@ class ModelProxy:
         async with lane.present():
             return await run_beside(lambda pause: read_fields(headers, data, pause), limiter)
 
+    def stop(self) -> None:
+        """Wait for no WebSocket's first message: no model would get it any more."""
+        self._is_stopping = True
+        for scope in self._opening:
+            scope.cancel()
+
     async def _open(self, lane: Lane, journey: Journey) -> FirstMessage:
         """Accept a WebSocket whose handshake names no model; returns its first message."""
-        path = lane.target.partition(b"?")[0]
-        greeting = GREETING if path.endswith(b"/realtime") else b""
-        data = await lane.hear_first([(b"x-llmux-request-id", journey.id.encode())], greeting)
+        if self._is_stopping:
+            raise ShuttingDown
+        greeting = GREETING if plain_path(lane.target).endswith(b"/realtime") else b""
+        data = b""
+        with trio.CancelScope() as scope:
+            self._opening.add(scope)
+            try:
+                headers = [(b"x-llmux-request-id", journey.id.encode())]
+                data = await lane.hear_first(headers, greeting)
+            finally:
+                self._opening.discard(scope)
+        if scope.cancelled_caught:
+            raise ShuttingDown
         return FirstMessage(data, self._names)
 
     async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
@@ -694,7 +721,10 @@ class ModelProxy:
         except (NoModel, ModelNotFound) as missing:
             if self._fallback is None:
                 raise
-            fields.check_read(names_model=isinstance(missing, ModelNotFound))
+            is_named = isinstance(missing, ModelNotFound)
+            fields.check_stranger(
+                lambda name: self._names.find(name) is not None, names_model=is_named
+            )
             return self._fallback, Named("", lane.target)
         journey.model = model
         journey.serving = self._board.serving(

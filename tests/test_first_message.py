@@ -274,6 +274,20 @@ async def test_who_says_nothing_is_not_waited_for_long(lane: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_a_stop_waits_for_no_first_message(lane: str, tmp_path: Path) -> None:
+    async with (
+        running_lane(lane, tmp_path) as site,
+        opened(site) as client,
+        opened(site) as other,
+    ):
+        await other.say(TextMessage(data="begun", message_finished=False))
+        site.service.stop()
+        assert (await client.error())[::2] == ("shutting_down", 1013)
+        assert (await other.error())[::2] == ("shutting_down", 1013)
+        assert site.backend.received == []
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_what_is_held_is_counted(lane: str, tmp_path: Path) -> None:
     hooks = FakeHooks(seconds={("a", "wake"): 5})
     limits = {"body_bytes": 100_000}
@@ -289,15 +303,16 @@ async def test_what_is_held_is_counted(lane: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("target", ["/v1/realtime", "/v1/realtime/?intent=transcription"])
 async def test_who_waits_for_the_server_to_speak_first(
-    lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lane: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's clients name the model once they have heard session.created."""
     for module in (early_messages, asgi_websocket):
         monkeypatch.setattr(module, "SILENCE_S", 0.05)
     async with running_lane(lane, tmp_path) as site:
         site.backend.play = Speaker()
-        async with opened(site) as client:
+        async with opened(site, target) as client:
             assert json.loads(await client.text())["type"] == "session.created"
             message = '{"type": "session.update", "model": "a"}'
             await client.say(TextMessage(data=message))
@@ -330,9 +345,10 @@ async def test_the_fallback(lane: str, tmp_path: Path) -> None:
                 async with opened(site) as client:
                     await client.say(TextMessage(data=message))
                     assert await client.text() == message
-            async with opened(site) as client:
-                await client.say(TextMessage(data='{"model": "a",}'))
-                assert (await client.error())[0] == "bad_request"
+            for message in ('{"model": "a",}', '{"config": {"model": "a"}}'):
+                async with opened(site) as client:
+                    await client.say(TextMessage(data=message))
+                    assert (await client.error())[0] == "bad_request"
             async with opened(site) as client:
                 await client.say(TextMessage(data=UPDATE))
                 assert await client.text() == UPDATE

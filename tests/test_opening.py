@@ -20,6 +20,7 @@ from llmux.opening import (
     agreed_protocol,
     check_handshake,
     close_code,
+    error_message,
     handshake_answer,
     opened_headers,
     spoken,
@@ -90,6 +91,26 @@ def test_another_name_for_the_model() -> None:
     first = FirstMessage(json.dumps(message).encode(), NAMES)
     renamed = json.loads(first.renamed("org/x"))
     assert renamed == {**message, "session": {**message["session"], "model": "org/x"}}  # type: ignore[dict-item]
+
+
+def test_what_is_renamed_is_text_whatever_escapes_it_has() -> None:
+    first = FirstMessage(rb'{"model": "a", "x": "\ud83d", "y": "\u20ac"}', NAMES)
+    renamed = first.renamed("org/x")
+    assert json.loads(renamed.decode()) == {"model": "org/x", "x": "\ud83d", "y": "\u20ac"}
+
+
+def test_what_is_nested_too_deeply_to_be_renamed() -> None:
+    """Reading takes less of the stack than writing, which happens further down."""
+    first = FirstMessage(b'{"model": "a"}', NAMES)
+    for _ in range(100_000):
+        first._content = {"x": first._content}
+    with pytest.raises(BadRequest, match="nested too deeply"):
+        first.renamed("org/x")
+
+
+def test_an_error_has_one_type() -> None:
+    assert error_message(b'{"error":{}}') == b'{"type":"error","error":{}}'
+    assert error_message(b'{"type":"error","error":{}}') == b'{"type":"error","error":{}}'
 
 
 # ---- Subprotocols ----

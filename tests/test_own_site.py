@@ -160,6 +160,14 @@ async def test_the_refusal_says_what_to_do(lane: str, tmp_path: Path) -> None:
             assert b"name it under hosts in its config" in answer
 
 
+def test_a_page_without_a_name_is_not_told_to_be_named() -> None:
+    """The config refuses 'null', which any page can have."""
+    site = OwnSite(parse_config({"models": {"a": MODEL}}))
+    with pytest.raises(Forbidden, match="api_keys, or cors_origins: '\\*'") as refusal:
+        site.vet(None, [(b"host", b"localhost"), (b"origin", b"null")])
+    assert "name 'null'" not in refusal.value.message
+
+
 async def test_a_new_config_counts_at_once(tmp_path: Path) -> None:
     async with running_lane("fast", tmp_path) as site:
         models = {"a": {**MODEL, "port": site.backend.port}}
