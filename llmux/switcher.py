@@ -699,19 +699,29 @@ class Switcher:
         return not any(model.wanted_by for model in self.models.values())
 
     def _is_in_vain(self, order: Order) -> bool:
-        return self._closed_with is not None or not self._is_wanted(order)
+        return self._closed_with is not None or not self._goes_on(order)
+
+    def _goes_on(self, order: Order) -> bool:
+        """Whether a switch does in which no hook of its target was started yet."""
+        return self._is_wanted(order) and self._is_wake_wanted(order)
 
     def _is_wake_wanted(self, order: Order) -> bool:
-        """Whether a wake hook that runs may go on: always, unless wakes may be abandoned."""
+        """Whether a wake may begin, or go on: always, unless wakes may be abandoned."""
         target, abandons = order.target, order.target.abandons_wakes
         if not (self._steps.settings.abandon_wakes if abandons is None else abandons):
             return True
-        if order.stands or not target.is_unused:
+        if self._closed_with is not None:
+            return True  # all were sent away, and a hook that runs may use the grace
+        if order.to != "awake" or order.stands or self._pins.model == target.name:
+            return True
+        if order.is_unasked:
+            return self._is_wanted(order)
+        if not target.is_unused:
             return True
         return any(each.target is target and each.to == "awake" for each in self._orders)
 
     def _check_wanted(self, order: Order) -> None:
-        if not self._is_wanted(order):
+        if not self._goes_on(order):
             raise SwitchAbandoned
 
     def _in_the_way_of(self, target: Model) -> list[Model]:
@@ -719,9 +729,9 @@ class Switcher:
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
 
     async def _drain(self, model: Model, order: Order) -> float:
-        """See `Steps.drain`: as long as the order is wanted."""
+        """See `Steps.drain`: as long as the switch is wanted."""
         return await self._steps.drain(
-            model, order.target, lambda: self._is_wanted(order), self._send_away_those_who_stay
+            model, order.target, lambda: self._goes_on(order), self._send_away_those_who_stay
         )
 
     def _send_away_those_who_stay(self, model: Model) -> None:
