@@ -1,13 +1,15 @@
-"""A WebSocket that is quiet keeps no model awake, and puts none to sleep early either."""
+"""A WebSocket that is quiet keeps no model awake, brings none back, and puts none to sleep early."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from llmux.config import OnSwitch
 from llmux.errors import StreamCut
 from llmux.idle import IdleRules
 from llmux.model import Traits
@@ -28,12 +30,12 @@ def sleepy_rig(**settings: Any) -> Rig:
     return Rig(traits=traits, websocket_idle_secs=QUIET_S, **settings)
 
 
-async def hold(rig: Rig, socket: Socket) -> None:
+async def hold(rig: Rig, socket: Socket, how: OnSwitch = "hold") -> None:
     """Have a WebSocket open on a, until it is cut."""
     try:
         async with rig.switcher.serving("a") as serving:
             assert serving.flight is not None
-            serving.flight.open_socket(socket, "hold")
+            serving.flight.open_socket(socket, how)
             await trio.sleep_forever()
     except StreamCut:
         pass
@@ -88,3 +90,18 @@ async def test_a_standby_comes_no_earlier(autojump_clock: MockClock) -> None:
         await trio.sleep(IDLE_S)
         assert rig.hooks.awake == {"b"}
         requests.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("how", "open_s"), [("cut", 1), ("hold", QUIET_S + 1)])
+async def test_it_is_no_reason_to_switch_back_to_a_model_that_freezes(
+    how: OnSwitch, open_s: float, autojump_clock: MockClock
+) -> None:
+    traits = {"a": Traits(preserves_in_flight=True)}
+    rig = Rig(traits=traits, websocket_idle_secs=QUIET_S)
+    async with rig.running() as requests:
+        requests.start_soon(hold, rig, Socket(), how)
+        await trio.sleep(open_s)
+        await rig.ask("b")
+        await trio.sleep(10_000)
+        assert rig.hooks.calls == [("a", "wake"), ("a", "sleep"), ("b", "wake")]
+        assert rig.switcher.models["a"].wanted_by == 0
