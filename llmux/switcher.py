@@ -756,12 +756,13 @@ class Switcher:
         self._changed.set()
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
-        """A request has left a model: of interest only if others wait, and they mostly do not."""
+        """A request has left a model: of interest if others wait, or it was frozen with it."""
         if flight.is_whole and flight.socket is None and not flight.is_passive:
             self.measures.note_served(model.name, flight.company, flight.served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
-        if any(other.wanted_by for other in self.models.values()) or self._is_newly_idle(model):
+        is_wanted = any(other.wanted_by for other in self.models.values())
+        if is_wanted or not model.is_awake or self._is_newly_idle(model):
             self._changed.set()
 
     def _is_newly_idle(self, model: Model) -> bool:

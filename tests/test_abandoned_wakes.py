@@ -28,9 +28,9 @@ def slow_rig(**settings: Any) -> Rig:
     return Rig(hooks=hooks, **{"abandon_wakes": True, **settings})
 
 
-async def leave_after(rig: Rig, model: str, seconds: float) -> None:
+async def leave_after(rig: Rig, model: str, seconds: float, answered_s: float = 0) -> None:
     with trio.move_on_after(seconds):
-        await rig.ask(model)
+        await rig.ask(model, answered_s)
 
 
 async def test_its_hook_is_ended_and_its_sleep_hook_runs(autojump_clock: MockClock) -> None:
@@ -240,6 +240,21 @@ async def test_a_drain_for_nobody_is_called_off(autojump_clock: MockClock) -> No
         await trio.sleep(1)
         assert rig.switcher.models["a"].is_awake
         assert rig.hooks.calls == [("a", "wake")]
+
+
+async def test_one_that_is_frozen_with_it_may_be_who_leaves(autojump_clock: MockClock) -> None:
+    traits = {"a": Traits(preserves_in_flight=True)}
+    hooks = FakeHooks(seconds={("a", "wake"): 100})
+    rig = Rig(hooks=hooks, traits=traits, abandon_wakes=True)
+    async with rig.running() as requests:
+        await rig.ask("a")
+        requests.start_soon(leave_after, rig, "a", 80, 1000)
+        await trio.sleep(1)
+        await rig.switcher.force_switch("b")
+        await trio.sleep(70)
+        assert rig.switcher.models["a"].phase is Phase.WAKING, "for the one that is frozen"
+        await trio.sleep(20)
+        assert rig.hooks.calls[-2:] == [("a", "wake"), ("a", "sleep")]
 
 
 async def test_what_is_pinned_is_wanted(autojump_clock: MockClock) -> None:
