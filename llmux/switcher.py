@@ -716,7 +716,7 @@ class Switcher:
             return True
         if order.is_unasked:
             return self._is_wanted(order)
-        if not target.is_unused:
+        if target.wanted_by or target.beside_line:
             return True
         return any(each.target is target and each.to == "awake" for each in self._orders)
 

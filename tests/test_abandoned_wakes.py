@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.config import parse_config
 from llmux.errors import HookError, ShuttingDown
-from llmux.hints import Hints
+from llmux.hints import PASSIVE, Hints
 from llmux.idle import IdleRules
 from llmux.model import Phase, Traits
 from llmux.shapes import Pin
@@ -253,6 +253,23 @@ async def test_one_that_is_frozen_with_it_may_be_who_leaves(autojump_clock: Mock
         await rig.switcher.force_switch("b")
         await trio.sleep(70)
         assert rig.switcher.models["a"].phase is Phase.WAKING, "for the one that is frozen"
+        await trio.sleep(20)
+        assert rig.hooks.calls[-2:] == [("a", "wake"), ("a", "sleep")]
+
+
+async def test_one_that_only_looks_wants_no_wake(autojump_clock: MockClock) -> None:
+    traits = {"a": Traits(preserves_in_flight=True)}
+    rig = Rig(hooks=FakeHooks(seconds={("a", "wake"): 100}), traits=traits, abandon_wakes=True)
+    async with rig.running() as requests:
+        await rig.ask("a")
+
+        async def look() -> None:
+            async with rig.switcher.serving("a", hints=PASSIVE):
+                await trio.sleep(1000)
+
+        requests.start_soon(look)  # and is frozen
+        await rig.ask("b")
+        await leave_after(rig, "a", 30)
         await trio.sleep(20)
         assert rig.hooks.calls[-2:] == [("a", "wake"), ("a", "sleep")]
 
