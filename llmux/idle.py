@@ -52,7 +52,7 @@ def idle_order(
     ):
         return None, math.inf  # asked again when that changes
     active = next((model for model in models.values() if model.is_awake), None)
-    idle_since = max([began_at, *(max(m.used_at, m.entered_at) for m in models.values())])
+    idle_since = max([began_at, *(max(m.idle_since, m.entered_at) for m in models.values())])
     may_leave_at = -math.inf if active is None else active.awake_since + min_active_s
     standby = models.get(rules.standby or "")
     if standby is not None and standby is not active:
@@ -63,7 +63,7 @@ def idle_order(
         wake_at = math.inf
     sleep_at = math.inf
     if active is not None:
-        sleep_at = max(active.used_at + active.idle_sleep_s, may_leave_at)
+        sleep_at = max(active.idle_since + active.idle_sleep_s, may_leave_at)
     if active is not None and sleep_at <= now:
         reason = f"unused for {active.idle_sleep_s:g} s"
         return Order(active, reason, to="asleep", rule="idle"), math.inf

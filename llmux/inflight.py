@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
@@ -92,6 +93,11 @@ class InFlight:
         """A request has become a WebSocket, which ends when its peers like."""
         carrier.message_at = trio.current_time()
         self._sockets[flight] = carrier
+
+    @property
+    def message_at(self) -> float:
+        """When a WebSocket carried a message last (Trio's clock, seconds)."""
+        return max((each.message_at for each in self._sockets.values()), default=-math.inf)
 
     def quiet(self, idle_s: float) -> list[Flight]:
         """The WebSockets that have carried no message for so many seconds."""

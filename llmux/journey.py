@@ -75,7 +75,7 @@ class Journey:
         model: What it is for, once that is known; empty for the fallback.
         serving: Its stay at the model.
         passing: Its stay at the fallback.
-        backend: Where it has been forwarded to; None: it has not been.
+        backend: Where it has been forwarded to; None: it has not been, or was refused.
         stream_idle_s: For so long that may send nothing of a stream.
         expects_stream: Whether it asks for one.
         kept_alive: What its client is told while it waits.

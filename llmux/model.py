@@ -91,7 +91,7 @@ class Model:
         loads_since: Since when it is known that its backend loads (Trio's clock, seconds); or None.
         falls: How many times in a row it was found down before it was warm.
         last_error: Why the last try failed; None after a success.
-        used_at: When it was woken, or its last request that was no passive one left.
+        used_at: When it was woken, or a request left last that was no passive one.
         max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
         drains: Whether requests in flight are waited for, as the config says.
         socket_idle_s: A WebSocket without a message for so long is quiet; as the config says.
@@ -188,6 +188,11 @@ class Model:
     def yielding(self) -> list[Flight]:
         """The WebSockets in flight that no switch waits for, the quiet ones included."""
         return self.in_flight.yielding(self.socket_idle_s)
+
+    @property
+    def idle_since(self) -> float:
+        """When it was used last, WebSockets that are quiet by now included."""
+        return max(self.used_at, self.in_flight.message_at)
 
     @property
     def admits(self) -> bool:
@@ -302,8 +307,7 @@ class Model:
             return
         if self._frozen_at is not None:
             self.waiters.ages.remove(self._frozen_at)
-        if not self.in_flight.in_use:
-            self.used_at = trio.current_time()
+        self.used_at = trio.current_time()
         self._admit_more()
         self._on_leave(self, flight)
 

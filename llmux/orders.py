@@ -21,6 +21,7 @@ class Order:
         rule: Which rule of the policy, or who else, has decided.
         to: What the target is to be. asleep: put to sleep, its requests drained; down: cut, too;
             renewed: asleep, as long as a change waits for that.
+        is_unasked: No request waited for the target when it was decided.
         on_failure: Called if it could not be carried out.
     """
 
@@ -38,6 +39,7 @@ class Order:
         self.stands = stands
         self.rule = rule
         self.to = to
+        self.is_unasked = not target.wanted_by
         self.on_failure: Callable[[], None] = lambda: None
         self._ended = trio.Event()
         self._error: LlmuxError | None = None

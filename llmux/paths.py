@@ -237,7 +237,7 @@ class Whereabouts:
                 return None
             if not is_here and not self._is_backend(there):
                 return None
-        elif there.scheme or not path.startswith("/") or not (self._below or self._prefix):
+        elif there.scheme or not there.path.startswith("/") or not (self._below or self._prefix):
             return None  # relative to what was asked, which is at the same place here
         if self._prefix and path != self._prefix and not path.startswith(f"{self._prefix}/"):
             return None

@@ -666,6 +666,7 @@ class ModelProxy:
         serving, pause_s = journey.serving, FIRST_PAUSE_S
         assert serving is not None
         while True:
+            journey.backend = None  # it has refused: nothing is awaited of it
             await serving.pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             try:

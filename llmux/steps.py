@@ -159,9 +159,9 @@ class Steps:
         model.enter(Phase.DRAINING)
         await model.waiters.wait_settled()
         on_settled(model)
+        cut_sockets(model, model.yielding)  # frozen, they would be a reason to switch back
         if not model.is_drained:
             return 0.0
-        cut_sockets(model, model.yielding)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_log_slow_drain, model)
             nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)

@@ -699,19 +699,29 @@ class Switcher:
         return not any(model.wanted_by for model in self.models.values())
 
     def _is_in_vain(self, order: Order) -> bool:
-        return self._closed_with is not None or not self._is_wanted(order)
+        return self._closed_with is not None or not self._goes_on(order)
+
+    def _goes_on(self, order: Order) -> bool:
+        """Whether a switch does in which no hook of its target was started yet."""
+        return self._is_wanted(order) and self._is_wake_wanted(order)
 
     def _is_wake_wanted(self, order: Order) -> bool:
-        """Whether a wake hook that runs may go on: always, unless wakes may be abandoned."""
+        """Whether a wake may begin, or go on: always, unless wakes may be abandoned."""
         target, abandons = order.target, order.target.abandons_wakes
         if not (self._steps.settings.abandon_wakes if abandons is None else abandons):
             return True
-        if order.stands or not target.is_unused:
+        if self._closed_with is not None:
+            return True  # all were sent away, and a hook that runs may use the grace
+        if order.to != "awake" or order.stands or self._pins.model == target.name:
+            return True
+        if order.is_unasked:
+            return self._is_wanted(order)
+        if target.wanted_by or target.beside_line:
             return True
         return any(each.target is target and each.to == "awake" for each in self._orders)
 
     def _check_wanted(self, order: Order) -> None:
-        if not self._is_wanted(order):
+        if not self._goes_on(order):
             raise SwitchAbandoned
 
     def _in_the_way_of(self, target: Model) -> list[Model]:
@@ -719,9 +729,9 @@ class Switcher:
         return [m for m in self.models.values() if m.holds_gpu and m is not target]
 
     async def _drain(self, model: Model, order: Order) -> float:
-        """See `Steps.drain`: as long as the order is wanted."""
+        """See `Steps.drain`: as long as the switch is wanted."""
         return await self._steps.drain(
-            model, order.target, lambda: self._is_wanted(order), self._send_away_those_who_stay
+            model, order.target, lambda: self._goes_on(order), self._send_away_those_who_stay
         )
 
     def _send_away_those_who_stay(self, model: Model) -> None:
@@ -746,12 +756,13 @@ class Switcher:
         self._changed.set()
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
-        """A request has left a model: of interest only if others wait, and they mostly do not."""
+        """A request has left a model: of interest if others wait, or it was frozen with it."""
         if flight.is_whole and flight.socket is None and not flight.is_passive:
             self.measures.note_served(model.name, flight.company, flight.served_s)
         if self._leaving:
             self._remove_if_unwanted(model)
-        if any(other.wanted_by for other in self.models.values()) or self._is_newly_idle(model):
+        is_wanted = any(other.wanted_by for other in self.models.values())
+        if is_wanted or not model.is_awake or self._is_newly_idle(model):
             self._changed.set()
 
     def _is_newly_idle(self, model: Model) -> bool:

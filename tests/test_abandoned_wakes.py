@@ -11,9 +11,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.config import parse_config
-from llmux.errors import HookError
-from llmux.hints import Hints
+from llmux.errors import HookError, ShuttingDown
+from llmux.hints import PASSIVE, Hints
+from llmux.idle import IdleRules
 from llmux.model import Phase, Traits
+from llmux.shapes import Pin
 from llmux.switchboard import traits_of
 from tests.fakes import FakeHooks, Rig
 from tests.servers import ALL_FORMS, chat, running_backends, running_llmux
@@ -26,9 +28,9 @@ def slow_rig(**settings: Any) -> Rig:
     return Rig(hooks=hooks, **{"abandon_wakes": True, **settings})
 
 
-async def leave_after(rig: Rig, model: str, seconds: float) -> None:
+async def leave_after(rig: Rig, model: str, seconds: float, answered_s: float = 0) -> None:
     with trio.move_on_after(seconds):
-        await rig.ask(model)
+        await rig.ask(model, answered_s)
 
 
 async def test_its_hook_is_ended_and_its_sleep_hook_runs(autojump_clock: MockClock) -> None:
@@ -204,6 +206,99 @@ async def test_who_only_waits_for_a_slot_does_not_count_as_gone(
         requests.start_soon(ask)
         requests.start_soon(partial(leave_after, rig, "a", 10))
     assert rig.hooks.calls == [("a", "wake")]
+
+
+async def test_a_standby_is_wanted_though_nobody_waits(autojump_clock: MockClock) -> None:
+    rig = slow_rig(idle_rules=IdleRules(standby="b", standby_after_s=60))
+    async with rig.running() as requests:
+        await trio.sleep(100)
+        assert rig.hooks.calls == [("b", "wake")]
+        await rig.ask("a")
+        rig.hooks.calls.clear()
+        await trio.sleep(67)  # a's sleep hook takes 5 s
+        assert rig.switcher.models["b"].phase is Phase.WAKING
+        requests.start_soon(rig.ask, "a")
+    assert rig.hooks.calls == [("a", "sleep"), ("b", "wake"), ("b", "sleep"), ("a", "wake")]
+
+
+async def test_no_hook_of_it_is_started_if_nobody_waits_by_then(autojump_clock: MockClock) -> None:
+    rig = slow_rig()
+    async with rig.running():
+        await rig.ask("a")
+        await leave_after(rig, "b", 2)  # a's sleep hook takes 5 s
+        await trio.sleep(30)
+        assert rig.hooks.calls == [("a", "wake"), ("a", "sleep")]
+
+
+async def test_a_drain_for_nobody_is_called_off(autojump_clock: MockClock) -> None:
+    rig = slow_rig()
+    async with rig.running() as requests:
+        await rig.ask("a")
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        await leave_after(rig, "b", 10)
+        await trio.sleep(1)
+        assert rig.switcher.models["a"].is_awake
+        assert rig.hooks.calls == [("a", "wake")]
+
+
+async def test_one_that_is_frozen_with_it_may_be_who_leaves(autojump_clock: MockClock) -> None:
+    traits = {"a": Traits(preserves_in_flight=True)}
+    hooks = FakeHooks(seconds={("a", "wake"): 100})
+    rig = Rig(hooks=hooks, traits=traits, abandon_wakes=True)
+    async with rig.running() as requests:
+        await rig.ask("a")
+        requests.start_soon(leave_after, rig, "a", 80, 1000)
+        await trio.sleep(1)
+        await rig.switcher.force_switch("b")
+        await trio.sleep(70)
+        assert rig.switcher.models["a"].phase is Phase.WAKING, "for the one that is frozen"
+        await trio.sleep(20)
+        assert rig.hooks.calls[-2:] == [("a", "wake"), ("a", "sleep")]
+
+
+async def test_one_that_only_looks_wants_no_wake(autojump_clock: MockClock) -> None:
+    traits = {"a": Traits(preserves_in_flight=True)}
+    rig = Rig(hooks=FakeHooks(seconds={("a", "wake"): 100}), traits=traits, abandon_wakes=True)
+    async with rig.running() as requests:
+        await rig.ask("a")
+
+        async def look() -> None:
+            async with rig.switcher.serving("a", hints=PASSIVE):
+                await trio.sleep(1000)
+
+        requests.start_soon(look)  # and is frozen
+        await rig.ask("b")
+        await leave_after(rig, "a", 30)
+        await trio.sleep(20)
+        assert rig.hooks.calls[-2:] == [("a", "wake"), ("a", "sleep")]
+
+
+async def test_what_is_pinned_is_wanted(autojump_clock: MockClock) -> None:
+    rig = slow_rig()
+    async with rig.running():
+        await rig.switcher.pin(Pin(model="a", wait=False))
+        await rig.switcher.put_model_to_sleep("a")
+        await leave_after(rig, "a", 30)
+        await trio.sleep(100)
+        assert rig.switcher.models["a"].is_awake
+
+
+async def test_a_stop_abandons_nothing(autojump_clock: MockClock) -> None:
+    """All who wait are sent away then, but a hook that runs may use the grace."""
+    rig = slow_rig()
+    async with rig.running() as requests:
+
+        async def ask() -> None:
+            with pytest.raises(ShuttingDown):
+                await rig.ask("a")
+
+        requests.start_soon(ask)
+        await trio.sleep(30)
+        rig.switcher.stop()
+        await trio.sleep(100)
+        assert rig.hooks.calls == [("a", "wake")]
+        assert rig.switcher.models["a"].is_awake
 
 
 def test_the_config_says_so(tmp_path: Path) -> None:

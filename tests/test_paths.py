@@ -137,6 +137,13 @@ def test_what_points_elsewhere_stays(location: str) -> None:
     assert where.applied([(b"location", location.encode())]) == [(b"location", location.encode())]
 
 
+@pytest.mark.parametrize("location", ["?page=2", "#part", "", "z", "../z?x", "./?x=/y"])
+@pytest.mark.parametrize("base", [BACKEND, f"{BACKEND}/base"])
+def test_what_is_relative_to_what_was_asked_stays(base: str, location: str) -> None:
+    where = Whereabouts(base, asked=b"/upstream/a/v1/x", below=b"/upstream/a", own_host=b"llmux")
+    assert where.applied([(b"location", location.encode())]) == [(b"location", location.encode())]
+
+
 def test_relative_to_what_was_asked() -> None:
     assert relative(b"/x", b"/y:z/") == b"./y:z/"
     assert relative(b"/upstream/a", b"/upstream/a/") == b"../upstream/a/"

@@ -49,8 +49,8 @@ PLANTS = {
     ),
     "forget the next in line when a place becomes free": (
         "model.py",
-        "            self.used_at = trio.current_time()\n        self._admit_more()\n",
-        "            self.used_at = trio.current_time()\n",
+        "        self.used_at = trio.current_time()\n        self._admit_more()\n",
+        "        self.used_at = trio.current_time()\n",
     ),
     "abandon a switch that is wanted": (
         "switcher.py",

@@ -149,6 +149,22 @@ async def test_a_refusal_right_after_the_wake_is_waited_out(lane: str, tmp_path:
         assert hooks.calls == [("a", "wake"), ("a", "alive")]
 
 
+async def test_while_it_refuses_it_is_not_silent(lane: str, tmp_path: Path) -> None:
+    silent_s = 0.2
+    settings = {"stream_idle_secs": silent_s}
+    async with running_lane(lane, tmp_path, model_settings=settings) as site:
+        url = refusing(site)
+
+        async def listen() -> None:
+            await trio.sleep(5 * silent_s)
+            site.service.proxy._upstreams["a"].backend._origin = Backend(url)._origin
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            answer = await site.exchange(post(b'{"model": "a", "stream": true}'))
+        assert status(answer) == 200
+
+
 async def test_a_refusal_that_stays_is_502_in_the_end(lane: str, tmp_path: Path) -> None:
     hooks = FakeHooks(timeouts={("a", "wake"): 0.5})
     async with running_lane(lane, tmp_path, hooks=hooks) as site:
