@@ -95,6 +95,8 @@ class OwnSite:
             Forbidden: There are no keys, and it comes from a page of another site, or by a name
                 that may be one's.
         """
+        if self._is_plain(headers):
+            return False
         marks = _marks(headers)
         origin = marks.origins[0] if marks.origins else None
         is_shared = self._is_public or (
@@ -118,6 +120,18 @@ class OwnSite:
         if is_foreign or not (is_confirmed or _are_same(marks.origins, hosts)):
             raise Forbidden(f"{ABOUT_PAGES}: {_way_in(origin)}")
         return True
+
+    def _is_plain(self, headers: Fields) -> bool:
+        """Whether a request has no mark but one host, which may ask: as nearly all of them."""
+        host = None
+        for name, value in headers:
+            if len(name) in _MARK_LENGTHS and (lower := name.lower()) in _MARKS:
+                if lower != b"host" or host is not None:
+                    return False
+                host = value
+        return self._has_keys or (
+            host is not None and len(host) <= MOST_HOST_BYTES and self._is_own(host)
+        )
 
     def _check_hosts(self, hosts: Iterable[bytes]) -> None:
         for host in hosts:
