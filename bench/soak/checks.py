@@ -31,8 +31,9 @@ TRACKER_LINE = re.compile(r"resource_tracker: There appear|warnings\.warn\('reso
 
 EXPECTED_ERRORS = frozenset({
     "model_down", "sleep_hook_failed", "switch_failed", "reload_failed", "hook_survived",
+    "parent_died",  # of Hypercorn's two processes, which are killed one after the other
 })  # fmt: skip
-"""Events that llmux logs at level error for faults that a run injects."""
+"""Events that llmux logs at level error or worse for faults that a run injects."""
 
 TEXT_LINE = re.compile(r"(\d{4}-\S+Z) \[(\w+) *\] (\S+) *(.*)")
 """As structlog's console renderer writes it."""
@@ -214,4 +215,4 @@ def is_mistake(line: str) -> bool:
     found = TEXT_LINE.match(line)
     if found is None:
         return bool(line.strip())
-    return found[2] == "critical" or (found[2] == "error" and found[3] not in EXPECTED_ERRORS)
+    return found[2] in {"critical", "error"} and found[3] not in EXPECTED_ERRORS
