@@ -229,7 +229,7 @@ async def test_killed_at_any_instant_of_a_switch(tmp_path: Path, instant: str) -
         stop = tmp_path / instant
         if instant[1] == ".":
             stop.touch()
-        async with killed(rack, config) as (_, client), trio.open_nursery() as nursery:
+        async with killed(rack, config) as (killed_one, client), trio.open_nursery() as nursery:
             assert (await client.post(CHAT, json=chat("a"))).status_code == 200
 
             async def ask(model: str, **fields: object) -> None:
@@ -247,6 +247,7 @@ async def test_killed_at_any_instant_of_a_switch(tmp_path: Path, instant: str) -
                         await trio.sleep(0.01)
             else:
                 await trio.sleep(0.3)
+            killed_one.process.kill()  # first: a drain would end with its client
             nursery.cancel_scope.cancel()
         # A hook that stood there at the kill would go on now, if it were still there.
         stop.unlink(missing_ok=True)
