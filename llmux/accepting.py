@@ -38,7 +38,7 @@ class BatchListener(trio.abc.Listener[trio.SocketStream]):
         """
         if not self._accepted:
             self._accepted.append(await self._listener.accept())
-            # What goes wrong here (no descriptors are left, say) is raised by the next wait.
+            # An error here (no descriptors are left, say) is raised again by the next wait.
             with suppress(OSError):
                 while len(self._accepted) < ACCEPTED:
                     self._accepted.append(_stream(self._plain.accept()[0]))

@@ -33,7 +33,7 @@ MOST_FRAMES = 100_000
 """Before there is a backend: each costs some microseconds, however small it is."""
 
 SILENCE_S = 1.0
-"""Who says nothing for so long after the handshake waits for the server to speak first."""
+"""A client that says nothing for so long after the handshake waits for the server to speak."""
 
 REALTIME = b"realtime"
 """OpenAI's subprotocol. Beside it, browsers send keys and the like as if they were some, too."""

@@ -443,7 +443,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         abandon_wakes: End a wake hook once nobody waits for its model any more, then run the sleep
             hook; else the model wakes for nobody.
         gate: Do not leave a model while its backend's metrics (vLLM's) say that requests wait.
-        client_hints: Heed x-llmux-priority and x-llmux-max-wait of requests.
+        client_hints: Honour x-llmux-priority and x-llmux-max-wait of requests.
         options: Given as they are to a policy of your own.
     """
 
@@ -527,7 +527,7 @@ class ControlConfig(Section, frozen=True, kw_only=True):
 
 
 class ErrorsConfig(Section, frozen=True, kw_only=True):
-    """What errors tell.
+    """How much errors tell.
 
     Attributes:
         hook_output: Who gets the last lines that a failed hook printed, which may hold secrets:
@@ -567,7 +567,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         tracing: Send OpenTelemetry traces; where to is for the OTEL_* variables to say.
         http2: Speak HTTP/2 with clients that ask for it; model clients speak HTTP/1.1.
         limits: What clients may take.
-        errors: What errors tell.
+        errors: How much errors tell.
         fallback: URL that gets the requests which were read and name no model or an unknown one.
         default_model: The model, or an alias of it, of requests that name none; they do not go to
             fallback then. null for none.

@@ -182,7 +182,7 @@ class StrictH11Protocol(H11Protocol):
         if self._is_over:
             return
         if isinstance(event, Response) and self.connection.our_state is h11.SEND_BODY:
-            # What was cancelled while it sent the head of an answer does not know that it was sent.
+            # A task that was cancelled while it sent the head does not know that the head is out.
             self._is_over = True
             await self.send(Closed())
             return

@@ -168,8 +168,8 @@ class BoundedH2Protocol(H2Protocol):
             await self._reset_unfinished(event.stream_id)
         elif isinstance(event, Response):
             if event.stream_id in self._answered:
-                # What was cancelled while it sent the head of an answer does not know that it was
-                # sent. What follows here would make a whole answer of it.
+                # A task that was cancelled while it sent the head does not know that the head is
+                # out. More would make a whole answer of it.
                 await self._reset_unfinished(event.stream_id)
                 return
             self._answered.add(event.stream_id)
