@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import trio
+import trio.testing
 
 from llmux import wire
 from llmux.app import Service, build_service
@@ -113,7 +114,7 @@ class Site:
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
-    async def exchange(self, *pieces: bytes, seconds: float = 5) -> bytes:
+    async def exchange(self, *pieces: bytes, seconds: float = 20) -> bytes:
         """Send raw pieces on one connection; returns all that comes back until it is closed."""
         stream = await self.connect()
         async with stream:
@@ -129,10 +130,27 @@ class Site:
     def in_flight(self) -> int:
         return self.service.board.in_flight_count("a")
 
+    async def cut(self, request: bytes, passed_on: bytes) -> bytes:
+        """Send a request and cut it where it waits, after `passed_on` has come; returns the whole answer."""
+        async with await self.connect() as stream:
+            with trio.fail_after(5):
+                await stream.send_all(request)
+                received = b""
+                while passed_on not in received:
+                    received += await stream.receive_some()
+                await settled()
+                self.service.board.models["a"].in_flight.cut()
+                return received + await read_all(stream)
+
     async def until_idle(self) -> None:
         with trio.fail_after(5):
             while self.in_flight or self.service.board.queue_depths["a"]:
                 await trio.sleep(0.001)
+
+
+async def settled() -> None:
+    """Wait until no task here has anything to do, as all that was sent here has been read."""
+    await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def read_all(stream: trio.SocketStream) -> bytes:

@@ -24,7 +24,7 @@ from llmux.errors import LlmuxError
 from llmux.journey import MOST_PATH_BYTES
 from llmux.waiters import Waiter
 from tests.fakes import FakeHooks
-from tests.lanes import Site, running_lane
+from tests.lanes import Site, running_lane, settled
 
 CHAT = "/v1/chat/completions"
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ async def test_requests_are_listed_in_each_phase(site: Site, client: httpx.Async
             b"POST /v1/x?secret=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"
         )
         await until(lambda: site.service.proxy.journeys.list(1).total == 1)
-        await trio.sleep(0.05)
+        await settled()
         (reading,) = await phases()
         assert (reading.phase, reading.bytes_in, reading.path) == ("reading", 2, "/v1/x")
         assert (reading.client, reading.method) == ("127.0.0.1", "POST")
@@ -306,7 +306,7 @@ async def test_with_wait_others_stand_in_line(
     await post(client, "pin", {"model": "a", "wait": True})
     async with asking(client, "b") as answer:
         await until(lambda: site.service.board.queue_depths["b"] == 1)
-        await trio.sleep(0.1)
+        await settled()
         assert hooks.awake == {"a"}
         assert await post(client, "unpin", {"group": "default"}) == "Unpinned group: default"
         assert (await answer()).status_code == 200

@@ -13,7 +13,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, RejectData, Request, TextMessage
 
 from tests.fakes import FakeHooks
-from tests.lanes import LANES, Site, play, running_lane
+from tests.lanes import LANES, Site, play, running_lane, settled
 from tests.servers import ALL_FORMS, chat, running_backends, running_llmux
 
 Body = dict[str, Any]
@@ -107,17 +107,19 @@ def stream_of(kind: bytes, first: bytes, framing: str) -> bytes:
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk
 
 
-async def ask(site: Site, path: str, end: Callable[[], Awaitable[None]]) -> bytes:
-    """What comes of a stream that is ended so, once some of it has come."""
+async def ask(
+    site: Site, path: str, end: Callable[[], Awaitable[None]], passed_on: bytes = b"\r\n\r\n"
+) -> bytes:
+    """The answer to a request that `end` ends, after `passed_on` has come."""
     body = json.dumps(chat("a", stream=True)).encode()
     async with await site.connect() as stream:
         head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         await stream.send_all(head % (path.encode(), len(body)) + body)
         received = b""
         with trio.fail_after(5):
-            while b"\r\n\r\n" not in received:
+            while passed_on not in received:
                 received += await stream.receive_some()
-            await trio.sleep(0.05)  # until the rest has been passed on
+            await settled()
             await end()
             try:
                 while more := await stream.receive_some():
@@ -193,6 +195,7 @@ async def test_where_nothing_can_be_said(lane: str, name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_events_that_come_in_pieces(lane: str, tmp_path: Path) -> None:
+    all_sent = trio.Event()
     async with running_lane(lane, tmp_path) as site:
 
         async def answer(stream: trio.SocketStream, request: bytes) -> None:
@@ -201,10 +204,12 @@ async def test_events_that_come_in_pieces(lane: str, tmp_path: Path) -> None:
             await stream.send_all(b"1\r\n\n")
             await trio.sleep(0.02)
             await stream.send_all(b"\r\n")
+            all_sent.set()
             await trio.sleep_forever()
 
         async def cut() -> None:
-            await trio.sleep(0.1)
+            await all_sent.wait()
+            await settled()
             site.service.board.models["a"].in_flight.cut()
 
         site.backend.play = answer
@@ -219,10 +224,9 @@ async def test_a_stream_behind_comments_that_is_cut(lane: str, tmp_path: Path) -
         site.backend.play = play(stream_of(SSE, b"data: 1\n\n", "chunked"))
 
         async def cut() -> None:
-            await trio.sleep(0.2)
             site.service.board.models["a"].in_flight.cut()
 
-        received = await ask(site, "/v1/messages", cut)
+        received = await ask(site, "/v1/messages", cut, passed_on=b"data: 1")
         assert b": waiting" in received
         assert received.count(b"event: error\ndata: ") == 1
         assert not received.endswith(b"0\r\n\r\n"), "no false end"

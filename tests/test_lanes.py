@@ -544,19 +544,8 @@ STREAMS = {
 async def test_the_last_event_of_a_stream_that_is_cut_says_why(site: Site, name: str) -> None:
     sent, is_told = STREAMS[name]
     site.backend.play = play(sent)
-    answers: list[bytes] = []
-    async with trio.open_nursery() as nursery:
-
-        async def ask() -> None:
-            answers.append(await site.exchange(post()))
-
-        nursery.start_soon(ask)
-        with trio.fail_after(5):
-            while not site.backend.received:
-                await trio.sleep(0.001)
-            await trio.sleep(0.1)  # until it has been passed on
-        site.service.board.models["a"].in_flight.cut()
-    (answer,) = answers
+    last_sent = sent.removesuffix(b"\r\n").rpartition(b"\r\n")[2]
+    answer = await site.cut(post(), passed_on=last_sent)
     assert status(answer) == 200
     assert not answer.endswith(b"0\r\n\r\n"), "no false end"
     assert (b'data: {"error":{"message":"Model not ready: a"' in answer) == is_told
@@ -1143,17 +1132,10 @@ async def test_a_cut_is_told_once_with_comments(
         await trio.sleep_forever()
 
     policy = {"waiting_keepalive_secs": keepalive_s}
-    async with running_lane(lane, tmp_path, policy=policy) as site, trio.open_nursery() as nursery:
+    passed_on = b"data: 1" if begins else b": waiting" if keepalive_s < 1 else b""
+    async with running_lane(lane, tmp_path, policy=policy) as site:
         site.backend.play = hang
-        answers: list[bytes] = []
-
-        async def ask() -> None:
-            answers.append(await site.exchange(post(STREAM)))
-
-        nursery.start_soon(ask)
-        await trio.sleep(0.4)
-        site.service.board.models["a"].in_flight.cut()
-    (answer,) = answers
+        answer = await site.cut(post(STREAM), passed_on)
     assert answer.count(b'"code":"not_ready"') == 1
     told_by_status = not begins and keepalive_s == 60
     assert status(answer) == (503 if told_by_status else 200)
