@@ -15,7 +15,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 ASYNC_EXCEPTIONS := llmux/guest.py:ASYNC102,ASYNC103 llmux/keepalive.py:ASYNC103
 ASYNC_EXCEPTIONS += llmux/beside.py:ASYNC103,ASYNC104
 
-.PHONY: help run test lint unit coverage test-slow test-real docs bench soak format clean
+# Each llmux that a test starts would compile all of llmux.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help run test lint unit compiled coverage test-slow test-real docs bench soak format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,7 +27,13 @@ run: $(RUN_STAMP)  ## Serve llmux.yaml on port 3000, with two stand-in models
 	@echo "== llmux: serving llmux.yaml (stop with Ctrl-C)"
 	@exec $(BIN)/llmux -c llmux.yaml
 
-test: lint unit  ## What CI runs: format, lint, types, import rules, tests
+test: $(TEST_STAMP)  ## What CI runs: format, lint, types, import rules, tests
+	@$(MAKE) --no-print-directory --jobs=2 lint compiled
+	@$(MAKE) --no-print-directory unit
+
+# Once and while the linters run, not in each process that runs tests.
+compiled: $(TEST_STAMP)
+	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
 
 lint: $(TEST_STAMP)  ## Format, lint, types and import rules
 	@echo "== format"

@@ -20,6 +20,8 @@ import httpx
 import pytest
 import trio
 
+from tests.prefork import Forked, fork
+
 Received = tuple[h11.Request, bytes]
 
 
@@ -193,7 +195,7 @@ class LlmuxProcess:
     """A started llmux: its address, its process, what it has logged so far."""
 
     url: str
-    process: trio.Process
+    process: trio.Process | Forked
     lines: list[str]
 
     def client(self, **options: Any) -> httpx.AsyncClient:
@@ -227,12 +229,9 @@ async def running_llmux(
     config: Path, form: str = "llmux", *arguments: str, ends_with: int | None = 0
 ) -> AsyncIterator[LlmuxProcess]:
     """Start llmux as a process of its own; at the end it must stop cleanly on SIGTERM."""
-    process = await trio.lowlevel.open_process(
+    process = await _start(
         [*FORMS[form], *arguments],
-        env={**os.environ, "LLMUX_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        {**os.environ, "LLMUX_CONFIG": str(config), "PYTHONUNBUFFERED": "1"},
     )
     lines: list[str] = []
     async with trio.open_nursery() as nursery:
@@ -251,8 +250,20 @@ async def running_llmux(
             nursery.cancel_scope.cancel()
 
 
+async def _start(command: list[str], env: dict[str, str]) -> trio.Process | Forked:
+    if command[:3] == [sys.executable, "-m", "llmux"]:
+        return await fork(*command[2:], env=env)
+    return await trio.lowlevel.open_process(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
 async def _read_log(
-    process: trio.Process, lines: list[str], *, task_status: trio.TaskStatus[str]
+    process: trio.Process | Forked, lines: list[str], *, task_status: trio.TaskStatus[str]
 ) -> None:
     assert process.stderr is not None
     rest = b""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +46,10 @@ def names_in(path: Path) -> Iterator[str]:
                     yield f"{node.name}.{member.name}"
 
 
-NAMES = {path.name: set(names_in(path)) for path in TESTS.glob("*.py")}
+@cache
+def all_names() -> dict[str, set[str]]:
+    """By the file's name."""
+    return {path.name: set(names_in(path)) for path in TESTS.glob("*.py")}
 
 
 def exists(pattern: str, file: str = "*") -> bool:
@@ -53,7 +57,7 @@ def exists(pattern: str, file: str = "*") -> bool:
     pattern = pattern.replace("...", "*", 1) if pattern.startswith("...") else pattern
     return any(
         fnmatchcase(name, pattern)
-        for path, names in NAMES.items()
+        for path, names in all_names().items()
         if fnmatchcase(path, file)
         for name in names
     )

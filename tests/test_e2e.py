@@ -430,7 +430,7 @@ async def test_stopping_waits_for_no_head(rack: Rack, sent: bytes) -> None:
             assert await llmux.terminate(seconds=5) == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS)
 async def test_200_requests_over_4_models(tmp_path: Path, form: str) -> None:
     async with running_backends(tmp_path, "a", "b", "c", "d") as rack:
         async with running_llmux(rack.write_config(), form) as llmux, llmux.client() as client:
