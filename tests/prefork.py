@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-IMPORTED = ["llmux.__main__", "llmux.server", "llmux.app", "llmux.fastlane"]
+IMPORTED = ["llmux.server", "llmux.app", "llmux.fastlane", "llmux.terminal.commands"]
 
 LONGEST_REQUEST = 1 << 20
 
@@ -35,12 +35,20 @@ class Forked:
 
     Args:
         pid: Its id.
-        stderr: What it prints there.
+        stdout: A pipe of what it prints.
+        stderr: A pipe of its errors and log lines.
         parent: A socket to its parent, which tells its exit code.
     """
 
-    def __init__(self, pid: int, stderr: trio.lowlevel.FdStream, parent: socket.socket) -> None:
+    def __init__(
+        self,
+        pid: int,
+        stdout: trio.lowlevel.FdStream,
+        stderr: trio.lowlevel.FdStream,
+        parent: socket.socket,
+    ) -> None:
         self.pid = pid
+        self.stdout = stdout
         self.stderr = stderr
         self._parent = parent
         self._returncode: int | None = None
@@ -79,20 +87,43 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-async def fork(module: str, *arguments: str, env: Mapping[str, str]) -> Forked:
-    """Run `python -m module arguments` in a new session, with its standard error in a pipe."""
+async def fork(*arguments: str, env: Mapping[str, str]) -> Forked:
+    """Run `python -m llmux` with arguments, in a new session."""
     path = _parent_of_all()
     with trio.fail_after(60):
         while not path.exists():
             await trio.sleep(0.01)
-    asked = json.dumps([module, *arguments, str(Path.cwd()), dict(env)]).encode()
+    asked = json.dumps([*arguments, str(Path.cwd()), dict(env)]).encode()
     parent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent.connect(str(path))
-    reading, writing = os.pipe()
-    socket.send_fds(parent, [asked], [writing])
-    os.close(writing)
+    stdout, to_stdout = os.pipe()
+    stderr, to_stderr = os.pipe()
+    socket.send_fds(parent, [asked], [to_stdout, to_stderr])
+    os.close(to_stdout)
+    os.close(to_stderr)
     await trio.lowlevel.wait_readable(parent)
-    return Forked(int(parent.recv(16)), trio.lowlevel.FdStream(reading), parent)
+    streams = (trio.lowlevel.FdStream(stdout), trio.lowlevel.FdStream(stderr))
+    return Forked(int(parent.recv(16)), *streams, parent)
+
+
+async def run_llmux(*arguments: str, env: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run `llmux` to its end; returns its exit code, and what it printed and said of errors."""
+    printed = {"stdout": b"", "stderr": b""}
+
+    async def read(stream: trio.lowlevel.FdStream, name: str) -> None:
+        async with stream:
+            async for data in stream:
+                printed[name] += data
+
+    process = await fork(*arguments, env=env)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, process.stdout, "stdout")
+        nursery.start_soon(read, process.stderr, "stderr")
+        try:
+            code = await process.wait()
+        finally:
+            process.kill()
+    return code, printed["stdout"].decode(), printed["stderr"].decode()
 
 
 @cache
@@ -103,11 +134,12 @@ def _parent_of_all() -> Path:
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "tests.prefork", str(path)],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,  # as that of each forked process, which goes on with its buffer
         start_new_session=True,
     )
 
     def end() -> None:
-        process.communicate()
+        process.communicate()  # closes its standard input
         folder.cleanup()
 
     atexit.register(end)
@@ -121,12 +153,12 @@ def main(path: str) -> None:
     gc.collect()
     gc.freeze()
     if asked := _serve(path):
-        module, *arguments, folder, env = asked
+        *arguments, folder, env = asked
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(env)
         sys.argv[1:] = arguments
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module("llmux", run_name="__main__", alter_sys=True)
 
 
 def _serve(path: str) -> list[Any] | None:
@@ -150,7 +182,7 @@ def _serve(path: str) -> list[Any] | None:
             _tell_exit_codes(children)
         if listener in readable:
             connection, _ = listener.accept()
-            asked, (stderr,), _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 1)
+            asked, printed, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 2)
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
@@ -158,12 +190,14 @@ def _serve(path: str) -> list[Any] | None:
                 for opened in (ended, wakeup, listener, connection, *children.values()):
                     opened.close()
                 os.setsid()
-                os.dup2(stderr, 2)
-                os.close(stderr)
+                for to, pipe in zip((1, 2), printed, strict=True):
+                    os.dup2(pipe, to)
+                    os.close(pipe)
                 with Path(os.devnull).open() as nothing:
                     os.dup2(nothing.fileno(), 0)
                 return json.loads(asked)  # type: ignore[no-any-return]
-            os.close(stderr)
+            for pipe in printed:
+                os.close(pipe)
             connection.send(b"%d" % pid)
             children[pid] = connection
 

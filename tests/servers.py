@@ -252,7 +252,7 @@ async def running_llmux(
 
 async def _start(command: list[str], env: dict[str, str]) -> trio.Process | Forked:
     if command[:3] == [sys.executable, "-m", "llmux"]:
-        return await fork(*command[2:], env=env)
+        return await fork(*command[3:], env=env)
     return await trio.lowlevel.open_process(
         command,
         env=env,

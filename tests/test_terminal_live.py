@@ -24,6 +24,7 @@ import httpx
 import pytest
 import trio
 
+from tests.prefork import run_llmux
 from tests.servers import LlmuxProcess, Rack, chat, running_backends, running_llmux
 from tests.test_terminal import complete
 
@@ -56,15 +57,12 @@ async def llmux(rack: Rack) -> AsyncIterator[LlmuxProcess]:
 
 async def run(llmux: LlmuxProcess, *arguments: str, exit_code: int = 0, **environ: str) -> str:
     """What a command prints; to standard error, if it is to fail."""
-    command = [sys.executable, "-m", "llmux", *arguments]
+    env = {**ENVIRON, "LLMUX_URL": llmux.url, **environ}
     with trio.fail_after(30):
-        done = await trio.run_process(
-            command, env={**ENVIRON, "LLMUX_URL": llmux.url, **environ},
-            capture_stdout=True, capture_stderr=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == exit_code, done.stderr.decode()
-    assert bool(done.stderr) == bool(exit_code)
-    return (done.stderr if exit_code else done.stdout).decode()
+        code, printed, said = await run_llmux(*arguments, env=env)
+    assert code == exit_code, said
+    assert bool(said) == bool(exit_code)
+    return said if exit_code else printed
 
 
 async def test_orders_are_heeded(llmux: LlmuxProcess, rack: Rack) -> None:
