@@ -50,7 +50,7 @@ lint: $(TEST_STAMP)  ## Format, lint, types and import rules
 
 unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
 	@echo "== tests"
-	@$(BIN)/python -m pytest -n 3 --dist=worksteal -m "not slow and not real" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist=worksteal -m "not slow and not real" $(ARGS)
 
 coverage: $(TEST_STAMP)  ## The same tests, with how much of the code they run (takes twice as long)
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not real" $(ARGS)

@@ -689,8 +689,13 @@ def _poll(obstacle: Callable[[], T | None], patience_s: float) -> T | None:
 
 
 def _client(port: int, timeout_s: float | None) -> httpx.Client:
-    # Proxies of the environment are not for the loopback interface.
-    return httpx.Client(base_url=f"http://{HOST}:{port}", timeout=timeout_s, trust_env=False)
+    # Proxies of the environment are not for the loopback interface, and it needs no certificates.
+    return httpx.Client(
+        base_url=f"http://{HOST}:{port}",
+        timeout=timeout_s,
+        trust_env=False,
+        verify=False,  # noqa: S501
+    )
 
 
 @main.command("wait")

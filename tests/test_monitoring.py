@@ -292,7 +292,9 @@ async def running_prometheus(folder: Path, target: str) -> AsyncIterator[httpx.A
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drain, process.stderr)
             url = f"http://{found.group(1).decode()}"
-            async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=url, timeout=10, trust_env=False, verify=False
+            ) as client:
                 yield client
             nursery.cancel_scope.cancel()
     finally:

@@ -34,7 +34,9 @@ async def running(**options: Any) -> AsyncIterator[tuple[Standin, httpx.AsyncCli
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             standin = await nursery.start(serve, Options(model="llama", **options))
-            async with httpx.AsyncClient(base_url=standin.url, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=standin.url, trust_env=False, verify=False
+            ) as client:
                 yield standin, client
                 await idle(client)
             nursery.cancel_scope.cancel()
