@@ -28,7 +28,7 @@ HookKey = tuple[str, str]
 class FakeHooks:
     """Hooks that run on an in-memory GPU with room for one model.
 
-    The GPU checks the contract's invariants where they could break: at most one model awake, hooks
+    The GPU checks the invariants of docs/guarantees.md where they could break: at most one model awake, hooks
     never overlap, no sleep with a request inside, requests only on an awake model.
 
     Attributes:

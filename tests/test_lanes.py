@@ -1,4 +1,4 @@
-"""What the contract's section 4 says, on both lanes, byte by byte."""
+"""What docs/guarantees.md says of requests, on both lanes, byte by byte."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Ten thousand requests, eight models, three groups, and everything that can go wrong, on one clock.
 
 Hooks fail and take too long, servers crash, clients leave, operators switch, configs are reloaded.
-The GPUs below check the contract's invariants wherever they could break.
+The GPUs below check the invariants of docs/guarantees.md wherever they could break.
 """
 
 from __future__ import annotations

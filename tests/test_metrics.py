@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmux.metrics import SECONDS_BUCKETS, STATES, Metrics, ModelGauges
 from llmux.model import Phase
 
-# Section 6 of the contract: what dashboards and alerts may rely on.
+# What dashboards and alerts may rely on.
 SERIES = {
     "llmux_requests": ("counter", {"model", "status", "waited"}),
     "llmux_request_duration_seconds": ("histogram", {"model", "status"}),

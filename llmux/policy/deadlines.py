@@ -1,4 +1,4 @@
-"""By when those who wait must be let in, so that nobody starves: invariant 7 of the contract."""
+"""By when waiting requests must be let in: invariant 7 of docs/guarantees.md."""
 
 from __future__ import annotations
 
