@@ -330,7 +330,7 @@ def test_all_mistakes_show_at_once() -> None:
         ("a.json", " \n", "the file is empty"),
         ("a.yaml", "- a\n", "expected object, got array"),
         ("a.json", "3", "expected object, got int"),
-        ("a.json", '{"models": {},\n  }', "line 2, column 3: "),
+        ("a.json", '{"models": {},\n  ]', "line 2, column 3: "),
         ("a.json", '{"port": NaN}', "NaN is not JSON"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.yaml", "[" * 5_000, "nested too deeply"),

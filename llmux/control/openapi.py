@@ -7,6 +7,7 @@ each other, and against the app's routes.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,6 +166,8 @@ def openapi() -> dict[str, Any]:
     shapes = {each for o in OPERATIONS for each in (o.gives, o.takes) if isinstance(each, type)}
     wanted = [*sorted((s for s in shapes if issubclass(s, msgspec.Struct)), key=str), Error]
     _, components = msgspec.json.schema_components(wanted, ref_template=REF)
+    for shape in components.values():  # Python strips the indentation itself since 3.13
+        shape["description"] = inspect.cleandoc(shape["description"])
     paths: dict[str, Any] = {}
     for each in OPERATIONS:
         paths.setdefault(each.path, {})[each.method] = _operation(each)
