@@ -239,6 +239,16 @@ NO_EVENTS = {
         b'{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}',
         b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"',
     ),
+    "an error of an odd type": (
+        b"/v1/messages", b"500 Bad", b"application/json",
+        b'{"error": {"message": "odd", "type": ["x"]}}',
+        b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"odd"',
+    ),
+    "a number that is none": (
+        CHAT, b"200 OK", b"application/json",
+        b'{"object": "chat.completion", "choices": [{"message": {}, "logprob": -Infinity}]}',
+        b'"delta":{}',
+    ),
     "an error in events": (
         CHAT, b"500 Bad", b"text/event-stream", b'event: error\ndata: {"error": "odd"}\n\n',
         b'data: {"error":{"message":"odd"',
