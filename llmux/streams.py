@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from llmux.decoding import codings
+from llmux.decoding import codings, content_encoding
 from llmux.dialects import OLLAMA, Dialect, dialect_of, streams_events
 from llmux.openai import header
 
@@ -71,7 +71,7 @@ def stands_between(headers: Headers, tail: bytes) -> bool:
         headers: Of the answer.
         tail: The last bytes of the body that were sent; nothing if none was.
     """
-    if codings(header(headers, b"content-encoding")):
+    if codings(content_encoding(headers)):
         return False
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
 
