@@ -22,7 +22,7 @@ EVENTS = b"data: 1\n\ndata: [DONE]\n\n"
 CHAT = b"/v1/chat/completions"
 
 
-def post(path: bytes = CHAT, *headers: bytes, stream: bool = True) -> bytes:
+def post(path: bytes = CHAT, *headers: bytes, stream: bool | None = True) -> bytes:
     body = json.dumps({"model": "a", "stream": stream}).encode()
     lines = [b"POST %b HTTP/1.1" % path, b"Host: llmux", b"Connection: close", *headers]
     return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
@@ -89,6 +89,13 @@ async def test_who_waits_for_events_gets_comments(lane: str, path: bytes, tmp_pa
     async with slow_to_wake(lane, tmp_path) as site:
         site.backend.play = play(answer(EVENTS, b"Text/Event-Stream; Charset=UTF-8"))
         assert await behind_comments(site, post(path, *accepts)) == EVENTS
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_path_that_streams_events_unasked_gets_comments(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = play(answer(EVENTS))
+        assert await behind_comments(site, post(b"/generate_stream", stream=None)) == EVENTS
 
 
 @pytest.mark.parametrize("lane", LANES)
