@@ -6,6 +6,7 @@ its client can use is turned into events; what it cannot use becomes an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,14 @@ from llmux.errors import BackendError, BackendSaid, NoStream
 DONE = b"data: [DONE]\n\n"
 """How OpenAI's streams of completions end; llama.cpp's own do not."""
 
-COMPLETIONS = frozenset({"chat.completion", "text_completion"})
+# Tuples, not sets: what a backend says in these places may be a list, which has no hash.
+COMPLETIONS = ("chat.completion", "text_completion")
+TOOL_USES = ("tool_use", "server_tool_use")
+OTHER_ENDS = ("incomplete", "failed")
+
+MOST_LENIENT_BYTES = 256 << 10
+"""Of JSON that msgspec refuses: Python's parser takes up to 40 ms for as much (nothing but empty
+lists), and nothing else runs meanwhile."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -57,8 +65,18 @@ def _object(body: bytes) -> dict[str, Any] | None:
     try:
         said = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        said = _lenient(body) if len(body) <= MOST_LENIENT_BYTES else None
     return said if isinstance(said, dict) else None
+
+
+def _lenient(body: bytes) -> Any:
+    """JSON that only Python's parser takes; None if there is none, or no event can say it."""
+    try:
+        said = json.loads(body, parse_constant=lambda _: None)
+        msgspec.json.encode(said)  # not half a character, written as an escape
+    except (ValueError, RecursionError):
+        return None
+    return said
 
 
 def _error(status: int, body: bytes, said: dict[str, Any]) -> BackendError:
@@ -122,7 +140,7 @@ def _block(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]
         thought = {"type": "thinking_delta", "thinking": block.get("thinking", "")}
         signed = {"type": "signature_delta", "signature": block.get("signature", "")}
         return {**block, "thinking": "", "signature": ""}, [thought, signed]
-    if kind in {"tool_use", "server_tool_use"}:
+    if kind in TOOL_USES:
         text = msgspec.json.encode(block.get("input", {})).decode()
         return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": text}]
     return block, []
@@ -140,7 +158,7 @@ def _responses(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for index, item in enumerate(each for each in items if isinstance(each, dict)):
         yield from _item(index, item)
     status = said.get("status")
-    end = status if status in {"incomplete", "failed"} else "completed"
+    end = status if status in OTHER_ENDS else "completed"
     yield {"type": f"response.{end}", "response": said}
 
 

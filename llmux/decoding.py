@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llmux.errors import BackendBroke, BackendError
 
@@ -19,6 +19,11 @@ def codings(value: bytes) -> list[bytes]:
     """What a Content-Encoding says, less what changes nothing."""
     said = (each.strip().lower() for each in value.split(b","))
     return [each for each in said if each not in {b"", b"identity"}]
+
+
+def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """What all headers of this name say, as one (RFC 9110, section 5.3)."""
+    return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 
 
 class Decoder:

@@ -150,9 +150,10 @@ _ANTHROPIC_TYPES = {
 }  # fmt: skip
 """Types of errors by status; other ones of 4xx are `invalid_request_error`, others `api_error`."""
 
-_ANTHROPIC_KNOWN = frozenset({
+# A tuple: what a backend says in its place may be a list, which has no hash.
+_ANTHROPIC_KNOWN = (
     *_ANTHROPIC_TYPES.values(), "invalid_request_error", "api_error", "billing_error",
-})  # fmt: skip
+)  # fmt: skip
 
 
 def _anthropic_body(said: Told) -> dict[str, Any]:

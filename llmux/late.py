@@ -13,11 +13,10 @@ from http import HTTPStatus
 from llmux.as_events import as_events
 from llmux.backend import Answer
 from llmux.bodies import Bodies
-from llmux.decoding import Decoder
+from llmux.decoding import Decoder, content_encoding
 from llmux.dialects import Dialect
 from llmux.errors import BackendError
 from llmux.keepalive import Events, KeptAlive
-from llmux.openai import header
 from llmux.streams import EVENT_STREAM, JSON_LINES, media_type
 
 MOST_WHOLE_BYTES = 16 << 20
@@ -73,6 +72,8 @@ class LateAnswer:
 
     async def _send(self, first: bytes, pieces: AsyncIterator[bytes]) -> None:
         kind = media_type(self._answer.headers)
+        if kind in UNTOLD:
+            first = await _with_field(first, pieces)
         if not is_success(self._answer):
             await self._send_whole(first, pieces)
         elif kind == EVENT_STREAM or (kind in UNTOLD and first.startswith(FIELDS)):
@@ -86,7 +87,7 @@ class LateAnswer:
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
         """Its body, decoded; never an empty piece."""
-        decoder = Decoder(header(self._answer.headers, b"content-encoding"))
+        decoder = Decoder(content_encoding(self._answer.headers))
         async for data in self._answer.chunks():
             for piece in decoder.decode(data):
                 yield piece
@@ -123,6 +124,15 @@ class LateAnswer:
         if events := b"".join(b"data: %b\n\n" % line for line in said if line):
             await self._pass(events)
         return rest
+
+
+async def _with_field(first: bytes, pieces: AsyncIterator[bytes]) -> bytes:
+    """The beginning of a body, as much of it as tells whether these are events."""
+    while any(field.startswith(first) and field != first for field in FIELDS):
+        if not (more := await anext(pieces, b"")):
+            break
+        first += more
+    return first
 
 
 def _check_length(data: bytes | bytearray) -> None:

@@ -77,7 +77,8 @@ class Fields:
         name: The one that counts; empty if there is none.
         is_ambiguous: Whether there are two names, and readers differ on which counts.
         suspects: Names that only another parser may see: a more lenient one, or one of forms.
-        elsewhere: Without a name: those of other keys, in an object inside or in other letters.
+        elsewhere: Without a name: those of other keys, in an object inside or in other letters, or
+            in a file of a form; None: there are too many to look at.
         asks_for_stream: Whether it is JSON that says `"stream": true`.
         stores: Whether it is JSON that says `"store": true`.
         mentions: Without a name: the ids of stored objects that it goes on with.
@@ -117,7 +118,7 @@ class Fields:
         self.is_read = True
         self.mistake = ""
         self.suspects: Sequence[str] = ()
-        self.elsewhere: Sequence[str] = ()
+        self.elsewhere: Sequence[str] | None = ()
         self.codings: tuple[str, ...] = ()
         self._written = written
         self._values = values
@@ -138,7 +139,12 @@ class Fields:
             names_model: Whether the request names one that is not.
         """
         self.check_read(names_model=names_model)
-        seen = self.suspects if names_model else [*self.suspects, *self.elsewhere]
+        if self.elsewhere is None and not names_model:
+            raise BadRequest(
+                "body has more keys 'model' than are looked at, and one may name a model that is "
+                "here: it does not go to the fallback. Name its model in a header 'model-override'"
+            )
+        seen = self.suspects if names_model else [*self.suspects, *(self.elsewhere or ())]
         if (name := next(filter(is_here, seen), None)) is not None:
             raise BadRequest(
                 f"body names {shown(name)!r}, which is here, where only some servers look for it: "
@@ -293,7 +299,16 @@ def _read_form(headers: Headers, body: bytes, pause: Pause) -> Fields:
         mistake = form_mistake(content_type, body, pause)
         fields.is_read = mistake == ""
         fields.mistake = f"body is not multipart/form-data: {mistake}" if mistake else ""
+        fields.elsewhere = _names_in_files(body, pause) if fields.is_read else ()
     return fields
+
+
+def _names_in_files(body: bytes, pause: Pause) -> Sequence[str] | None:
+    """What a form's JSON says: a file of requests, for a batch, names the model of each."""
+    try:
+        return names_inside(body, pause)
+    except BadRequest:
+        return None
 
 
 def _says_json(headers: Headers) -> bool:

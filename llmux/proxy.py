@@ -98,7 +98,14 @@ from llmux.paths import (
 )
 from llmux.scanning import Hurry, Pause, TooLong
 from llmux.stored import Stored, id_of, ids_of, makes_stored
-from llmux.streams import is_event_stream, is_json_lines, json_line, unbuffered, waits_for_events
+from llmux.streams import (
+    is_event_stream,
+    is_json_lines,
+    json_line,
+    streams_unasked,
+    unbuffered,
+    waits_for_events,
+)
 from llmux.switchboard import Switchboard
 from llmux.targets import check_request_line
 from llmux.tokens import KINDS
@@ -505,9 +512,11 @@ class ModelProxy:
         if makes_stored(lane.method, named.target, stores=fields.stores):
             self._storing[journey] = 0
         outgoing = Outgoing(lane, named, fields, received, first)
-        journey.expects_stream = fields.asks_for_stream
+        journey.expects_stream = fields.asks_for_stream or (
+            not fields.codings and streams_unasked(lane.target, lane.body.data)
+        )
         if self._keepalive_s is not None and waits_for_events(
-            lane.method, lane.target, lane.headers, asks_for_stream=fields.asks_for_stream
+            lane.method, lane.target, lane.headers, asks_for_stream=journey.expects_stream
         ):
             # The status line may be out before it is known how the answer is encoded. Without the
             # header any coding would do (RFC 9110, section 12.5.3).

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from llmux.decoding import codings
-from llmux.dialects import OLLAMA, Dialect, dialect_of, streams_events
+from llmux.decoding import codings, content_encoding
+from llmux.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
+from llmux.jsonbody import LARGE_BYTES
 from llmux.openai import header
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -71,7 +72,7 @@ def stands_between(headers: Headers, tail: bytes) -> bool:
         headers: Of the answer.
         tail: The last bytes of the body that were sent; nothing if none was.
     """
-    if codings(header(headers, b"content-encoding")):
+    if codings(content_encoding(headers)):
         return False
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
 
@@ -112,6 +113,22 @@ def waits_for_events(
     if accepted and accepted.isdisjoint(_MAY_BE_EVENTS):
         return False
     return asks_for_stream and streams_events(target)
+
+
+_STREAMS_UNASKED = re.compile(rb".*/(?:api/(?:chat|generate)|generate_stream)", re.DOTALL)
+_NO_STREAM = re.compile(rb'"stream"[ \t\r\n]*+:[ \t\r\n]*+false')
+
+
+def streams_unasked(target: bytes, body: bytes) -> bool:
+    """Whether the answer is a stream though the body asks for none.
+
+    Ollama streams unless it is told not to, text-generation-inference's path always. A large body
+    is not looked through, and taken to say no.
+    """
+    if b"/api/" not in target and b"generate_stream" not in target:
+        return False
+    is_meant = _STREAMS_UNASKED.fullmatch(plain_path(target)) is not None
+    return is_meant and len(body) <= LARGE_BYTES and _NO_STREAM.search(body) is None
 
 
 _MAY_BE_EVENTS = frozenset({b"*/*", b"text/*", b"application/*", b"application/json"})

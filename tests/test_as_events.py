@@ -14,7 +14,7 @@ import pytest
 
 from llmux.as_events import as_events
 from llmux.decoding import Decoder
-from llmux.dialects import ANTHROPIC, COHERE, OPENAI, RESPONSES, Dialect
+from llmux.dialects import ANTHROPIC, COHERE, FRESH, OPENAI, RESPONSES, Dialect, told
 from llmux.errors import BackendBroke, BackendError, BackendSaid, NoStream
 
 
@@ -135,7 +135,9 @@ def test_errors_of_the_backend(status: int, body: bytes, message: str) -> None:
         assert caught.value.message == message
 
 
-@pytest.mark.parametrize("body", [b"", b"audio", b"[1]", b"\xff", b"[" * 100_000, b'{"error": {}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"audio", b"[1]", b"\xff", b"[" * 100_000, b'{"error": {}', b'{"x": "\\ud83d"}']
+)
 def test_what_cannot_be_said(body: bytes) -> None:
     for dialect in (OPENAI, ANTHROPIC, RESPONSES):
         with pytest.raises(NoStream):
@@ -143,6 +145,37 @@ def test_what_cannot_be_said(body: bytes) -> None:
     for dialect in (ANTHROPIC, RESPONSES):
         with pytest.raises(NoStream):
             as_events(200, json.dumps(CHAT).encode(), dialect)
+
+
+@pytest.mark.parametrize("odd", [[], {}, ["x"], {"x": 1}, None, 1])
+def test_what_should_be_a_word_may_be_anything(odd: Any) -> None:
+    part = {"type": odd, "text": "Hi"}
+    for dialect, said in (
+        (OPENAI, {"object": odd, "choices": []}),
+        (ANTHROPIC, {**MESSAGE, "content": [{"type": odd}]}),
+        (RESPONSES, {**RESPONSE, "status": odd, "output": [{"type": odd, "content": [part]}]}),
+    ):
+        assert events(said, dialect)
+        with pytest.raises(BackendSaid) as caught:
+            as_events(400, json.dumps({"error": {"message": "x", "type": odd}}).encode(), dialect)
+        assert dialect.events(told(caught.value), FRESH)
+
+
+@pytest.mark.parametrize(
+    ("odd", "meant"),
+    [
+        ("NaN", None),
+        ("-Infinity", None),
+        ("1e999", None),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_json_as_lenient_servers_write_it_is_an_answer(odd: str, meant: Any, mark: bytes) -> None:
+    body = json.dumps({**CHAT, "odd": "?"}).replace('"?"', odd).encode()
+    event, done, _ = as_events(200, mark + body, OPENAI).split(b"\n\n")
+    assert json.loads(event.removeprefix(b"data: "))["odd"] == meant
+    assert done == b"data: [DONE]"
 
 
 TEXT = b"data: 1\n\n" * 10_000

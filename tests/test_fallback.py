@@ -19,6 +19,12 @@ JSON = b"Content-Type: application/json"
 SECRET = b'{"prompt":"secret","model":"a"'
 
 
+UPLOAD = (
+    part(b"batch").replace(b"model", b"purpose").removesuffix(b"--b--")
+    + b'--b\r\nContent-Disposition: form-data; name="file"; filename="b.jsonl"\r\n\r\n'
+    + b'{"custom_id":"1","body":%b\r\n--b--\r\n'
+)
+
 FAR: WeakKeyDictionary[Site, ScriptedBackend] = WeakKeyDictionary()
 """What each of them has for a fallback."""
 
@@ -71,8 +77,16 @@ UNREAD = {
     "a session": (b'{"session":{"type":"realtime","model":"a"}}', [JSON]),
     "a large batch": (b'[{"x":"%b"},%b}]' % (b"x" * 300_000, SECRET), [JSON]),
     "a compressed batch": (gzip.compress(b"[%b}]" % SECRET), [b"Content-Encoding: gzip"]),
+    "a file of a batch": (UPLOAD % (SECRET + b"}}"), [MULTIPART]),
+    "a file of many lines": (UPLOAD % (b"x\n" * 200_000 + SECRET + b"}}\n"), [MULTIPART]),
+    "a file of a batch, as Go reads it": (UPLOAD % b'"MODEL": "a"', [MULTIPART]),
+    "a compressed file of a batch": (
+        gzip.compress(UPLOAD % SECRET), [MULTIPART, b"Content-Encoding: gzip"],
+    ),
+    "JSON in a form": (b"batch=" + SECRET, [FORM]),
+    "a form with more names than are looked at": (UPLOAD % (b'"model":1,' * 100_001), [MULTIPART]),
     "a form in JSON": (b'{"model":"far","x":"&model=a&"}', [FORM]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", UNREAD)
@@ -109,6 +123,11 @@ async def test_what_was_read_and_names_no_model_that_is_here_leaves(site: Site, 
         (b"x=%b" % pad, [FORM]),
         (part(b"far").replace(b"model", b"x") + pad, [MULTIPART]),
         (gzip.compress(b'{"model":"far","x":"%b"}' % pad), [b"Content-Encoding: gzip"]),
+        (
+            UPLOAD % (b'{"model":"far","x":"%b","content":"{\\"model\\":\\"a\\"}"}}' % pad),
+            [MULTIPART],
+        ),
+        (UPLOAD % (b'"model":1,' * 100_001), [MULTIPART, b"model-override: far"]),
         (b"", [JSON]),
     ]
     for body, headers in bodies:

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import trio
 
+from llmux.streams import stands_between
 from tests.fakes import FakeHooks
-from tests.lanes import LANES, Site, play, running_lane
+from tests.lanes import LANES, Site, play, running_lane, settled
 
 COMMENT = b": waiting for the model\n\n"
 EVENTS = b"data: 1\n\ndata: [DONE]\n\n"
 CHAT = b"/v1/chat/completions"
 
 
-def post(path: bytes = CHAT, *headers: bytes, stream: bool = True) -> bytes:
+def post(path: bytes = CHAT, *headers: bytes, stream: bool | None = True) -> bytes:
     body = json.dumps({"model": "a", "stream": stream}).encode()
     lines = [b"POST %b HTTP/1.1" % path, b"Host: llmux", b"Connection: close", *headers]
     return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
@@ -91,6 +92,13 @@ async def test_who_waits_for_events_gets_comments(lane: str, path: bytes, tmp_pa
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_a_path_that_streams_events_unasked_gets_comments(lane: str, tmp_path: Path) -> None:
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = play(answer(EVENTS))
+        assert await behind_comments(site, post(b"/generate_stream", stream=None)) == EVENTS
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_no_coding_is_asked_for(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path) as site:
         site.backend.play = play(answer(EVENTS))
@@ -113,6 +121,39 @@ async def test_what_is_encoded_all_the_same_is_decoded(
         assert await behind_comments(site, post()) == EVENTS
         head, data = parts(await site.exchange(post()))  # it does not wait any more
         assert (data, b"content-encoding: " + coding in head.lower()) == (encoded, True)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_coding_in_a_second_header_counts(lane: str, tmp_path: Path) -> None:
+    twice = [b"Content-Encoding: identity", b"Content-Encoding: gzip"]
+    encoded = gzip.compress(EVENTS)
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = play(answer(encoded, b"text/event-stream", *twice))
+        assert await behind_comments(site, post()) == EVENTS
+    assert not stands_between(
+        [(b"Content-Encoding", b"identity"), (b"content-encoding", b"br")], b""
+    )
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize(
+    ("said", "are_events"),
+    [(b"data: 1\n\n", True), (b"\xef\xbb\xbfid:1\n\n", True), (b"ev", False), (b"date: 1", False)],
+)
+async def test_events_are_known_from_bytes_that_come_one_by_one(
+    lane: str, said: bytes, are_events: bool, tmp_path: Path
+) -> None:
+    async def one_by_one(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for byte in said:
+            await settled()
+            await stream.send_all(b"1\r\n%c\r\n" % byte)
+        await stream.send_all(b"0\r\n\r\n")
+
+    async with slow_to_wake(lane, tmp_path) as site:
+        site.backend.play = one_by_one
+        received = await behind_comments(site, post())
+        assert received == said if are_events else b"backend_error" in received
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -238,6 +279,16 @@ NO_EVENTS = {
         b"/v1/messages", b"529 Overloaded", b"application/json",
         b'{"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}',
         b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"',
+    ),
+    "an error of an odd type": (
+        b"/v1/messages", b"500 Bad", b"application/json",
+        b'{"error": {"message": "odd", "type": ["x"]}}',
+        b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"odd"',
+    ),
+    "a number that is none": (
+        CHAT, b"200 OK", b"application/json",
+        b'{"object": "chat.completion", "choices": [{"message": {}, "logprob": -Infinity}]}',
+        b'"delta":{}',
     ),
     "an error in events": (
         CHAT, b"500 Bad", b"text/event-stream", b'event: error\ndata: {"error": "odd"}\n\n',

@@ -14,6 +14,7 @@ from wsproto.events import Ping, TextMessage
 
 from llmux.config import parse_config
 from llmux.model import Phase
+from llmux.streams import streams_unasked
 from tests.fakes import FakeHooks
 from tests.lanes import OK, Site, play, read_all
 from tests.test_hypercorn_side import close_code, echo_frames, frame
@@ -69,6 +70,42 @@ async def test_a_stream_of_which_nothing_comes_has_failed(
         await until(lambda: not site.backend.open)
         health = site.service.board.groups["default"].health
         await until(lambda: health._failures == 1)
+
+
+@pytest.mark.parametrize("lane", ALL_LANES)
+@pytest.mark.parametrize("path", [b"/api/chat", b"/upstream/a/api/generate", b"/generate_stream"])
+async def test_a_path_that_streams_unasked_has_failed_too(
+    lane: str, path: bytes, tmp_path: Path
+) -> None:
+    async def never_begin(stream: trio.SocketStream, request: bytes) -> None:
+        await read_until_closed(stream)
+
+    async with on_lane(lane, tmp_path, model_settings=SHORT) as site:
+        site.backend.play = never_begin
+        async with await connect(site, lane) as stream:
+            await stream.send_all(post().replace(b"/v1/chat/completions", path))
+            with trio.fail_after(6):
+                answer = await read_all(stream)
+        assert status(answer) == 502
+        assert b"stream_idle_secs" in answer
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "streams"),
+    [
+        (b"/api/chat", b"{}", True),
+        (b"/ollama/api//generate/?x", b'{"stream": true}', True),
+        (b"/api/chat", b'{"stream" :\nfalse}', False),
+        (b"/api/chat", b" " * 300_000, False),
+        (b"/generate_stream", b'{"inputs": "x"}', True),
+        (b"/api/embed", b"{}", False),
+        (b"/generate", b"{}", False),
+        (b"/api/v1/chat/completions", b"{}", False),
+        (b"/v1/x?y=/api/chat", b"{}", False),
+    ],
+)
+def test_paths_that_stream_unasked(target: bytes, body: bytes, streams: bool) -> None:
+    assert streams_unasked(target, body) == streams
 
 
 @pytest.mark.parametrize("lane", ALL_LANES)
