@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 from llmux.errors import BadRequest
 from llmux.names import MAX_NAME_BYTES, overlong
 from llmux.scanning import (
+    MATCHES_BETWEEN_PAUSES,
     MAX_MATCHES,
     SLICE_BYTES,
     Pause,
@@ -189,7 +190,10 @@ class _Delimiter(NamedTuple):
 
 
 def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Field]:
-    for delimiter, following in pairwise(_delimiters(body, b"--" + boundary, pause)):
+    delimiters = _delimiters(body, b"--" + boundary, pause)
+    for number, (delimiter, following) in enumerate(pairwise(delimiters), 1):
+        if number % MATCHES_BETWEEN_PAUSES == 0:
+            pause()
         if delimiter.is_last:
             if not _LINE_END.match(body, delimiter.stop):  # it is no boundary for Go's parser
                 raise BadRequest("The line of the form's last boundary goes on behind it")
@@ -215,9 +219,11 @@ def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
     """
     found: list[_Delimiter] = []
     start = 0 if body.startswith(line) else _find_line(body, line, 0, pause)
-    for _ in range(MAX_MATCHES + 1):
+    for number in range(1, MAX_MATCHES + 2):
         if start < 0:
             return found
+        if number % MATCHES_BETWEEN_PAUSES == 0:
+            pause()
         stop = start + len(line)
         end = end_of_run(_BLANKS, body, stop, pause)
         if body.startswith(b"--", stop):
