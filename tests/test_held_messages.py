@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from llmux.config import Limits
 from llmux.errors import QueueFull
 from llmux.hypercorn_side import RULES
 from llmux.hypercorn_side.inbox import MOST_BYTES, Inbox
+from llmux.opening import FirstMessage
 from tests.lanes import LANES, Site, read_all, running_lane
 
 ROOM = 1 << 20
@@ -142,3 +145,16 @@ async def test_what_waits_for_room_counts_until_it_is_given_up(
         assert bodies.held_bytes == 2 * MOST_BYTES
         await inbox.close()
     assert bodies.held_bytes == 0
+
+
+def test_a_first_message_takes_no_more_than_its_bytes_while_it_waits() -> None:
+    """What JSON says takes 25 times as much as what it is written in."""
+    data = b'{"model":"a","x":[' + b"{}," * 20_000 + b"1]}"
+    tracemalloc.start()
+    try:
+        message = FirstMessage(data, {"a"})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * len(data)
+    assert json.loads(message.renamed('b"')) == {"model": 'b"', "x": [{}] * 20_000 + [1]}
