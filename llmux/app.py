@@ -40,7 +40,7 @@ from llmux.feed import Feed
 from llmux.gate import Fetch, metrics_of, watch_backends
 from llmux.guest import GuestBridge
 from llmux.hooks import ShellHooks
-from llmux.hypercorn_side import mend_hypercorn, use_rules
+from llmux.hypercorn_side import RULES, mend_hypercorn, use_rules
 from llmux.journal import Journal, Started
 from llmux.masking import MASKER
 from llmux.memory import return_freed_memory
@@ -169,6 +169,7 @@ def build_service(
     board = Switchboard(config, hooks or shell, metrics, entries, record=record, feed=feed)
     board.on_death = on_switcher_death
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
+    RULES.bodies = proxy.bodies
     board.connect(proxy.heard_since, proxy.forget_idle)
     reloader = Reloader(config, board, feed)
     reloader.tell(lambda new: MASKER.use(new.secrets))

@@ -74,6 +74,37 @@ class Bodies:
             raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
 
 
+class Message:
+    """A message of a WebSocket that is coming, or that waits to be taken.
+
+    One of up to `SMALL_OWN_BYTES` is never refused: WebSockets that are in use must go on when
+    everything is full.
+    """
+
+    def __init__(self, bodies: Bodies | None) -> None:
+        """Count nothing yet.
+
+        Args:
+            bodies: What it belongs to; None: it is not counted.
+        """
+        self._bodies = bodies
+        self._held = 0
+
+    def grow(self, by: int) -> None:
+        """So many bytes more are held; raises QueueFull."""
+        if self._bodies is not None:
+            if self._held + by > SMALL_OWN_BYTES:
+                self._bodies.check_room(by)
+            self._bodies.held_bytes += by
+            self._held += by
+
+    def release(self) -> None:
+        """It is held no more; harmless when repeated."""
+        if self._bodies is not None:
+            self._bodies.held_bytes -= self._held
+            self._held = 0
+
+
 class Body:
     """One request's body, and what its head takes.
 

@@ -11,9 +11,11 @@ from urllib.parse import quote, unquote_to_bytes
 from llmux.errors import BadRequest
 from llmux.names import MAX_NAME_BYTES, overlong
 from llmux.scanning import (
+    MATCHES_BETWEEN_PAUSES,
     MAX_MATCHES,
     SLICE_BYTES,
     Pause,
+    end_of_run,
     few_matches,
     no_pause,
     too_many,
@@ -45,16 +47,16 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
         pause: Called between two slices of work.
 
     Raises:
-        BadRequest: There are too many fields.
+        BadRequest: There are too many fields, or parsers differ on what they are.
     """
     kind = _kind(content_type)
     if kind == URLENCODED:
         return urlencoded_fields(body, pause)
-    boundary = _parameters(content_type).get(b"boundary", b"")
-    if kind == MULTIPART and 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        _check_line_ends(body, b"--" + boundary, pause)
-        return list(_multipart_fields(body, boundary, pause))
-    return []
+    if kind != MULTIPART:
+        return []
+    boundary = _boundary(content_type)
+    _check_line_ends(body, b"--" + boundary, pause)
+    return list(_multipart_fields(body, boundary, pause))
 
 
 def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> str | None:
@@ -68,10 +70,7 @@ def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> s
         return ""
     if kind != MULTIPART:
         return None
-    boundary = _parameters(content_type).get(b"boundary", b"")
-    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        return f"its Content-Type has no boundary of 1 to {MAX_BOUNDARY_BYTES} bytes"
-    delimiters = _delimiters(body, b"--" + boundary, pause)
+    delimiters = _delimiters(body, b"--" + _boundary(content_type), pause)
     if not any(each.is_last for each in delimiters):
         return "its last boundary is missing" if delimiters else "its boundary is not in it"
     return ""
@@ -94,6 +93,23 @@ def spelled(word: bytes, escape: bytes, *, any_case: bool = False) -> bytes:
 
 def _kind(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip().lower()
+
+
+def _boundary(content_type: bytes) -> bytes:
+    """The boundary of a multipart form.
+
+    Raises:
+        BadRequest: There is none that all parsers see: Go's takes longer ones, and `boundary*`.
+    """
+    given = [each for each in _parameters(content_type) if each[0].startswith(b"boundary")]
+    if len(given) == 1 and given[0][0] == b"boundary":
+        boundary = given[0][1]
+        if 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+            return boundary
+    raise BadRequest(
+        "body is not multipart/form-data: its Content-Type has no boundary of 1 to "
+        f"{MAX_BOUNDARY_BYTES} bytes, given once"
+    )
 
 
 # ---- name=value&name=value ----
@@ -148,8 +164,21 @@ _FOLD = re.compile(rb"\r\n(?=[ \t])")
 _PARAMETER = re.compile(rb';\s*([^\s;="]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
 
 
-# Behind the boundary: the end of the form, or of the line.
-_BOUNDARY_END = re.compile(rb"(--)|[ \t]*+(?=\r\n)")
+_BLANKS = re.compile(rb"[ \t]*+")
+_LINE_END = re.compile(rb"[ \t]{0,4096}+(?:\r\n|\Z)")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+MAX_BOUNDARY_LINE_BYTES = 4096
+"""Go's parser reads no longer line with a boundary."""
+
+_CONTENT_DISPOSITION, _TRANSFER_ENCODING = b"content-disposition", b"content-transfer-encoding"
+
+PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
+"""Content-Transfer-Encoding of parts that are what they say. Go's parser decodes quoted-printable
+by itself, some of Python's base64, too; RFC 7578, section 4.7, has neither."""
+
+# RFC 8187. What does not look so, Go's parser leaves out.
+_ENCODED_NAME = re.compile(rb"(?i:utf-8|us-ascii)'[^']*'(?:[^%']|%[0-9A-Fa-f]{2})++")
 
 
 class _Delimiter(NamedTuple):
@@ -161,16 +190,25 @@ class _Delimiter(NamedTuple):
 
 
 def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Field]:
-    for delimiter, following in pairwise(_delimiters(body, b"--" + boundary, pause)):
+    delimiters = _delimiters(body, b"--" + boundary, pause)
+    for number, (delimiter, following) in enumerate(pairwise(delimiters), 1):
+        if number % MATCHES_BETWEEN_PAUSES == 0:
+            pause()
         if delimiter.is_last:
+            if not _LINE_END.match(body, delimiter.stop):  # it is no boundary for Go's parser
+                raise BadRequest("The line of the form's last boundary goes on behind it")
             return
         stop = following.start - len(b"\r\n")
         most = delimiter.stop + MAX_HEAD_BYTES
-        head = _PART_HEAD.match(body, delimiter.stop, min(stop, most))
-        if head is not None and _names_model(head[1]):
-            yield _part(body, head.end(), stop), (head.end(), stop)
-        elif head is None and stop > most:
+        # A part without a body may have one line break less.
+        head = _PART_HEAD.match(body, delimiter.stop, min(following.start, most))
+        if head is None and stop > most:
             raise BadRequest(f"The head of a part of the form has more than {MAX_HEAD_BYTES} bytes")
+        if head is None:
+            if _BARE_LF.search(body, delimiter.stop, stop):  # Go's parser takes such lines
+                raise BadRequest("A line in the head of a part of the form ends without CR")
+        elif _names_model(head[1]) and head.end() <= stop:
+            yield _part(body, head.end(), stop), (head.end(), stop)
 
 
 def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
@@ -181,12 +219,17 @@ def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
     """
     found: list[_Delimiter] = []
     start = 0 if body.startswith(line) else _find_line(body, line, 0, pause)
-    for _ in range(MAX_MATCHES + 1):
+    for number in range(1, MAX_MATCHES + 2):
         if start < 0:
             return found
+        if number % MATCHES_BETWEEN_PAUSES == 0:
+            pause()
         stop = start + len(line)
-        if end := _BOUNDARY_END.match(body, stop):
-            found.append(_Delimiter(start, end.end(), is_last=end[1] is not None))
+        end = end_of_run(_BLANKS, body, stop, pause)
+        if body.startswith(b"--", stop):
+            found.append(_Delimiter(start, stop + len(b"--"), is_last=True))
+        elif body.startswith(b"\r\n", end):
+            found.append(_Delimiter(start, end, is_last=False))
         start = _find_line(body, line, stop, pause)
     raise too_many(MAX_MATCHES)
 
@@ -194,8 +237,9 @@ def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
 def _check_line_ends(body: bytes, line: bytes, pause: Pause) -> None:
     """Raise BadRequest if a delimiter ends with a bare LF: Go's parser takes such forms."""
     wanted = re.compile(re.escape(line) + rb"[ \t]*+\n")
+    more = len(line) + MAX_BOUNDARY_LINE_BYTES
     for at in range(0, len(body), SLICE_BYTES):
-        if wanted.search(body, at, at + SLICE_BYTES + 2 * len(line)):
+        if wanted.search(body, at, at + SLICE_BYTES + more):
             raise BadRequest("A line between two parts of the form ends without CR")
         pause()
 
@@ -223,19 +267,40 @@ def _names_model(head: bytes) -> bool:
     Raises:
         BadRequest: Parsers differ on what it is.
     """
-    for line in _FOLD.sub(b" ", head).split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-disposition":
-            given = _parameters(value)
-            if any(each.startswith(b"name*") for each in given):
-                # RFC 2231; Go's parser reads it, and hardly any other.
-                raise BadRequest("A part of the form has its name as 'name*': write it as 'name'")
-            return given.get(b"name") == b"model" and not {b"filename", b"filename*"} & given.keys()
-    return False
+    lines = [line.partition(b":") for line in _FOLD.sub(b" ", head).split(b"\r\n")]
+    fields = [(name.strip().lower(), value) for name, _, value in lines]
+    dispositions = [value for name, value in fields if name == _CONTENT_DISPOSITION]
+    if len(dispositions) > 1:
+        raise BadRequest("A part of the form has two Content-Disposition headers")
+    pairs = _parameters(dispositions[0]) if dispositions else []
+    given = dict(pairs)
+    if any(each.startswith(b"name*") for each in given):
+        # RFC 2231; Go's parser reads it, and hardly any other.
+        raise BadRequest("A part of the form has its name as 'name*': write it as 'name'")
+    is_called_model = given.get(b"name") == b"model"
+    if not is_called_model and (b"name", b"model") in pairs:
+        raise BadRequest("A part of the form has two names")
+    if not is_called_model or _is_file(given):
+        return False
+    encodings = {value.strip().lower() for name, value in fields if name == _TRANSFER_ENCODING}
+    if not encodings <= PLAIN_ENCODINGS:
+        raise BadRequest("The field 'model' of the form has a Content-Transfer-Encoding")
+    return True
 
 
-def _parameters(value: bytes) -> dict[bytes, bytes]:
-    return {
-        match[1].lower(): match[3] or re.sub(rb"\\(.)", rb"\1", match[2] or b"")
+def _is_file(given: dict[bytes, bytes]) -> bool:
+    """Whether parameters name a file; raises BadRequest if only some parsers see it."""
+    names = {key: value for key, value in given.items() if key.startswith(b"filename")}
+    if not names:
+        return False
+    plain, encoded = names.pop(b"filename", b"x"), names.pop(b"filename*", b"utf-8''x")
+    if not plain or names or not _ENCODED_NAME.fullmatch(encoded):
+        raise BadRequest("The field 'model' of the form has a file name that is empty or malformed")
+    return True
+
+
+def _parameters(value: bytes) -> list[tuple[bytes, bytes]]:
+    return [
+        (match[1].lower(), match[3] or re.sub(rb"\\(.)", rb"\1", match[2] or b""))
         for match in _PARAMETER.finditer(value)
-    }
+    ]

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -87,9 +88,9 @@ class FirstMessage:
     """
 
     def __init__(self, data: bytes, names: Collection[str]) -> None:
-        self._content = _read(data)
-        self._places = list(self._find(_PLACES)) or list(self._find(_TRANSCRIPTION))
-        found = {name for _, name in self._places}
+        content = _read(data)
+        places = list(_find(content, _PLACES)) or list(_find(content, _TRANSCRIPTION))
+        found = {name for _, name in places}
         if len(found) > 1:
             raise BadRequest("The first message names two models")
         name = next(iter(found), "")
@@ -98,25 +99,38 @@ class FirstMessage:
         self.fields = Fields(name, msgspec.json.encode, [])
         if not name:
             self.fields.elsewhere = names_inside(data, no_pause)
+        # Not what was read: that takes up to 25 bytes for each one, for as long as it waits.
+        self._mark = secrets.token_hex()
+        self._marked = _with_name(content, places, self._mark)
 
     def renamed(self, name: str) -> bytes:
         """The message with another name for the model in it; raises BadRequest."""
-        for parent, _ in self._places:
-            parent["model"] = name
-        try:
-            # In ASCII: half of a character, written as an escape, is no UTF-8.
-            return json.dumps(self._content).encode()
-        except RecursionError:  # there is less room for it than when it was read
-            raise BadRequest(_TOO_DEEP) from None
+        if self._marked is None:
+            raise BadRequest(_TOO_DEEP)
+        return self._marked.replace(b'"%b"' % self._mark.encode(), json.dumps(name).encode())
 
-    def _find(self, places: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], str]]:
-        for *above, key in places:
-            parent = self._content
-            for step in above:
-                parent = parent.get(step) if isinstance(parent, dict) else None
-            name = parent.get(key) if isinstance(parent, dict) else None
-            if isinstance(name, str) and name:
-                yield parent, name
+
+def _find(content: Any, places: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], str]]:
+    for *above, key in places:
+        parent = content
+        for step in above:
+            parent = parent.get(step) if isinstance(parent, dict) else None
+        name = parent.get(key) if isinstance(parent, dict) else None
+        if isinstance(name, str) and name:
+            yield parent, name
+
+
+def _with_name(
+    content: Any, places: Sequence[tuple[dict[str, Any], str]], name: str
+) -> bytes | None:
+    """A message with this name in all places; None if it nests too deeply to be written."""
+    for parent, _ in places:
+        parent["model"] = name
+    try:
+        # In ASCII: half of a character, written as an escape, is no UTF-8.
+        return json.dumps(content).encode()
+    except RecursionError:  # there is less room for it than when it was read
+        return None
 
 
 def _read(data: bytes) -> Any:

@@ -11,6 +11,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.utilities import generate_accept_token
 
+from llmux import opening
 from llmux.errors import BadRequest, BodyTooLarge
 from llmux.opening import (
     MOST_FIRST_BYTES,
@@ -99,11 +100,13 @@ def test_what_is_renamed_is_text_whatever_escapes_it_has() -> None:
     assert json.loads(renamed.decode()) == {"model": "org/x", "x": "\ud83d", "y": "\u20ac"}
 
 
-def test_what_is_nested_too_deeply_to_be_renamed() -> None:
+def test_what_is_nested_too_deeply_to_be_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading takes less of the stack than writing, which happens further down."""
-    first = FirstMessage(b'{"model": "a"}', NAMES)
+    content: dict[str, object] = {}
     for _ in range(100_000):
-        first._content = {"x": first._content}
+        content = {"x": content}
+    monkeypatch.setattr(opening, "_read", lambda _: {"model": "a", **content})
+    first = FirstMessage(b'{"model": "a"}', NAMES)
     with pytest.raises(BadRequest, match="nested too deeply"):
         first.renamed("org/x")
 

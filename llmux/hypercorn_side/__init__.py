@@ -33,13 +33,13 @@ from llmux.hypercorn_side.ends import BoundedBuffer, EndingAsyncioServer, Ending
 from llmux.hypercorn_side.http1 import StrictH11Protocol
 from llmux.hypercorn_side.http2 import BoundedH2Protocol
 from llmux.hypercorn_side.inbox import InboxAsyncioGroup, InboxTrioGroup
-from llmux.hypercorn_side.rules import use_rules
+from llmux.hypercorn_side.rules import RULES, use_rules
 from llmux.hypercorn_side.sockets import ReadAhead, Send, Sending
 from llmux.hypercorn_side.websocket import HoldingWSStream
 from llmux.logs import get_logger
 from llmux.names import shown
 
-__all__ = ["HypercornSide", "mend_hypercorn", "use_rules"]
+__all__ = ["RULES", "HypercornSide", "mend_hypercorn", "use_rules"]
 
 log = get_logger(__name__)
 

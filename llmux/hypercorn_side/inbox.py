@@ -21,6 +21,7 @@ from hypercorn.trio.task_group import _handle as handle_in_trio
 from hypercorn.trio.worker_context import EventWrapper as TrioEvent
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Event, Scope
 
+from llmux.hypercorn_side.rules import RULES
 from llmux.logs import get_logger
 from llmux.names import shown
 
@@ -32,12 +33,19 @@ log = get_logger(__name__)
 LAST = frozenset({"http.disconnect", "websocket.disconnect"})
 """What ends a request waits for nothing."""
 
+MOST_BYTES = 65536
+"""Messages of a WebSocket that wait: so many bytes, and one that may be larger."""
+
 NO_THREADS = (None, None)
 """What Hypercorn has for apps of WSGI."""
 
 
 class Inbox:
-    """The messages for one call of an app."""
+    """The messages for one call of an app.
+
+    Those of a WebSocket count as memory that is held until the app asks for the next one: by then
+    it has passed them on.
+    """
 
     def __init__(self, most: int, event_class: type[Event]) -> None:
         """Begin empty.
@@ -46,7 +54,10 @@ class Inbox:
             most: How many messages are kept; then `put` waits.
             event_class: Events of the loop that it is used in.
         """
-        self._messages: deque[ASGIReceiveEvent] = deque()
+        self._messages: deque[tuple[ASGIReceiveEvent, int]] = deque()
+        self._bytes = 0  # in these
+        self._taken_bytes = 0  # in the last one that was taken
+        self._bodies = RULES.bodies
         self._most = most
         self._has_room = event_class()
         self._has_some = event_class()
@@ -54,27 +65,50 @@ class Inbox:
 
     async def put(self, message: ASGIReceiveEvent) -> None:
         """Add a message; returns once there was room, or when the app has ended."""
-        while len(self._messages) >= self._most and message["type"] not in LAST:
+        length = _length(message)
+        self._count(length)
+        try:
+            while self._is_full and message["type"] not in LAST and not self._is_closed:
+                await _wait_again(self._has_room)
             if self._is_closed:
                 return
-            await _wait_again(self._has_room)
-        if not self._is_closed:
-            self._messages.append(message)
+            self._messages.append((message, length))
+            self._bytes += length
+            length = 0
             await self._has_some.set()
+        finally:
+            self._count(-length)
 
     async def get(self) -> ASGIReceiveEvent:
         """The next message."""
+        self._forget_taken()
         while not self._messages:
             await _wait_again(self._has_some)
-        message = self._messages.popleft()
+        message, self._taken_bytes = self._messages.popleft()
+        self._bytes -= self._taken_bytes
         await self._has_room.set()
         return message
 
     async def close(self) -> None:
         """The app has ended: what comes is for nobody."""
         self._is_closed = True
+        self._forget_taken()
+        self._count(-self._bytes)
+        self._bytes = 0
         self._messages.clear()
         await self._has_room.set()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._messages) >= self._most or self._bytes >= MOST_BYTES
+
+    def _forget_taken(self) -> None:
+        self._count(-self._taken_bytes)
+        self._taken_bytes = 0
+
+    def _count(self, by: int) -> None:
+        if self._bodies is not None:
+            self._bodies.held_bytes += by
 
     def closed_after(self, app: AppWrapper) -> AppWrapper:
         """The app, after which this is closed."""
@@ -86,6 +120,13 @@ class Inbox:
                 await self.close()
 
         return serve  # type: ignore[return-value]
+
+
+def _length(message: ASGIReceiveEvent) -> int:
+    """Bytes of a WebSocket's message; those of other messages are counted where they are taken."""
+    if message["type"] != "websocket.receive":
+        return 0
+    return len(message.get("bytes") or b"") + len(message.get("text") or "")
 
 
 async def _wait_again(event: Event) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hypercorn.config import Config as ServerConfig
 
+from llmux.bodies import Bodies
 from llmux.config import Config
 
 LINGER_S = 2.0
@@ -24,12 +25,14 @@ class Rules:
         most_fields: How many header fields a request may have.
         stall_s: Seconds without a byte taken after which a client is cut.
         dead_peer_s: Seconds without an answer after which a client's host counts as gone.
+        bodies: Where messages of WebSockets are counted; None: nowhere.
     """
 
     http2: bool = False
     most_fields: int = 128
     stall_s: float = 60.0
     dead_peer_s: float | None = 120.0
+    bodies: Bodies | None = None
 
 
 RULES = Rules()

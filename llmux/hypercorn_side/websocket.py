@@ -17,13 +17,16 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
+from llmux.bodies import Message as HeldMessage
+from llmux.dialects import close_reason
+from llmux.errors import QueueFull
 from llmux.hypercorn_side.frames import (
     SMALL_BYTES,
     SOCKET_BURST,
     SOCKET_REFILL_PER_S,
     Budget,
 )
-from llmux.hypercorn_side.rules import YIELD_EVENTS
+from llmux.hypercorn_side.rules import RULES, YIELD_EVENTS
 
 MAX_EARLY_BYTES = 65536
 """What a client may send of its WebSocket before the handshake is answered."""
@@ -34,19 +37,22 @@ class MessageBuffer(WebsocketBuffer):
 
     def __init__(self, max_length: int) -> None:
         super().__init__(max_length)
+        self._held = HeldMessage(RULES.bodies)
         self._data = bytearray()
         self._is_text = False
 
     def extend(self, event: Message[Any]) -> None:
-        """Add a piece; raises FrameTooLargeError."""
+        """Add a piece; raises FrameTooLargeError, QueueFull."""
         self._is_text = isinstance(event, TextMessage)
         data = event.data.encode() if isinstance(event.data, str) else event.data
         if len(self._data) + len(data) > self.max_length:
             raise FrameTooLargeError
+        self._held.grow(len(data))
         self._data += data
 
     def clear(self) -> None:
         """Begin another one."""
+        self._held.release()
         self._data = bytearray()
         self._is_text = False
 
@@ -93,6 +99,8 @@ class HoldingWSStream(WSStream):
 
     async def handle(self, event: Event) -> None:
         """Hold what comes too early; what follows a refusal is for nobody."""
+        if isinstance(event, StreamClosed):
+            self.buffer.clear()
         if isinstance(event, Request):
             await self._begin(event)
         elif not isinstance(event, Body | Data):
@@ -154,11 +162,11 @@ class HoldingWSStream(WSStream):
             if number % YIELD_EVENTS == 0:
                 await self.context.sleep(0)
 
-    async def _refuse(self, why: CloseReason) -> None:
+    async def _refuse(self, why: int, reason: str = "") -> None:
         """Say why, and take nothing more."""
         self._is_refused = True
         self.buffer.clear()
-        await self._send_wsproto_event(CloseConnection(code=why))
+        await self._send_wsproto_event(CloseConnection(code=why, reason=reason))
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _take(self, event: Message[Any]) -> None:
@@ -166,6 +174,9 @@ class HoldingWSStream(WSStream):
             self.buffer.extend(event)
         except FrameTooLargeError:
             await self._refuse(CloseReason.MESSAGE_TOO_BIG)
+            return
+        except QueueFull as error:
+            await self._refuse(*close_reason(error))
             return
         if event.message_finished:
             message = self.buffer.to_message()
