@@ -168,3 +168,18 @@ async def test_a_secret_at_the_edge_of_the_last_lines(tmp_path: Path) -> None:
         await shell.of("m").run("wake")
     assert TOKEN[-6:] not in raised.value.output
     assert raised.value.output.endswith("xxx")
+
+
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize(("size", "between"), [(2400, "\\n"), (500, " "), (9000, " ")])
+async def test_many_secrets_leave_no_half_of_one(tmp_path: Path, size: int, between: str) -> None:
+    """Masked, what was printed is so short that the place where the log was cut is shown, too."""
+    secret = "s" * size + "-end-of-it"
+    MASKER.use([secret])
+    script = f"for i in $(seq 25); do printf '%s{between}' {secret}; done; exit 1"
+    model = ModelConfig(name="m", port=1, wake=script, sleep="true", alive="true")
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, metrics=Metrics())
+    with pytest.raises(HookError) as raised:
+        await shell.of("m").run("wake")
+    assert "***" in raised.value.output
+    assert "end-of-it" not in raised.value.output
