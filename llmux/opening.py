@@ -21,6 +21,7 @@ from llmux.keys import PROTOCOLS, of_list
 from llmux.openai import Fields, Headers, find_model, header
 from llmux.paths import UPSTREAM, merged, own_path
 from llmux.scanning import no_pause
+from llmux.wildcards import Names
 from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
@@ -86,14 +87,14 @@ class FirstMessage:
         BadRequest: It cannot be read, or names two models.
     """
 
-    def __init__(self, data: bytes, names: Collection[str]) -> None:
+    def __init__(self, data: bytes, names: Names) -> None:
         self._content = _read(data)
         self._places = list(self._find(_PLACES)) or list(self._find(_TRANSCRIPTION))
         found = {name for _, name in self._places}
         if len(found) > 1:
             raise BadRequest("The first message names two models")
         name = next(iter(found), "")
-        if name not in names:
+        if names.find(name) is None:
             name = name.removeprefix("models/") or name  # so Google's API has it
         self.fields = Fields(name, msgspec.json.encode, [])
         if not name:

@@ -332,6 +332,17 @@ async def test_the_name_that_the_backend_knows(lane: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_a_pattern_that_has_what_google_puts_before_names(lane: str, tmp_path: Path) -> None:
+    message = '{"setup": {"model": "models/gemini-live"}}'
+    aliases = {"aliases": ["models/*"]}
+    async with running_lane(lane, tmp_path, model_settings=aliases) as site:
+        site.backend.play = Speaker()
+        async with opened(site) as client:
+            await client.say(TextMessage(data=message))
+            assert await client.text() == message
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_the_fallback(lane: str, tmp_path: Path) -> None:
     """It gets what was read and names no model that is here."""
     other = ScriptedBackend()
