@@ -120,7 +120,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two tries while a server loads: the first, doubling up to the second."""
 
 ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-"""Answers to these do not show that a model has loaded: llama.cpp lists it before."""
+"""Answers to these, and to what only looks, do not show that a model has loaded: llama.cpp lists it
+before."""
 
 log = get_logger(__name__)
 
@@ -689,7 +690,7 @@ class ModelProxy:
                 if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
                     if serving.is_warming and not serving.is_passive:
                         raise StillLoads
-                elif lane.method not in ASKS_ONLY or answer.status == 101:
+                elif not (serving.is_passive or lane.method in ASKS_ONLY) or answer.status == 101:
                     serving.note_warm()
             lane.body.release()
             if answer.stream is not None and journey.serving is not None:
