@@ -25,9 +25,10 @@ from llmux.opening import (
     opened_headers,
     spoken,
 )
+from llmux.wildcards import Names
 from llmux.wsframes import CLOSE, PONG, frame
 
-NAMES = ["a", "org/b"]
+NAMES = Names({"a": "a", "org/b": "org/b"})
 KEY = (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ==")
 
 
