@@ -325,7 +325,7 @@ def close_code(status: int) -> int:
     """The code of a Close frame for an HTTP status (section 7.4.1, and IANA's registry)."""
     if status == 413:
         return 1009
-    if status in (429, 503):
+    if status in (429, 503, 504):
         return 1013  # try again later
     return 1008 if status < 500 else 1011
 

@@ -264,6 +264,17 @@ async def test_a_wake_that_fails(lane: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lane", LANES)
+async def test_a_wait_that_is_too_long_may_be_tried_again(lane: str, tmp_path: Path) -> None:
+    hooks = FakeHooks(seconds={("a", "wake"): 5})
+    policy = {"request_timeout_secs": 0.2}
+    async with running_lane(lane, tmp_path, hooks=hooks, policy=policy) as site:
+        async with opened(site) as client:
+            await client.say(TextMessage(data=UPDATE))
+            assert (await client.error())[::2] == ("switch_timeout", 1013)
+        site.service.board.stop()
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_who_says_nothing_is_not_waited_for_long(lane: str, tmp_path: Path) -> None:
     limits = {"client_stall_secs": 0.2}
     async with running_lane(lane, tmp_path, limits=limits) as site:
