@@ -231,6 +231,9 @@ async def test_a_query_that_names_the_model_changes_nothing(site: Site) -> None:
         ('{"model": "none"}', "model_not_found", "Model not found: none", 1008),
         ('{"model": ', "bad_request", "not JSON", 1008),
         ('{"model": "a", "session": {"model": "b"}}', "bad_request", "two models", 1008),
+        ('{"model": "a", "model": "b"}', "bad_request", "two models", 1008),
+        ('{"session":{"model":"a"},"session":{"model":"b"}}', "bad_request", "two models", 1008),
+        ('{"session":{"model":"a"},"s\\u0065ssion":{}}', "bad_request", "two models", 1008),
         (f'{{"x": "{"x" * (1 << 20)}"}}', "body_too_large", "1048576 bytes", 1009),
     ],
 )
