@@ -44,6 +44,19 @@ class Masker:
         """The text without them."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
+    def whole(self, text: str) -> int:
+        """How many characters of a text that goes on may be told before the rest is there.
+
+        Where they end, no secret is in two parts.
+        """
+        if self._pattern is None:
+            return len(text)
+        end = max(0, len(text) - self.longest + 1)
+        for found in self._pattern.finditer(text):
+            if found.end() > end:
+                return min(end, found.start())
+        return end
+
     def mask_end(self, text: str) -> str:
         """The same for the end of a text: it may begin in the middle of a secret.
 
