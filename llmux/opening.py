@@ -90,6 +90,7 @@ class FirstMessage:
     """
 
     def __init__(self, data: bytes, names: Names) -> None:
+        self._data = data
         self._content = _read(data)
         self._places = list(self._find(_PLACES)) or list(self._find(_TRANSCRIPTION))
         found = {name for _, name in self._places}
@@ -103,7 +104,12 @@ class FirstMessage:
             self.fields.elsewhere = names_inside(data, no_pause)
 
     def renamed(self, name: str) -> bytes:
-        """The message with another name for the model in it; raises BadRequest."""
+        """The message with another name for the model in it; raises BadRequest.
+
+        One without a name, or with that one, is left as it is: it may be audio.
+        """
+        if all(found == name for _, found in self._places):
+            return self._data
         for parent, _ in self._places:
             parent["model"] = name
         try:
@@ -128,11 +134,22 @@ def _read(data: bytes) -> Any:
     if not text.startswith(b"{"):
         return None
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return _loaded(text)
     except RecursionError:
         raise BadRequest(_TOO_DEEP) from None
     except ValueError as error:
         raise BadRequest(f"The first message is not JSON: {error}") from None
+
+
+def _loaded(text: bytes) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (
+        ValueError
+    ):  # more digits than Python makes a whole number of; JavaScript has floats only
+        return json.loads(text, object_pairs_hook=_without_twins, parse_int=float)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

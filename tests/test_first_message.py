@@ -357,6 +357,36 @@ async def test_a_pattern_that_has_what_google_puts_before_names(lane: str, tmp_p
 
 
 @pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("upstream_model", ["org/A", "name"])
+async def test_a_first_message_without_a_name_goes_on_as_it_came(
+    lane: str, upstream_model: str, tmp_path: Path
+) -> None:
+    """It goes to the default model, or where the handshake's path says; there is none to replace."""
+    settings = {"upstream_model": upstream_model}
+    messages = [b"\0\1 audio", b"", "", "hello", "[1.50]", '{"x": 1e999,"y":1.50}']
+    async with running_lane(lane, tmp_path, model_settings=settings, default_model="a") as site:
+        site.backend.play = heard = Speaker()
+        for message in messages:
+            async with opened(site) as client:
+                is_text = isinstance(message, str)
+                await client.say(TextMessage(message) if is_text else BytesMessage(message))
+                answer = await client.event()
+                assert isinstance(answer, TextMessage | BytesMessage)
+                assert answer.data == message
+        assert heard.heard == messages
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_first_message_may_hold_numbers_of_any_size(lane: str, tmp_path: Path) -> None:
+    message = f'{{"model": "a", "x": -{"1" * 5000}}}'
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = Speaker()
+        async with opened(site) as client:
+            await client.say(TextMessage(data=message))
+            assert await client.text() == message
+
+
+@pytest.mark.parametrize("lane", LANES)
 async def test_the_fallback(lane: str, tmp_path: Path) -> None:
     """It gets what was read and names no model that is here."""
     other = ScriptedBackend()
