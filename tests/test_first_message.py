@@ -363,13 +363,22 @@ async def test_a_first_message_without_a_name_goes_on_as_it_came(
 ) -> None:
     """It goes to the default model, or where the handshake's path says; there is none to replace."""
     settings = {"upstream_model": upstream_model}
-    messages = [b"\0\1 audio", b"", "", "hello", "[1.50]", '{"x": 1e999,"y":1.50}']
+    messages: list[str | bytes] = [
+        b"\0\1 audio",
+        b"",
+        "",
+        "hello",
+        "[1.50]",
+        '{"x": 1e999,"y":1.50}',
+    ]
     async with running_lane(lane, tmp_path, model_settings=settings, default_model="a") as site:
         site.backend.play = heard = Speaker()
         for message in messages:
             async with opened(site) as client:
-                is_text = isinstance(message, str)
-                await client.say(TextMessage(message) if is_text else BytesMessage(message))
+                if isinstance(message, str):
+                    await client.say(TextMessage(data=message))
+                else:
+                    await client.say(BytesMessage(data=message))
                 answer = await client.event()
                 assert isinstance(answer, TextMessage | BytesMessage)
                 assert answer.data == message
