@@ -25,7 +25,7 @@ from llmux.wildcards import Names
 from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
-"""Of a first message: it is read at once, in some milliseconds. Sessions have a few thousand."""
+"""Of a first message: it is read in a quarter of a second at most. Sessions have a few thousand."""
 
 MOST_HELD_BYTES = 2 * MOST_FIRST_BYTES
 """Of its frames, which may be many and empty."""

@@ -560,7 +560,10 @@ class ModelProxy:
                 self._opening.discard(scope)
         if scope.cancelled_caught:
             raise ShuttingDown
-        return FirstMessage(data, self._names)
+        names = self._names
+        if len(data) <= LARGE_BYTES:
+            return FirstMessage(data, names)
+        return await run_beside(lambda _: FirstMessage(data, names), self._reading)
 
     async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
         """Do some work for which the body is decompressed: at once if that is small.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from wsproto.events import (
 from wsproto.utilities import generate_accept_token
 
 from llmux import asgi_websocket, early_messages
+from llmux.jsonbody import LARGE_BYTES
+from llmux.opening import FirstMessage
+from llmux.wildcards import Names
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, ScriptedBackend, Site, play, running_lane
 from tests.servers import ALL_FORMS, running_llmux
@@ -393,6 +397,31 @@ async def test_a_first_message_may_hold_numbers_of_any_size(lane: str, tmp_path:
         async with opened(site) as client:
             await client.say(TextMessage(data=message))
             assert await client.text() == message
+
+
+@pytest.mark.parametrize("size", [1000, LARGE_BYTES])
+async def test_a_large_first_message_is_read_beside_the_event_loop(
+    site: Site, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of small objects takes a quarter of a second."""
+    threads = []
+
+    class Noting(FirstMessage):
+        def __init__(self, data: bytes, names: Names) -> None:
+            threads.append(threading.get_ident())
+            super().__init__(data, names)
+
+    monkeypatch.setattr("llmux.proxy.FirstMessage", Noting)
+    message = f'{{"model": "a", "x": "{"y" * size}"}}'
+    async with opened(site) as client:
+        await client.say(TextMessage(data=message))
+        event = await client.event()
+        assert isinstance(event, TextMessage), event
+    async with opened(site) as client:
+        await client.say(TextMessage(data=message.replace("model", "mode|")))
+        assert (await client.error())[0] == "no_model"
+    is_beside = [each != threading.get_ident() for each in threads]
+    assert is_beside == [size == LARGE_BYTES] * 2
 
 
 @pytest.mark.parametrize("lane", LANES)
