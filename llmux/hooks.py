@@ -511,10 +511,13 @@ class _Output:
         Whatever else writes to the log at the same time (a server left behind) is in it too.
         """
         with suppress(OSError):
-            window = _last_bytes(self.descriptor, 4 * TAIL_BYTES + len(self._marker))
-            printed = window.rpartition(self._marker)[2].decode(errors="replace")
+            most = 4 * TAIL_BYTES + MASKER.longest
+            window = _last_bytes(self.descriptor, most + len(self._marker))
+            _, marker, data = window.rpartition(self._marker)
+            printed = data.decode(errors="replace")
             # Before it is cut: half a secret would not be known for one.
-            return _plain_tail(MASKER.mask(printed).encode()[-TAIL_BYTES:].decode(errors="replace"))
+            masked = MASKER.mask(printed) if marker else MASKER.mask_end(printed)
+            return _plain_tail(masked.encode()[-TAIL_BYTES:].decode(errors="replace"))
         return ""
 
 

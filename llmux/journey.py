@@ -23,6 +23,7 @@ from llmux.metrics import Metrics
 from llmux.openai import header_value
 from llmux.serving import Serving
 from llmux.shapes import RequestChanges, RequestInfo, RequestList, RequestPhase
+from llmux.stored import tells_again
 from llmux.streams import is_token_stream
 from llmux.tokens import KINDS, NO_TOKENS, Rates, tokens_of
 
@@ -238,6 +239,8 @@ class Journey:
                 answer.seen.ending(),
                 is_chunked=answer.framing == "chunked",
             )
+            if self.tokens != NO_TOKENS and tells_again(self.lane.method, self.lane.target):
+                self.tokens = NO_TOKENS
 
     def count(self, metrics: Metrics) -> None:
         """Count the request; each ends exactly once, here.

@@ -14,9 +14,14 @@ LEAST_CHARACTERS = 6
 
 
 class Masker:
-    """Replaces the secrets that it was told of; without any it costs a comparison."""
+    """Replaces the secrets that it was told of; without any it costs a comparison.
+
+    Attributes:
+        longest: Characters of the longest one, 0 without any.
+    """
 
     def __init__(self) -> None:
+        self.longest = 0
         self._latest: frozenset[str] = frozenset()
         self._pattern: re.Pattern[str] | None = None
 
@@ -32,11 +37,39 @@ class Masker:
         # The longest first, for one may be the beginning of another.
         forms = sorted(latest | self._latest, key=len, reverse=True)
         self._latest = latest
+        self.longest = len(forms[0]) if forms else 0
         self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
 
     def mask(self, text: str) -> str:
         """The text without them."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
+
+    def whole(self, text: str) -> int:
+        """How many characters of a text that goes on may be told before the rest is there.
+
+        Where they end, no secret is in two parts.
+        """
+        if self._pattern is None:
+            return len(text)
+        end = max(0, len(text) - self.longest + 1)
+        for found in self._pattern.finditer(text):
+            if found.end() > end:
+                return min(end, found.start())
+        return end
+
+    def mask_end(self, text: str) -> str:
+        """The same for the end of a text: it may begin in the middle of a secret.
+
+        Such a half is not known for one, so as much is left out at the beginning as it can be.
+        """
+        if self._pattern is None:
+            return text
+        start = self.longest - 1
+        for found in self._pattern.finditer(text):
+            if found.end() > start:
+                start = min(start, found.start())
+                break
+        return self.mask(text[start:])
 
 
 MASKER = Masker()

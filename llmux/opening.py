@@ -22,10 +22,11 @@ from llmux.keys import PROTOCOLS, of_list
 from llmux.openai import Fields, Headers, find_model, header
 from llmux.paths import UPSTREAM, merged, own_path
 from llmux.scanning import no_pause
+from llmux.wildcards import Names
 from llmux.wsframes import CLOSE, CONTINUATION, MOST_CONTROL_BYTES, PING, PONG, TEXT, frame, masked
 
 MOST_FIRST_BYTES = 1 << 20
-"""Of a first message: it is read at once, in some milliseconds. Sessions have a few thousand."""
+"""Of a first message: it is read in a quarter of a second at most. Sessions have a few thousand."""
 
 MOST_HELD_BYTES = 2 * MOST_FIRST_BYTES
 """Of its frames, which may be many and empty."""
@@ -58,6 +59,8 @@ _TRANSCRIPTION = (
 """A session that does nothing but transcribe names its model here only."""
 
 
+_STEPS = frozenset(step for place in (*_PLACES, *_TRANSCRIPTION) for step in place)
+
 _TOO_DEEP = "The first message is nested too deeply"
 
 
@@ -87,24 +90,30 @@ class FirstMessage:
         BadRequest: It cannot be read, or names two models.
     """
 
-    def __init__(self, data: bytes, names: Collection[str]) -> None:
+    def __init__(self, data: bytes, names: Names) -> None:
         content = _read(data)
         places = list(_find(content, _PLACES)) or list(_find(content, _TRANSCRIPTION))
         found = {name for _, name in places}
         if len(found) > 1:
             raise BadRequest("The first message names two models")
-        name = next(iter(found), "")
-        if name not in names:
+        self._written = name = next(iter(found), "")
+        if names.find(name) is None:
             name = name.removeprefix("models/") or name  # so Google's API has it
         self.fields = Fields(name, msgspec.json.encode, [])
         if not name:
             self.fields.elsewhere = names_inside(data, no_pause)
         # Not what was read: that takes up to 25 bytes for each one, for as long as it waits.
+        self._data = data
         self._mark = secrets.token_hex()
         self._marked = _with_name(content, places, self._mark)
 
     def renamed(self, name: str) -> bytes:
-        """The message with another name for the model in it; raises BadRequest."""
+        """The message with another name for the model in it; raises BadRequest.
+
+        One without a name, or with that one, is left as it is: it may be audio.
+        """
+        if self._written in {"", name}:
+            return self._data
         if self._marked is None:
             raise BadRequest(_TOO_DEEP)
         return self._marked.replace(b'"%b"' % self._mark.encode(), json.dumps(name).encode())
@@ -139,17 +148,32 @@ def _read(data: bytes) -> Any:
     if not text.startswith(b"{"):
         return None
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return _loaded(text)
     except RecursionError:
         raise BadRequest(_TOO_DEEP) from None
     except ValueError as error:
         raise BadRequest(f"The first message is not JSON: {error}") from None
 
 
+def _loaded(text: bytes) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (
+        ValueError
+    ):  # more digits than Python makes a whole number of; JavaScript has floats only
+        return json.loads(text, object_pairs_hook=_without_twins, parse_int=float)
+
+
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({repr(value) for key, value in pairs if key == "model"}) > 1:
-        raise BadRequest("The first message names two models")
-    return dict(pairs)
+    """An object; readers differ on which of two equal keys counts, so none may lead to a model."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if key in _STEPS and value != found[key]:
+                raise BadRequest("The first message names two models")
+    return found
 
 
 # ---- Subprotocols ----
@@ -338,7 +362,7 @@ def close_code(status: int) -> int:
     """The code of a Close frame for an HTTP status (section 7.4.1, and IANA's registry)."""
     if status == 413:
         return 1009
-    if status in (429, 503):
+    if status in (429, 503, 504):
         return 1013  # try again later
     return 1008 if status < 500 else 1011
 

@@ -130,7 +130,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two tries while a server loads: the first, doubling up to the second."""
 
 ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-"""Answers to these do not show that a model has loaded: llama.cpp lists it before."""
+"""Answers to these, and to what only looks, do not show that a model has loaded: llama.cpp lists it
+before."""
 
 log = get_logger(__name__)
 
@@ -571,9 +572,10 @@ class ModelProxy:
                 self._opening.discard(scope)
         if scope.cancelled_caught:
             raise ShuttingDown
+        names = self._names
         if len(data) <= LARGE_MESSAGE_BYTES:
-            return FirstMessage(data, self._names)
-        return await run_beside(lambda _: FirstMessage(data, self._names), self._reading)
+            return FirstMessage(data, names)
+        return await run_beside(lambda _: FirstMessage(data, names), self._reading)
 
     async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
         """Do some work for which the body is decompressed: at once if that is small.
@@ -703,7 +705,7 @@ class ModelProxy:
                 if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
                     if serving.is_warming and not serving.is_passive:
                         raise StillLoads
-                elif lane.method not in ASKS_ONLY or answer.status == 101:
+                elif not (serving.is_passive or lane.method in ASKS_ONLY) or answer.status == 101:
                     serving.note_warm()
             lane.body.release()
             if answer.stream is not None and journey.serving is not None:

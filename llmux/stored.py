@@ -74,6 +74,19 @@ def makes_stored(method: bytes, target: bytes, *, stores: bool) -> bool:
     return found is not None and (stores or b"/chat/" not in target[: found.start("below")])
 
 
+def tells_again(method: bytes, target: bytes) -> bool:
+    """Whether the answer to a request repeats what was made before, its usage included.
+
+    Args:
+        method: The request's.
+        target: Its path and query.
+    """
+    if method != b"POST":  # none of these APIs generates on another
+        return True
+    # To change or to cancel a response, a chat or a batch answers with the whole of it.
+    return id_of(target) != "" and b"/threads/" not in target
+
+
 class Stored:
     """A bounded memory: whoever was not asked for for the longest time is forgotten first.
 

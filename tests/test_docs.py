@@ -23,6 +23,7 @@ import pytest
 import trio
 
 from docs import generate
+from llmux import errors
 from llmux.config import config_schema, parse_config
 from llmux.hooks import KILL_AFTER_S
 from llmux.reload import FIXED
@@ -246,6 +247,36 @@ def test_what_is_made_from_the_code_is_in_the_pages() -> None:
     made = "".join(page.read_text() for page in generate.pages())
     for part in generate.PARTS:
         assert made.count(f"<!-- generated: {part} -->") == 1
+
+
+def test_the_readme_names_every_error_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    codes = {
+        each.code
+        for each in vars(errors).values()
+        if isinstance(each, type)
+        and issubclass(each, errors.LlmuxError)
+        and each is not errors.LlmuxError
+    }
+    assert len(codes) > 20
+    assert {code for code in codes if f"`{code}`" not in readme} == set()
+
+
+@pytest.mark.parametrize(
+    "code", ["forbidden` on any other path", "id_not_found`", "model_asleep`", "would_switch`"]
+)
+def test_what_a_client_may_meet_by_surprise_is_in_troubleshooting(code: str) -> None:
+    assert f" `{code} |" in (DOCS / "troubleshooting.md").read_text()
+
+
+def test_no_page_promises_clients_the_output_of_hooks() -> None:
+    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+    promise = re.compile(
+        r"(?i)error that (the )?clients? (got|gets?) has|in the error that clients"
+    )
+    said = [page.name for page in pages if promise.search(page.read_text())]
+    assert said == []
+    assert "500 with the hook's last lines" not in (DOCS / "operations.md").read_text()
 
 
 def test_every_key_of_the_config_is_described() -> None:

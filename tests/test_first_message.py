@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from wsproto.events import (
 from wsproto.utilities import generate_accept_token
 
 from llmux import asgi_websocket, early_messages
+from llmux.jsonbody import LARGE_BYTES
+from llmux.opening import FirstMessage
+from llmux.wildcards import Names
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, ScriptedBackend, Site, play, running_lane
 from tests.servers import ALL_FORMS, running_llmux
@@ -231,6 +235,9 @@ async def test_a_query_that_names_the_model_changes_nothing(site: Site) -> None:
         ('{"model": "none"}', "model_not_found", "Model not found: none", 1008),
         ('{"model": ', "bad_request", "not JSON", 1008),
         ('{"model": "a", "session": {"model": "b"}}', "bad_request", "two models", 1008),
+        ('{"model": "a", "model": "b"}', "bad_request", "two models", 1008),
+        ('{"session":{"model":"a"},"session":{"model":"b"}}', "bad_request", "two models", 1008),
+        ('{"session":{"model":"a"},"s\\u0065ssion":{}}', "bad_request", "two models", 1008),
         (f'{{"x": "{"x" * (1 << 20)}"}}', "body_too_large", "1048576 bytes", 1009),
     ],
 )
@@ -261,6 +268,17 @@ async def test_a_wake_that_fails(lane: str, tmp_path: Path) -> None:
         async with opened(site) as client:
             await client.say(TextMessage(data=UPDATE))
             assert (await client.error())[::2] == ("hook_failed", 1011)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_wait_that_is_too_long_may_be_tried_again(lane: str, tmp_path: Path) -> None:
+    hooks = FakeHooks(seconds={("a", "wake"): 5})
+    policy = {"request_timeout_secs": 0.2}
+    async with running_lane(lane, tmp_path, hooks=hooks, policy=policy) as site:
+        async with opened(site) as client:
+            await client.say(TextMessage(data=UPDATE))
+            assert (await client.error())[::2] == ("switch_timeout", 1013)
+        site.service.board.stop()
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -329,6 +347,81 @@ async def test_the_name_that_the_backend_knows(lane: str, tmp_path: Path) -> Non
             await client.say(TextMessage(data="more"))
             assert json.loads(await client.text())["session"] == {"model": "org/A"}
             assert await client.text() == "more"
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_pattern_that_has_what_google_puts_before_names(lane: str, tmp_path: Path) -> None:
+    message = '{"setup": {"model": "models/gemini-live"}}'
+    aliases = {"aliases": ["models/*"]}
+    async with running_lane(lane, tmp_path, model_settings=aliases) as site:
+        site.backend.play = Speaker()
+        async with opened(site) as client:
+            await client.say(TextMessage(data=message))
+            assert await client.text() == message
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("upstream_model", ["org/A", "name"])
+async def test_a_first_message_without_a_name_goes_on_as_it_came(
+    lane: str, upstream_model: str, tmp_path: Path
+) -> None:
+    """It goes to the default model, or where the handshake's path says; there is none to replace."""
+    settings = {"upstream_model": upstream_model}
+    messages: list[str | bytes] = [
+        b"\0\1 audio",
+        b"",
+        "",
+        "hello",
+        "[1.50]",
+        '{"x": 1e999,"y":1.50}',
+    ]
+    async with running_lane(lane, tmp_path, model_settings=settings, default_model="a") as site:
+        site.backend.play = heard = Speaker()
+        for message in messages:
+            async with opened(site) as client:
+                if isinstance(message, str):
+                    await client.say(TextMessage(data=message))
+                else:
+                    await client.say(BytesMessage(data=message))
+                answer = await client.event()
+                assert isinstance(answer, TextMessage | BytesMessage)
+                assert answer.data == message
+        assert heard.heard == messages
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_first_message_may_hold_numbers_of_any_size(lane: str, tmp_path: Path) -> None:
+    message = f'{{"model": "a", "x": -{"1" * 5000}}}'
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = Speaker()
+        async with opened(site) as client:
+            await client.say(TextMessage(data=message))
+            assert await client.text() == message
+
+
+@pytest.mark.parametrize("size", [1000, LARGE_BYTES])
+async def test_a_large_first_message_is_read_beside_the_event_loop(
+    site: Site, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of small objects takes a quarter of a second."""
+    threads = []
+
+    class Noting(FirstMessage):
+        def __init__(self, data: bytes, names: Names) -> None:
+            threads.append(threading.get_ident())
+            super().__init__(data, names)
+
+    monkeypatch.setattr("llmux.proxy.FirstMessage", Noting)
+    message = f'{{"model": "a", "x": "{"y" * size}"}}'
+    async with opened(site) as client:
+        await client.say(TextMessage(data=message))
+        event = await client.event()
+        assert isinstance(event, TextMessage), event
+    async with opened(site) as client:
+        await client.say(TextMessage(data=message.replace("model", "mode|")))
+        assert (await client.error())[0] == "no_model"
+    is_beside = [each != threading.get_ident() for each in threads]
+    assert is_beside == [size == LARGE_BYTES] * 2
 
 
 @pytest.mark.parametrize("lane", LANES)

@@ -20,6 +20,7 @@ from llmux.errors import QueueFull
 from llmux.hypercorn_side import RULES
 from llmux.hypercorn_side.inbox import MOST_BYTES, Inbox
 from llmux.opening import FirstMessage
+from llmux.wildcards import Names
 from tests.lanes import LANES, Site, read_all, running_lane
 
 ROOM = 1 << 20
@@ -152,7 +153,7 @@ def test_a_first_message_takes_no_more_than_its_bytes_while_it_waits() -> None:
     data = b'{"model":"a","x":[' + b"{}," * 20_000 + b"1]}"
     tracemalloc.start()
     try:
-        message = FirstMessage(data, {"a"})
+        message = FirstMessage(data, Names({"a": "a"}))
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

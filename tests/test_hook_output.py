@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import structlog
 
 from llmux import logs
 from llmux.config import ModelConfig, parse_config
+from llmux.control.logfile import PIECE_BYTES, LogReader
 from llmux.errors import HookError
 from llmux.hooks import ShellHooks
 from llmux.masking import MASKER, Masker, header_secrets
@@ -168,3 +170,30 @@ async def test_a_secret_at_the_edge_of_the_last_lines(tmp_path: Path) -> None:
         await shell.of("m").run("wake")
     assert TOKEN[-6:] not in raised.value.output
     assert raised.value.output.endswith("xxx")
+
+
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize(("size", "between"), [(2400, "\\n"), (500, " "), (9000, " ")])
+async def test_many_secrets_leave_no_half_of_one(tmp_path: Path, size: int, between: str) -> None:
+    """Masked, what was printed is so short that the place where the log was cut is shown, too."""
+    secret = "s" * size + "-end-of-it"
+    MASKER.use([secret])
+    script = f"for i in $(seq 25); do printf '%s{between}' {secret}; done; exit 1"
+    model = ModelConfig(name="m", port=1, wake=script, sleep="true", alive="true")
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, metrics=Metrics())
+    with pytest.raises(HookError) as raised:
+        await shell.of("m").run("wake")
+    assert "***" in raised.value.output
+    assert "end-of-it" not in raised.value.output
+
+
+@pytest.mark.usefixtures("masked")
+async def test_a_secret_where_a_line_without_an_end_is_told_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "m.log"
+    for before in range(2 * PIECE_BYTES - len(TOKEN), 2 * PIECE_BYTES + 2):
+        path.write_text("." * before + TOKEN + "." * PIECE_BYTES)
+        told = b""
+        async with aclosing(LogReader(path, lines=1, follow=lambda: False)) as reader:
+            async for piece in reader:
+                told += piece
+        assert told == b"." * before + b"***" + b"." * PIECE_BYTES

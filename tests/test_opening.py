@@ -26,9 +26,10 @@ from llmux.opening import (
     opened_headers,
     spoken,
 )
+from llmux.wildcards import Names
 from llmux.wsframes import CLOSE, PONG, frame
 
-NAMES = ["a", "org/b"]
+NAMES = Names({"a": "a", "org/b": "org/b"})
 KEY = (b"Sec-WebSocket-Key", b"dGhlIHNhbXBsZSBub25jZQ==")
 
 
@@ -92,6 +93,17 @@ def test_another_name_for_the_model() -> None:
     first = FirstMessage(json.dumps(message).encode(), NAMES)
     renamed = json.loads(first.renamed("org/x"))
     assert renamed == {**message, "session": {**message["session"], "model": "org/x"}}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("message", [b'{"model":"a", "x":1e999}', b"\0audio", b"[]", b"{}"])
+def test_what_needs_no_other_name_is_left_as_it_is(message: bytes) -> None:
+    assert FirstMessage(message, NAMES).renamed("a") == message
+
+
+@pytest.mark.parametrize("rest", [b"", b', "x": ' + b"[" * 100_000, b', "x": y}'])
+def test_digits_do_not_hide_what_else_is_wrong(rest: bytes) -> None:
+    with pytest.raises(BadRequest):
+        FirstMessage(b'{"model": "a", "n": ' + b"1" * 5000 + rest, NAMES)
 
 
 def test_what_is_renamed_is_text_whatever_escapes_it_has() -> None:

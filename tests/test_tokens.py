@@ -424,3 +424,28 @@ def test_the_last_minute() -> None:
     assert recent.per_second(1030 + 61) == 0
     recent.add(6, 9_999_999)
     assert recent.per_second(9_999_999) == 0.1
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize(
+    "again",
+    [
+        b"GET /v1/responses/resp_1",
+        b"GET /v1/responses/resp_1?stream=true",
+        b"POST /v1/responses/resp_1/cancel",
+        b"POST /v1/chat/completions/resp_1",
+    ],
+)
+async def test_an_answer_that_is_fetched_again_is_not_counted_again(
+    tmp_path: Path, lane: str, again: bytes
+) -> None:
+    said = b'{"id":"resp_1","usage":{"input_tokens":3,"output_tokens":7}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    rest = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = play(head % len(said) + said)
+        body = b'{"model":"a"}'
+        await site.exchange(b"POST /v1/responses" + rest % (len(body), body))
+        assert said in await site.exchange(again + rest % (0, b""))
+        metrics = await site.exchange(b"GET /metrics" + rest % (0, b""))
+        assert b'llmux_tokens_total{kind="completion",model="a"} 7.0' in metrics

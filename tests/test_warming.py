@@ -195,3 +195,16 @@ async def test_who_waits_for_a_stream_is_sent_comments_meanwhile(lane: str, tmp_
         assert status(answer) == 200
         assert b"data: 1" in answer
         assert b"Loading" not in answer
+
+
+@pytest.mark.parametrize("path", [b"/tokenize", b"/api/show", b"/v1/messages/count_tokens"])
+async def test_a_look_that_is_answered_while_the_model_loads_shows_nothing(
+    lane: str, path: bytes, tmp_path: Path
+) -> None:
+    async with running_lane(lane, tmp_path) as site:
+        site.backend.play = play(OK)
+        assert status(await site.exchange(post(b"", b"GET"))) == 200
+        look = post().replace(b"/v1/completions", path)
+        assert status(await site.exchange(look)) == 200
+        site.backend.play = loads(2)
+        assert status(await site.exchange(post())) == 200

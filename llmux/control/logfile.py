@@ -61,7 +61,13 @@ class LogReader:
             whole, newline, rest = (self._rest + data).rpartition(b"\n")
             self._rest = rest
             if len(rest) > PIECE_BYTES:  # a line without an end
-                whole, newline, self._rest = whole + newline + rest, b"", b""
+                text = rest.decode(errors="replace")
+                end = MASKER.whole(text)
+                whole, newline, self._rest = (
+                    whole + newline + text[:end].encode(),
+                    b"",
+                    text[end:].encode(),
+                )
             if whole or newline:
                 await trio.lowlevel.checkpoint()
                 return _plain(whole + newline)
