@@ -618,6 +618,18 @@ class ErrorDetail(Shape, frozen=True):
     code: str
 
 
+class OllamaError(Shape, frozen=True):
+    """An error, in Ollama's form.
+
+    Attributes:
+        error: In words.
+        code: For programs.
+    """
+
+    error: str
+    code: str
+
+
 class Error(Shape, frozen=True):
     """An error, in OpenAI's form.
 

@@ -40,6 +40,7 @@ from llmux.shapes import (
     ModelObject,
     ModelOrder,
     ModeOrder,
+    OllamaError,
     OllamaProcesses,
     OllamaTags,
     OllamaVersion,
@@ -109,7 +110,8 @@ OPERATIONS = (
     Operation("get", "/models", "The same as /v1/models.", ModelList),
     Operation("get", "/models/{name}", "The same as /v1/models/{name}.", ModelObject,
               errors=(ModelNotFound,)),
-    Operation("get", "/", "That llmux is running, and where its page is; HTML for browsers.", TEXT),
+    Operation("get", "/", "That llmux is running, and where its page is; HTML for browsers. With "
+              "any other method it is model traffic.", TEXT),
     Operation("get", "/api/tags", "The models, as Ollama lists them.", OllamaTags),
     Operation("get", "/api/ps", "The models that are awake, as Ollama lists them.",
               OllamaProcesses),
@@ -164,7 +166,11 @@ OPERATIONS = (
 def openapi() -> dict[str, Any]:
     """The document."""
     shapes = {each for o in OPERATIONS for each in (o.gives, o.takes) if isinstance(each, type)}
-    wanted = [*sorted((s for s in shapes if issubclass(s, msgspec.Struct)), key=str), Error]
+    wanted = [
+        *sorted((s for s in shapes if issubclass(s, msgspec.Struct)), key=str),
+        Error,
+        OllamaError,
+    ]
     _, components = msgspec.json.schema_components(wanted, ref_template=REF)
     for shape in components.values():  # Python strips the indentation itself since 3.13
         shape["description"] = inspect.cleandoc(shape["description"])
@@ -233,13 +239,14 @@ def _responses(operation: Operation) -> dict[str, Any]:
     errors: list[type[LlmuxError]] = [InvalidKey, *operation.errors]
     if operation.path.startswith("/control"):
         errors.append(Forbidden)
+    told = OllamaError if operation.path.startswith("/api/") else Error
     if operation.gives is Health:
         responses["503"] = {"description": "It cannot.", "content": content}
     for error in sorted(set(errors), key=lambda each: (each.status, each.code)):
         codes = sorted({e.code for e in errors if e.status == error.status})
         responses[str(error.status)] = {
             "description": ", ".join(codes),
-            "content": {JSON: {"schema": {"$ref": REF.format(name="Error")}}},
+            "content": {JSON: {"schema": {"$ref": REF.format(name=told.__name__)}}},
         }
     return responses
 

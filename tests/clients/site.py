@@ -105,8 +105,8 @@ class Site:
         return [request.partition(b"\r\n\r\n")[2] for request in self.scripted.received]
 
 
-HELD = "while [ ! -e go ]; do sleep 0.02; done; "
-"""Begins a wake hook that waits for `Site.go`."""
+HELD = " && while [ ! -e go ]; do sleep 0.02; done"
+"""Ends a wake hook that waits for `Site.go`."""
 
 
 @asynccontextmanager
@@ -136,7 +136,7 @@ async def running_site(
         for name, more in (models or {}).items():
             extra = dict(more)
             if extra.pop("held", False):
-                own[name]["wake"] = HELD + own[name]["wake"]
+                own[name]["wake"] += HELD
             own[name] |= extra
         config = folder / "llmux.json"
         config.write_text(json.dumps({"port": 0, "state_dir": "state", "models": own, **settings}))

@@ -152,7 +152,8 @@ async def test_a_model_that_is_not_to_be_had(site: Site) -> None:
 
 async def test_a_full_line_and_a_retry_as_told(form: str, tmp_path: Path) -> None:
     limits = {"queued_per_model": 1}
-    async with running_site(tmp_path, form, {"a": {"held": True}}, limits=limits) as site:
+    model = {"held": True, "alive": "true"}  # there is room within the second of Retry-After
+    async with running_site(tmp_path, form, {"a": model}, limits=limits) as site:
         answers: list[tuple[float, int, str | None]] = []
 
         def note(answer: httpx.Response) -> None:
