@@ -295,6 +295,9 @@ async def running_prometheus(folder: Path, target: str) -> AsyncIterator[httpx.A
             async with httpx.AsyncClient(
                 base_url=url, timeout=10, trust_env=False, verify=False
             ) as client:
+                with trio.fail_after(30):
+                    while (await client.get("/-/ready")).status_code != 200:
+                        await trio.sleep(0.05)
                 yield client
             nursery.cancel_scope.cancel()
     finally:
