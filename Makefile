@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# They are made anew when what they were installed from has changed.
+# They are made again when what they were installed from has changed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
@@ -62,7 +62,7 @@ test-slow: $(SLOW_STAMP)  ## Tests that take minutes, or need real clients or a 
 test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
 	@tests/real.sh $(ARGS)
 
-docs: $(DOCS_STAMP)  ## Build the documentation's site into site/ (pages made from the code are made anew)
+docs: $(DOCS_STAMP)  ## Build the documentation's site into site/ (pages made from the code are made again)
 	@$(BIN)/python -m docs.generate
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"

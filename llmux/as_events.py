@@ -70,7 +70,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 
 def _lenient(body: bytes) -> Any:
-    """JSON that only Python's parser takes; None if there is none, or no event can say it."""
+    """Parse JSON that only Python's parser takes; None if it is none, or cannot be encoded."""
     try:
         said = json.loads(body, parse_constant=lambda _: None)
         msgspec.json.encode(said)  # not half a character, written as an escape

@@ -91,7 +91,7 @@ class Message:
         self._held = 0
 
     def grow(self, by: int) -> None:
-        """So many bytes more are held; raises QueueFull."""
+        """Count more bytes of it; raises QueueFull."""
         if self._bodies is not None:
             if self._held + by > SMALL_OWN_BYTES:
                 self._bodies.check_room(by)
@@ -99,7 +99,7 @@ class Message:
             self._held += by
 
     def release(self) -> None:
-        """It is held no more; harmless when repeated."""
+        """Stop counting it. May be called again."""
         if self._bodies is not None:
             self._bodies.held_bytes -= self._held
             self._held = 0

@@ -31,7 +31,7 @@ MAX_TOKENS = 40
 SHOWN_CHARACTERS = 60
 
 LOOKED_AT_CHARACTERS = 4000
-"""A server that does not heed `max_tokens` may send more."""
+"""A server that ignores `max_tokens` may send more."""
 
 LEAST_PRINTABLE = 0.9
 MOST_REPEATED = 0.5

@@ -127,7 +127,7 @@ class LateAnswer:
 
 
 async def _with_field(first: bytes, pieces: AsyncIterator[bytes]) -> bytes:
-    """The beginning of a body, as much of it as tells whether these are events."""
+    """Read on until the beginning of a body shows whether it holds events."""
     while any(field.startswith(first) and field != first for field in FIELDS):
         if not (more := await anext(pieces, b"")):
             break

@@ -45,9 +45,9 @@ class Masker:
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
     def whole(self, text: str) -> int:
-        """How many characters of a text that goes on may be told before the rest is there.
+        """Return how many characters of an unfinished text may be shown without its rest.
 
-        Where they end, no secret is in two parts.
+        No secret lies across that place.
         """
         if self._pattern is None:
             return len(text)
@@ -58,9 +58,9 @@ class Masker:
         return end
 
     def mask_end(self, text: str) -> str:
-        """The same for the end of a text: it may begin in the middle of a secret.
+        """Mask the end of a text, which may begin in the middle of a secret.
 
-        Such a half is not known for one, so as much is left out at the beginning as it can be.
+        Half a secret cannot be recognized, so the longest possible half is dropped.
         """
         if self._pattern is None:
             return text

@@ -102,10 +102,10 @@ class FirstMessage:
         self.fields = Fields(name, msgspec.json.encode, [])
         if not name:
             self.fields.elsewhere = names_inside(data, no_pause)
-        # Not what was read: that takes up to 25 bytes for each one, for as long as it waits.
+        # Keep bytes while it waits: the parsed message takes up to 25 times as many.
         self._data = data
         self._mark = secrets.token_hex()
-        self._marked = _with_name(content, places, self._mark)
+        self._marked = _with_name(content, places, self._mark) if places else data
 
     def renamed(self, name: str) -> bytes:
         """The message with another name for the model in it; raises BadRequest.
@@ -160,9 +160,8 @@ def _loaded(text: bytes) -> Any:
         return json.loads(text, object_pairs_hook=_without_twins)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
-    except (
-        ValueError
-    ):  # more digits than Python makes a whole number of; JavaScript has floats only
+    except ValueError:
+        # More digits than Python turns into an integer; JavaScript has floats only.
         return json.loads(text, object_pairs_hook=_without_twins, parse_int=float)
 
 

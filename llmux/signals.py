@@ -1,4 +1,4 @@
-"""The signals that llmux heeds, held back for as long as nobody is there to heed them."""
+"""The signals that llmux handles, held back until a handler is there."""
 
 from __future__ import annotations
 

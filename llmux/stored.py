@@ -75,7 +75,7 @@ def makes_stored(method: bytes, target: bytes, *, stores: bool) -> bool:
 
 
 def tells_again(method: bytes, target: bytes) -> bool:
-    """Whether the answer to a request repeats what was made before, its usage included.
+    """Whether an answer repeats an earlier one, so that its tokens were counted before.
 
     Args:
         method: The request's.

@@ -97,12 +97,16 @@ def test_a_small_message_is_never_refused() -> None:
     assert bodies.held_bytes == 0
 
 
-async def test_what_the_app_has_not_taken_is_bounded_in_bytes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def bodies(monkeypatch: pytest.MonkeyPatch) -> Bodies:
+    """What messages on Hypercorn's side are counted in."""
+    counted = Bodies(Limits())
+    monkeypatch.setattr(RULES, "bodies", counted)
+    return counted
+
+
+async def test_what_the_app_has_not_taken_is_bounded_in_bytes(bodies: Bodies) -> None:
     """Ten messages of 16 MiB would wait behind a backend that reads nothing."""
-    bodies = Bodies(Limits())
-    monkeypatch.setattr(RULES, "bodies", bodies)
     inbox = Inbox(10, TrioEvent)
     data = b"x" * MOST_BYTES
     put = 0
@@ -125,11 +129,7 @@ async def test_what_the_app_has_not_taken_is_bounded_in_bytes(
     assert bodies.held_bytes == 0
 
 
-async def test_what_waits_for_room_counts_until_it_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bodies = Bodies(Limits())
-    monkeypatch.setattr(RULES, "bodies", bodies)
+async def test_what_waits_for_room_counts_until_it_is_given_up(bodies: Bodies) -> None:
     inbox = Inbox(10, TrioEvent)
     message: WebsocketReceiveEvent = {
         "type": "websocket.receive",

@@ -22,7 +22,7 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 MAX_IDLE = 512
 """Idle connections kept to one backend: a large batch of requests (vLLM's `max_num_seqs` is 256 by
-default), so that the next one need not connect anew."""
+default), so that the next one need not connect again."""
 
 IDLE_S = 30.0
 """Seconds after which an idle connection is not used again; routers forget silent ones."""

@@ -1,4 +1,4 @@
-"""The policies of llmux 0.9, their known faults mended, for people who move.
+"""The policies of llmux 0.9, with their known faults fixed, for people who move.
 
 What the original did wrong and these do not: a deferred decision was taken once and then never
 again until another request came; the longest wait was looked at on arrivals only, so that a lone

@@ -35,7 +35,7 @@ class NoAnswer(Failed):
 
 
 class KeyRefused(Failed):
-    """The key is missing or wrong, or llmux heeds programs of its own machine only."""
+    """The key is missing or wrong, or llmux answers programs of its own machine only."""
 
     exit_code = 6
 

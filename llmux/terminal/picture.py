@@ -107,7 +107,7 @@ class Picture:
                 self.status = replace(self.status, mode=news.mode)
 
     def set_status(self, status: Status) -> None:
-        """Begin anew from here, unless events have said more since.
+        """Start again from here, unless events have said more since.
 
         What another start of llmux was doing is gone.
         """

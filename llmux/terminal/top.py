@@ -187,7 +187,7 @@ class Screen:
         self._sampled = 0.0
 
     def press(self, key: str) -> None:
-        """Heed a key."""
+        """Act on a key."""
         if self._asked is not None:
             if key == "y":
                 self._orders.give(*self._asked)
