@@ -12,8 +12,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 # guest.py's finally blocks wait in asyncio, where no scope can shield; keepalive.py raises what the
 # cancelled request has raised; beside.py raises in Trio's task what a thread has raised.
-ASYNC_EXCEPTIONS := llmux/guest.py:ASYNC102,ASYNC103 llmux/keepalive.py:ASYNC103
-ASYNC_EXCEPTIONS += llmux/beside.py:ASYNC103,ASYNC104
+ASYNC_EXCEPTIONS := llmux/server/guest.py:ASYNC102,ASYNC103 llmux/proxy/keepalive.py:ASYNC103
+ASYNC_EXCEPTIONS += llmux/proxy/beside.py:ASYNC103,ASYNC104
 
 # Each llmux that a test starts would compile all of llmux.
 unexport PYTHONDONTWRITEBYTECODE

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from bench.proxy import cpu_model
 from bench.table import number, render
 from llmux.config import PolicyConfig
-from llmux.measures import ARRIVALS, Measures
 from llmux.policy import AdaptivePolicy, Decision, ModelView, Snapshot
+from llmux.policy.estimates import ARRIVALS, Measures
 
 MODELS = (8, 27, 60, 100)
 WAITING = 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmux.asgi_types import Receive, Scope, Send
+from llmux.http.asgi_types import Receive, Scope, Send
 
 ANSWER_BYTES = 300
 _START, _END = (

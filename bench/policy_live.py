@@ -26,7 +26,7 @@ from trio_util import RepeatedEvent
 from bench.processes import PROXY_CORE, running, wait_logged
 from bench.table import number, render
 from llmux.config import PolicyConfig
-from llmux.journal import Switch, read_journal
+from llmux.observe.journal import Switch, read_journal
 from llmux.policy import POLICIES
 from llmux.simulate import Arrival, Outcome, Setup, Sharing, Slots, poisson, simulate, zipf
 from llmux.simulate.arrivals import exponential

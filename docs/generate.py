@@ -1,7 +1,7 @@
 """Writes the parts of the documentation that say what the code says: `python -m docs.generate`.
 
 They stand in the pages between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is
-written by hand. `tests/test_docs.py` fails if a page is not what this makes of it.
+written by hand. `tests/docs/test_docs.py` fails if a page is not what this makes of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from llmux import errors
 from llmux.config import config_schema
 from llmux.config.shape import NEEDS_SLEEP
 from llmux.errors import LlmuxError
-from llmux.metrics import Metrics
-from llmux.paths import PASSIVE, PASSIVE_PATHS
-from llmux.reload import FIXED
+from llmux.http.paths import PASSIVE, PASSIVE_PATHS
+from llmux.observe.metrics import Metrics
+from llmux.switching.reload import FIXED
 
 DOCS = Path(__file__).parent
 

@@ -1,7 +1,7 @@
 """What llmux itself answers: every error carries its own response.
 
 An error raised anywhere below the proxy ends as one JSON answer, written in one place
-(`llmux.openai.error_answer`), from the attributes that the error carries.
+(`llmux.openai.wire.error_answer`), from the attributes that the error carries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from llmux.names import shown
+from llmux.base.names import shown
 
 
 class LlmuxError(Exception):

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 import trio
 
-from llmux.awake import AwakeRecord
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
-from llmux.idle import NO_IDLE_RULES, IdleRules
-from llmux.journal import NO_JOURNAL, Journal
-from llmux.metrics import Metrics
-from llmux.model import Traits
+from llmux.observe.journal import NO_JOURNAL, Journal
+from llmux.observe.metrics import Metrics
 from llmux.policy import FifoPolicy, Policy
-from llmux.switcher import Switcher
+from llmux.switching.awake import AwakeRecord
+from llmux.switching.idle import NO_IDLE_RULES, IdleRules
+from llmux.switching.model import Traits
+from llmux.switching.switcher import Switcher
 
 HookKey = tuple[str, str]
 """A model and a hook: `("a", "wake")`."""

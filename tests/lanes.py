@@ -14,12 +14,12 @@ import httpx
 import trio
 import trio.testing
 
-from llmux import wire
-from llmux.app import Service, build_service
 from llmux.config import parse_config
-from llmux.fastlane import FastLane
-from llmux.hypercorn_side import HypercornSide
-from llmux.server import server_config
+from llmux.downstream.fastlane import FastLane
+from llmux.http import wire
+from llmux.server.composition import Service, build_service
+from llmux.server.hypercorn_side import HypercornSide
+from llmux.server.run import server_config
 from tests.fakes import FakeHooks
 
 LANES = ["fast", "asgi"]

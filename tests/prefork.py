@@ -25,7 +25,12 @@ from typing import Any
 
 import trio
 
-IMPORTED = ["llmux.server", "llmux.app", "llmux.fastlane", "llmux.terminal.commands"]
+IMPORTED = [
+    "llmux.server.run",
+    "llmux.app",
+    "llmux.downstream.fastlane",
+    "llmux.cli.terminal.commands",
+]
 
 LONGEST_REQUEST = 1 << 20
 

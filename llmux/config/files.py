@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 
+from llmux.base.plainfiles import read_regular
 from llmux.config.bounds import MOST_BYTES, MOST_NODES, MOST_VALUES
 from llmux.config.shape import Keys
 from llmux.errors import ConfigError
-from llmux.plainfiles import read_regular
 
 MOST_DIGITS = 400
 """Longest integer: a float has at most 309 digits before the point (IEEE 754)."""

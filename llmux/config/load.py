@@ -24,6 +24,7 @@ import platformdirs
 
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
 from llmux.config.files import decode, duplicates
+from llmux.config.keys import KeyRing, read_keys
 from llmux.config.shape import (
     KEY_LISTS,
     Config,
@@ -33,7 +34,6 @@ from llmux.config.shape import (
     file_keys,
 )
 from llmux.errors import ConfigError
-from llmux.keys import KeyRing, read_keys
 
 
 def load_config(path: Path) -> Config:

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from llmux.clients import TrustedProxies
-from llmux.keys import MASK, KeyRing
-from llmux.masking import header_secrets, variable_secrets
-from llmux.names import MAX_NAME_BYTES
-from llmux.paths import DEFAULTS, PASSIVE_PATHS
-from llmux.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
-from llmux.wildcards import Names, ambiguities, is_pattern, literals
+from llmux.base.names import MAX_NAME_BYTES
+from llmux.base.wildcards import Names, ambiguities, is_pattern, literals
+from llmux.config.keys import MASK, KeyRing
+from llmux.config.masking import header_secrets, variable_secrets
+from llmux.http.clients import TrustedProxies
+from llmux.http.paths import DEFAULTS, PASSIVE_PATHS
+from llmux.http.socketpath import SCHEME, is_socket_url, meant_socket, socket_path
 
 HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 

@@ -1,7 +1,7 @@
 """Close a model when those who wait elsewhere have suffered as much as its own users will.
 
 The rule in words, and where its parts come from: docs/policies.md. What it needs to know it
-measures (`llmux.measures`); there is nothing to configure but the bound.
+measures (`llmux.policy.estimates`); there is nothing to configure but the bound.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from llmux.config import PolicyConfig
-from llmux.measures import ARRIVALS
 from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
@@ -25,6 +24,7 @@ from llmux.policy.choices import (
     wanted,
 )
 from llmux.policy.deadlines import Deadlines
+from llmux.policy.estimates import ARRIVALS
 
 TICK_S = 0.25
 """Least time to the next look, where nothing happens before."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmux.ages import Ages
-from llmux.measures import Measures
+from llmux.policy.ages import Ages
+from llmux.policy.estimates import Measures
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llmux.measures import Measures
 from llmux.policy.base import LookAgain, ModelView, Snapshot, Stay, SwitchTo
+from llmux.policy.estimates import Measures
 
 SLICE = 10.0
 """How many times the cost of its switch a model that goes on with frozen requests stays for them.

@@ -1,7 +1,8 @@
 """One group of models, simulated event by event, under the very policies that the server runs.
 
-The rules are those of `llmux.switcher`: requests for the open model go in, the others stand in
-line; a switch drains, takes its hooks' time, lets the line in; then the policy is asked again.
+The rules are those of `llmux.switching.switcher`: requests for the open model go in, the others
+stand in line; a switch drains, takes its hooks' time, lets the line in; then the
+policy is asked again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.config import PolicyConfig
-from llmux.measures import Measures
 from llmux.policy import LineFirst, LookAgain, ModelView, Policy, Snapshot, SwitchTo
+from llmux.policy.estimates import Measures
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Server
 from llmux.simulate.outcome import Outcome
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
-"""As in `llmux.model`."""
+"""As in `llmux.switching.model`."""
 
 ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from llmux.config import PolicyConfig
-from llmux.journal import Request, Started, Switch, read_journal
-from llmux.measures import Latencies
+from llmux.observe.journal import Request, Started, Switch, read_journal
 from llmux.policy import load_policy
+from llmux.policy.estimates import Latencies
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Sharing
 from llmux.simulate.engine import Setup

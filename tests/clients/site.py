@@ -20,7 +20,7 @@ import openai
 import pytest
 import trio
 
-from llmux.standin import Options, Standin, serve
+from llmux.standin.server import Options, Standin, serve
 from tests.lanes import ScriptedBackend
 from tests.servers import LlmuxProcess, running_llmux
 

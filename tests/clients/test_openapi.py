@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from llmux.control.openapi import openapi
+from llmux.api.openapi import openapi
 from tests.clients.site import needs_package
 from tests.servers import running_llmux
 

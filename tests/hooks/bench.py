@@ -24,11 +24,11 @@ import trio
 
 from llmux.config import Config, HookName, load_config
 from llmux.errors import HookError
-from llmux.hooks import ShellHooks
-from llmux.metrics import Metrics
-from llmux.model import Traits
+from llmux.hooks.shell import ShellHooks
+from llmux.observe.metrics import Metrics
 from llmux.policy import load_policy
-from llmux.switcher import Switcher
+from llmux.switching.model import Traits
+from llmux.switching.switcher import Switcher
 
 ROOT = Path(__file__).parent.parent.parent
 HOOKS = ROOT / "hooks"

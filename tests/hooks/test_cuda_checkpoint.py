@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from llmux.model import Traits
+from llmux.switching.model import Traits
 from tests.hooks.bench import Bench
 from tests.hooks.conftest import MakeBench
 

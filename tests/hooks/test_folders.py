@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from llmux.__main__ import main
+from llmux.cli.main import main
 from llmux.config import load_config
 from tests.hooks.bench import HOOKS
 

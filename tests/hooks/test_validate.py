@@ -6,7 +6,7 @@ import pytest
 
 from tests.hooks.bench import Bench
 from tests.hooks.conftest import MakeBench
-from tests.test_validate import failures, validated
+from tests.validate.test_validate import failures, validated
 
 
 @pytest.fixture

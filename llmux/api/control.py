@@ -1,0 +1,232 @@
+"""The control API's paths; what they say and take is in `llmux.observe.schemas`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+from quart import Blueprint, Response, request
+
+from llmux.api.guard import check_key, check_own_machine
+from llmux.api.logfile import LogReader
+from llmux.api.masked import masked_config
+from llmux.api.openapi import openapi
+from llmux.api.status import status_of
+from llmux.base.names import shown
+from llmux.config import Config
+from llmux.errors import BadRequest, ConfigMistakes, ModelNotFound
+from llmux.hooks.shell import ShellHooks
+from llmux.observe.feed import REMEMBERED_S, Feed
+from llmux.observe.journal import Journal
+from llmux.observe.schemas import Alive, Message, ModelOrder, ModeOrder, Pin, PinOrder, UnpinOrder
+from llmux.proxy.journey import Journeys
+from llmux.switching.reload import Reloader
+from llmux.switching.switchboard import Switchboard
+
+T = TypeVar("T")
+
+MOST_LISTED = 1000
+"""Requests in one answer."""
+
+MOST_ENTRIES = 10_000
+"""Entries of the journal in one answer."""
+
+MOST_LINES = 10_000
+"""Lines of a log in one answer, besides those that follow."""
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What the control API sees and steers."""
+
+    board: Switchboard
+    feed: Feed
+    journeys: Journeys
+    journal: Journal
+    hooks: ShellHooks
+    reloader: Reloader
+
+    @property
+    def config(self) -> Config:
+        """The one that is used now."""
+        return self.reloader.config
+
+    def model(self, name: str) -> str:
+        """The model that goes by this name; raises ModelNotFound."""
+        own = self.config.names.find_as_rest(name) or name
+        if not self.board.is_registered(own):
+            raise ModelNotFound(name)
+        return own
+
+
+def control_routes(steered: Steered) -> Blueprint:
+    """The control API: for who has a control key, or without such for programs of this machine."""
+    routes = Blueprint("control", __name__, url_prefix="/control")
+
+    @routes.before_request
+    async def guard() -> None:
+        if keys := steered.config.control_keys:
+            check_key(keys)
+            return
+        check_own_machine(steered.config)
+
+    _seeing(routes, steered)
+    _steering(routes, steered)
+    return routes
+
+
+def _seeing(routes: Blueprint, steered: Steered) -> None:
+    board, feed, rates = steered.board, steered.feed, steered.journeys.rates
+
+    @routes.get("/status")
+    async def show_status() -> Response:
+        return answer(status_of(board, feed, steered.config, rates))
+
+    @routes.get("/history")
+    async def show_history() -> Response:
+        secs = _number("secs", REMEMBERED_S, most=REMEMBERED_S)
+        return answer(feed.history(secs))
+
+    @routes.get("/events")
+    async def follow_events() -> Response:
+        last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
+        reader = feed.reading(lambda: status_of(board, feed, steered.config, rates), last)
+        return _stream(reader, "text/event-stream")
+
+    @routes.get("/requests")
+    async def list_requests() -> Response:
+        return answer(steered.journeys.list(int(_number("limit", 200, most=MOST_LISTED))))
+
+    @routes.get("/alive")
+    async def ask_alive() -> Response:
+        model = steered.model(request.args.get("model", ""))
+        switcher = board.switcher_of(model)
+        return answer(Alive(model, await switcher.health.is_alive(switcher.models[model])))
+
+    @routes.get("/logs/<path:model>")
+    async def show_log(model: str) -> Response:
+        path = steered.hooks.log_path(steered.model(model))
+        lines = int(_number("tail", 200, most=MOST_LINES))
+        follow = _flag("follow")
+        # Not past a stop, or it would last until the grace has passed.
+        reader = LogReader(path, lines=lines, follow=lambda: follow and not feed.has_ended)
+        return _stream(reader, "text/plain; charset=utf-8")
+
+    @routes.get("/journal")
+    async def show_journal() -> Response:
+        since = _number("since", 0.0)
+        limit = int(_number("limit", MOST_LISTED, most=MOST_ENTRIES))
+        entries = await trio.to_thread.run_sync(steered.journal.latest, since, limit)
+        return answer({"entries": entries})
+
+    @routes.get("/config")
+    async def show_config() -> Response:
+        return answer(masked_config(steered.config))
+
+    @routes.get("/openapi.json")
+    async def show_openapi() -> Response:
+        return answer(openapi())
+
+
+def _steering(routes: Blueprint, steered: Steered) -> None:
+    board = steered.board
+
+    @routes.post("/switch")
+    async def switch() -> Response:
+        order = await _body(ModelOrder)
+        await board.force_switch(steered.model(order.model))
+        return answer(Message(message=f"Switched to model: {order.model}"))
+
+    @routes.post("/wake")
+    async def wake() -> Response:
+        order = await _body(ModelOrder)
+        await board.force_switch(steered.model(order.model))
+        return answer(Message(message=f"Model {order.model} woken"))
+
+    @routes.post("/sleep")
+    async def sleep() -> Response:
+        order = await _body(ModelOrder)
+        await board.put_model_to_sleep(steered.model(order.model))
+        return answer(Message(message=f"Model {order.model} sleeping"))
+
+    @routes.post("/mode")
+    async def set_mode() -> Response:
+        order = await _body(ModeOrder)
+        board.set_mode(order.mode)
+        return answer(Message(message=f"Switched to {order.mode} mode"))
+
+    @routes.post("/pin")
+    async def pin() -> Response:
+        order = await _body(PinOrder)
+        await board.pin(Pin(model=steered.model(order.model), wait=order.wait))
+        return answer(Message(message=f"Pinned to model: {order.model}"))
+
+    @routes.post("/unpin")
+    async def unpin() -> Response:
+        order = await _body(UnpinOrder, default=UnpinOrder())
+        board.unpin(order.group)
+        if order.group is not None:
+            return answer(Message(message=f"Unpinned group: {order.group}"))
+        board.set_mode("auto")
+        return answer(Message(message="Unpinned. Switched to auto mode."))
+
+    @routes.delete("/requests/<request_id>")
+    async def cancel(request_id: str) -> Response:
+        steered.journeys.cancel(request_id)
+        return answer(Message(message=f"Cancelled request: {request_id}"))
+
+    @routes.post("/reload")
+    async def reload() -> Response:
+        reloaded = await steered.reloader.reload()
+        if not reloaded.ok:
+            raise ConfigMistakes(reloaded.mistakes)
+        restart = ", ".join(reloaded.needs_restart)
+        return answer(
+            Message(message=f"Reloaded; needs a restart: {restart}" if restart else "Reloaded")
+        )
+
+
+def answer(what: Any) -> Response:
+    """Say something as JSON."""
+    return Response(msgspec.json.encode(what), 200, content_type="application/json")
+
+
+def _stream(pieces: AsyncIterator[bytes], content_type: str) -> Response:
+    """Say something that may never end; to a HEAD only that one could."""
+    body = b"" if request.method == "HEAD" else pieces
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return Response(body, 200, headers, content_type=content_type)
+
+
+async def _body(kind: type[T], default: T | None = None) -> T:
+    raw = await request.get_data()
+    if not raw and default is not None:
+        return default
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BadRequest(f"Request body: {shown(str(error))}") from None
+
+
+def _number(name: str, default: float, *, most: float = float("inf")) -> float:
+    """A number from the query; one that is too large is the most."""
+    text = request.args.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise BadRequest(f"Query {name!r}: expected a number from 0 on, got {shown(text)!r}")
+    return min(number, most)
+
+
+def _flag(name: str) -> bool:
+    text = request.args.get(name, "false")
+    if text not in {"true", "false"}:
+        raise BadRequest(f"Query {name!r}: expected true or false, got {shown(text)!r}")
+    return text == "true"

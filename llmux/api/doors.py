@@ -1,0 +1,42 @@
+"""Which of llmux's listeners answers what, where the control API has one of its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmux.errors import LlmuxError, NotHere
+from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
+
+LISTENER = "llmux.listener"
+"""Key of an ASGI scope: by which control listener the request came; missing: the main one."""
+
+SOCKET: Literal["socket"] = "socket"
+PORT: Literal["port"] = "port"
+
+ON_BOTH = frozenset({b"/health", b"/metrics"})
+
+ABOUT_CONTROL = "The control API has a listener of its own: `control` in llmux's config says where"
+ABOUT_OTHERS = "Only the control API is answered here; all else by llmux's main listener"
+
+
+def marked(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
+    """An app for the requests that come by a control listener."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, LISTENER: kind}, receive, send)
+
+    return serve
+
+
+def refusal(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
+    """Why the listener that a request came by does not answer it; None: it does.
+
+    Args:
+        scope: With a path of origin form.
+        is_apart: Whether the control API has a listener of its own.
+    """
+    path: bytes = scope["raw_path"]
+    is_control = path in {b"/control", b"/ui"} or path.startswith((b"/control/", b"/ui/"))
+    if LISTENER in scope:
+        return None if is_control or path in ON_BOTH else NotHere(ABOUT_OTHERS)
+    return NotHere(ABOUT_CONTROL) if is_apart and is_control else None

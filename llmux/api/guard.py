@@ -1,0 +1,118 @@
+"""Who may see and steer: a key where there are any, else programs of this machine."""
+
+from __future__ import annotations
+
+import re
+import socket
+from urllib.parse import urlsplit
+
+from quart import request
+
+from llmux.api.doors import LISTENER, SOCKET
+from llmux.base.names import shown
+from llmux.config import Config
+from llmux.config.keys import KeyRing
+from llmux.errors import Forbidden, InvalidKey
+from llmux.http.clients import NO_PROXIES, TrustedProxies, is_loopback
+
+# What proxies, load balancers and CDNs add; nothing that a program of this machine sends by itself.
+_OF_PROXIES = re.compile(
+    r"forwarded(-.*)?|x-forwarded(-.*)?|x-original-.*|via|x-real-ip|x-client-ip|x-cluster-client-ip"
+    r"|client-ip|true-client-ip|x-remote-(addr|ip)|x-proxyuser-ip|x-rewrite-url"
+    r"|x-proxied-for|cf-.*|cdn-loop|fastly-.*|fly-client-ip|x-appengine-.*|x-azure-.*|x-envoy-.*"
+    r"|x-amzn-trace-id|x-arr-.*|x-proxy-.*|x-nginx-.*"
+)
+
+FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+"""Values of `Sec-Fetch-Site` (W3C Fetch Metadata): same-site is another port of this host."""
+
+
+def metrics_keys(config: Config) -> KeyRing:
+    """The keys that open the metrics; none: they are open."""
+    rings = {"open": KeyRing(), "api_key": config.api_keys, "control_key": config.control_keys}
+    return rings[config.metrics_access]
+
+
+def check_key(ring: KeyRing) -> None:
+    """Let those in who send one of these keys; everybody, if there are none.
+
+    Raises:
+        InvalidKey: The request that is being served carries none of them.
+    """
+    if ring and not ring.accepts(request.scope["headers"]):
+        raise InvalidKey
+
+
+def check_own_machine(config: Config, *, may_be_linked: bool = False) -> None:
+    """Let only this machine's own programs make the request that is being served.
+
+    A Unix socket of llmux's own is for its user alone, and no web page reaches it. On a TCP
+    listener for the control API no proxy is expected, so there only what it adds tells of one.
+
+    Raises:
+        Forbidden: It comes from elsewhere.
+    """
+    listener = request.scope.get(LISTENER)
+    if listener == SOCKET:
+        return
+    own_hosts = {config.host, socket.gethostname()}
+    if config.control is not None and config.control.host is not None:
+        own_hosts.add(config.control.host)
+    check_local(
+        peer=request.scope.get("client"),
+        headers={name.lower(): value for name, value in request.headers.items()},
+        own_hosts=own_hosts,
+        may_be_linked=may_be_linked,
+        http_version=request.scope["http_version"],
+        proxies=config.proxies if listener is None else NO_PROXIES,
+    )
+
+
+def check_local(
+    *,
+    peer: tuple[str, int] | None,
+    headers: dict[str, str],
+    own_hosts: set[str],
+    may_be_linked: bool = False,
+    http_version: str = "1.1",
+    proxies: TrustedProxies = NO_PROXIES,
+) -> None:
+    """Let only this machine's own programs steer: no proxied request, no foreign web page.
+
+    The `Host` is checked too, since a page whose name was rebound to a loopback address is of
+    the same origin as itself, and sends no `Origin` with a GET. For GETs of other sites there is
+    `Sec-Fetch-Site`, which no page can forge.
+
+    Args:
+        peer: Who asks.
+        headers: What was sent, by names in lower case.
+        own_hosts: Names of this machine.
+        may_be_linked: Whether people may come by a link from another site.
+        http_version: As ASGI has it. 1.0 is what nginx asks with unless it is told otherwise, and
+            no program that is meant here.
+        proxies: Peers that ask for others, whatever they send.
+
+    Raises:
+        Forbidden: The request comes from elsewhere.
+    """
+    if peer is None or not is_loopback(peer[0]):
+        raise Forbidden("The control API answers loopback peers only")
+    if peer[0] in proxies:
+        raise Forbidden("The control API does not answer trusted_proxies without a key")
+    if any(map(_OF_PROXIES.fullmatch, headers)):
+        raise Forbidden("The control API does not answer proxied requests")
+    if http_version == "1.0":
+        raise Forbidden("The control API does not answer HTTP/1.0, which proxies speak")
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if name != "localhost" and not is_loopback(name) and name not in own_hosts:
+        raise Forbidden(f"The control API does not answer for the host {shown(host)!r}")
+    is_linked = may_be_linked and headers.get("sec-fetch-mode") == "navigate"
+    if headers.get("sec-fetch-site") in FOREIGN_SITES and not is_linked:
+        raise Forbidden("The control API does not answer pages of other sites")
+    origin = headers.get("origin")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise Forbidden(f"The control API does not answer pages of {shown(origin)}")

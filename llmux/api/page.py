@@ -1,0 +1,86 @@
+"""The live page at `/ui`: static files, the same for everybody, with strict headers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from quart import Blueprint, Response, redirect, request
+from werkzeug.exceptions import NotFound
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from llmux.api.guard import check_own_machine
+from llmux.config import Config
+
+CONTENT_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+"""What is served, by the end of its name; all else in the folder is for its readers."""
+
+HEADERS = {
+    # Nothing from other hosts, nothing inline, in nobody's frame; forms are handled by scripts.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # asked for each time, sent when it has changed
+}
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    content_type: str
+    tag: str
+
+
+def page_routes(config: Callable[[], Config]) -> Blueprint:
+    """The page: open if there are control keys, which it asks for; else for this machine alone."""
+    routes = Blueprint("page", __name__)
+    served = dict(_read(files("llmux") / "ui"))
+
+    @routes.before_request
+    async def guard() -> None:
+        if not config().control_keys:
+            check_own_machine(config(), may_be_linked=True)
+
+    @routes.get("/ui")
+    async def add_slash() -> WerkzeugResponse:
+        # Relative: below whatever a proxy in front has put before it.
+        return redirect("ui/", 308)
+
+    @routes.get("/ui/", defaults={"name": INDEX})
+    @routes.get("/ui/<path:name>")
+    async def show(name: str) -> Response:
+        file = served.get(name)
+        if file is None:
+            raise NotFound
+        answer = Response(file.content, content_type=file.content_type, headers=HEADERS)
+        answer.set_etag(file.tag)
+        return await answer.make_conditional(request)
+
+    return routes
+
+
+def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, _File]]:
+    """All files to serve below a folder, by path."""
+    found: list[tuple[str, _File]] = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found += _read(entry, f"{prefix}{entry.name}/")
+        elif content_type := CONTENT_TYPES.get(entry.name[entry.name.rfind(".") :]):
+            content = entry.read_bytes()
+            tag = hashlib.sha256(content).hexdigest()[:16]
+            found.append((prefix + entry.name, _File(content, content_type, tag)))
+    return found

@@ -1,0 +1,159 @@
+"""llmux's public paths as Quart routes (models, metrics, health), and errors as answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from quart import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from llmux import __version__
+from llmux.api.guard import check_key, metrics_keys
+from llmux.api.own_lists import PAGE_HEADERS, ollama_running, ollama_tags, root_page
+from llmux.base.names import shown
+from llmux.config import Config
+from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
+from llmux.observe.metrics import CONTENT_TYPE, Metrics
+from llmux.openai.dialects import Dialect, Told, dialect_of
+from llmux.openai.wire import error_answer, model_list, model_object
+from llmux.switching.model import SERVES, Model
+from llmux.switching.switchboard import Switchboard
+
+PIECE_BYTES = 64 << 10
+"""What a server copies at a time for a client that does not read."""
+
+CurrentConfig = Callable[[], Config]
+"""The config that is used now."""
+
+
+def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -> Blueprint:
+    """The model list, metrics and health."""
+    routes = Blueprint("public", __name__)
+    created = int(time.time())
+
+    @routes.get("/v1/models")
+    @routes.get("/models")
+    async def list_models() -> Response:
+        check_key(config().api_keys)
+        return _json(
+            model_list(
+                (name, created, _facts(model, name)) for name, model in listed(config(), board)
+            )
+        )
+
+    @routes.get("/v1/models/<path:name>")
+    @routes.get("/models/<path:name>")
+    async def show_model(name: str) -> Response:
+        check_key(config().api_keys)
+        names = config().names
+        known = names.known_as(name)
+        own = None if known is None else names.find(known)
+        if known is None or own is None:
+            raise ModelNotFound(name)
+        shown_as = known if config().list_aliases and known in names else own
+        return _json(model_object(shown_as, created, _facts(board.models[own], shown_as)))
+
+    @routes.get("/metrics")
+    async def show_metrics() -> Response:
+        check_key(metrics_keys(config()))
+        text = metrics.scrape()
+        answer = Response(in_pieces(text), content_type=CONTENT_TYPE)
+        answer.content_length = len(text)
+        return answer
+
+    @routes.get("/health")
+    async def show_health() -> Response:
+        if board.is_healthy:
+            return _json(msgspec.json.encode({"status": "ok"}))
+        return _json(msgspec.json.encode({"status": "the switcher has stopped"}), status=503)
+
+    return routes
+
+
+def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
+    """What is asked by people, and by clients that take llmux for an Ollama."""
+    routes = Blueprint("visitors", __name__)
+    created = int(time.time())
+
+    @routes.get("/")
+    async def show_root() -> Response:
+        """Something to see for people, and a sign of life for clients that look for one."""
+        has_page = config().control is None
+        if "text/html" in request.headers.get("Accept", ""):
+            return Response(root_page(has_page=has_page), headers=PAGE_HEADERS)
+        where = "; its page is at /ui" if has_page else ""
+        return Response(f"llmux is running{where}\n", content_type="text/plain; charset=utf-8")
+
+    @routes.get("/api/tags")
+    async def list_tags() -> Response:
+        check_key(config().api_keys)
+        return _json(ollama_tags(created, (name for name, _ in listed(config(), board))))
+
+    @routes.get("/api/ps")
+    async def list_running() -> Response:
+        check_key(config().api_keys)
+        running = (name for name, model in listed(config(), board) if model.phase in SERVES)
+        return _json(ollama_running(time.time(), running))
+
+    @routes.get("/api/version")
+    async def show_version() -> Response:
+        check_key(config().api_keys)
+        return _json(msgspec.json.encode({"version": __version__}))
+
+    return routes
+
+
+def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
+    """The names to list, each with its model; of models that are being removed none."""
+    models = board.models
+    return [
+        (name, models[own])
+        for name, own in config.names.items()
+        if own in models and (name == own or config.list_aliases)
+    ]
+
+
+async def answer_llmux_error(error: LlmuxError) -> Response:
+    """Quart's error handler for llmux's own errors: of hooks, the control API alone hears here."""
+    status, headers, body = error_answer(error, _dialect(), to_operator=True)
+    return Response(body, status, {n.decode(): v.decode() for n, v in headers})
+
+
+async def answer_http_error(error: HTTPException) -> Response:
+    """Quart's error handler for what its router refuses (404, 405, ...), in the same form."""
+    status = error.code or 500
+    by_status = {404: "not_found", 413: BodyTooLarge.code}
+    code = by_status.get(status, "bad_request" if status < 500 else "internal")
+    what = f"{error.name}: {shown(request.method)} {shown(request.path)}"
+    answer = _json(msgspec.json.encode(_dialect().body(Told(what, code, status))), status)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return answer
+
+
+def _dialect() -> Dialect:
+    """What the client of the present request speaks."""
+    headers = [(name.encode("latin-1", "replace"), b"") for name, _ in request.headers]
+    return dialect_of(request.path.encode("utf-8", "replace"), headers)
+
+
+async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
+    """Something that many may get at once: a server copies what it sends, so no more at a time."""
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]
+
+
+def _facts(model: Model, name: str) -> dict[str, Any]:
+    facts = {
+        "state": model.phase.value,
+        "in_flight": model.in_flight.count,
+        "queued": model.queued,
+    }
+    return facts if name == model.name else facts | {"alias_of": model.name}
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, content_type="application/json")

@@ -1,0 +1,68 @@
+"""How `llmux serve` begins and ends: a config becomes a server, whatever happens an exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from llmux.config import hook_remarks
+from llmux.errors import ConfigError
+from llmux.observe import logs
+from llmux.observe.uncaught import log_uncaught
+from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake
+from llmux.server.control_listener import control_socket
+from llmux.server.memory import calm_collector, return_freed_memory
+from llmux.server.run import listen, raise_descriptor_limit, serve_config, server_config
+from llmux.server.statelock import LockHeld, state_lock
+
+EXIT_CANNOT_LISTEN = 1
+
+log = logs.get_logger(__name__)
+
+
+@dataclass
+class ServeOptions:
+    """The options of `llmux` and `llmux serve`."""
+
+    config: Path | None
+    host: str | None
+    port: int | None
+    verbose: bool
+    log_format: logs.LogFormat
+    watch: bool
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until stopped; returns the exit code."""
+    logs.configure(options.log_format, verbose=options.verbose)
+    if options.log_format == "json":
+        log_uncaught()
+    try:
+        config = find_config(options.config)
+        server = server_config(
+            options.host if options.host is not None else config.host,
+            options.port if options.port is not None else config.port,
+            config,
+        )
+        raise_descriptor_limit()
+        calm_collector()
+        return_freed_memory()
+        with state_lock(config.state_dir, config.path):
+            # Here and not in Hypercorn, where an address in use would be a traceback.
+            sockets = listen(server)
+            for remark in hook_remarks(config):
+                log.warning("hook_unusable", remark=remark)
+            with control_socket(config) as control:
+                serving = partial(
+                    serve_config, config, server, sockets, watch=options.watch, control=control
+                )
+                return trio.run(serving)
+    except (ConfigError, LockHeld) as error:
+        print_mistake(error)
+        return EXIT_CONFIG
+    except OSError as error:
+        print_mistake(error)
+        return EXIT_CANNOT_LISTEN

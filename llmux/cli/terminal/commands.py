@@ -1,0 +1,312 @@
+"""The commands: what each asks llmux for, and how it prints the answer.
+
+What only one of them needs is imported by it: `llmux serve`, `--version` and the completion of a
+command's name draw nothing and send nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import update_wrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+
+from llmux.cli.options import config_option
+from llmux.cli.terminal.completion import complete_models, complete_requests, completion_command
+from llmux.cli.terminal.failures import EXIT_INTERRUPTED, EXIT_READER_LEFT, Failed, shown
+from llmux.cli.terminal.target import Target, target_of
+
+if TYPE_CHECKING:
+    from llmux.cli.terminal.client import Client
+
+WATCH_S = 1.0
+"""How often `requests --watch` looks."""
+
+FOLLOW_S = 24 * 3600.0
+"""How long a log that is followed may say nothing."""
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    llmux has refused, or what it tried has failed
+  2    a mistake in the command line
+  5    no answer of llmux's (nobody there, TLS, a timeout)
+  6    the key is missing or wrong
+  130  interrupted by Ctrl-C; an order that was given stands"""
+
+
+def connect(target: Target) -> Client:
+    """A client of a llmux."""
+    from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
+
+    return Client(target)
+
+
+class Terminal:
+    """What a command works with: the llmux that is meant, and the form of what is printed.
+
+    Args:
+        target: Which llmux.
+        as_json: Whether llmux's own JSON is printed.
+    """
+
+    def __init__(self, target: Target, *, as_json: bool = False) -> None:
+        self.target = target
+        self.as_json = as_json
+        self.client = connect(target)
+
+    def tell(self, answer: bytes, draw: Callable[[], None]) -> None:
+        """Print an answer as it came, or drawn."""
+        if self.as_json:
+            click.echo(answer.rstrip(b"\n"))
+        else:
+            draw()
+
+    def order(self, path: str, body: object, doing: str, *, method: str = "POST") -> None:
+        """Give an order, wait until it is done, and print what llmux says then.
+
+        Args:
+            path: Below the URL.
+            body: Its JSON; None: it has none.
+            doing: What is shown on a terminal in the meantime.
+            method: POST or DELETE.
+        """
+        from rich.console import Console  # noqa: PLC0415 - 50 ms
+
+        from llmux.observe.schemas import Message  # noqa: PLC0415
+
+        waiting = Console(stderr=True).status(doing) if sys.stderr.isatty() else nullcontext()
+        with waiting:
+            answer = self.client.ask(method, path, body, patient=True)
+        message = self.client.decode(answer, Message).message
+        self.tell(answer, lambda: click.echo(shown(message)))
+
+
+class RemoteCommand(click.Command):
+    """A command that talks to llmux: however it ends, it ends with a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except Failed as error:
+            if error.answer and ctx.params.get("as_json"):
+                click.echo(error.answer.rstrip(b"\n"))
+            raise
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # What is still buffered would fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(EXIT_READER_LEFT)
+        except OSError as error:
+            raise Failed(f"cannot write: {error.strerror}") from None
+        return result
+
+
+def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a command: it gets a `Terminal` and its own options and arguments.
+
+    Args:
+        name: Of the command.
+        has_json: Whether it can print JSON.
+    """
+
+    def make(function: Callable[..., None]) -> click.Command:
+        def run(**options: Any) -> None:
+            context = click.get_current_context()
+            terminal = Terminal(target_of(context), as_json=bool(options.pop("as_json", False)))
+            for shared in ("url", "key", "key_file", "config"):
+                options.pop(shared)
+            function(terminal, **options)
+
+        run = update_wrapper(run, function)
+        if has_json:
+            run = click.option(
+                "--json", "as_json", is_flag=True, help="Print llmux's answer as it is."
+            )(run)
+        for option in (
+            config_option,
+            click.option(
+                "--key-file",
+                type=click.Path(path_type=Path),
+                help="A file whose first line is the key.",
+            ),
+            click.option(
+                "--key",
+                help="One of llmux's control_keys. Every user of this machine sees it (ps): rather "
+                "use --key-file or $LLMUX_CONTROL_KEY.",
+            ),
+            click.option(
+                "--url",
+                help="Where llmux is. Default: $LLMUX_URL, the config's host and port, or "
+                "http://127.0.0.1:3000.",
+            ),
+        ):
+            run = option(run)
+        return click.command(name, cls=RemoteCommand, epilog=EXIT_CODES)(run)
+
+    return make
+
+
+model_argument = click.argument("model", shell_complete=complete_models)
+
+
+# ---- See ----
+
+
+@remote("status")
+def status_command(terminal: Terminal) -> None:
+    """What is loaded, who waits, what it is doing: one screen."""
+    from llmux.cli.terminal import views  # noqa: PLC0415
+    from llmux.observe.schemas import Status  # noqa: PLC0415
+
+    answer = terminal.client.ask("GET", "/control/status")
+    found = terminal.client.decode(answer, Status)
+    terminal.tell(
+        answer, lambda: views.console().print(views.show_status(found, terminal.target.url))
+    )
+
+
+@remote("top", has_json=False)
+def top_command(terminal: Terminal) -> None:
+    """The same live, with switches and requests; q quits.
+
+    Keys: up and down (or k and j) choose a model, s switches to it, p pins it, u unpins its group,
+    z puts it to sleep, m changes the mode. Each asks first.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError("top needs a terminal; `llmux status` prints once")
+    from llmux.cli.terminal.top import run_top  # noqa: PLC0415
+
+    run_top(lambda: connect(terminal.target))
+
+
+@remote("requests")
+@click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1))
+def requests_command(terminal: Terminal, *, watch: bool, limit: int) -> None:
+    """The requests that are being served, oldest first."""
+    from llmux.cli.terminal import views  # noqa: PLC0415
+    from llmux.observe.schemas import RequestList  # noqa: PLC0415
+
+    if not watch:
+        answer = terminal.client.ask("GET", "/control/requests", limit=limit)
+        found = terminal.client.decode(answer, RequestList)
+        terminal.tell(answer, lambda: views.console().print(views.show_requests(found)))
+        return
+    if terminal.as_json or not sys.stdout.isatty():
+        raise click.UsageError("--watch is for people: it needs a terminal, and no --json")
+    from rich.live import Live  # noqa: PLC0415
+
+    with Live(console=views.console(), auto_refresh=False) as live:
+        while True:
+            found = terminal.client.get("/control/requests", RequestList, limit=limit)
+            live.update(views.show_requests(found), refresh=True)
+            time.sleep(WATCH_S)
+
+
+@remote("logs", has_json=False)
+@model_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until Ctrl-C.")
+@click.option(
+    "-n", "--tail", default=200, show_default=True, type=click.IntRange(0), help="How many lines."
+)
+def logs_command(terminal: Terminal, *, model: str, follow: bool, tail: int) -> None:
+    """What a model's hooks and its server have printed."""
+    path = f"/control/logs/{quote(model, safe='')}"
+    query = {"tail": tail, **({"follow": "true"} if follow else {})}
+    output = sys.stdout.buffer
+    with terminal.client.stream(path, silent_s=FOLLOW_S, **query) as pieces:
+        for piece in pieces:
+            output.write(piece)
+            output.flush()
+
+
+# ---- Steer ----
+
+
+def _model_order(verb: str, doing: str, help_text: str) -> click.Command:
+    @remote(verb)
+    @model_argument
+    def command(terminal: Terminal, *, model: str) -> None:
+        terminal.order(f"/control/{verb}", {"model": model}, f"{doing} {shown(model)} ...")
+
+    command.help = help_text
+    return command
+
+
+switch_command = _model_order(
+    "switch", "switching to", "Switch to a model now; done when it is awake."
+)
+wake_command = _model_order("wake", "waking", "Wake a model that is asleep; done when it is awake.")
+sleep_command = _model_order(
+    "sleep",
+    "draining and putting to sleep",
+    "Put a model to sleep once its requests have ended.\n\nA request for it wakes it again.",
+)
+
+
+@remote("pin")
+@model_argument
+@click.option(
+    "--wait", is_flag=True, help="Requests for the group's other models wait; else they get 503."
+)
+def pin_command(terminal: Terminal, *, model: str, wait: bool) -> None:
+    """Switch to a model and keep it awake.
+
+    Nothing is pinned if that fails.
+    """
+    terminal.order("/control/pin", {"model": model, "wait": wait}, f"pinning {shown(model)} ...")
+
+
+@remote("unpin")
+@click.option("--group", help="Whose pin. Default: every group's; and the mode becomes auto.")
+def unpin_command(terminal: Terminal, *, group: str | None) -> None:
+    """Pin a model no more."""
+    terminal.order("/control/unpin", {} if group is None else {"group": group}, "unpinning ...")
+
+
+@remote("mode")
+@click.argument("mode", type=click.Choice(["auto", "manual"]))
+def mode_command(terminal: Terminal, *, mode: str) -> None:
+    """Switch by orders only, or as the policy decides.
+
+    In manual mode, requests for a model that is not awake get 503.
+    """
+    terminal.order("/control/mode", {"mode": mode}, "changing the mode ...")
+
+
+@remote("cancel")
+@click.argument("request", metavar="ID", shell_complete=complete_requests)
+def cancel_command(terminal: Terminal, *, request: str) -> None:
+    """End a request, at its client and its backend.
+
+    `llmux requests` has the ids.
+    """
+    path = f"/control/requests/{quote(request, safe='')}"
+    terminal.order(path, None, "cancelling ...", method="DELETE")
+
+
+@remote("reload")
+def reload_command(terminal: Terminal) -> None:
+    """Have llmux read its config again.
+
+    A bad one changes nothing, and its mistakes are printed.
+    """
+    terminal.order("/control/reload", None, "reloading ...")
+
+
+COMMANDS = (
+    status_command, top_command, requests_command, logs_command,
+    switch_command, wake_command, sleep_command, pin_command, unpin_command, mode_command,
+    cancel_command, reload_command, completion_command,
+)  # fmt: skip

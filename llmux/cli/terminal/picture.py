@@ -1,0 +1,204 @@
+"""What llmux is doing, kept up to date by its events."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from llmux.observe.schemas import (
+    Counts,
+    GroupStatus,
+    History,
+    ModeChange,
+    ModelStatus,
+    PhaseChange,
+    PinChange,
+    RequestChanges,
+    RequestInfo,
+    RequestList,
+    Status,
+    SwitchRecord,
+    TokenRates,
+)
+
+KEPT_SWITCHES = 50
+KEPT_SAMPLES = 60
+
+KINDS: dict[str, type[Any]] = {
+    "status": Status,
+    "phase": PhaseChange,
+    "switch": SwitchRecord,
+    "counts": Counts,
+    "requests": RequestChanges,
+    "tokens": TokenRates,
+    "mode": ModeChange,
+    "pin": PinChange,
+}
+"""The events that change the picture."""
+
+
+class Picture:
+    """All that is shown, as of the last event.
+
+    Attributes:
+        status: Of groups and models; None before the first event.
+        switches: The last ones, by number, oldest first.
+        queues: How many waited in the last minute, once a second, by model.
+
+    Args:
+        clock: Seconds that only ever go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.status: Status | None = None
+        self.switches: dict[int, SwitchRecord] = {}
+        self.queues: dict[str, deque[int]] = {}
+        # By id, oldest first, and as of when.
+        self._requests: dict[str, tuple[float, RequestInfo]] = {}
+        self._clock = clock
+        self._offset_s = 0.0
+        self._latest = 0.0  # the last time that was told of
+
+    @property
+    def now(self) -> float:
+        """The time at llmux, whose clock may differ from ours."""
+        return self._clock() + self._offset_s
+
+    def apply(self, name: str, data: bytes) -> None:
+        """Take an event in; unknown ones are a newer llmux's.
+
+        Raises:
+            msgspec.MsgspecError: It is not what it should be.
+        """
+        kind = KINDS.get(name)
+        if kind is not None:
+            self._take(msgspec.json.decode(data, type=kind))
+
+    def _take(self, news: object) -> None:
+        match news:
+            case Status():
+                self.set_status(news)
+            case RequestChanges():
+                self._change_requests(news)
+            case SwitchRecord():
+                self._note_switches([news])
+        if self.status is None:
+            return
+        self._latest = max(self._latest, getattr(news, "at", 0.0))
+        match news:
+            case PhaseChange():
+                self._set_phase(self.status, news)
+            case Counts():
+                self._set_counts(self.status, news)
+            case TokenRates():
+                for name, rate in news.models.items():
+                    self._set_model(self.status, name, tokens_per_sec=rate)
+            case SwitchRecord():
+                running = news if news.ended is None else None
+                self._set_group(self.status, news.group, switch=running)
+            case PinChange():
+                self._set_group(self.status, news.group, pinned=news.pinned)
+            case ModeChange():
+                self.status = replace(self.status, mode=news.mode)
+
+    def set_status(self, status: Status) -> None:
+        """Start again from here, unless events have said more since.
+
+        What another start of llmux was doing is gone.
+        """
+        if self.status is not None and self.status.boot != status.boot:
+            self._requests.clear()
+            self.switches.clear()
+        elif status.at < self._latest:
+            return
+        self._latest = status.at
+        self.status = status
+        self._offset_s = status.at - self._clock()
+
+    def set_requests(self, found: RequestList) -> None:
+        """These are served now, and no others."""
+        self._requests = {request.id: (found.at, request) for request in found.requests}
+
+    def requests_now(self) -> list[RequestInfo]:
+        """The requests that are being served, oldest first; those that wait go on waiting."""
+        now = self.now
+        return [
+            replace(request, waited_secs=request.waited_secs + now - at)
+            if request.phase == "waiting"
+            else request
+            for at, request in self._requests.values()
+        ]
+
+    def set_history(self, history: History) -> None:
+        """What was before the first event."""
+        self._note_switches(history.switches)
+
+    def sample(self) -> None:
+        """Note how many wait; to be called once a second."""
+        models = self.status.models if self.status else {}
+        self.queues = {name: self.queues.get(name, deque(maxlen=KEPT_SAMPLES)) for name in models}
+        for name, model in models.items():
+            self.queues[name].append(model.queued)
+
+    def _note_switches(self, records: Iterable[SwitchRecord]) -> None:
+        known = self.switches
+        for record in records:
+            before = known.get(record.id)
+            if before is None or before.ended is None:
+                known[record.id] = record
+        self.switches = {number: known[number] for number in sorted(known)[-KEPT_SWITCHES:]}
+
+    def _change_requests(self, news: RequestChanges) -> None:
+        self._requests |= {request.id: (news.at, request) for request in news.changed}
+        for request in news.ended:
+            self._requests.pop(request.id, None)
+
+    def _set_phase(self, status: Status, news: PhaseChange) -> None:
+        self._set_model(
+            status, news.model, state=news.state, since=news.at, awake=news.state == "awake"
+        )
+        model = status.models.get(news.model)
+        if model is None or model.group not in status.groups:
+            return
+        members = status.groups[model.group].models
+        states = {n: m.state for n, m in status.models.items() if n in members}
+        awake = next((name for name, state in states.items() if state == "awake"), None)
+        switching = not {"waking", "draining", "sleeping"}.isdisjoint(states.values())
+        self._set_group(
+            status,
+            model.group,
+            active_model=awake,
+            since=news.at,
+            state="switching" if switching else "idle" if awake is None else "active",
+        )
+
+    def _set_counts(self, status: Status, news: Counts) -> None:
+        for name, (in_flight, queued) in news.models.items():
+            model = status.models.get(name)
+            if model is None:
+                continue
+            oldest = model.oldest_wait_secs
+            if not queued:
+                oldest = None
+            elif not model.queued:
+                oldest = status.at - news.at  # as of the status: it has waited nothing yet
+            status.models[name] = replace(
+                model, in_flight=in_flight, queued=queued, oldest_wait_secs=oldest
+            )
+
+    @staticmethod
+    def _set_model(status: Status, name: str, **fields: Any) -> None:
+        model: ModelStatus | None = status.models.get(name)
+        if model is not None:
+            status.models[name] = replace(model, **fields)
+
+    @staticmethod
+    def _set_group(status: Status, name: str, **fields: Any) -> None:
+        group: GroupStatus | None = status.groups.get(name)
+        if group is not None:
+            status.groups[name] = replace(group, **fields)

@@ -1,0 +1,150 @@
+"""Which llmux is meant, and with which key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from llmux.cli.options import with_options_before
+from llmux.config import default_config_path
+from llmux.config.files import decode
+from llmux.errors import ConfigError
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+
+UNIX = "unix:"
+"""How a URL begins that is the path of a Unix socket."""
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound
+"""Where one reaches, on the same machine, what listens on every address."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A llmux.
+
+    Attributes:
+        url: Where it is, without a slash at its end; or `unix:` and the path of a socket.
+        key: One of its `control_keys`; None to send none.
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+
+
+def config_of(context: click.Context) -> Path | None:
+    """The config that the command line names, before the command or behind it."""
+    options = {"config": context.params.get("config")}
+    path: Path | None = with_options_before(context, options)["config"]
+    return path
+
+
+def target_of(context: click.Context) -> Target:
+    """The llmux that a command's options mean; raises click.UsageError."""
+    options = context.params
+    return Target(
+        find_url(options.get("url"), config_of(context), os.environ),
+        find_key(options.get("key"), options.get("key_file"), os.environ),
+    )
+
+
+def find_url(given: str | None, config: Path | None, environ: Mapping[str, str]) -> str:
+    """The URL of llmux: as given, else `$LLMUX_URL`, else by its config, else the default one.
+
+    Args:
+        given: What the command line says.
+        config: The config that the command line names.
+        environ: The environment.
+
+    Raises:
+        click.UsageError: What is given cannot be used.
+    """
+    if named := given or environ.get("LLMUX_URL"):
+        return _checked_url(named)
+    if config is not None:
+        try:
+            return _url_by_config(config)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from None
+    try:
+        return _url_by_config(default_config_path(environ))
+    except ConfigError:  # there is none, or it is being edited
+        return DEFAULT_URL
+
+
+def _checked_url(text: str) -> str:
+    if text.startswith(UNIX):
+        path = "/" + text.removeprefix(UNIX).lstrip("/")
+        if not text.removeprefix(UNIX).startswith("/"):
+            raise click.UsageError(f"expected {UNIX} and an absolute path, got {text!r}")
+        return UNIX + path
+    url = (text if "://" in text else f"http://{text}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise click.UsageError(f"not a URL: {text!r}: {error}") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise click.UsageError(f"not a URL of a llmux, as {DEFAULT_URL} is: {text!r}")
+    if parts.username is not None:
+        raise click.UsageError("the URL must not hold credentials: give a key")
+    return url
+
+
+def _url_by_config(path: Path) -> str:
+    """Where a llmux with this config listens.
+
+    Only what is needed is looked at: whatever else is wrong with a file that is being edited, or
+    read by somebody who may not read the keys' files, the llmux that runs can be steered.
+    """
+    found = decode(path)
+    data = found if isinstance(found, dict) else {}
+    control = data.get("control")
+    if isinstance(control, dict) and isinstance(control.get("socket"), str):
+        return f"{UNIX}{path.absolute().parent / Path(control['socket']).expanduser()}"
+    if isinstance(control, dict):
+        data = {"port": None, **control}
+    host, port = data.get("host") or "127.0.0.1", data.get("port", 3000)
+    if port == 0:
+        raise click.UsageError(f"{path} lets the system pick the port: give --url")
+    if not isinstance(host, str) or not isinstance(port, int):
+        raise ConfigError([f"{path}: no host and port to be found"])
+    host = LOOPBACK.get(host, host)
+    return _checked_url(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+
+def find_key(given: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
+    """The key to send: as given, else the first one of a file, else `$LLMUX_CONTROL_KEY`.
+
+    Raises:
+        click.UsageError: What is given cannot be used; the message does not show it.
+    """
+    if given is not None and file is not None:
+        raise click.UsageError("give --key or --key-file, not both")
+    key = environ.get("LLMUX_CONTROL_KEY") or None if given is None else given
+    if file is not None:
+        key = _read_key(file)
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise click.UsageError("the key must be visible ASCII characters, without spaces")
+    return key
+
+
+def _read_key(file: Path) -> str:
+    """The first key of a file that may serve as `control_keys: [{file: ...}]`, too."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:  # it would show what it has met
+        raise click.UsageError(f"{file} is not UTF-8 text") from None
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from None
+    keys = (line.strip() for line in lines)
+    key = next((key for key in keys if key and not key.startswith("#")), None)
+    if key is None:
+        raise click.UsageError(f"{file} holds no key")
+    return key

@@ -1,0 +1,327 @@
+"""`llmux top`: the picture, live. One thread reads events, the other one draws and reads keys."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from llmux.cli.terminal import views
+from llmux.cli.terminal.client import Client
+from llmux.cli.terminal.events import read_events
+from llmux.cli.terminal.failures import Failed
+from llmux.cli.terminal.picture import Picture
+from llmux.observe.schemas import History, Message, RequestList, Status
+
+FRAME_S = 0.25
+"""How often is drawn; keys are heeded at once."""
+
+SILENCE_S = 40.0
+"""llmux sends a comment every 15 s; after so long the connection is taken for dead."""
+
+RETRY_S = 1.0
+POLL_S = 2.0
+
+HISTORY_S = 3600
+
+SPARK_WIDTH = 10
+WIDE_SPARK_WIDTH = 30
+
+ARROWS = {b"\x1b[A": "k", b"\x1bOA": "k", b"\x1b[B": "j", b"\x1bOB": "j"}
+
+HELP = "q quit  k/j choose  s switch  p pin  u unpin  z sleep  m mode"
+
+
+def run_top(connect: Callable[[], Client]) -> None:
+    """Show what happens until somebody presses q or Ctrl-C.
+
+    Args:
+        connect: Makes a client; each thread has its own.
+
+    Raises:
+        Failed: llmux cannot be reached in the first place.
+    """
+    feed = Feed(connect)
+    feed.begin()
+    client = connect()
+    screen = Screen(client.url, feed, Orders(client))
+    console = views.console()
+    with (
+        _keys_at_once(),
+        _signals_noted() as noted,
+        Live(screen.draw(*console.size), console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while not (screen.is_over or noted):
+            live.update(screen.draw(*console.size), refresh=True)
+            for key in _read_keys(FRAME_S):
+                screen.press(key)
+    if noted and noted != [signal.SIGINT]:
+        sys.exit(128 + noted[0])
+
+
+class Feed:
+    """The picture, and what keeps it up to date: events, and now and then the whole status.
+
+    The status has what no event tells: costs, ETAs, and who is first in line.
+
+    Attributes:
+        picture: Changed and read under `lock` only.
+        lock: See there.
+        trouble: Why nothing comes; empty: all is well.
+
+    Args:
+        connect: Makes a client.
+    """
+
+    def __init__(self, connect: Callable[[], Client]) -> None:
+        self.picture = Picture()
+        self.lock = threading.Lock()
+        self.trouble = ""
+        self._connect = connect
+
+    def begin(self) -> None:
+        """Start; raises Failed if llmux cannot be reached at all."""
+        self._ask_status(self._connect())
+        for work in (self._follow, self._poll):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _follow(self) -> None:
+        """Follow the events for ever, and connect again whenever they end."""
+        client = self._connect()
+        while True:
+            try:
+                self._follow_one(client)
+                self.trouble = "the stream of events has ended"
+            except Failed as error:
+                self.trouble = error.message
+            except msgspec.MsgspecError as error:
+                self.trouble = f"an event is not understood: {error}"
+            time.sleep(RETRY_S)
+
+    def _follow_one(self, client: Client) -> None:
+        with client.stream("/control/events", silent_s=SILENCE_S) as pieces:
+            # Behind the beginning of the stream, so that nothing falls in between.
+            self._ask_status(client)
+            history = client.get("/control/history", History, secs=HISTORY_S)
+            requests = client.get("/control/requests", RequestList)
+            with self.lock:
+                self.picture.set_history(history)
+                self.picture.set_requests(requests)
+            self.trouble = ""
+            for event in read_events(pieces):
+                with self.lock:
+                    self.picture.apply(event.name, event.data)
+
+    def _poll(self) -> None:
+        client = self._connect()
+        while True:
+            time.sleep(POLL_S)
+            with suppress(Failed):  # who follows the events tells of it
+                self._ask_status(client)
+
+    def _ask_status(self, client: Client) -> None:
+        status = client.get("/control/status", Status)
+        with self.lock:
+            self.picture.set_status(status)
+
+
+class Orders:
+    """Orders, given one after the other by a thread of their own, since some take minutes.
+
+    Attributes:
+        said: What has become of the last one.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.said = ""
+        self._client = client
+        self._waiting: SimpleQueue[tuple[str, str, object]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def give(self, what: str, path: str, body: object) -> None:
+        """Have an order given."""
+        self._waiting.put((what, path, body))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            what, path, body = self._waiting.get()
+            self.said = f"{what} ..."
+            try:
+                answer = self._client.ask("POST", path, body, patient=True)
+                self.said = self._client.decode(answer, Message).message
+            except Failed as error:
+                self.said = f"{what}: {error.message}"
+
+
+class Screen:
+    """What is drawn, and what keys do.
+
+    Attributes:
+        is_over: Whether q was pressed.
+    """
+
+    def __init__(self, url: str, feed: Feed, orders: Orders) -> None:
+        self.is_over = False
+        self._url = url
+        self._feed = feed
+        self._orders = orders
+        self._chosen = 0
+        self._asked: tuple[str, str, object] | None = None
+        self._sampled = 0.0
+
+    def press(self, key: str) -> None:
+        """Act on a key."""
+        if self._asked is not None:
+            if key == "y":
+                self._orders.give(*self._asked)
+            self._asked = None
+        elif key in {"q", "Q"}:
+            self.is_over = True
+        elif key in {"k", "j"}:
+            self._chosen += 1 if key == "j" else -1
+        else:
+            with self._feed.lock:
+                status = self._feed.picture.status
+                self._asked = None if status is None else self._order(status, key)
+
+    def _order(self, status: Status, key: str) -> tuple[str, str, object] | None:
+        """What a key stands for: in words, the path, the body."""
+        if key == "m":
+            mode = "manual" if status.mode == "auto" else "auto"
+            return f"{mode} mode", "/control/mode", {"mode": mode}
+        model = self._chosen_model(status)
+        if model is None:
+            return None
+        group = status.models[model].group
+        return {
+            "s": (f"switch to {model}", "/control/switch", {"model": model}),
+            "p": (f"pin {model}", "/control/pin", {"model": model}),
+            "u": (f"unpin group {group}", "/control/unpin", {"group": group}),
+            "z": (f"sleep {model}", "/control/sleep", {"model": model}),
+        }.get(key)
+
+    def _chosen_model(self, status: Status) -> str | None:
+        names = list(status.models)
+        self._chosen = max(0, min(self._chosen, len(names) - 1))
+        return names[self._chosen] if names else None
+
+    def draw(self, width: int, height: int) -> RenderableType:
+        """All that fits into so many columns and lines."""
+        with self._feed.lock:
+            picture = self._feed.picture
+            if time.monotonic() >= self._sampled + 1.0:
+                self._sampled = time.monotonic()
+                picture.sample()
+            if picture.status is None:
+                return Text(f"waiting for {self._url} ...")
+            return self._draw(picture, picture.status, width, height)
+
+    def _draw(self, picture: Picture, status: Status, width: int, height: int) -> RenderableType:
+        now = picture.now
+        bars = SPARK_WIDTH if width < 110 else WIDE_SPARK_WIDTH
+        sparks = {name: views.sparkline(values, bars) for name, values in picture.queues.items()}
+        chosen = self._chosen_model(status)
+        parts: list[RenderableType] = [
+            _cut(views.head_line(status, self._url, now)),
+            self._last_line(),
+            Text(),
+            views.groups_table(status, now),
+            Text(),
+            views.models_table(status, now, chosen, sparks),
+        ]
+        parts += [_cut(line) for line in views.remark_lines(status, now)]
+        used = 7 + len(status.groups) + len(parts) - 6 + len(status.models)
+        # A blank line and a head for each; requests get what switches leave.
+        left = max(0, height - used - 4)
+        switches = list(picture.switches.values())[::-1][: max(3, left // 2)]
+        requests = picture.requests_now()[: max(0, left - len(switches))]
+        if switches:
+            parts += [Text(), views.switches_table(switches, now)]
+        if requests:
+            parts += [Text(), views.requests_table(requests, now)]
+        return Group(*parts)
+
+    def _last_line(self) -> Text:
+        if self._asked is not None:
+            return views.word(f"{self._asked[0]}? y or n", "bold reverse")
+        if self._feed.trouble:
+            return views.word(f"trying again: {self._feed.trouble}", "bold red")
+        return views.word(self._orders.said or HELP, "" if self._orders.said else "dim")
+
+
+def _cut(line: Text) -> Text:
+    """The same, on one line."""
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
+
+
+# ---- The terminal ----
+
+
+@contextmanager
+def _keys_at_once() -> Iterator[None]:
+    """Keys come one by one and are not echoed; Ctrl-Z is none, for it would leave a mess."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        now = termios.tcgetattr(descriptor)
+        now[6][termios.VSUSP] = b"\0"
+        termios.tcsetattr(descriptor, termios.TCSANOW, now)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """Who ends this process, by Ctrl-C or from outside, gets the terminal back in order.
+
+    What is being drawn is drawn to its end: an exception in the midst of it would leave the rest.
+    A second signal does not wait for that.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if noted:
+            sys.exit(128 + number)
+        noted.append(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield noted
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _read_keys(seconds: float) -> Iterator[str]:
+    """The keys that were pressed, after so long at most."""
+    descriptor = sys.stdin.fileno()
+    if not select.select([descriptor], [], [], seconds)[0]:
+        return
+    pressed = os.read(descriptor, 1024)
+    if not pressed:  # the terminal has gone
+        yield "q"
+    for arrow, key in ARROWS.items():
+        pressed = pressed.replace(arrow, key.encode())
+    if not pressed.startswith(b"\x1b"):  # other keys without a letter
+        yield from pressed.decode(errors="replace")

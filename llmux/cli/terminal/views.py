@@ -1,0 +1,328 @@
+"""What llmux says, drawn for people: it reads well at 80 columns, without colours, in pipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from llmux.cli.terminal.failures import shown
+from llmux.observe.schemas import (
+    GroupStatus,
+    ModelStatus,
+    RequestInfo,
+    RequestList,
+    Status,
+    SwitchRecord,
+)
+
+UNCUT = 10_000
+"""Columns of what is no terminal: programs that read it want whole names."""
+
+STYLES = {
+    "awake": "green", "active": "green", "success": "green", "answering": "green",
+    "waking": "yellow", "draining": "yellow", "sleeping": "yellow", "switching": "yellow",
+    "waiting": "yellow", "abandoned": "yellow",
+    "failed": "bold red", "failure": "bold red",
+    "asleep": "dim", "idle": "dim",
+}  # fmt: skip
+
+LEAST_WIDTH = 8
+"""Of a column whose words may be cut."""
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Where things are drawn; a pipe gets neither colours nor line breaks."""
+    file = sys.stdout if file is None else file
+    reconfigure = getattr(file, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # a name that the locale cannot show is no reason to fail
+    cut = file.isatty() or "COLUMNS" in os.environ
+    return Console(file=file, width=None if cut else UNCUT, highlight=False, emoji=False)
+
+
+# ---- Words ----
+
+
+def word(text: str | None, style: str = "") -> Text:
+    """A text from llmux that is cut where there is no room; neither markup nor control codes."""
+    return Text(_line(text or "-"), style, no_wrap=True, overflow="ellipsis")
+
+
+def _line(text: str) -> str:
+    return shown(" ".join(text.split("\n")))
+
+
+def span(seconds: float | None) -> str:
+    """A length of time with about two digits: `4.2 s`, `45 s`, `12 min`, `3.5 h`, `4.0 d`."""
+    if seconds is None:
+        return "-"
+    for unit, length, digits in (("d", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{max(0.0, seconds):.{0 if seconds >= 9.95 else 1}f} s"
+
+
+def size(count: int) -> str:
+    """A number of bytes with about three digits."""
+    if count < 10_000:
+        return f"{count} B"
+    value = count / 1024
+    for unit in ("KiB", "MiB"):
+        if value < 9999.5:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.0f} GiB"
+
+
+def sparkline(values: Sequence[int], width: int) -> str:
+    """The last values as bars; the highest one is as high as a line."""
+    last = list(values)[-width:]
+    top = max(last, default=0) or 1
+    bars = (" " if not value else SPARKS[(8 * value - 1) // top] for value in last)
+    return "".join(bars).rjust(width)
+
+
+def _state(state: str) -> Text:
+    return Text(state, STYLES.get(state, ""))
+
+
+def _count(count: int, style: str = "") -> Text:
+    return Text(str(count), style if count else "dim")
+
+
+class Grid:
+    """A table without lines, that leaves columns out where there is no room.
+
+    Args:
+        columns: Heads and forms: `>` puts a column right, `~` lets its words be cut, `?` lets it be
+            left out, the last such one first.
+    """
+
+    def __init__(self, *columns: tuple[str, str]) -> None:
+        self._columns = columns
+        self._rows: list[tuple[list[Text], str]] = []
+
+    def add_row(self, *cells: Text, style: str = "") -> None:
+        """Put a line below the others."""
+        self._rows.append((list(cells), style))
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, into as many columns of a terminal as there are."""
+        shown_ones = list(range(len(self._columns)))
+        optional = [i for i in shown_ones if "?" in self._columns[i][1]]
+        while optional and self._least_width(shown_ones) > options.max_width:
+            shown_ones.remove(optional.pop())
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for head, form in (self._columns[i] for i in shown_ones):
+            cut = "~" in form
+            table.add_column(
+                head,
+                justify="right" if ">" in form else "left",
+                no_wrap=not cut,  # rich makes only the others narrower
+                min_width=LEAST_WIDTH if cut else len(head),
+            )
+        for cells, style in self._rows:
+            table.add_row(*(cells[i] for i in shown_ones), style=style)
+        yield table
+
+    def _least_width(self, shown_ones: Sequence[int]) -> int:
+        widths = (
+            LEAST_WIDTH
+            if "~" in self._columns[i][1]
+            else max(len(self._columns[i][0]), *(cells[i].cell_len for cells, _ in self._rows), 0)
+            for i in shown_ones
+        )
+        return sum(widths) + 2 * (len(shown_ones) - 1)
+
+
+# ---- Status ----
+
+
+def head_line(status: Status, url: str, now: float) -> Text:
+    """Which llmux this is, and how it switches."""
+    line = Text.assemble(("llmux", "bold"), f" {shown(status.version)} at {url}")
+    line.append(f", up {span(now - status.started)}, policy {shown(status.policy)}, mode ")
+    return line.append(status.mode, "bold yellow" if status.mode == "manual" else "")
+
+
+def show_status(status: Status, url: str) -> RenderableType:
+    """All of a status, on one screen."""
+    parts: list[RenderableType] = [
+        head_line(status, url, status.at),
+        Text(),
+        groups_table(status, status.at),
+        Text(),
+        models_table(status, status.at),
+    ]
+    remarks = remark_lines(status, status.at)
+    return Group(*parts, *([Text(), *remarks] if remarks else []))
+
+
+def groups_table(status: Status, now: float) -> Grid:
+    """A line for each group: what it does, since when, how long it should take."""
+    table = Grid(
+        ("GROUP", "~?"), ("MODEL", "~"), ("STATE", ""), ("IN FLIGHT", ">?"), ("WAITING", ">?"),
+        ("PINNED", "?"),
+    )  # fmt: skip
+    for name, group in status.groups.items():
+        models = [status.models[model] for model in group.models if model in status.models]
+        pinned = group.pinned
+        table.add_row(
+            word(name),
+            word(_model_of(group)),
+            _doing(group, status, now),
+            _count(sum(model.in_flight for model in models)),
+            _count(sum(model.queued for model in models), "yellow"),
+            Text("-" if pinned is None else "yes, wait" if pinned.wait else "yes"),
+        )
+    return table
+
+
+def _model_of(group: GroupStatus) -> str | None:
+    if group.switch is None:
+        return group.active_model
+    return f"{group.switch.source or 'nothing'} -> {group.switch.target}"
+
+
+def _doing(group: GroupStatus, status: Status, now: float) -> Text:
+    """What a group does and for how long: `waking 12 s of ~40 s`."""
+    busy = [
+        status.models[model].state
+        for model in group.models
+        if model in status.models
+        and status.models[model].state in {"draining", "sleeping", "waking"}
+    ]
+    if group.switch is None:
+        state = busy[0] if busy else group.state
+        return _state(state).append(f" {span(now - group.since)}", "default")
+    doing = _state(busy[0] if busy else "switching")
+    doing.append(f" {span(now - group.switch.started)}", "default")
+    if group.switch.expected_secs is not None:
+        doing.append(f" of ~{span(group.switch.expected_secs)}", "default")
+    return doing
+
+
+def models_table(
+    status: Status, now: float, chosen: str | None = None, sparks: dict[str, str] | None = None
+) -> Grid:
+    """A line for each model.
+
+    Args:
+        status: Where they stand.
+        now: The time at llmux.
+        chosen: The model whose line is marked.
+        sparks: How many have waited for each, drawn.
+    """
+    rates = any(model.tokens_per_sec for model in status.models.values())
+    table = Grid(
+        ("MODEL", "~"), ("STATE", ""), ("FOR", ">?"), ("IN FLIGHT", ">"), ("WAITING", ">"),
+        ("OLDEST", ">?"), ("COST", ">?"), ("ETA", ">?"), *([("TOK/S", ">?")] if rates else []),
+        *([("QUEUE", "?")] if sparks else []),
+    )  # fmt: skip
+    passed = now - status.at
+    for name, model in status.models.items():
+        oldest = model.oldest_wait_secs if model.queued else None
+        cells = [
+            word(name),
+            _state(model.state),
+            Text(span(now - model.since)),
+            Text(_in_flight(model), "" if model.in_flight else "dim"),
+            _count(model.queued, "yellow"),
+            Text(span(None if oldest is None else oldest + passed)),
+            Text(span(model.cost_secs)),
+            Text(span(model.eta_secs)),
+        ]
+        if rates:
+            cells.append(Text(f"{model.tokens_per_sec:.1f}" if model.tokens_per_sec else "-"))
+        if sparks:
+            cells.append(Text(sparks.get(name, ""), "yellow"))
+        table.add_row(*cells, style="reverse" if name == chosen else "")
+    return table
+
+
+def _in_flight(model: ModelStatus) -> str:
+    return f"{model.in_flight}" + (f"/{model.max_in_flight}" if model.max_in_flight else "")
+
+
+def remark_lines(status: Status, now: float) -> list[Text]:
+    """Why the switches that run were begun, and what went wrong with models."""
+    lines = [
+        Text(_line(f"{name}: switch {group.switch.id}, {why(group.switch)}"))
+        for name, group in status.groups.items()
+        if group.switch is not None
+    ]
+    for name, model in status.models.items():
+        if model.last_error is not None:
+            left = (model.retry_in_secs or 0.0) - (now - status.at)
+            again = f" (next try in {span(left)})" if left > 0 else ""
+            lines.append(Text(_line(f"{name}: {model.last_error}{again}"), "red"))
+    return lines
+
+
+def why(switch: SwitchRecord) -> str:
+    """Which rule has decided on a switch, and why."""
+    rule = switch.rule or "no rule"
+    request = f", request {switch.request}" if switch.request else ""
+    return f"{rule}: {switch.reason or 'no reason given'}{request}"
+
+
+# ---- Switches and requests ----
+
+
+def switches_table(switches: Iterable[SwitchRecord], now: float) -> Grid:
+    """A line for each switch, in the order given."""
+    table = Grid(
+        ("AGO", ">"),
+        ("SWITCH", "~"),
+        ("RESULT", ""),
+        ("TOOK", ">?"),
+        ("DRAIN", ">?"),
+        ("WHY", "~?"),
+    )
+    for switch in switches:
+        table.add_row(
+            Text(span(now - switch.started)),
+            word(f"{switch.source or 'nothing'} -> {switch.target}"),
+            _state(switch.result or "running"),
+            Text(span((now if switch.ended is None else switch.ended) - switch.started)),
+            Text(span(switch.drain_secs)),
+            word(f"{why(switch)}{f'; {switch.error}' if switch.error else ''}"),
+        )
+    return table
+
+
+def requests_table(requests: Iterable[RequestInfo], now: float) -> Grid:
+    """A line for each request, in the order given."""
+    table = Grid(
+        ("ID", ""), ("MODEL", "~"), ("PHASE", ""), ("AGE", ">"), ("WAITED", ">?"),
+        ("CLIENT", "~?"), ("OUT", ">?"), ("REQUEST", "~?"),
+    )  # fmt: skip
+    for request in requests:
+        table.add_row(
+            word(request.id),
+            word(request.model or None),
+            _state(request.phase),
+            Text(span(now - request.arrived)),
+            Text(span(request.waited_secs)),
+            word(request.client),
+            Text(size(request.bytes_out)),
+            word(f"{request.method} {request.path}"),
+        )
+    return table
+
+
+def show_requests(found: RequestList) -> RenderableType:
+    """The requests that are being served, and how many are not shown."""
+    if not found.total:
+        return Text("no requests")
+    more = found.total - len(found.requests)
+    left_out = [Text(f"... and {more} more")] if more > 0 else []
+    return Group(requests_table(found.requests, found.at), *left_out)

@@ -1,1 +1,0 @@
-"""The control API: what operators, the page and the terminal see and steer."""

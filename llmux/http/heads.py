@@ -1,0 +1,263 @@
+"""The head of an HTTP/1 request, read strictly: what could be read in two ways is refused.
+
+llhttp (through httptools) refuses bare LF, folded lines, white space in or around names, control
+characters, both Content-Length and Transfer-Encoding, and any but one plain Content-Length. What
+it lets pass and should not is refused here. Every lane reads its heads with this module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httptools
+
+from llmux.base.names import shown
+from llmux.errors import BadRequest, HeadTooLarge, TooManyFields
+
+MAX_HEAD_BYTES = 65536
+"""Request line and headers. Precedents: nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB."""
+
+MAX_EMPTY_BYTES = 64
+"""Empty lines before a request (RFC 9112, section 2.2): some clients send one behind a body."""
+
+MAX_LENGTH_DIGITS = 20
+"""Of a Content-Length, leading zeros included: what 64 bits hold (h11's limit, too).
+
+Python raises ValueError for a number of thousands of digits.
+"""
+
+CRLF = b"\r\n"
+BLANK_LINE = b"\r\n\r\n"
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""RFC 9110, section 5.6.2."""
+
+VISIBLE = re.compile(rb"[\x21-\x7e]+")
+"""What a request's target may consist of."""
+
+METHOD = re.compile(TOKEN)
+_REQUEST_LINE = re.compile(rb"(%b) [\x21-\x7e]+ HTTP/1\.[01]\r\n" % TOKEN)
+# RFC 9112, section 3.2: uri-host [":" port]; underscores are common in container networks.
+_HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """What a request's head says.
+
+    Attributes:
+        method: As written.
+        target: As written: path and query, an absolute URI, or `*`.
+        headers: As received.
+        content_length: Bytes of the body; 0 if it has none, or comes in chunks.
+        is_chunked: Whether the body comes in chunks.
+        keeps_alive: Whether the client will send another request on this connection.
+        expects_continue: Whether it waits for a 100 before it sends its body.
+        upgrade: The protocol that it wants to change to, in lower case; empty if none.
+        is_common: Whether it is HTTP/1.1, with a method that llhttp knows.
+    """
+
+    method: bytes
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    content_length: int = 0
+    is_chunked: bool = False
+    keeps_alive: bool = True
+    expects_continue: bool = False
+    upgrade: bytes = b""
+    is_common: bool = True
+
+
+class _Parts:
+    """What llhttp calls back with."""
+
+    __slots__ = ("headers", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, piece: bytes) -> None:
+        self.target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value.rstrip(b" \t")))
+
+
+def check_host(value: bytes) -> None:
+    """Raise BadRequest if this is no host, with a port or without."""
+    if not _HOST.fullmatch(value):
+        raise BadRequest("The request's Host header is no host")
+
+
+def skip_empty_lines(data: bytes) -> bytes:
+    """What follows the empty lines at the start; raises BadRequest if they are too many."""
+    start = 0
+    while data.startswith(CRLF, start):
+        start += len(CRLF)
+        check_empty_bytes(start)
+    return data[start:] if start else data
+
+
+def check_empty_bytes(count: int) -> None:
+    """Raise BadRequest if so many bytes of empty lines are too many."""
+    if count > MAX_EMPTY_BYTES:
+        raise BadRequest("Too many empty lines before the request")
+
+
+def find_end(data: bytes, seen: int = 0) -> int:
+    """Where the head ends, its blank line included; 0 if it has not ended yet.
+
+    Args:
+        data: What there is of it.
+        seen: How much of that was looked through before.
+
+    Raises:
+        HeadTooLarge: It is longer than any should be.
+        BadRequest: A line ends with a bare LF, so it might never end, or has ended for others.
+    """
+    end = data.find(BLANK_LINE, max(0, seen - 3)) + len(BLANK_LINE)
+    if end < len(BLANK_LINE):
+        end = 0
+    if (end or len(data)) > MAX_HEAD_BYTES:
+        raise HeadTooLarge(MAX_HEAD_BYTES)
+    if not end and data.count(b"\n", seen) != data.count(CRLF, max(0, seen - 1)):
+        raise BadRequest("A line of the request ends without CR")
+    return end
+
+
+def parse_head(data: bytes, most_fields: int) -> RequestHead:
+    """Parse a whole head, its blank line included.
+
+    Args:
+        data: The head.
+        most_fields: How many header fields it may have.
+
+    Raises:
+        BadRequest: It is not HTTP/1, or could be read in two ways.
+        TooManyFields: It has more than `most_fields`.
+    """
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        raise _bad_request_line(data)
+    if data.count(CRLF) - 2 > most_fields:  # without the request line and the blank one
+        raise TooManyFields(most_fields)
+    parts = _Parts()
+    method: bytes = line[1]
+    is_common = True
+    try:
+        parser = _feed(parts, data)
+    except httptools.HttpParserInvalidMethodError:
+        # Not one that llhttp knows; all else is checked as if it were.
+        is_common = False
+        parts = _Parts()
+        parser = _feed(parts, b"POST" + data[len(method) :])
+    if method.upper() == b"CONNECT":
+        raise BadRequest("CONNECT is not supported")
+    head = RequestHead(method, parts.target, parts.headers, is_common=is_common)
+    is_old = parser.get_http_version() == "1.0"
+    if is_old:
+        head.is_common = head.keeps_alive = False
+    _read_headers(head, is_old=is_old)
+    return head
+
+
+def _feed(parts: _Parts, data: bytes) -> httptools.HttpRequestParser:
+    parser = httptools.HttpRequestParser(parts)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # how it ends the head of a request that asks for one
+    except httptools.HttpParserInvalidMethodError:
+        raise
+    except httptools.HttpParserError as error:
+        raise BadRequest(f"The request is not HTTP/1.1: {error}") from error
+    return parser
+
+
+def _bad_request_line(data: bytes) -> BadRequest:
+    line = data[: data.find(CRLF)]
+    if line.count(b" ") != 2:
+        return BadRequest("The request line is not METHOD TARGET VERSION, one space in between")
+    method, target, _ = line.split(b" ")
+    if not METHOD.fullmatch(method):
+        return BadRequest("The request's method is no token")
+    if not VISIBLE.fullmatch(target):
+        return BadRequest("The request's target holds characters that must be percent-encoded")
+    return BadRequest("The request is not HTTP/1.1")
+
+
+def _read_headers(head: RequestHead, *, is_old: bool) -> None:
+    hosts = 0
+    for name, value in head.headers:
+        read = _READERS.get(name.lower())
+        if read is not None:
+            read(head, value)
+        elif name.lower() == b"host":
+            hosts += 1
+            check_host(value)
+    if hosts != 1 and not (is_old and hosts == 0):  # RFC 9112, section 3.2
+        raise BadRequest("The request must have one Host header")
+    if is_old and head.is_chunked:  # RFC 9112, section 6.1: it may have been framed in another way
+        raise BadRequest("Transfer-Encoding needs HTTP/1.1")
+    if b"upgrade" not in _connection_tokens(head):
+        head.upgrade = b""
+
+
+def _connection_tokens(head: RequestHead) -> set[bytes]:
+    if not head.upgrade:
+        return set()
+    values = (value for name, value in head.headers if name.lower() == b"connection")
+    return {token.strip().lower() for value in values for token in value.split(b",")}
+
+
+def _read_content_length(head: RequestHead, value: bytes) -> None:
+    if len(value) > MAX_LENGTH_DIGITS:
+        raise BadRequest(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
+    head.content_length = int(value)  # llhttp has seen that it is one number, given once
+
+
+def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
+    if head.is_chunked or value.lower() != b"chunked":
+        raise BadRequest(f"Transfer-Encoding {shown(value.decode('latin-1'))!r} is not supported")
+    head.is_chunked = True
+
+
+def _read_connection(head: RequestHead, value: bytes) -> None:
+    if any(token.strip() == b"close" for token in value.lower().split(b",")):
+        head.keeps_alive = False
+
+
+def _read_expect(head: RequestHead, value: bytes) -> None:
+    head.expects_continue = value.lower() == b"100-continue"
+
+
+def _read_upgrade(head: RequestHead, value: bytes) -> None:
+    head.upgrade = value.lower()
+
+
+_READERS = {
+    b"content-length": _read_content_length,
+    b"transfer-encoding": _read_transfer_encoding,
+    b"connection": _read_connection,
+    b"expect": _read_expect,
+    b"upgrade": _read_upgrade,
+}
+
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+
+
+def response_head(
+    status: int, headers: Sequence[tuple[bytes, bytes]], reason: bytes | None = None
+) -> bytes:
+    """Status line and headers of a response, with the blank line."""
+    line = _STATUS_LINES.get(status) if reason is None else None
+    line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
+    return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])

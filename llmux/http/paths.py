@@ -1,0 +1,263 @@
+"""Paths: which are llmux's own, which slashes count, which only look at a model, where to go.
+
+Clients join a base URL and a path, and get `//v1/models`, `/v1//chat/completions` or `/v1/models/`:
+those are treated like the same without the slashes that are too many, as nginx (`merge_slashes`)
+and others do. Nothing here resolves dot segments: `llmux.http.targets` refuses them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+
+from llmux.base.wildcards import expression
+
+UPSTREAM = b"/upstream/"
+
+OWN_PATHS = frozenset({
+    b"/v1/models", b"/models", b"/metrics", b"/health", b"/control", b"/ui",
+    # Ollama's clients ask these before they ask any model.
+    b"/api/tags", b"/api/ps", b"/api/version",
+})  # fmt: skip
+OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/")
+
+ROOT = b"/"
+ROOT_METHODS = frozenset({b"GET", b"HEAD"})
+"""The methods for which the root is llmux's own: some servers generate on `POST /`."""
+
+# What follows is a model's name, whose slashes are its own.
+_NAMED = re.compile(rb"(/+v1/+models|/+models|/+control/+logs)/(/*+[^/].*)", re.DOTALL)
+_SLASHES = re.compile(rb"/{2,}")
+
+API_PREFIXES = (b"/v1/", b"/api/")
+"""Where a slash at the end of a path means nothing; elsewhere it may be a folder's."""
+
+
+def own_path(path: bytes, method: bytes = b"") -> bytes | None:
+    """A path of llmux's own as its routes know it; None for any other, which is a model's.
+
+    Args:
+        path: Raw, no query.
+        method: Of the request; the root is llmux's own for some only.
+    """
+    if b"//" not in path and path[-1:] != b"/":
+        return path if path in OWN_PATHS or path.startswith(OWN_PREFIXES) else None
+    if named := _NAMED.fullmatch(path):
+        return merged(named[1]) + b"/" + named[2]
+    whole = merged(path)
+    bare = whole.rstrip(b"/")
+    if bare == b"/ui":
+        return whole  # the slash is the page, and without it there is a redirect
+    if not bare:
+        return ROOT if method in ROOT_METHODS else None
+    return bare if bare in OWN_PATHS or bare.startswith(OWN_PREFIXES) else None
+
+
+def merged(path: bytes) -> bytes:
+    """A path with one slash in place of several."""
+    return _SLASHES.sub(b"/", path) if b"//" in path else path
+
+
+def tidy(target: bytes) -> bytes:
+    """Path and query as they are forwarded: no slash twice, and none at the end of an API's path.
+
+    Args:
+        target: What nearly always is returned as it is.
+    """
+    if b"//" not in target and b"/?" not in target and target[-1:] != b"/":
+        return target
+    path, mark, query = target.partition(b"?")
+    path = merged(path)
+    if path.startswith(API_PREFIXES):
+        path = path.rstrip(b"/")
+    return path + mark + query
+
+
+def segments(path: bytes) -> list[bytes]:
+    """The parts of a path that are not empty."""
+    return [part for part in path.split(b"/") if part]
+
+
+# ---- Passive ----
+
+DEFAULTS = "defaults"
+"""In a list of passive paths, stands for those below."""
+
+PASSIVE = (
+    (
+        "Monitoring asks every few seconds, for ever: no model would ever be idle",
+        ("/metrics", "/load"),  # vLLM, SGLang, llama.cpp, TGI; vLLM
+    ),
+    (
+        "A probe of uptime: that a model sleeps is an answer, and no fault",
+        ("/health", "/healthz", "/health_generate", "/ping", "/readyz", "/livez"),
+    ),
+    (
+        "Editors and dashboards ask it of every model in turn, and would load them all",
+        (
+            # llama.cpp (what is below /slots acts on one); llmux's own, below /upstream/NAME; TGI;
+            # SGLang; vLLM; Ollama.
+            "/props", "/slots",
+            "/v1/models", "/v1/models/*", "/models", "/models/*",
+            "/info",
+            "/model_info", "/get_model_info", "/server_info", "/get_server_info",
+            "/tokenizer_info",
+            "/api/show", "/api/ps", "/api/tags",
+        ),
+    ),
+    (
+        "It says which program answers: no reason to load twenty gigabytes",
+        ("/version", "/v1/version", "/api/version"),
+    ),
+    (
+        "It counts tokens of a prompt that is still being typed; sent, that wakes the model anyway",
+        (
+            "/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize", "/apply-template",
+            "/v1/messages/count_tokens", "/v1/responses/input_tokens", "/api/extra/tokencount",
+        ),
+    ),
+    ("Browsers ask for it unasked", ("/favicon.ico", "/robots.txt")),
+)  # fmt: skip
+"""The default of `passive`, by reasons."""
+
+MOST_KEPT, MOST_KEPT_BYTES = 256, 64
+"""How many targets, of how many bytes, are not looked at twice."""
+
+PASSIVE_PATHS = tuple(path for _, paths in PASSIVE for path in paths)
+
+
+class PassivePaths:
+    """Paths that only look at a model.
+
+    Args:
+        patterns: Paths; an asterisk stands for any text.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        given = tuple(patterns)
+        every = [each for each in given if each != DEFAULTS]
+        if DEFAULTS in given:
+            every += PASSIVE_PATHS
+        plain = [each for each in every if "*" not in each]
+        wild = [expression(each) for each in every if "*" in each]
+        self._plain = frozenset(_known_as(each.encode()) for each in plain)
+        self._wild = re.compile("|".join(wild).encode(), re.DOTALL) if wild else None
+        self._looked_up: dict[bytes, bool] = {}
+
+    def has(self, target: bytes) -> bool:
+        """Whether a path is one of them, however its slashes and letters are written.
+
+        Args:
+            target: Raw path and query, as the backend is to get it.
+        """
+        found = self._looked_up.get(target)
+        if found is None:
+            found = self._has(target.partition(b"?")[0])
+            # A model's clients use a handful of paths; what is long or odd is looked at each time.
+            if len(target) <= MOST_KEPT_BYTES and len(self._looked_up) < MOST_KEPT:
+                self._looked_up[target] = found
+        return found
+
+    def _has(self, path: bytes) -> bool:
+        if path in self._plain:
+            return True
+        if b"%" in path or b"//" in path or path[-1:] == b"/":
+            path = merged(unquote_to_bytes(path))
+            if _known_as(path) in self._plain:
+                return True
+        return self._wild is not None and self._wild.fullmatch(path) is not None
+
+
+def _known_as(path: bytes) -> bytes:
+    return merged(path).rstrip(b"/") or ROOT
+
+
+# ---- Redirects ----
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_LOCATIONS = frozenset({b"location", b"content-location"})
+_OWN_MACHINE = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - compared only
+_PORTS = {"http": 80, "https": 443}
+
+
+def may_redirect(status: int) -> bool:
+    """Whether an answer with this status may say where to go, or where something is."""
+    return 300 <= status < 400 or status in {201, 202}
+
+
+class Whereabouts:
+    """Where a client finds what a backend has.
+
+    Args:
+        base_url: Where the backend is.
+        asked: The path that the client has asked llmux for, raw.
+        below: What of that path stands for the backend's root; empty: nothing.
+        own_host: What the client calls llmux: some backends say that, since it is forwarded.
+    """
+
+    def __init__(self, base_url: str, *, asked: bytes, below: bytes, own_host: bytes) -> None:
+        base = urlsplit("http://localhost" if base_url.startswith("unix:") else base_url)
+        self._host = base.hostname or ""
+        self._scheme = base.scheme.lower()
+        self._port = base.port or _PORTS.get(self._scheme)
+        self._prefix = base.path.rstrip("/")
+        self._own_host = own_host.decode("latin-1").lower()
+        self._asked = asked
+        self._below = below
+
+    def applied(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """An answer's headers, in which nothing points at the backend any more."""
+        return [
+            (name, self._here(value) if name.lower() in _LOCATIONS else value)
+            for name, value in headers
+        ]
+
+    def _here(self, value: bytes) -> bytes:
+        """A location as the client may use it; one elsewhere as it is."""
+        try:
+            there = urlsplit(value.decode("latin-1").strip())
+            path = self._path_at_backend(there)
+        except ValueError:
+            return value
+        if path is None:
+            return value
+        query = f"?{there.query}" * bool(there.query)
+        fragment = f"#{there.fragment}" * bool(there.fragment)
+        return relative(self._asked, self._below + f"{path}{query}{fragment}".encode("latin-1"))
+
+    def _path_at_backend(self, there: SplitResult) -> str | None:
+        """The path below the backend's URL; None if it is elsewhere, or right as it is."""
+        path = there.path or "/"
+        if there.netloc:
+            is_here = there.netloc.lower() == self._own_host
+            below = self._below.decode("latin-1")
+            if is_here and (not below or path.startswith(f"{below}/")):
+                return None
+            if not is_here and not self._is_backend(there):
+                return None
+        elif there.scheme or not there.path.startswith("/") or not (self._below or self._prefix):
+            return None  # relative to what was asked, which is at the same place here
+        if self._prefix and path != self._prefix and not path.startswith(f"{self._prefix}/"):
+            return None
+        return path.removeprefix(self._prefix) or "/"
+
+    def _is_backend(self, there: SplitResult) -> bool:
+        """Whether an absolute URL is the backend's; raises ValueError if it has no port."""
+        scheme = there.scheme.lower() or self._scheme
+        host = (there.hostname or "").rstrip(".")
+        if scheme not in _PORTS:
+            return False
+        is_host = host == self._host or {host, self._host} <= _OWN_MACHINE
+        return is_host and (there.port or _PORTS.get(scheme)) == self._port
+
+
+def relative(asked: bytes, target: bytes) -> bytes:
+    """A target as seen from the path that was asked for: right behind any prefix of a proxy, too.
+
+    Args:
+        asked: Raw path, without a query.
+        target: Path, maybe with a query, that begins with a slash.
+    """
+    return (b"../" * (asked.count(b"/") - 1) or b"./") + target.removeprefix(b"/")

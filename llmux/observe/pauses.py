@@ -1,0 +1,92 @@
+"""Time in which this process did not run does not count: it is taken out of Trio's clock.
+
+A process that is stopped (SIGSTOP, a frozen container, a paused virtual machine) finds on its
+return that all its deadlines have passed at once: of hooks, requests, looks and backoffs, though
+nothing had its time. Linux's CLOCK_MONOTONIC does not count a suspended machine, but counts all of
+these. So the clock is put back before Trio compares a deadline with it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Protocol, cast
+
+import trio
+from trio_util import periodic
+
+from llmux.observe.logs import get_logger
+
+PAUSE_S = 1.0
+"""A loop that wakes so much later than it wanted to did not run; a busy machine delays it less."""
+
+TICK_S = 1.0
+"""How long the loop waits at most: what can be missed of a pause that something else ends."""
+
+log = get_logger(__name__)
+
+
+class Adjustable(Protocol):
+    """A clock that can be put back, as Trio's own can."""
+
+    offset: float
+
+    def current_time(self) -> float:
+        """Seconds since some time."""
+        ...
+
+
+class LeftOut:
+    """What was taken out of the clock so far.
+
+    Attributes:
+        seconds: In all, in this process.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+LEFT_OUT = LeftOut()
+
+
+class PauseWatch(trio.abc.Instrument):
+    """Is called by Trio around each wait for events, and before it looks at deadlines."""
+
+    def __init__(self, clock: Adjustable) -> None:
+        self._clock = clock
+        self._since = 0.0
+
+    def before_io_wait(self, timeout: float) -> None:
+        """The loop is about to wait for so long at most."""
+        if timeout:
+            self._since = self._clock.current_time()
+
+    def after_io_wait(self, timeout: float) -> None:
+        """The loop has waited."""
+        if not timeout:
+            return
+        lost_s = self._clock.current_time() - self._since - timeout
+        if lost_s > PAUSE_S:
+            put_back(self._clock, lost_s)
+            LEFT_OUT.seconds += lost_s
+            log.warning("process_paused", secs=round(lost_s, 3))
+
+
+def put_back(clock: Adjustable, seconds: float) -> None:
+    """Have the clock show less; Trio's own is a frozen class, whose offset is added to the time."""
+    object.__setattr__(clock, "offset", clock.offset - seconds)
+
+
+async def leave_out_pauses() -> None:
+    """Do so until cancelled. Other clocks than the system's are left alone."""
+    clock = trio.lowlevel.current_clock()
+    if not isinstance(getattr(clock, "offset", None), float):
+        await trio.sleep_forever()
+    watch = PauseWatch(cast("Adjustable", clock))
+    trio.lowlevel.add_instrument(watch)
+    try:
+        async for _ in periodic(TICK_S):
+            pass
+    finally:
+        with suppress(KeyError):  # Trio drops one that has raised
+            trio.lowlevel.remove_instrument(watch)

@@ -1,0 +1,180 @@
+"""Whether bytes are JSON, as Python's `json` and JavaScript's `JSON.parse` have it, in slices.
+
+msgspec says so of most bodies in no time. This is for the rest: it takes whatever one of the two
+takes (NaN and Infinity, lone surrogates, numbers of any size, any depth), needs no stack and no
+objects, and says where something else stands. Bytes that are no UTF-8 pass inside of strings: Node
+and Go replace them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from llmux.errors import BadRequest, NotJson
+from llmux.openai.scanning import SLICE_BYTES, Pause
+
+MAX_STEPS = 250_000
+"""Arrays and objects that are looked at one by one, since they nest deeper than three levels; as
+many take up to 3 s. More are refused."""
+
+STEPS_BETWEEN_PAUSES = 256
+
+LONGEST_ESCAPE = len(rb"\ud83d")
+
+_SPACE = rb"[ \t\r\n]*+"
+_TEXT = rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})[^"\\\x00-\x1f]*+)*+'
+_STRING = b'"%b"' % _TEXT
+_NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
+_WORD = rb"true|false|null|NaN|-?Infinity"
+_SCALAR = rb"(?:%b|%b|%b)" % (_STRING, _WORD, _NUMBER)
+
+
+def _nested(value: bytes) -> bytes:
+    """A value that is scalar, or an array or object of such values.
+
+    `value` stands only twice in it: a third level has eight of them, not 64, which takes a
+    quarter of a second to compile.
+    """
+    items = rb"%b%b(?:,%b(?!\])|(?=\]))" % (value, _SPACE, _SPACE)
+    members = rb"%b%b:%b%b%b(?:,%b(?!\})|(?=\}))" % (
+        _STRING, _SPACE, _SPACE, value, _SPACE, _SPACE,
+    )  # fmt: skip
+    return rb"(?:%b|\[%b(?:%b)*+\]|\{%b(?:%b)*+\})" % (_SCALAR, _SPACE, items, _SPACE, members)
+
+
+_VALUE = _nested(_nested(_nested(_SCALAR)))
+
+# What stands in an array or object and is followed by a comma; both at once in C, piece by piece.
+_RUNS = {
+    b"[": re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _VALUE, _SPACE)),
+    b"{": re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, _VALUE, _SPACE)),
+}  # fmt: skip
+_CLOSING = {b"[": b"]", b"{": b"}"}
+
+_BLANK = re.compile(_SPACE)
+_LETTERS = re.compile(_TEXT)
+_DIGITS = re.compile(rb"[0-9]*+")
+_WORDS = re.compile(_WORD)
+
+
+def check_json(body: bytes, start: int, pause: Pause) -> None:
+    """Do nothing if it is JSON.
+
+    Args:
+        body: What to look at.
+        start: Where it begins, behind a byte order mark.
+        pause: Called between two slices.
+
+    Raises:
+        NotJson: It is not, and where.
+        BadRequest: That would take too long to find out.
+    """
+    stack = bytearray()
+    at = paused = _end(_BLANK, body, start, pause)
+    for step in range(MAX_STEPS):
+        if at - paused > SLICE_BYTES or not step % STEPS_BETWEEN_PAUSES:
+            pause()
+            paused = at
+        first = body[at : at + 1]
+        if first in _CLOSING:
+            stack += first
+            at = _end(_BLANK, body, at + 1, pause)
+            if body[at : at + 1] != _CLOSING[first]:
+                at = _next_value(body, at, first, pause)
+                continue
+        else:
+            at = _end_of_scalar(body, at, pause)
+        at = _end_of_levels(body, at, stack, pause)
+        if not stack:
+            break
+        at = _next_value(body, at + 1, stack[-1:], pause)
+    else:
+        raise BadRequest(f"The body has more than {MAX_STEPS} arrays or objects that nest deeply")
+    if at < len(body):
+        raise _not_json(body, at, "Extra data")
+
+
+def _end(pattern: re.Pattern[bytes], body: bytes, at: int, pause: Pause) -> int:
+    """Where a run ends; a slice may end within an escape, which is then looked at once more."""
+    while (found := pattern.match(body, at, at + SLICE_BYTES)) is not None:
+        end = found.end()
+        if end <= at + SLICE_BYTES - LONGEST_ESCAPE:
+            return end
+        at = end
+        pause()
+    return at
+
+
+def _end_of_levels(body: bytes, at: int, stack: bytearray, pause: Pause) -> int:
+    """Behind a value: where the next comma is, or the end of all; closes what ends before."""
+    while True:
+        at = _end(_BLANK, body, at, pause)
+        if not stack:
+            return at
+        following = body[at : at + 1]
+        if following == b",":
+            return at
+        if following != _CLOSING[bytes(stack[-1:])]:
+            raise _not_json(body, at, f"Expecting ',' or '{_CLOSING[bytes(stack[-1:])].decode()}'")
+        stack.pop()
+        at += 1
+
+
+def _next_value(body: bytes, at: int, level: bytes | bytearray, pause: Pause) -> int:
+    """Where the next value begins that needs a look of its own, in an array or object."""
+    at = _end(_BLANK, body, _end(_RUNS[bytes(level)], body, at, pause), pause)
+    if level == b"[":
+        return at
+    if body[at : at + 1] != b'"':
+        raise _not_json(body, at, "Expecting a name in double quotes")
+    at = _end(_BLANK, body, _end_of_string(body, at, pause), pause)
+    if body[at : at + 1] != b":":
+        raise _not_json(body, at, "Expecting ':'")
+    return _end(_BLANK, body, at + 1, pause)
+
+
+def _end_of_scalar(body: bytes, at: int, pause: Pause) -> int:
+    if body[at : at + 1] == b'"':
+        return _end_of_string(body, at, pause)
+    if word := _WORDS.match(body, at):
+        return word.end()
+    return _end_of_number(body, at, pause)
+
+
+def _end_of_string(body: bytes, at: int, pause: Pause) -> int:
+    end = _end(_LETTERS, body, at + 1, pause)
+    following = body[end : end + 1]
+    if following == b'"':
+        return end + 1
+    if not following:
+        raise _not_json(body, at, "String without an end")
+    if following == b"\\":
+        raise _not_json(body, end, "No such escape")
+    raise _not_json(body, end, "Control character in a string")
+
+
+def _end_of_number(body: bytes, at: int, pause: Pause) -> int:
+    start = at + (body[at : at + 1] == b"-")
+    end = _end(_DIGITS, body, start, pause)
+    if end == start:
+        raise _not_json(body, at, "Expecting a value")
+    if body[start : start + 1] == b"0":
+        end = start + 1
+    if body[end : end + 1] == b"." and (more := _end(_DIGITS, body, end + 1, pause)) > end + 1:
+        end = more
+    if body[end : end + 1] in {b"e", b"E"}:
+        start = end + 1 + (body[end + 1 : end + 2] in {b"+", b"-"})
+        end = more if (more := _end(_DIGITS, body, start, pause)) > start else end
+    return end
+
+
+MAX_COLUMNS = 65536
+"""Bytes of a line up to which its characters are counted, not its bytes."""
+
+
+def _not_json(body: bytes, at: int, reason: str) -> NotJson:
+    line = body.count(b"\n", 0, at) + 1
+    before = body[max(body.rfind(b"\n", 0, at) + 1, at - MAX_COLUMNS) : at]
+    column = len(before.decode("utf-8", "replace")) + 1 if len(before) < MAX_COLUMNS else None
+    place = f"line {line} column {column}" if column else f"line {line}"
+    return NotJson(f"{reason}: {place} (byte {at})")

@@ -1,0 +1,109 @@
+"""The access log, where `access_log: true`: one line for each request that has ended.
+
+The event is `request`, at level info. Neither query nor headers nor bodies are in it: they may hold
+keys and prompts.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from llmux.base.names import MAX_SHOWN
+from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.observe.logs import get_logger
+from llmux.proxy.summary import Ended, milliseconds
+
+CLIENT_LEFT = 499
+"""Status under which a request is counted whose client left before its answer (as nginx does)."""
+
+log = get_logger(__name__)
+
+
+def log_request(ended: Ended) -> None:
+    """Write the line of one request."""
+    first_byte_s = ended.first_byte_s
+    log.info(
+        "request",
+        method=_text(ended.method),
+        path=_text(ended.path),
+        model=ended.model,
+        status=ended.status,
+        outcome=ended.outcome,
+        wait_ms=milliseconds(ended.wait_s),
+        first_byte_ms=None if first_byte_s is None else milliseconds(first_byte_s),
+        duration_ms=milliseconds(ended.duration_s),
+        bytes_in=ended.bytes_in,
+        bytes_out=ended.bytes_out,
+        tokens_in=ended.tokens_in,
+        tokens_out=ended.tokens_out,
+        client=ended.client,
+    )
+
+
+def _text(raw: bytes) -> str:
+    """What a client has written, not all of it, and with nothing that could steer a terminal."""
+    text = "".join(
+        chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw[:MAX_SHOWN]
+    )
+    return text if len(raw) <= MAX_SHOWN else text + "…"
+
+
+def logged(app: ASGIApp, client: str | None) -> ASGIApp:
+    """An app for a request of this client for one of llmux's own paths, which is put in the log."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await OwnRequest(scope, receive, send, client).serve(app)
+
+    return serve
+
+
+class OwnRequest:
+    """A request for one of llmux's own paths, watched on its way through ASGI."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, client: str | None) -> None:
+        self._scope = scope
+        self._client = client
+        self._receive = receive
+        self._send = send
+        self._arrived_at = trio.current_time()
+        self._first_byte_s: float | None = None
+        self._status = CLIENT_LEFT
+        self._has_ended = False
+        self._bytes_in = self._bytes_out = 0
+
+    async def serve(self, app: ASGIApp) -> None:
+        """Have the app serve it, and log it."""
+        try:
+            await app(self._scope, self._count_received, self._count_sent)
+        finally:
+            log_request(self._ended())
+
+    async def _count_received(self) -> Message:
+        message = await self._receive()
+        self._bytes_in += len(message.get("body", b""))
+        return message
+
+    async def _count_sent(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        if message["type"] == "http.response.body" and self._first_byte_s is None:
+            self._first_byte_s = trio.current_time() - self._arrived_at
+        await self._send(message)
+        if message["type"] == "http.response.body":
+            self._bytes_out += len(message.get("body", b""))
+            self._has_ended = not message.get("more_body", False)
+
+    def _ended(self) -> Ended:
+        return Ended(
+            method=self._scope["method"].encode(),
+            path=self._scope["raw_path"],
+            model="",
+            status=self._status,
+            outcome="done" if self._has_ended else "client_left",
+            wait_s=0.0,
+            first_byte_s=self._first_byte_s,
+            duration_s=trio.current_time() - self._arrived_at,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            client=self._client,
+        )

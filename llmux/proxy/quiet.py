@@ -1,0 +1,130 @@
+"""Looks for what is quiet: streams whose backend sends nothing, WebSockets that nobody uses.
+
+One task looks at all of them, now and then: nothing is done for each chunk, since the kernel keeps
+the time of the last one. What counts is the time between two looks in which a stream waits for its
+backend. So a client that takes nothing does not make its backend late, nor does a process that was
+stopped, or a machine that was suspended, make all of them so at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from llmux.config import Config
+from llmux.errors import BackendSilent
+from llmux.observe.logs import get_logger
+from llmux.proxy.journey import Journey, Journeys
+from llmux.switching.model import SERVES
+from llmux.switching.switchboard import Switchboard
+from llmux.upstream import Backend
+
+LOOK_S = 1.0
+"""How often everything is looked at, unless a limit is short."""
+
+LOOKS = 4
+"""So many fit into the shortest limit, unless it is shorter than anybody needs."""
+
+SHORTEST_LOOK_S = 0.05
+"""A look at 1000 streams takes a few milliseconds."""
+
+log = get_logger(__name__)
+
+
+class QuietWatch:
+    """Ends what has been quiet for too long.
+
+    Args:
+        journeys: The requests on their way.
+        board: Their models.
+        config: The config that is used now.
+    """
+
+    def __init__(
+        self, journeys: Journeys, board: Switchboard, config: Callable[[], Config]
+    ) -> None:
+        self._journeys = journeys
+        self._board = board
+        self._config = config
+        self._silent_s: dict[Journey, float] = {}
+
+    async def run(self) -> None:
+        """Look now and then, for ever."""
+        async with trio.open_nursery() as nursery:
+            looked_at = trio.current_time()
+            while True:
+                interval_s = self._interval_s()
+                await trio.sleep(interval_s)
+                now = trio.current_time()
+                passed_s, looked_at = min(now - looked_at, 2 * interval_s), now
+                for model in self.end_silent(passed_s):
+                    nursery.start_soon(self._board.silent, model)
+                self._board.look_at_sockets()
+
+    def _interval_s(self) -> float:
+        config = self._config()
+        limits_s = [config.policy.websocket_idle_secs]
+        limits_s += [model.stream_idle_secs for model in config.models.values()]
+        shortest_s = min((each for each in limits_s if each is not None), default=math.inf)
+        return max(SHORTEST_LOOK_S, min(LOOK_S, shortest_s / LOOKS))
+
+    def end_silent(self, passed_s: float) -> list[str]:
+        """Cut streams whose backend has sent nothing of them for too long.
+
+        Args:
+            passed_s: Seconds since the last look, as far as they count.
+
+        Returns:
+            The model of each that has failed, where nothing else came from its backend either.
+        """
+        before, self._silent_s = self._silent_s, {}
+        heard_at: dict[Backend, float] = {}
+        failed: list[str] = []
+        now = trio.current_time()
+        for journey in self._journeys:
+            backend, limit_s = journey.backend, journey.stream_idle_s
+            if backend is None or limit_s == math.inf or not self._is_awaited(journey):
+                continue
+            if backend not in heard_at:
+                heard_at[backend] = backend.heard_at()
+            silent_s = before[journey] + passed_s if journey in before else 0.0
+            silent_s = min(silent_s, now - _last_sign(journey, heard_at[backend]))
+            self._silent_s[journey] = silent_s
+            if silent_s >= limit_s:
+                del self._silent_s[journey]
+                self._end(journey, limit_s)
+                if journey.model and heard_at[backend] <= now - limit_s:
+                    failed.append(journey.model)
+        return failed
+
+    def _is_awaited(self, journey: Journey) -> bool:
+        """Whether it is the backend's turn to send something of a stream."""
+        flight, answer = journey.flight, journey.answer
+        if flight is None or not flight.is_in or journey.lane.is_sending:
+            return False
+        model = self._board.models.get(journey.model)
+        if model is not None and model.preserves_in_flight and model.phase not in SERVES:
+            return False  # it is frozen with its requests
+        if answer is None:
+            return journey.expects_stream
+        return answer.stream is None and answer.has_body and not answer.has_ended
+
+    @staticmethod
+    def _end(journey: Journey, limit_s: float) -> None:
+        log.warning("stream_silent", model=journey.model, limit_secs=limit_s)
+        assert journey.flight is not None
+        journey.flight.cut(BackendSilent(limit_s))
+
+
+def _last_sign(journey: Journey, backend_heard_at: float) -> float:
+    """When something came of a stream, or was a sign that it will (Trio's clock, seconds).
+
+    Before its first byte a request may wait for others inside of its backend, for as long as these
+    take: then what comes for them is a sign of life, too.
+    """
+    answer = journey.answer
+    if answer is None or answer.seen.first_at is None:
+        return backend_heard_at
+    return answer.heard_at()

@@ -1,0 +1,216 @@
+"""The control API's own listener: a port, or a Unix socket for the user that llmux runs as.
+
+It is served by Hypercorn's classes on Trio, in the lifespan of the app: so it is the same under
+`llmux`, under `hypercorn -k trio`, and where Trio is a guest of asyncio. It goes on answering when
+clients have taken all of the main listener's connections.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.utils import repr_socket_addr
+
+from llmux.api.doors import PORT, SOCKET, marked
+from llmux.config import Config
+from llmux.http.asgi_types import ASGIApp
+from llmux.observe.logs import get_logger
+from llmux.server.hypercorn_side import HypercornSide
+
+MOST_CONNECTIONS = 64
+"""At a time. A page takes two of them, one for its events; more are closed at once."""
+
+BACKLOG = 64
+
+STALE_S = 1.0
+"""How long it may take to find out whether somebody listens on a socket that is there already."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A socket that listens.
+
+    Attributes:
+        sock: The socket.
+        kind: What it is.
+        url: Where it listens, for people: `http://127.0.0.1:3001`, `unix:/run/llmux/control.sock`.
+    """
+
+    sock: socket.socket
+    kind: Literal["socket", "port"]
+    url: str
+
+
+@contextmanager
+def control_socket(config: Config) -> Iterator[Opened | None]:
+    """Listen where the config says, for as long as the context lasts; None: it says nothing.
+
+    Raises:
+        OSError: That cannot be had.
+    """
+    if config.control is None:
+        yield None
+    elif (path := config.control_socket) is not None:
+        with _unix_socket(path) as sock, sock:
+            yield Opened(sock, SOCKET, f"unix:{path}")
+    else:
+        host, port = config.control.host or "127.0.0.1", config.control.port or 0
+        with _tcp_socket(host, port) as sock:
+            where = repr_socket_addr(sock.family, sock.getsockname())
+            yield Opened(sock, PORT, f"http://{where}")
+
+
+def _tcp_socket(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        message = f"cannot listen on {host}:{port} (`control`): {error.strerror}"
+        raise OSError(error.errno, message) from error
+    return sock
+
+
+@contextmanager
+def _unix_socket(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that listens; its file is removed at the end, if it is still this one's."""
+    try:
+        _remove_stale(path)
+        sock = _bound(path)
+    except OSError as error:
+        message = f"cannot listen on {path} (`control.socket`): {error.strerror}"
+        raise OSError(error.errno, message) from error
+    mine = path.lstat()
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with suppress(OSError):
+            found = path.lstat()
+            if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
+                path.unlink()
+
+
+def _bound(path: Path) -> socket.socket:
+    """Bind, with a file that is for this user alone from its first moment on, and listen.
+
+    bind(2) makes the file or fails: it follows no link in the last place, not even a broken one.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(os.fspath(path))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the file of a socket on which nobody listens any more, and no other file.
+
+    Raises:
+        OSError: Something else is there.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "it is a symbolic link")
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(STALE_S)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except TimeoutError:  # its backlog is full
+            pass
+    raise OSError(errno.EADDRINUSE, "another program listens there")
+
+
+class ControlListener:
+    """Serves the control API on a socket of its own, for as long as `run` does.
+
+    Args:
+        opened: Where.
+        app: llmux's app.
+    """
+
+    def __init__(self, opened: Opened, app: ASGIApp) -> None:
+        self._opened = opened
+        self._side = HypercornSide(marked(app, opened.kind), _settings())
+        self._accepting = trio.CancelScope()
+        self._ended = trio.Event()
+        self._count = 0
+
+    async def run(self) -> None:
+        """Serve until `stop`, and then to the end of what is being served."""
+        log.info("control_listening", where=self._opened.url)
+        # Closed with the listener: connections that nobody accepts would hang.
+        sock = trio.socket.from_stdlib_socket(self._opened.sock)
+        try:
+            async with trio.open_nursery() as connections:
+                async with trio.SocketListener(sock) as listener:
+                    with self._accepting:
+                        await trio.serve_listeners(
+                            self._serve, [listener], handler_nursery=connections
+                        )
+                await self._side.stop()
+        finally:
+            self._ended.set()
+
+    def stop(self) -> None:
+        """Take no more connections, and close those that are idle."""
+        self._accepting.cancel()
+
+    async def wait_ended(self) -> None:
+        """Wait until `run` has ended."""
+        await self._ended.wait()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        if self._count >= MOST_CONNECTIONS:
+            log.warning("control_connections", limit=MOST_CONNECTIONS)
+            await trio.aclose_forcefully(stream)
+            return
+        self._count += 1
+        try:
+            await self._side.serve(stream, b"")
+        except Exception:
+            log.exception("connection_failed")
+        finally:
+            self._count -= 1
+            await trio.aclose_forcefully(stream)
+
+
+def _settings() -> ServerConfig:
+    """Hypercorn's settings; as for the main listener."""
+    settings = ServerConfig()
+    settings.keep_alive_timeout = 75
+    settings.h11_max_incomplete_size = 64 * 1024
+    return settings

@@ -1,0 +1,1 @@
+"""A small model server without a model, for demos, tests and benchmarks."""

@@ -1,0 +1,219 @@
+"""The door to a model: one request's stay, from the line to its last byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import trio
+
+from llmux.errors import LlmuxError, ModelNotFound, SwitchTimeout
+from llmux.http.clients import NO_PLACE, Place
+from llmux.observe.journal import Request
+from llmux.observe.logs import get_logger
+from llmux.switching.hints import NO_HINTS, Hints
+from llmux.switching.inflight import Flight
+from llmux.switching.model import Model
+
+Check = Callable[[Model, Hints, Place], None]
+"""Raises LlmuxError for a request that may neither come in nor wait."""
+
+log = get_logger(__name__)
+
+
+class Serving:
+    """Be in flight on a model: `async with switcher.serving(name): ...`, also more than once.
+
+    Entering waits until the model admits the request; from then on the model stays awake until
+    the context is left, however it is left. Nothing else in the program touches lines or counts.
+
+    Attributes:
+        flight: Its stay at the model, once it has been let in; also when it has left.
+        queued: Whether it had to wait; also known when entering failed.
+        waited_s: How long it did in all, in seconds; 0 if it did not.
+        left_line_at: Until when it did last (Trio's clock, seconds); 0 if it did not.
+    """
+
+    __slots__ = (
+        "_check", "_find", "_hints", "_model", "_place", "_request", "_scope", "_timeout_s",
+        "_waits_since",
+        "flight", "left_line_at", "queued", "waited_s",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        check: Check,
+        timeout_s: float | None,
+        scope: trio.CancelScope | None = None,
+        hints: Hints = NO_HINTS,
+        request: str = "",
+        find: Callable[[str], tuple[Model, Check] | None] | None = None,
+        place: Place = NO_PLACE,
+    ) -> None:
+        self._find = find
+        self.queued = False
+        self.waited_s = 0.0
+        self.left_line_at = 0.0
+        self._model = model
+        self._place = place
+        self._check = check
+        self._scope = scope
+        self._hints = hints
+        self._timeout_s = min(math.inf if timeout_s is None else timeout_s, hints.max_wait_s)
+        self.flight: Flight | None = None
+        self._request = request
+        self._waits_since: float | None = None
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it is in flight."""
+        return self.flight is not None and self.flight.is_in
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, in line or beside it."""
+        return self._waits_since is not None
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the model's backend has answered since it was woken."""
+        return self._model.is_warm
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether the model's server may still load."""
+        return self._model.is_warming
+
+    def note_loading(self, reason: str) -> None:
+        """The model's server still loads, or refuses: that is logged once after each wake."""
+        if self._model.loads_since is None:
+            now = self._model.loads_since = trio.current_time()
+            waits_s = round(self._model.warm_by - now, 1)
+            log.warning("backend_loads", model=self._model.name, reason=reason, waits_secs=waits_s)
+
+    def note_warm(self) -> None:
+        """The model's backend has answered."""
+        self._model.note_warm()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait while in flight, for a server that still loads: it counts as waiting.
+
+        Raises:
+            SwitchTimeout: It has waited long enough.
+        """
+        began_at = trio.current_time()
+        left_s = self._timeout_s - self.waited_s
+        try:
+            await trio.sleep(max(0.0, min(seconds, left_s)))
+        finally:
+            self.waited_s += trio.current_time() - began_at
+        if left_s <= seconds:
+            log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
+            raise SwitchTimeout
+
+    @property
+    def waited_so_far_s(self) -> float:
+        """How long it has waited up to now, in seconds."""
+        waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since
+        return self.waited_s + waits_s
+
+    @property
+    def is_passive(self) -> bool:
+        """Whether it only looks at the model."""
+        return self._hints.is_passive
+
+    def refuse(self, error: LlmuxError) -> None:
+        """Send it away if it waits in line."""
+        self._model.waiters.refuse(error, only=lambda waiter: waiter.request == self._request)
+
+    def entry(self, status: int) -> Callable[[float], Request]:
+        """What the journal says of the request, which ends now; see `Journal.add`."""
+        ended_at = trio.current_time()
+        flight = self.flight
+        admitted_at = flight.entered_at if flight else None
+        arrived_at = (ended_at if admitted_at is None else admitted_at) - self.waited_s
+        return lambda offset_s: Request(
+            self._model.name,
+            arrived_at + offset_s,
+            ended_at + offset_s,
+            status,
+            None if admitted_at is None else admitted_at + offset_s,
+            flight.company if flight else 0,
+        )
+
+    async def __aenter__(self) -> Serving:
+        """Get in.
+
+        Raises:
+            LlmuxError: The request is refused: at the door, in line, or after too long a wait.
+        """
+        try:
+            self._check(self._model, self._hints, self._place)
+        except ModelNotFound:
+            # Removed since the request was read; or in another group by now, whose this one is.
+            if self._find is None or (found := self._find(self._model.name)) is None:
+                raise
+            self._model, self._check = found
+            self._check(self._model, self._hints, self._place)
+        # No checkpoint between these checks and the count.
+        if self._hints.is_passive:
+            self.flight = self._model.look(self._scope)
+        elif self._model.admits:
+            self.flight = self._model.in_flight.enter(self._scope)
+        else:
+            self.flight = await self._wait()
+        self.flight.__enter__()
+        return self
+
+    async def _wait(self) -> Flight:
+        with self._place.taken(), self.waiting():
+            return await self._model.wait_admitted(
+                self._scope,
+                self._hints.weight,
+                never_switch=self._hints.never_switch,
+                request=self._request,
+            )
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done in here is waiting, of which there may be so much in all.
+
+        Raises:
+            SwitchTimeout: It was more.
+        """
+        self._waits_since = arrived_at = trio.current_time()
+        self.queued, self.flight = True, None
+        try:
+            with trio.fail_after(max(0.0, self._timeout_s - self.waited_s)):
+                yield
+        except trio.TooSlowError:
+            log.warning("request_timeout", model=self._model.name, timeout_secs=self._timeout_s)
+            raise SwitchTimeout from None
+        finally:
+            self.left_line_at = trio.current_time()
+            self.waited_s += self.left_line_at - arrived_at
+            self._waits_since = None
+
+    @contextmanager
+    def waiting_beside_line(self) -> Iterator[None]:
+        """Like `waiting`, between a refused connection and the next try."""
+        with self._model.beside(), self._place.taken(), self.waiting():
+            yield
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Get out; synchronous underneath, so that it cannot be cancelled half-way.
+
+        Raises:
+            StreamCut: llmux itself cut the request.
+        """
+        assert self.flight is not None
+        return self.flight.__exit__(kind, error, traceback)

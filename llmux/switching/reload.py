@@ -1,0 +1,216 @@
+"""From one config to the next while serving: what changes at once, what waits, what cannot.
+
+Names, keys, limits and the policy change at once. A model whose server or hooks have changed gets
+them when it sleeps next, for which it is drained at once if it is awake; one that is gone serves
+those who still wait for it, and is then put to sleep with the hooks it had. All else goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio_util import RepeatedEvent
+
+from llmux.config import Config, ModelConfig, load_config
+from llmux.errors import ConfigError, ShuttingDown
+from llmux.observe.feed import Feed
+from llmux.observe.logs import get_logger
+from llmux.observe.schemas import Reloaded
+from llmux.switching.switchboard import Switchboard
+
+WATCH_S = 1.0
+"""How often the file is looked at."""
+
+FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "journal",
+    "tracing",
+    "control",
+    "limits.connections",
+    "limits.client_stall_secs",
+    "limits.dead_peer_secs",
+    "limits.header_fields",
+    "http2",
+)
+"""What is used from the start on only."""
+
+log = get_logger(__name__)
+
+
+class Reloader:
+    """Reads a config again, and has everybody use it.
+
+    Attributes:
+        config: The one that is used now.
+    """
+
+    def __init__(self, config: Config, board: Switchboard, feed: Feed | None = None) -> None:
+        """Do nothing yet.
+
+        Args:
+            config: What is served.
+            board: Its switchers.
+            feed: Who is told.
+        """
+        self.config = config
+        self._started_with = config
+        self._board = board
+        self._feed = feed or Feed()
+        self._users: list[Callable[[Config], None]] = []
+        self._model_users: list[Callable[[str, ModelConfig | None], None]] = []
+        self._asked_for = 0  # times that somebody wanted the file to be read
+        self._answered = 0  # of these, the last that a reading has come after
+        self._latest: Reloaded | None = None
+        self._asked = RepeatedEvent()
+        self._read = RepeatedEvent()
+        self._has_ended = False
+
+    def tell(
+        self,
+        user: Callable[[Config], None] | None = None,
+        *,
+        of_models: Callable[[str, ModelConfig | None], None] | None = None,
+    ) -> None:
+        """Have somebody told.
+
+        Args:
+            user: Called with each new config.
+            of_models: Called with each model that has changed once that may be used, and with None
+                once it is gone.
+        """
+        if user is not None:
+            self._users.append(user)
+        if of_models is not None:
+            self._model_users.append(of_models)
+
+    def request(self) -> int:
+        """Have `run` read the file, from its beginning, after whatever it reads now.
+
+        Returns:
+            The number of this request.
+        """
+        self._asked_for += 1
+        self._asked.set()
+        return self._asked_for
+
+    async def reload(self) -> Reloaded:
+        """Have the file read again, and say what came of it; cancelled, it is read all the same.
+
+        Raises:
+            ShuttingDown: It will not be read any more.
+        """
+        number = self.request()
+        while self._answered < number:
+            if self._has_ended:
+                raise ShuttingDown
+            await self._read.wait()
+        assert self._latest is not None
+        return self._latest
+
+    async def run(self) -> None:
+        """Read the file whenever somebody asks for it, one time after the other, for ever.
+
+        Those who ask while it is read have it read once more, together.
+        """
+        try:
+            while True:
+                while self._answered == self._asked_for:
+                    await self._asked.wait()
+                number = self._asked_for
+                self._latest = await self._reload_once()
+                self._answered = number
+                self._read.set()
+        finally:
+            self._has_ended = True
+            self._read.set()
+
+    async def _reload_once(self) -> Reloaded:
+        """Read the file in a thread, and use it in one step; a bad one changes nothing."""
+        path = self.config.path
+        try:
+            if path is None:
+                raise ConfigError(["the config comes from no file"])
+            new = await trio.to_thread.run_sync(load_config, path, abandon_on_cancel=True)
+            fixed = self.apply(new)
+        except ConfigError as error:
+            mistakes = error.mistakes
+        except Exception as error:
+            # No file may end llmux, nor what cannot be foreseen: no thread, no memory.
+            log.exception("reload_broke", config=str(path))
+            mistakes = [f"{path}: cannot be loaded: {error}"]
+        else:
+            return self._told(ok=True, needs_restart=fixed)
+        log.error("reload_failed", config=str(path), mistakes=mistakes)
+        return self._told(ok=False, mistakes=mistakes)
+
+    def _told(self, **how: Any) -> Reloaded:
+        now = self._feed.clock.now()
+        reloaded = Reloaded(at=now, models=list(self.config.models), **how)
+        self._feed.tell("reload", reloaded)
+        return reloaded
+
+    def apply(self, new: Config) -> list[str]:
+        """Use another config.
+
+        Returns:
+            The keys whose new values need a restart.
+
+        Raises:
+            ConfigError: It cannot be used, and nothing has changed.
+        """
+        old = self.config
+        mistakes = list(self._board.refuses(new))
+        if mistakes:
+            raise ConfigError(mistakes)
+        # Before anything changes: a policy of the user's own may refuse to be made.
+        policies = self._board.policies_for(new)
+        start = self._started_with
+        fixed = [key for key in FIXED if _value(start, key) != _value(new, key)]
+        if fixed:
+            log.warning("needs_restart", keys=fixed)
+        self.config = new
+        for user in self._users:
+            user(new)
+        self._board.apply(old, new, policies, self._use)
+        log.info("reloaded", config=str(new.path), models=list(new.models))
+        return fixed
+
+    def _use(self, name: str, model: ModelConfig | None) -> None:
+        log.info("model_removed" if model is None else "model_changed", model=name)
+        for user in self._model_users:
+            user(name, model)
+
+    async def watch(self) -> None:
+        """Reload whenever the file changes, for ever."""
+        path = self.config.path
+        assert path is not None
+        seen = _stamp(path)
+        while True:
+            await trio.sleep(WATCH_S)
+            now = _stamp(path)
+            # Not while it is being written: an editor may take a moment.
+            if now is not None and now != seen:
+                await trio.sleep(WATCH_S / 4)
+                if _stamp(path) == now:
+                    seen = now
+                    self.request()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _value(config: Config, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

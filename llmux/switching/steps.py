@@ -1,0 +1,419 @@
+"""The steps of a switch, each on one model: drain it, put it to sleep, wake it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import trio
+from trio_util import RepeatedEvent, periodic
+
+from llmux.config import HookName, PolicyConfig
+from llmux.errors import HookError, NotAlive
+from llmux.observe.logs import get_logger
+from llmux.observe.metrics import Metrics
+from llmux.policy.estimates import Measures
+from llmux.switching.inflight import Flight
+from llmux.switching.model import Model, Phase
+from llmux.switching.prefetch import Prefetch
+
+SLOW_DRAIN_S = 60.0
+"""How often a drain that goes on is logged."""
+
+STEP_SLACK_S = 60.0
+"""How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
+five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
+
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
+"""Delays between two looks at a model that was just woken: the first, doubling up to the second."""
+
+LEAST_LOOK_S = 1.0
+"""How long a look that was begun may take in any case, though the wake's time is over."""
+
+SLOW_WAKE_S = 60.0
+"""How often it is logged that a model is still not alive."""
+
+LONGEST_WARM_UP_S = 600.0
+"""How long a model may say that it loads where its wake hook has no time-out: the default's."""
+
+log = get_logger(__name__)
+
+
+class ModelHooks(Protocol):
+    """The hooks of one model as its config had them at one instant; they never change.
+
+    What begins with these goes on with these, whatever is reloaded meanwhile.
+    """
+
+    def has(self, hook: HookName) -> bool:
+        """Whether there is this hook."""
+        ...
+
+    async def run(
+        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+    ) -> None:
+        """Run a hook that there is, to its end.
+
+        Args:
+            hook: Which.
+            source: The model that the switch leaves, if any.
+            target: The model that the switch is for, if any.
+            expects_failure: A failure is neither logged as one nor counted: the model still loads.
+
+        Raises:
+            HookError: It failed, outlived its time or could not be started.
+        """
+        ...
+
+    def timeout_s(self, hook: HookName) -> float:
+        """Seconds that a hook may run; infinity for no limit."""
+        ...
+
+
+class Hooks(Protocol):
+    """How a switcher gets at hooks; `llmux.hooks.ShellHooks` is the real one."""
+
+    def of(self, model: str) -> ModelHooks:
+        """Those that a model has now."""
+        ...
+
+
+class SwitchAbandoned(Exception):
+    """Nobody waits for the target any more, but for another model."""
+
+
+class Steps:
+    """What a switch does to one model. Only the task that holds the switch lock may call it.
+
+    Attributes:
+        settings: How long a drain may take, and what then.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        settings: PolicyConfig,
+        measures: Measures,
+        metrics: Metrics,
+        changed: RepeatedEvent,
+        *,
+        on_sleep: Callable[[str], object],
+        on_asleep: Callable[[Model], object],
+    ) -> None:
+        """Be ready to take steps.
+
+        Args:
+            hooks: Runs them.
+            settings: See the class.
+            measures: Is told how long drains take.
+            metrics: And so is this.
+            changed: Set whenever it may have changed whether a step is still wanted.
+            on_sleep: Called with the name of each model that is to be put to sleep now.
+            on_asleep: Called with each that has been.
+        """
+        self.settings = settings
+        self._hooks = hooks
+        self._measures = measures
+        self._metrics = metrics
+        self._changed = changed
+        self._on_sleep = on_sleep
+        self._on_asleep = on_asleep
+        self._hook_must_end_by = math.inf
+        self._is_closing = False
+        self._looking: trio.CancelScope | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a hook runs that could not even be ended."""
+        return trio.current_time() > self._hook_must_end_by
+
+    # ---- Drain ----
+
+    async def drain(
+        self,
+        model: Model,
+        target: Model,
+        is_wanted: Callable[[], bool],
+        on_settled: Callable[[Model], object],
+    ) -> float:
+        """Stop admitting, and wait until the last request in flight has left.
+
+        Args:
+            model: What is drained, if it is awake.
+            target: What for.
+            is_wanted: Whether the switch still is.
+            on_settled: Called once all who were let in are in flight, and nobody comes any more.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            SwitchAbandoned: The switch is not wanted any more; the model is awake again.
+        """
+        if not model.is_awake:
+            return 0.0
+        started_at = trio.current_time()
+        in_flight = model.in_flight.count - len(model.yielding)
+        model.enter(Phase.DRAINING)
+        await model.waiters.wait_settled()
+        on_settled(model)
+        cut_sockets(model, model.yielding)  # frozen, they would be a reason to switch back
+        if not model.is_drained:
+            return 0.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_log_slow_drain, model)
+            nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
+            await self._wait_drained(model)
+            nursery.cancel_scope.cancel()
+        # Called off, it may be wanted again by now: but not all have left.
+        if model.in_flight.count or not is_wanted():
+            model.enter(Phase.AWAKE)
+            raise SwitchAbandoned
+        drained_s = trio.current_time() - started_at
+        if in_flight:
+            self._measures.note_drained(model.name, in_flight, drained_s)
+        self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
+        return drained_s
+
+    async def _wait_drained(self, model: Model) -> None:
+        """Wait for the requests in flight, and cut those that take too long, or do not."""
+        settings = self.settings  # those that the drain has begun with
+        timeout_s = settings.drain_timeout_secs
+        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+            await model.in_flight.wait_empty()
+        if limit.cancelled_caught:
+            cuts = settings.on_drain_timeout == "cut"
+            event = "drain_cut" if cuts else "drain_over_time"
+            log.warning(event, model=model.name, in_flight=model.in_flight.count)
+            if cuts:
+                model.in_flight.cut()
+            await model.in_flight.wait_empty()
+
+    async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
+        """Cancel a wait of the switch as soon as something is the case."""
+        while not is_over():
+            await self._changed.wait()
+        wait.cancel()
+
+    # ---- Sleep ----
+
+    def hooks_of(self, model: Model) -> ModelHooks:
+        """The hooks that a model has now, for all steps of what begins now."""
+        return self._hooks.of(model.name)
+
+    async def put_to_sleep(
+        self, model: Model, target: Model, hooks: ModelHooks, then: Phase = Phase.ASLEEP
+    ) -> float:
+        """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
+
+        Args:
+            model: What is put to sleep.
+            target: What for.
+            hooks: The model's.
+            then: The phase that it enters.
+
+        Returns:
+            Seconds of hook time.
+
+        Raises:
+            HookError: The GPU is still taken; the model stays in the way.
+        """
+        started_at = trio.current_time()
+        self._on_sleep(model.name)
+        if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
+            model.enter(Phase.SLEEPING)
+        try:
+            await self._sleep_and_verify(model, target, hooks)
+        except HookError:
+            log.warning("sleep_retried", model=model.name, to=target.name)
+            try:
+                await self._sleep_and_verify(model, target, hooks)
+            except HookError as error:
+                model.last_error = error
+                model.enter(Phase.FAILED)
+                raise
+        model.holds_gpu = False
+        model.enter(then)
+        self._on_asleep(model)
+        return trio.current_time() - started_at
+
+    async def _sleep_and_verify(self, model: Model, target: Model, hooks: ModelHooks) -> None:
+        about = {"source": model.name, "target": target.name}
+        try:
+            await self._run_hook(hooks, "sleep", **about)
+        except HookError as error:
+            # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
+            log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.details)
+            if not error.was_started:
+                raise  # nothing has been done to free the GPU
+        if hooks.has("verify_asleep"):
+            await self._run_hook(hooks, "verify_asleep", **about)
+
+    # ---- Wake ----
+
+    def prefetch(
+        self, target: Model, source: str | None, hooks: ModelHooks, nursery: trio.Nursery
+    ) -> Prefetch:
+        """Start the target's prefetch hook, if it has one and there is something to wait for."""
+        hook = partial(hooks.run, "prefetch", source=source or "", target=target.name)
+        prefetch = Prefetch(hook)
+        if source is None or not hooks.has("prefetch"):
+            prefetch.skip()
+        else:
+            nursery.start_soon(prefetch.run)
+        return prefetch
+
+    async def wait_prefetched(self, prefetch: Prefetch, is_in_vain: Callable[[], bool]) -> float:
+        """Wait for the prefetch hook, unless nothing will come of the switch; returns seconds."""
+        started_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
+            await prefetch.wait_ended()
+            nursery.cancel_scope.cancel()
+        return trio.current_time() - started_at
+
+    async def wake(self, target: Model, source: str | None, hooks: ModelHooks) -> float:
+        """Run the wake hook, then wait until the model is alive; returns seconds.
+
+        Both have the wake hook's time together.
+
+        Raises:
+            HookError: The hook failed, or the model was not alive in time.
+        """
+        started_at = trio.current_time()
+        timeout_s = hooks.timeout_s("wake")
+        target.holds_gpu = True
+        target.enter(Phase.WAKING)
+        await self._run_hook(hooks, "wake", source=source or "", target=target.name)
+        await self._wait_alive(target, source or "", hooks, started_at + timeout_s)
+        warm_up_s = LONGEST_WARM_UP_S if timeout_s == math.inf else timeout_s
+        target.warm_by = started_at + warm_up_s
+        target.wake_succeeded()
+        target.enter(Phase.AWAKE)
+        return trio.current_time() - started_at
+
+    async def wake_while(
+        self,
+        is_wanted: Callable[[], bool],
+        target: Model,
+        source: str | None,
+        hooks: ModelHooks,
+    ) -> float:
+        """As `wake`; if it is not wanted any more, end the hook and put the model to sleep.
+
+        Raises:
+            HookError: As `wake`; or the GPU is still taken.
+            SwitchAbandoned: It was not wanted any more; the model sleeps.
+        """
+        started_at, failure = trio.current_time(), None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
+            try:
+                await self.wake(target, source, hooks)
+            except HookError as error:
+                failure = error  # raised outside, or the nursery would wrap it in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if target.is_awake:
+            return trio.current_time() - started_at
+        log.info("wake_abandoned", model=target.name)
+        await self.put_to_sleep(target, target, hooks)
+        raise SwitchAbandoned
+
+    def close(self) -> None:
+        """Take what wakes for awake as soon as its wake hook says so: nobody is let in any more."""
+        self._is_closing = True
+        if self._looking is not None:
+            self._looking.cancel()
+
+    async def _wait_alive(
+        self, target: Model, source: str, hooks: ModelHooks, deadline: float
+    ) -> None:
+        """Run the alive hook until it succeeds, or this is closed: see `_look_until_alive`."""
+        if self._is_closing:
+            return
+        self._looking = trio.CancelScope()
+        try:
+            with self._looking:
+                await self._look_until_alive(target, source, hooks, deadline)
+        finally:
+            self._hook_must_end_by = math.inf
+            self._looking = None
+
+    async def _look_until_alive(
+        self, target: Model, source: str, hooks: ModelHooks, deadline: float
+    ) -> None:
+        """Run the alive hook until it succeeds: at once, and then ever less often.
+
+        Args:
+            target: The model, whose wake hook has succeeded.
+            source: The model that the switch has left, if any.
+            hooks: The target's.
+            deadline: Until when it must have; the last look may take a little longer.
+
+        Raises:
+            NotAlive: It has not.
+        """
+        began_at = now = logged_at = trio.current_time()
+        pause_s, failure = FIRST_LOOK_S, None
+        self._hook_must_end_by = deadline + LEAST_LOOK_S + STEP_SLACK_S
+        while True:
+            try:
+                with trio.move_on_at(max(deadline, now + LEAST_LOOK_S)) as look:
+                    await hooks.run(
+                        "alive", source=source, target=target.name, expects_failure=True
+                    )
+                if not look.cancelled_caught:
+                    return
+            except HookError as error:
+                failure = error
+            now = trio.current_time()
+            if now >= deadline:
+                raise NotAlive(target.name, now - began_at, failure)
+            if now - logged_at >= SLOW_WAKE_S:
+                logged_at = now
+                _log_slow_wake(target, now - began_at, failure)
+            await trio.sleep(min(pause_s, deadline - now))
+            now = trio.current_time()
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+
+    async def _run_hook(
+        self, hooks: ModelHooks, hook: HookName, *, source: str, target: str
+    ) -> None:
+        """Run a hook that changes what is awake; raises HookError."""
+        self._hook_must_end_by = trio.current_time() + hooks.timeout_s(hook) + STEP_SLACK_S
+        try:
+            await hooks.run(hook, source=source, target=target)
+        finally:
+            self._hook_must_end_by = math.inf
+
+
+def cut_sockets(model: Model, flights: list[Flight]) -> None:
+    """Cut WebSockets, for something waits for their place."""
+    for flight in flights:
+        flight.cut()
+    if flights:
+        log.info("websockets_cut", model=model.name, count=len(flights))
+
+
+def _log_slow_wake(model: Model, waited_s: float, failure: HookError | None) -> None:
+    reason = "" if failure is None else failure.reason
+    log.warning("wake_not_alive", model=model.name, waited_secs=round(waited_s, 1), reason=reason)
+
+
+async def _log_slow_drain(model: Model) -> None:
+    async for drained_s, _ in periodic(SLOW_DRAIN_S):
+        if not drained_s:
+            continue  # the first round comes at once
+        entered_at = model.in_flight.oldest
+        oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
+        log.warning(
+            "drain_slow",
+            model=model.name,
+            in_flight=model.in_flight.count,
+            oldest_secs=round(oldest_s, 1),
+            drain_secs=round(drained_s, 1),
+        )

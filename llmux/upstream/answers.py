@@ -1,0 +1,281 @@
+"""A backend's answer: its head, and its body as it arrives.
+
+Each body is an iterator of its own and no async generator: it is faster, and may be left half-way
+without ado.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from llmux.errors import BackendBroke
+from llmux.upstream.connections import Connection, Stream
+from llmux.upstream.parsing import (
+    CHUNKED_HEAD,
+    MAX_HEAD_BYTES,
+    ChunkedEnd,
+    ChunkedParts,
+    Head,
+    Reader,
+)
+
+
+class CountedBody:
+    """A body with a Content-Length."""
+
+    __slots__ = ("_connection", "_left_bytes")
+
+    def __init__(self, connection: Connection, length_bytes: int) -> None:
+        self._connection = connection
+        self._left_bytes = length_bytes
+
+    def __aiter__(self) -> CountedBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left_bytes:
+            raise StopAsyncIteration
+        data = await self._connection.receive_more()
+        excess = data[self._left_bytes :]
+        if excess:
+            data = data[: self._left_bytes]
+        self._left_bytes -= len(data)
+        if not self._left_bytes:
+            self._connection.end(excess)
+        return data
+
+
+class BodyUntilClose:
+    """A body that ends with the connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __aiter__(self) -> BodyUntilClose:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = b"" if self._connection.has_ended else await self._connection.receive()
+        if not data:
+            self._connection.end(b"")
+            raise StopAsyncIteration
+        return data
+
+
+class ChunkedWire:
+    """A chunked body with its framing: checked, and passed on as it came."""
+
+    __slots__ = ("_connection", "_end", "_reader")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._end = ChunkedEnd()
+        self._reader = Reader(self._end, CHUNKED_HEAD)
+
+    def __aiter__(self) -> ChunkedWire:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._end.is_done:
+            raise StopAsyncIteration
+        data = await self._connection.receive_more()
+        excess = self._reader.feed(data)
+        if excess is None:
+            return data
+        self._connection.end(excess)
+        return data[: len(data) - len(excess)]
+
+
+class ChunkedData:
+    """The data of a chunked body; chunks that arrived together stay together."""
+
+    __slots__ = ("_connection", "_dataless_bytes", "_parts", "_reader")
+
+    def __init__(self, connection: Connection, trailers: list[tuple[bytes, bytes]]) -> None:
+        self._connection = connection
+        self._parts = ChunkedParts(trailers)
+        self._reader = Reader(self._parts, CHUNKED_HEAD)
+        self._dataless_bytes = 0
+        trailers.clear()  # llhttp told of CHUNKED_HEAD's own header
+
+    def __aiter__(self) -> ChunkedData:
+        return self
+
+    async def __anext__(self) -> bytes:
+        pieces = self._parts.pieces
+        while not self._parts.is_done:
+            received = await self._connection.receive_more()
+            excess = self._reader.feed(received)
+            if excess is not None:
+                self._connection.end(excess)
+            if pieces:
+                data = b"".join(pieces)
+                pieces.clear()
+                self._dataless_bytes = 0
+                return data
+            self._note_dataless(received)
+        raise StopAsyncIteration
+
+    def _note_dataless(self, received: bytes) -> None:
+        # Only trailers and chunk extensions can go on without data, and are kept in memory.
+        self._dataless_bytes += len(received)
+        if self._dataless_bytes > MAX_HEAD_BYTES:
+            raise BackendBroke(f"trailers of more than {MAX_HEAD_BYTES} bytes")
+
+
+class Answer:
+    """A backend's answer; its body is still on the way, and is read once.
+
+    One receive buffer is read at a time, and only when asked for, so that a slow consumer slows
+    the backend down.
+
+    Attributes:
+        status: Status code; never 1xx, but 101 if the caller asked to upgrade.
+        reason: What follows it; may be empty.
+        http_version: "1.0" or "1.1".
+        headers: As received: order, case, duplicates.
+        trailers: As received; there once `chunks` has ended.
+        framing: How the body ends on the wire; with "close" it ends with the connection.
+        stream: After 101, the connection, to use as the new protocol wants; else None.
+        early: After 101, what was already received of the new protocol.
+        seen: What is kept of its body.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_length_bytes",
+        "early",
+        "framing",
+        "headers",
+        "http_version",
+        "reason",
+        "seen",
+        "status",
+        "stream",
+        "trailers",
+    )
+
+    def __init__(self, head: Head, method: bytes, connection: Connection) -> None:
+        self.status = head.status
+        self.reason = head.reason
+        self.http_version = head.http_version
+        self.headers = head.headers
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self.framing, self._length_bytes = head.framing(method)
+        self.stream: Stream | None = None
+        self.early = b""
+        self.seen = connection.seen
+        self._connection = connection
+        if head.status == 101:
+            self.stream, self.early = connection.stream, connection.pending
+            return
+        connection.keeps_alive = self.framing != "close" and head.keeps_alive()
+        if self.has_body:
+            self.seen.begin(connection.pending)
+        else:
+            connection.end(connection.pending)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of the body has been handed out, or it has none."""
+        return self._connection.has_ended
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is a body, which may be empty if its length was not told."""
+        return self._length_bytes > 0 or self.is_stream
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it has a body whose length its head does not say."""
+        return self.framing in {"chunked", "close"}
+
+    @property
+    def has_data(self) -> bool:
+        """Whether some of the body was received together with the head."""
+        return bool(self._connection.pending) and not self._connection.has_ended
+
+    def heard_at(self) -> float:
+        """When its last byte came (Trio's clock, seconds)."""
+        return self._connection.heard_at()
+
+    async def wait_begun(self) -> None:
+        """Return once some of the body's data is there, or its end; it stays to be read.
+
+        Raises:
+            BackendBroke: The connection broke, or ended too early.
+        """
+        connection = self._connection
+        receive = connection.receive if self.framing == "close" else connection.receive_more
+        while not (connection.has_ended or self._has_begun(connection.pending)):
+            before, connection.pending = connection.pending, b""
+            data = await receive()
+            connection.pending = before + data
+            if not data:
+                return
+
+    def _has_begun(self, received: bytes) -> bool:
+        """Whether there is more in it than the head of a chunk, which may come alone."""
+        if self.framing != "chunked":
+            return bool(received)
+        return bool(received.partition(b"\n")[2]) or len(received) > MAX_HEAD_BYTES
+
+    def take_whole(self) -> bytes | None:
+        """The body, if its length is known and all of it came with the head; ends the answer."""
+        connection = self._connection
+        if connection.has_ended or self.framing != "length":
+            return None
+        data = connection.pending
+        if len(data) < self._length_bytes:
+            return None
+        connection.end(data[self._length_bytes :])
+        return data[: self._length_bytes]
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body's data as it arrives, without framing; its Content-Encoding is untouched.
+
+        Raises:
+            BackendBroke: The body broke off, or is framed wrongly.
+        """
+        if self.framing == "chunked":
+            return ChunkedData(self._connection, self.trailers)
+        return self.wire()
+
+    def wire(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, framing included, never past its end. Raises BackendBroke."""
+        if self.framing == "chunked":
+            return ChunkedWire(self._connection)
+        if self.framing == "close":
+            return BodyUntilClose(self._connection)
+        return CountedBody(self._connection, self._length_bytes)
+
+    async def read(self) -> bytes:
+        """The whole body. Raises BackendBroke."""
+        return b"".join([data async for data in self.chunks()])
+
+
+async def read_head(connection: Connection) -> Head:
+    """The next status line and headers; what follows them stays in `connection.pending`.
+
+    Raises:
+        BackendBroke: It is not HTTP, too long, or broke off.
+    """
+    head = Head()
+    reader = Reader(head)
+    size_bytes = 0
+    while not head.is_done:
+        data = await connection.receive()
+        if not data:
+            raise BackendBroke("closed the connection before its answer")
+        connection.has_answered = True
+        rest = reader.feed_head(data) or b""
+        connection.pending = rest
+        size_bytes += len(data) - len(rest)
+        if size_bytes > MAX_HEAD_BYTES:
+            raise BackendBroke(f"headers of more than {MAX_HEAD_BYTES} bytes")
+    head.status = reader.llhttp.get_status_code()
+    head.http_version = reader.llhttp.get_http_version()
+    head.check()
+    return head

@@ -1,0 +1,315 @@
+"""Connections to a backend: opening them, what each stands at, and the pool of idle ones."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+import ssl
+import struct
+import sys
+from urllib.parse import urlsplit
+
+import trio
+
+from llmux.errors import BackendBroke, BackendError, BackendRefused
+from llmux.http import wire
+from llmux.http.socketpath import SCHEME, socket_path
+from llmux.upstream.seen import PIECE_BYTES, UNSEEN, Seen
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+MAX_IDLE = 512
+"""Idle connections kept to one backend: a large batch of requests (vLLM's `max_num_seqs` is 256 by
+default), so that the next one need not connect again."""
+
+IDLE_S = 30.0
+"""Seconds after which an idle connection is not used again; routers forget silent ones."""
+
+LAST_DATA_RECV = 52
+"""Where `struct tcp_info` (linux/tcp.h) has the milliseconds since data came. The kernel keeps that
+time anyway, so that nothing here need be done for each chunk."""
+
+# Failures to connect that are this host's own, and say nothing about the backend.
+LOCAL_ERRNOS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+
+
+class Connection:
+    """One connection to a backend, and where it stands with the request that it carries.
+
+    `pending` is what was received and not used yet. Once the answer has ended, whatever is there
+    belongs to nobody: such a connection, like one with an unfinished request or answer, is closed
+    where others go back to the pool. `seen` is what is kept of the answer's body.
+    """
+
+    __slots__ = (
+        "_socket",
+        "_tls",
+        "has_answered",
+        "has_ended",
+        "has_sent",
+        "idle_since",
+        "keeps_alive",
+        "pending",
+        "seen",
+        "stream",
+    )
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.idle_since = 0.0
+        self._tls = stream if isinstance(stream, trio.SSLStream) else None
+        self._socket = (stream if self._tls is None else self._tls.transport_stream).socket
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last request."""
+        self.pending = b""
+        self.seen = Seen()
+        self.has_sent = self.has_answered = self.has_ended = self.keeps_alive = False
+
+    def end(self, excess: bytes) -> None:
+        """The answer has ended, and this came after it."""
+        self.has_ended = True
+        self.pending = excess
+        self.seen = UNSEEN  # the answer has it; an idle connection need not
+
+    def can_carry_another(self) -> bool:
+        """Whether both sides are done with the last request and nothing strange happened."""
+        return self.has_sent and self.has_ended and self.keeps_alive and not self.pending
+
+    async def send(self, *parts: bytes) -> None:
+        """Send a request.
+
+        A backend that takes no more may have answered all the same (413, then close): what is
+        received decides, so a break is no error here.
+        """
+        try:
+            for part in parts:
+                if self._tls is None:
+                    await wire.send(self._socket, part)
+                else:
+                    await self._tls.send_all(part)
+        except wire.BREAKS:
+            return
+        self.has_sent = True
+
+    async def receive(self) -> bytes:
+        """What is there or comes next; nothing at the end of the stream.
+
+        Raises:
+            BackendBroke: The connection broke.
+        """
+        if self.pending:
+            data, self.pending = self.pending, b""
+            return data
+        try:
+            if self._tls is None:
+                data = await wire.receive(self._socket)
+            else:
+                data = bytes(await self._tls.receive_some(wire.RECEIVE_BYTES))
+        except wire.BREAKS as error:
+            raise BackendBroke(str(error)) from error
+        seen = self.seen
+        if seen.is_opening:
+            seen.open(data)
+        seen.last.append(data if len(data) <= PIECE_BYTES else data[-PIECE_BYTES:])
+        return data
+
+    async def receive_more(self) -> bytes:
+        """Like `receive`, but the end of the stream is a break, too."""
+        data = await self.receive()
+        if not data:
+            raise BackendBroke("closed the connection before the end of its answer")
+        return data
+
+    def is_silent(self) -> bool:
+        """Whether an idle connection is still open: any byte, and its end, says that it is not."""
+        try:
+            os.read(self._socket.fileno(), 1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def heard_at(self) -> float:
+        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        if not self.has_answered:
+            return -math.inf
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except (AttributeError, OSError):  # no Linux; closed
+            return -math.inf
+        (ago_ms,) = struct.unpack_from("=I", info, LAST_DATA_RECV)
+        return trio.current_time() - float(ago_ms) / 1000
+
+    def allow_stall(self, dead_s: float | None, *, allowed: bool) -> None:
+        """See `wire.allow_stall`."""
+        wire.allow_stall(self._socket, dead_s, allowed=allowed)
+
+    def close(self) -> None:
+        """Close at once: no TLS farewell, nothing to await."""
+        self._socket.close()
+
+
+class TimedConnection(Connection):
+    """One of which the kernel does not say when data came: a Unix socket; no Linux."""
+
+    __slots__ = ("_heard_at",)
+
+    def begin(self) -> None:
+        """Forget the last request."""
+        super().begin()
+        self._heard_at = -math.inf
+
+    async def receive(self) -> bytes:
+        """See `Connection`; notes the time, which costs 0.1 us."""
+        data = await super().receive()
+        self._heard_at = trio.current_time()
+        return data
+
+    def heard_at(self) -> float:
+        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        return self._heard_at if self.has_answered else -math.inf
+
+
+TCP_CONNECTION = Connection if sys.platform == "linux" else TimedConnection
+
+
+class Origin:
+    """Where a backend is, and how to get there.
+
+    Attributes:
+        host_header: Value of the Host header.
+        prefix: Path that is put before every target.
+        dead_peer_s: See `Backend`.
+    """
+
+    def __init__(
+        self, base_url: str, connect_timeout_s: float, dead_peer_s: float | None = None
+    ) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self.dead_peer_s = dead_peer_s
+        self._path = socket_path(base_url)
+        if self._path is not None:
+            self._shown = SCHEME + self._path
+            self.host_header, self.prefix = b"localhost", b""
+            return
+        url = urlsplit(base_url)
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise ValueError(f"not an http or https URL: {base_url!r}")
+        self._host = url.hostname
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        shown_host = f"[{self._host}]" if ":" in self._host else self._host
+        self._shown = f"{shown_host}:{self._port}"
+        self.host_header = url.netloc.rpartition("@")[2].encode("ascii")
+        self.prefix = url.path.rstrip("/").encode("ascii")
+
+    async def connect(self) -> Connection:
+        """A new connection.
+
+        Raises:
+            BackendRefused: None can be had.
+            BackendError: None can be had, for a reason that lies on this side.
+        """
+        try:
+            with trio.fail_after(self._connect_timeout_s):
+                if self._path is not None:
+                    return TimedConnection(await wire.connect_unix(self._path))
+                return TCP_CONNECTION(await self._open())
+        except trio.TooSlowError:
+            raise BackendRefused(
+                f"no connection to {self._shown} within {self._connect_timeout_s:g} s"
+            ) from None
+        except wire.BREAKS as error:
+            cause = first_cause(error)
+            is_local = isinstance(cause, OSError) and cause.errno in LOCAL_ERRNOS
+            why = (isinstance(cause, OSError) and cause.strerror) or cause
+            reason = f"no connection to {self._shown}: {why}"
+            raise (BackendError if is_local else BackendRefused)(reason) from error
+
+    async def _open(self) -> Stream:
+        tcp = await wire.connect(self._host, self._port)
+        wire.notice_death(tcp.socket, self.dead_peer_s)
+        if self._tls is None:
+            return tcp
+        tls = trio.SSLStream(tcp, self._tls, server_hostname=self._host, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except BaseException:
+            tcp.socket.close()
+            raise
+        return tls
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that says most: Trio wraps those of all addresses tried into a group."""
+    while (cause := error.__cause__) is not None:
+        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
+    return error
+
+
+class Pool:
+    """The connections to one backend: the idle ones, and those in use.
+
+    The one used last is used next, so that after a burst the others grow old and go. No task
+    looks after them: the old ones are closed when another comes back.
+    """
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self._busy: set[Connection] = set()
+        self._idle: list[Connection] = []  # oldest first
+        self._heard_at = -math.inf
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> Connection | None:
+        """An idle connection that looks alive."""
+        oldest = trio.current_time() - IDLE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since >= oldest and connection.is_silent():
+                return connection
+            connection.close()
+        return None
+
+    def add(self, connection: Connection) -> None:
+        """One more is in use; `put_back` ends that."""
+        self._busy.add(connection)
+
+    def heard_at(self) -> float:
+        """When the last byte of an answer came (Trio's clock); -inf if none has."""
+        return max([self._heard_at, *(each.heard_at() for each in self._busy)])
+
+    def put_back(self, connection: Connection) -> None:
+        """Keep a connection for another request if it can carry one, else close it at once."""
+        self._busy.discard(connection)
+        if connection.has_ended:
+            self._heard_at = trio.current_time()
+        else:
+            self._heard_at = max(self._heard_at, connection.heard_at())
+        if self._is_closed or not connection.can_carry_another():
+            connection.close()
+            return
+        now = connection.idle_since = self._heard_at
+        self._idle.append(connection)
+        while len(self._idle) > MAX_IDLE or self._idle[0].idle_since < now - IDLE_S:
+            self._idle.pop(0).close()
+
+    def close(self) -> None:
+        """Close the idle ones now, and those in use when they come back."""
+        self._is_closed = True
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close the idle ones."""
+        while self._idle:
+            self._idle.pop().close()

@@ -1,0 +1,251 @@
+"""One request to a model server: sent, answered, and the connection given back or closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+
+from llmux.errors import BackendBroke, BackendError, BackendRefused
+from llmux.upstream.answers import Answer, read_head
+from llmux.upstream.connections import Connection, Origin, Pool
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+JOINED_BODY_BYTES = 65536
+"""Smaller bodies are sent with the head; larger ones in a task of their own."""
+
+STALLING_BYTES = 32768
+"""Larger bodies may fill the window of a backend that is busy, and must wait until it reads on."""
+
+DEAD_PEER_S = 120.0
+"""Seconds without an answer after which a backend's host counts as gone (Go's net: 15 + 9 x 15)."""
+
+MAX_INTERIM = 100
+"""Interim answers (1xx) before the final one; honest servers send one or two."""
+
+BODY_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
+"""Methods that announce an empty body, too (RFC 9110, section 8.6)."""
+
+
+class Request:
+    """A request as it goes over the wire.
+
+    Attributes:
+        method: Its method; what a body means depends on it.
+        head: Request line and headers, with the blank line.
+        body: Its body.
+        is_upgrade: Whether the caller asks to change the protocol.
+    """
+
+    __slots__ = ("body", "head", "is_upgrade", "method")
+
+    def __init__(
+        self, origin: Origin, method: bytes, target: bytes, headers: Headers, body: bytes
+    ) -> None:
+        if target != b"*":
+            if not target.startswith(b"/"):  # behind a prefix it would be another path
+                raise ValueError("a request's target must begin with a slash")
+            target = origin.prefix + target
+        self.method = method
+        self.body = body
+        line = b"%b %b HTTP/1.1" % (method, target)
+        lines = [line, b"Host: " + origin.host_header]
+        lines += [b"%b: %b" % header for header in headers]
+        if body or method in BODY_METHODS:
+            lines.append(b"Content-Length: %d" % len(body))
+        self.head = b"\r\n".join([*lines, b"", b""])
+        self.is_upgrade = b"\r\nupgrade:" in self.head.lower()
+        breaks = len(lines) + 1
+        if (
+            (self.head.count(b"\r"), self.head.count(b"\n")) != (breaks, breaks)
+            or b"\0" in self.head
+            or line.count(b" ") != 2
+        ):
+            raise ValueError("a request's parts may hold no CR, LF or NUL, nor its line a space")
+
+
+class Exchange:
+    """`async with`: send a request, and hold the connection while its answer is read.
+
+    Leaving gives the connection back if the answer was read to its end, and closes it at once if
+    not, so that the backend stops working for nobody. Both are synchronous underneath, and work
+    when cancelled.
+    """
+
+    __slots__ = ("_connection", "_origin", "_pool", "_request", "sender")
+
+    def __init__(self, origin: Origin, pool: Pool, request: Request) -> None:
+        self._origin = origin
+        self._pool = pool
+        self._request = request
+        self._connection: Connection | None = None
+        self.sender: trio.Nursery | None = None
+        """Where to send the request while its answer is read; None to send it first."""
+
+    async def __aenter__(self) -> Answer:
+        """Send; returns with the final status line and headers.
+
+        Raises:
+            BackendRefused: No connection, and nothing was sent.
+            BackendError: No answer.
+        """
+        self._pool.in_use += 1
+        try:
+            return await self._answer()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._pool.in_use -= 1
+        if self._connection is not None:
+            self._pool.put_back(self._connection)
+
+    async def _answer(self) -> Answer:
+        self._connection = self._pool.take()
+        if self._connection is None:
+            self._connection = await self._origin.connect()
+            return await self._ask(self._connection)
+        try:
+            return await self._ask(self._connection)
+        except BackendError:
+            if self._connection.has_answered:
+                raise
+        return await self._ask_again()
+
+    async def _ask_again(self) -> Answer:
+        """The idle connection was closed unanswered, most likely before the request got there."""
+        assert self._connection is not None
+        self._pool.put_back(self._connection)  # which closes it, unfinished as it is
+        try:
+            self._connection = await self._origin.connect()
+        except BackendRefused as error:
+            # Not refused: if the first try has got there, it may be what brought the backend down.
+            raise BackendError(f"closed the connection, then refused: {error}") from error
+        return await self._ask(self._connection)
+
+    async def _ask(self, connection: Connection) -> Answer:
+        self._pool.add(connection)
+        connection.begin()
+        may_stall, dead_s = len(self._request.body) > STALLING_BYTES, self._origin.dead_peer_s
+        if may_stall:
+            connection.allow_stall(dead_s, allowed=True)
+        try:
+            if self.sender is None:
+                await connection.send(self._request.head + self._request.body)
+            else:
+                self.sender.start_soon(connection.send, self._request.head, self._request.body)
+            head = await read_head(connection)
+            interim = 0
+            while head.status < 200 and head.status != 101:
+                interim += 1
+                if interim > MAX_INTERIM:
+                    raise BackendBroke(f"more than {MAX_INTERIM} interim answers")
+                head = await read_head(connection)
+            if head.status == 101 and not self._request.is_upgrade:
+                raise BackendBroke("changed the protocol unasked")
+            if may_stall:
+                connection.allow_stall(dead_s, allowed=False)
+            self._request.body = b""  # it will not be sent again
+            return Answer(head, self._request.method, connection)
+        except BackendBroke as error:
+            raise BackendError(str(error)) from error
+
+
+@asynccontextmanager
+async def uploading(exchange: Exchange) -> AsyncIterator[Answer]:
+    """The exchange, its request sent by a task of its own.
+
+    A backend may answer before it has read a large body, and read no more of it until someone
+    takes the answer.
+    """
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        exchange.sender = nursery
+        try:
+            async with exchange as answer:
+                yield answer
+        except Exception as caught:
+            error = caught  # raised again outside, or the nursery would wrap it in a group
+        # The sender is done by now: leaving closed the connection of an unfinished upload.
+    if error is not None:
+        raise error
+
+
+class Backend:
+    """One model server and its idle connections.
+
+    An exchange takes the connection that was idle last, or opens one; sends; reads up to the end
+    of the headers; and hands out an `Answer`, whose body the caller iterates over. From then on
+    there is one receive, one call into llhttp, and nothing else for each buffer that comes in.
+
+    A connection carries another request only if the last one was sent whole, its answer read to
+    the end, and nothing came after it. A server may close an idle connection at any time: what has
+    arrived of that is seen before use, and if it arrives later, as an answer that never begins, the
+    request is sent once more, on a new connection.
+
+    No deadline but the one for connecting: a model may think for as long as its client waits.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        dead_peer_s: float | None = DEAD_PEER_S,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            base_url: http or https; its path is put before every target. Or `unix:/run/x.sock`.
+            connect_timeout_s: Seconds for a connection, TLS handshake included.
+            dead_peer_s: Seconds without an answer after which its host counts as gone (TCP
+                keep-alive); None: as the system has it.
+
+        Raises:
+            ValueError: Not such a URL.
+        """
+        self.base_url = base_url
+        self._origin = Origin(base_url, connect_timeout_s, dead_peer_s)
+        self._pool = Pool()
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.base_url}, {len(self._pool)} idle, {self._pool.in_use} in use>"
+
+    def exchange(
+        self, method: bytes, target: bytes, headers: Headers, body: bytes
+    ) -> AbstractAsyncContextManager[Answer]:
+        """Send one request; entering yields its answer, once the headers are in.
+
+        Args:
+            method: As it goes over the wire.
+            target: Path and query, or an asterisk, which stands for the whole server.
+            headers: All but Host and Content-Length, which are added, and hop-by-hop ones; who
+                wants to upgrade gives Connection and Upgrade.
+            body: The whole body.
+
+        Raises:
+            ValueError: No such target, or CR, LF or NUL where they would change the request.
+            BackendRefused: On entering: no connection, and nothing was sent.
+            BackendError: On entering: no answer.
+        """
+        request = Request(self._origin, method, target, headers, body)
+        exchange = Exchange(self._origin, self._pool, request)
+        return exchange if len(body) < JOINED_BODY_BYTES else uploading(exchange)
+
+    def heard_at(self) -> float:
+        """When the last byte of an answer came (Trio's clock, seconds); -inf if none has."""
+        return self._pool.heard_at()
+
+    def close_idle(self) -> None:
+        """Close the idle connections."""
+        self._pool.close_idle()
+
+    def close(self) -> None:
+        """Close the idle connections, and those in use once they are done."""
+        self._pool.close()

@@ -1,0 +1,211 @@
+"""The bytes of an answer: llhttp (through httptools) checks them, and what it lets pass too.
+
+Framing is checked here, never rebuilt: what can be relayed is relayed as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import httptools
+
+from llmux.errors import BackendBroke
+from llmux.http.heads import MAX_LENGTH_DIGITS
+
+Framing = Literal["none", "length", "chunked", "close"]
+
+MAX_HEAD_BYTES = 65536
+"""Status line and headers of an answer; also bounds trailers and chunk extensions."""
+
+BLANK_LINE = b"\r\n\r\n"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+READ_ON = frozenset({b"transfer-encoding", b"content-length", b"connection"})
+CONTROLS = bytes({*range(32), 127} - {9})
+
+
+class Parts(Protocol):
+    """What a part of a message collects from llhttp's callbacks, until it is done."""
+
+    is_done: bool
+
+
+class Reader:
+    """llhttp, fed up to the end of one part of a message (its head, its body) and no further.
+
+    llhttp tells what it found but not where, and goes on into a next message by itself. In both
+    parts the end is a blank line, since llhttp takes no bare LF. So data is fed in pieces that stop
+    behind every blank line, and the end is where a piece was the last one wanted. Data that has
+    no blank line, which is nearly all of a stream, is fed whole.
+    """
+
+    __slots__ = ("_feed", "_parts", "llhttp")
+
+    def __init__(self, parts: Parts, start: bytes = b"") -> None:
+        self.llhttp = httptools.HttpResponseParser(parts)
+        self._parts = parts
+        self._feed = self.llhttp.feed_data
+        self._feed(start)
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Parse what was received.
+
+        Returns:
+            What follows the end of the part; None if the end has not come yet.
+
+        Raises:
+            BackendBroke: It is not HTTP.
+        """
+        try:
+            # A blank line that began in earlier data goes on with CR or LF.
+            if BLANK_LINE in data or data[0] in BLANK_LINE:
+                return self._feed_pieces(data)
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            raise BackendBroke(f"not HTTP: {error}") from error
+        return None
+
+    def feed_head(self, data: bytes) -> bytes | None:
+        """Like `feed`, for a head: nearly always it comes whole, and its end is the first one."""
+        end = data.find(BLANK_LINE) + len(BLANK_LINE)
+        if end < len(BLANK_LINE) or data[0] in BLANK_LINE:
+            return self.feed(data)
+        try:
+            self._feed(data[:end])
+        except httptools.HttpParserUpgrade:
+            assert self._parts.is_done  # llhttp's way to end the head of a 101
+        except httptools.HttpParserError as error:
+            raise BackendBroke(f"not HTTP: {error}") from error
+        return data[end:] if self._parts.is_done else self.feed(data[end:])
+
+    def _feed_pieces(self, data: bytes) -> bytes | None:
+        view = memoryview(data)
+        for start, stop in pairwise(possible_ends(data)):
+            try:
+                self._feed(view[start:stop])
+            except httptools.HttpParserUpgrade:
+                assert self._parts.is_done  # llhttp's way to end the head of a 101
+            if self._parts.is_done:
+                return data[stop:]
+        return None
+
+
+def possible_ends(data: bytes) -> list[int]:
+    """Offsets at which a part can end, and both ends of the data.
+
+    Blank lines cannot overlap here: before the one that ends a part there is some text.
+    """
+    begun_before = range(4) if data[0] in BLANK_LINE else ()
+    found = (match.end() for match in re.finditer(BLANK_LINE, data))
+    return sorted({0, *begun_before[: len(data)], *found, len(data)})
+
+
+class Head:
+    """An answer's status line and headers.
+
+    Attributes:
+        status: Status code.
+        reason: What follows it; may be empty.
+        http_version: "1.0" or "1.1".
+        headers: In the order received, duplicates too; white space around values is removed.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.reason = b""
+        self.http_version = ""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_done = False
+        self._read_on: dict[bytes, list[bytes]] | None = None
+
+    def on_status(self, reason: bytes) -> None:
+        """One piece of the reason."""
+        self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line."""
+        self.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """The blank line."""
+        self.is_done = True
+
+    def check(self) -> None:
+        """Check what llhttp lets pass.
+
+        Raises:
+            BackendBroke: Not an answer to relay.
+        """
+        if self.http_version not in {"1.0", "1.1"}:
+            raise BackendBroke(f"speaks HTTP/{self.http_version}")
+        if self.status < 100:
+            raise BackendBroke(f"status {self.status}")
+        if self.reason.translate(None, CONTROLS) != self.reason:
+            raise BackendBroke("control characters in the status line")
+
+    def framing(self, method: bytes) -> tuple[Framing, int]:
+        """How the body ends, and its length in bytes where known (RFC 9112, section 6.3).
+
+        Raises:
+            BackendBroke: No one way to read it.
+        """
+        if method == b"HEAD" or self.status in {101, 204, 304}:
+            return "none", 0
+        codings = self._read().get(b"transfer-encoding")
+        if codings:
+            if codings != [b"chunked"] or self.http_version == "1.0":
+                raise BackendBroke(f"Transfer-Encoding {b', '.join(codings)!r}")
+            return "chunked", 0
+        lengths = self._read().get(b"content-length")
+        if not lengths:
+            return "close", 0
+        if len(lengths[0]) > MAX_LENGTH_DIGITS:
+            raise BackendBroke(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
+        return "length", int(lengths[0])  # llhttp has seen that it is one number, given once
+
+    def keeps_alive(self) -> bool:
+        """Whether the backend will take another request on this connection."""
+        values = self._read().get(b"connection")
+        if values is None:
+            return self.http_version == "1.1"
+        tokens = {token.strip() for value in values for token in value.split(b",")}
+        return b"close" not in tokens and (self.http_version == "1.1" or b"keep-alive" in tokens)
+
+    def _read(self) -> dict[bytes, list[bytes]]:
+        """The values of the headers that say how to read on, in lower case."""
+        if self._read_on is None:
+            self._read_on = {}
+            for name, value in self.headers:
+                if (lower := name.lower()) in READ_ON:
+                    self._read_on.setdefault(lower, []).append(value.lower())
+        return self._read_on
+
+
+class ChunkedEnd:
+    """Of a chunked body only its end; the fewer callbacks, the faster llhttp."""
+
+    __slots__ = ("is_done",)
+
+    def __init__(self) -> None:
+        self.is_done = False
+
+    def on_message_complete(self) -> None:
+        """The blank line after the last chunk and the trailers."""
+        self.is_done = True
+
+
+class ChunkedParts(ChunkedEnd):
+    """The data and the trailers of a chunked body."""
+
+    __slots__ = ("on_body", "pieces", "trailers")
+
+    def __init__(self, trailers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+        self.on_body = self.pieces.append
+        self.trailers = trailers
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One trailer line."""
+        self.trailers.append((name, value.rstrip(b" \t")))

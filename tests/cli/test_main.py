@@ -1,0 +1,110 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmux import __version__
+from llmux.cli.main import config_table, main
+from llmux.config import load_config, parse_config
+from llmux.server.run import server_config
+
+CONFIG = """
+port: 4000
+models:
+  facebook/opt-125m: {port: 8001, wake: up, sleep: down, alive: ping, aliases: [opt, tiny]}
+  far: {url: "http://10.0.0.5:8000", wake: up, sleep: down, alive: ping, verify_asleep: free}
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.server.signals.hold_back", lambda: None)
+    monkeypatch.setattr("llmux.observe.logs.configure", lambda *_, **__: None)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "llmux.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_version() -> None:
+    assert run("--version").output == f"llmux, version {__version__}\n"
+
+
+def test_check_shows_what_it_found(config: Path) -> None:
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 0
+    *_, head, opt, far = result.output.splitlines()
+    assert head.split() == ["model", "group", "backend", "aliases", "hooks"]
+    assert opt.split() == [
+        "facebook/opt-125m", "default", "http://127.0.0.1:8001", "opt,", "tiny",
+        "wake", "sleep", "alive",
+    ]  # fmt: skip
+    assert far.split()[-4:] == ["wake", "sleep", "alive", "verify_asleep"]
+    assert config_table(load_config(config)) in result.output
+
+
+def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:
+    config.write_text(
+        CONFIG.replace(
+            "wake: up, sleep: down, alive: ping, al", "wake: ./up, sleep: down, alive: ping, al"
+        )
+    )
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"warning: models.facebook/opt-125m.wake: there is no ./up in {config.parent}, where hooks run\n"
+    )
+
+
+def test_options_may_stand_before_the_command(config: Path) -> None:
+    assert run("-c", str(config), "check").exit_code == 0
+    assert run("-c", "nowhere.yaml", "check", "-c", str(config)).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve"], []])
+def test_a_bad_config_is_told_line_by_line(config: Path, command: list[str]) -> None:
+    config.write_text(CONFIG.replace("port: 8001", "port: x").replace("4000", "-1"))
+    result = run(*command, "-c", str(config))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "port: expected int >= 0",
+        "models.facebook/opt-125m.port: expected int, got str",
+    ]
+
+
+def test_check_knows_the_policies(config: Path) -> None:
+    config.write_text(CONFIG + "policy: {name: fifoo}")
+    result = run("check", "-c", str(config))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("policy.name: unknown policy 'fifoo', did you mean 'fifo'?")
+
+
+def test_no_config_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMUX_CONFIG", raising=False)
+    result = run("serve")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("no config: ")
+
+
+def test_schema_is_json() -> None:
+    schema = json.loads(run("schema").output)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+
+
+def test_ipv6_addresses_are_bound_in_brackets() -> None:
+    models = {"a": {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}}
+    config = parse_config({"models": models, "state_dir": "state"}, directory=Path())
+    assert server_config("::1", 3000, config).bind == ["[::1]:3000"]

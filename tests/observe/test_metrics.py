@@ -1,0 +1,110 @@
+"""The names and labels that dashboards use."""
+
+from __future__ import annotations
+
+from prometheus_client import Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmux.observe.metrics import SECONDS_BUCKETS, STATES, Metrics, ModelGauges
+from llmux.switching.model import Phase
+
+# What dashboards and alerts may rely on.
+SERIES = {
+    "llmux_requests": ("counter", {"model", "status", "waited"}),
+    "llmux_request_duration_seconds": ("histogram", {"model", "status"}),
+    "llmux_request_queue_wait_seconds": ("histogram", {"model"}),
+    "llmux_request_queue_depth": ("gauge", {"model"}),
+    "llmux_model_in_flight": ("gauge", {"model"}),
+    "llmux_model_active_duration_seconds": ("histogram", {"model"}),
+    "llmux_switch": ("counter", {"from", "to", "result"}),
+    "llmux_switch_duration_seconds": ("histogram", {"from", "to"}),
+    "llmux_switch_drain_duration_seconds": ("histogram", {"from", "to"}),
+    "llmux_switch_cost_ema_seconds": ("gauge", {"from", "to"}),
+    "llmux_hook_duration_seconds": ("histogram", {"model", "hook"}),
+    "llmux_hook_failures": ("counter", {"model", "hook"}),
+}
+
+# What docs/monitoring.md promises beside.
+MORE = {
+    "llmux_build_info": ("gauge", {"version"}),
+    "llmux_model_state": ("gauge", {"model", "group", "state"}),
+    "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
+    "llmux_healthy": ("gauge", set()),
+    "llmux_request_queue_limit": ("gauge", set()),
+    "llmux_tokens": ("counter", {"model", "kind"}),
+    "llmux_time_to_first_token_seconds": ("histogram", {"model"}),
+}
+
+NOW = ModelGauges(queued=1, in_flight=2, group="g", state="awake", oldest_wait_s=3)
+
+
+def test_every_series_of_the_contract_and_no_other() -> None:
+    metrics = Metrics()
+    metrics.watch_counts(lambda: {"a": NOW})
+    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
+    metrics.requests.count("a", 200, waited=True, first_byte_s=1)
+    metrics.tokens.labels("a", "prompt").inc()
+    metrics.first_token.labels("a").observe(1)
+    metrics.queue_wait.labels("a").observe(1)
+    metrics.active_duration.labels("a").observe(1)
+    metrics.switches.labels("idle", "a", "success").inc()
+    metrics.switch_duration.labels("idle", "a").observe(1)
+    metrics.drain_duration.labels("idle", "a").observe(1)
+    metrics.switch_cost.labels("idle", "a").set(1)
+    metrics.hook_duration.labels("a", "wake").observe(1)
+    metrics.hook_failures.labels("a", "wake").inc()
+
+    families = list(text_string_to_metric_families(metrics.render().decode()))
+    found = {
+        family.name: (family.type, set(family.samples[-1].labels) - {"le"})
+        for family in families
+        if not family.name.startswith("process_")  # what there is depends on the system
+    }
+    assert found == SERIES | MORE
+    assert max(SECONDS_BUCKETS) == 3600
+
+
+def test_counts_are_read_when_scraped() -> None:
+    metrics = Metrics()
+    counts = {"a": NOW}
+    metrics.watch_counts(lambda: counts)
+    counts["a"] = NOW._replace(queued=3, in_flight=4, state="draining", oldest_wait_s=5)
+    text = metrics.render().decode()
+    assert 'llmux_request_queue_depth{model="a"} 3.0' in text
+    assert 'llmux_model_in_flight{model="a"} 4.0' in text
+    assert 'llmux_request_oldest_wait_seconds{model="a"} 5.0' in text
+    assert 'llmux_model_state{group="g",model="a",state="draining"} 1.0' in text
+    assert 'llmux_model_state{group="g",model="a",state="awake"} 0.0' in text
+
+
+def test_a_model_state_is_one_of_those_that_are_exported() -> None:
+    assert tuple(phase.value for phase in Phase) == STATES
+
+
+def test_requests_are_counted_as_prometheus_would() -> None:
+    metrics = Metrics()
+    own = Histogram("own", "The same", buckets=SECONDS_BUCKETS, registry=None)
+    for seconds in (0, 0.005, 0.0051, 1, 3600, 3601):
+        metrics.requests.count("a", 200, waited=False, first_byte_s=seconds)
+        own.observe(seconds)
+    metrics.requests.count("a", 499, waited=True, first_byte_s=None)
+    found = {
+        (sample.name.removeprefix("llmux_request_duration_seconds"), sample.labels.get("le")): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(metrics.render().decode())
+        if family.name == "llmux_request_duration_seconds"
+        for sample in family.samples
+    }
+    (family,) = own.collect()
+    assert found == {
+        (sample.name.removeprefix("own"), sample.labels.get("le")): sample.value
+        for sample in family.samples
+    }
+    text = metrics.render().decode()
+    assert 'llmux_requests_total{model="a",status="200",waited="false"} 6.0' in text
+    assert 'llmux_requests_total{model="a",status="499",waited="true"} 1.0' in text
+
+
+def test_each_app_has_a_registry_of_its_own() -> None:
+    assert Metrics().registry is not Metrics().registry
