@@ -25,8 +25,9 @@ from llmux.openai.streams import EVENT_ENDS, stands_between
 from llmux.openai.wire import error_answer
 from llmux.proxy.access_log import logged
 from llmux.proxy.cors import is_shared_path, shared
-from llmux.proxy.forward import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import SMALL_OWN_BYTES, Bodies, Body
+from llmux.proxy.lane import ClientLeft, HeaderList
 from llmux.proxy.own_site import is_open_path
 from llmux.upstream import Answer
 
@@ -239,7 +240,7 @@ def with_whole_body(app: ASGIApp, bodies: Bodies, stall_s: float) -> ASGIApp:
 
 
 class AsgiLane(Watched):
-    """One ASGI request; see `llmux.proxy.forward.Lane`.
+    """One ASGI request; see `llmux.proxy.lane.Lane`.
 
     A response that is given up half-way is simply not finished: the server then closes the
     connection without the end that the framing promises.

@@ -9,8 +9,9 @@ import trio
 from llmux.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Send
-from llmux.proxy.forward import ClientLeft, ModelProxy
+from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
+from llmux.proxy.lane import ClientLeft
 
 SENT_BYTES = 65536
 """The most that is sent in one message, so that a client has the stall limit for each such part."""
@@ -45,7 +46,7 @@ class Watched:
         ended: Set when it is served.
         is_ending: The last of the response is being sent, or has been.
         sending_since: Since when the server has been taking a message; None if it is not.
-        message_at: See `llmux.proxy.forward.Lane`.
+        message_at: See `llmux.proxy.lane.Lane`.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -60,7 +61,7 @@ class Watched:
 
     @property
     def is_sending(self) -> bool:
-        """See `llmux.proxy.forward.Lane`."""
+        """See `llmux.proxy.lane.Lane`."""
         return self.sending_since is not None
 
     async def run(self, proxy: ModelProxy) -> None:

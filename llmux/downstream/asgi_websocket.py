@@ -19,8 +19,9 @@ from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Scope, Send
 from llmux.openai.dialects import INTERNAL_CLOSE, close_reason
 from llmux.openai.wire import header
-from llmux.proxy.forward import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import FIELD_BYTES, Body
+from llmux.proxy.lane import ClientLeft, HeaderList
 from llmux.proxy.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
 from llmux.upstream import Answer
 from llmux.upstream.connections import Stream
@@ -35,7 +36,7 @@ HANDSHAKE_HEADERS = frozenset(
 
 
 class WebSocketLane(Watched):
-    """One WebSocket of an ASGI server; see `llmux.proxy.forward.Lane`."""
+    """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane`."""
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ import trio
 from llmux.errors import LlmuxError
 from llmux.http import wire
 from llmux.http.wsframes import TEXT, frame
-from llmux.proxy.forward import ClientLeft
 from llmux.proxy.held import Body
+from llmux.proxy.lane import ClientLeft
 from llmux.proxy.opening import SILENCE_S, EarlyFrames
 
 

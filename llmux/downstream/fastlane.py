@@ -38,8 +38,9 @@ from llmux.observe.logs import get_logger
 from llmux.openai.dialects import INTERNAL_CLOSE, OPENAI, close_reason, dialect_of_head
 from llmux.openai.streams import EVENT_ENDS, stands_between, tail_of_chunks
 from llmux.openai.wire import error_answer, header
-from llmux.proxy.forward import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
+from llmux.proxy.lane import ClientLeft, HeaderList
 from llmux.proxy.opening import check_handshake, close_payload, error_message, handshake_answer
 from llmux.upstream import Answer
 from llmux.upstream.connections import Stream
@@ -385,7 +386,7 @@ class Watch:
 
 
 class FastRequest:
-    """One request on the fast lane; see `llmux.proxy.forward.Lane`."""
+    """One request on the fast lane; see `llmux.proxy.lane.Lane`."""
 
     def __init__(self, connection: ClientConnection, head: RequestHead, head_bytes: int) -> None:
         self.method = head.method

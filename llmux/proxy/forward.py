@@ -8,11 +8,11 @@ the bytes come in and go out is the lane's business (`llmux.downstream.asgi` for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -91,9 +91,10 @@ from llmux.openai.wire import (
 from llmux.proxy.access_log import log_request
 from llmux.proxy.beside import run_beside
 from llmux.proxy.cors import Cors
-from llmux.proxy.held import Bodies, Body
+from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey, Journeys
 from llmux.proxy.keepalive import KeptAlive
+from llmux.proxy.lane import ClientLeft, HeaderList, Lane
 from llmux.proxy.late import LateAnswer, comes_as_events
 from llmux.proxy.opening import (
     GREETING,
@@ -114,7 +115,6 @@ if TYPE_CHECKING:  # it needs an extra
     from llmux.proxy.tracing import Trace, Tracing
 
 T = TypeVar("T")
-HeaderList = Sequence[tuple[bytes, bytes]]
 
 HUGE_BYTES = 8 << 20
 """Bodies over this are looked through in a line of their own: few prompts are so long."""
@@ -136,116 +136,8 @@ before."""
 log = get_logger(__name__)
 
 
-class ClientLeft(Exception):
-    """The client closed its connection."""
-
-
 class StillLoads(Exception):
     """The backend of a model that was just woken says that it is not ready."""
-
-
-class Lane(Protocol):
-    """One client's request and the way back: bytes in, bytes out.
-
-    Attributes:
-        method: As the client wrote it.
-        target: Raw path and query.
-        headers: As received.
-        body: What has been read of its body.
-        peer: The client's address, where the server knows it.
-        scheme: http or https.
-        has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
-        upgrade: The protocol that the client wants to change to; empty if none.
-        cut_scope: A scope that is around the request already, and in which `reply` works even once
-            it is cancelled; None if there is none.
-        reading: What to cancel while `read_body` waits; None when it does not.
-        message_at: When a WebSocket carried a message last (Trio's clock, seconds).
-    """
-
-    method: bytes
-    target: bytes
-    headers: HeaderList
-    body: Body
-    peer: str | None
-    scheme: str
-    has_answered: bool
-    upgrade: bytes
-    cut_scope: trio.CancelScope | None
-    reading: trio.CancelScope | None
-    message_at: float
-
-    @property
-    def is_sending(self) -> bool:
-        """Whether it waits until its client has taken something."""
-        ...
-
-    @property
-    def sent_bytes(self) -> int:
-        """What was sent of the response after its head."""
-        ...
-
-    async def read_body(self) -> None:
-        """Read the whole body; raises BodyTooLarge, QueueFull, BadRequest, ClientLeft."""
-        ...
-
-    def present(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what runs inside when the client leaves, unless something around it does.
-
-        Raises:
-            ClientLeft: It left.
-        """
-        ...
-
-    def unblock(self) -> None:
-        """What was being done was cancelled: end what is being sent, though that may resist."""
-        ...
-
-    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
-        """Accept a WebSocket before there is a backend for it; returns its first message.
-
-        From then on, `reply` tells of an error in a message, and closes.
-
-        Args:
-            headers: What the answer to the handshake says beside.
-            greeting: A message for a client that waits for one; empty for none.
-
-        Raises:
-            LlmuxError: It is no WebSocket; no message came in time, or too large a one.
-            ClientLeft: It left.
-        """
-        ...
-
-    def replace_first(self, message: bytes) -> None:
-        """Have the backend get this in place of that first message."""
-        ...
-
-    async def relay(self, answer: Answer, headers: HeaderList) -> None:
-        """Send the backend's answer with these headers, chunk by chunk, to its end."""
-        ...
-
-    async def begin_events(self, headers: HeaderList) -> None:
-        """Send 200 and headers of a stream of events that llmux itself begins."""
-        ...
-
-    async def send_events(self, data: bytes) -> None:
-        """Send some of that stream."""
-        ...
-
-    async def end_events(self) -> None:
-        """End it as it should."""
-        ...
-
-    async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream that was cut between two of its events, or of its lines."""
-        ...
-
-    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
-        """Say why a WebSocket ends, which the client has: in a message, if there is one, and so."""
-        ...
-
-    async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
-        """Send an answer of llmux's own."""
-        ...
 
 
 class Upstream:

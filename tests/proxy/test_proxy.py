@@ -14,8 +14,9 @@ from trio.testing import wait_all_tasks_blocked
 from llmux.config import Limits, parse_config
 from llmux.errors import BackendBroke
 from llmux.observe.metrics import Metrics
-from llmux.proxy.forward import ClientLeft, HeaderList, ModelProxy
+from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Bodies, Body
+from llmux.proxy.lane import ClientLeft, HeaderList
 from llmux.switching.switchboard import Switchboard
 from llmux.upstream import Answer
 from tests.fakes import FakeHooks
