@@ -135,7 +135,7 @@ class Site:
     async def cut(self, request: bytes, passed_on: bytes) -> bytes:
         """Send a request and cut it where it waits, after `passed_on` has come; returns the whole answer."""
         async with await self.connect() as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(request)
                 received = b""
                 while passed_on not in received:
@@ -145,7 +145,7 @@ class Site:
                 return received + await read_all(stream)
 
     async def until_idle(self) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while self.in_flight or self.service.board.queue_depths["a"]:
                 await trio.sleep(0.001)
 

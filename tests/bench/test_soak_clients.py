@@ -41,7 +41,7 @@ async def connected_to(serve: Serve) -> AsyncIterator[trio.SocketStream]:
         nursery.start_soon(trio.serve_listeners, accept, listeners)
         port = listeners[0].socket.getsockname()[1]
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 yield stream
         nursery.cancel_scope.cancel()
 
@@ -121,7 +121,7 @@ async def test_an_order_that_must_be_heard_is_repeated(run: Run) -> None:  # noq
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         run.stage.port = listeners[0].socket.getsockname()[1]
-        with trio.fail_after(5), run.record.window("flood"):
+        with trio.fail_after(20), run.record.window("flood"):
             await insist(run, "unpin", {})
         nursery.cancel_scope.cancel()
     assert [request.startswith(b"POST /control/unpin ") for request in asked] == [True, True]

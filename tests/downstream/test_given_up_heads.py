@@ -35,7 +35,7 @@ async def test_an_answer_given_up_with_its_head_ends_its_connection_only(kind: b
             await sending.wait()
             nursery.cancel_scope.cancel()
 
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with InboxTrioGroup() as group:
             protocol = StrictH11Protocol(
                 app,

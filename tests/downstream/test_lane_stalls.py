@@ -65,7 +65,7 @@ async def test_a_websocket_client_that_reads_nothing(lane: str, how: str, tmp_pa
                 await stream.send_eof()
             await until(lambda: not journeys.list(1).total, 4)
             await until(lambda: not site.backend.open)
-            with trio.fail_after(5):  # its connection was closed, too
+            with trio.fail_after(20):  # its connection was closed, too
                 await read_all(stream)
 
 
@@ -79,7 +79,7 @@ async def test_a_body_that_stops_coming(
     head = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % (path, framing)
     async with on_lane(lane, tmp_path, limits=STALL) as site:
         async with await connect(site, lane) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(head + b"5\r\nhello\r\n")
                 answer = await read_all(stream)
         assert (status(answer), error_code(answer)) == (408, "bad_request")
@@ -109,7 +109,7 @@ async def test_an_order_that_is_too_long(lane: str, is_chunked: bool, tmp_path: 
         body = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size + bytes(size)
     async with on_lane(lane, tmp_path) as site:
         async with await connect(site, lane) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(head + body)
                 answer = await read_all(stream)
         assert (status(answer), error_code(answer)) == (413, "body_too_large")
@@ -158,7 +158,7 @@ async def test_a_descriptor_number_that_is_used_again(
         copy = os.dup(accepted[0].fileno)
         second = trio.socket.socket()  # before its number is free
         await first.send_all(GET[:-2] % b"/health" + b"Connection: close\r\n\r\n")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await read_all(first)
         await until(lambda: accepted[0].socket.fileno() < 0)
         await second.connect(("127.0.0.1", site.port))
@@ -172,7 +172,7 @@ async def test_a_descriptor_number_that_is_used_again(
             await trio.sleep(0.1)
         go_on.set()
         async with trio.SocketStream(second) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 assert status(await read_all(stream)) == 200
 
 
@@ -232,7 +232,7 @@ async def test_an_http_2_client_that_opens_no_window(
                 site.service.board.models["a"].in_flight.cut()
             await until(lambda: not site.service.proxy.journeys.list(1).total, 3)
             if how == "cut":
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     reset = await client.until(h2.events.StreamReset)
                 assert isinstance(reset, h2.events.StreamReset)
         assert count(site) == {"200": 1}
@@ -331,7 +331,7 @@ async def test_a_server_that_closes_the_connection_makes_no_noise(
         return messages.pop()
 
     async with on_lane("asgi", tmp_path) as site:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await site.service.traffic(scope, receive, send)
         assert not site.service.proxy.journeys.list(1).total
     noise = "".join(capsys.readouterr())

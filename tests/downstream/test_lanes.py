@@ -190,7 +190,7 @@ async def test_expect_100_continue(site: Site) -> None:
     stream = await site.connect()
     async with stream:
         head, _, body = post(BODY, b"Expect: 100-continue").partition(b"\r\n\r\n")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await stream.send_all(head + b"\r\n\r\n")
             interim = await stream.receive_some()
             assert interim.startswith(b"HTTP/1.1 100")
@@ -332,7 +332,7 @@ async def test_a_slow_reader_is_cut_and_its_backend_closed(lane: str, tmp_path: 
         stream = await site.connect()
         async with stream:
             await stream.send_all(post())
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while not site.in_flight:
                     await trio.sleep(0.01)
                 while site.in_flight or site.backend.open:
@@ -349,7 +349,7 @@ async def test_an_answer_that_meets_one_of_the_server_itself_ends_nothing_else(s
     for _ in range(100):
         stream = await site.connect()
         async with stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(own_path)
                 assert status(await stream.receive_some()) == 200
                 await stream.send_all(head)
@@ -373,7 +373,7 @@ async def test_other_streams_do_not_notice_a_slow_reader(site: Site) -> None:
     stream = await site.connect()
     async with stream:
         await stream.send_all(post().replace(b"/v1/chat/completions", b"/flood"))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             for _ in range(20):
                 assert status(await site.exchange(post())) == 200
 
@@ -400,7 +400,7 @@ async def test_a_drain_that_takes_too_long_cuts_requests(lane: str, tmp_path: Pa
 
         nursery.start_soon(ask, b"/wait")
         nursery.start_soon(ask, b"/begin")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while len(site.backend.received) < 2:
                 await trio.sleep(0.001)
             await site.service.board.force_switch("b")
@@ -429,7 +429,7 @@ async def test_what_is_no_request_gets_400(fast: Site, request_bytes: bytes) -> 
     async with stream:
         await stream.send_all(request_bytes)
         await stream.send_eof()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             answer = await read_all(stream)
     assert status(answer) in (400, 0)
     if b"\r\n\r\n" in request_bytes or b"\n" in request_bytes:
@@ -461,7 +461,7 @@ async def test_a_head_that_comes_too_slowly(fast: Site, monkeypatch: pytest.Monk
     stream = await fast.connect()
     async with stream:
         await stream.send_all(b"GET /x HTTP/1.1\r\nHos")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert status(await read_all(stream)) == 408
 
 
@@ -469,7 +469,7 @@ async def test_an_idle_connection_is_closed(fast: Site, monkeypatch: pytest.Monk
     monkeypatch.setattr("llmux.downstream.fastlane.KEEP_ALIVE_S", 0.0)
     stream = await fast.connect()
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await read_all(stream) == b""
 
 
@@ -499,7 +499,7 @@ async def test_a_head_passes_before_the_first_byte_of_its_body(site: Site) -> No
     stream = await site.connect()
     async with stream:
         await stream.send_all(post())
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert status(bytes(await stream.receive_some())) == 200
             go_on.set()
             assert (await read_all(stream)).endswith(b"ok")
@@ -524,7 +524,7 @@ async def test_a_request_cut_before_its_status_line_gets_an_error(site: Site) ->
             assert (status(answer), error_code(answer)) == (503, "not_ready")
 
         nursery.start_soon(ask)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not site.backend.received:
                 await trio.sleep(0.001)
         site.service.board.models["a"].in_flight.cut()
@@ -606,7 +606,7 @@ async def test_nothing_is_forwarded_that_could_be_read_in_two_ways(fast: Site, n
     async with stream:
         await stream.send_all(head + SMUGGLING[name])
         await stream.send_eof()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             answer = await read_all(stream)
     assert status(answer) in (0, 400)
     assert fast.backend.received == []
@@ -632,7 +632,7 @@ async def test_who_leaves_with_requests_in_line_behind_an_own_path(fast: Site) -
         await stream.send_all(get % b"/health")
         assert status(bytes(await stream.receive_some())) == 200
         await stream.send_all(2 * (get % b"/slow?model=a"))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not fast.in_flight:
                 await trio.sleep(0.01)
     await fast.until_idle()
@@ -642,7 +642,7 @@ async def test_who_has_closed_its_side_gets_its_answer_of_an_own_path(fast: Site
     async with await fast.connect() as stream:
         await stream.send_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
         await stream.send_eof()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert status(await read_all(stream)) == 200
 
 
@@ -708,7 +708,7 @@ async def test_a_websocket_is_tunnelled_while_it_is_in_flight(fast: Site) -> Non
     fast.backend.play = echo
     stream = await fast.connect()
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await stream.send_all(HANDSHAKE + b"first ")
             answer = b""
             while not answer.endswith(b"early first "):
@@ -737,7 +737,7 @@ async def test_a_websocket_that_the_backend_refuses(fast: Site) -> None:
     stream = await fast.connect()
     async with stream:
         await stream.send_all(HANDSHAKE)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert status(bytes(await stream.receive_some())) == 200
 
 
@@ -775,7 +775,7 @@ async def test_websocket_messages_on_both_lanes(site: Site) -> None:
         return heard.pop(0)
 
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await stream.send_all(client.send(Request(host="h", target="/ws?model=a")))
             assert isinstance(await hear(), AcceptConnection)
             assert site.in_flight == 1
@@ -884,7 +884,7 @@ async def test_a_websocket_for_an_unknown_model(site: Site) -> None:
     stream = await site.connect()
     async with stream:
         await stream.send_all(HANDSHAKE.replace(b"model=a", b"model=x"))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while b"model_not_found" not in answer:
                 answer += await stream.receive_some()
     assert status(answer) == 404
@@ -904,7 +904,7 @@ async def test_frames_before_the_handshake_is_answered(tmp_path: Path) -> None:
             answer = b""
             async with await site.connect() as stream:
                 await stream.send_all(HANDSHAKE + HELLO)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await stream.send_all(HELLO)
                     while body_of(answer) not in (2 * ECHOED, 2 * b"\x81\x05hello"):
                         answer += await stream.receive_some()
@@ -918,7 +918,7 @@ async def test_who_leaves_after_frames_before_the_handshake_is_answered(tmp_path
             site.backend.play = websocket_echo
             async with await site.connect() as stream:
                 await stream.send_all(HANDSHAKE + HELLO)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     while not site.service.board.queue_depths["a"]:
                         await trio.sleep(0.001)
             await site.until_idle()
@@ -967,7 +967,7 @@ async def test_bodies_over_the_limit_for_all_are_sent_away(
         one = chunked(whole) if is_chunked else whole
         clients = [await site.connect() for _ in range(2)]
         nursery.start_soon(clients[0].send_all, one)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not site.backend.received:
                 await trio.sleep(0.001)
             assert 60_000 < bodies.held_bytes < 61_000
@@ -1004,7 +1004,7 @@ async def test_a_body_that_takes_too_long_is_refused(lane: str, tmp_path: Path) 
     async with running_lane(lane, tmp_path, limits={"body_secs": 0.2}) as site:
         async with await site.connect() as stream:
             await stream.send_all(post(b"x" * 1000)[:-900])
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 answer = await stream.receive_some()
     assert status(answer) == 408
     assert site.service.proxy.bodies.held_bytes == 0
@@ -1097,11 +1097,11 @@ async def test_a_client_that_leaves_while_it_gets_comments(lane: str, tmp_path: 
     async with slow_to_wake(lane, tmp_path) as site:
         async with await site.connect() as stream:
             await stream.send_all(post(STREAM))
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while b": waiting" not in await stream.receive_some():
                     pass
         await site.until_idle()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while site.service.board.queue_depths["a"] or site.service.proxy.bodies.held_bytes:
                 await trio.sleep(0.01)
 

@@ -174,7 +174,7 @@ async def test_requests_that_are_right_pass(rack: Rack, form: str) -> None:
         assert rack.backends["a"].received[0][1] == BODY
         stream = await trio.open_tcp_stream("127.0.0.1", raw.port)
         async with stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 waits = CHAT.replace(HOST, HOST + close + b"Expect: 100-continue\r\n")
                 await stream.send_all(HEALTH)
                 await stream.receive_some()
@@ -197,7 +197,7 @@ async def test_a_request_with_an_upgrade_that_is_ignored_is_left_like_others(
         )
         stream = await trio.open_tcp_stream("127.0.0.1", Raw(llmux).port)
         await stream.send_all(asks + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not rack.backends["a"].in_flight:
                 await trio.sleep(0.01)
             await stream.aclose()

@@ -26,7 +26,7 @@ HERE = ("127.0.0.1", 1)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while not condition():
             await trio.sleep(0.002)
 

@@ -347,7 +347,7 @@ async def test_a_websocket_to_an_own_path_is_not_the_defaults(lane: str, tmp_pat
             stream = await site.connect()
             async with stream:
                 await stream.send_all(request)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     assert status(bytes(await stream.receive_some())) == 404
         assert site.backend.received == []
 

@@ -320,7 +320,7 @@ class Http2:
 async def test_http_2_targets_that_are_none_get_400(two: Site, path: bytes) -> None:
     async with await two.connect() as stream:
         client = Http2(stream)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await client.ask(path) == 400
             assert await client.ask(b"/good") == 200  # on the same connection
     assert len(two.backend.received) == 1
@@ -329,7 +329,7 @@ async def test_http_2_targets_that_are_none_get_400(two: Site, path: bytes) -> N
 async def test_http_2_methods_that_are_none_get_400(two: Site) -> None:
     async with await two.connect() as stream:
         client = Http2(stream)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await client.ask(b"/x", b"GE T") == 400
             assert await client.ask(b"/x") == 200
 
@@ -355,7 +355,7 @@ async def test_the_length_of_no_body(
         get = method + b" /x?model=a HTTP/1.1\r\nHost: h\r\n%b\r\n"
         async with await site.connect() as stream:
             await stream.send_all(get % b"" + get % b"Connection: close\r\n")
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 answers = (await read_all(stream)).lower()
     assert answers.count(b"http/1.1 " + head[:3]) == 2  # the second is found behind the first
     assert answers.count(b"content-length: 5") == 2 * has_length

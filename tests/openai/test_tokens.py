@@ -264,7 +264,7 @@ async def test_each_api(tmp_path: Path, lane: str) -> None:
                         site.backend.play = play(*pieces, close=form == "close")
                         entries.clear()
                         await site.exchange(POST)
-                        with trio.fail_after(5):
+                        with trio.fail_after(20):
                             while not (lines := [e for e in entries if e["event"] == "request"]):
                                 await trio.sleep(0.001)
                         line = lines[-1]
@@ -393,7 +393,7 @@ async def test_those_who_watch_are_told(tmp_path: Path, lane: str) -> None:
     async with running_lane(lane, tmp_path) as site, site.client() as client:
         site.backend.play = play(head(JSON, b"Content-Length: %d" % len(body)) + body)
         found: dict[str, Any] = {}
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             async with client.stream("GET", "/control/events") as stream:
                 name, has_asked = "", False
                 async for line in stream.aiter_lines():

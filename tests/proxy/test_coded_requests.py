@@ -53,7 +53,7 @@ async def two(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[S
 
 async def until_nothing_is_held(site: Site) -> None:
     """Answers of llmux's own count until their client has taken them."""
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while site.service.proxy.bodies.held_bytes:
             await trio.sleep(0.001)
 
@@ -245,7 +245,7 @@ async def test_who_leaves_while_its_body_is_decompressed_is_forgotten(
     async with running_lane(lane, tmp_path) as site:
         async with await site.connect() as stream:
             await stream.send_all(post(data, header))
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await looks.wait()
         await until_nothing_is_held(site)
 

@@ -116,7 +116,7 @@ async def ask(
         head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         await stream.send_all(head % (path.encode(), len(body)) + body)
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while passed_on not in received:
                 received += await stream.receive_some()
             await settled()
@@ -244,7 +244,7 @@ class Socket:
         self.events: list[Any] = []
 
     async def next(self) -> Any:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not self.events:
                 data = await self.stream.receive_some()
                 self.connection.receive_data(bytes(data) or None)

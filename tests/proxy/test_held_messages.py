@@ -57,7 +57,7 @@ async def open_socket(site: Site, path: bytes) -> AsyncIterator[trio.SocketStrea
 
 async def until_held(site: Site, low: int, high: int) -> None:
     bodies = site.service.proxy.bodies
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while not low <= bodies.held_bytes <= high:
             await trio.sleep(0.001)
 

@@ -124,7 +124,7 @@ async def handshake(site: Site) -> set[str]:
     site.backend.received.clear()
     async with await site.connect() as stream:
         await stream.send_all(UPGRADE + lines + b"\r\n")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert b" 200 " in bytes(await stream.receive_some())  # it speaks no WebSocket
     return told_of_page(site.backend.received[0])
 

@@ -60,7 +60,7 @@ async def status_of(site: Site, *args: Any, **options: Any) -> int:
     async with await site.connect() as stream:
         await stream.send_all(request(*args, **options))
         answer = b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while b"\r\n\r\n" not in answer:
                 more = await stream.receive_some()
                 assert more

@@ -216,7 +216,7 @@ async def test_a_switch_gets_past_a_silent_stream_and_three_bring_a_model_down(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(site.exchange, STREAM)
             await until(lambda: len(site.backend.received) > nothing_yet)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await site.service.board.force_switch("b")
 
 
@@ -246,7 +246,7 @@ async def open_socket(site: Site, lane: str) -> trio.SocketStream:
     stream = await connect(site, lane)
     await stream.send_all(HANDSHAKE)
     received = b""
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while b"\r\n\r\n" not in received:
             received += await stream.receive_some()
     return stream
@@ -256,7 +256,7 @@ async def say(stream: trio.SocketStream, text: bytes) -> None:
     """Say something, and hear what comes back, pings apart."""
     await stream.send_all(frame(text, opcode=1))
     received = b""
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while b"\x81" not in received:
             received += await stream.receive_some()
 
@@ -271,7 +271,7 @@ async def test_a_quiet_websocket_gives_way_to_a_switch(lane: str, tmp_path: Path
         site.backend.play = echo_and_ping
         async with await open_socket(site, lane) as stream:
             await say(stream, b"hello")
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await site.service.board.force_switch("b")
                 assert close_code(await read_all(stream)) == 1013
         await until(lambda: not site.backend.open)
@@ -288,7 +288,7 @@ async def test_a_websocket_that_is_used_holds_a_switch(lane: str, tmp_path: Path
                 await trio.sleep(LIMIT_S / 5)
                 await say(stream, b"on")
             assert site.service.board.models["a"].phase is Phase.DRAINING
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 assert close_code(await read_all(stream)) == 1013
 
 
@@ -322,7 +322,7 @@ async def test_ignore_lets_a_websocket_go_on(lane: str, tmp_path: Path) -> None:
             await say(stream, b"still here")
             journeys = site.service.proxy.journeys
             journeys.cancel(journeys.list(1).requests[0].id)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await read_all(stream)
         await until(lambda: not site.service.proxy.journeys.list(1).total)
 
@@ -378,7 +378,7 @@ async def test_a_quiet_websocket_does_not_keep_a_model_from_being_removed(tmp_pa
             await say(stream, b"hello")
             gone = trio.Event()
             site.service.board.groups["default"].remove("a", gone.set)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await gone.wait()
                 await read_all(stream)
             site.service.board.groups["default"].add("a")

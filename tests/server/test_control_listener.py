@@ -45,7 +45,7 @@ def by_socket(path: Path) -> httpx.AsyncClient:
 async def control_url(llmux: LlmuxProcess) -> str:
     """Where the log says that the control API is."""
     pattern = r"control_listening.*?(http://127\.0\.0\.1:\d+)"
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while not (found := re.search(pattern, "\n".join(llmux.lines))):
             await trio.sleep(0.01)
     return found[1]

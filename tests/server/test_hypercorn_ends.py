@@ -51,7 +51,7 @@ async def test_an_answer_to_half_a_request_says_that_the_connection_closes(
             for before in (b"", HEALTH):  # with it, it is Hypercorn's connection
                 stream = await trio.open_tcp_stream("127.0.0.1", port_of(llmux))
                 async with stream:
-                    with trio.fail_after(5):
+                    with trio.fail_after(20):
                         await stream.send_all(before + LARGE % path)
                         answer = await read_all(stream)
                 if before:
@@ -101,7 +101,7 @@ async def start_of_an_answer(protocol_class: Any, request: bytes) -> list[Any]:
             scope.cancel()
             await tell({"type": "http.response.start", "status": 200, "headers": []})
 
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with InboxTrioGroup() as group:
             state = ConnectionState({})
             protocol = protocol_class(
@@ -173,7 +173,7 @@ async def test_an_idle_client_that_leaves_is_gone_at_once(
                 async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                     await stream.send_all(HEALTH)
                     assert await stream.receive_some()
-        with trio.fail_after(3):  # Hypercorn's own idle time is 5 s, that of `llmux` 75
+        with trio.fail_after(4):  # Hypercorn's own idle time is 5 s, that of `llmux` 75
             while half_closed(port):
                 await trio.sleep(0.01)
 
@@ -353,7 +353,7 @@ async def test_an_inbox_that_nobody_reads_holds_up_nobody() -> None:
 
             nursery.start_soon(run)
 
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await exercise(Inbox(2, TrioEvent), spawn, trio.testing.wait_all_tasks_blocked)
 
 

@@ -100,13 +100,13 @@ class Client:
                 self.acked += 1
 
     async def until(self, *streams: int) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not self.ended >= set(streams):
                 assert not self.is_closed
                 await self.receive()
 
     async def until_closed(self) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not self.is_closed:
                 await self.receive()
 
@@ -139,7 +139,7 @@ async def test_an_early_answer_ends_no_sibling(rack: Rack, form: str) -> None:
             client.h2.send_data(1, b"x" * 1600)
             await client.flush()
         while client.h2.local_flow_control_window(1) < 16_000:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await client.receive()
         client.h2.send_data(1, b"x", end_stream=True)
         client.h2.end_stream(3)
@@ -211,7 +211,7 @@ async def test_floods_end_their_connection(rack: Rack, form: str) -> None:
         for name, frame in FLOODS.items():
             async with http2(llmux) as client:
                 await client.begin(1, path="/v1/chat/completions", method="POST", end=False)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     try:
                         for _ in range(30):
                             await client.stream.send_all(frame * 1000)
@@ -267,7 +267,7 @@ async def test_a_client_of_http2_that_has_left_is_noticed(rack: Rack, form: str,
             await client.begin(1, path="/v1/chat/completions", method="POST", end=False)
             client.h2.send_data(1, body, end_stream=True)
             await client.flush()
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while 1 not in client.statuses:
                     await client.receive()
                 assert await in_flight(other) == 1
@@ -399,7 +399,7 @@ async def test_websockets_are_not_compressed_and_bounded(tmp_path: Path, form: s
         async with stream:
             assert b"101" in answer.partition(b"\r\n")[0]
             assert b"sec-websocket-extensions" not in answer.lower()
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(frame(b"hel", fin=False) + frame(b"lo", opcode=0))
                 assert b"5" in bytes(await stream.receive_some())
                 await stream.send_all(frame("é".encode() * 3, opcode=1))
@@ -427,7 +427,7 @@ async def test_websockets_are_not_compressed_and_bounded(tmp_path: Path, form: s
             await stream.send_all(frame(b"x" * 100, length=1 << 62))
         assert resident_mb(llmux) < 400
         async with llmux.client() as client:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while await in_flight(client):
                     await trio.sleep(0.01)
         assert not any("Traceback" in line for line in llmux.lines)
@@ -486,7 +486,7 @@ async def test_a_backends_message_is_bounded(
     async with running_lane(lane, tmp_path) as site:
         site.backend.play = talk
         async with await site.connect() as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await stream.send_all(HANDSHAKE)
                 if lane == "asgi":
                     received = await read_all(stream)

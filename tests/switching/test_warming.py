@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_meanwhile_is_forgotten(lane: str, tmp_path: 
         stream = await site.connect()
         async with stream:
             await stream.send_all(post())
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while len(site.backend.received) < 3:
                     await trio.sleep(0.01)
         await site.until_idle()
