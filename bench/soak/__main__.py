@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 import bench.soak
-from bench.processes import CannotRun, end_on_sigterm, raise_descriptor_limit
+from bench.processes import CannotRun, end_on_sigterm, free_ports, raise_descriptor_limit
 from bench.soak import checks
 from bench.soak.clients import start_clients
 from bench.soak.faults import control, start_faults
@@ -21,7 +21,7 @@ from bench.soak.record import Record
 from bench.soak.reloads import Reloads
 from bench.soak.report import report
 from bench.soak.run import Run
-from bench.soak.stage import Stage, free_ports, read_lines
+from bench.soak.stage import Stage, read_lines
 from bench.soak.watch import note_bound, start_watching
 
 

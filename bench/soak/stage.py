@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -188,14 +186,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def is_locked(path: Path, locks: str) -> bool:
     """Whether /proc/locks has a file. To try the lock would be in the way of a hook."""
     return path.exists() and f":{path.stat().st_ino} " in locks
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that no client is given for its own side meanwhile; no two runs try the same."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    found: list[int] = []
-    for port in random.sample(range(max(1025, lowest - 12_000), lowest), k=500):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) and len(found) < count:
-                found.append(port)
-    return found

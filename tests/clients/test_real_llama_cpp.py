@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.processes import free_ports
 from tests.servers import chat, running_llmux
 
 HOOKS = Path(__file__).parents[2] / "hooks" / "llama-cpp"
@@ -31,15 +31,6 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(bool(_missing), reason=f"not set: {', '.join(_missing)}"),
 ]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Site:

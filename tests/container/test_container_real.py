@@ -25,8 +25,8 @@ import httpx
 import pytest
 import yaml
 
+from bench.processes import free_port
 from tests.containerfile import COMPOSE, ROOT, blocks, commands, read_containerfile
-from tests.hooks.bench import free_port
 
 pytestmark = pytest.mark.slow
 

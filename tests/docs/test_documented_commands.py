@@ -29,10 +29,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import free_port
 from llmux.config import load_config
 from llmux.errors import ConfigError
 from tests.documents import PAGES, ROOT, Block, blocks
-from tests.hooks.bench import free_port, install_standin, kill_all, processes_with
+from tests.hooks.bench import install_standin, kill_all, processes_with
 
 BLOCKS = {page.relative_to(ROOT).as_posix(): list(blocks(page)) for page in PAGES}
 ALL = [block for found in BLOCKS.values() for block in found]

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import trio
 
+from bench.processes import free_port
 from llmux.config import Config, HookName, load_config
 from llmux.errors import HookError
 from llmux.hooks.shell import ShellHooks
@@ -285,9 +286,3 @@ def kill_all(pids: list[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hooks.bench import ROOT, Bench, free_port
+from bench.processes import free_port
+from tests.hooks.bench import ROOT, Bench
 from tests.hooks.conftest import MakeBench
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +20,7 @@ import yaml
 from click.testing import CliRunner
 from trio.testing import MockClock, memory_stream_pair
 
+from bench import processes
 from llmux.standin.server import Options, Standin, main, serve
 
 SERVE = [sys.executable, "-m", "llmux.standin", "serve", "--model=llama", "--port=0"]
@@ -388,11 +388,7 @@ def test_a_second_server_does_not_start(start: Callable[..., Served]) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return processes.free_port()
 
 
 class Demo:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import queue
-import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +18,7 @@ import httpx
 import trio
 import trio.testing
 
+from bench.processes import free_port
 from tests.servers import LlmuxProcess, Rack, chat, running_backends, running_llmux
 
 T = TypeVar("T")
@@ -159,10 +159,3 @@ def standin(name: str, *, rate: float = 40, wake_s: float = 0) -> dict[str, Any]
         "sleep": f"echo stopping {name}; {hook('sleep')}",
         "alive": hook("alive"),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,8 +13,9 @@ pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[ui
 
 from playwright.sync_api import Page, expect
 
+from bench.processes import free_port
 from tests.ui.browser import Watched
-from tests.ui.stage import free_port, staged, standin
+from tests.ui.stage import staged, standin
 
 pytestmark = pytest.mark.slow
 

@@ -20,6 +20,7 @@ import trio
 from click.testing import CliRunner
 from trio.testing import MockClock
 
+from bench.processes import free_port
 from llmux.cli.main import main
 from llmux.config import Config, HookName, load_config, parse_config
 from llmux.errors import HookError
@@ -31,7 +32,6 @@ from llmux.switching.orphans import marked
 from llmux.validate.run import MAX_ANSWER_BYTES, Asker, Step, Validation
 from llmux.validate.verdicts import Answer, Question
 from tests.fakes import FakeHooks
-from tests.hooks.bench import free_port
 from tests.servers import CheckingBackend, Rack, _send, chat, running_llmux
 
 CHAT = "/v1/chat/completions"
