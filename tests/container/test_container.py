@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 from llmux.cli.main import main
 from llmux.config import Config, load_config, parse_config
-from llmux.hooks.shell import KILL_AFTER_S
+from llmux.hooks.process_group import KILL_AFTER_S
 from llmux.standin import cli as standin
 from tests.containerfile import COMPOSE, ROOT, blocks, commands, health_command, read_containerfile
 from tests.hooks.bench import free_port
