@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmux.config.shape import Keys
+from llmux.config.section import Keys
 
 MOST_BYTES = 4 << 20
 """Largest config file; Kubernetes allows 1 MiB for a ConfigMap."""

@@ -13,7 +13,7 @@ import yaml
 
 from llmux.base.plainfiles import read_regular
 from llmux.config.bounds import MOST_BYTES, MOST_NODES, MOST_VALUES
-from llmux.config.shape import Keys
+from llmux.config.section import Keys
 from llmux.errors import ConfigError
 
 MOST_DIGITS = 400

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import get_args
 
 from llmux.config.load import show_keys
-from llmux.config.shape import Config, HookName
+from llmux.config.models import HookName
+from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
 """A script that begins with a path, perhaps after variables, with nothing that a shell expands."""

@@ -25,14 +25,9 @@ import platformdirs
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
-from llmux.config.shape import (
-    KEY_LISTS,
-    Config,
-    Keys,
-    Section,
-    check_not_blank,
-    file_keys,
-)
+from llmux.config.section import Keys, Section, file_keys
+from llmux.config.shape import KEY_LISTS, Config
+from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
 
 

@@ -8,17 +8,12 @@ from typing import Any
 
 import msgspec
 
-from llmux.config.shape import (
-    Config,
-    ControlConfig,
-    ErrorsConfig,
-    GroupConfig,
-    HookTimeouts,
-    Limits,
-    ModelConfig,
-    PolicyConfig,
-    file_keys,
-)
+from llmux.config.control import ControlConfig, ErrorsConfig
+from llmux.config.limits import Limits
+from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig
+from llmux.config.policy import PolicyConfig
+from llmux.config.section import file_keys
+from llmux.config.shape import Config
 
 SECTIONS = (
     Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
