@@ -1,4 +1,4 @@
-"""The config: its shape, how a file becomes one, and what is said about the mistakes in it."""
+"""The config: its sections, loading and checking a file, keys and other secrets."""
 
 from llmux.config.control import ControlConfig
 from llmux.config.hookfiles import hook_remarks
