@@ -15,7 +15,7 @@ from typing import Any
 
 from llmux import errors
 from llmux.config import config_schema
-from llmux.config.shape import NEEDS_SLEEP
+from llmux.config.models import NEEDS_SLEEP
 from llmux.errors import LlmuxError
 from llmux.http.paths import PASSIVE, PASSIVE_PATHS
 from llmux.observe.metrics import Metrics

@@ -11,7 +11,7 @@ import trio
 
 from llmux.base.plainfiles import open_own
 from llmux.config.masking import MASKER
-from llmux.hooks.shell import NOT_TEXT
+from llmux.hooks.log_file import NOT_TEXT
 
 LOOK_S = 0.5
 """How often it is looked whether there is more."""

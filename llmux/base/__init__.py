@@ -1,1 +1,1 @@
-"""What every other package may stand on: names, patterns and files."""
+"""Names, patterns and files, for all other packages."""

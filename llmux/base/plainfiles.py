@@ -1,9 +1,9 @@
-"""Files that are opened only if they are what they should be: regular, bounded, and llmux's own.
+"""Open files safely: only regular ones, of bounded size, and where it matters only llmux's own.
 
-Two kinds. What a user names (a config, a file of keys) may be reached by a symbolic link, but is
-never a pipe or a device, which could hang llmux or fill its memory. What llmux writes in its
-`state_dir` is neither reached by a link nor owned by a stranger: in a folder that others may write
-to, they could have llmux write to files of theirs to choose.
+There are two kinds. Files that a user names (a config, a file of keys) may be reached by a symbolic
+link, but must not be pipes or devices, which could hang llmux or fill its memory. Files that llmux
+writes in its `state_dir` must neither be links nor belong to other users: in a folder that others
+may write to, they could make llmux write to files of their choice.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 
 
 class NotOurs(OSError):
-    """Something else stands where llmux keeps a file of its own; its text says what to do."""
+    """Something else is in the place of a file of llmux's own; the message says what to do."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path} {what}: move it away, or choose another state_dir")
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Raises:
-        OSError: It cannot be read, is not a regular file, or is larger than that; `strerror` says
-            which.
+        OSError: It cannot be read, is not a regular file, or is larger than `most_bytes`;
+            `strerror` says which.
     """
-    # Before it is opened: opening a pipe waits, and opening some devices does something.
+    # Before it is opened: opening a pipe blocks, and opening some devices has effects.
     _check_regular(path, path.stat().st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
@@ -59,19 +59,19 @@ def _kind(mode: int) -> str:
 
 
 def open_own(path: Path, flags: int, *, in_own_folder: bool = False) -> int:
-    """Open a file of llmux's own in a folder that others may write to; returns the descriptor.
+    """Open a file of llmux's own in a folder that others may write to; return the descriptor.
 
-    Not inheritable, as all of Python's descriptors. A new file is for its owner alone. The owner
-    of one that exists is llmux's user, root, or the folder's owner, who could replace it anyway;
+    The descriptor is not inheritable (PEP 446). A new file is for its owner alone. The owner of an
+    existing file must be llmux's user, root, or the folder's owner, who could replace it anyway;
     Linux has the same rule for sticky folders (`fs.protected_regular`).
 
     Args:
-        path: The file.
-        flags: As for `os.open`; O_TRUNC cuts only what has passed these checks.
-        in_own_folder: The folder is llmux's own, too, and no link.
+        path: Path of the file.
+        flags: Flags as for `os.open`; O_TRUNC takes effect only after these checks.
+        in_own_folder: True if the folder is llmux's own, too, and must not be a link.
 
     Raises:
-        NotOurs: Something else is there: a link, no regular file, or a file of another user's.
+        NotOurs: Something else is there: a link, no regular file, or another user's file.
         OSError: It cannot be opened.
     """
     follow = os.O_NOFOLLOW if in_own_folder else 0
@@ -112,7 +112,7 @@ def _check_own(path: Path, file: os.stat_result, folder: os.stat_result) -> None
 
 
 def read_own(path: Path, most_bytes: int) -> bytes:
-    """The content of a file of llmux's own; raises OSError, NotOurs among them."""
+    """Read a file of llmux's own; raises OSError or its subclass NotOurs."""
     descriptor = open_own(path, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(most_bytes + 1)
@@ -122,7 +122,7 @@ def read_own(path: Path, most_bytes: int) -> bytes:
 
 
 def unsafe_folder(path: Path) -> str | None:
-    """Why others can replace what llmux keeps in a folder; None: they cannot."""
+    """Return why others can replace files in a folder; None if they cannot."""
     found = path.stat()
     if found.st_uid not in {os.geteuid(), 0}:
         return f"it belongs to another user (uid {found.st_uid})"

@@ -1,4 +1,4 @@
-"""Patterns with asterisks, for names and paths: each stands for any text, also for none."""
+"""Patterns with asterisks, for names and paths. An asterisk stands for any text, also for none."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ STAR = "*"
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text has an asterisk."""
     return STAR in text
 
 
 def expression(pattern: str, *, within_segments: bool = False) -> str:
-    """A regular expression for the whole of what a pattern matches, with the flag DOTALL.
+    """Return a regular expression for `fullmatch` and the flag DOTALL.
 
-    Each piece between two asterisks is taken where it stands first, and for good: no other place
-    leaves more room for the rest. So the time is linear in what is matched, whatever that is.
+    Each piece between two asterisks is matched at its first place, in an atomic group: no other
+    place leaves more room for the rest. So there is no backtracking over pieces, and a client
+    cannot make matching slow.
 
     Args:
-        pattern: What may have asterisks.
-        within_segments: Whether an asterisk matches no slash.
+        pattern: Pattern with or without asterisks.
+        within_segments: True if an asterisk matches no slash.
     """
     any_text = "[^/]*" if within_segments else ".*"
     first, *rest = map(re.escape, _pieces(pattern))
@@ -35,17 +35,17 @@ def expression(pattern: str, *, within_segments: bool = False) -> str:
 
 
 def literals(pattern: str) -> int:
-    """How many characters of a pattern stand for themselves."""
+    """Count the characters of a pattern that stand for themselves."""
     return len(pattern) - pattern.count(STAR)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether some text matches both patterns."""
+    """Return whether some text matches both patterns."""
     first, second = _pieces(one), _pieces(other)
     if not (_agree(first[0], second[0]) and _agree(first[-1][::-1], second[-1][::-1])):
         return False
     one, other = STAR.join(first), STAR.join(second)
-    # reached[j]: some text matches what of `one` was walked through, and other[:j].
+    # reached[j]: some text matches both the part of `one` walked so far and other[:j].
     reached = _past_stars([True] + [False] * len(other), other)
     for letter in one:
         if letter == STAR:
@@ -65,7 +65,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def _past_stars(reached: list[bool], pattern: str) -> list[bool]:
-    """An asterisk may stand for nothing."""
+    """Step over asterisks, which may stand for nothing."""
     for j, letter in enumerate(pattern):
         if letter == STAR and reached[j]:
             reached[j + 1] = True
@@ -77,15 +77,15 @@ def _agree(one: str, other: str) -> bool:
 
 
 def _pieces(pattern: str) -> list[str]:
-    """What stands between asterisks; several in a row are as good as one."""
+    """Split at asterisks; several in a row count as one."""
     return re.sub(r"\*+", STAR, pattern).split(STAR)
 
 
 class Patterns:
-    """Owners of patterns: of those that match, the one with the most literal characters counts.
+    """Looks up the owner of a name: that of the matching pattern with the most literal characters.
 
     Args:
-        owners: Of each pattern.
+        owners: Owner by pattern.
     """
 
     def __init__(self, owners: Mapping[str, str]) -> None:
@@ -100,13 +100,13 @@ class Patterns:
         self.most_slashes = max((pattern.count("/") for pattern in owners), default=0)
 
     def find(self, name: str) -> str | None:
-        """The owner of a name; of one that is too long for a name there is none."""
+        """Return the owner of a name; None for a name that is too long."""
         if _is_overlong(name):
             return None
         return next((owner for found, owner in self._whole if found.fullmatch(name)), None)
 
     def find_in_path(self, name: str) -> str | None:
-        """The same for segments of a path, where no asterisk stands for a slash."""
+        """Return the owner of a name in a path, where an asterisk does not match a slash."""
         if not name or _is_overlong(name):
             return None
         slashes = name.count("/")
@@ -125,12 +125,12 @@ def _is_overlong(name: str) -> bool:
 
 
 class Names(dict[str, str]):
-    """The model of every name that clients may use: its own, its aliases, and what these match.
+    """Model names by every name that clients may use: model names, aliases, and alias patterns.
 
-    A dict of the names that are written out, which win against patterns.
+    As a dict it has the exact names, which win against patterns.
 
     Args:
-        names: The model's name by every name.
+        names: Model name by name or pattern.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -141,16 +141,16 @@ class Names(dict[str, str]):
         self.patterns = Patterns(wild) if wild else None
 
     def find(self, name: str) -> str | None:
-        """The model that goes by a name; None: none does."""
+        """Return the model with a name or alias, or None."""
         model = self.get(name)
         if model is None and self.patterns is not None:
             return self.patterns.find(name)
         return model
 
     def known_as(self, name: str) -> str | None:
-        """The name that is meant by the rest of a path; None: no model goes by it.
+        """Return the name that the rest of a path stands for, or None.
 
-        Slashes that are too many do not count, unless a name has them.
+        Surplus slashes are ignored, unless a name has them.
         """
         if name in self:
             return name
@@ -161,7 +161,7 @@ class Names(dict[str, str]):
         return bare if self.find(bare) is not None else None
 
     def find_as_rest(self, name: str) -> str | None:
-        """The model that is meant by the rest of a path; None: no model goes by it."""
+        """Return the model that the rest of a path stands for, or None."""
         known = self.known_as(name)
         return None if known is None else self.find(known)
 
@@ -171,10 +171,10 @@ def _bare(name: str) -> str:
 
 
 def ambiguities(owners: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Pairs of patterns of different owners, some name matches both, and neither counts more.
+    """Yield pairs of patterns with different owners of which neither wins for some name.
 
     Args:
-        owners: Pattern and owner.
+        owners: Pairs of pattern and owner.
     """
     by_length: dict[int, list[tuple[str, str]]] = {}
     for pattern, owner in owners:

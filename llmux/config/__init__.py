@@ -1,20 +1,13 @@
-"""The config: its shape, how a file becomes one, and what is said about the mistakes in it."""
+"""The config: its sections, loading and checking a file, keys and other secrets."""
 
+from llmux.config.control import ControlConfig
 from llmux.config.hookfiles import hook_remarks
+from llmux.config.limits import Limits
 from llmux.config.load import default_config_path, load_config, parse_config
+from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig, OnSwitch
+from llmux.config.policy import PolicyConfig
 from llmux.config.schema import config_schema
-from llmux.config.shape import (
-    USUAL_SECRETS,
-    Config,
-    ControlConfig,
-    GroupConfig,
-    HookName,
-    HookTimeouts,
-    Limits,
-    ModelConfig,
-    OnSwitch,
-    PolicyConfig,
-)
+from llmux.config.shape import USUAL_SECRETS, Config
 
 __all__ = [
     "USUAL_SECRETS",

@@ -1,36 +1,36 @@
-"""What a config may cost: a file of a few lines can stand for more than memory holds."""
+"""Bounds on the size of a config: with YAML aliases a few lines can stand for gigabytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from llmux.config.shape import Keys
+from llmux.config.section import Keys
 
 MOST_BYTES = 4 << 20
 """Largest config file; Kubernetes allows 1 MiB for a ConfigMap."""
 
 MOST_VALUES = 100_000
-"""Most values in a config: those that aliases and merge keys repeat count each time. A model takes
-about a dozen, so this is for thousands of models."""
+"""Maximum number of values in a config. Values that aliases and merge keys repeat count each time.
+A model takes about a dozen, so this is enough for thousands of models."""
 
 MOST_NODES = 60_000
-"""Most keys and values that a YAML file may have written out: PyYAML takes some 0.1 ms for each."""
+"""Maximum number of keys and values written in a YAML file: PyYAML takes some 0.1 ms for each."""
 
 MOST_DEPTH = 100
 """Deepest nesting; llmux's own keys need five levels, `policy.options` may have more."""
 
 MOST_MISTAKES = 1000
-"""More are counted, not shown."""
+"""Further mistakes are counted, not shown."""
 
 MOST_TEXT = 500
-"""Longest text of one mistake; it may quote the file."""
+"""Maximum length of the text of one mistake, which may quote the file."""
 
 
 def misfit(data: object) -> tuple[Keys, str] | None:
-    """Where the data is too much for a config, and why; None: it is not.
+    """Return the path of a value that is too much for a config, and why; None if all is well.
 
-    Takes time for each value of the file once, however often it is repeated.
+    Its time is linear in the values written in the file, however often aliases repeat them.
     """
     sizes: dict[int, tuple[int, int]] = {}  # values in it, and its depth
     above: set[int] = set()

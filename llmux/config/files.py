@@ -1,4 +1,4 @@
-"""From a YAML or JSON file to data: YAML 1.2 scalars, and no key twice."""
+"""Decode YAML and JSON files: YAML 1.2 scalars, duplicate keys noted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from llmux.base.plainfiles import read_regular
 from llmux.config.bounds import MOST_BYTES, MOST_NODES, MOST_VALUES
-from llmux.config.shape import Keys
+from llmux.config.section import Keys
 from llmux.errors import ConfigError
 
 MOST_DIGITS = 400
@@ -21,14 +21,14 @@ MOST_DIGITS = 400
 
 
 def _integer(text: str, base: int = 10) -> int:
-    """Python's own limit for decimals says how it is lifted, and there is none for others."""
+    # Python's own limit for decimals has a message about Python, and none applies to hexadecimals.
     if len(text) > MOST_DIGITS:
         raise ValueError(f"a number of {len(text)} digits: {text[:20]}...")
     return int(text, base)
 
 
 class _Object(dict[Any, Any]):
-    """A decoded mapping that knows which of its keys the file gives more than once."""
+    """A decoded mapping, with the keys that the file gives more than once."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -38,7 +38,7 @@ class _Object(dict[Any, Any]):
 
 
 def duplicates(data: object) -> Iterator[Keys]:
-    """Where keys stand more than once; a YAML anchor's content counts where it is met first."""
+    """Yield the paths of duplicate keys; those below a YAML anchor once, where it is met first."""
     seen: set[int] = set()
     waiting: list[tuple[Keys, Any]] = [((), data)]
     for keys, value in waiting:  # a growing list, for nesting may be deeper than Python's stack
@@ -87,7 +87,7 @@ def decode(path: Path) -> Any:
 
 
 def _advice(problem: str) -> str:
-    """What to look for, where PyYAML speaks of its own parts."""
+    """Return a hint for messages of PyYAML that name only its own parts."""
     if "'\\t'" in problem:
         return " (YAML is indented with spaces)"
     if "<block" in problem:
@@ -139,12 +139,12 @@ def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
 
 def _construct_mapping(loader: _YamlLoader, node: yaml.MappingNode) -> Iterator[_Object]:
     mapping = _Object().with_keys(loader.written_keys.get(node, ()))
-    yield mapping  # handed out empty, for an anchor may hold itself
+    yield mapping  # before it is filled, for an anchor may contain itself
     mapping.update(loader.construct_mapping(node))
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2's core schema, merge keys, and duplicates noted."""
+    """Safe loader with YAML 1.2's core schema and merge keys, which notes duplicate keys."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 - as PyYAML declares it
         None: [  # whatever the first character
@@ -168,7 +168,7 @@ class _YamlLoader(yaml.SafeLoader):
         self._merging: set[yaml.Node] = set()
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Stop at a file that has more than a config needs."""
+        """Fail once the file has more nodes than a config needs."""
         self._nodes += 1
         if self._nodes > MOST_NODES:
             message = f"the file has more than {MOST_NODES} keys and values"
@@ -176,17 +176,17 @@ class _YamlLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Note the keys as written, for construction mixes in those of merged mappings."""
+        """Note the keys as written: construction mixes in those of merged mappings."""
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         self.written_keys[node] = keys
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Bring in the keys of merged mappings (`<<`), each once; the mapping's own win.
+        """Add the keys of merged mappings (`<<`), each once; the mapping's own keys win.
 
-        PyYAML's own keeps them as often as they are met: merging one mapping twice, fourteen levels
-        deep, made 16,384 of each and took 30 s.
+        PyYAML's method adds a key each time that it is met: merging one mapping twice, fourteen
+        levels deep, made 16,384 of each and took 30 s.
         """
         if node in self._merging:
             raise _bad_merge("the mapping merges itself", node)
@@ -208,7 +208,7 @@ class _YamlLoader(yaml.SafeLoader):
 
 
 def _merge_sources(value: yaml.Node) -> Iterator[yaml.MappingNode]:
-    """The mappings that a merge key names, the strongest last; of a list that is the first."""
+    """Yield the mappings that a merge key names, the one that wins last (of a list, the first)."""
     for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
         if not isinstance(source, yaml.MappingNode):
             raise _bad_merge(

@@ -1,6 +1,6 @@
-"""What is wrong with the files that hooks name: said early, for it shows only when a hook runs.
+"""Look for unusable hook files early, before a hook runs.
 
-Remarks and no mistakes: a file may come later, or be there only where llmux serves.
+These are remarks, not mistakes: a file may appear later, or exist only on the machine that serves.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import get_args
 
 from llmux.config.load import show_keys
-from llmux.config.shape import Config, HookName
+from llmux.config.models import HookName
+from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
-"""A script that begins with a path, perhaps after variables, with nothing that a shell expands."""
+"""A script that begins with a plain path, with or without variables before it."""
 
-FIRST_LINE_BYTES = 256  # as much as Linux reads of it (BINPRM_BUF_SIZE)
+FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 
 def hook_remarks(config: Config) -> list[str]:
-    """One line for each hook whose file cannot be run as it is now."""
+    """Return one line for each hook whose file cannot be run as it is now."""
     return [
         f"{show_keys(('models', name, hook))}: {remark}"
         for name, model in config.models.items()
@@ -49,11 +50,11 @@ def _remarks(script: str, directory: Path) -> Iterator[str]:
         elif _has_windows_line_ends(file):
             yield f"{path} has Windows line ends (CRLF), with which it does not run"
     except OSError:
-        return  # a folder that llmux may not look into: the hook's run will tell
+        return  # a folder that llmux may not read: the run of the hook will tell
 
 
 def _has_windows_line_ends(file: Path) -> bool:
-    """Whether its first line names an interpreter whose name ends in a carriage return."""
+    """Return whether the first line names an interpreter with a carriage return at its end."""
     with file.open("rb") as script:
         first = script.readline(FIRST_LINE_BYTES)
     return first.startswith(b"#!") and first.endswith(b"\r\n")

@@ -1,6 +1,6 @@
-"""Keys that clients must send: where they are read from, and who has sent one.
+"""API keys: read them from the config, and look for them in requests.
 
-A key's text leaves this module in no message and no `repr`.
+No message and no `repr` contains the text of a key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MOST_FILE_BYTES = 1 << 20
 """A larger file holds no keys: ten thousand of a hundred characters fit."""
 
 PROTOCOLS = b"sec-websocket-protocol"
-"""Where browsers put the key of a WebSocket, since they let pages set no other header of one."""
+"""The header with the key of a browser's WebSocket: pages can set no other header of one."""
 
 KEY_PROTOCOL = b"openai-insecure-api-key."
-"""What goes before it there (OpenAI's realtime API)."""
+"""Prefix of the key in that header (OpenAI's realtime API)."""
 
 PLAIN = frozenset({b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Headers that hold nothing but a key: Anthropic's, Azure's, Google's."""
@@ -31,10 +31,10 @@ _KEY = re.compile(rb"[!-~]+")
 
 
 class KeyRing:
-    """Keys, each of which opens the same door; never changed.
+    """An immutable set of keys with equal rights.
 
     Attributes:
-        variables: The environment variables that some of them were read from.
+        variables: Environment variables that some of them were read from.
     """
 
     __slots__ = ("_keys", "variables")
@@ -59,14 +59,14 @@ class KeyRing:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The keys themselves, for those who keep them out of what is told."""
+        """The keys themselves, for masking them in logs."""
         return tuple(key.decode("ascii") for key in self._keys)
 
     def accepts(self, headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-        """The headers that carry one of the keys, by their names in lower case; empty: none does.
+        """Return the lower-case names of the headers that carry one of the keys.
 
         Args:
-            headers: A request's, as received.
+            headers: Headers of a request, as received.
         """
         carriers = set()
         for name, value in headers:
@@ -78,11 +78,11 @@ class KeyRing:
     def without(
         self, headers: Iterable[tuple[bytes, bytes]], carriers: frozenset[bytes]
     ) -> list[tuple[bytes, bytes]]:
-        """The headers without what has carried a key.
+        """Return the headers without the keys.
 
         Args:
-            headers: A request's.
-            carriers: What `accepts` has said of them.
+            headers: Headers of a request.
+            carriers: Result of `accepts` for them.
         """
         kept = []
         for name, value in headers:
@@ -101,19 +101,19 @@ class KeyRing:
 
     def _holds(self, sent: bytes) -> bool:
         found = False
-        for key in self._keys:  # all of them, so that the time taken does not say which it was
+        for key in self._keys:  # all of them, so that the time does not reveal which one matched
             # In this order, since it takes as long as its second argument is.
             found |= hmac.compare_digest(sent, key)
         return found
 
 
 def of_list(value: bytes) -> list[bytes]:
-    """The items of a header that is a list."""
+    """Split a header that is a list into its items."""
     return [item for each in value.split(b",") if (item := each.strip())]
 
 
 def _credentials(name: bytes, value: bytes) -> Iterator[bytes]:
-    """What a header says the client's key is: none, if it is no header for that."""
+    """Yield the keys that a header carries; none if it is not a header for keys."""
     if name in PLAIN:
         yield value.strip()
     elif name == b"authorization":
@@ -136,14 +136,14 @@ def _key_of(protocol: bytes) -> bytes:
 
 
 def read_keys(item: object, directory: Path) -> tuple[bytes, ...]:
-    """The keys that one item of the config's lists stands for, at least one.
+    """Read the keys of one item of the config's lists, at least one.
 
     Args:
         item: A key, `{file: PATH}` or `{env: NAME}`.
-        directory: What paths are relative to.
+        directory: Base folder of relative paths.
 
     Raises:
-        ValueError: It stands for none, or for something that can be no key.
+        ValueError: There is no key, or one that cannot be sent.
     """
     if isinstance(item, str):
         return (_checked(item, "the key"),)
@@ -160,7 +160,7 @@ def _read_file(text: str, directory: Path) -> tuple[bytes, ...]:
     try:
         path = directory / Path(text).expanduser()
         lines = read_regular(path, MOST_FILE_BYTES).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:  # it would show what it has met
+    except UnicodeDecodeError:  # its text would contain the bytes
         raise ValueError(f"the file {text!r} is not UTF-8 text") from None
     except (OSError, RuntimeError, ValueError) as error:  # no such ~user, no possible path
         reason = getattr(error, "strerror", None) or "not a usable path"
@@ -195,7 +195,7 @@ def _read_variable(name: str) -> tuple[bytes, ...]:
 
 
 def _checked(key: str, what: str) -> bytes:
-    """What can be sent in a header, whatever the client (RFC 9110, section 5.5)."""
+    """Return a key that every client can send in a header (RFC 9110, section 5.5)."""
     raw = key.encode("utf-8", "surrogatepass")
     if not raw:
         raise ValueError(f"{what} is empty")

@@ -1,7 +1,7 @@
-"""From data to a config, and what is said about the mistakes in it.
+"""Make a config of decoded data, and report all mistakes in it at once.
 
-`_Reader` walks the types of `llmux.config.shape` and the data side by side, and notes every mistake
-with its path.
+`_Reader` walks the types of the sections and the data side by side, and notes every mistake with
+its path.
 """
 
 from __future__ import annotations
@@ -25,14 +25,9 @@ import platformdirs
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
-from llmux.config.shape import (
-    KEY_LISTS,
-    Config,
-    Keys,
-    Section,
-    check_not_blank,
-    file_keys,
-)
+from llmux.config.section import Keys, Section, file_keys
+from llmux.config.shape import KEY_LISTS, Config
+from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
 
 
@@ -54,12 +49,12 @@ def load_config(path: Path) -> Config:
 def parse_config(
     data: object, *, path: Path | None = None, directory: Path | None = None
 ) -> Config:
-    """Check a config that is decoded already.
+    """Check a decoded config.
 
     Args:
-        data: What a YAML or JSON decoder makes of a config.
-        path: The file that it came from, if any; it is not read.
-        directory: Where hooks run. Default: the file's folder, else the current one.
+        data: Output of a YAML or JSON decoder.
+        path: File that it came from, if any; it is not read.
+        directory: Working directory of hooks. Default: the file's folder, else the current one.
 
     Raises:
         ConfigError: With all mistakes found.
@@ -70,7 +65,7 @@ def parse_config(
         reader.note(*found)
         raise ConfigError(reader.mistakes)
     for keys in duplicates(data):
-        # Below a list of keys, what stands in a mapping's place may be one.
+        # Below a list of keys, any text may be a secret by mistake, so the path ends there.
         reader.note(keys[:1] if keys[0] in KEY_LISTS else keys, "duplicate key")
     config = reader.read_section(
         Config,
@@ -86,7 +81,7 @@ def parse_config(
 
 
 def default_config_path(environ: Mapping[str, str]) -> Path:
-    """The config to use where none is named: `$LLMUX_CONFIG`, `./llmux.yaml` or `./config.yaml`.
+    """Return the default config: `$LLMUX_CONFIG`, `./llmux.yaml` or `./config.yaml`.
 
     Raises:
         ConfigError: There is none of them.
@@ -101,7 +96,7 @@ def default_config_path(environ: Mapping[str, str]) -> Path:
 
 
 def _default_state_dir(path: Path) -> Path:
-    """A folder of its own for every config, however it is reached."""
+    """Return a folder that depends on the real path of the config alone."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     root = platformdirs.user_state_path("llmux", appauthor=False)
     return root / f"{path.stem}-{digest[:8]}"
@@ -115,7 +110,7 @@ _fields = functools.cache(msgspec.structs.fields)  # it takes a millisecond
 class _Reader:
     """Turns decoded data into sections, and collects mistakes on the way.
 
-    After the first mistake no section is built any more, but all that is left is still checked.
+    After the first mistake it builds no section any more, but checks the rest.
     """
 
     def __init__(self, label: str, directory: Path) -> None:
@@ -125,13 +120,13 @@ class _Reader:
         self._not_shown = 0
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
-        """The section that the value describes; None once there is any mistake.
+        """Build a section; return None once there is any mistake.
 
         Args:
-            section: What to make of the value.
-            value: A mapping, if all is well.
-            keys: Where it stands in the file.
-            **filled: Fields that the loader fills in; the file's own values win.
+            section: Type of the section.
+            value: Its value in the file, a mapping if all is well.
+            keys: Its path in the file.
+            **filled: Fields that the loader fills in; the file's values win.
         """
         if not isinstance(value, dict):
             self.note(keys, _mismatch("object", value))
@@ -150,10 +145,10 @@ class _Reader:
         return None if self.mistakes else section(**filled)
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
-        kind = _meant(kind, value)
+        kind = _choose(kind, value)
         if value is None and types.NoneType in get_args(kind):
             return None
-        bare, checks = _peel(kind)
+        bare, checks = _unwrap(kind)
         try:
             result = self._read_bare(bare, kind, value, keys)
             for check in checks if result is not None else ():
@@ -179,7 +174,7 @@ class _Reader:
         return _leaf(bare, kind, value)
 
     def _read_mapping(self, key_kind: Any, item_kind: Any, value: object, keys: Keys) -> Any:
-        """A section under a key of the user's choice is told that key as its name."""
+        """Read a mapping with the user's own keys; each section below gets its key as its name."""
         if not isinstance(value, dict):
             self.note(keys, _mismatch("object", value))
             return None
@@ -218,7 +213,7 @@ class _Reader:
         return KeyRing(found, (name for name in variables if name))
 
     def note(self, keys: Keys, message: str) -> None:
-        """Note a mistake and where it is; both may quote the file, and are cut."""
+        """Note a mistake and its path; both may quote the file, and are cut."""
         if len(self.mistakes) == MOST_MISTAKES:
             self._not_shown += 1
             return
@@ -227,7 +222,7 @@ class _Reader:
 
     @property
     def all_mistakes(self) -> list[str]:
-        """One line for each, and one for those that are too many."""
+        """One line for each mistake, and one for those over `MOST_MISTAKES`."""
         more = f"{self._label}: {self._not_shown} mistakes more"
         return [*self.mistakes, more] if self._not_shown else self.mistakes
 
@@ -236,8 +231,8 @@ def _cut(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
 
 
-def _meant(kind: Any, value: object) -> Any:
-    """Of a union with a literal, the literal if the value is one, and else the rest."""
+def _choose(kind: Any, value: object) -> Any:
+    """Choose from a union with a literal: the literal if it has the value, else the union."""
     if get_origin(kind) in (Union, types.UnionType):
         for choice in get_args(kind):
             if get_origin(choice) is Literal and value in get_args(choice):
@@ -245,14 +240,14 @@ def _meant(kind: Any, value: object) -> Any:
     return kind
 
 
-def _peel(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
-    """A type without `Annotated` and `| None`, and the checks that it carries."""
+def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
+    """Strip `Annotated` and `| None` off a type; return the rest, and the checks found."""
     if get_origin(kind) is Annotated:
         inner, *extras = get_args(kind)
-        bare, checks = _peel(inner)
+        bare, checks = _unwrap(inner)
         return bare, [*checks, *(extra for extra in extras if callable(extra))]
     if get_origin(kind) in (Union, types.UnionType):
-        return _peel(next(arg for arg in get_args(kind) if arg is not types.NoneType))
+        return _unwrap(next(arg for arg in get_args(kind) if arg is not types.NoneType))
     return kind, []
 
 
@@ -290,7 +285,7 @@ def _resolve(directory: Path, text: str) -> Path:
 
 
 def _plain(error: ValueError) -> str:
-    """The message in our words: "Expected `int | null`, got `str`" is "expected int, got str"."""
+    """Reword a message: "Expected `int | null`, got `str`" becomes "expected int, got str"."""
     if not isinstance(error, msgspec.ValidationError):
         return str(error)
     text = str(error).replace("`", "").replace(" | null", "")
@@ -310,7 +305,7 @@ def _unknown(key: object, known: Iterable[str]) -> str:
 
 
 def show_keys(keys: Keys) -> str:
-    """A path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
+    """Format a path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
     shown = ""
     for key in keys:
         if len(shown) > MOST_TEXT:

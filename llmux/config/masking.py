@@ -1,4 +1,4 @@
-"""Secrets of the config do not get into logs: what is told is looked through before."""
+"""Keep secrets out of logs: replace them in every text before it is written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from llmux.config.keys import MASK
 
 LEAST_CHARACTERS = 6
-"""Shorter texts are no secrets, and would stand in every other line."""
+"""Shorter texts are no secrets, and would be masked in every other line."""
 
 
 class Masker:
-    """Replaces the secrets that it was told of; without any it costs a comparison.
+    """Replaces secrets in texts; without secrets it costs one comparison.
 
     Attributes:
-        longest: Characters of the longest one, 0 without any.
+        longest: Length of the longest secret in characters, 0 without any.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class Masker:
         self._pattern: re.Pattern[str] | None = None
 
     def use(self, values: Iterable[str]) -> None:
-        """Mask these from now on, and those of the time before, which may still be told of."""
+        """Mask these from now on, and the previous ones: texts from before may still come."""
         latest = frozenset(
             form
             for value in values
             if len(value) >= LEAST_CHARACTERS
-            # As they are, as JSON, and as Python shows them.
+            # As is, in JSON, and in a Python repr.
             for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1])
         )
         # The longest first, for one may be the beginning of another.
@@ -41,7 +41,7 @@ class Masker:
         self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
 
     def mask(self, text: str) -> str:
-        """The text without them."""
+        """Return the text with secrets replaced."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
     def whole(self, text: str) -> int:
@@ -73,11 +73,11 @@ class Masker:
 
 
 MASKER = Masker()
-"""That of this process, whose log is one."""
+"""The masker of this process: it has one log, so there is one masker."""
 
 
 def header_secrets(headers: Iterable[str]) -> Iterable[str]:
-    """What is secret of headers' values: the whole, and without the scheme before a credential."""
+    """Yield the secrets in header values: the value, and the credential without its scheme."""
     for value in headers:
         yield value
         _, blank, credential = value.partition(" ")
@@ -86,7 +86,7 @@ def header_secrets(headers: Iterable[str]) -> Iterable[str]:
 
 
 def variable_secrets(names: Iterable[str]) -> Iterable[str]:
-    """What is secret of the environment: the whole of some variables, and each key in them."""
+    """Yield the secrets in environment variables: the whole value, and each key in it."""
     for name in names:
         text = os.environ.get(name, "")
         yield text

@@ -8,17 +8,12 @@ from typing import Any
 
 import msgspec
 
-from llmux.config.shape import (
-    Config,
-    ControlConfig,
-    ErrorsConfig,
-    GroupConfig,
-    HookTimeouts,
-    Limits,
-    ModelConfig,
-    PolicyConfig,
-    file_keys,
-)
+from llmux.config.control import ControlConfig, ErrorsConfig
+from llmux.config.limits import Limits
+from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig
+from llmux.config.policy import PolicyConfig
+from llmux.config.section import file_keys
+from llmux.config.shape import Config
 
 SECTIONS = (
     Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
@@ -27,7 +22,7 @@ SECTIONS = (
 
 
 def config_schema() -> dict[str, Any]:
-    """A JSON Schema (2020-12) of the config, for editors."""
+    """Return the JSON Schema (2020-12) of the config."""
     schema = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Path
     for section in SECTIONS:
         shape = schema["$defs"][section.__name__]
@@ -45,6 +40,6 @@ def config_schema() -> dict[str, Any]:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """What the section "Attributes:" says of each, on one line."""
+    """Return the description of each attribute in the section "Attributes:", on one line."""
     found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", docstring, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}

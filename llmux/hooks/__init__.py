@@ -1,1 +1,1 @@
-"""Runs the user's hooks: a process group, a deadline and a log for each."""
+"""Run the user's shell hooks: a process group, a deadline and a log for each."""

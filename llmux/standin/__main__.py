@@ -1,6 +1,6 @@
 """`python -m llmux.standin`."""
 
-from llmux.standin.server import main
+from llmux.standin.cli import main
 
 if __name__ == "__main__":
     main()

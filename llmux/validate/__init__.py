@@ -1,1 +1,1 @@
-"""`llmux validate`: checks that a model comes back from sleep as it was."""
+"""`llmux validate`: check that a model answers after sleep as it did before."""

@@ -1,14 +1,14 @@
-"""`llmux validate`: does a model come back from sleep as it was?
+"""Validate a model: does it answer after sleep as it did before?
 
-One run goes through stages, each of some steps, and ends at the first step that fails:
+A run has stages of several steps, and ends at the first step that fails:
 
     start       other models of the group that may be awake, and the model itself, are put to sleep;
                 it is woken and asked twice
     1, 2, ...   it is put to sleep, woken and asked once more, and the answer is compared
-    end         it is put to sleep, however the run has ended: by a failure or by a signal, too
+    end         it is put to sleep, also after a failure or a signal
 
-How answers are judged: `llmux.validate.verdicts`. What may be awake is on disk at every instant, as
-with the switcher: an llmux that comes after a killed run knows what to put to sleep.
+`llmux.validate.verdicts` judges the answers. As with the switcher, the models that may be awake are
+on disk at every instant: after a killed run, the next llmux knows what to put to sleep.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from llmux.upstream import Backend
 from llmux.validate.verdicts import Answer, Question, Unfit, compare
 
 MAX_ANSWER_BYTES = 4 << 20
-"""More is no answer to a short question; the longest embeddings take some 100 kB."""
+"""Maximum size of an answer to a short question; the longest embeddings take some 100 kB."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The first ends the checks, a second one also what is done to leave the model asleep."""
+"""A first signal ends the checks, a second one also the attempt to leave the model asleep."""
 
 Result = Literal["PASS", "FAIL", "WARN", "-"]
 
@@ -47,10 +47,10 @@ class Step(msgspec.Struct, frozen=True):
 
     Attributes:
         stage: start, the number of a cycle, or end.
-        step: What was done.
-        seconds: How long it took; None for what takes no time.
-        result: "-": it was not done, or proves nothing either way.
-        detail: What there is to say about it.
+        step: Name of the step.
+        seconds: Duration; None for a step that takes no time.
+        result: Result; "-" if it was not done, or proves nothing either way.
+        detail: Explanation of the result.
     """
 
     stage: str
@@ -61,21 +61,21 @@ class Step(msgspec.Struct, frozen=True):
 
 
 Report = Callable[[Step], object]
-"""Called with each step when it has ended."""
+"""Callback for each step that has ended."""
 
 
 class Failed(Exception):
-    """A step has failed, and was reported."""
+    """A step failed, and was reported."""
 
 
 @dataclass
-class Doing:
-    """A step that goes on.
+class Progress:
+    """A step in progress.
 
     Attributes:
-        detail: What there is to say about it.
-        result: What comes of it if nothing is raised.
-        if_failed: What comes of it if something is.
+        detail: Explanation of the result.
+        result: Result if nothing is raised.
+        if_failed: Result if an error is raised.
     """
 
     detail: str = ""
@@ -84,15 +84,15 @@ class Doing:
 
 
 class Asker:
-    """Asks a model's backend one question, again and again, past any llmux."""
+    """Asks a model's backend one question repeatedly, without any proxy."""
 
     def __init__(self, model: ModelConfig, question: Question, timeout_s: float) -> None:
         """Connect to nothing yet.
 
         Args:
-            model: Whose backend, with which headers.
-            question: What to ask.
-            timeout_s: Seconds for a whole answer.
+            model: Config with the backend's address and headers.
+            question: Question to ask.
+            timeout_s: Time limit of a whole answer, in seconds.
         """
         self._url = model.base_url
         self._question = question
@@ -105,7 +105,7 @@ class Asker:
         """Ask once, on a connection of its own: the server may have slept since the last time.
 
         Raises:
-            Unfit: There is no answer, or one that no sound model gives.
+            Unfit: There is no answer, or one that no intact model gives.
         """
         backend = Backend(self._url)
         try:
@@ -143,10 +143,10 @@ class Validation:
         """Do nothing yet.
 
         Args:
-            config: The config that has the model; whoever calls holds its state lock.
-            model: A configured model.
-            hooks: Runs the config's hooks.
-            record: The config's own, loaded.
+            config: Config with the model; the caller must hold its state lock.
+            model: Name of the model.
+            hooks: Hooks of the config's models.
+            record: The config's record of awake models, loaded.
             ask: Asks the model; raises Unfit.
         """
         self._model = model
@@ -159,21 +159,21 @@ class Validation:
         self._report: Report = lambda _step: None
 
     async def run(self, cycles: int, report: Report) -> bool:
-        """Go through all stages; afterwards the model is asleep, unless its hooks failed.
+        """Run all stages; afterwards the model is asleep, unless its hooks failed.
 
         Args:
             cycles: How many times the model is put to sleep and woken again.
-            report: Is told of each step.
+            report: Callback for each step.
 
         Returns:
-            Whether no step has failed and no signal has come.
+            True if no step failed and no signal came.
         """
         self._report = report
         has_passed = False
         checks, end = trio.CancelScope(), trio.CancelScope()
         with trio.open_signal_receiver(*SIGNALS) as signals:
             async with trio.open_nursery() as background:
-                background.start_soon(_heed, signals, checks, end)
+                background.start_soon(_cancel_on_signal, signals, checks, end)
                 background.start_soon(leave_out_pauses)
                 with suppress(Failed), checks:
                     await self._check(cycles)
@@ -199,11 +199,11 @@ class Validation:
             await self._check_alive_says_no()
             await self._wake()
             after = await self._ask("ask again")
-            with self._step("compare", is_timed=False) as doing:
-                doing.result, doing.detail = compare(first, second, after)
+            with self._step("compare", is_timed=False) as progress:
+                progress.result, progress.detail = compare(first, second, after)
 
     async def _clear_the_way(self) -> None:
-        """Put to sleep what may be awake, as the switcher would; and the model in any case."""
+        """Put to sleep models that may be awake, as the switcher would, and always this one."""
         found = {name: entry for name in self._group if (entry := self._record.entry(name))}
         for entry in found.values():
             if entry.mark:
@@ -214,9 +214,9 @@ class Validation:
         await self._put_to_sleep(self._model)
 
     async def _put_to_sleep(self, model: str, why: str = "") -> None:
-        """Run the sleep hook, and what verifies it; raises Failed.
+        """Run the sleep hook and verify_asleep; raises Failed.
 
-        Of a model that is not known to be awake, a sleep hook that fails says nothing.
+        If the model is not known to be awake, a failing sleep hook proves nothing.
         """
         may_be_awake = self._record.entry(model) is not None
         self._record.note(model, "unsure")
@@ -236,23 +236,23 @@ class Validation:
         self, model: str, hook: HookName, detail: str, if_failed: Result = "FAIL"
     ) -> bool:
         has_succeeded = False
-        with suppress(Failed), self._step(hook) as doing:
-            doing.detail, doing.if_failed = detail, if_failed
+        with suppress(Failed), self._step(hook) as progress:
+            progress.detail, progress.if_failed = detail, if_failed
             await self._hooks.of(model).run(hook, source=model, target=self._model)
             has_succeeded = True
         return has_succeeded
 
     async def _check_alive_says_no(self) -> None:
-        with self._step("alive, asleep") as doing:
+        with self._step("alive, asleep") as progress:
             try:
                 await self._hooks.of(self._model).run("alive", target=self._model)
             except HookError as error:
                 if not error.was_started:
                     raise
-                doing.detail = f"no, as it should be ({error.reason})"
+                progress.detail = f"no, as it should be ({error.reason})"
                 return
-            doing.result = "WARN"
-            doing.detail = (
+            progress.result = "WARN"
+            progress.detail = (
                 "says yes: llmux could not tell, should others put the model to sleep"
                 if self._hooks.of(self._model).has("verify_asleep")
                 else "says yes, and there is no verify_asleep hook: nothing shows that it sleeps"
@@ -267,32 +267,32 @@ class Validation:
             await self._hooks.of(self._model).run("alive", target=self._model)
 
     async def _ask(self, step: str) -> Answer:
-        with self._step(step) as doing:
+        with self._step(step) as progress:
             answer = await self._ask_once()
-            doing.detail = str(answer)
+            progress.detail = str(answer)
         return answer
 
     @contextmanager
-    def _step(self, name: str, *, is_timed: bool = True) -> Iterator[Doing]:
-        """Report a step; raises Failed if it fails, unless that does not matter."""
-        doing, started_at = Doing(), trio.current_time()
+    def _step(self, name: str, *, is_timed: bool = True) -> Iterator[Progress]:
+        """Time and report a step; raises Failed if its result is FAIL."""
+        progress, started_at = Progress(), trio.current_time()
         try:
-            yield doing
+            yield progress
         except (HookError, Unfit) as error:
             why = one_line(error)
-            doing.detail = f"{doing.detail}: {why}" if doing.detail else why
-            doing.result = doing.if_failed
+            progress.detail = f"{progress.detail}: {why}" if progress.detail else why
+            progress.result = progress.if_failed
         except trio.Cancelled:
-            doing.result, doing.detail = "FAIL", "interrupted"
+            progress.result, progress.detail = "FAIL", "interrupted"
             raise
         finally:
             took_s = round(trio.current_time() - started_at, 3) if is_timed else None
-            self._report(Step(self._stage, name, took_s, doing.result, doing.detail))
-        if doing.result == "FAIL":
+            self._report(Step(self._stage, name, took_s, progress.result, progress.detail))
+        if progress.result == "FAIL":
             raise Failed
 
 
-async def _heed(
+async def _cancel_on_signal(
     signals: AsyncIterator[int], checks: trio.CancelScope, end: trio.CancelScope
 ) -> None:
     async for _ in signals:
@@ -302,7 +302,7 @@ async def _heed(
 
 
 def one_line(error: HookError | Unfit) -> str:
-    """Why a step has failed; what a hook printed last stands behind its reason."""
+    """Return why a step failed, followed by the last lines that the hook printed."""
     if isinstance(error, Unfit):
         return str(error)
     return " | ".join([error.reason, *error.output.splitlines()])

@@ -1,17 +1,17 @@
-"""What `llmux validate` asks a model, and how it judges the answers; pure functions.
+"""Questions for a model, and verdicts on its answers; pure functions.
 
 **An answer by itself** is unfit if its status is not 200, if it is not JSON of the right shape, if
 it is empty, if more than a tenth of it cannot be printed, or if half of it or more is one piece of
 at most 16 characters, 8 times in a row or more (`!!!!!!!!`: the known sign of weights that were
 lost). An embedding is unfit if it is empty, nothing but zeros, or not finite.
 
-**After waking** a model must call itself what it did before, and answer as before. If its two
-answers before the sleep were equal, "as before" means equal (but for white space). If they were
-not, the answer may be twice as far from the nearer of the two as they are from each other. How far
-texts are from each other: the share of words that they do not have in common, in the same order.
-Embeddings: 1 minus their cosine; 0.001 of that is always allowed. If the two have half of their
-words in common or less, anything would be allowed: only unfit answers can be told then, and the
-verdict is a warning.
+**After waking** a model must report the same model name, and answer as before. If its two answers
+before the sleep were equal, "as before" means equal (apart from white space). If they were not, its
+distance to the nearer of the two may be twice their distance from each other. The distance of texts
+is the share of words that they do not have in common, in the same order. The distance of embeddings
+is 1 minus their cosine; 0.001 is always allowed. If the two have half of their words in common or
+less, any answer would be allowed: then only unfit answers can be detected, and the verdict is a
+warning.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any, Literal
 import msgspec
 
 MAX_TOKENS = 40
-"""Enough to tell two models apart, and soon over on a CPU."""
+"""Enough to tell two models apart, and fast enough on a CPU."""
 
 SHOWN_CHARACTERS = 60
 
 LOOKED_AT_CHARACTERS = 4000
-"""A server that ignores `max_tokens` may send more."""
+"""The rest of an answer is ignored: a server that ignores `max_tokens` may send much more."""
 
 LEAST_PRINTABLE = 0.9
 MOST_REPEATED = 0.5
@@ -42,20 +42,20 @@ _REPEATED = re.compile(r"(\S{1,16}?)(?:\s*\1){7,}")
 
 
 class Unfit(Exception):
-    """An answer that cannot be accepted; the text says why."""
+    """An unacceptable answer; the message says why."""
 
 
-# ---- What is asked ----
+# ---- Questions ----
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request, always the same.
+    """A request that is repeated unchanged.
 
     Attributes:
-        path: Where it goes; its end says what is asked for.
-        model: What the backend calls the model.
-        prompt: What it is asked.
+        path: Path of the endpoint; its last segment decides the form of the body.
+        model: Model name for the backend.
+        prompt: Text of the prompt.
     """
 
     path: str
@@ -64,7 +64,7 @@ class Question:
 
     @property
     def body(self) -> bytes:
-        """The request's body: JSON that leaves the server as little choice as can be."""
+        """Body of the request: JSON that makes the server as deterministic as it can be."""
         asked: dict[str, Any]
         prompt = self.prompt.encode(errors="replace").decode()  # a shell may give any bytes
         if self.path.endswith("/embeddings"):
@@ -78,7 +78,7 @@ class Question:
         return msgspec.json.encode({"model": self.model, **asked})
 
     def read(self, status: int, body: bytes) -> Answer:
-        """What was answered; raises Unfit."""
+        """Decode an answer; raises Unfit."""
         if status != 200:
             raise Unfit(f"status {status}: {shown(body.decode(errors='replace'))}")
         try:
@@ -89,21 +89,21 @@ class Question:
 
 
 def is_known(path: str) -> bool:
-    """Whether it is known what to ask at a path."""
+    """Return whether llmux knows what to ask at a path."""
     return re.fullmatch(r"/[!-~]*(?<=/)(completions|embeddings)", path) is not None
 
 
-# ---- What is answered ----
+# ---- Answers ----
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in words, or in numbers.
+    """An answer, a text or an embedding.
 
     Attributes:
-        model: What the server calls the model that has answered.
-        words: A text's.
-        numbers: An embedding's.
+        model: Model name in the answer.
+        words: Words of a text.
+        numbers: Numbers of an embedding.
     """
 
     model: str
@@ -117,7 +117,7 @@ class Answer:
         return f"{len(self.numbers)} numbers: {few}, ..."
 
     def distance(self, other: Answer) -> float:
-        """0 for the same answer, 1 for one that has nothing in common with it."""
+        """Return the distance: 0 for the same answer, 1 for one with nothing in common."""
         if not (self.numbers and other.numbers):
             return 1 - SequenceMatcher(None, self.words, other.words, autojunk=False).ratio()
         if len(self.numbers) != len(other.numbers):
@@ -192,24 +192,24 @@ def _read_embedding(body: bytes) -> Answer:
 
 
 def shown(text: str) -> str:
-    """The start of a text, in quotes and on one line, without anything a terminal would obey."""
+    """Quote the start of a text on one line, without control characters for a terminal."""
     cut = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
     return repr(cut)
 
 
-# ---- Before and after ----
+# ---- Verdicts ----
 
 Verdict = Literal["PASS", "WARN"]
 
 
 def compare(first: Answer, second: Answer, after: Answer) -> tuple[Verdict, str]:
-    """Judge an answer after a sleep by two from before it; the module says by what rule.
+    """Compare an answer after sleep with two from before; see the module for the rule.
 
     Returns:
-        The verdict, and what there is to say about it.
+        The verdict and its explanation.
 
     Raises:
-        Unfit: It is not the same model any more.
+        Unfit: The model is no longer the same.
     """
     if after.model != first.model:
         raise Unfit(f"answers as {after.model!r}, and did as {first.model!r}")

@@ -15,7 +15,7 @@ from llmux.api.logfile import LogReader
 from llmux.base.plainfiles import NotOurs, open_own, read_regular, unsafe_folder
 from llmux.config import load_config
 from llmux.errors import ConfigError
-from llmux.hooks.shell import log_name
+from llmux.hooks.log_file import log_name
 from llmux.observe.journal import Journal, Request
 from llmux.server.statelock import state_lock
 from llmux.switching.awake import AwakeRecord, Entry

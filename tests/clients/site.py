@@ -20,7 +20,8 @@ import openai
 import pytest
 import trio
 
-from llmux.standin.server import Options, Standin, serve
+from llmux.standin.options import Options
+from llmux.standin.server import Standin, serve
 from tests.lanes import ScriptedBackend
 from tests.servers import LlmuxProcess, running_llmux
 
@@ -146,8 +147,8 @@ async def running_site(
                 yield site
             finally:
                 site.go()
-            await site.until(lambda: not any(each.in_flight for each in standins.values()))
-        assert {name: each.mistakes for name, each in standins.items()} == {"a": 0, "b": 0}
+            await site.until(lambda: not any(each.engine.in_flight for each in standins.values()))
+        assert {name: each.engine.mistakes for name, each in standins.items()} == {"a": 0, "b": 0}
         nursery.cancel_scope.cancel()
 
 

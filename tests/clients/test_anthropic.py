@@ -56,4 +56,4 @@ async def test_messages(form: str, tmp_path: Path) -> None:
                 api.messages.create(model="a", **ASK)
 
         await in_thread(work)
-        assert [standin.served for standin in site.standins.values()] == [3, 3]
+        assert [standin.engine.served for standin in site.standins.values()] == [3, 3]

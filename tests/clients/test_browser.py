@@ -86,7 +86,7 @@ async def test_what_a_page_may_do(form: str, to: str, tmp_path: Path) -> None:
             else:
                 assert set(told.values()) == {"TypeError"}
                 # Whatever carries a key or JSON was not even sent.
-                assert [each.served for each in site.standins.values()] == [0, 0]
+                assert [each.engine.served for each in site.standins.values()] == [0, 0]
                 assert site.scripted.received == []
         nursery.cancel_scope.cancel()
 

@@ -54,13 +54,13 @@ async def test_a_stream_unbuffered(site: Site) -> None:
             while data.count(b"\n\n") < 3:
                 data += await process.stdout.receive_some()
         assert data.startswith(b'data: {"object":"text_completion"')
-        assert (standin.in_flight, standin.served) == (1, 0)
+        assert (standin.engine.in_flight, standin.engine.served) == (1, 0)
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
             await process.stdout.aclose()
-    await site.until(lambda: standin.in_flight == 0)
+    await site.until(lambda: standin.engine.in_flight == 0)
 
 
 async def test_compressed(site: Site) -> None:

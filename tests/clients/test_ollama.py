@@ -49,7 +49,7 @@ async def test_chat_and_generate(form: str, tmp_path: Path) -> None:
                 assert error.value.status_code == 404
 
         await in_thread(work)
-        assert [standin.served for standin in site.standins.values()] == [4, 4]
+        assert [standin.engine.served for standin in site.standins.values()] == [4, 4]
 
 
 async def test_a_stream_that_is_left(form: str, tmp_path: Path) -> None:
@@ -66,5 +66,5 @@ async def test_a_stream_that_is_left(form: str, tmp_path: Path) -> None:
                 stream.close()
 
         await in_thread(work)
-        await site.until(lambda: standin.in_flight == 0)
-        assert standin.served == 0
+        await site.until(lambda: standin.engine.in_flight == 0)
+        assert standin.engine.served == 0

@@ -36,7 +36,7 @@ async def test_sync(site: Site) -> None:
             assert words.choices[0].finish_reason == "length"
 
     await in_thread(work)
-    assert (site.standins["a"].served, site.standins["b"].served) == (3, 2)
+    assert (site.standins["a"].engine.served, site.standins["b"].engine.served) == (3, 2)
 
 
 async def test_streaming(site: Site) -> None:
@@ -194,12 +194,12 @@ async def test_a_stream_that_is_closed_early(site: Site) -> None:
                 model="a", stream=True, max_tokens=10_000, extra_body={"rate": 20}, **ASK
             )
             next(stream)
-            assert site.standins["a"].in_flight == 1
+            assert site.standins["a"].engine.in_flight == 1
             stream.close()
 
     await in_thread(work)
-    await site.until(lambda: site.standins["a"].in_flight == 0)
-    assert site.standins["a"].served == 0
+    await site.until(lambda: site.standins["a"].engine.in_flight == 0)
+    assert site.standins["a"].engine.served == 0
 
 
 async def test_a_task_that_is_cancelled(site: Site) -> None:
@@ -210,12 +210,12 @@ async def test_a_task_that_is_cancelled(site: Site) -> None:
             asking = asyncio.create_task(
                 api.chat.completions.create(model="a", extra_body=slow, **ASK)
             )
-            while not site.standins["a"].in_flight:
+            while not site.standins["a"].engine.in_flight:
                 await asyncio.sleep(0.01)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
 
     await in_thread(lambda: asyncio.run(main()))
-    await site.until(lambda: site.standins["a"].in_flight == 0)
-    assert site.standins["a"].served == 0
+    await site.until(lambda: site.standins["a"].engine.in_flight == 0)
+    assert site.standins["a"].engine.served == 0

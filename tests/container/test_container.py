@@ -25,8 +25,8 @@ from click.testing import CliRunner
 from bench.processes import free_port
 from llmux.cli.main import main
 from llmux.config import Config, load_config, parse_config
-from llmux.hooks.shell import KILL_AFTER_S
-from llmux.standin import server as standin
+from llmux.hooks.process_group import KILL_AFTER_S
+from llmux.standin import cli as standin
 from tests.containerfile import COMPOSE, ROOT, blocks, commands, health_command, read_containerfile
 from tests.servers import running_backends, running_llmux
 

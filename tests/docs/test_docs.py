@@ -25,7 +25,7 @@ import trio
 from docs import generate
 from llmux import errors
 from llmux.config import config_schema, parse_config
-from llmux.hooks.shell import KILL_AFTER_S
+from llmux.hooks.process_group import KILL_AFTER_S
 from llmux.switching.reload import FIXED
 from tests.lanes import LANES, read_all, running_lane
 from tests.servers import FORMS, chat, running_backends, running_llmux, start_in_vain

@@ -19,10 +19,12 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from llmux.config import HookName, HookTimeouts, ModelConfig
+from llmux.config import USUAL_SECRETS, HookName, HookTimeouts, ModelConfig
 from llmux.errors import HookError
-from llmux.hooks import shell as hooks
-from llmux.hooks.shell import ShellHooks, log_name, shell_command
+from llmux.hooks import environment, log_file, process_group
+from llmux.hooks.environment import shell_command
+from llmux.hooks.log_file import log_name
+from llmux.hooks.shell import ShellHooks
 from llmux.observe.metrics import Metrics
 
 KILL_AFTER_S = 0.1
@@ -161,7 +163,7 @@ async def test_a_background_child_can_write_long_after_the_hook(bench: Bench) ->
 async def test_a_background_child_keeps_its_log_when_that_is_cut(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 1000)
     go, done = bench.fifo("go"), bench.fifo("done")
     await bench.run("seq 1000; (read -r _ < go; echo later; echo $? > done) &")
     await bench.run("echo second")
@@ -218,8 +220,8 @@ async def test_a_hook_that_is_one_process_ends_at_once(bench: Bench) -> None:
 def test_a_process_that_vanishes_while_looked_at_is_gone() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    assert hooks._group_of(gone.pid) is None
-    assert hooks._is_zombie(gone.pid)
+    assert process_group._group_of(gone.pid) is None
+    assert process_group._is_zombie(gone.pid)
 
 
 async def test_cancelling_goes_on_to_whoever_cancelled(bench: Bench) -> None:
@@ -232,8 +234,8 @@ async def test_cancelling_goes_on_to_whoever_cancelled(bench: Bench) -> None:
 async def test_a_group_that_does_not_die_holds_nobody_for_ever(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_gone = hooks._is_group_gone
-    monkeypatch.setattr(hooks, "_is_group_gone", lambda process: is_gone(process) and False)
+    is_gone = process_group._is_group_gone
+    monkeypatch.setattr(process_group, "_is_group_gone", lambda process: is_gone(process) and False)
     with capture_logs() as events:
         await bench.failure("sleep 30", timeout_s=0.01)
     assert event(events, "hook_survived")["model"] == "m"
@@ -354,7 +356,7 @@ async def test_which_hooks_a_model_has(bench: Bench) -> None:
 
 
 async def test_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    for secret in hooks.SECRET_VARIABLES:
+    for secret in USUAL_SECRETS:
         monkeypatch.setenv(secret, "hush")
     monkeypatch.setenv("HF_TOKEN", "the user's own")
     await bench.run("env | sort", source="a", target="b/c")
@@ -402,7 +404,7 @@ async def test_a_session_and_signals_of_its_own(bench: Bench) -> None:
 
 async def test_the_original_descriptor_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(hooks, "ORIGINAL_NOFILE", (soft - 1, hard))
+    monkeypatch.setattr(environment, "ORIGINAL_NOFILE", (soft - 1, hard))
     error = await bench.failure('ulimit -S -n; echo "$0 $# \'"\nexit 7')
     assert error.output == f"{soft - 1}\nsh 0 '"
     assert error.exit_code == 7
@@ -410,9 +412,9 @@ async def test_the_original_descriptor_limit(bench: Bench, monkeypatch: pytest.M
 
 def test_the_usual_descriptor_limit_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(hooks, "ORIGINAL_NOFILE", limits)
+    monkeypatch.setattr(environment, "ORIGINAL_NOFILE", limits)
     assert shell_command("true") == ["sh", "-c", "true"]
-    monkeypatch.setattr(hooks, "ORIGINAL_NOFILE", (resource.RLIM_INFINITY, limits[1]))
+    monkeypatch.setattr(environment, "ORIGINAL_NOFILE", (resource.RLIM_INFINITY, limits[1]))
     assert shell_command("true")[-2:] == ["unlimited", "true"]
 
 
@@ -439,24 +441,24 @@ async def test_only_its_owner_reads_the_log(bench: Bench) -> None:
 async def test_a_log_over_the_limit_is_cut_at_a_line(bench: Bench) -> None:
     bench.log_dir.mkdir(parents=True)
     line = b"x" * 99 + b"\n"
-    half = hooks.MAX_LOG_BYTES // 2
-    bench.log.write_bytes(line * (hooks.MAX_LOG_BYTES // len(line) + 1))
+    half = log_file.MAX_LOG_BYTES // 2
+    bench.log.write_bytes(line * (log_file.MAX_LOG_BYTES // len(line) + 1))
     before = bench.log.stat()
     await bench.run("echo new")
     after = bench.log.stat()
     assert after.st_ino == before.st_ino
     assert half - len(line) < after.st_size < half + 2 * len(line)
-    with bench.log.open("rb") as log_file:
-        assert log_file.readline() == line
+    with bench.log.open("rb") as cut:
+        assert cut.readline() == line
     assert bench.printed() == ["new"]
 
 
 async def test_a_log_within_the_limit_is_kept(bench: Bench) -> None:
     bench.log_dir.mkdir(parents=True)
     bench.log.touch()
-    os.truncate(bench.log, hooks.MAX_LOG_BYTES)
+    os.truncate(bench.log, log_file.MAX_LOG_BYTES)
     await bench.run("true")
-    assert bench.log.stat().st_size > hooks.MAX_LOG_BYTES
+    assert bench.log.stat().st_size > log_file.MAX_LOG_BYTES
 
 
 async def test_the_last_lines_are_those_of_this_run(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from llmux.config import ModelConfig, config_schema, parse_config
 from llmux.errors import BackendRefused, ConfigError
-from llmux.hooks.shell import backend_port
+from llmux.hooks.environment import backend_port
 from llmux.upstream import Backend
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, OK, Site, play, running_lane

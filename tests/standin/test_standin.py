@@ -21,7 +21,9 @@ from click.testing import CliRunner
 from trio.testing import MockClock, memory_stream_pair
 
 from bench import processes
-from llmux.standin.server import Options, Standin, main, serve
+from llmux.standin.cli import main
+from llmux.standin.options import Options
+from llmux.standin.server import Standin, serve
 
 SERVE = [sys.executable, "-m", "llmux.standin", "serve", "--model=llama", "--port=0"]
 ROOT = Path(__file__).parents[2]
@@ -160,7 +162,7 @@ async def test_sleeping_and_waking() -> None:
             assert (await client.post(path)).status_code == 200
             assert (await client.get("/is_sleeping")).json() == {"is_sleeping": sleeping}
             assert (await client.get("/health")).status_code == 200
-        assert standin.mistakes == 0
+        assert standin.engine.mistakes == 0
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions", "embeddings"])
@@ -177,9 +179,9 @@ async def test_a_sleep_during_a_request_is_a_mistake() -> None:
     async with running() as (standin, client):
         ask = chat(stream=True, rate=1e-9)
         async with client.stream("POST", "/v1/chat/completions", json=ask):
-            assert standin.in_flight == 1
+            assert standin.engine.in_flight == 1
             await client.post("/sleep?level=1")
-        assert standin.mistakes == 1
+        assert standin.engine.mistakes == 1
 
 
 @pytest.mark.parametrize(
@@ -192,9 +194,9 @@ async def test_a_client_that_leaves_ends_its_stream(options: dict[str, Any]) -> 
         async with await trio.open_tcp_stream("127.0.0.1", standin.port) as stream:
             await stream.send_all(head + body)
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 OK\r\n")
-            assert standin.in_flight == 1
+            assert standin.engine.in_flight == 1
         await idle(client)
-        assert standin.served == 0
+        assert standin.engine.served == 0
 
 
 async def test_wrong_requests_are_refused_and_the_connection_goes_on(

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from llmux.config import HookName, HookTimeouts, ModelConfig, PolicyConfig
 from llmux.errors import HookError
-from llmux.hooks import shell as hooks
+from llmux.hooks import log_file
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.metrics import Metrics
 from llmux.policy import FifoPolicy
@@ -302,9 +302,9 @@ async def test_a_hook_that_prints_100_mb(rack: Rack) -> None:
             assert len(error) < 300  # the last five lines
             assert (await client.post(CHAT, json=chat("b"))).status_code == 200
         # It may grow during one run, and is cut before the next; that was the sleep hook.
-        assert hooks.MAX_LOG_BYTES // 2 - 100 < log.stat().st_size <= hooks.MAX_LOG_BYTES
+        assert log_file.MAX_LOG_BYTES // 2 - 100 < log.stat().st_size <= log_file.MAX_LOG_BYTES
         assert log.read_bytes().endswith(b"slept\n")
-        assert memory(pid, "VmHWM") - before < 2 * hooks.MAX_LOG_BYTES
+        assert memory(pid, "VmHWM") - before < 2 * log_file.MAX_LOG_BYTES
         assert memory(pid, "VmRSS") - before < 8 * MIB
 
 

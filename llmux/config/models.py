@@ -1,0 +1,200 @@
+"""Sections of the config about models and their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from llmux.config.keys import MASK
+from llmux.config.section import Keys, NotAKey, Section
+from llmux.config.values import (
+    Alias,
+    HeaderName,
+    HeaderValue,
+    Host,
+    Name,
+    PassivePath,
+    Port,
+    PositiveInt,
+    Script,
+    Seconds,
+    Url,
+)
+from llmux.http.socketpath import SCHEME, socket_path
+
+HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
+
+OnSwitch = Literal["hold", "ignore", "cut"]
+"""Effect of an open WebSocket on a switch that waits for its model to drain."""
+
+NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
+"""Fields that can only change while the model sleeps: a model that is awake has the server and the
+sleep hook that it was woken with."""
+
+OWN_NAME = "name"
+"""Value of `upstream_model` that stands for the model's own name in the file."""
+
+
+class HookTimeouts(Section, frozen=True, kw_only=True):
+    """Time limits of the hooks, in seconds; null for no limit.
+
+    Attributes:
+        wake: Time limit of the wake hook, including the wait until alive succeeds.
+        sleep: Time limit of the sleep hook.
+        alive: Time limit of the alive hook.
+        prefetch: Time limit of the prefetch hook.
+        verify_asleep: Time limit of the verify_asleep hook.
+    """
+
+    # Loading a large model from a network disk takes minutes. `alive` also runs every few seconds.
+    wake: Seconds | None = 600.0
+    sleep: Seconds | None = 120.0
+    alive: Seconds | None = 10.0
+    prefetch: Seconds | None = 600.0
+    verify_asleep: Seconds | None = 30.0
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """A model: the address of its backend, and the hooks that wake it and put it to sleep.
+
+    Attributes:
+        name: Its key in the file.
+        port: Port of the backend; give this or url.
+        host: Host of the backend, beside port; 127.0.0.1 by default.
+        url: URL of the backend, or unix:/path for a Unix socket; give this or port.
+        wake: Shell script that starts the model. The model is awake once alive succeeds afterwards.
+        sleep: Shell script that frees the GPU.
+        alive: Shell script that exits 0 if the model is up.
+        prefetch: Shell script that runs while the outgoing model drains and sleeps.
+        verify_asleep: Shell script that exits 0 if the GPU is really free.
+        aliases: Other names that clients may use. An asterisk stands for any text (claude-*). An
+            exact name wins, then the pattern with the most characters beside asterisks.
+        upstream_model: Model name sent to the backend, in place of the client's; `name` for this
+            model's name in the file. By default the client's name is sent unchanged.
+        passive: Replaces the top-level passive for this model; null for the top-level list.
+        headers: Headers added to requests to the backend.
+        group: Group of the model. Models of one group share a GPU and take turns on it.
+        max_in_flight: Maximum number of requests in flight; more wait in order. null for no limit.
+        stream_idle_secs: Fail a stream if the backend sends nothing for this long, also before the
+            first byte; null for no limit.
+        websocket: Overrides policy.websocket for this model; null for the policy's.
+        idle_sleep_secs: Put the model to sleep after this long without a request; null for never.
+        preserves_in_flight: The hooks freeze the model together with its requests, so a switch does
+            not wait for them.
+        abandon_wakes: Overrides policy.abandon_wakes for this model; null for the policy's.
+        hook_timeouts: Time limits of the hooks, in seconds.
+    """
+
+    name: NotAKey[str] = ""
+    port: Port | None = None
+    host: Host | None = None
+    url: Url | None = None
+    wake: Script
+    sleep: Script
+    alive: Script
+    prefetch: Script | None = None
+    verify_asleep: Script | None = None
+    aliases: tuple[Alias, ...] = ()
+    upstream_model: Name | None = None
+    passive: tuple[PassivePath, ...] | None = None
+    headers: dict[HeaderName, HeaderValue] = {}  # noqa: RUF012 - msgspec copies it
+    group: Name = "default"
+    max_in_flight: PositiveInt | None = None
+    stream_idle_secs: Seconds | None = 1800.0
+    websocket: OnSwitch | None = None
+    idle_sleep_secs: Seconds | None = None
+    preserves_in_flight: bool = False
+    abandon_wakes: bool | None = None
+    hook_timeouts: HookTimeouts = HookTimeouts()
+
+    def __repr__(self) -> str:
+        hidden = {"headers": dict.fromkeys(self.headers, MASK)}
+        fields = (
+            f"{name}={hidden.get(name, getattr(self, name))!r}" for name in self.__struct_fields__
+        )
+        return f"ModelConfig({', '.join(fields)})"
+
+    @property
+    def base_url(self) -> str:
+        """URL of the backend, without a slash at its end; one spelling for each Unix socket."""
+        if self.url is not None:
+            path = socket_path(self.url)
+            return self.url.rstrip("/") if path is None else SCHEME + path
+        host = self.host or "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def name_sent(self) -> str | None:
+        """Model name to send to the backend; None for the client's, unchanged."""
+        return self.name if self.upstream_model == OWN_NAME else self.upstream_model
+
+    def needs_sleep_after(self, before: ModelConfig) -> bool:
+        """Return whether this config can replace `before` only while the model sleeps."""
+        return any(getattr(self, key) != getattr(before, key) for key in NEEDS_SLEEP)
+
+    def script(self, hook: HookName) -> str | None:
+        script: str | None = getattr(self, hook)
+        return script
+
+    def timeout_s(self, hook: HookName) -> float | None:
+        """Return how many seconds the hook may run; None for no limit."""
+        seconds: float | None = getattr(self.hook_timeouts, hook)
+        return seconds
+
+    @staticmethod
+    def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
+        """Demand one of port and url, and host only beside port."""
+        port, url, host = (given.get(key) is not None for key in ("port", "url", "host"))
+        if port and url:
+            yield (), "give 'port' or 'url', not both"
+        elif url and host:
+            yield ("host",), "goes with 'port' only"
+        elif not port and not url:
+            yield (), "give 'port' or 'url'"
+
+
+class GroupConfig(Section, frozen=True, kw_only=True):
+    """Behaviour of an idle group.
+
+    Attributes:
+        name: Its key in the file: a name that models give as their group.
+        standby: Model to wake once the group has been idle for a while; null for none.
+        standby_after_secs: How long the group must have been idle.
+        preload: Model to wake when llmux starts; null for none.
+    """
+
+    name: NotAKey[str] = ""
+    standby: Name | None = None
+    standby_after_secs: Seconds = 300.0
+    preload: Name | None = None
+
+
+def group_conflicts(groups: Any, models: Any) -> Iterator[tuple[Keys, str]]:
+    """Check that each group has models, and that its standby and preload are among them.
+
+    Args:
+        groups: The section `groups` as the file has it.
+        models: The section `models` as the file has it.
+
+    Yields:
+        Path, and message.
+    """
+    if not isinstance(groups, dict) or not isinstance(models, dict):
+        return
+    group_of = {
+        name: model.get("group", "default")
+        for name, model in models.items()
+        if isinstance(model, dict)
+    }
+    for group, rules in groups.items():
+        if group not in group_of.values():
+            yield ("groups", group), "no model has this group"
+        for key in ("standby", "preload"):
+            model = rules.get(key) if isinstance(rules, dict) else None
+            if isinstance(model, str) and group_of.get(model) != group:
+                yield ("groups", group, key), f"{model!r} is no model of this group"
+        standby = rules.get("standby") if isinstance(rules, dict) else None
+        sleeper = models.get(standby) if isinstance(standby, str) else None
+        if isinstance(sleeper, dict) and sleeper.get("idle_sleep_secs") is not None:
+            keys = ("models", standby, "idle_sleep_secs")
+            yield keys, f"the standby of {group!r} would be woken again at once"

@@ -1,0 +1,155 @@
+"""Errors in requests themselves: their syntax, size, keys and names."""
+
+from __future__ import annotations
+
+from llmux.base.names import shown
+from llmux.errors.base import LlmuxError
+
+
+class NoModel(LlmuxError):
+    """The request names no model in any of the places where llmux looks for one."""
+
+    status = 404
+    code = "no_model"
+
+    def __init__(self) -> None:
+        super().__init__("No model specified in request")
+
+
+class ModelNotFound(LlmuxError):
+    """The request names a model that is not in the config."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model not found: {shown(model)}")
+        self.model = shown(model)
+
+
+class GroupNotFound(LlmuxError):
+    """There is no group of this name."""
+
+    status = 404
+    code = "group_not_found"
+
+    def __init__(self, group: str) -> None:
+        super().__init__(f"Group not found: {shown(group)}")
+
+
+class IdNotFound(LlmuxError):
+    """The request names no model, but an object, and llmux knows of no model that made it.
+
+    Args:
+        id: Id of the object (a response, a file, a batch, ...).
+    """
+
+    status = 404
+    code = "id_not_found"
+
+    def __init__(self, id: str) -> None:  # noqa: A002
+        super().__init__(
+            f"No model is known to have made {shown(id)!r}: unknown, forgotten, or older than this "
+            "llmux. Name its model, in a header model-override or as ?model="
+        )
+
+
+class RequestNotFound(LlmuxError):
+    """The request to cancel does not exist, or has ended."""
+
+    status = 404
+    code = "request_not_found"
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f"No such request is being served: {shown(request)}")
+
+
+class NotHere(LlmuxError):
+    """Another listener of llmux answers this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class BadRequest(LlmuxError):
+    """The request cannot be read."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NotJson(BadRequest):
+    """The request's body is not JSON, though its `Content-Type` says so, or its first byte.
+
+    Attributes:
+        reason: The mistake and its position.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"body is not JSON: {reason}")
+        self.reason = reason
+
+
+class HeadTooLarge(BadRequest):
+    """The request's line and headers are over the limit."""
+
+    status = 431
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"Request line and headers are larger than {limit_bytes} bytes")
+
+
+class TooManyFields(BadRequest):
+    """The request has more header fields than `limits.header_fields`."""
+
+    status = 431
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request has more than {limit} header fields")
+
+
+class RequestTooSlow(BadRequest):
+    """The request itself did not arrive in time."""
+
+    status = 408
+
+    def __init__(self) -> None:
+        super().__init__("The request did not arrive in time")
+
+
+class UnsupportedCoding(LlmuxError):
+    """The request's body has a `Content-Encoding` that llmux does not support."""
+
+    status = 415
+    code = "unsupported_encoding"
+    accepts = "gzip, deflate, zstd, br, identity"  # RFC 9110, section 15.5.16
+
+
+class BodyTooLarge(LlmuxError):
+    """The request's body is over `limits.body_bytes`."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"Request body is larger than {limit_bytes} bytes")
+
+
+class InvalidKey(LlmuxError):
+    """The request carries no valid key."""
+
+    status = 401
+    code = "invalid_api_key"
+    challenge = "Bearer"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Send a valid key, in a header 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        )
+
+
+class Forbidden(LlmuxError):
+    """The control API does not serve this peer, or no keys are set and another site's page asks."""
+
+    status = 403
+    code = "forbidden"

@@ -1,0 +1,145 @@
+"""Errors of requests that get no model: limits, operators, switches that do not come."""
+
+from __future__ import annotations
+
+from llmux.errors.base import LlmuxError
+
+
+class QueueFull(LlmuxError):
+    """More requests wait than the limits allow."""
+
+    status = 429
+    code = "queue_full"
+
+
+class TooManyConnections(LlmuxError):
+    """All clients together, or one of them, have as many connections as `limits` allow.
+
+    Args:
+        limit: The limit.
+        whose: Subject of the message, llmux or the client.
+    """
+
+    status = 503
+    code = "too_many_connections"
+
+    def __init__(self, limit: int, whose: str = "llmux") -> None:
+        super().__init__(f"{whose} has {limit} connections, its limit", retry_after_s=1)
+
+
+class SwitchTimeout(LlmuxError):
+    """The request waited longer than `policy.request_timeout_secs`."""
+
+    status = 504
+    code = "switch_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("Request timed out waiting for model")
+
+
+class WouldSwitch(LlmuxError):
+    """The request's model is not active, and the request asks not to cause a switch."""
+
+    status = 409
+    code = "would_switch"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model {model} is not active, and the request asks for no switch")
+
+
+class ModelAsleep(LlmuxError):
+    """The request only looks at a model (`passive`), which is not awake, and wakes none.
+
+    It has no `Retry-After`: waiting does not help, since the request itself never wakes the model.
+    """
+
+    status = 503
+    code = "model_asleep"
+    may_be_repeated = False
+
+    def __init__(self, model: str, state: str) -> None:
+        super().__init__(f"Model {model} is not awake ({state}), and requests like this wake none")
+
+
+class ManualMode(LlmuxError):
+    """Manual mode is on and the request's model is not the active one."""
+
+    status = 503
+    code = "manual_mode"
+
+    def __init__(self, model: str, active: str | None) -> None:
+        super().__init__(
+            f"Manual mode active: model {model} not available (active: {active or 'none'})"
+        )
+
+
+class Pinned(LlmuxError):
+    """An operator keeps another model awake."""
+
+    status = 503
+    code = "pinned"
+
+    def __init__(self, model: str, pinned: str) -> None:
+        super().__init__(f"Model {pinned} is pinned: model {model} not available")
+
+
+class PinLost(LlmuxError):
+    """The pin was removed or replaced before its model was awake."""
+
+    status = 409
+    code = "pin_lost"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model {model} was unpinned, or another one pinned, meanwhile")
+
+
+class NotReady(LlmuxError):
+    """The model left before it answered: forced switch, drain timeout, or found down."""
+
+    status = 503
+    code = "not_ready"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Model not ready: {model}")
+
+
+class RequestCancelled(LlmuxError):
+    """An operator cancelled the request."""
+
+    status = 503
+    code = "cancelled"
+    may_be_repeated = False
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled by an operator")
+
+
+class StreamCut(Exception):
+    """llmux cut a request in flight: a drain timeout, a model that is down, an operator.
+
+    Attributes:
+        why: The error for its client; None if the model is being put to sleep.
+    """
+
+    def __init__(self, why: LlmuxError | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class ShuttingDown(LlmuxError):
+    """The server is stopping; clients may try again once it is back."""
+
+    status = 503
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("llmux is shutting down", retry_after_s=5)
+
+
+class SwitcherDied(LlmuxError):
+    """The task that switches has ended, so no model can be woken."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("Internal error: the switcher has stopped")

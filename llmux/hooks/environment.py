@@ -1,0 +1,79 @@
+"""Environment of a hook: its variables, and the descriptor limit that it starts with."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Set as AbstractSet
+from urllib.parse import urlsplit
+
+from llmux.config import ModelConfig
+from llmux.hooks.orphans import MARK_VARIABLE
+from llmux.http.socketpath import socket_path
+
+SOCKET_VARIABLE = "LLMUX_SOCKET"
+"""Path of the model's Unix socket, if it has one instead of a port."""
+
+ORIGINAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Soft and hard descriptor limit of this process before anything in it raised the soft one.
+
+Hooks get this soft limit back: programs that use select() break on descriptors over 1024.
+"""
+
+
+def hook_environment(
+    name: str,
+    model: ModelConfig,
+    *,
+    hook: str,
+    source: str,
+    target: str,
+    mark: str,
+    secret_variables: AbstractSet[str],
+) -> dict[str, str]:
+    """Return the environment of one run: this process's own, without secrets, and `LLMUX_*`.
+
+    Args:
+        name: Name of the model.
+        model: Its config.
+        hook: Name of the hook.
+        source: Model that the switch leaves; empty for none.
+        target: Model that the switch is for; empty for none.
+        mark: Mark by which a later llmux finds the processes of this run; empty for none.
+        secret_variables: Variables that hooks do not get.
+    """
+    own = {name: text for name, text in os.environ.items() if name not in secret_variables}
+    own.pop(MARK_VARIABLE, None)  # llmux itself may have been started by a hook
+    if mark:
+        own[MARK_VARIABLE] = mark
+    port = backend_port(model)
+    own.pop(SOCKET_VARIABLE, None)
+    if (path := socket_path(model.base_url)) is not None:
+        own[SOCKET_VARIABLE] = path
+    return own | {
+        "LLMUX_MODEL": name,
+        "LLMUX_PORT": port,
+        "LLMUX_DEST_PORT": port,  # upstream llmux's name for it
+        "LLMUX_HOOK": hook,
+        "LLMUX_SOURCE": source,
+        "LLMUX_TARGET": target,
+    }
+
+
+def backend_port(model: ModelConfig) -> str:
+    """Return the port of the model's backend, the URL's if it has one; empty for a Unix socket."""
+    if socket_path(model.base_url) is not None:
+        return ""
+    url = urlsplit(model.base_url)
+    return str(url.port or {"http": 80, "https": 443}[url.scheme])
+
+
+def shell_command(script: str) -> list[str]:
+    """Return the command that runs the script with the original descriptor limit."""
+    soft, _ = ORIGINAL_NOFILE
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] == soft:
+        return ["sh", "-c", script]
+    # In the shell, for Python code between fork and exec (preexec_fn) may deadlock with threads.
+    # `exec`, so that the script sees a plain `sh -c` and its exit code is that of the process.
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return ["sh", "-c", 'ulimit -S -n "$1"; exec sh -c "$2"', "sh", limit, script]

@@ -1,0 +1,55 @@
+"""Command line of the stand-in: `serve`, and the helper programs."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from llmux.standin.options import HOST, Options
+from llmux.standin.param_types import FILE, PORT, SECONDS
+from llmux.standin.pidfile import hold
+from llmux.standin.probe import call_command, wait_command
+from llmux.standin.server import Standin, serve
+from llmux.standin.stop import stop_command
+
+
+@click.group()
+def main() -> None:
+    """A stand-in for a model server, and what hooks need to drive one (or a real vLLM)."""
+
+
+@main.command("serve")
+@click.option("--port", type=PORT, required=True)
+@click.option("--host", default=HOST, help="The address to listen on.")
+@click.option("--model", required=True, help="The name that it answers with.")
+@click.option("--rate", type=click.FloatRange(min=0), default=0, help="Tokens/s; 0: no pauses.")
+@click.option("--tokens", type=click.IntRange(min=1), default=32, help="Length of an answer.")
+@click.option("--wake-secs", "wake_s", type=SECONDS, default=0, help="How long /wake_up takes.")
+@click.option("--sleep-secs", "sleep_s", type=SECONDS, default=0, help="How long /sleep takes.")
+@click.option("--asleep", is_flag=True, help="Start asleep.")
+@click.option("--pidfile", type=FILE, help="File for the process id, for `stop`.")
+def serve_command(pidfile: Path | None, **options: Any) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    with hold(pidfile) if pidfile else nullcontext():
+        try:
+            trio.run(_serve_until_signal, Options(**options))
+        except* OSError as errors:
+            raise click.ClickException(str(errors.exceptions[0])) from None
+
+
+async def _serve_until_signal(options: Options) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            standin: Standin = await nursery.start(serve, options)
+            click.echo(f"stand-in for {options.model} on {standin.url}")
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+for command in (stop_command, wait_command, call_command):
+    main.add_command(command)
