@@ -46,7 +46,6 @@ class Watched:
         ended: Set when it is served.
         is_ending: The last of the response is being sent, or has been.
         sending_since: Since when the server has been taking a message; None if it is not.
-        message_at: See `llmux.proxy.lane.Lane`.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -55,7 +54,6 @@ class Watched:
         self.ended = trio.Event()
         self.is_ending = False
         self.sending_since: float | None = None
-        self.message_at = 0.0
         self._receive = receive
         self._asgi_send = send
 

@@ -21,7 +21,7 @@ from llmux.openai.dialects import INTERNAL_CLOSE, close_reason
 from llmux.openai.wire import header
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import FIELD_BYTES, Body
-from llmux.proxy.lane import ClientLeft, HeaderList
+from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.proxy.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
 from llmux.upstream import Answer
 from llmux.upstream.connections import Stream
@@ -36,7 +36,13 @@ HANDSHAKE_HEADERS = frozenset(
 
 
 class WebSocketLane(Watched):
-    """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane`."""
+    """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane` and `Tunnel`.
+
+    Attributes:
+        message_at: See `Tunnel`.
+    """
+
+    events: EventStream | None = None  # a handshake has no body, and its answer neither
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class WebSocketLane(Watched):
         self.cut_scope: trio.CancelScope | None = None
         self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
+        self.message_at = 0.0
         self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
@@ -71,6 +78,11 @@ class WebSocketLane(Watched):
         self._early: deque[Event] = deque()
         self._carrying: trio.Nursery | None = None
 
+    @property
+    def tunnel(self) -> Tunnel:
+        """See `Lane`."""
+        return self
+
     async def serve(self, proxy: ModelProxy) -> None:
         """See `Watched`."""
         await proxy.serve(self)
@@ -80,8 +92,8 @@ class WebSocketLane(Watched):
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientLeft
 
-    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
-        """Accept the WebSocket before there is a backend for it; returns its first message."""
+    async def accept_early(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """See `Tunnel`."""
         await self._accept(headers, spoken(self.headers))
         self._is_open = True
         with trio.move_on_after(self._stall_s) as self.reading:
@@ -112,8 +124,8 @@ class WebSocketLane(Watched):
         self.body.grow(len(event.data) + FIELD_BYTES)
         self._early.append(event)
 
-    def replace_first(self, message: bytes) -> None:
-        """Have the backend get this in place of that first message."""
+    def replace_first_message(self, message: bytes) -> None:
+        """See `Tunnel`."""
         first = self._early[0]
         if isinstance(first, TextMessage):
             self._early[0] = TextMessage(data=message.decode("utf-8", "replace"))
@@ -260,21 +272,9 @@ class WebSocketLane(Watched):
         """Whether the backend's message is over the limit."""
         return len(self._message) > MAX_MESSAGE_BYTES
 
-    async def begin_events(self, headers: HeaderList) -> None:
-        """A handshake has no body that could ask for them."""
-
-    async def send_events(self, data: bytes) -> None:
-        """See `begin_events`."""
-
-    async def end_events(self) -> None:
-        """See `begin_events`."""
-
-    async def send_last_event(self, event: bytes) -> None:
-        """What is relayed is no stream of events."""
-
-    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
-        """Say why a WebSocket ends, if its client has taken all messages so far."""
-        if self._has_closed or not self._stands_between:  # it is none any more, or not yet
+    async def close_websocket(self, code: int, reason: str, event: bytes) -> None:
+        """See `Tunnel`; sends nothing if the client has still to take a message."""
+        if self._has_closed or not self._stands_between:  # closed, not open yet, or in a message
             return
         self.end_within(CUT_S)
         with suppress(ClientLeft):

@@ -11,6 +11,7 @@ import re
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest
+from llmux.http.syntax import TOKEN
 
 ASTERISK = b"*"
 
@@ -21,7 +22,7 @@ _ABSOLUTE = re.compile(
 )
 
 _COMMON_METHODS = frozenset({b"POST", b"GET"})
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_TOKEN = re.compile(TOKEN)
 
 # Nearly all paths are of these bytes only, and need no closer look.
 _PLAIN = re.compile(rb"/[A-Za-z0-9/_:-]*+")

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from llmux.errors import BackendBroke
-from llmux.upstream.connections import Connection, Stream
-from llmux.upstream.parsing import (
+from llmux.http.responses import (
     CHUNKED_HEAD,
     MAX_HEAD_BYTES,
     ChunkedEnd,
@@ -18,6 +17,7 @@ from llmux.upstream.parsing import (
     Head,
     Reader,
 )
+from llmux.upstream.connections import Connection, Stream
 
 
 class CountedBody:

@@ -12,14 +12,13 @@ from typing import Literal, Protocol
 import httptools
 
 from llmux.errors import BackendBroke
-from llmux.http.heads import MAX_LENGTH_DIGITS
+from llmux.http.syntax import BLANK_LINE, MAX_LENGTH_DIGITS
 
 Framing = Literal["none", "length", "chunked", "close"]
 
 MAX_HEAD_BYTES = 65536
 """Status line and headers of an answer; also bounds trailers and chunk extensions."""
 
-BLANK_LINE = b"\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 READ_ON = frozenset({b"transfer-encoding", b"content-length", b"connection"})
 CONTROLS = bytes({*range(32), 127} - {9})
