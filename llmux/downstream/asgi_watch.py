@@ -1,4 +1,4 @@
-"""A request on the ASGI lane while its client is watched: when to stop waiting for a `send`."""
+"""Watch the client of a request on the ASGI lane: when to stop waiting for a `send`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llmux.proxy.held import Body
 from llmux.proxy.lane import ClientLeft
 
 SENT_BYTES = 65536
-"""The most that is sent in one message, so that a client has the stall limit for each such part."""
+"""Limit for one message, so that the stall limit applies to each such part of a large body."""
 
 CUT_S = 0.25
 """How long a message may still take once its request is cut.
 
-A client that reads has taken it by then, and is told in the next one why it was cut.
+A client that reads has taken it by then, and gets the reason for the cut in the next one.
 """
 
 LEFT_S = 1.0
@@ -34,19 +34,18 @@ SERVER_BREAKS = (*wire.BREAKS, trio.BusyResourceError)
 
 
 class Watched:
-    """What is served in a task of the lifespan, while the server's own task watches the client.
+    """A request served in a task of the lifespan, while the server's own task watches the client.
 
     Hypercorn shields its `send`: nothing can cancel a task that sends to a client which does not
     read. But when the app returns, Hypercorn closes the connection, and that ends the `send`. So
-    whatever a client may not hold up (a stall, a cut, its own departure) ends `watching`.
+    every reason to give up on a client (a stall, a cut, its departure) ends `watching`.
 
     Attributes:
-        scope: Around the task that serves it.
+        scope: Around the task that serves the request.
         watching: Around the server's own task; cancelled when there is no more to wait for.
-        ended: Set when it is served.
-        is_ending: The last of the response is being sent, or has been.
-        sending_since: Since when the server has been taking a message; None if it is not.
-        message_at: See `llmux.proxy.lane.Lane`.
+        ended: Set when the request has been served.
+        is_ending: True once the last of the response is being sent.
+        sending_since: When the server began to take a message; None if it is taking none.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -55,7 +54,6 @@ class Watched:
         self.ended = trio.Event()
         self.is_ending = False
         self.sending_since: float | None = None
-        self.message_at = 0.0
         self._receive = receive
         self._asgi_send = send
 
@@ -65,7 +63,7 @@ class Watched:
         return self.sending_since is not None
 
     async def run(self, proxy: ModelProxy) -> None:
-        """Serve the request; what goes wrong with it must not end the lifespan that runs this."""
+        """Serve the request, in the lifespan's nursery, which no error of a request may end."""
         try:
             with self.scope:
                 await self.serve(proxy)
@@ -77,15 +75,15 @@ class Watched:
                 self.watching.cancel()
 
     async def serve(self, proxy: ModelProxy) -> None:
-        """Serve it, whatever happens; raises ClientLeft if there is nobody to tell of that."""
+        """Serve the request; raises ClientLeft, and no other error that a client causes."""
         raise NotImplementedError
 
     async def wait_left(self) -> None:
-        """Return when the client has left, or when it does not matter any more."""
+        """Return when the client has left, or a departure no longer matters."""
         await self.ended.wait()
 
     async def watch(self) -> None:
-        """What the server's own task does meanwhile."""
+        """Run in the server's own task until the request is served or given up."""
         try:
             with self.watching:
                 await self.wait_left()
@@ -97,16 +95,16 @@ class Watched:
                 self.scope.cancel()
 
     def end_within(self, seconds: float) -> None:
-        """Have the server close the connection after so many seconds, if it has not ended then."""
+        """Have the server close the connection after these seconds, unless the request ends."""
         self.watching.deadline = min(self.watching.deadline, trio.current_time() + seconds)
 
     def unblock(self) -> None:
-        """What was being done was cancelled: do not wait for a client that takes nothing."""
+        """See `llmux.proxy.lane.Lane`: a shielded `send` outlives the cancelled scope."""
         if self.sending_since is not None:
             self.end_within(LEFT_S if self.is_ending else CUT_S)
 
     async def send(self, message: Message) -> None:
-        """Have the server send something; raises ClientLeft."""
+        """Pass a message to the server, large bodies in parts; raises ClientLeft."""
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
             for start in range(0, len(body) - SENT_BYTES, SENT_BYTES):
@@ -139,15 +137,15 @@ async def collect(
     """Receive a request's body.
 
     Args:
-        receive: Gets the server's next message.
-        body: Where it is counted and kept.
-        length: How long the client says it is; 0 if it does not.
-        most_bytes: How long it may be.
-        stall_s: Seconds in which a byte must come.
-        scope: A new scope; cancelled, it ends the reading.
+        receive: ASGI's callable.
+        body: Counts and keeps the data.
+        length: Content-Length in bytes; 0 if the client gives none.
+        most_bytes: Limit for the body.
+        stall_s: Seconds without a byte after which the request is refused.
+        scope: A new scope; cancelling it ends the reading.
 
     Raises:
-        LlmuxError: It is too long, too slow, or was cancelled.
+        LlmuxError: Too long, too slow, or cancelled.
         ClientLeft: The client left.
     """
     ends_at = trio.current_time() + body.longest_s
@@ -175,7 +173,7 @@ async def collect(
 
 
 def content_length(headers: Sequence[tuple[bytes, bytes]]) -> int:
-    """What a client says of its body's length; 0 if nothing. Raises BadRequest."""
+    """Return the Content-Length in bytes; 0 if there is none. Raises BadRequest."""
     for name, value in headers:
         if name.lower() == b"content-length":
             try:

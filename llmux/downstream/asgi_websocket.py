@@ -21,14 +21,14 @@ from llmux.openai.dialects import INTERNAL_CLOSE, close_reason
 from llmux.openai.wire import header
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import FIELD_BYTES, Body
-from llmux.proxy.lane import ClientLeft, HeaderList
+from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.proxy.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
 from llmux.upstream import Answer
 from llmux.upstream.connections import Stream
 
-# The server has negotiated these with the client; llmux has its own with the backend.
+# The server has negotiated these with the client; llmux negotiates its own with the backend.
 MAX_MESSAGE_BYTES = 16 << 20
-"""Of one message from a backend, which is held until it is whole; Hypercorn's of a client's."""
+"""Limit for a message from a backend, held until it is whole; Hypercorn limits a client's alike."""
 
 HANDSHAKE_HEADERS = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
@@ -36,7 +36,13 @@ HANDSHAKE_HEADERS = frozenset(
 
 
 class WebSocketLane(Watched):
-    """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane`."""
+    """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane` and `Tunnel`.
+
+    Attributes:
+        message_at: See `Tunnel`.
+    """
+
+    events: EventStream | None = None  # a handshake has no body, and its answer neither
 
     def __init__(
         self,
@@ -60,16 +66,22 @@ class WebSocketLane(Watched):
         self.cut_scope: trio.CancelScope | None = None
         self.reading: trio.CancelScope | None = None
         self.sent_bytes = 0
+        self.message_at = 0.0
         self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
-        self._message = bytearray()  # what has come of one
-        self._stands_between = False  # two messages to the client
+        self._message = bytearray()  # the message that a backend is sending
+        self._stands_between = False  # True between two messages to the client
         self._has_closed = False
-        self._is_open = False  # before there is a backend
+        self._is_open = False  # True if accepted before there was a backend
         self._early: deque[Event] = deque()
         self._carrying: trio.Nursery | None = None
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """See `Lane`."""
+        return self
 
     async def serve(self, proxy: ModelProxy) -> None:
         """See `Watched`."""
@@ -80,8 +92,8 @@ class WebSocketLane(Watched):
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientLeft
 
-    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
-        """Accept the WebSocket before there is a backend for it; returns its first message."""
+    async def accept_early(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """See `Tunnel`."""
         await self._accept(headers, spoken(self.headers))
         self._is_open = True
         with trio.move_on_after(self._stall_s) as self.reading:
@@ -112,8 +124,8 @@ class WebSocketLane(Watched):
         self.body.grow(len(event.data) + FIELD_BYTES)
         self._early.append(event)
 
-    def replace_first(self, message: bytes) -> None:
-        """Have the backend get this in place of that first message."""
+    def replace_first_message(self, message: bytes) -> None:
+        """See `Tunnel`."""
         first = self._early[0]
         if isinstance(first, TextMessage):
             self._early[0] = TextMessage(data=message.decode("utf-8", "replace"))
@@ -127,7 +139,7 @@ class WebSocketLane(Watched):
 
     @asynccontextmanager
     async def present(self) -> AsyncIterator[None]:
-        """Cancel what runs inside when the client leaves, and carry its messages until then."""
+        """See `Lane`; carries the client's messages meanwhile."""
         error: Exception | None = None
         has_left = False
 
@@ -161,7 +173,7 @@ class WebSocketLane(Watched):
             raise ClientLeft
 
     async def _to_backend(self, event: Event) -> None:
-        """Send what may still be sent; a reply to the backend waits for a message on its way."""
+        """Send an event, if the backend may still get it; waits for one that is being sent."""
         if self._is_open and self._backend is None:
             if isinstance(event, TextMessage | BytesMessage):
                 self._hold(event)
@@ -171,7 +183,7 @@ class WebSocketLane(Watched):
             await self._send_event(event)
 
     async def _send_early(self) -> None:
-        """Send what has come before there was a backend."""
+        """Send the messages that came before there was a backend."""
         async with self._sending:
             await self._send_held()
 
@@ -191,7 +203,7 @@ class WebSocketLane(Watched):
                 await trio.aclose_forcefully(self._backend)
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
-        """Accept what the backend accepts, and carry its messages until it closes."""
+        """Accept the WebSocket if the backend does, and carry its messages until it closes."""
         if answer.stream is None:
             if self._is_open:
                 raise NoStream(answer.status, await answer.read())
@@ -214,7 +226,7 @@ class WebSocketLane(Watched):
             await self._close(code, "")
 
     async def _carry_answers(self, stream: Stream, data: bytes) -> int:
-        """Pass on what the backend sends until it closes; returns the code that it closes with."""
+        """Pass on the backend's messages until it closes; returns its close code."""
         code: int = CloseReason.ABNORMAL_CLOSURE
         while self._frames.state is not ConnectionState.CLOSED:
             try:
@@ -243,7 +255,7 @@ class WebSocketLane(Watched):
             await self._to_backend(event.response())
 
     async def _send_piece(self, kind: str, data: str | bytes | bytearray, is_last: bool) -> None:
-        """ASGI knows whole messages only."""
+        # ASGI has no messages in pieces, so they are held until they are whole.
         self.message_at = trio.current_time()
         self._message += data.encode() if isinstance(data, str) else data
         if self._is_too_large or not is_last:
@@ -257,24 +269,12 @@ class WebSocketLane(Watched):
 
     @property
     def _is_too_large(self) -> bool:
-        """Whether the backend's message is over the limit."""
+        """True if the backend's message is over the limit."""
         return len(self._message) > MAX_MESSAGE_BYTES
 
-    async def begin_events(self, headers: HeaderList) -> None:
-        """A handshake has no body that could ask for them."""
-
-    async def send_events(self, data: bytes) -> None:
-        """See `begin_events`."""
-
-    async def end_events(self) -> None:
-        """See `begin_events`."""
-
-    async def send_last_event(self, event: bytes) -> None:
-        """What is relayed is no stream of events."""
-
-    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
-        """Say why a WebSocket ends, if its client has taken all messages so far."""
-        if self._has_closed or not self._stands_between:  # it is none any more, or not yet
+    async def close_websocket(self, code: int, reason: str, event: bytes) -> None:
+        """See `Tunnel`; sends nothing if the client has still to take a message."""
+        if self._has_closed or not self._stands_between:  # closed, not open yet, or in a message
             return
         self.end_within(CUT_S)
         with suppress(ClientLeft):
@@ -287,7 +287,7 @@ class WebSocketLane(Watched):
         await self.send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
-        """Refuse the handshake with an answer of its own; or tell of an error, and close."""
+        """Refuse the handshake; if it was accepted already, send the error as a message."""
         self.has_answered = True
         if self._is_open:
             await self.send({"type": "websocket.send", "text": error_message(body).decode()})

@@ -1,4 +1,4 @@
-"""Listening to the client of a WebSocket while there is no backend for it yet, on the fast lane."""
+"""Listen to the client of a WebSocket before there is a backend for it, on the fast lane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmux.proxy.opening import SILENCE_S, EarlyFrames
 
 
 class Connection(Protocol):
-    """The client's, as far as it is used here.
+    """The client's connection, as far as it is used here.
 
     Attributes:
         buffer: Received and not used yet.
@@ -26,7 +26,7 @@ class Connection(Protocol):
     buffer: bytes
 
     async def receive(self) -> bytes:
-        """What the client sends next; nothing once it has closed its side."""
+        """Return the next bytes; nothing once the client has closed its side."""
         ...
 
     async def send(self, data: bytes) -> None:
@@ -35,13 +35,13 @@ class Connection(Protocol):
 
 
 class EarlyMessages:
-    """What the client of a WebSocket sends before there is a backend for it.
+    """Messages that the client of a WebSocket sends before there is a backend for it.
 
-    Its pings are answered meanwhile: clients give up a server that leaves them unanswered for
-    seconds, and a model may take minutes.
+    Pings are answered meanwhile: clients give up on a server that leaves them unanswered for
+    seconds, and a model may take minutes to wake.
 
     Attributes:
-        frames: What has come.
+        frames: The frames received.
     """
 
     def __init__(self, connection: Connection, body: Body) -> None:
@@ -72,8 +72,8 @@ class EarlyMessages:
         """Listen for as long as the context lasts, or until it is stopped.
 
         Raises:
-            ClientLeft: The client has closed it.
-            LlmuxError: It has sent too much, or what it should not.
+            ClientLeft: The client has closed the WebSocket.
+            LlmuxError: The client has sent too much, or not a client's frames.
         """
         error: Exception | None = None
         self._ended = trio.Event()
@@ -109,7 +109,7 @@ class EarlyMessages:
                 await self._take(data)
 
     async def stop(self) -> None:
-        """Listen no more; what has come stays."""
+        """Stop listening; the frames received stay."""
         self._is_stopped = True
         if self._listening is not None:
             self._listening.cancel()

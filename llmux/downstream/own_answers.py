@@ -1,7 +1,7 @@
-"""Answers of llmux's own paths, counted for as long as they wait to be taken.
+"""Count the memory of answers from llmux's own paths until their clients have taken them.
 
 Some are megabytes (the history, the journal, metrics of many models), and the framework holds each
-whole until its client has read it.
+in memory until its client has read it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmux.proxy.held import Bodies
 
 
 def counted(bodies: Bodies, app: ASGIApp) -> ASGIApp:
-    """An app for llmux's own paths, whose answers count like the bodies that are held."""
+    """Wrap an app for llmux's own paths, so that its answers count like request bodies held."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await OwnAnswer(bodies, scope, send).serve(app, receive)
@@ -28,9 +28,9 @@ class OwnAnswer:
     """One answer on its way through ASGI.
 
     Args:
-        bodies: What it is counted with.
-        scope: Of its request.
-        send: Takes what is sent.
+        bodies: Where its memory is counted.
+        scope: ASGI's, of its request.
+        send: ASGI's callable.
     """
 
     def __init__(self, bodies: Bodies, scope: Scope, send: Send) -> None:
@@ -41,12 +41,14 @@ class OwnAnswer:
         self._is_whole = self._is_refused = False
 
     async def serve(self, app: ASGIApp, receive: Receive) -> None:
-        """Have the app give it."""
         with self._held:
             await app(self._scope, receive, self._count)
 
     async def _count(self, message: Message) -> None:
-        """What has a length is in memory as a whole, of what has none one piece after the other."""
+        """Count and send a message.
+
+        An answer with a length is in memory as a whole; of one without, one piece at a time is.
+        """
         if self._is_refused:
             return
         if message["type"] == "http.response.start":

@@ -1,1 +1,1 @@
-"""HTTP/1 and WebSocket syntax, URLs and sockets; nothing here knows of models."""
+"""HTTP/1 and WebSocket syntax, URLs and sockets, for both sides; knows nothing of models."""

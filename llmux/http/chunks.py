@@ -1,8 +1,11 @@
-"""The chunked body of a request, read strictly (RFC 9112, section 7.1), with bounded work.
+"""The chunked transfer coding (RFC 9112, section 7.1): requests read strictly, and chunks written.
 
-What two readers could read in two ways is refused: lines that end without CRLF, sizes that are no
-plain hexadecimal number, control characters in extensions and trailers. Extensions and trailers
-are checked and dropped.
+`ChunkReader` refuses what two readers could read in two ways: lines that end without CRLF, sizes
+that are not plain hexadecimal numbers, control characters in extensions and trailers. It checks
+extensions and trailers, then drops them, as section 7.1.1 has recipients do with unknown ones.
+
+Its errors are the client's (400). Answers of backends are read by `llmux.http.responses`, whose
+errors are the backend's (502), so neither can be mistaken for the other.
 """
 
 from __future__ import annotations
@@ -10,18 +13,20 @@ from __future__ import annotations
 import re
 
 from llmux.errors import BadRequest
-from llmux.http.heads import CRLF, TOKEN
+from llmux.http.syntax import CRLF, TOKEN
 
 MAX_CHUNKS = 1_000_000
-"""Chunks of one body. 64 MiB in chunks of 64 bytes pass; chunks of one byte end in a second."""
+"""Limit for one body. 64 MiB in chunks of 64 bytes pass; chunks of one byte end in a second."""
 
 MAX_LINE_BYTES = 4096
-"""One line of a chunk's size, or of the trailers (Go's net/http: 4096)."""
+"""Limit for one line: a chunk's size, or a trailer (Go's net/http: 4096)."""
 
 MAX_EXTRA_BYTES = 65536
-"""Extensions and trailers of one body."""
+"""Limit for all extensions and trailers of one body."""
 
-# Up to 16 digits: what a 64-bit number holds. No white space before an extension, as in llhttp.
+# Up to 16 digits: the range of a 64-bit number. No white space before an extension, as in llhttp:
+# the grammar allows it for bad implementations only (RFC 9112, section 7.1.1), and readers that
+# disagree on where a chunk's size ends have been used for request smuggling.
 _EXTENSION = rb";[^\x00-\x08\x0a-\x1f\x7f]*"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(%b)?\r\n" % _EXTENSION)
 _SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{0,16}(?:(?<=[0-9A-Fa-f])(?:%b)?\r?)?" % _EXTENSION)
@@ -29,10 +34,19 @@ _TRAILER = re.compile(rb"%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n" % TOKEN)
 _TRAILER_BEGUN = re.compile(rb"\r?|%b(?::[^\x00-\x08\x0a-\x1f\x7f]*\r?)?" % TOKEN)
 
 
-class ChunkReader:
-    """Takes the data out of a chunked body.
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a chunked body without trailers."""
 
-    The work for one chunk does not depend on its size, nor on what is in it.
+
+def chunk(data: bytes) -> bytes:
+    """Frame data, which must not be empty: an empty chunk is the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class ChunkReader:
+    """Extracts the data of a chunked body, with bounded work.
+
+    The work for one chunk depends neither on its size nor on its content.
     """
 
     __slots__ = ("_chunks", "_extra_bytes", "_in_trailers", "_missing", "_rest")
@@ -45,17 +59,17 @@ class ChunkReader:
         self._in_trailers = False
 
     def feed(self, data: bytes, body: bytearray) -> bytes | None:
-        """Read what has been received.
+        """Read more of the body.
 
         Args:
-            data: It.
-            body: Gets the data of the chunks.
+            data: As received.
+            body: The data of the chunks is appended here.
 
         Returns:
-            What follows the body; None if its end has not come yet.
+            The bytes after the body; None if its end has not come yet.
 
         Raises:
-            BadRequest: It is not in chunks, or there is too much beside the data.
+            BadRequest: Not chunked, or too many chunks, extensions or trailers.
         """
         data, self._rest = self._rest + data, b""
         at = self._finish_chunk(data, body) if self._missing else 0
@@ -88,7 +102,7 @@ class ChunkReader:
         return self._read_trailers(data, at) if self._in_trailers else None
 
     def _finish_chunk(self, data: bytes, body: bytearray) -> int:
-        """Go on with the chunk that was coming; returns where the next one begins."""
+        """Read more of a chunk that has begun; returns the offset of the next one."""
         missing_data = max(0, self._missing - 2)
         body += data[:missing_data]
         end = CRLF[2 - self._missing :] if self._missing < 2 else CRLF
@@ -110,7 +124,7 @@ class ChunkReader:
             )
 
     def _keep(self, rest: bytes, begun: re.Pattern[bytes]) -> None:
-        """Keep a line that has begun; raises BadRequest if it cannot become one."""
+        # Checked at once: a line that can never become valid must not be waited for.
         if not begun.fullmatch(rest):
             raise BadRequest("The request's body is not in chunks")
         if len(rest) > MAX_LINE_BYTES:

@@ -1,4 +1,4 @@
-"""Whose request it is, behind proxies that are trusted or not, and what one client may take."""
+"""The client of a request, behind trusted proxies or not, and the limits for one client."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from functools import lru_cache
 from llmux.errors import QueueFull
 
 UNIX = "unix"
-"""What stands for peers on Unix sockets, which have no address."""
+"""Stands for peers on Unix sockets, which have no address."""
 
 MOST_HOPS = 32
-"""So many addresses of `X-Forwarded-For` are looked at, from the right: no chain is longer."""
+"""Limit for addresses read of `X-Forwarded-For`, from the right: no chain of proxies is longer."""
 
 RETRY_AFTER_S = 5.0
 """When a client with too many requests in line may try again."""
@@ -24,7 +24,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
-"""What says where a request came from, beside `X-Forwarded-...`."""
+"""Headers that claim where a request came from, beside `X-Forwarded-...`."""
 
 # "192.0.2.1", "192.0.2.1:80", "2001:db8::1", "[2001:db8::1]:80"
 _HOP = re.compile(r"\[([^\]]*)\](?::\d*)?|([0-9.]+):\d*|(.*)", re.DOTALL)
@@ -32,7 +32,7 @@ _HOP = re.compile(r"\[([^\]]*)\](?::\d*)?|([0-9.]+):\d*|(.*)", re.DOTALL)
 
 @lru_cache(maxsize=4096)
 def address_of(text: str) -> Address | None:
-    """An address without its zone, an IPv4 one in IPv6 as such; None if it is none."""
+    """Parse an address, without its zone; IPv4-mapped IPv6 becomes IPv4. None if it is not one."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -41,7 +41,7 @@ def address_of(text: str) -> Address | None:
 
 
 def is_loopback(peer: str | None) -> bool:
-    """Whether a peer is a program of this machine; one on a Unix socket is."""
+    """Return whether a peer is on this machine, as one on a Unix socket is."""
     if peer is None:
         return True
     address = address_of(peer)
@@ -50,7 +50,7 @@ def is_loopback(peer: str | None) -> bool:
 
 @lru_cache(maxsize=4096)
 def client_key(client: str | None) -> str:
-    """What counts as one client: an IPv4 address, or the /64 that an IPv6 host gets as a whole.
+    """Return what counts as one client: an IPv4 address, or the /64 of an IPv6 address.
 
     RFC 6177 has providers give each site at least that much, so one host has 2^64 addresses.
     """
@@ -61,7 +61,7 @@ def client_key(client: str | None) -> str:
 
 
 class TrustedProxies:
-    """The peers that are believed when they say whom they ask for.
+    """The peers whose claims about the origin of a request are believed.
 
     Args:
         names: Addresses, networks, or `unix`.
@@ -84,14 +84,14 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self._networks)
 
     def client(self, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """The address of the client: the last one of `X-Forwarded-For` that is no trusted proxy.
+        """Return the client's address: the last in `X-Forwarded-For` that is not a trusted proxy.
 
-        What stands left of it may be made up. Where a proxy has written no address, the one that
-        the proxy was asked from is the last that is known.
+        Addresses to the left of it may be forged. Where a proxy has written something else than an
+        address, the last one known is that of the proxy.
 
         Args:
-            peer: Who has connected; None on a Unix socket.
-            headers: What was sent.
+            peer: Address of the connection; None on a Unix socket.
+            headers: As received.
         """
         if peer not in self:
             return peer
@@ -110,7 +110,7 @@ class TrustedProxies:
     def believed(
         self, peer: str | None, headers: Sequence[tuple[bytes, bytes]]
     ) -> Sequence[tuple[bytes, bytes]]:
-        """Headers without what an untrusted peer says of where its request came from.
+        """Return the headers without an untrusted peer's claims about the request's origin.
 
         `X-Forwarded-For` stays, since llmux appends the peer to it.
         """
@@ -129,7 +129,7 @@ NO_PROXIES = TrustedProxies()
 
 
 class Tally:
-    """How many of something each client has at this instant."""
+    """Counts something for each client."""
 
     def __init__(self) -> None:
         self._counts = defaultdict[str, int](int)
@@ -138,12 +138,12 @@ class Tally:
         return len(self._counts)
 
     def of(self, client: str | None) -> int:
-        """How many this one has."""
+        """Return this client's count."""
         return self._counts.get(client_key(client), 0)
 
     @contextmanager
     def one_more(self, client: str | None) -> Iterator[None]:
-        """It has one more for as long as the context lasts."""
+        """Count one more for as long as the context lasts."""
         key = client_key(client)
         self._counts[key] += 1
         try:
@@ -155,14 +155,14 @@ class Tally:
 
 
 class Place:
-    """A request's place among those in line of its client; this one counts nothing."""
+    """A request's place in its client's line; this class counts nothing."""
 
     def check(self) -> None:
-        """Raise QueueFull if the client has as many as it may."""
+        """Raise QueueFull if the client's line is full."""
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """It is in line for as long as the context lasts."""
+        """Be in line for as long as the context lasts."""
         yield
 
 
@@ -173,7 +173,7 @@ class ClientLines:
     """The requests in line, by client, for all models together.
 
     Attributes:
-        limit: How many a client may have; None: as many as it likes.
+        limit: Limit for one client; None: no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -181,7 +181,7 @@ class ClientLines:
         self.tally = Tally()
 
     def place(self, client: str | None) -> Place:
-        """A place for a request of this client."""
+        """Return a place for a request of this client."""
         return NO_PLACE if self.limit is None else CountedPlace(self, client)
 
 

@@ -1,8 +1,9 @@
-"""The head of an HTTP/1 request, read strictly: what could be read in two ways is refused.
+"""The head of an HTTP/1 request, read strictly: refuse what could be read in two ways.
 
-llhttp (through httptools) refuses bare LF, folded lines, white space in or around names, control
-characters, both Content-Length and Transfer-Encoding, and any but one plain Content-Length. What
-it lets pass and should not is refused here. Every lane reads its heads with this module.
+A head that two servers read differently can smuggle a second request past the first of them (RFC
+9112, section 11.2). llhttp (through httptools) refuses bare LF, folded lines, white space in or
+around names, control characters, both Content-Length and Transfer-Encoding, and any but one plain
+Content-Length. This module refuses what llhttp lets pass and should not. Every lane uses it.
 """
 
 from __future__ import annotations
@@ -16,27 +17,17 @@ import httptools
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, HeadTooLarge, TooManyFields
+from llmux.http.syntax import BLANK_LINE, CRLF, MAX_LENGTH_DIGITS, TOKEN
 
 MAX_HEAD_BYTES = 65536
-"""Request line and headers. Precedents: nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB."""
+"""Limit for request line and headers (nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB)."""
 
 MAX_EMPTY_BYTES = 64
-"""Empty lines before a request (RFC 9112, section 2.2): some clients send one behind a body."""
-
-MAX_LENGTH_DIGITS = 20
-"""Of a Content-Length, leading zeros included: what 64 bits hold (h11's limit, too).
-
-Python raises ValueError for a number of thousands of digits.
-"""
-
-CRLF = b"\r\n"
-BLANK_LINE = b"\r\n\r\n"
-
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-"""RFC 9110, section 5.6.2."""
+"""Limit for empty lines before a request. Some clients send one behind a body, and RFC 9112,
+section 2.2, has servers ignore at least one."""
 
 VISIBLE = re.compile(rb"[\x21-\x7e]+")
-"""What a request's target may consist of."""
+"""The characters of a request's target: no controls, no space, nothing beyond ASCII."""
 
 METHOD = re.compile(TOKEN)
 _REQUEST_LINE = re.compile(rb"(%b) [\x21-\x7e]+ HTTP/1\.[01]\r\n" % TOKEN)
@@ -46,18 +37,18 @@ _HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")
 
 @dataclass(slots=True)
 class RequestHead:
-    """What a request's head says.
+    """A request's head, parsed.
 
     Attributes:
         method: As written.
         target: As written: path and query, an absolute URI, or `*`.
         headers: As received.
-        content_length: Bytes of the body; 0 if it has none, or comes in chunks.
-        is_chunked: Whether the body comes in chunks.
-        keeps_alive: Whether the client will send another request on this connection.
-        expects_continue: Whether it waits for a 100 before it sends its body.
-        upgrade: The protocol that it wants to change to, in lower case; empty if none.
-        is_common: Whether it is HTTP/1.1, with a method that llhttp knows.
+        content_length: Bytes of the body; 0 if there is none, or it is chunked.
+        is_chunked: True if the body is chunked.
+        keeps_alive: True if the client may send another request on this connection.
+        expects_continue: True if the client waits for a 100 before it sends the body.
+        upgrade: Protocol that the client asks to change to, in lower case; empty if none.
+        is_common: True for HTTP/1.1 with a method that llhttp knows.
     """
 
     method: bytes
@@ -72,7 +63,7 @@ class RequestHead:
 
 
 class _Parts:
-    """What llhttp calls back with."""
+    """Collects what llhttp calls back with."""
 
     __slots__ = ("headers", "target")
 
@@ -88,13 +79,13 @@ class _Parts:
 
 
 def check_host(value: bytes) -> None:
-    """Raise BadRequest if this is no host, with a port or without."""
+    """Raise BadRequest unless this is a host, with or without a port."""
     if not _HOST.fullmatch(value):
         raise BadRequest("The request's Host header is no host")
 
 
 def skip_empty_lines(data: bytes) -> bytes:
-    """What follows the empty lines at the start; raises BadRequest if they are too many."""
+    """Return the data behind the empty lines at its start; raises BadRequest for too many."""
     start = 0
     while data.startswith(CRLF, start):
         start += len(CRLF)
@@ -103,17 +94,17 @@ def skip_empty_lines(data: bytes) -> bytes:
 
 
 def check_empty_bytes(count: int) -> None:
-    """Raise BadRequest if so many bytes of empty lines are too many."""
+    """Raise BadRequest if there are too many bytes of empty lines."""
     if count > MAX_EMPTY_BYTES:
         raise BadRequest("Too many empty lines before the request")
 
 
 def find_end(data: bytes, seen: int = 0) -> int:
-    """Where the head ends, its blank line included; 0 if it has not ended yet.
+    """Return the length of the head, its blank line included; 0 if it has not ended yet.
 
     Args:
-        data: What there is of it.
-        seen: How much of that was looked through before.
+        data: Its beginning, or all of it, with whatever follows.
+        seen: Bytes of it that were searched before.
 
     Raises:
         HeadTooLarge: It is longer than any should be.
@@ -134,10 +125,10 @@ def parse_head(data: bytes, most_fields: int) -> RequestHead:
 
     Args:
         data: The head.
-        most_fields: How many header fields it may have.
+        most_fields: Limit for its header fields.
 
     Raises:
-        BadRequest: It is not HTTP/1, or could be read in two ways.
+        BadRequest: Not HTTP/1, or it could be read in two ways.
         TooManyFields: It has more than `most_fields`.
     """
     line = _REQUEST_LINE.match(data)
@@ -151,11 +142,11 @@ def parse_head(data: bytes, most_fields: int) -> RequestHead:
     try:
         parser = _feed(parts, data)
     except httptools.HttpParserInvalidMethodError:
-        # Not one that llhttp knows; all else is checked as if it were.
+        # RFC 9110, section 9.1, leaves methods open, llhttp does not: check the rest as a POST.
         is_common = False
         parts = _Parts()
         parser = _feed(parts, b"POST" + data[len(method) :])
-    if method.upper() == b"CONNECT":
+    if method.upper() == b"CONNECT":  # what follows it is no HTTP (RFC 9110, section 9.3.6)
         raise BadRequest("CONNECT is not supported")
     head = RequestHead(method, parts.target, parts.headers, is_common=is_common)
     is_old = parser.get_http_version() == "1.0"
@@ -199,10 +190,13 @@ def _read_headers(head: RequestHead, *, is_old: bool) -> None:
         elif name.lower() == b"host":
             hosts += 1
             check_host(value)
-    if hosts != 1 and not (is_old and hosts == 0):  # RFC 9112, section 3.2
+    # RFC 9112, section 3.2: else one server may route by the first, and another by the last.
+    if hosts != 1 and not (is_old and hosts == 0):
         raise BadRequest("The request must have one Host header")
     if is_old and head.is_chunked:  # RFC 9112, section 6.1: it may have been framed in another way
         raise BadRequest("Transfer-Encoding needs HTTP/1.1")
+    # Upgrade is hop-by-hop: without its connection option it was meant for another hop (RFC 9110,
+    # section 7.8).
     if b"upgrade" not in _connection_tokens(head):
         head.upgrade = b""
 
@@ -227,6 +221,7 @@ def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
 
 
 def _read_connection(head: RequestHead, value: bytes) -> None:
+    # Options are case-insensitive (RFC 9110, section 7.6.1).
     if any(token.strip() == b"close" for token in value.lower().split(b",")):
         head.keeps_alive = False
 

@@ -1,4 +1,4 @@
-"""Paths: which are llmux's own, which slashes count, which only look at a model, where to go.
+"""Paths: llmux's own, extra slashes, paths that only look at a model, and redirects.
 
 Clients join a base URL and a path, and get `//v1/models`, `/v1//chat/completions` or `/v1/models/`:
 those are treated like the same without the slashes that are too many, as nginx (`merge_slashes`)
@@ -24,18 +24,18 @@ OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/")
 
 ROOT = b"/"
 ROOT_METHODS = frozenset({b"GET", b"HEAD"})
-"""The methods for which the root is llmux's own: some servers generate on `POST /`."""
+"""Methods for which the root is llmux's own: some servers generate on `POST /`."""
 
 # What follows is a model's name, whose slashes are its own.
 _NAMED = re.compile(rb"(/+v1/+models|/+models|/+control/+logs)/(/*+[^/].*)", re.DOTALL)
 _SLASHES = re.compile(rb"/{2,}")
 
 API_PREFIXES = (b"/v1/", b"/api/")
-"""Where a slash at the end of a path means nothing; elsewhere it may be a folder's."""
+"""Below these, a slash at the end of a path means nothing; elsewhere it may name a folder."""
 
 
 def own_path(path: bytes, method: bytes = b"") -> bytes | None:
-    """A path of llmux's own as its routes know it; None for any other, which is a model's.
+    """Return a path of llmux's own as its routes know it; None for a model's path.
 
     Args:
         path: Raw, no query.
@@ -55,15 +55,15 @@ def own_path(path: bytes, method: bytes = b"") -> bytes | None:
 
 
 def merged(path: bytes) -> bytes:
-    """A path with one slash in place of several."""
+    """Return a path with one slash in place of several."""
     return _SLASHES.sub(b"/", path) if b"//" in path else path
 
 
 def tidy(target: bytes) -> bytes:
-    """Path and query as they are forwarded: no slash twice, and none at the end of an API's path.
+    """Return path and query as forwarded: slashes merged, none at the end of an API's path.
 
     Args:
-        target: What nearly always is returned as it is.
+        target: Raw path and query; nearly always returned unchanged.
     """
     if b"//" not in target and b"/?" not in target and target[-1:] != b"/":
         return target
@@ -75,14 +75,14 @@ def tidy(target: bytes) -> bytes:
 
 
 def segments(path: bytes) -> list[bytes]:
-    """The parts of a path that are not empty."""
+    """Return the parts of a path that are not empty."""
     return [part for part in path.split(b"/") if part]
 
 
 # ---- Passive ----
 
 DEFAULTS = "defaults"
-"""In a list of passive paths, stands for those below."""
+"""Stands for the default paths in a list of passive paths."""
 
 PASSIVE = (
     (
@@ -119,10 +119,10 @@ PASSIVE = (
     ),
     ("Browsers ask for it unasked", ("/favicon.ico", "/robots.txt")),
 )  # fmt: skip
-"""The default of `passive`, by reasons."""
+"""Default of `passive`, grouped by reason."""
 
 MOST_KEPT, MOST_KEPT_BYTES = 256, 64
-"""How many targets, of how many bytes, are not looked at twice."""
+"""Size of the cache of decisions: number of targets, and bytes of the longest."""
 
 PASSIVE_PATHS = tuple(path for _, paths in PASSIVE for path in paths)
 
@@ -146,10 +146,10 @@ class PassivePaths:
         self._looked_up: dict[bytes, bool] = {}
 
     def has(self, target: bytes) -> bool:
-        """Whether a path is one of them, however its slashes and letters are written.
+        """Return whether a path matches, with any number of slashes, in any case.
 
         Args:
-            target: Raw path and query, as the backend is to get it.
+            target: Raw path and query, as forwarded.
         """
         found = self._looked_up.get(target)
         if found is None:
@@ -183,12 +183,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def may_redirect(status: int) -> bool:
-    """Whether an answer with this status may say where to go, or where something is."""
+    """Return whether a response with this status may have a Location (RFC 9110, section 10.2.2)."""
     return 300 <= status < 400 or status in {201, 202}
 
 
 class Whereabouts:
-    """Where a client finds what a backend has.
+    """Translates a backend's locations to those that its client can reach.
 
     Args:
         base_url: Where the backend is.
@@ -208,14 +208,14 @@ class Whereabouts:
         self._below = below
 
     def applied(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """An answer's headers, in which nothing points at the backend any more."""
+        """Return an answer's headers with all locations of the backend translated."""
         return [
             (name, self._here(value) if name.lower() in _LOCATIONS else value)
             for name, value in headers
         ]
 
     def _here(self, value: bytes) -> bytes:
-        """A location as the client may use it; one elsewhere as it is."""
+        """Return a location as the client can reach it; unchanged if it is not the backend's."""
         try:
             there = urlsplit(value.decode("latin-1").strip())
             path = self._path_at_backend(there)
@@ -228,7 +228,7 @@ class Whereabouts:
         return relative(self._asked, self._below + f"{path}{query}{fragment}".encode("latin-1"))
 
     def _path_at_backend(self, there: SplitResult) -> str | None:
-        """The path below the backend's URL; None if it is elsewhere, or right as it is."""
+        """Return the path below the backend's URL; None if elsewhere, or right as it is."""
         path = there.path or "/"
         if there.netloc:
             is_here = there.netloc.lower() == self._own_host
@@ -244,7 +244,7 @@ class Whereabouts:
         return path.removeprefix(self._prefix) or "/"
 
     def _is_backend(self, there: SplitResult) -> bool:
-        """Whether an absolute URL is the backend's; raises ValueError if it has no port."""
+        """Return whether an absolute URL is the backend's; raises ValueError for a bad port."""
         scheme = there.scheme.lower() or self._scheme
         host = (there.hostname or "").rstrip(".")
         if scheme not in _PORTS:
@@ -254,7 +254,7 @@ class Whereabouts:
 
 
 def relative(asked: bytes, target: bytes) -> bytes:
-    """A target as seen from the path that was asked for: right behind any prefix of a proxy, too.
+    """Return a target relative to the requested path, which holds behind a proxy's prefix, too.
 
     Args:
         asked: Raw path, without a query.

@@ -13,17 +13,17 @@ _UNIX = re.compile(SCHEME, re.IGNORECASE)
 
 
 def is_socket_url(url: str) -> bool:
-    """Whether a URL names a Unix socket."""
+    """Return whether a URL names a Unix socket."""
     return _UNIX.match(url) is not None
 
 
 def socket_path(url: str) -> str | None:
-    """The path of the socket that a URL names; None if it is no such URL.
+    """Return the path of the socket that a URL names; None for other URLs.
 
-    The path is taken as it is written: nothing in it is percent-encoded.
+    The path is taken literally, without percent-decoding.
 
     Raises:
-        ValueError: The URL names no socket that one can connect to.
+        ValueError: Not the path of a socket.
     """
     if not is_socket_url(url):
         return None
@@ -47,7 +47,7 @@ def socket_path(url: str) -> str | None:
 
 
 def meant_socket(url: str) -> str | None:
-    """The URL of a Unix socket as it should be, for one that is written as elsewhere; else None."""
+    """Return llmux's URL for a socket that is written as other programs write it; else None."""
     if url.startswith("/"):
         return SCHEME + url
     nginx = re.match(r"https?://unix:(/[^:]+)", url, re.IGNORECASE)

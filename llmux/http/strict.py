@@ -1,8 +1,8 @@
-"""The requests on one HTTP/1 connection, cut strictly into heads and bodies, for another reader.
+"""Split the requests on one HTTP/1 connection strictly into heads and bodies, for another reader.
 
-What comes out are the bytes of whole heads and of bodies, in which nothing is left that could be
-read in two ways: heads as they came, bodies with a length as they came, chunked bodies in chunks of
-this module's own. Sans I/O; a violation is raised where it stands, and nothing comes out after it.
+The output is the bytes of whole heads and of bodies, in which nothing is left that could be read in
+two ways: heads and bodies with a length as received, chunked bodies in chunks of this module's own.
+Sans I/O; a violation is raised where it occurs, and there is no output after it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmux.errors import LlmuxError
-from llmux.http.chunks import ChunkReader
+from llmux.http.chunks import LAST_CHUNK, ChunkReader, chunk
 from llmux.http.heads import (
-    CRLF,
     RequestHead,
     check_empty_bytes,
     find_end,
     parse_head,
     skip_empty_lines,
 )
+from llmux.http.syntax import CRLF
 from llmux.http.targets import origin_form
 
 PREFACE_LINE = b"PRI * HTTP/2.0\r\n"
-"""How a connection begins that speaks HTTP/2 at once (RFC 9113, section 3.4)."""
+"""First line of a connection that speaks HTTP/2 with prior knowledge (RFC 9113, section 3.4)."""
 
 
 class Piece(NamedTuple):
-    """Some bytes to pass on.
+    """Bytes to pass on.
 
     Attributes:
-        data: They.
-        head: What they say, if they are a head.
+        data: As passed on.
+        head: Parsed, if `data` is a head.
     """
 
     data: bytes
@@ -40,19 +40,17 @@ class Piece(NamedTuple):
 class RequestReader:
     """Reads the requests of one connection.
 
+    Args:
+        most_fields: Limit for the header fields of a request.
+
     Attributes:
-        rest: Received, and not given out yet.
-        has_begun: Whether there has been a request.
-        has_ended: Whether nothing more is read: a request has been the last, or was refused.
-        line: The first line of the request that was read last, or was refused.
+        rest: Received, and not passed on yet.
+        has_begun: True once there has been a request.
+        has_ended: True once nothing more is read: a request was the last, or was refused.
+        line: The first line of the last request, refused or not.
     """
 
     def __init__(self, most_fields: int) -> None:
-        """Begin.
-
-        Args:
-            most_fields: How many header fields a request may have.
-        """
         self.rest = b""
         self.has_begun = False
         self.has_ended = False
@@ -65,20 +63,20 @@ class RequestReader:
         self._is_last = False
 
     def receive(self, data: bytes) -> None:
-        """Take what was received; `next_piece` is to be asked until it has none."""
+        """Add received bytes; call `next_piece` until it returns None."""
         if not self.has_ended:
             self.rest += data
 
     @property
     def speaks_http2(self) -> bool:
-        """Whether the connection begins with the preface of HTTP/2."""
+        """True if the connection begins with the preface of HTTP/2."""
         return not self.has_begun and self.rest.startswith(PREFACE_LINE)
 
     def next_piece(self) -> Piece | None:
-        """What can be passed on next; None if nothing more has come.
+        """Return the next bytes to pass on; None if more must be received first.
 
         Raises:
-            LlmuxError: The client has sent what is no request; nothing comes out from then on.
+            LlmuxError: Not a request; there is no output from then on.
         """
         try:
             if self._length:
@@ -91,7 +89,7 @@ class RequestReader:
             raise
 
     def end(self) -> None:
-        """Drop what is there, and what comes."""
+        """Drop what was received, and whatever comes."""
         self.has_ended = True
         self.rest = b""
 
@@ -106,9 +104,9 @@ class RequestReader:
         body = bytearray()
         data, self.rest = self.rest, b""
         rest = chunks.feed(data, body)
-        out = b"%x\r\n%b\r\n" % (len(body), bytes(body)) if body else b""
+        out = chunk(bytes(body)) if body else b""
         if rest is not None:
-            out += b"0\r\n\r\n"
+            out += LAST_CHUNK
             self.rest, self._chunks = rest, None
             self._finish_request()
         return Piece(out) if out else None

@@ -1,8 +1,8 @@
-"""Request lines: what may be a method, and a target that can be joined to a backend's path.
+"""Request lines: valid methods, and targets that can be joined to a backend's path.
 
 Targets that two readers may resolve in two ways are refused, not resolved: a proxy in front may
 have checked the path as the client wrote it. Clients resolve dot segments before they send
-(RFC 3986, section 5.2.4; WHATWG URL), so that no honest request is lost.
+(RFC 3986, section 5.2.4; WHATWG URL), so no honest request is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest
+from llmux.http.syntax import TOKEN
 
 ASTERISK = b"*"
 
@@ -21,24 +22,24 @@ _ABSOLUTE = re.compile(
 )
 
 _COMMON_METHODS = frozenset({b"POST", b"GET"})
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_TOKEN = re.compile(TOKEN)
 
 # Nearly all paths are of these bytes only, and need no closer look.
 _PLAIN = re.compile(rb"/[A-Za-z0-9/_:-]*+")
 
-# What ends the request line early, or the target: servers disagree on what follows a "#".
+# These end the request line early, or the target: servers disagree on the part after a "#".
 _UNSENDABLE = re.compile(rb"[\0-\x20\x7f#]")
 
-# Servers take an escaped slash for a slash, a backslash for one, and drop what follows a semicolon.
+# Some servers read an escaped slash or a backslash as a slash, and drop the part after a semicolon.
 _SEPARATOR = rb"(?:[/\\]|%(?:2[fF]|5[cC]))"
 _DOT_SEGMENT = re.compile(rb"%b(?:\.|%%2[eE]){1,2}(?:%b|;|%%3[bB]|\Z)" % (_SEPARATOR, _SEPARATOR))
 
 
 def origin_form(target: bytes) -> bytes:
-    """Path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2).
+    """Return path and query of a target, which may be an absolute URI (RFC 9112, section 3.2.2).
 
     Raises:
-        BadRequest: It is neither that, nor a path, nor an asterisk.
+        BadRequest: Not an absolute URI, a path, or an asterisk.
     """
     if target.startswith(b"/") or target == ASTERISK:
         return target
@@ -51,14 +52,14 @@ def origin_form(target: bytes) -> bytes:
 
 
 def check_request_line(method: bytes, target: bytes) -> None:
-    """Check what is to be forwarded.
+    """Check a request line that is to be forwarded.
 
     Args:
         method: As written.
         target: Path and query.
 
     Raises:
-        BadRequest: It cannot be sent on as it is, or could be read in two ways.
+        BadRequest: It cannot be forwarded as it is, or could be read in two ways.
     """
     if method not in _COMMON_METHODS and not _TOKEN.fullmatch(method):
         raise BadRequest("The request's method is no token")

@@ -1,9 +1,9 @@
-"""Reading and writing sockets with as little as possible around each system call.
+"""Read and write sockets with as little as possible around each system call.
 
 Trio's own `receive_some` and `send_all` try the call, then wait, then check twice for cancellation.
 In a stream of tokens the first try to read nearly always fails, and the first try to write nearly
-always succeeds: so here reading waits first, and writing does not wait at all if it need not. Every
-read is a checkpoint; a write is one only if it blocks.
+always succeeds. So here reading waits first, and writing waits only if it must. Every read is a
+checkpoint; a write is one only if it blocks.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any, Protocol
 import trio
 
 RECEIVE_BYTES = 65536
-"""One receive buffer, and all that is read ahead of whoever takes the data."""
+"""One receive buffer, and the limit for data read ahead of its consumer."""
 
 FIRST_PAUSE_S = 0.001
 LONGEST_PAUSE_S = 0.05
-"""Between two tries to connect to a Unix socket whose backlog is full: a server that accepts at all
-has room again soon, and a try costs a few microseconds."""
+"""Pauses between tries to connect to a Unix socket whose backlog is full: a server that accepts at
+all has room again soon, and a try costs a few microseconds."""
 
 PROBES = 4
-"""Unanswered, so many probes mean that a peer is dead."""
+"""Number of unanswered keep-alive probes that mean a dead peer."""
 
 LONGEST_PROBE_S = 32767
 LONGEST_UNACKED_MS = (1 << 31) - 1
-"""The most that Linux takes (MAX_TCP_KEEPIDLE in net/tcp.h; an int)."""
+"""Limits of Linux (MAX_TCP_KEEPIDLE in net/tcp.h; an int)."""
 
 BREAKS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""What a connection that breaks raises."""
+"""Errors raised by a connection that breaks."""
 
 
 class Adjustable(Protocol):
@@ -53,16 +53,16 @@ class Adjustable(Protocol):
 
 
 def notice_death(sock: Adjustable, dead_s: float | None, stall_s: float = 0.0) -> None:
-    """Have the kernel break a connection whose other host is gone, though it never said so.
+    """Have the kernel break a connection whose peer's host is gone without a FIN or RST.
 
-    Connections that a listening socket accepts inherit this on Linux. Unix sockets need none of it;
-    what a platform does not have is left out.
+    On Linux, accepted connections inherit this from the listening socket. Unix sockets need none of
+    it. Options that a platform lacks are skipped.
 
     Args:
-        sock: A connection, or a socket that listens.
-        dead_s: Seconds without an answer after which the host counts as gone; None: as the system
-            has it, which is mostly for ever.
-        stall_s: For so long the other side may be alive and take nothing. Linux breaks that, too:
+        sock: A connection, or a listening socket.
+        dead_s: Seconds without any sign of the host until it counts as gone; None: the system's
+            default, mostly never.
+        stall_s: Seconds for which a living peer may take nothing. Linux would break that, too:
             see `allow_stall`.
     """
     if dead_s is None or sock.family not in {AF_INET, AF_INET6}:
@@ -80,10 +80,10 @@ def notice_death(sock: Adjustable, dead_s: float | None, stall_s: float = 0.0) -
 
 
 def allow_stall(sock: Adjustable, dead_s: float | None, *, allowed: bool) -> None:
-    """Let the other side be alive and read nothing, or no more, for longer than `dead_s`.
+    """Allow, or stop allowing, a living peer to read nothing for longer than `dead_s`.
 
-    TCP_USER_TIMEOUT also breaks a connection whose window has been shut for so long (tcp(7)). While
-    it is off, a peer that is gone is noticed by unanswered probes, or retransmissions.
+    TCP_USER_TIMEOUT also breaks a connection whose window stays shut for so long (tcp(7)). While it
+    is off, a dead peer is noticed by unanswered probes or retransmissions.
     """
     if dead_s is not None and sock.family in {AF_INET, AF_INET6}:
         _set(sock, "IPPROTO_TCP", "TCP_USER_TIMEOUT", 0 if allowed else _unacked_ms(dead_s))
@@ -104,7 +104,7 @@ def _unacked_ms(seconds: float) -> int:
 
 
 async def connect(host: str, port: int) -> trio.SocketStream:
-    """A connection, by the shortest way there is for an address: names cost Trio a race.
+    """Connect; an address skips Trio's happy eyeballs (RFC 8305), which only names need.
 
     Args:
         host: A name, or an IPv4 or IPv6 address.
@@ -133,10 +133,10 @@ async def connect(host: str, port: int) -> trio.SocketStream:
 
 
 async def connect_unix(path: str) -> trio.SocketStream:
-    """A connection to a Unix socket.
+    """Connect to a Unix socket.
 
-    A full backlog does not hold up a socket that does not block, as it does with TCP, and says
-    nothing once there is room (connect(2), EAGAIN): so this tries again, a little later each time.
+    With a full backlog, a non-blocking connect fails at once, where TCP's waits, and nothing tells
+    when there is room again (connect(2), EAGAIN). So this retries with growing pauses.
 
     Raises:
         OSError: There is no connection.
@@ -157,7 +157,7 @@ async def connect_unix(path: str) -> trio.SocketStream:
 
 
 async def receive(socket: trio.socket.SocketType) -> bytes:
-    """What comes next; nothing at the end of the stream. Raises OSError."""
+    """Return the next bytes; nothing at the end of the stream. Raises OSError."""
     while True:
         await trio.lowlevel.wait_readable(_open_fileno(socket))
         try:
@@ -172,9 +172,9 @@ async def send(
     """Send all of it.
 
     Args:
-        socket: Where to.
-        data: What.
-        stall_s: Seconds in which the other side must take something.
+        socket: Non-blocking, as all of Trio's are.
+        data: The bytes.
+        stall_s: Seconds within which the peer must take something.
 
     Raises:
         trio.TooSlowError: It took nothing for `stall_s`.
@@ -190,14 +190,14 @@ async def send(
 
 
 async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> None:
-    """Send all of it on a stream, which may be of TLS; raises TooSlowError or BREAKS."""
+    """Send all of it on a stream, TLS or not; raises TooSlowError after a stall, or BREAKS."""
     for start in range(0, len(data), RECEIVE_BYTES):
         with trio.fail_after(stall_s):
             await stream.send_all(data[start : start + RECEIVE_BYTES])
 
 
 def write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
-    """Send as much as there is room for now; returns how many bytes. Raises OSError."""
+    """Send what the kernel takes at once; returns the number of bytes. Raises OSError."""
     try:
         return os.write(_open_fileno(socket), data)
     except BlockingIOError:

@@ -1,31 +1,31 @@
-"""The frames of a WebSocket as bytes (RFC 6455): where they end, and which are messages; pure.
+"""WebSocket frames as bytes (RFC 6455): where they end, and which belong to messages; pure.
 
-The fast lane carries WebSockets as bytes. It looks at no more of them than it takes to know when
-the last message passed, and where a frame of llmux's own may follow.
+The fast lane carries WebSockets as bytes. It reads no more of them than it takes to know when the
+last message passed, and where a frame of llmux's own may follow.
 """
 
 from __future__ import annotations
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-"""Opcodes (section 5.2); from `CLOSE` on they are those of control frames."""
+"""Opcodes (section 5.2); those from `CLOSE` on are control frames."""
 
 MOST_CONTROL_BYTES = 125
-"""Payload of a control frame (section 5.5)."""
+"""Limit for the payload of a control frame (section 5.5)."""
 
 MOST_FRAMES = 4096
-"""In one piece that is received, 64 KiB: they take 2 ms. Of a peer that sends more, frames are
-followed no more, and all it sends counts as messages."""
+"""Limit for the frames of one receive buffer of 64 KiB: reading them takes 2 ms. The frames of a
+peer that sends more are followed no further, and all its data counts as messages."""
 
 _FIN, _OPCODE, _MASKED, _SHORT = 0x80, 0x0F, 0x80, 0x7F
 _UNKNOWN = 0x30
-"""Bits of extensions that nobody has; compression has the one above."""
+"""Reserved bits that no extension in use sets (RSV2, RSV3); compression sets RSV1 (RFC 7692)."""
 
 
 class FrameReader:
     """Follows the frames of one direction.
 
     Attributes:
-        has_closed: Whether one was a Close frame, which is the last.
+        has_closed: True once there was a Close frame, which is the last (section 5.5.1).
     """
 
     __slots__ = ("_head", "_is_control", "_is_lost", "_is_split", "_left", "has_closed")
@@ -40,16 +40,16 @@ class FrameReader:
 
     @property
     def may_follow(self) -> bool:
-        """Whether another frame may follow: the last one is whole, and none closed it."""
+        """True if another frame may follow: the last one is whole, and was not a Close."""
         return not (self._left or self._head or self._is_lost or self.has_closed)
 
     @property
     def may_say(self) -> bool:
-        """Whether it may be a message: no message is between two of its frames."""
+        """True if a message may follow: none is between two of its frames (section 5.4)."""
         return self.may_follow and not self._is_split
 
     def feed(self, data: bytes) -> bool:
-        """Follow what comes next; returns whether some of it belongs to a message."""
+        """Follow the next bytes; returns whether some of them belong to a message."""
         if self._is_lost:
             return True
         if self._head:
@@ -80,7 +80,7 @@ class FrameReader:
         return is_message
 
     def _note(self, first: int) -> bool:
-        """Take a frame's first byte; returns whether it may be one."""
+        """Note a frame's first byte; returns False if it cannot be one."""
         opcode = first & _OPCODE
         self._is_control = opcode >= CLOSE
         if not self._is_control:
@@ -92,7 +92,7 @@ class FrameReader:
 
 
 def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
-    """One whole frame (section 5.2); clients send them masked."""
+    """Return one whole frame (section 5.2); clients must mask theirs (section 5.3)."""
     flag = _MASKED if mask else 0
     if len(payload) <= MOST_CONTROL_BYTES:
         head = bytes((_FIN | opcode, flag | len(payload)))
@@ -104,7 +104,7 @@ def frame(opcode: int, payload: bytes, mask: bytes = b"") -> bytes:
 
 
 def masked(payload: bytes, mask: bytes) -> bytes:
-    """Section 5.3; it undoes itself."""
+    """Mask or unmask a payload (section 5.3); the operation is its own inverse."""
     length = len(payload)
     key = (mask * (length // 4 + 1))[:length]
     return (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")

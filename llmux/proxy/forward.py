@@ -94,7 +94,7 @@ from llmux.proxy.cors import Cors
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey, Journeys
 from llmux.proxy.keepalive import KeptAlive
-from llmux.proxy.lane import ClientLeft, HeaderList, Lane
+from llmux.proxy.lane import ClientLeft, HeaderList, Lane, Tunnel
 from llmux.proxy.late import LateAnswer, comes_as_events
 from llmux.proxy.opening import (
     GREETING,
@@ -197,7 +197,8 @@ class Outgoing:
             lane.body.data = agreed_body(lane.body.data, self.fields, meanings, model, name)
             target = agreed_target(target, meanings, model, name)
             if self.first is not None and name is not None:
-                lane.replace_first(self.first.renamed(name))
+                assert lane.tunnel is not None
+                lane.tunnel.replace_first_message(self.first.renamed(name))
         headers = request_headers(
             self.received, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
         )
@@ -396,8 +397,9 @@ class ModelProxy:
         await lane.read_body()
         fields = await self._read_fields(lane)
         first = None
-        if lane.upgrade and names_no_model(lane.target, lane.headers, fields, self._names):
-            first = await self._open(lane, journey)
+        tunnel = lane.tunnel
+        if tunnel and names_no_model(lane.target, lane.headers, fields, self._names):
+            first = await self._open(lane, tunnel, journey)
             fields, received = first.fields, opened_headers(received)
         upstream, named = self._route(lane, fields, journey)
         if named.target is not lane.target and not lane.upgrade and _lacks_slash(lane, named):
@@ -411,15 +413,19 @@ class ModelProxy:
         journey.expects_stream = fields.asks_for_stream or (
             not fields.codings and streams_unasked(lane.target, lane.body.data)
         )
-        if self._keepalive_s is not None and waits_for_events(
-            lane.method, lane.target, lane.headers, asks_for_stream=journey.expects_stream
+        if (
+            self._keepalive_s is not None
+            and (events := lane.events)
+            and waits_for_events(
+                lane.method, lane.target, lane.headers, asks_for_stream=journey.expects_stream
+            )
         ):
             # The status line may be out before it is known how the answer is encoded. Without the
             # header any coding would do (RFC 9110, section 12.5.3).
             kept = [each for each in received if each[0].lower() != b"accept-encoding"]
             outgoing.received = [*kept, (b"Accept-Encoding", b"identity")]
             journey.kept_alive = KeptAlive(
-                lane, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
+                events, self._keepalive_s, lambda: journey.answers(HTTPStatus.OK)
             )
             async with lane.present(), journey.kept_alive.waiting():
                 await self._exchange(lane, journey, outgoing, upstream)
@@ -449,7 +455,7 @@ class ModelProxy:
         for scope in self._opening:
             scope.cancel()
 
-    async def _open(self, lane: Lane, journey: Journey) -> FirstMessage:
+    async def _open(self, lane: Lane, tunnel: Tunnel, journey: Journey) -> FirstMessage:
         """Accept a WebSocket whose handshake names no model; returns its first message."""
         if self._is_stopping:
             raise ShuttingDown
@@ -459,7 +465,7 @@ class ModelProxy:
             self._opening.add(scope)
             try:
                 headers = [(b"x-llmux-request-id", journey.id.encode())]
-                data = await lane.hear_first(headers, greeting)
+                data = await tunnel.accept_early(headers, greeting)
             finally:
                 self._opening.discard(scope)
         if scope.cancelled_caught:
@@ -601,9 +607,10 @@ class ModelProxy:
                     serving.note_warm()
             lane.body.release()
             if answer.stream is not None and journey.serving is not None:
+                assert lane.tunnel is not None
                 assert journey.serving.flight is not None
                 how = upstream.websocket or self._websocket
-                journey.serving.flight.open_socket(lane, how)
+                journey.serving.flight.open_socket(lane.tunnel, how)
             kept = _kept(lane, journey, outgoing, upstream, answer)
             if journey.kept_alive is None or await self._comes_in_time(journey, answer, kept):
                 added = journey.answers(answer.status, answer)
@@ -611,8 +618,10 @@ class ModelProxy:
                 return
             journey.answer = answer
             dialect = dialect_of(lane.target, lane.headers)
-            await LateAnswer(lane, journey.kept_alive, answer, dialect, self.bodies).send()
-            await lane.end_events()
+            events = lane.events
+            assert events is not None
+            await LateAnswer(events, journey.kept_alive, answer, dialect, self.bodies).send()
+            await events.end_events()
 
     @staticmethod
     async def _comes_in_time(journey: Journey, answer: Answer, kept: HeaderList) -> bool:
@@ -732,18 +741,20 @@ class ModelProxy:
         """Tell the client of a stream, or of a WebSocket, why it ends, where it stands."""
         if not lane.has_answered or journey.hears_events:
             return
-        if lane.upgrade:
-            await lane.close_socket(*close_reason(error), realtime_event(lane.target, error))
-        elif last := _last_words(lane, journey, error):
-            await lane.send_last_event(last)
+        if (tunnel := lane.tunnel) is not None:
+            await tunnel.close_websocket(*close_reason(error), realtime_event(lane.target, error))
+        elif (events := lane.events) and (last := _last_words(lane, journey, error)):
+            await events.send_last_event(last)
 
     async def _refuse(self, lane: Lane, journey: Journey, error: LlmuxError) -> None:
         lane.body.release()  # the client may take its time
         if lane.has_answered:
             if journey.hears_events:
+                events = lane.events
+                assert events is not None
                 dialect = dialect_of(lane.target, lane.headers)
-                await lane.send_events(dialect.events(told(error), FRESH))
-                await lane.end_events()
+                await events.send_events(dialect.events(told(error), FRESH))
+                await events.end_events()
             return
         lane.body.release()  # the client may take a while to hear of it
         status, headers, body = error_answer(error, dialect_of(lane.target, lane.headers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -48,15 +48,15 @@ class Travelling(Protocol):
     has_answered: bool
     cut_scope: trio.CancelScope | None
     reading: trio.CancelScope | None
-    message_at: float
 
     @property
     def is_sending(self) -> bool:
         """Whether it waits until its client has taken something."""
         ...
 
-    def unblock(self) -> None:
-        """What was being done was cancelled: end what is being sent, though that may resist."""
+    @property
+    def unblock(self) -> Callable[[], None] | None:
+        """See `llmux.proxy.lane.Lane`."""
         ...
 
     @property
@@ -227,7 +227,8 @@ class Journey:
             self.lane.reading.cancel()
         elif self.lane.has_answered and self.lane.cut_scope is not None:
             self.lane.cut_scope.cancel()
-        self.lane.unblock()
+        if self.lane.unblock is not None:
+            self.lane.unblock()
 
     def read_tokens(self) -> None:
         """Look for the tokens of its answer, which is over."""

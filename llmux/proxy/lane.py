@@ -1,8 +1,13 @@
-"""What every lane is: one client's request, and the way back to it."""
+"""What the proxy needs of a lane: one client's request, and the way back to it.
+
+`Lane` is what every lane has. Two extras depend on the client: `EventStream`, where the response
+is an HTTP body, and `Tunnel`, where the client asks to change the protocol. The proxy asks the lane
+for them (`Lane.events`, `Lane.tunnel`) and gets None where they make no sense.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -18,22 +23,72 @@ class ClientLeft(Exception):
     """The client closed its connection."""
 
 
+class EventStream(Protocol):
+    """A response that llmux itself begins, or ends, with events."""
+
+    async def begin_events(self, headers: HeaderList) -> None:
+        """Send status 200 and these headers; the body follows, event by event."""
+        ...
+
+    async def send_events(self, data: bytes) -> None: ...
+
+    async def end_events(self) -> None:
+        """End the body as its framing requires."""
+        ...
+
+    async def send_last_event(self, event: bytes) -> None:
+        """Append an event to a stream that was cut, if it was cut between two events or lines."""
+        ...
+
+
+class Tunnel(Protocol):
+    """A WebSocket: frames in both directions once the handshake is accepted.
+
+    Attributes:
+        message_at: Time of the last message in either direction (Trio's clock, seconds).
+    """
+
+    message_at: float
+
+    async def accept_early(self, headers: HeaderList, greeting: bytes) -> bytes:
+        """Accept the WebSocket before there is a backend for it, and return its first message.
+
+        From then on, `Lane.reply` sends an error as a message, and closes.
+
+        Args:
+            headers: Added to the answer to the handshake.
+            greeting: Message for a client that waits for one before it speaks; empty for none.
+
+        Raises:
+            LlmuxError: Not a WebSocket; no message in time, or too large a one.
+            ClientLeft: The client left.
+        """
+        ...
+
+    def replace_first_message(self, message: bytes) -> None:
+        """Send the backend this in place of the message that `accept_early` returned."""
+        ...
+
+    async def close_websocket(self, code: int, reason: str, event: bytes) -> None:
+        """Send the client `event` as a message, unless empty, then a Close frame."""
+        ...
+
+
 class Lane(Protocol):
-    """One client's request and the way back: bytes in, bytes out.
+    """One client's request and the way back to the client.
 
     Attributes:
         method: As the client wrote it.
         target: Raw path and query.
         headers: As received.
-        body: What has been read of its body.
+        body: The request's body, as far as it has been read.
         peer: The client's address, where the server knows it.
         scheme: http or https.
-        has_answered: Whether a status line was sent; from then on only a cut can tell of an error.
-        upgrade: The protocol that the client wants to change to; empty if none.
-        cut_scope: A scope that is around the request already, and in which `reply` works even once
-            it is cancelled; None if there is none.
-        reading: What to cancel while `read_body` waits; None when it does not.
-        message_at: When a WebSocket carried a message last (Trio's clock, seconds).
+        has_answered: True once a status line was sent; from then on an error can only cut.
+        upgrade: Protocol that the client asks to change to; empty if none.
+        cut_scope: A scope already around the request, in which `reply` works even after it is
+            cancelled; None if there is none.
+        reading: Scope to cancel while `read_body` waits; None when it does not.
     """
 
     method: bytes
@@ -46,16 +101,33 @@ class Lane(Protocol):
     upgrade: bytes
     cut_scope: trio.CancelScope | None
     reading: trio.CancelScope | None
-    message_at: float
+
+    @property
+    def events(self) -> EventStream | None:
+        """None if the response is not an HTTP body."""
+        ...
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        """None if the client does not ask to change the protocol."""
+        ...
+
+    @property
+    def unblock(self) -> Callable[[], None] | None:
+        """Call after cancelling a request, to end a send that resists cancellation.
+
+        None where no send does.
+        """
+        ...
 
     @property
     def is_sending(self) -> bool:
-        """Whether it waits until its client has taken something."""
+        """True while the lane waits for its client to take data."""
         ...
 
     @property
     def sent_bytes(self) -> int:
-        """What was sent of the response after its head."""
+        """Bytes of the response sent after its head."""
         ...
 
     async def read_body(self) -> None:
@@ -63,58 +135,15 @@ class Lane(Protocol):
         ...
 
     def present(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what runs inside when the client leaves, unless something around it does.
+        """Cancel what runs inside when the client leaves, unless an outer scope does.
 
         Raises:
             ClientLeft: It left.
         """
-        ...
-
-    def unblock(self) -> None:
-        """What was being done was cancelled: end what is being sent, though that may resist."""
-        ...
-
-    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
-        """Accept a WebSocket before there is a backend for it; returns its first message.
-
-        From then on, `reply` tells of an error in a message, and closes.
-
-        Args:
-            headers: What the answer to the handshake says beside.
-            greeting: A message for a client that waits for one; empty for none.
-
-        Raises:
-            LlmuxError: It is no WebSocket; no message came in time, or too large a one.
-            ClientLeft: It left.
-        """
-        ...
-
-    def replace_first(self, message: bytes) -> None:
-        """Have the backend get this in place of that first message."""
         ...
 
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
-        """Send the backend's answer with these headers, chunk by chunk, to its end."""
-        ...
-
-    async def begin_events(self, headers: HeaderList) -> None:
-        """Send 200 and headers of a stream of events that llmux itself begins."""
-        ...
-
-    async def send_events(self, data: bytes) -> None:
-        """Send some of that stream."""
-        ...
-
-    async def end_events(self) -> None:
-        """End it as it should."""
-        ...
-
-    async def send_last_event(self, event: bytes) -> None:
-        """Send this after a stream that was cut between two of its events, or of its lines."""
-        ...
-
-    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
-        """Say why a WebSocket ends, which the client has: in a message, if there is one, and so."""
+        """Send the backend's answer with these headers, piece by piece, to its end."""
         ...
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:

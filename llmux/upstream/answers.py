@@ -1,7 +1,7 @@
 """A backend's answer: its head, and its body as it arrives.
 
-Each body is an iterator of its own and no async generator: it is faster, and may be left half-way
-without ado.
+Bodies are iterators, not async generators: they are faster, and can be abandoned half-way without
+`aclose`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from llmux.errors import BackendBroke
-from llmux.upstream.connections import Connection, Stream
-from llmux.upstream.parsing import (
+from llmux.http.responses import (
     CHUNKED_HEAD,
     MAX_HEAD_BYTES,
     ChunkedEnd,
@@ -18,6 +17,7 @@ from llmux.upstream.parsing import (
     Head,
     Reader,
 )
+from llmux.upstream.connections import Connection, Stream
 
 
 class CountedBody:
@@ -65,7 +65,7 @@ class BodyUntilClose:
 
 
 class ChunkedWire:
-    """A chunked body with its framing: checked, and passed on as it came."""
+    """A chunked body with its framing, which is checked and passed on as it came."""
 
     __slots__ = ("_connection", "_end", "_reader")
 
@@ -98,7 +98,7 @@ class ChunkedData:
         self._parts = ChunkedParts(trailers)
         self._reader = Reader(self._parts, CHUNKED_HEAD)
         self._dataless_bytes = 0
-        trailers.clear()  # llhttp told of CHUNKED_HEAD's own header
+        trailers.clear()  # llhttp has reported CHUNKED_HEAD's own header there
 
     def __aiter__(self) -> ChunkedData:
         return self
@@ -119,28 +119,28 @@ class ChunkedData:
         raise StopAsyncIteration
 
     def _note_dataless(self, received: bytes) -> None:
-        # Only trailers and chunk extensions can go on without data, and are kept in memory.
+        # Only trailers and chunk extensions can continue without data, and they stay in memory.
         self._dataless_bytes += len(received)
         if self._dataless_bytes > MAX_HEAD_BYTES:
             raise BackendBroke(f"trailers of more than {MAX_HEAD_BYTES} bytes")
 
 
 class Answer:
-    """A backend's answer; its body is still on the way, and is read once.
+    """A backend's answer; its body is still to arrive, and is read once.
 
-    One receive buffer is read at a time, and only when asked for, so that a slow consumer slows
-    the backend down.
+    One receive buffer is read at a time, and only on demand, so that a slow consumer slows the
+    backend down.
 
     Attributes:
-        status: Status code; never 1xx, but 101 if the caller asked to upgrade.
-        reason: What follows it; may be empty.
+        status: Status code; never 1xx, except 101 if the caller asked to upgrade.
+        reason: Reason phrase; may be empty.
         http_version: "1.0" or "1.1".
         headers: As received: order, case, duplicates.
-        trailers: As received; there once `chunks` has ended.
+        trailers: As received; complete once `chunks` has ended.
         framing: How the body ends on the wire; with "close" it ends with the connection.
-        stream: After 101, the connection, to use as the new protocol wants; else None.
-        early: After 101, what was already received of the new protocol.
-        seen: What is kept of its body.
+        stream: After 101, the connection, for the new protocol; else None.
+        early: After 101, bytes already received of the new protocol.
+        seen: The first and the last bytes of its body.
     """
 
     __slots__ = (
@@ -179,30 +179,30 @@ class Answer:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of the body has been handed out, or it has none."""
+        """True once all of the body has been handed out, or if it has none."""
         return self._connection.has_ended
 
     @property
     def has_body(self) -> bool:
-        """Whether there is a body, which may be empty if its length was not told."""
+        """True if there is a body, which may be empty if the head does not say its length."""
         return self._length_bytes > 0 or self.is_stream
 
     @property
     def is_stream(self) -> bool:
-        """Whether it has a body whose length its head does not say."""
+        """True if there is a body whose length the head does not say."""
         return self.framing in {"chunked", "close"}
 
     @property
     def has_data(self) -> bool:
-        """Whether some of the body was received together with the head."""
+        """True if some of the body was received together with the head."""
         return bool(self._connection.pending) and not self._connection.has_ended
 
     def heard_at(self) -> float:
-        """When its last byte came (Trio's clock, seconds)."""
+        """Return when its last byte arrived (Trio's clock, seconds)."""
         return self._connection.heard_at()
 
     async def wait_begun(self) -> None:
-        """Return once some of the body's data is there, or its end; it stays to be read.
+        """Return once some of the body's data has arrived, or its end; it is still to be read.
 
         Raises:
             BackendBroke: The connection broke, or ended too early.
@@ -217,13 +217,13 @@ class Answer:
                 return
 
     def _has_begun(self, received: bytes) -> bool:
-        """Whether there is more in it than the head of a chunk, which may come alone."""
+        """Return whether this is more than a chunk's size line, which may come alone."""
         if self.framing != "chunked":
             return bool(received)
         return bool(received.partition(b"\n")[2]) or len(received) > MAX_HEAD_BYTES
 
     def take_whole(self) -> bytes | None:
-        """The body, if its length is known and all of it came with the head; ends the answer."""
+        """Return the body and end the answer, if its length is known and it came with the head."""
         connection = self._connection
         if connection.has_ended or self.framing != "length":
             return None
@@ -234,7 +234,7 @@ class Answer:
         return data[: self._length_bytes]
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body's data as it arrives, without framing; its Content-Encoding is untouched.
+        """Iterate over the body's data as it arrives, without framing, but still encoded.
 
         Raises:
             BackendBroke: The body broke off, or is framed wrongly.
@@ -244,7 +244,7 @@ class Answer:
         return self.wire()
 
     def wire(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, framing included, never past its end. Raises BackendBroke."""
+        """Iterate over the body as it arrives, with its framing. Raises BackendBroke."""
         if self.framing == "chunked":
             return ChunkedWire(self._connection)
         if self.framing == "close":
@@ -252,15 +252,15 @@ class Answer:
         return CountedBody(self._connection, self._length_bytes)
 
     async def read(self) -> bytes:
-        """The whole body. Raises BackendBroke."""
+        """Return the whole body. Raises BackendBroke."""
         return b"".join([data async for data in self.chunks()])
 
 
 async def read_head(connection: Connection) -> Head:
-    """The next status line and headers; what follows them stays in `connection.pending`.
+    """Read the next status line and headers; the rest stays in `connection.pending`.
 
     Raises:
-        BackendBroke: It is not HTTP, too long, or broke off.
+        BackendBroke: Not HTTP, too long, or cut short.
     """
     head = Head()
     reader = Reader(head)

@@ -1,4 +1,4 @@
-"""Connections to a backend: opening them, what each stands at, and the pool of idle ones."""
+"""Connections to a backend: opening them, the state of each, and the pool of idle ones."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from llmux.upstream.seen import PIECE_BYTES, UNSEEN, Seen
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 MAX_IDLE = 512
-"""Idle connections kept to one backend: a large batch of requests (vLLM's `max_num_seqs` is 256 by
-default), so that the next one need not connect again."""
+"""Limit for idle connections to one backend: enough for a large batch (vLLM's `max_num_seqs` is 256
+by default), so that the next batch need not connect again."""
 
 IDLE_S = 30.0
-"""Seconds after which an idle connection is not used again; routers forget silent ones."""
+"""Seconds after which an idle connection is not used again; NAT routers forget silent ones."""
 
 LAST_DATA_RECV = 52
-"""Where `struct tcp_info` (linux/tcp.h) has the milliseconds since data came. The kernel keeps that
-time anyway, so that nothing here need be done for each chunk."""
+"""Offset in `struct tcp_info` (linux/tcp.h) of the milliseconds since data was received. The kernel
+keeps that time anyway, so that it costs nothing for each chunk."""
 
-# Failures to connect that are this host's own, and say nothing about the backend.
+# Failures to connect that are this host's own fault, and no reason to think the backend is down.
 LOCAL_ERRNOS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
 
 
 class Connection:
-    """One connection to a backend, and where it stands with the request that it carries.
+    """One connection to a backend, and the state of the request that it carries.
 
-    `pending` is what was received and not used yet. Once the answer has ended, whatever is there
-    belongs to nobody: such a connection, like one with an unfinished request or answer, is closed
-    where others go back to the pool. `seen` is what is kept of the answer's body.
+    `pending` holds bytes received and not used yet. Bytes left there once the answer has ended
+    belong to no request: such a connection is closed instead of returned to the pool, like one with
+    an unfinished request or answer. `seen` keeps the first and the last bytes of the answer's body.
     """
 
     __slots__ = (
@@ -66,26 +66,26 @@ class Connection:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last request."""
+        """Reset the state for another request."""
         self.pending = b""
         self.seen = Seen()
         self.has_sent = self.has_answered = self.has_ended = self.keeps_alive = False
 
     def end(self, excess: bytes) -> None:
-        """The answer has ended, and this came after it."""
+        """Note the end of the answer, and the bytes that came after it."""
         self.has_ended = True
         self.pending = excess
         self.seen = UNSEEN  # the answer has it; an idle connection need not
 
     def can_carry_another(self) -> bool:
-        """Whether both sides are done with the last request and nothing strange happened."""
+        """Return whether both sides are done with the last request, and nothing came after it."""
         return self.has_sent and self.has_ended and self.keeps_alive and not self.pending
 
     async def send(self, *parts: bytes) -> None:
         """Send a request.
 
-        A backend that takes no more may have answered all the same (413, then close): what is
-        received decides, so a break is no error here.
+        A break is no error here: a backend that stops reading may have answered all the same (413,
+        then close), so what is received decides (RFC 9112, section 9.5).
         """
         try:
             for part in parts:
@@ -98,7 +98,7 @@ class Connection:
         self.has_sent = True
 
     async def receive(self) -> bytes:
-        """What is there or comes next; nothing at the end of the stream.
+        """Return pending bytes, or the next to arrive; nothing at the end of the stream.
 
         Raises:
             BackendBroke: The connection broke.
@@ -120,14 +120,14 @@ class Connection:
         return data
 
     async def receive_more(self) -> bytes:
-        """Like `receive`, but the end of the stream is a break, too."""
+        """Like `receive`, but raise BackendBroke at the end of the stream, too."""
         data = await self.receive()
         if not data:
             raise BackendBroke("closed the connection before the end of its answer")
         return data
 
     def is_silent(self) -> bool:
-        """Whether an idle connection is still open: any byte, and its end, says that it is not."""
+        """Return whether an idle connection can be used: no byte has arrived, nor its end."""
         try:
             os.read(self._socket.fileno(), 1)
         except BlockingIOError:
@@ -137,7 +137,7 @@ class Connection:
         return False
 
     def heard_at(self) -> float:
-        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        """Return when a byte of the present answer arrived last (Trio's clock); -inf: never."""
         if not self.has_answered:
             return -math.inf
         try:
@@ -157,12 +157,12 @@ class Connection:
 
 
 class TimedConnection(Connection):
-    """One of which the kernel does not say when data came: a Unix socket; no Linux."""
+    """A connection for which the kernel keeps no time of receipt: Unix sockets; other systems."""
 
     __slots__ = ("_heard_at",)
 
     def begin(self) -> None:
-        """Forget the last request."""
+        """See `Connection`."""
         super().begin()
         self._heard_at = -math.inf
 
@@ -173,7 +173,7 @@ class TimedConnection(Connection):
         return data
 
     def heard_at(self) -> float:
-        """When the last byte of the present answer came (Trio's clock); -inf if none has."""
+        """See `Connection`."""
         return self._heard_at if self.has_answered else -math.inf
 
 
@@ -181,11 +181,11 @@ TCP_CONNECTION = Connection if sys.platform == "linux" else TimedConnection
 
 
 class Origin:
-    """Where a backend is, and how to get there.
+    """A backend's address, and how to connect to it.
 
     Attributes:
         host_header: Value of the Host header.
-        prefix: Path that is put before every target.
+        prefix: Path put before every target.
         dead_peer_s: See `Backend`.
     """
 
@@ -211,11 +211,11 @@ class Origin:
         self.prefix = url.path.rstrip("/").encode("ascii")
 
     async def connect(self) -> Connection:
-        """A new connection.
+        """Open a connection.
 
         Raises:
-            BackendRefused: None can be had.
-            BackendError: None can be had, for a reason that lies on this side.
+            BackendRefused: The backend accepts none.
+            BackendError: None can be opened, for a reason on this side.
         """
         try:
             with trio.fail_after(self._connect_timeout_s):
@@ -248,17 +248,17 @@ class Origin:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that says most: Trio wraps those of all addresses tried into a group."""
+    """Return the error that says most: Trio groups those of all addresses that it tried."""
     while (cause := error.__cause__) is not None:
         error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
     return error
 
 
 class Pool:
-    """The connections to one backend: the idle ones, and those in use.
+    """The connections to one backend, idle and in use.
 
-    The one used last is used next, so that after a burst the others grow old and go. No task
-    looks after them: the old ones are closed when another comes back.
+    The one used last is used next, so that after a burst the others age out. There is no task for
+    that: old ones are closed when another is put back.
     """
 
     def __init__(self) -> None:
@@ -272,7 +272,7 @@ class Pool:
         return len(self._idle)
 
     def take(self) -> Connection | None:
-        """An idle connection that looks alive."""
+        """Return an idle connection that looks alive, or None."""
         oldest = trio.current_time() - IDLE_S
         while self._idle:
             connection = self._idle.pop()
@@ -282,11 +282,11 @@ class Pool:
         return None
 
     def add(self, connection: Connection) -> None:
-        """One more is in use; `put_back` ends that."""
+        """Count a connection as in use, until `put_back`."""
         self._busy.add(connection)
 
     def heard_at(self) -> float:
-        """When the last byte of an answer came (Trio's clock); -inf if none has."""
+        """Return when a byte of an answer arrived last (Trio's clock); -inf: never."""
         return max([self._heard_at, *(each.heard_at() for each in self._busy)])
 
     def put_back(self, connection: Connection) -> None:
@@ -305,11 +305,10 @@ class Pool:
             self._idle.pop(0).close()
 
     def close(self) -> None:
-        """Close the idle ones now, and those in use when they come back."""
+        """Close the idle ones now, and those in use when they are put back."""
         self._is_closed = True
         self.close_idle()
 
     def close_idle(self) -> None:
-        """Close the idle ones."""
         while self._idle:
             self._idle.pop().close()

@@ -17,26 +17,26 @@ JOINED_BODY_BYTES = 65536
 """Smaller bodies are sent with the head; larger ones in a task of their own."""
 
 STALLING_BYTES = 32768
-"""Larger bodies may fill the window of a backend that is busy, and must wait until it reads on."""
+"""Larger bodies may fill the receive window of a busy backend, and wait until it reads on."""
 
 DEAD_PEER_S = 120.0
-"""Seconds without an answer after which a backend's host counts as gone (Go's net: 15 + 9 x 15)."""
+"""Seconds without any sign of a backend's host until it counts as gone (Go's net: 15 + 9 x 15)."""
 
 MAX_INTERIM = 100
-"""Interim answers (1xx) before the final one; honest servers send one or two."""
+"""Limit for interim answers (1xx) before the final one; honest servers send one or two."""
 
 BODY_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
-"""Methods that announce an empty body, too (RFC 9110, section 8.6)."""
+"""Methods that send Content-Length even for an empty body (RFC 9110, section 8.6)."""
 
 
 class Request:
     """A request as it goes over the wire.
 
     Attributes:
-        method: Its method; what a body means depends on it.
+        method: The meaning of a response's framing depends on it (HEAD).
         head: Request line and headers, with the blank line.
-        body: Its body.
-        is_upgrade: Whether the caller asks to change the protocol.
+        body: Emptied once the answer's head has arrived.
+        is_upgrade: True if the caller asks to change the protocol.
     """
 
     __slots__ = ("body", "head", "is_upgrade", "method")
@@ -57,6 +57,8 @@ class Request:
             lines.append(b"Content-Length: %d" % len(body))
         self.head = b"\r\n".join([*lines, b"", b""])
         self.is_upgrade = b"\r\nupgrade:" in self.head.lower()
+        # A line break or space in a header or target would start another header, or another
+        # request (RFC 9112, sections 11.1 and 11.2).
         breaks = len(lines) + 1
         if (
             (self.head.count(b"\r"), self.head.count(b"\n")) != (breaks, breaks)
@@ -67,11 +69,11 @@ class Request:
 
 
 class Exchange:
-    """`async with`: send a request, and hold the connection while its answer is read.
+    """Context manager: send a request, and hold the connection while its answer is read.
 
-    Leaving gives the connection back if the answer was read to its end, and closes it at once if
-    not, so that the backend stops working for nobody. Both are synchronous underneath, and work
-    when cancelled.
+    Leaving returns the connection to the pool if the answer was read to its end, and else closes
+    it at once, so that the backend stops work that nobody waits for. Both are synchronous
+    underneath, and work when cancelled.
     """
 
     __slots__ = ("_connection", "_origin", "_pool", "_request", "sender")
@@ -82,10 +84,10 @@ class Exchange:
         self._request = request
         self._connection: Connection | None = None
         self.sender: trio.Nursery | None = None
-        """Where to send the request while its answer is read; None to send it first."""
+        """Nursery for sending the request while its answer is read; None to send it first."""
 
     async def __aenter__(self) -> Answer:
-        """Send; returns with the final status line and headers.
+        """Send, and return once the final status line and headers have arrived.
 
         Raises:
             BackendRefused: No connection, and nothing was sent.
@@ -119,7 +121,11 @@ class Exchange:
         return await self._ask_again()
 
     async def _ask_again(self) -> Answer:
-        """The idle connection was closed unanswered, most likely before the request got there."""
+        """Retry: the idle connection was closed unanswered, most likely before the request came.
+
+        A server may close an idle connection at any time (RFC 9112, section 9.5), and section 9.3.1
+        lets a client retry a request that it knows was not processed.
+        """
         assert self._connection is not None
         self._pool.put_back(self._connection)  # which closes it, unfinished as it is
         try:
@@ -159,10 +165,10 @@ class Exchange:
 
 @asynccontextmanager
 async def uploading(exchange: Exchange) -> AsyncIterator[Answer]:
-    """The exchange, its request sent by a task of its own.
+    """Run an exchange whose request is sent by a task of its own.
 
-    A backend may answer before it has read a large body, and read no more of it until someone
-    takes the answer.
+    A backend may answer before it has read a large body, and read no more of the body until its
+    answer is taken.
     """
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -180,16 +186,16 @@ async def uploading(exchange: Exchange) -> AsyncIterator[Answer]:
 class Backend:
     """One model server and its idle connections.
 
-    An exchange takes the connection that was idle last, or opens one; sends; reads up to the end
-    of the headers; and hands out an `Answer`, whose body the caller iterates over. From then on
-    there is one receive, one call into llhttp, and nothing else for each buffer that comes in.
+    An exchange takes the connection that was used last, or opens one; sends; reads up to the end
+    of the headers; and yields an `Answer`, whose body the caller iterates over. From then on each
+    buffer received costs one receive and at most one call into llhttp.
 
     A connection carries another request only if the last one was sent whole, its answer read to
-    the end, and nothing came after it. A server may close an idle connection at any time: what has
-    arrived of that is seen before use, and if it arrives later, as an answer that never begins, the
+    the end, and nothing came after it. A server may close an idle connection at any time: if that
+    has arrived, it is seen before use; if it arrives later, as an answer that never begins, the
     request is sent once more, on a new connection.
 
-    No deadline but the one for connecting: a model may think for as long as its client waits.
+    Connecting has a deadline, an answer has none: a model may think as long as its client waits.
     """
 
     def __init__(
@@ -204,8 +210,8 @@ class Backend:
         Args:
             base_url: http or https; its path is put before every target. Or `unix:/run/x.sock`.
             connect_timeout_s: Seconds for a connection, TLS handshake included.
-            dead_peer_s: Seconds without an answer after which its host counts as gone (TCP
-                keep-alive); None: as the system has it.
+            dead_peer_s: Seconds without any sign of its host until that counts as gone (TCP
+                keep-alive); None: the system's default.
 
         Raises:
             ValueError: Not such a URL.
@@ -225,12 +231,12 @@ class Backend:
         Args:
             method: As it goes over the wire.
             target: Path and query, or an asterisk, which stands for the whole server.
-            headers: All but Host and Content-Length, which are added, and hop-by-hop ones; who
-                wants to upgrade gives Connection and Upgrade.
+            headers: Without Host and Content-Length, which are added, and without hop-by-hop ones,
+                except Connection and Upgrade to ask for an upgrade.
             body: The whole body.
 
         Raises:
-            ValueError: No such target, or CR, LF or NUL where they would change the request.
+            ValueError: Not a target, or CR, LF or NUL that would change the request.
             BackendRefused: On entering: no connection, and nothing was sent.
             BackendError: On entering: no answer.
         """
@@ -239,13 +245,12 @@ class Backend:
         return exchange if len(body) < JOINED_BODY_BYTES else uploading(exchange)
 
     def heard_at(self) -> float:
-        """When the last byte of an answer came (Trio's clock, seconds); -inf if none has."""
+        """Return when a byte of an answer arrived last (Trio's clock, seconds); -inf: never."""
         return self._pool.heard_at()
 
     def close_idle(self) -> None:
-        """Close the idle connections."""
         self._pool.close_idle()
 
     def close(self) -> None:
-        """Close the idle connections, and those in use once they are done."""
+        """Close the idle connections now, and those in use once they are done."""
         self._pool.close()

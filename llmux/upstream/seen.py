@@ -1,7 +1,7 @@
 """The first and the last bytes of an answer's body, kept until it has ended.
 
-Nothing is looked at while they are relayed: for each piece that is received, one reference is kept,
-and another one is dropped.
+Nothing is inspected while the body is relayed: each piece received costs one reference kept, and
+one dropped.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections import deque
 import trio
 
 OPENING_BYTES = 2048
-"""How much of the beginning is kept: Anthropic's first event has 300 to 600 bytes."""
+"""Bytes kept of the beginning: Anthropic's first event has 300 to 600."""
 
 MOST_PIECES = 8
-"""How many pieces of the end are kept: the usage, what follows it, and the end of the framing come
-in one piece each where a server sends them one by one."""
+"""Pieces kept of the end: a server may send the usage, the last event and the end of the framing in
+one piece each."""
 
 PIECE_BYTES = 8192
-"""How much of each, so that an answer keeps 64 KiB at most: as much as one receive buffer."""
+"""Bytes kept of each, so that an answer keeps 64 KiB at most: as much as one receive buffer."""
 
 
 class Seen:
-    """What is kept of one answer's body, framing included.
+    """The kept bytes of one answer's body, framing included.
 
     Attributes:
-        first_at: When its first byte came (Trio's clock); None: none has.
-        is_opening: Whether the beginning is still to be kept.
+        first_at: When its first byte arrived (Trio's clock); None: none has.
+        is_opening: True while the beginning is still being kept.
         opening: The beginning.
         last: The last pieces.
     """
@@ -40,7 +40,7 @@ class Seen:
         self.last: deque[bytes] = deque(maxlen=MOST_PIECES)
 
     def begin(self, data: bytes) -> None:
-        """The head has ended; this came with it, and the body comes from now on."""
+        """Start keeping, at the end of the head; `data` came with it."""
         self.is_opening = True
         self.last.clear()
         if data:
@@ -48,14 +48,14 @@ class Seen:
             self.last.append(data[-PIECE_BYTES:])
 
     def open(self, data: bytes) -> None:
-        """This is some of the beginning; nothing at the end of the stream."""
+        """Keep some of the beginning; `data` is empty at the end of the stream."""
         if data and self.first_at is None:
             self.first_at = trio.current_time()
         self.opening += data[: OPENING_BYTES - len(self.opening)]
         self.is_opening = len(self.opening) < OPENING_BYTES
 
     def ending(self) -> bytes:
-        """What was received last, without a gap."""
+        """Return the last bytes received, without a gap."""
         last = self.last
         if len(last) == 1:
             return last[0]
@@ -68,4 +68,4 @@ class Seen:
 
 
 UNSEEN = Seen()
-"""Of a connection that carries no answer; nothing is received there."""
+"""For a connection that carries no answer, where nothing is received."""

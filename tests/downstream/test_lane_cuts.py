@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from llmux.downstream import fastlane
+from llmux.downstream.fast_connection import ClientConnection
+from llmux.downstream.fast_request import FastRequest
+from llmux.downstream.fastlane import FastLane
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.lanes import LANES, OK, Site, play, read_all, running_lane
 
@@ -157,17 +159,17 @@ async def test_a_cut_behind_the_last_byte_leaves_the_next_request_alone(
     """The model is cut as the answer's last piece has come, and is sent without a checkpoint."""
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
     async with running_lane("fast", tmp_path) as site:
-        send = fastlane.ClientConnection.send
+        send = ClientConnection.send
         cuts = 0
 
-        async def send_and_cut(connection: fastlane.ClientConnection, data: bytes) -> None:
+        async def send_and_cut(connection: ClientConnection, data: bytes) -> None:
             nonlocal cuts
             await send(connection, data)
             if data.endswith(b"0\r\n\r\n") and not cuts:
                 cuts += 1
                 site.service.board.models["a"].in_flight.cut()
 
-        monkeypatch.setattr(fastlane.ClientConnection, "send", send_and_cut)
+        monkeypatch.setattr(ClientConnection, "send", send_and_cut)
         site.backend.play = play(answer)
         whole = await site.exchange(post(close=False) + post(close=False) + post())
         assert cuts == 1
@@ -179,13 +181,13 @@ async def test_a_cut_behind_the_last_byte_leaves_an_own_path_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_lane("fast", tmp_path) as site:
-        relay = fastlane.FastRequest.relay
+        relay = FastRequest.relay
 
-        async def relay_and_cut(request: fastlane.FastRequest, *args: object) -> None:
+        async def relay_and_cut(request: FastRequest, *args: object) -> None:
             await relay(request, *args)  # type: ignore[arg-type]
             site.service.board.models["a"].in_flight.cut()
 
-        monkeypatch.setattr(fastlane.FastRequest, "relay", relay_and_cut)
+        monkeypatch.setattr(FastRequest, "relay", relay_and_cut)
         site.backend.play = play(OK)
         last = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
         whole = await site.exchange(post(close=False) + last)
@@ -197,16 +199,16 @@ async def test_who_left_is_known_behind_a_cut_that_came_too_late(
 ) -> None:
     """A departure is told once only."""
     async with running_lane("fast", tmp_path) as site:
-        relay = fastlane.FastRequest.relay
+        relay = FastRequest.relay
         left = trio.Event()
 
-        async def relay_and_cut(request: fastlane.FastRequest, *args: object) -> None:
+        async def relay_and_cut(request: FastRequest, *args: object) -> None:
             await relay(request, *args)  # type: ignore[arg-type]
             site.service.board.models["a"].in_flight.cut()
             with trio.CancelScope(shield=True):
                 await left.wait()
 
-        monkeypatch.setattr(fastlane.FastRequest, "relay", relay_and_cut)
+        monkeypatch.setattr(FastRequest, "relay", relay_and_cut)
         site.backend.play = play(OK)
         async with await site.connect() as stream:
             await stream.send_all(post(close=False) + post(close=False))
@@ -257,14 +259,14 @@ async def test_a_request_that_has_come_is_not_swept_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Idle for too long, but for a request that nobody has read yet; and the same at a stop."""
-    lanes: list[fastlane.FastLane] = []
-    init = fastlane.FastLane.__init__
+    lanes: list[FastLane] = []
+    init = FastLane.__init__
 
-    def keep(lane: fastlane.FastLane, *args: object, **named: object) -> None:
+    def keep(lane: FastLane, *args: object, **named: object) -> None:
         init(lane, *args, **named)  # type: ignore[arg-type]
         lanes.append(lane)
 
-    monkeypatch.setattr(fastlane.FastLane, "__init__", keep)
+    monkeypatch.setattr(FastLane, "__init__", keep)
     for stops in (False, True):
         async with running_lane("fast", tmp_path) as site:
             site.backend.play = play(OK)

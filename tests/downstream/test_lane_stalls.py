@@ -19,7 +19,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage
 from wsproto.utilities import generate_accept_token
 
-from llmux.downstream import fastlane
+from llmux.downstream.fast_connection import ClientConnection
 from llmux.http.asgi_types import Message
 from tests.downstream.test_lane_cuts import (
     ALL_LANES,
@@ -137,10 +137,10 @@ async def test_a_descriptor_number_that_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child between fork and exec holds a copy of a closed socket, which so stays registered."""
-    accepted: list[fastlane.ClientConnection] = []
-    init = fastlane.ClientConnection.__init__
+    accepted: list[ClientConnection] = []
+    init = ClientConnection.__init__
 
-    def keep(connection: fastlane.ClientConnection, *args: object) -> None:
+    def keep(connection: ClientConnection, *args: object) -> None:
         init(connection, *args)  # type: ignore[arg-type]
         accepted.append(connection)
 
@@ -148,7 +148,7 @@ async def test_a_descriptor_number_that_is_used_again(
         await go_on.wait()
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    monkeypatch.setattr(fastlane.ClientConnection, "__init__", keep)
+    monkeypatch.setattr(ClientConnection, "__init__", keep)
     go_on = trio.Event()
     async with on_lane("fast", tmp_path) as site:
         site.backend.play = hold

@@ -457,7 +457,7 @@ async def test_a_body_over_the_limit(tmp_path: Path) -> None:
 
 
 async def test_a_head_that_comes_too_slowly(fast: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmux.downstream.fastlane.HEAD_S", 0.2)
+    monkeypatch.setattr("llmux.downstream.fast_connection.HEAD_S", 0.2)
     stream = await fast.connect()
     async with stream:
         await stream.send_all(b"GET /x HTTP/1.1\r\nHos")

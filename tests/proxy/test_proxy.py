@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmux.errors import BackendBroke
 from llmux.observe.metrics import Metrics
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Bodies, Body
-from llmux.proxy.lane import ClientLeft, HeaderList
+from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.switching.switchboard import Switchboard
 from llmux.upstream import Answer
 from tests.fakes import FakeHooks
@@ -36,7 +36,8 @@ class FakeLane:
     reading: trio.CancelScope | None = None
     sent_bytes = 0
     is_sending = False
-    message_at = 0.0
+    tunnel: Tunnel | None = None
+    unblock: Callable[[], None] | None = None
 
     def __init__(self, body: dict[str, Any], target: bytes = b"/v1/chat/completions") -> None:
         self.target = target
@@ -52,8 +53,9 @@ class FakeLane:
         self.fails: Exception | None = None
         self.error: Exception | None = None
 
-    def unblock(self) -> None:
-        pass
+    @property
+    def events(self) -> EventStream:
+        return self
 
     async def read_body(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -84,12 +86,6 @@ class FakeLane:
         if self.left.is_set():
             raise ClientLeft
 
-    async def hear_first(self, headers: HeaderList, greeting: bytes) -> bytes:
-        raise AssertionError("no WebSocket")
-
-    def replace_first(self, message: bytes) -> None:
-        raise AssertionError("no WebSocket")
-
     async def relay(self, answer: Answer, headers: HeaderList) -> None:
         self._start(answer.status, headers)
         async for chunk in answer.chunks():
@@ -109,9 +105,6 @@ class FakeLane:
 
     async def send_last_event(self, event: bytes) -> None:
         self.last_event = event
-
-    async def close_socket(self, code: int, reason: str, event: bytes) -> None:
-        raise AssertionError
 
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         await trio.lowlevel.checkpoint()

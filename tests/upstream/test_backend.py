@@ -18,9 +18,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import BackendBroke, BackendError, BackendRefused
 from llmux.http import wire
+from llmux.http.responses import CHUNKED_HEAD, MAX_HEAD_BYTES, ChunkedEnd, Reader
 from llmux.upstream import Answer, Backend
 from llmux.upstream.connections import IDLE_S
-from llmux.upstream.parsing import CHUNKED_HEAD, MAX_HEAD_BYTES, ChunkedEnd, Reader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,4 +1,4 @@
-"""llmux.upstream.transport: httpx as it is used everywhere, over llmux.upstream."""
+"""httpx as it is used everywhere, over llmux.upstream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from llmux.upstream.transport import BackendTransport
+from tests.upstream.transport import BackendTransport
 
 Play = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 

@@ -1,6 +1,8 @@
-"""The bytes of an answer: llhttp (through httptools) checks them, and what it lets pass too.
+"""Read the responses of backends: heads, and where bodies end (RFC 9112, sections 4, 6 and 7).
 
-Framing is checked here, never rebuilt: what can be relayed is relayed as it came.
+llhttp (through httptools) checks them, and this module checks what llhttp lets pass. Framing is
+checked, never rebuilt, so that a response can be relayed as it came. Every error is the backend's
+(`BackendBroke`); requests are read by `heads` and `chunks`.
 """
 
 from __future__ import annotations
@@ -12,32 +14,31 @@ from typing import Literal, Protocol
 import httptools
 
 from llmux.errors import BackendBroke
-from llmux.http.heads import MAX_LENGTH_DIGITS
+from llmux.http.syntax import BLANK_LINE, MAX_LENGTH_DIGITS
 
 Framing = Literal["none", "length", "chunked", "close"]
 
 MAX_HEAD_BYTES = 65536
-"""Status line and headers of an answer; also bounds trailers and chunk extensions."""
+"""Limit for status line and headers; also for trailers and chunk extensions."""
 
-BLANK_LINE = b"\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 READ_ON = frozenset({b"transfer-encoding", b"content-length", b"connection"})
 CONTROLS = bytes({*range(32), 127} - {9})
 
 
 class Parts(Protocol):
-    """What a part of a message collects from llhttp's callbacks, until it is done."""
+    """Collects what llhttp calls back with, until its part of a message is done."""
 
     is_done: bool
 
 
 class Reader:
-    """llhttp, fed up to the end of one part of a message (its head, its body) and no further.
+    """Feeds llhttp up to the end of one part of a message (its head, its body) and no further.
 
-    llhttp tells what it found but not where, and goes on into a next message by itself. In both
-    parts the end is a blank line, since llhttp takes no bare LF. So data is fed in pieces that stop
-    behind every blank line, and the end is where a piece was the last one wanted. Data that has
-    no blank line, which is nearly all of a stream, is fed whole.
+    llhttp reports what it found but not where, and continues into a next message by itself. Both
+    parts end with a blank line, since llhttp takes no bare LF. So data is fed in pieces that stop
+    behind every blank line; the part ends with the piece that completes it. Data without a blank
+    line, which is nearly all of a stream, is fed whole.
     """
 
     __slots__ = ("_feed", "_parts", "llhttp")
@@ -49,16 +50,16 @@ class Reader:
         self._feed(start)
 
     def feed(self, data: bytes) -> bytes | None:
-        """Parse what was received.
+        """Parse received data.
 
         Returns:
-            What follows the end of the part; None if the end has not come yet.
+            The bytes behind the end of the part; None if the end has not come yet.
 
         Raises:
-            BackendBroke: It is not HTTP.
+            BackendBroke: Not HTTP.
         """
         try:
-            # A blank line that began in earlier data goes on with CR or LF.
+            # A blank line that began in earlier data continues with CR or LF.
             if BLANK_LINE in data or data[0] in BLANK_LINE:
                 return self._feed_pieces(data)
             self._feed(data)
@@ -67,7 +68,7 @@ class Reader:
         return None
 
     def feed_head(self, data: bytes) -> bytes | None:
-        """Like `feed`, for a head: nearly always it comes whole, and its end is the first one."""
+        """Like `feed`, for a head: it nearly always comes whole, up to the first blank line."""
         end = data.find(BLANK_LINE) + len(BLANK_LINE)
         if end < len(BLANK_LINE) or data[0] in BLANK_LINE:
             return self.feed(data)
@@ -92,9 +93,9 @@ class Reader:
 
 
 def possible_ends(data: bytes) -> list[int]:
-    """Offsets at which a part can end, and both ends of the data.
+    """Return the offsets at which a part can end, and both ends of the data.
 
-    Blank lines cannot overlap here: before the one that ends a part there is some text.
+    Blank lines cannot overlap: there is some text before the one that ends a part.
     """
     begun_before = range(4) if data[0] in BLANK_LINE else ()
     found = (match.end() for match in re.finditer(BLANK_LINE, data))
@@ -102,11 +103,11 @@ def possible_ends(data: bytes) -> list[int]:
 
 
 class Head:
-    """An answer's status line and headers.
+    """A response's status line and headers.
 
     Attributes:
         status: Status code.
-        reason: What follows it; may be empty.
+        reason: Reason phrase; may be empty.
         http_version: "1.0" or "1.1".
         headers: In the order received, duplicates too; white space around values is removed.
     """
@@ -120,22 +121,22 @@ class Head:
         self._read_on: dict[bytes, list[bytes]] | None = None
 
     def on_status(self, reason: bytes) -> None:
-        """One piece of the reason."""
+        """Append a piece of the reason phrase."""
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
+        """Add a header line."""
         self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """The blank line."""
+        """End the head, at its blank line."""
         self.is_done = True
 
     def check(self) -> None:
         """Check what llhttp lets pass.
 
         Raises:
-            BackendBroke: Not an answer to relay.
+            BackendBroke: Not a response to relay.
         """
         if self.http_version not in {"1.0", "1.1"}:
             raise BackendBroke(f"speaks HTTP/{self.http_version}")
@@ -145,15 +146,16 @@ class Head:
             raise BackendBroke("control characters in the status line")
 
     def framing(self, method: bytes) -> tuple[Framing, int]:
-        """How the body ends, and its length in bytes where known (RFC 9112, section 6.3).
+        """Return how the body ends, and its length in bytes where known (RFC 9112, section 6.3).
 
         Raises:
-            BackendBroke: No one way to read it.
+            BackendBroke: The framing is ambiguous, or not supported.
         """
         if method == b"HEAD" or self.status in {101, 204, 304}:
             return "none", 0
         codings = self._read().get(b"transfer-encoding")
         if codings:
+            # HTTP/1.0 has no transfer codings, so its framing cannot be trusted (section 6.1).
             if codings != [b"chunked"] or self.http_version == "1.0":
                 raise BackendBroke(f"Transfer-Encoding {b', '.join(codings)!r}")
             return "chunked", 0
@@ -162,10 +164,10 @@ class Head:
             return "close", 0
         if len(lengths[0]) > MAX_LENGTH_DIGITS:
             raise BackendBroke(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
-        return "length", int(lengths[0])  # llhttp has seen that it is one number, given once
+        return "length", int(lengths[0])  # llhttp has checked that it is one number, given once
 
     def keeps_alive(self) -> bool:
-        """Whether the backend will take another request on this connection."""
+        """Return whether the backend takes another request (RFC 9112, section 9.3)."""
         values = self._read().get(b"connection")
         if values is None:
             return self.http_version == "1.1"
@@ -173,7 +175,7 @@ class Head:
         return b"close" not in tokens and (self.http_version == "1.1" or b"keep-alive" in tokens)
 
     def _read(self) -> dict[bytes, list[bytes]]:
-        """The values of the headers that say how to read on, in lower case."""
+        """Return the values of the headers in `READ_ON`, in lower case."""
         if self._read_on is None:
             self._read_on = {}
             for name, value in self.headers:
@@ -183,7 +185,7 @@ class Head:
 
 
 class ChunkedEnd:
-    """Of a chunked body only its end; the fewer callbacks, the faster llhttp."""
+    """Notices the end of a chunked body and nothing else: fewer callbacks make llhttp faster."""
 
     __slots__ = ("is_done",)
 
@@ -191,12 +193,12 @@ class ChunkedEnd:
         self.is_done = False
 
     def on_message_complete(self) -> None:
-        """The blank line after the last chunk and the trailers."""
+        """End the body, at the blank line behind the last chunk and the trailers."""
         self.is_done = True
 
 
 class ChunkedParts(ChunkedEnd):
-    """The data and the trailers of a chunked body."""
+    """Collects the data and the trailers of a chunked body."""
 
     __slots__ = ("on_body", "pieces", "trailers")
 
@@ -207,5 +209,5 @@ class ChunkedParts(ChunkedEnd):
         self.trailers = trailers
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One trailer line."""
+        """Add a trailer line."""
         self.trailers.append((name, value.rstrip(b" \t")))

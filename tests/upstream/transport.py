@@ -2,7 +2,8 @@
 
     async with httpx.AsyncClient(transport=BackendTransport()) as client: ...
 
-httpx's own timeouts do not apply, except for connecting: use `trio.fail_after`.
+It puts `Backend` behind an ordinary client, whose habits are not llmux's own: compressed answers,
+streams left half-way, requests of many tasks. httpx's timeouts do not apply.
 """
 
 from __future__ import annotations
