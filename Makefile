@@ -3,24 +3,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# They are made again when what they were installed from has changed.
+# Reinstalled when pyproject.toml or constraints.txt changes.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
 SLOW_STAMP := $(VENV)/.installed-slow
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# guest.py's finally blocks wait in asyncio, where no scope can shield; keepalive.py raises what the
-# cancelled request has raised; beside.py raises in Trio's task what a thread has raised.
+# guest.py awaits asyncio futures in finally blocks, where no Trio scope can shield; keepalive.py re-raises
+# the cancelled request's error, and beside.py re-raises a thread's error in the Trio task.
 ASYNC_EXCEPTIONS := llmux/server/guest.py:ASYNC102,ASYNC103 llmux/proxy/keepalive.py:ASYNC103
 ASYNC_EXCEPTIONS += llmux/proxy/beside.py:ASYNC103,ASYNC104
 
-# Each llmux that a test starts would compile all of llmux.
+# Without cached bytecode, each llmux process that a test starts would compile all of llmux.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test lint unit compiled coverage test-slow test-real docs bench soak format clean
+LINTS := lint-format lint-ruff lint-async lint-shell lint-types lint-imports
 
-help:  ## Show what there is
+.PHONY: help run test lint $(LINTS) unit compiled coverage test-slow test-real test-pythons
+.PHONY: docs bench soak format clean
+
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 run: $(RUN_STAMP)  ## Serve llmux.yaml on port 3000, with two stand-in models
@@ -31,38 +34,56 @@ test: $(TEST_STAMP)  ## What CI runs: format, lint, types, import rules, tests
 	@$(MAKE) --no-print-directory --jobs=2 lint compiled
 	@$(MAKE) --no-print-directory unit
 
-# Once and while the linters run, not in each process that runs tests.
+# Compile once, while the linters run, instead of in each process that runs tests.
 compiled: $(TEST_STAMP)
 	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
 
-lint: $(TEST_STAMP)  ## Format, lint, types and import rules
+# .pre-commit-config.yaml calls the same targets.
+lint: $(LINTS)  ## Format, lint, types and import rules
+
+lint-format: $(TEST_STAMP)
 	@echo "== format"
 	@$(BIN)/ruff format --check --quiet .
+
+lint-ruff: $(TEST_STAMP)
 	@echo "== lint"
 	@$(BIN)/ruff check --quiet .
+
+lint-async: $(TEST_STAMP)
+	@echo "== async rules"
 	@$(BIN)/flake8 --select=ASYNC1,ASYNC2 --extend-ignore=ASYNC109,ASYNC124,ASYNC127 \
 		--per-file-ignores='$(ASYNC_EXCEPTIONS)' llmux
+
+lint-shell: $(TEST_STAMP)
+	@echo "== shell"
 	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs $(BIN)/shellcheck
+
+lint-types: $(TEST_STAMP)
 	@echo "== types"
 	@$(BIN)/mypy
+
+lint-imports: $(TEST_STAMP)
 	@echo "== import rules"
 	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
 
-unit: $(TEST_STAMP)  ## The tests that need nothing but this machine's loopback
+unit: $(TEST_STAMP)  ## The fast tests; they need only the loopback interface
 	@echo "== tests"
 	@$(BIN)/python -m pytest -n 4 --dist=worksteal -m "not slow and not real" $(ARGS)
 
-coverage: $(TEST_STAMP)  ## The same tests, with how much of the code they run (takes twice as long)
+coverage: $(TEST_STAMP)  ## Branch coverage of the fast tests; fails below the floor (twice as slow)
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not real" $(ARGS)
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
 test-slow: $(SLOW_STAMP)  ## Tests that take minutes, or need real clients or a browser
-	@$(BIN)/python -m pytest -m slow $(ARGS) || { [ $$? -eq 5 ] && echo "no test is slow yet"; }
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp: minutes, the first time)
+test-pythons: $(TEST_STAMP)  ## The fast tests under every CPython from 3.11 to 3.14 found here
+	@tests/pythons.sh $(ARGS)
+
+test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp the first time: minutes)
 	@tests/real.sh $(ARGS)
 
-docs: $(DOCS_STAMP)  ## Build the documentation's site into site/ (pages made from the code are made again)
+docs: $(DOCS_STAMP)  ## Regenerate what is generated from the code, and build the site into site/
 	@$(BIN)/python -m docs.generate
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"
@@ -71,7 +92,7 @@ bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and t
 	@$(BIN)/python -m bench.proxy $(ARGS)
 	@$(BIN)/python -m bench.switch
 
-soak: $(TEST_STAMP)  ## Ten minutes of faults and hostile clients at random (ARGS="--lane trio --seed 2")
+soak: $(TEST_STAMP)  ## Ten minutes of random faults and hostile clients (ARGS="--lane trio --seed 2")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(TEST_STAMP)  ## Format the code
@@ -79,7 +100,7 @@ format: $(TEST_STAMP)  ## Format the code
 	@$(BIN)/ruff check --quiet --fix .
 
 clean:  ## Remove the virtual environment and all caches
-	rm -rf $(VENV) .venv-real .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage run site
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage run site
 
 $(BIN)/python:
 	@echo "== creating the virtual environment in $(VENV)"
@@ -97,11 +118,11 @@ $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(RUN_STAMP) $@
 
 $(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "== installing what makes the documentation's site"
+	@echo "== installing the tools that build the documentation"
 	@$(INSTALL) --editable '.[docs]'
 	@touch $(RUN_STAMP) $@
 
 $(SLOW_STAMP): $(TEST_STAMP)
-	@echo "== installing real clients, what drives a browser, draws, and makes the documentation's site"
+	@echo "== installing real clients, Playwright, and the tools that plot and build the documentation"
 	@$(INSTALL) --editable '.[test,lint,docs,clients,ui-test,plot]'
 	@touch $(DOCS_STAMP) $@

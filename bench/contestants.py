@@ -1,4 +1,4 @@
-"""What is measured: proxies in front of one backend, each one process on one core."""
+"""The measured proxies: each is one process on one core, in front of one backend."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Stage:
-    """What every contestant gets.
+    """Settings that all contestants share.
 
     Attributes:
         directory: For config files, logs and state.
@@ -173,7 +173,7 @@ def hypercorn(
 ) -> AbstractContextManager[Contestant]:
     """An app under Hypercorn's own command."""
     port = free_port()
-    # -w 0: in one process, so that what is measured is that process.
+    # -w 0: a single process, so that its CPU time is all there is to measure.
     options = ["-k", "trio", "-w", "0", "--backlog", "1024", "-b", f"127.0.0.1:{port}"]
     command = [sys.executable, "-m", "hypercorn", *options, app]
     return standing(stage, name, port, command, environment)

@@ -10,7 +10,7 @@ _START, _END = (
     b'"}}]}',
 )
 ANSWER = _START + b"x" * (ANSWER_BYTES - len(_START) - len(_END)) + _END
-"""What `native.c` answers, and checks."""
+"""The response that `native.c` sends and checks."""
 
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % ANSWER_BYTES)]
 

@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Workload:
-    """What the clients do, in a closed loop.
+    """The clients' behaviour, in a closed loop.
 
     Attributes:
         connections: Each asks again as soon as it has its answer.
@@ -39,7 +39,7 @@ class Workload:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What `native load` measured; times are in microseconds, None where nothing was counted.
+    """Results of `native load`; times in microseconds, None where nothing was counted.
 
     Attributes:
         chunks: By the bytes of stream bodies, for proxies join and split chunks.

@@ -1,4 +1,4 @@
-"""What the policies are worth, simulated: `python -m bench.policies`.
+"""Compares the policies by simulation: `python -m bench.policies`.
 
 Every policy meets the same traffic in `llmux.simulate`; figures are ratios to the original llmux's
 FIFO on it. Grid A: long requests in large batches; grid B: short ones, mostly little load; traces:
@@ -117,7 +117,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of traffic, and what is made of it.
+    """One kind of traffic, with its tables and targets.
 
     Attributes:
         cases: The traffic.
@@ -207,7 +207,7 @@ def policy_names(value: str) -> list[str]:
 def run_and_print(options: argparse.Namespace) -> None:
     scale = Scale(options.requests, options.quick, options.seed, options.traces)
     reports, saved = [], {}
-    # What is wrong with files is said before the hours that the runs take.
+    # Report unusable files before the runs, which take hours.
     try:
         if options.save:
             options.save.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def run_rows(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON cannot hold, as what it can."""
+    """Convert a value that JSON cannot represent."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 

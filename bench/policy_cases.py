@@ -1,4 +1,4 @@
-"""What `bench.policies` simulates: traffic of four kinds, and the original llmux's FIFO."""
+"""The cases of `bench.policies`: four kinds of traffic, and the original llmux's FIFO."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from llmux.simulate.outcome import mean, percentile
 from llmux.simulate.spans import Spans
 
 BASELINE = "original"
-"""What all ratios are to."""
+"""The baseline of all ratios."""
 
 UNBOUNDED = "unbounded"
 """The adaptive policy without its bound."""
@@ -43,7 +43,7 @@ SERVICE_S = 8.0
 """Slots of a backend and mean time of a request, except in grid B and of traces."""
 
 Figures = Mapping[str, float]
-"""What is kept of a run; seconds unless the name says otherwise."""
+"""Figures of a run, in seconds unless the name says otherwise."""
 
 
 class OriginalFifo:
@@ -107,12 +107,12 @@ class Case(Protocol):
         ...
 
     def axes(self) -> dict[str, Any]:
-        """What it is, for a table's breakdown."""
+        """Its label in a table's breakdown."""
         ...
 
 
 def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
-    """What all that wait have in common, in llmux's line and inside of the backend."""
+    """State shared by all waits, in llmux's line and inside the backend."""
     waits = outcome.waits()
     total_s = sum(outcome.seconds.values())
     return {
@@ -132,7 +132,7 @@ def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
 def nearest_to_bound(
     outcome: Outcome, switch_s: float, bound_s: float = BOUND_S
 ) -> dict[str, float]:
-    """The wait for a model that was the most over what it may be, or the least under: `excess`."""
+    """The wait with the largest `excess` over its bound (negative if all are within it)."""
     waits = waits_for_model(outcome)
     allowed = allowed_waits(outcome, bound_s, switch_s)
     over = [wait - most for wait, most in zip(waits, allowed, strict=True)]
@@ -165,7 +165,7 @@ def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[flo
     """
     each_s = 2 * switch_s + outcome.longest_drain_s
     by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
-    # A line is in order: somebody older waits for a model if the last who came for it does.
+    # Lines are in order of arrival: if any older request waits for a model, so does its latest one.
     line_until = [0.0] * len(outcome.names)
     allowed = [0.0] * outcome.count
     for at in by_arrival:
@@ -214,7 +214,7 @@ class GridCase:
         )
 
     def axes(self) -> dict[str, Any]:
-        """What the grid is made of."""
+        """The dimensions of the grid."""
         names = ("models", "switch_s", "popularity", "pattern", "load")
         return {name: getattr(self, name) for name in names}
 
@@ -338,7 +338,7 @@ class TraceCase:
         return f"{self.trace}, {self.switch_s:g} s, load {self.load:g}"
 
     def axes(self) -> dict[str, Any]:
-        """What is varied."""
+        """The varied parameters."""
         return {"trace": self.trace, "switch_s": self.switch_s, "load": self.load}
 
     def arrivals(self) -> list[Arrival]:
@@ -381,7 +381,7 @@ def traces(directory: Path, requests: int | None) -> list[TraceCase]:
 
 AGENTS = 12
 THINK_S = (5.0, 20.0)
-"""Between an answer and the next question: a tool that runs, a person who reads."""
+"""Time between an answer and the next question: a tool runs, a person reads."""
 
 STAYING = 0.95
 """An agent that stays with its model asks it 20 times in a row, on average: about one task."""
@@ -397,7 +397,7 @@ class Agents(Closed):
         self._staying = staying
 
     def follow(self, job: Job, now: float) -> Arrival:
-        """What the agent asks next whose request was answered now."""
+        """The next request of an agent whose last one was answered now."""
         asked = super().follow(job, now)
         stays = self._dice.random() < self._staying
         return asked._replace(model=job.model) if stays else asked
@@ -426,7 +426,7 @@ class ClosedCase:
         return f"{agents}, {self.switch_s:g} s, seed {self.seed}"
 
     def axes(self) -> dict[str, Any]:
-        """What is varied."""
+        """The varied parameters."""
         return {"agents": self.agents, "think_s": self.think_s, "switch_s": self.switch_s}
 
     def run(self, policy: str) -> Figures:
@@ -473,7 +473,7 @@ class StarvationCase:
         return f"{self.switch_s:g} s, seed {self.seed}"
 
     def axes(self) -> dict[str, Any]:
-        """What is varied."""
+        """The varied parameters."""
         return {"switch_s": self.switch_s}
 
     def arrivals(self) -> Iterator[Arrival]:

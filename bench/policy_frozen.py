@@ -55,7 +55,7 @@ class FrozenCase:
         return f"N {self.models}, {self.switch_s:g} s, {self.popularity}, load {self.load:g}"
 
     def axes(self) -> dict[str, Any]:
-        """What is varied."""
+        """The varied parameters."""
         names = ("models", "switch_s", "popularity", "load")
         return {name: getattr(self, name) for name in names}
 

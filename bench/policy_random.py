@@ -73,7 +73,7 @@ def report_random(title: str, results: Results) -> Report:
     rows = [["policy", "runs", "the most, s", "where"]]
     for policy in [BASELINE, *policies_of(results)]:
         worst, case = max((of[policy]["excess"], str(case)) for case, of in results.items())
-        # What is a rounding error is none.
+        # Ignore rounding errors.
         beyond = [case for case, of in results.items() if of[policy]["excess"] > 1e-6]
         rows.append([policy, str(len(beyond)), number(worst), case])
         report.data[policy] = {"beyond": [str(case) for case in beyond], "most_s": worst}

@@ -1,4 +1,4 @@
-"""What `bench.policies` makes of its runs: tables, and targets that are met or not."""
+"""Reports of `bench.policies`: tables, and targets that are met or missed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Report:
 
 @dataclass(frozen=True)
 class WaitTargets:
-    """What the ratios to the original may be at most; `worst` is that of any one mean wait."""
+    """Upper bounds of the ratios to the original; `worst` bounds each single mean wait."""
 
     mean: float
     p99: float
@@ -160,14 +160,14 @@ def judge_waits(title: str, found: Summary, targets: WaitTargets) -> Iterator[Ve
 
 
 def judge_bound(title: str, runs: Sequence[Figures]) -> Verdict:
-    """Whether invariant 7 held for every request of these runs."""
+    """Check that invariant 7 held for every request of these runs."""
     worst = max(figures["excess"] for figures in runs)
     text = f"{title}: every wait within invariant 7"
     return Verdict(text, f"{number(-worst)} s to spare", worst <= 0)
 
 
 def cost_of_bound(results: Results) -> str:
-    """What it costs on average that nobody waits for ever."""
+    """The average cost of bounding every wait."""
     cost = summarize(results, ADAPTIVE, UNBOUNDED)
     longest = statistics.median(ratio(of, ADAPTIVE, UNBOUNDED, "max") for of in results.values())
     return (
@@ -211,7 +211,7 @@ def report_closed(title: str, results: Results) -> Report:
 
 
 def judge_throughput(title: str, ratios: Sequence[float]) -> Verdict:
-    """Whether the geometric mean of some runs is high enough."""
+    """Check that the geometric mean of some runs is high enough."""
     value = statistics.geometric_mean(ratios)
     text = f"{title}: requests/hour >= {THROUGHPUT_TARGET:.2f}"
     return Verdict(text, number(value), value >= THROUGHPUT_TARGET)

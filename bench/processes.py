@@ -1,4 +1,4 @@
-"""Processes of the bench: started on one core, measured from /proc, and ended whatever happens."""
+"""Processes of the bench: started on one core, measured from /proc, and always ended."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ Figures = Mapping[str, Mapping[str, Figure]]
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: `figure` is at least or at most so many times what it is compared with."""
+    """A promise: `figure` is at least or at most a multiple of the figure it is compared with."""
 
     text: str
     row: str
@@ -396,7 +396,7 @@ def headroom(figures: Figures) -> str:
 
 
 def core_shares(rounds: Sequence[Round]) -> str:
-    """Who was the limit where contestants go as fast as they can."""
+    """Report the limiting process where contestants run at full speed."""
     lines = [
         f"  {key}: {', '.join(f'{name} {share:.2f}' for name, share in busy(rounds, key).items())}"
         for key in (rounds[0] if rounds else {})

@@ -40,7 +40,7 @@ from bench.proxy import machine, say
 from bench.table import number, render
 
 IDLE_CONNECTIONS = 2 * 512
-"""What llmux keeps open to the two backends from one round to the next."""
+"""Connections that llmux keeps open to the two backends between rounds."""
 
 ONE_WAITER_SWITCHES = 100
 CROWDS = {100: 20, 10_000: 3}
@@ -176,7 +176,7 @@ class Bench:
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """Run this process on one core, with what it starts."""
+    """Pin this process and its children to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -236,7 +236,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def targets(by_count: dict[int, list[Switch]]) -> list[tuple[str, str, str]]:
-    """What was promised, what was measured, and whether it is met."""
+    """A promise, the measured figure, and whether it is met."""
     added_s = percentile([one.whole_s - one.hooks_s for one in by_count[1]], 50)
     largest = max(by_count)
     crowd = by_count[largest]

@@ -23,7 +23,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three figures for what is small, none after the point for what is large; - for None."""
+    """Format with three significant figures, large numbers without decimals, None as `-`."""
     if value is None:
         return "-"
     if abs(value) >= 100:

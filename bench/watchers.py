@@ -1,4 +1,4 @@
-"""What it costs model traffic to be watched: `python -m bench.watchers`.
+"""Measures what event readers cost model traffic: `python -m bench.watchers`.
 
 Two llmux stand in front of one backend, on one core. One has readers of its live events: half of
 them read, half have stopped reading. The load goes to the one and the other in turns.
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def figure(load: Load, work: Workload) -> float:
-    """What the workload is about, per second."""
+    """The workload's main figure, per second."""
     return (load.chunks if work.chunks else load.requests) / load.seconds
 
 

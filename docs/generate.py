@@ -190,7 +190,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def renew(text: str) -> str:
-    """A page with its generated parts made anew."""
+    """Return a page with its generated parts replaced."""
     return re.sub(
         r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end -->)",
         lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n",

@@ -26,7 +26,7 @@ from bench.soak.watch import note_bound, start_watching
 
 
 async def carry_out(run: Run) -> None:
-    """All of a run; what is found is in its record."""
+    """Run everything; findings are in the record."""
     async with reaping(run.llmux):
         await run.llmux.start()
         run.began_at = trio.current_time()

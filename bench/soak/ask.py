@@ -1,4 +1,4 @@
-"""One request of a good client: what it asks for, how it behaves, and how it ended."""
+"""One request of a good client: its content, behaviour and outcome."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ GARBAGE = (
 
 
 def plain_body(model: str, request_id: str, checksum: int, size: int) -> bytes:
-    """The answer to a plain request: who answered what, and `size` bytes that none else has."""
+    """The response to a plain request: model, request id, and `size` unique bytes."""
     head = json.dumps({"model": model, "id": request_id, "checksum": checksum}).encode()
     unit = f"\n{request_id}".encode()
     return head + (unit * (size // len(unit) + 1))[:size]
@@ -357,7 +357,7 @@ def _unmasked(first: int, payload: bytes) -> bytes:
 
 
 def _is_gone(connection: socket.socket) -> bool:
-    """Whether the other side has closed; all that it had to say was read."""
+    """Return whether the other side has closed, with everything it sent read."""
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

@@ -211,7 +211,7 @@ def text_mistakes(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_mistake(line: str) -> bool:
-    """Whether a line is at level error for no cause that is known, or is none of llmux's."""
+    """Return whether a line is an unexplained error, or not one of llmux's."""
     found = TEXT_LINE.match(line)
     if found is None:
         return bool(line.strip())

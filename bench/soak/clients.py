@@ -1,4 +1,4 @@
-"""The good clients: what they ask for, how they behave, and over what."""
+"""The good clients: their requests, behaviour and protocols."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ async def websocket_client(run: Run, rng: random.Random, index: int) -> None:
             await trio.sleep(1.0)
 
 
-# ---- What they ask for ----
+# ---- Requests ----
 
 
 def make_ask(run: Run, rng: random.Random, request_id: str) -> Ask:

@@ -69,7 +69,7 @@ async def tickets(run: Run) -> None:
 
 
 async def servers(run: Run) -> None:
-    """Servers crash and hang by themselves, too, whatever they are doing."""
+    """Crash and hang model servers at random, at any time."""
 
     def hit(rng: random.Random, kind: str, number: signal.Signals) -> None:
         running = [member for member in run.stage.members if run.stage.server_of(member)]
@@ -154,7 +154,7 @@ async def cancel_request(run: Run, request: Mapping[str, Any]) -> None:
 
 
 def excused(run: Run, begun_at: float) -> bool:
-    """Whether an order need not have been answered: llmux was killed, or full."""
+    """Return whether a command may go unanswered: llmux was killed, or full."""
     now = time.time()
     return run.llmux.was_away(begun_at, now) or run.record.was("flood", begun_at, now)
 

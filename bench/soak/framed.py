@@ -107,7 +107,7 @@ class H2Line:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it may carry more."""
+        """True if it can carry more requests."""
         return self._http.state_machine.state is not h2.connection.ConnectionState.CLOSED
 
     def _begin(self, stream: Stream) -> None:

@@ -85,7 +85,7 @@ async def websocket(foe: Foe) -> None:
 
 
 class Peer:
-    """An HTTP/2 client that sends whatever it wants."""
+    """An HTTP/2 client that sends arbitrary frames."""
 
     def __init__(self, foe: Foe, stream: trio.SocketStream, window: int) -> None:
         config = h2.config.H2Configuration(

@@ -1,4 +1,4 @@
-"""The processes of a run: llmux on one of its lanes, what it leaves behind, and the watchdog."""
+"""The processes of a run: llmux on one of its lanes, its leftovers, and the watchdog."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Llmux:
 
     @property
     def is_starting(self) -> bool:
-        """Whether it was killed, and does not listen again yet."""
+        """True from a kill until llmux listens again."""
         return self.since == math.inf
 
     @property
@@ -142,7 +142,7 @@ class Llmux:
             self.away[-1] = (killed_at, self.since)
 
     def was_away(self, begun_at: float, ended_at: float) -> bool:
-        """Whether it was killed, or was not there, at some time between."""
+        """Return whether it was killed or absent at any time in this interval."""
         return any(begun_at <= until and since <= ended_at for since, until in self.away)
 
     def hang_up(self) -> None:
@@ -197,7 +197,7 @@ class Llmux:
 
 @contextmanager
 def watchdog(mark: str) -> Iterator[None]:
-    """Whatever happens, SIGKILL included, nothing of the run outlives it."""
+    """Ensure that nothing outlives the run, not even after SIGKILL."""
     command = [sys.executable, "-I", "-S", watchdog_program.__file__, mark]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:

@@ -34,7 +34,7 @@ EXPLAINED = {
 """Errors that are right at some times only, by what goes on then; empty: at all times."""
 
 MAY_PRECEDE = frozenset({"left", "unserved", "queue_full", "too_many_connections", "cancelled"})
-"""Ends of a request that come before llmux has seen what is wrong with it."""
+"""Outcomes that can precede llmux's detection of a bad request."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Record:
             self.windows[what][index] = (since, time.time() + after_s)
 
     def was(self, what: str, begun_at: float, ended_at: float) -> bool:
-        """Whether it went on at some time between."""
+        """Return whether it overlaps this interval."""
         return any(since <= ended_at and begun_at <= until for since, until in self.windows[what])
 
     def new_life(self) -> None:
@@ -113,7 +113,7 @@ class Record:
         self.unknown = 0
 
     def note(self, seen: Seen, since: float) -> None:
-        """Count how a request ended, and say what is wrong about it.
+        """Count a request's outcome, and report what is wrong with it.
 
         Args:
             seen: How it ended.
@@ -214,7 +214,7 @@ FATAL = re.compile(
 
 
 def is_cause(cause: Fault, seen: Seen) -> bool:
-    """Whether a fault explains how another's request has ended."""
+    """Return whether a fault explains the outcome of another request."""
     assert seen.ask is not None
     if not seen.begun_at - CAUSE_BEFORE_S <= cause.at <= seen.ended_at + CAUSE_AFTER_S:
         return False

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody is to begin anything any more."""
+        """True once nothing new may start."""
         return trio.current_time() >= self.began_at + self.seconds
 
     async def now_and_then(

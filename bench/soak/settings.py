@@ -1,4 +1,4 @@
-"""The numbers of a run: llmux's limits, the load, how often faults come, and what is allowed."""
+"""The numbers of a run: llmux's limits, load, fault rates and tolerances."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ EVERY_S = {
     "reload": 2.0,
 }
 MOST_KILLS = 12
-"""Of llmux itself; all in the first half of a run, so that the second can say what it leaks."""
+"""Kills of llmux itself; all in the first half of a run, so that the second half shows leaks."""
 
 WAKE_FAULTS = (
     "fails", "fails late", "hangs", "hangs late", "ignores SIGTERM", "prints 10 MB", "is no UTF-8",
@@ -116,7 +116,7 @@ LIES_OF_PLAIN = {"length too long", "length too short", "says 503"}
 LIES_OF_STREAM = {"breaks framing"}
 LIE_SHARE = 0.08
 
-# ---- What is judged ----
+# ---- Tolerances ----
 
 CODES: dict[str, set[int]] = {
     "no_model": {404}, "model_not_found": {404}, "bad_request": {400, 408, 431},
@@ -164,7 +164,7 @@ STALL_VIOLATION_S = {True: 5.0, False: 10.0}
 alive; on a new one, where the kernel's own retries may add 1, 3 or 7 s (RFC 6298: SYN again)."""
 
 OWN_LAG_S = 1.0
-"""If the soak itself was held up for so long, the machine was: no stall is blamed on llmux."""
+"""If the soak itself was delayed this long, so was the machine: llmux is not blamed for stalls."""
 
 END_S = 60.0
 SAMPLE_S = 1.0

@@ -169,7 +169,7 @@ class Stage:
         return None
 
     def hook_runs(self) -> bool:
-        """Whether a wake or sleep hook runs at this instant."""
+        """Return whether a wake or sleep hook is running."""
         groups = {member.group for member in self.members}
         locks = Path("/proc/locks").read_text()
         return any(is_locked(self.folder / f"hooks-{group}", locks) for group in groups)
@@ -184,5 +184,5 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_locked(path: Path, locks: str) -> bool:
-    """Whether /proc/locks has a file. To try the lock would be in the way of a hook."""
+    """Return whether /proc/locks lists a file. Trying the lock could block a hook."""
     return path.exists() and f":{path.stat().st_ino} " in locks

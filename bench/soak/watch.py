@@ -94,7 +94,7 @@ async def supervise(run: Run) -> None:
 
 
 def note_bound(run: Run) -> None:
-    """Llmux listens and nobody has come: what it has now is what all else is added to."""
+    """Take the baseline: llmux listens and has no clients yet."""
     run.record.bound_bytes = memory_bound_bytes(resident_bytes(run.llmux.pid))
 
 
@@ -124,7 +124,7 @@ async def look(run: Run) -> None:
 
 
 def is_stuck(seen: Mapping[str, Any]) -> bool:
-    """Whether a model has a line, and room. One that waits for a look at its server has no line."""
+    """Return whether a model has a line and room. Waits for a health check are in no line."""
     room = (seen["max_in_flight"] or float("inf")) - seen["in_flight"]
     return bool(seen["awake"] and seen["oldest_wait_secs"] is not None and room > 0)
 
@@ -188,12 +188,12 @@ def clock(at: float | None = None) -> str:
 
 
 def is_refusal(mistake: str) -> bool:
-    """Whether a probe was refused for there being too many connections."""
+    """Return whether a probe was refused because of too many connections."""
     return "too_many_connections" in mistake or " 503 " in mistake or "reset" in mistake.lower()
 
 
 def explained(run: Run, begun_at: float, was_refused: bool) -> bool:
-    """Whether a cheap request that failed was to be expected."""
+    """Return whether the failure of a cheap request was expected."""
     now = time.time()
     return run.llmux.was_away(begun_at, now) or (
         was_refused and run.record.was("flood", begun_at, now)
@@ -219,7 +219,7 @@ def _length(data: bytes) -> int:
     return 0
 
 
-# ---- Those who watch ----
+# ---- Watchers ----
 
 
 async def follow(run: Run, rng: random.Random, index: int) -> None:

@@ -1,4 +1,4 @@
-"""The watchdog of a run: a process that ends what is left of the run, however the run ends.
+"""The watchdog of a run: a process that ends the leftovers, however the run ends.
 
 It needs nothing but the standard library (`python -I -S`).
 """
@@ -18,7 +18,7 @@ MARK_VARIABLE = "LLMUX_SOAK"
 
 
 def watch(mark: str) -> None:
-    """Wait until the run has ended, however it does, and end what it has left behind."""
+    """Wait for the end of the run, however it ends, and end its leftovers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-/** llmux over HTTP: JSON, text that grows, and server-sent events, all with the key in a header. */
+/** HTTP client for llmux: JSON, streamed text and server-sent events, with the key in a header. */
 
 import { authorization } from "./keys.js";
 
@@ -6,7 +6,7 @@ import { authorization } from "./keys.js";
 
 const BASE = new URL("../", document.baseURI);
 
-/** An answer that is no success. */
+/** A response with an error status. */
 export class ApiError extends Error {
   /** @param {number} status @param {string} code @param {string} message */
   constructor(status, code, message) {
@@ -20,7 +20,7 @@ export class ApiError extends Error {
  * @param {string} path Below llmux's root, without a leading slash.
  * @param {RequestInit & {key?: KeyKind}} [options]
  * @returns {Promise<Response>}
- * @throws {ApiError} The status is an error's.
+ * @throws {ApiError} On an error status.
  */
 export async function call(path, { key = "control", ...options } = {}) {
   const headers = { ...authorization(key), .../** @type {any} */ (options.headers) };
@@ -31,7 +31,7 @@ export async function call(path, { key = "control", ...options } = {}) {
   try {
     error = JSON.parse(text).error ?? error;
   } catch {
-    // Not from llmux; its text says what there is to say.
+    // Not llmux's JSON: the text is the message.
   }
   throw new ApiError(response.status, error.code, error.message);
 }

@@ -1,4 +1,4 @@
-/** The page, wired together. */
+/** Wires the page together. */
 
 import { Actions } from "./actions.js";
 import { Costs } from "./costs.js";
@@ -35,11 +35,11 @@ new Playground(store, (id) => {
 
 /** @param {import("./feed.js").Link} link @param {string} why */
 function showLink(link, why) {
-  const since = link === "live" ? "" : ` What you see is from ${new Date().toLocaleTimeString()}.`;
+  const since = link === "live" ? "" : ` This data is from ${new Date().toLocaleTimeString()}.`;
   byId("link").dataset.state = link;
   say(byId("link"), LINKS[link]);
   const bar = byId("offline");
-  if (bar.hidden || link === "live") say(bar, why ? `Disconnected: ${why}. Trying again.${store.status ? since : ""}` : "");
+  if (bar.hidden || link === "live") say(bar, why ? `Disconnected: ${why}. Reconnecting.${store.status ? since : ""}` : "");
   bar.hidden = link === "live";
   document.body.classList.toggle("stale", link !== "live");
 }
@@ -50,7 +50,7 @@ function onEvent(kind, data) {
   if (text) announce(text);
   if (kind !== "reload") return;
   if (!data.ok) toast(data.mistakes.join("\n"), "bad");
-  else if (data.needs_restart.length) toast(`Reloaded; ${data.needs_restart.join(", ")} count from the next start.`);
+  else if (data.needs_restart.length) toast(`Reloaded; ${data.needs_restart.join(", ")} need a restart.`);
 }
 
 store.on("status", () => {
@@ -69,7 +69,7 @@ byId("reload").addEventListener("click", () => actions.reload());
 byId("key").addEventListener("click", async () => {
   if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();
 });
-// No submit buttons: Enter in a field must not mean the first of them.
+// Not submit buttons: Enter in a field would press the first of those.
 for (const back of document.querySelectorAll("dialog button[value=no]")) {
   back.addEventListener("click", () => back.closest("dialog")?.close("no"));
 }

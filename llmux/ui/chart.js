@@ -9,7 +9,7 @@ import { colour } from "./theme.js";
 
 const PX_PER_PART = 2;
 
-/** Waiting or running requests of all models, on top of each other. */
+/** Waiting or running requests of all models, stacked. */
 export class StackedChart {
   /**
    * @param {HTMLElement} parent @param {Store} store @param {View} view
@@ -26,7 +26,7 @@ export class StackedChart {
     this._quiet = false;
   }
 
-  /** Make it anew: models, colours or sizes are others. @param {number} gutter @param {number} width @param {number} height */
+  /** Rebuild after a change of models, colours or size. @param {number} gutter @param {number} width @param {number} height */
   rebuild(gutter, width, height) {
     this._plot?.destroy();
     this._width = width;
@@ -48,9 +48,9 @@ export class StackedChart {
       height,
       padding: [6, 0, 4, 0],
       legend: { show: false },
-      // The sum of all comes first, that of the first model alone last.
+      // Cumulative sums: all models first, the first model alone last.
       series: [{}, ...series.reverse()],
-      // Each model's own area: between its sum and the one below.
+      // A model's own area lies between its sum and the one below.
       bands: models.slice(1).map((_, below) => ({
         series: [models.length - below - 1, models.length - below],
         fill: fill(below + 1),
@@ -68,7 +68,7 @@ export class StackedChart {
     if (!this._quiet) this._onHover(plot.cursor.left >= 0 ? plot.posToVal(plot.cursor.left, "x") : null);
   }
 
-  /** Show the cursor at a time that is hovered elsewhere. @param {number | null} time */
+  /** Show the cursor at a time hovered elsewhere. @param {number | null} time */
   hover(time) {
     if (!this._plot) return;
     this._quiet = true;

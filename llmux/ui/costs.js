@@ -1,11 +1,11 @@
-/** What switches cost, from each model to each: a table that is its own heat map. */
+/** Switch costs between all pairs of models, as a heat map. */
 
 import { byId, h } from "./dom.js";
 import { duration } from "./format.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
-const NOTHING = "idle"; // what the API calls a switch from nothing
+const NOTHING = "idle"; // the API's name for the source of a switch that starts with no model awake
 
 export class Costs {
   /** @param {Store} store */

@@ -1,4 +1,4 @@
-/** The panel that opens for a switch or a request: what happened, how long, and why. */
+/** The panel for a switch or a request: what happened, for how long, and why. */
 
 import { byId, h } from "./dom.js";
 import { bytes, clock, duration, many } from "./format.js";
@@ -15,7 +15,7 @@ import { ruleInWords } from "./rules.js";
 
 const SLACK_SECS = 0.05; // between the clock readings of a switch and of its hooks
 
-/** One thing at a time: a switch or a request. */
+/** Shows one switch or one request. */
 export class Detail {
   /** @param {Store} store @param {import("./timeline.js").Timeline} timeline */
   constructor(store, timeline) {
@@ -70,7 +70,7 @@ export class Detail {
     if (!this._shown) return;
     const content = this._shown.kind === "switch" ? this._switch(this._shown.id) : this._request(this._shown.id);
     const text = content.map((node) => node?.outerHTML ?? "").join("");
-    if (text === this._text) return; // what did not change keeps its focus and selection
+    if (text === this._text) return; // unchanged elements keep their focus and selection
     this._text = text;
     const focused = this._panel.contains(document.activeElement);
     const close = h("button.quiet.close", { type: "button", "aria-label": "Close", onclick: () => this.close() }, "×");
@@ -183,7 +183,7 @@ function compare(total, record) {
   return Math.abs(percent) < 5 ? " (as expected)" : ` (${Math.abs(percent)} % ${percent > 0 ? "longer" : "shorter"})`;
 }
 
-/** Stretches as bars under each other, each where it was. @param {Bar[]} parts @param {number} from @param {number} to */
+/** Intervals as bars below each other, each at its position in time. @param {Bar[]} parts @param {number} from @param {number} to */
 function bars(parts, from, to) {
   const span = Math.max(0.001, to - from);
   const list = h("ol.bars");

@@ -1,10 +1,10 @@
-/** Elements without markup in strings: all text goes through text nodes. */
+/** Builds elements without HTML strings: all text goes through text nodes, so nothing can inject markup. */
 
 /** @param {string} id @returns {any} The element, which index.html has. */
 export const byId = (id) => document.getElementById(id);
 
 /**
- * Make an element.
+ * Create an element.
  * @param {string} tag Its name, with classes: `span.chip.small`.
  * @param {Record<string, any>} [props] Attributes; `on…` are listeners, false and null leave out.
  * @param {...(Node | string | number | null | undefined)} children
@@ -25,13 +25,13 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** Set an element's text, if it is another one. @param {Element} element @param {string} text */
+/** Set an element's text if it differs. @param {Element} element @param {string} text */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 /**
- * Make the children of a parent those of a list, reusing elements by key and moving only what must be.
+ * Match a parent's children to a list, reusing elements by key and moving as few as possible.
  * @template T
  * @param {Element} parent
  * @param {T[]} items
@@ -45,7 +45,7 @@ export function patchList(parent, items, keyOf, make, patch = () => {}) {
   /** @type {Map<string, any>} */
   const old = new Map();
   for (const child of [.../** @type {any} */ (parent.children)]) {
-    // Gone first: what is moved past it would lose its focus.
+    // Remove these first: an element that is moved past them would lose its focus.
     if (wanted.has(child.key)) old.set(child.key, child);
     else child.remove();
   }
@@ -63,7 +63,7 @@ export function patchList(parent, items, keyOf, make, patch = () => {}) {
 }
 
 /**
- * Make the options of a select those of a list, keeping what is selected where it still is there.
+ * Match a select's options to a list, keeping the selection if it still exists.
  * @param {HTMLSelectElement} select @param {string[]} values
  */
 export function patchOptions(select, values) {

@@ -1,4 +1,4 @@
-/** Why a request has waited: what its group was doing meanwhile, stretch by stretch. */
+/** Explains a request's wait: what its group was doing in each interval of it. */
 
 /**
  * @typedef {import("./state.js").Store} Store
@@ -8,7 +8,7 @@
  * @typedef {{from: number, to: number, state: ModelState, model: string | null, why: string}} Part
  */
 
-const LEAST_SHARE = 0.003; // of a wait; what is shorter explains nothing
+const LEAST_SHARE = 0.003; // of a wait; shorter intervals explain nothing
 
 /** @param {RequestInfo} request @param {number} now @returns {number} When its wait was over, or is so far. */
 export const waitEnd = (request, now) => (request.phase === "waiting" ? now : request.arrived + request.waited_secs);
@@ -41,7 +41,7 @@ export function explain(store, request) {
   return { parts: parts.filter((part) => part.to - part.from > LEAST_SHARE * (to - from)), switches };
 }
 
-/** What held a request for a model up at a time. @param {Store} store @param {string[]} models @param {string} own @param {number} time */
+/** The reason why a request for a model waited at a given time. @param {Store} store @param {string[]} models @param {string} own @param {number} time */
 function cause(store, models, own, time) {
   const states = models.map((name) => ({ name, state: store.states.get(name)?.at(time)?.state }));
   const find = (/** @type {ModelState} */ state) => states.find((one) => one.state === state)?.name;
@@ -50,7 +50,7 @@ function cause(store, models, own, time) {
   if (mine === "waking") return pick("waking", own, `${own} was waking`);
   if (mine === "awake") {
     const slots = store.model(own)?.max_in_flight;
-    return pick("awake", own, slots ? `${own} was awake, but its ${slots} slots were taken` : `${own} was awake, and let those in who waited`);
+    return pick("awake", own, slots ? `${own} was awake, but its ${slots} slots were taken` : `${own} was awake, and admitted the waiting requests`);
   }
   const draining = find("draining");
   if (draining) return pick("draining", draining, `${draining} was draining: its last requests had to end`);
@@ -60,6 +60,6 @@ function cause(store, models, own, time) {
   if (waking) return pick("waking", waking, `${waking} was waking: its turn came first`);
   const awake = find("awake");
   if (awake) return pick("awake", awake, `${awake} was serving: the policy stayed`);
-  if (mine === "failed") return pick("failed", own, `${own} had failed to wake; its next try was not due`);
+  if (mine === "failed") return pick("failed", own, `${own} had failed to wake; its retry was not due`);
   return pick("asleep", null, "nothing was awake");
 }

@@ -1,4 +1,4 @@
-/** Keeps the store fed: events, resumed where they broke off; history after each fresh start. */
+/** Feeds the store: events, resumed after a break, and history after each fresh start. */
 
 import { ApiError, call, getJson, serverEvents } from "./api.js";
 import { askKeys } from "./keys.js";
@@ -9,13 +9,13 @@ import { KEPT_SECS } from "./state.js";
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
-const SILENCE_MS = 40_000; // llmux says something every 15 s
+const SILENCE_MS = 40_000; // llmux sends at least a comment every 15 s
 const STATUS_EVERY_MS = 10_000;
 const REQUESTS_EVERY_MS = 2_000;
-/** Events after which costs, estimates, errors and models are others. */
+/** Events that change costs, estimates, errors or models. */
 const CHANGES_STATUS = new Set(["switch", "pin", "mode", "reload"]);
 
-/** One connection after the other, for ever. */
+/** Reconnects forever. */
 export class Feed {
   /**
    * @param {Store} store
@@ -40,15 +40,15 @@ export class Feed {
     for (;;) {
       try {
         await this._follow(() => (pauseMs = FIRST_PAUSE_MS));
-        this._onLink("down", "llmux has ended the connection");
+        this._onLink("down", "llmux closed the connection");
       } catch (error) {
         if (error instanceof ApiError && error.status === 401) {
           this._live = false;
-          this._onLink("locked", "This llmux wants a control key.");
-          await askKeys("This llmux wants a control key.").then((given) => given || this._pause(3600_000));
+          this._onLink("locked", "This llmux requires a control key.");
+          await askKeys("This llmux requires a control key.").then((given) => given || this._pause(3600_000));
           continue;
         }
-        this._onLink("down", error instanceof ApiError ? error.message : "llmux does not answer");
+        this._onLink("down", error instanceof ApiError ? error.message : "llmux does not respond");
       }
       this._live = false;
       await this._pause(pauseMs * (0.75 + Math.random() / 2));
@@ -56,7 +56,7 @@ export class Feed {
     }
   }
 
-  /** Try again now: there are new keys, or the user is impatient. */
+  /** Reconnect now: there are new keys, or the user asked for it. */
   retry() {
     this._wake();
   }
@@ -69,7 +69,7 @@ export class Feed {
     });
   }
 
-  /** Follow one connection to its end. @param {() => void} onFirst Called once it has said something. */
+  /** Follow one connection to its end. @param {() => void} onFirst Called after the first batch. */
   async _follow(onFirst) {
     const aborter = new AbortController();
     let timer = setTimeout(() => aborter.abort(), SILENCE_MS);
@@ -96,13 +96,13 @@ export class Feed {
   async _take({ id, event: kind, data }) {
     const said = JSON.parse(data);
     if (kind === "lagged") {
-      this._lastId = ""; // events were lost: start afresh
+      this._lastId = ""; // events were lost: start over
       return;
     }
     if (id) this._lastId = id;
     if (kind === "status") {
       this._store.applyStatus(said);
-      // What comes meanwhile waits in the stream, and may repeat what history says; the store knows.
+      // Events that arrive meanwhile stay in the stream and may repeat history; the store ignores duplicates.
       const [history] = await Promise.all([getJson(`control/history?secs=${KEPT_SECS}`), this._readRequests()]);
       this._store.applyHistory(history);
     } else {
@@ -118,9 +118,9 @@ export class Feed {
     this._statusSoon = setTimeout(() => this._refresh(() => this._readStatus()), 300);
   }
 
-  /** Read something again, unless nobody looks. @param {() => Promise<void>} read */
+  /** Refresh something, unless the page is hidden. @param {() => Promise<void>} read */
   _refresh(read) {
-    if (this._live && !document.hidden) read().catch(() => {}); // the event stream finds out why
+    if (this._live && !document.hidden) read().catch(() => {}); // the event stream reports the reason
   }
 
   async _readStatus() {

@@ -1,4 +1,4 @@
-/** Numbers and times for people. */
+/** Formats numbers and times for people. */
 
 /** @param {number | null | undefined} secs @returns {string} */
 export function duration(secs) {

@@ -1,4 +1,4 @@
-/** The top: each group with its active model, what it is doing and for how long, and its models. */
+/** The cards at the top: each group's active model, its activity and for how long, and its models. */
 
 import { byId, h, patchList, say } from "./dom.js";
 import { duration, many } from "./format.js";
@@ -49,7 +49,7 @@ export class Groups {
       h("div.group-progress", {}, part("progress", h("progress", { max: 1, "aria-label": `Progress of the switch in ${name}` })), part("times", h("span.times"))),
       h("div.scroll", {}, h("table.table.models", {},
         h("caption.unseen", {}, `Models of ${name}`),
-        h("thead.unseen", {}, h("tr", {}, ...["Model", "State", "In flight and waiting", "Orders"].map((text) => h("th", { scope: "col" }, text)))),
+        h("thead.unseen", {}, h("tr", {}, ...["Model", "State", "In flight and waiting", "Actions"].map((text) => h("th", { scope: "col" }, text)))),
         part("models", h("tbody")),
       )),
     );
@@ -123,15 +123,15 @@ export class Groups {
     say(row.chip, STATES[model.state].label);
     const away = ["asleep", "failed"].includes(model.state) && model.eta_secs !== null;
     say(row.eta, away ? `≈ ${duration(model.eta_secs)} away` : `for ${duration(Math.max(0, now - model.since))}`);
-    row.eta.title = away ? "About how long a request that came now would wait" : "";
+    row.eta.title = away ? "Roughly how long a request that arrived now would wait" : "";
     const slots = model.max_in_flight === null ? "" : `/${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";
     const rate = model.tokens_per_sec ? `${model.tokens_per_sec.toFixed(1)} tokens/s` : "";
     say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).join(", "));
-    row.numbers.title = rate && "Tokens of its answers in the last minute, by the second";
+    row.numbers.title = rate && "Tokens per second of its answers, over the last minute";
     row.numbers.classList.toggle("waits", model.queued > 0);
     row.error.hidden = !model.last_error;
-    const retry = model.retry_in_secs ? ` · next try in ${duration(model.retry_in_secs)}` : "";
+    const retry = model.retry_in_secs ? ` · retry in ${duration(model.retry_in_secs)}` : "";
     say(row.error, model.last_error ? model.last_error + retry : "");
     row.error.title = model.last_error ?? "";
     row.switch.disabled = model.awake;
@@ -141,7 +141,7 @@ export class Groups {
 }
 
 /**
- * What a group is doing, in words, since when, and how long it should take.
+ * A group's activity in words, its start, and its expected duration.
  * @param {GroupStatus} group @param {[string, ModelStatus][]} models @param {string | null} shown The model that is named already.
  */
 function phaseOf(group, models, shown) {
@@ -156,11 +156,11 @@ function phaseOf(group, models, shown) {
   return { label, state: model.state, since: group.switch?.started ?? model.since, expected: group.switch?.expected_secs };
 }
 
-/** Changes of state, for screen readers. @param {string} kind @param {any} data @returns {string} */
+/** A change of state in words, for screen readers. @param {string} kind @param {any} data @returns {string} */
 export function spoken(kind, data) {
   if (kind === "phase") return `${data.model} is ${STATES[/** @type {import("./types.js").ModelState} */ (data.state)].label}`;
   if (kind === "mode") return `${data.mode} mode`;
   if (kind === "pin") return data.pinned ? `${data.group} is pinned to ${data.pinned.model}` : `${data.group} is unpinned`;
-  if (kind === "reload") return data.ok ? "The config was reloaded" : "The config was not reloaded";
+  if (kind === "reload") return data.ok ? "The config was reloaded" : "The config could not be reloaded";
   return "";
 }

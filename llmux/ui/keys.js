@@ -16,7 +16,7 @@ export function authorization(kind) {
 let asking = null;
 
 /**
- * Ask for keys; who asks while the dialog is open waits for the same answer.
+ * Ask for keys; calls made while the dialog is open share its result.
  * @param {string} why Shown to the user.
  * @returns {Promise<boolean>} Whether keys were given.
  */

@@ -1,4 +1,4 @@
-/** Draws the lanes: states, what is in flight and waiting, and switches; says what is where. */
+/** Draws the lanes (states, requests in flight and waiting, switches), and finds what is at a position. */
 
 import { clock, duration } from "./format.js";
 import { STATES, fills, modelColour } from "./looks.js";
@@ -17,7 +17,7 @@ export const AXIS_HEIGHT = 22;
 export const SWITCHES_HEIGHT = 26;
 export const LANE_HEIGHT = 46;
 const LANE_PADDING = 5;
-const LEAST_SCALE = 4; // requests that fill a lane's height, at least
+const LEAST_SCALE = 4; // smallest number of requests that fills a lane's height
 const TICKS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800];
 const PX_PER_TICK = 90;
 
@@ -62,7 +62,7 @@ export class Lanes {
     this.recolour();
   }
 
-  /** Take the colours of now. */
+  /** Read the current colours. */
   recolour() {
     this._fills = fills(this._context, this._ratio ?? 1);
     for (const name of ["text", "muted", "line", "surface", "accent", "failed", "grid"]) this._colours[name] = colour(name);
@@ -87,7 +87,7 @@ export class Lanes {
     ink.font = this._font ?? "";
     ink.textBaseline = "middle";
     const now = this._store.now();
-    // Read once: while it follows, the view moves on between two reads.
+    // Read once: a view that follows the clock moves between two reads.
     this._from = this._view.from;
     this._to = this._view.to;
     this._drawAxis(ink);
@@ -112,7 +112,7 @@ export class Lanes {
     };
   }
 
-  /** The switch that a click on a waking, draining or sleeping stretch means. @param {number} x @param {number} y */
+  /** The switch that a waking, draining or sleeping interval belongs to. @param {number} x @param {number} y */
   _switchDrawnAt(x, y) {
     const row = this.rows.find((one) => y >= one.top && y < one.top + one.height);
     if (row?.kind !== "model") return undefined;
@@ -125,7 +125,7 @@ export class Lanes {
     );
   }
 
-  /** How many requests fill a lane's height: the most that any has in sight. @param {number} now */
+  /** The number of requests that fills a lane's height: the visible maximum of all lanes. @param {number} now */
   _measure(now) {
     const parts = Math.max(1, Math.round(this.width / 2));
     let most = LEAST_SCALE;
@@ -135,7 +135,7 @@ export class Lanes {
       if (!counts) continue;
       const running = counts.peaks("running", this._from, this._to, parts);
       const waiting = counts.peaks("waiting", this._from, this._to, parts);
-      // Nothing is known of what comes after now.
+      // The future is unknown.
       const known = Math.min(parts, Math.ceil(((now - this._from) / (this._to - this._from)) * parts));
       for (let part = 0; part < known; part += 1) most = Math.max(most, running[part] + waiting[part]);
       this._peaks.set(row.name, { running, waiting, known, parts });
@@ -204,7 +204,7 @@ export class Lanes {
     }
   }
 
-  /** What runs, solid, and on top of it what waits, framed. */
+  /** Requests in flight as a solid area, with waiting ones as a framed area on top. */
   _drawCounts(/** @type {CanvasRenderingContext2D} */ ink, /** @type {string} */ name, /** @type {number} */ top, /** @type {number} */ height, /** @type {string} */ own) {
     const peaks = this._peaks?.get(name);
     if (!peaks) return;
@@ -245,7 +245,7 @@ export class Lanes {
     ink.stroke(frame);
   }
 
-  /** A text on a plate, where there is room. */
+  /** A text on a background, if there is room. */
   _drawLabel(/** @type {CanvasRenderingContext2D} */ ink, /** @type {string} */ text, /** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ y) {
     const left = Math.max(0, from);
     const width = ink.measureText(text).width;
@@ -296,7 +296,7 @@ export class Lanes {
     }
   }
 
-  /** Where the group's next switch begins, in pixels. @param {SwitchRecord} record @param {Row} row */
+  /** The start of the group's next switch, in pixels. @param {SwitchRecord} record @param {Row} row */
   _nextStart(record, row) {
     const next = [...this._store.switches.values()].find((other) => other.group === row.name && other.started > record.started);
     return next ? this.x(next.started) : this.width;
@@ -317,7 +317,7 @@ export class Lanes {
     ink.globalAlpha = 1;
   }
 
-  /** How long the chosen request has waited, on the lane of its model. @param {CanvasRenderingContext2D} ink @param {number} now */
+  /** The wait of the chosen request, on the lane of its model. @param {CanvasRenderingContext2D} ink @param {number} now */
   _drawRequest(ink, now) {
     const request = this.chosenRequest;
     const row = request && this.rows.find((one) => one.kind === "model" && one.name === request.model);

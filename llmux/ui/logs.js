@@ -1,4 +1,4 @@
-/** A model's log as it grows: what its hooks and its server have printed. */
+/** A model's log, live: the output of its hooks and its server. */
 
 import { call, texts } from "./api.js";
 import { byId, h, patchOptions, say } from "./dom.js";
@@ -10,7 +10,7 @@ const MOST_LINES = 2000;
 const LONGEST_LINE = 4000;
 const RETRY_MS = 2000;
 const AT_END_PX = 24;
-// Colours and cursor moves of terminals.
+// Terminal colours and cursor movements.
 // eslint-disable-next-line no-control-regex
 const ESCAPES = /\u001b\[[0-9;?]*[ -/]*[@-~]|\r/g;
 
@@ -34,7 +34,7 @@ export class Logs {
     this._search.addEventListener("input", () => this._showAll());
   }
 
-  /** Keep to the models that there are; at first, the active one. */
+  /** Offer the existing models; select the active one at first. */
   _pick() {
     patchOptions(this._select, this._store.models);
     if (this._model && this._store.model(this._model)) return;
@@ -53,7 +53,7 @@ export class Logs {
     if (model) this._read(model, this._aborter.signal);
   }
 
-  /** Read until the user wants another one; begin again when the connection breaks. @param {string} model @param {AbortSignal} signal */
+  /** Read until the user selects another model; start over when the connection breaks. @param {string} model @param {AbortSignal} signal */
   async _read(model, signal) {
     while (!signal.aborted) {
       const follow = this._follow.checked;
@@ -109,7 +109,7 @@ export class Logs {
     say(byId("logs-count"), this._search.value ? `${this._box.childElementCount} of ${this._lines.length}` : `${this._lines.length} lines`);
   }
 
-  /** Those lines that are searched for, with what is searched for marked. @param {string[]} lines */
+  /** The lines that match the search, with the matches marked. @param {string[]} lines */
   _elements(lines) {
     const words = this._search.value.toLowerCase();
     const found = words ? lines.filter((line) => line.toLowerCase().includes(words)) : lines;

@@ -1,4 +1,4 @@
-/** How states look: a colour and a pattern each, so that neither alone has to be told apart. */
+/** A colour and a pattern for each state, so that users need to tell apart only one of them. */
 
 import { colour } from "./theme.js";
 
@@ -17,7 +17,7 @@ export const STATES = /** @type {Record<ModelState, {label: string, lines: numbe
 const TILE = 8;
 
 /**
- * Fills for a canvas in the colours of now; make them anew when those change.
+ * Canvas fills in the current colours; create them again when colours change.
  * @param {CanvasRenderingContext2D} context
  * @param {number} scale Device pixels per pixel.
  */

@@ -1,4 +1,4 @@
-/** Short messages, and the question before what hurts. */
+/** Short messages, and confirmation dialogs. */
 
 import { byId, h, say } from "./dom.js";
 
@@ -9,7 +9,7 @@ const QUIET_MS = 1500; // between two announcements
 /** @param {string} text @param {"good" | "bad"} [mood] */
 export function toast(text, mood = "good") {
   const box = byId("toasts");
-  // An event may say what the answer to an order has said already.
+  // An event may repeat what the response to a command said.
   if ([...box.children].some((shown) => shown.firstElementChild?.textContent === text)) return;
   const close = h("button.quiet", { type: "button", "aria-label": "Dismiss" }, "×");
   const element = h(`div.toast.${mood}`, { role: mood === "bad" ? "alert" : null }, h("span", {}, text), close);
@@ -22,7 +22,7 @@ export function toast(text, mood = "good") {
 let announced = 0;
 let pending = "";
 
-/** Have screen readers say something; the latest, when much happens. @param {string} text */
+/** Announce a text to screen readers; only the latest of several in a short time. @param {string} text */
 export function announce(text) {
   const wait = announced + QUIET_MS - performance.now();
   if (!pending) {
@@ -40,7 +40,7 @@ export function announce(text) {
  */
 
 /**
- * Ask before something is done.
+ * Ask for confirmation.
  * @param {Question} question
  * @returns {Promise<{yes: boolean, option: boolean}>}
  */
@@ -57,7 +57,7 @@ export function confirm({ title, text, yes, option = "", danger = false }) {
   box.querySelector("input").checked = false;
   dialog.returnValue = "";
   dialog.showModal();
-  // What ends something must be meant: Enter alone goes back.
+  // For destructive actions Enter alone must not confirm: focus "Back".
   (danger ? dialog.querySelector("button[value=no]") : button).focus();
   return new Promise((resolve) => {
     dialog.addEventListener(

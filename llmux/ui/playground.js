@@ -1,4 +1,4 @@
-/** Chat with a model, and see what its users see: wait, time to first token, tokens per second. */
+/** Chats with a model and shows what its users experience: wait, time to first token, tokens per second. */
 
 import { ApiError, call, serverEvents } from "./api.js";
 import { byId, h, patchOptions, say } from "./dom.js";
@@ -71,7 +71,7 @@ export class Playground {
       response = await call("v1/chat/completions", options);
     } catch (error) {
       const locked = error instanceof ApiError && error.status === 401;
-      if (!locked || !(await askKeys("Model traffic wants a key."))) throw error;
+      if (!locked || !(await askKeys("Model traffic requires a key."))) throw error;
       response = await call("v1/chat/completions", options);
     }
     answer.begin(response);
@@ -87,7 +87,7 @@ export class Playground {
   }
 }
 
-/** One answer and its figures. */
+/** One answer with its timings. */
 class Answer {
   /** @param {HTMLElement} log @param {string} model @param {(id: string) => void} onRequest */
   constructor(log, model, onRequest) {
@@ -117,13 +117,13 @@ class Answer {
 
   /** @param {any} chunk Of a streamed chat completion. */
   take(chunk) {
-    if (chunk.error) throw new Error(chunk.error.message ?? "the model has failed");
+    if (chunk.error) throw new Error(chunk.error.message ?? "the model failed");
     const delta = chunk.choices?.[0]?.delta;
     const words = (delta?.reasoning_content ?? "") + (delta?.content ?? "");
     if (words) {
       this._last = performance.now();
       this._first ||= this._last;
-      this._tokens += 1; // about one for each chunk; servers that count say so at the end
+      this._tokens += 1; // about one for each chunk; servers that count report it at the end
       const atEnd = this._log.scrollHeight - this._log.scrollTop - this._log.clientHeight < AT_END_PX;
       this.text += words;
       this._words.append(words);

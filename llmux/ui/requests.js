@@ -29,7 +29,7 @@ export class Requests {
     setInterval(() => document.hidden || this.update(), FRESHEN_MS);
   }
 
-  /** Under load, every frame would be too often. */
+  /** Throttled: under load, drawing every frame costs too much. */
   _soon() {
     if (performance.now() - this._last > FRESHEN_MS / 2) this.update();
   }
@@ -102,7 +102,7 @@ function patch(row, request, now) {
   row.cancel.hidden = ended;
 }
 
-/** What was asked and what was answered, in tokens. @param {RequestInfo} request @returns {string} */
+/** Tokens of the prompt and of the answer. @param {RequestInfo} request @returns {string} */
 function tokens({ tokens_in: asked, tokens_out: answered }) {
   return asked == null && answered == null ? "–" : `${asked ?? "?"} → ${answered ?? "?"}`;
 }

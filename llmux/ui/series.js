@@ -1,8 +1,8 @@
-/** Values that stay as they are until the next: counts over time, and states over time. */
+/** Step functions of time: counts and states. */
 
 const CAPACITY = 16384;
 
-/** In flight and waiting of one model. Bounded: when it is full, the oldest quarter goes. */
+/** Requests in flight and waiting for one model. Bounded: when full, the oldest quarter is dropped. */
 export class Counts {
   constructor() {
     this.length = 0;
@@ -22,7 +22,7 @@ export class Counts {
   push(at, running, waiting) {
     const last = this.length - 1;
     if (last >= 0) {
-      if (at < this.at[last]) return; // known already: what history told, events may repeat
+      if (at < this.at[last]) return; // already known: events may repeat history
       if (this.running[last] === running && this.waiting[last] === waiting) return;
     }
     if (this.length === this.at.length) {
@@ -35,7 +35,7 @@ export class Counts {
     this.length += 1;
   }
 
-  /** Forget the first so many. @param {number} count */
+  /** Drop the oldest entries. @param {number} count */
   drop(count) {
     this.at.copyWithin(0, count, this.length);
     this.running.copyWithin(0, count, this.length);
@@ -43,7 +43,7 @@ export class Counts {
     this.length -= count;
   }
 
-  /** Forget what ended before a time. @param {number} time */
+  /** Drop entries that ended before a time. @param {number} time */
   trim(time) {
     const first = this.indexAt(time);
     if (first > 64) this.drop(first);
@@ -106,7 +106,7 @@ export class States {
   /** @param {number} at @param {ModelState} state @param {ModelState} [left] */
   push(at, state, left) {
     const last = this.changes.at(-1);
-    if (last && at < last.at) return; // known already
+    if (last && at < last.at) return; // already known
     if (last?.state === state) return;
     if (!last && left) this.changes.push({ at: -Infinity, state: left });
     this.changes.push({ at, state });
@@ -139,7 +139,7 @@ export class States {
     return { from: at, to: this.changes[index + 1]?.at ?? Infinity, state };
   }
 
-  /** Stretches that touch a range, cut to it. @param {number} from @param {number} to @returns {Stretch[]} */
+  /** Intervals that overlap a range, clipped to it. @param {number} from @param {number} to @returns {Stretch[]} */
   within(from, to) {
     const stretches = [];
     for (let i = Math.max(0, this._indexAt(from)); i < this.changes.length && this.changes[i].at < to; i += 1) {

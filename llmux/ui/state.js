@@ -1,4 +1,4 @@
-/** All that the page knows of llmux: fed by status, history and events; bounded to the last hour. */
+/** The page's data: built from status, history and events, and limited to the last hour. */
 
 import { Counts, States } from "./series.js";
 
@@ -20,7 +20,7 @@ const MOST_ENDED = 500;
 const MOST_REQUESTS = 5000;
 const LONGEST_OUTPUT = 8000;
 
-/** The hour, as the page knows it. Who listens is told which topics have changed, at the next frame. */
+/** The last hour. Listeners are notified of changed topics at the next frame. */
 export class Store {
   constructor() {
     /** @type {Map<Topic, Set<() => void>>} */
@@ -33,7 +33,7 @@ export class Store {
   _clear() {
     /** @type {Status | null} */
     this.status = null;
-    /** Server's clock less this machine's, in seconds. */
+    /** The server's clock minus this machine's, in seconds. */
     this.offset = 0;
     /** @type {Map<string, States>} */
     this.states = new Map();
@@ -43,11 +43,11 @@ export class Store {
     this.switches = new Map();
     /** @type {Map<string, HookRun>} */
     this.hooks = new Map();
-    /** Those that are being served. @type {Map<string, RequestInfo>} */
+    /** Current requests. @type {Map<string, RequestInfo>} */
     this.requests = new Map();
-    /** How many are being served, all told; more than are known, under load. */
+    /** Number of current requests; under load, more than are listed. */
     this.total = 0;
-    /** The latest that have ended, oldest first. @type {Map<string, RequestInfo>} */
+    /** The latest finished requests, oldest first. @type {Map<string, RequestInfo>} */
     this.ended = new Map();
     for (const topic of /** @type {Topic[]} */ (["status", "timeline", "requests"])) this._mark(topic);
   }
@@ -93,13 +93,13 @@ export class Store {
     this._absorbStatus(status);
   }
 
-  /** Whether events have told newer things than a status says. @param {Status} status */
+  /** True if events are newer than this status. @param {Status} status */
   knowsBetter(status) {
     if (this.status?.boot !== status.boot) return false;
     return Object.entries(status.models).some(([name, { since }]) => (this.model(name)?.since ?? 0) > since + 0.05);
   }
 
-  /** What a status says of this instant, as part of the hour. @param {Status} status */
+  /** Add the current values of a status to the hour. @param {Status} status */
   _absorbStatus(status) {
     for (const [name, model] of Object.entries(status.models)) {
       this._statesOf(name).push(model.since, model.state);
@@ -113,7 +113,7 @@ export class Store {
     this._mark("timeline");
   }
 
-  /** What was before; replaces what is known of the past. @param {History} history */
+  /** Replace the known past by the server's history. @param {History} history */
   applyHistory(history) {
     this.states = new Map();
     this.counts = new Map();
@@ -126,7 +126,7 @@ export class Store {
     if (this.status) this._absorbStatus(this.status);
   }
 
-  /** The requests that are being served now. @param {{total: number, requests: RequestInfo[]}} list */
+  /** Replace the list of current requests. @param {{total: number, requests: RequestInfo[]}} list */
   applyRequests(list) {
     this.requests = new Map(list.requests.map((request) => [request.id, request]));
     this.total = list.total;
@@ -139,7 +139,7 @@ export class Store {
     if (apply && this.status) apply(this, data);
   }
 
-  /** Forget what is older than an hour. */
+  /** Drop data older than an hour. */
   trim() {
     const before = this.now() - KEPT_SECS;
     for (const states of this.states.values()) states.trim(before);
@@ -190,7 +190,7 @@ function dropOldest(map, most) {
   while (map.size > most) map.delete(map.keys().next().value);
 }
 
-/** What each event does to a store that has a status. @type {Record<string, (store: Store, data: any) => void>} */
+/** Handlers of events, for a store that has a status. @type {Record<string, (store: Store, data: any) => void>} */
 const EVENTS = {
   phase(store, change) {
     store._statesOf(change.model).push(change.at, change.state, change.left);

@@ -1,4 +1,4 @@
-/** Light, dark, or as the system has it. */
+/** Light, dark, or the system's theme. */
 
 const NAME = "llmux-theme";
 const NEXT = { system: "light", light: "dark", dark: "system" };
@@ -27,7 +27,7 @@ function apply() {
   for (const listener of listeners) listener();
 }
 
-/** Call back when colours may have changed. @param {() => void} listener */
+/** Call the listener when colours may have changed. @param {() => void} listener */
 export function onTheme(listener) {
   listeners.add(listener);
 }

@@ -1,4 +1,4 @@
-/** The timeline: lanes and charts over one range of time, and how they are moved through it. */
+/** The timeline: lanes and charts over one time range, with panning and zooming. */
 
 import { StackedChart } from "./chart.js";
 import { byId, h, patchList, say } from "./dom.js";
@@ -22,8 +22,8 @@ const GUTTER = 148;
 const NARROW_GUTTER = 84;
 const NARROW = 640;
 const ZOOM_STEP = 1.6;
-const CLICK_PX = 5; // a pointer that moves further drags
-const FRESHEST_MS = 200; // while following, it is drawn at most this often
+const CLICK_PX = 5; // a pointer that moves further than this drags
+const FRESHEST_MS = 200; // shortest time between two frames while following
 
 export class Timeline {
   /** @param {Store} store @param {(record: SwitchRecord) => void} onSwitch Called when one is chosen. */
@@ -80,7 +80,7 @@ export class Timeline {
     this.view.zoom(factor, this.view.follows ? undefined : this.view.to - this.view.span / 2);
   }
 
-  /** Rows, sizes and colours; only if they are others than before. */
+  /** Rebuild rows, sizes and colours if they changed. */
   _relayout(force = false) {
     const status = this._store.status;
     const outer = this._box.clientWidth;
@@ -152,7 +152,7 @@ export class Timeline {
     });
   }
 
-  /** While it follows, it moves by itself: draw again once that is a pixel. */
+  /** While following, redraw each time the view has moved by a pixel. */
   _tick() {
     if (this.view.follows && this._store.status) this.draw();
     const pixelMs = (this.view.span / Math.max(1, this._lanes.width)) * 1000;
@@ -168,14 +168,14 @@ export class Timeline {
     this.draw();
   }
 
-  /** Show a switch, as chosen. @param {SwitchRecord | null} record */
+  /** Highlight a switch. @param {SwitchRecord | null} record */
   chooseSwitch(record) {
     this._lanes.chosenSwitch = record?.id ?? null;
     if (record) this.view.show(record.started, record.ended ?? this._store.now());
     this.draw();
   }
 
-  /** Show how long a request has waited. @param {RequestInfo | null} request */
+  /** Highlight the wait of a request. @param {RequestInfo | null} request */
   chooseRequest(request) {
     this._lanes.chosenRequest = request;
     if (request) {
@@ -185,7 +185,7 @@ export class Timeline {
     this.draw();
   }
 
-  /** Scroll to the lanes, unless they are in sight. */
+  /** Scroll to the lanes unless they are visible. */
   comeIntoSight() {
     const { top, bottom } = this._box.getBoundingClientRect();
     if (top > innerHeight * 0.6 || bottom < innerHeight * 0.3) byId("timeline").scrollIntoView({ block: "start" });
@@ -225,7 +225,7 @@ export class Timeline {
       event.preventDefault();
       this.view.pan(((event.deltaX || event.deltaY) / this._lanes.width) * this.view.span);
     } else if (event.ctrlKey || event.metaKey || document.activeElement === this._canvas) {
-      // Else the wheel scrolls the page, as everywhere.
+      // Otherwise the wheel scrolls the page, as usual.
       event.preventDefault();
       const anchor = this.view.follows ? undefined : this._lanes.time(event.offsetX);
       this.view.zoom(Math.exp(Math.max(-60, Math.min(60, event.deltaY)) / 150), anchor);
@@ -274,7 +274,7 @@ export class Timeline {
     else if (row?.kind === "model") this._chooseLane(row.name);
   }
 
-  /** Say what is below the pointer. @param {PointerEvent} event */
+  /** Show a tooltip for what is below the pointer. @param {PointerEvent} event */
   _point(event) {
     const { row, time, record } = this._lanes.whatIsAt(event.offsetX, event.offsetY);
     this._hover(time);
@@ -343,7 +343,7 @@ export class Timeline {
     this._chooseLane(models[Math.max(0, Math.min(models.length - 1, at < 0 ? 0 : at + step))] ?? null);
   }
 
-  /** The switch before or after the chosen one: of the chosen lane, if there is one. @param {number} step */
+  /** Select the switch before or after the current one, within the selected lane if there is one. @param {number} step */
   _nextSwitch(step) {
     const lane = this._lanes.chosenLane;
     const records = [...this._store.switches.values()].filter((record) => !lane || [record.from, record.to].includes(lane));

@@ -1,5 +1,5 @@
 /**
- * What the control API says; `llmux/shapes.py` describes every field.
+ * The control API's types; `llmux/observe/schemas.py` describes every field.
  *
  * @typedef {"asleep" | "waking" | "awake" | "draining" | "sleeping" | "failed"} ModelState
  * @typedef {"reading" | "waiting" | "forwarding" | "answering" | "ended"} RequestPhase

@@ -1,9 +1,9 @@
-/** Which part of the hour the timeline shows. */
+/** The part of the hour that the timeline shows. */
 
 import { KEPT_SECS } from "./state.js";
 
 const SHORTEST_SECS = 5;
-/** Of the span, kept free on the right while following. */
+/** Share of the span kept free on the right while following. */
 const AHEAD = 0.015;
 
 /** A range of time that may follow the clock. */
@@ -26,7 +26,7 @@ export class View {
     return this.to - this.span;
   }
 
-  /** Keep the range within the hour that is remembered; reaching its end means to follow. @param {number} end */
+  /** Keep the range within the recorded hour; reaching its end turns following on. @param {number} end */
   _moveTo(end) {
     const now = this._now();
     this.follows = end >= now;
@@ -59,7 +59,7 @@ export class View {
     this._moveTo(this._now() - KEPT_SECS + this.span);
   }
 
-  /** Have a stretch of time in sight, with room around it. @param {number} from @param {number} to */
+  /** Show an interval, with a margin around it. @param {number} from @param {number} to */
   show(from, to) {
     if (from >= this.from && to <= this.to) return;
     this.span = Math.min(KEPT_SECS, Math.max(this.span, (to - from) * 1.5));

@@ -33,7 +33,7 @@ def _version(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients heed the environment, whose proxies are not for the loopback interface."""
+    """Clients read proxies from the environment, which must not apply to the loopback interface."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
 

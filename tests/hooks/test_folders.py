@@ -74,7 +74,7 @@ def test_a_config_passes_llmux_check(folder: str, tmp_path: Path) -> None:
 
 
 def test_the_scripts_of_podman_are_those_of_docker() -> None:
-    """A mend in one is wanted in the other."""
+    """A fix in one belongs in the other, too."""
     for script in scripts("docker"):
         text = script.read_text().replace("${DOCKER:-docker}", "${PODMAN:-podman}")
         text = re.sub(r"\bdocker\b", "podman", text).replace("Docker", "Podman")

@@ -82,7 +82,9 @@ def test_a_policy_is_asked_again_if_nobody_waits_for_its_choice_any_more() -> No
     alone = replace(seen(12, 11), measures=measures)
     alone = replace(alone, models=alone.models | {"b": ModelView("b")})  # type: ignore[operator]
     assert policy.decide(alone) == LookAgain(13)
-    says.decision = SwitchTo("b")  # anew: those who came meanwhile are served first, too
+    says.decision = SwitchTo(
+        "b"
+    )  # a new decision: requests that arrived meanwhile are served first, too
     assert policy.decide(replace(seen(13, 11), measures=measures)) == Stay()
     assert policy.decide(replace(seen(14, 13.5), measures=measures)) == SwitchTo("b")
 
