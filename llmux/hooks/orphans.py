@@ -1,7 +1,7 @@
-"""Ending what a killed llmux has left running: the processes of a hook whose end it did not see.
+"""Orphans: processes of a hook that a killed llmux has left running.
 
-They are known by a mark in their environment (`LLMUX_RUN`), which whatever they started has, too.
-Without /proc (macOS) none is found.
+A mark in their environment (`LLMUX_RUN`) identifies them and everything that they started. Without
+/proc (macOS) none is found.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = get_logger(__name__)
 
 
 async def end_marked(mark: str, *, kill_after_s: float = KILL_AFTER_S) -> None:
-    """End all processes with the mark: SIGTERM, SIGKILL; returns when they are gone."""
+    """End all processes with the mark: SIGTERM, then SIGKILL; returns when they are gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         found = marked(mark)
         if not found:
@@ -43,12 +43,12 @@ async def end_marked(mark: str, *, kill_after_s: float = KILL_AFTER_S) -> None:
 
 
 def marked(mark: str) -> list[int]:
-    """The processes that have the mark and still run."""
+    """Return the ids of running processes that have the mark."""
     wanted = f"{MARK_VARIABLE}={mark}".encode()
     pids = []
     with suppress(FileNotFoundError):
         for entry in Path("/proc").iterdir():
-            # Of a zombie the environment is empty, and of other users' processes not readable.
+            # A zombie's environment is empty, and another user's not readable.
             with suppress(OSError):
                 if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
                     pids.append(int(entry.name))

@@ -1,4 +1,4 @@
-"""The door to a model: one request's stay, from the line to its last byte."""
+"""Admission: the door of a group, and one request's stay from the line to its last byte."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ log = get_logger(__name__)
 
 
 class Serving:
-    """Be in flight on a model: `async with switcher.serving(name): ...`, also more than once.
+    """One request's stay at a model: `async with switcher.serving(name): ...`, also repeatedly.
 
     Entering waits until the model admits the request; from then on the model stays awake until
     the context is left, however it is left. Nothing else in the program touches lines or counts.
 
     Attributes:
-        flight: Its stay at the model, once it has been let in; also when it has left.
-        queued: Whether it had to wait; also known when entering failed.
-        waited_s: How long it did in all, in seconds; 0 if it did not.
-        left_line_at: Until when it did last (Trio's clock, seconds); 0 if it did not.
+        flight: The request in flight, once admitted; also after it has left.
+        queued: Whether it had to wait; also set if entering failed.
+        waited_s: Seconds that it waited in all.
+        left_line_at: When its last wait ended (Trio's clock, seconds); 0 if it never waited.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Serving:
         return self._model.is_warming
 
     def note_loading(self, reason: str) -> None:
-        """The model's server still loads, or refuses: that is logged once after each wake."""
+        """Log, once after each wake, that the model's server still loads, or refuses."""
         if self._model.loads_since is None:
             now = self._model.loads_since = trio.current_time()
             waits_s = round(self._model.warm_by - now, 1)
@@ -110,7 +110,7 @@ class Serving:
         self._model.note_warm()
 
     async def pause(self, seconds: float) -> None:
-        """Wait while in flight, for a server that still loads: it counts as waiting.
+        """Sleep while in flight, for a server that still loads; it counts as waiting.
 
         Raises:
             SwitchTimeout: It has waited long enough.
@@ -127,21 +127,21 @@ class Serving:
 
     @property
     def waited_so_far_s(self) -> float:
-        """How long it has waited up to now, in seconds."""
+        """Seconds that it has waited up to now."""
         waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since
         return self.waited_s + waits_s
 
     @property
     def is_passive(self) -> bool:
-        """Whether it only looks at the model."""
+        """Whether its path only looks at the model (`passive`)."""
         return self._hints.is_passive
 
     def refuse(self, error: LlmuxError) -> None:
-        """Send it away if it waits in line."""
+        """Refuse the request if it waits in line."""
         self._model.waiters.refuse(error, only=lambda waiter: waiter.request == self._request)
 
     def entry(self, status: int) -> Callable[[float], Request]:
-        """What the journal says of the request, which ends now; see `Journal.add`."""
+        """Return the journal entry of the request, which ends now; see `Journal.add`."""
         ended_at = trio.current_time()
         flight = self.flight
         admitted_at = flight.entered_at if flight else None
@@ -190,10 +190,10 @@ class Serving:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is done in here is waiting, of which there may be so much in all.
+        """Count the time in this context as waiting, and limit it.
 
         Raises:
-            SwitchTimeout: It was more.
+            SwitchTimeout: All waits together have reached the request's limit.
         """
         self._waits_since = arrived_at = trio.current_time()
         self.queued, self.flight = True, None
@@ -268,7 +268,8 @@ class Door:
         """Raise LlmuxError if a request may neither enter a model of this group nor wait for it."""
         if self._models.get(model.name) is not model:
             raise ModelNotFound(model.name)  # removed just now
-        self._group.check_open()
+        if self._group.closed_with is not None:
+            self._group.check_open()
         if hints.is_passive:
             if not model.is_awake:
                 raise ModelAsleep(model.name, model.phase.value)

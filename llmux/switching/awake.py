@@ -1,8 +1,8 @@
-"""Which models may be awake, on disk: for the llmux that comes after one that was killed.
+"""The awake record: which models may be awake, on disk, for the llmux that follows a killed one.
 
-Written before a hook starts and after it has ended, in the one place that changes phases, by
-renaming a new file over the old: it survives a killed process, not a power cut (no fsync, for after
-that nothing is awake).
+It is written before a hook starts and after it has ended, at each change of phase, by renaming a
+new file over the old. So it survives a killed process. It need not survive a power cut, after which
+nothing is awake: hence no fsync.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmux.base.plainfiles import open_own, read_own
 from llmux.observe.logs import get_logger
 
 MOST_BYTES = 16 << 20
-"""More than that is no record: a hundred thousand models."""
+"""Upper bound of a record that is read: enough for a hundred thousand models."""
 
 log = get_logger(__name__)
 
@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         state: awake: its wake hook has succeeded, and no sleep hook was started since. unsure: one
             of them was started, and its end was not seen, or it failed.
-        mark: What the processes of that hook have in their environment (`llmux.hooks.orphans`).
+        mark: The mark in the environment of that hook's processes (`llmux.hooks.orphans`).
     """
 
     state: Literal["awake", "unsure"]
@@ -46,14 +46,12 @@ class AwakeRecord:
     """The record of one config's models.
 
     If it cannot be written, that is logged and llmux goes on: an outage would be worse.
+
+    Args:
+        path: The file; None to keep no record.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Read nothing yet.
-
-        Args:
-            path: The file; None to keep no record.
-        """
         self._path = path
         self._entries: dict[str, Entry] = {}
         self._left: dict[str, Entry] = {}  # of models that the config does not have
@@ -62,10 +60,10 @@ class AwakeRecord:
     def load(self, models: Iterable[str]) -> None:
         """Read what the last llmux has left.
 
-        A file that cannot be read says only that there was one: any of the models may be awake.
+        A file that cannot be read proves only that there was one: any model may be awake.
 
         Args:
-            models: All that there are. Others in the file are kept for when the config has them
+            models: The config's models. Others in the file are kept until the config has them
                 again: their hooks are unknown until then.
         """
         known = set(models)
@@ -87,24 +85,24 @@ class AwakeRecord:
             return {name: Entry("unsure") for name in models}
 
     def entry(self, model: str) -> Entry | None:
-        """What is known of a model; None if it is asleep."""
+        """Return the entry of a model; None if it is asleep."""
         return self._entries.get(model)
 
     def left_marks(self) -> list[str]:
-        """Marks of hooks that ran for models that the config does not have."""
+        """Return the marks of hooks that ran for models that the config does not have."""
         return [entry.mark for entry in self._left.values() if entry.mark]
 
     def take_left(self, model: str) -> bool:
-        """The config has a model now: whether it may be awake since before llmux started."""
+        """Return, once, whether a new model may be awake since before llmux started."""
         return self._left.pop(model, None) is not None
 
     def mark(self, model: str) -> str:
-        """What the processes of its hook are to have in their environment; empty for nothing."""
+        """Return the mark for the environment of a model's hook; empty for none."""
         entry = self._entries.get(model)
         return entry.mark if entry else ""
 
     def note(self, model: str, state: Literal["awake", "unsure"] | None) -> None:
-        """Write down what a model is now; None: asleep."""
+        """Record the state of a model; None for asleep."""
         before = self._entries.get(model)
         if state is None:
             self._entries.pop(model, None)
@@ -121,7 +119,7 @@ class AwakeRecord:
         new = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # What is there is one that was not finished, or a link of somebody's.
+            # A leftover of an interrupted write, or a link that another user has planted.
             new.unlink(missing_ok=True)
             with os.fdopen(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(msgspec.json.encode(_File(self._left | self._entries)) + b"\n")
@@ -144,4 +142,4 @@ class AwakeRecord:
 
 
 Marks = Callable[[str], str]
-"""The mark of a model's hook."""
+"""Returns the mark of a model's hook."""

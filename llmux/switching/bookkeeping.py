@@ -65,8 +65,11 @@ class Bookkeeper:
             self._on_departure(model)
         # Not for each request of a busy model: nothing is decided then unless others wait, the
         # request was frozen with its model, or it was the last and idle rules apply.
-        is_newly_idle = not model.in_flight.in_use and group.has_idle_rules
-        if group.is_anyone_waiting or not model.is_awake or is_newly_idle:
+        if (
+            group.is_anyone_waiting
+            or not model.is_awake
+            or (not model.in_flight.in_use and group.has_idle_rules)
+        ):
             group.changed.set()
 
     def _on_enter(self, model: Model, left: Phase, stayed_s: float) -> None:

@@ -143,12 +143,6 @@ class Wake(Command):
     def error_if_removed(self) -> LlmuxError | None:
         return NotReady(self.target.name)
 
-    async def wait(self) -> None:
-        """See the base class; also raises NotReady if the target is not awake any more."""
-        await super().wait()
-        if not self.target.is_awake:
-            raise NotReady(self.target.name)
-
 
 class Sleep(Command):
     """Drain the target and put it to sleep."""

@@ -1,8 +1,8 @@
-"""Whether the model that is awake still answers, and what happens if it does not.
+"""Health checks: run the `alive` hook of the awake model, and bring it down if it fails.
 
-Its `alive` hook is run now and then, and at once when its backend refuses a connection. A failure
-counts only if nothing came from the backend meanwhile: a busy server may be slow to say that it is
-well.
+The hook runs every `alive_interval_secs`, and at once when the backend refuses a connection. A
+failure counts only if nothing came from the backend meanwhile: a busy server may be too slow to
+answer a check.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ from llmux.switching.steps import Hooks
 log = get_logger(__name__)
 
 HeardSince = Callable[[str, float], bool]
-"""Whether a byte has come from a model's backend since a time (Trio's clock, seconds)."""
+"""Returns whether a backend has sent a byte since a time (model, Trio's clock in seconds)."""
 
 
 class Health:
-    """Looks after the model of one group that is awake.
+    """Checks the model of one group that is awake.
+
+    Args:
+        in_use: Returns the model that is awake or draining.
+        hooks: Runs alive hooks.
+        settings: How often to check, and how many failures are enough.
+        bring_down: Called with a model that does not answer any more.
 
     Attributes:
         heard_since: Asked before a failure counts.
@@ -39,14 +45,6 @@ class Health:
         settings: PolicyConfig,
         bring_down: Callable[[Model], Awaitable[None]],
     ) -> None:
-        """Start nothing yet.
-
-        Args:
-            in_use: The model that is awake or draining.
-            hooks: Runs alive hooks.
-            settings: How often to look, and how many failures are enough.
-            bring_down: Called with a model that does not answer any more.
-        """
         self.heard_since: HeardSince = lambda _model, _since: False
         self._in_use = in_use
         self._hooks = hooks
@@ -65,7 +63,7 @@ class Health:
         self._applied = trio.Event()
 
     async def watch(self) -> None:
-        """Look every `alive_interval_secs`, for ever."""
+        """Check every `alive_interval_secs`, for ever."""
         while True:
             with trio.move_on_after(self._settings.alive_interval_secs or math.inf) as interval:
                 await self._applied.wait()
@@ -76,21 +74,21 @@ class Health:
                 await self._check(model, enough, heard_since=since)
 
     async def refused(self, model: Model) -> None:
-        """The backend has refused a connection: look at once, and one failure is enough.
+        """Check at once, for the backend has refused a connection: one failure is enough.
 
-        Returns when the model is found to be well, or has been brought down, or is not in use.
+        Returns once the model is found well, has been brought down, or is not in use.
         """
         await self._check(model, enough=1, heard_since=trio.current_time())
 
     async def silent(self, model: Model) -> None:
-        """Its backend has sent nothing of a stream for too long: as bad as a look that failed."""
+        """Count a failed check, for the backend has sent nothing of a stream for too long."""
         stay = model.stay
         async with self._looking:
             if _is_in_use(model, stay):
                 await self._count(model, enough=self._settings.alive_failures, is_well=False)
 
     async def is_alive(self, model: Model) -> bool:
-        """Run its alive hook. One that cannot be started says nothing against the model."""
+        """Run its alive hook; one that cannot be started says nothing against the model."""
         try:
             await self._hooks.of(model.name).run("alive", target=model.name)
         except HookError as error:
@@ -101,17 +99,17 @@ class Health:
         asked_at, stay = trio.current_time(), model.stay
         async with self._looking:
             if self._looked_at >= asked_at or not _is_in_use(model, stay):
-                return  # somebody else has looked meanwhile
+                return  # another task has checked meanwhile
             began_at = trio.current_time()
             is_well = await self.is_alive(model)
-            self._looked_at = began_at  # not if whoever asked has left, and with it the look
+            self._looked_at = began_at  # not if the caller, and the check with it, was cancelled
             if not _is_in_use(model, stay):
                 return
             is_well = is_well or self.heard_since(model.name, heard_since)
             await self._count(model, enough, is_well=is_well)
 
     async def _count(self, model: Model, enough: int, *, is_well: bool) -> None:
-        """Take note of how it is; so many failures in a row are enough."""
+        """Count failures in a row; `enough` of them bring the model down."""
         if self._stay != model.stay:
             self._stay, self._failures = model.stay, 0
         self._failures = 0 if is_well else self._failures + 1
@@ -121,5 +119,5 @@ class Health:
 
 
 def _is_in_use(model: Model, stay: int) -> bool:
-    """Whether this is still the stay that was asked about."""
+    """Return whether the model is still in the stay that the check was for."""
     return model.stay == stay and model.phase in IN_USE

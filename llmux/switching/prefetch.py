@@ -1,4 +1,4 @@
-"""The prefetch hook of a switch: it runs beside the drain and the sleep; the wake waits for it."""
+"""The prefetch hook of a switch: it runs beside drain and sleep, and the wake waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmux.errors import HookError
 class Prefetch:
     """One run of a `prefetch` hook.
 
-    Its failure is logged where hooks are run, and no more: the wake will only take longer.
+    A failure is only logged, where hooks are run: it makes the wake slower, not wrong.
 
     Args:
         hook: Runs it; raises HookError.
@@ -33,11 +33,11 @@ class Prefetch:
             self._ended.set()
 
     def skip(self) -> None:
-        """There is none to run."""
+        """Count as ended: there is no hook to run."""
         self._ended.set()
 
     async def wait_ended(self) -> None:
-        """Wait until it has run."""
+        """Wait until it has run, or was abandoned."""
         await self._ended.wait()
 
     def abandon(self) -> None:
