@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 import click
 
 from llmux import __version__
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.cli.terminal.commands import COMMANDS as TERMINAL_COMMANDS
 from llmux.config import Config, HookName, config_schema, hook_remarks
 from llmux.errors import ConfigError
@@ -97,7 +97,7 @@ def check(context: click.Context, /, **options: Any) -> None:
     Warns of hooks whose files are missing or cannot be run here.
     """
     from llmux.policy import load_policy  # noqa: PLC0415
-    from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake  # noqa: PLC0415
+    from llmux.server.exits import EXIT_CONFIG, print_mistake  # noqa: PLC0415
 
     try:
         loaded = find_config(with_options_before(context, options)["config"])

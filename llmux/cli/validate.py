@@ -13,13 +13,14 @@ import click
 import msgspec
 import trio
 
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.config import Config
 from llmux.config.masking import MASKER
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.metrics import Metrics
-from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake, shell_hooks
+from llmux.server.composition import shell_hooks
+from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.server.statelock import LockHeld, state_lock
 from llmux.switching.awake import AwakeRecord
 from llmux.validate.run import Asker, Step, Validation
