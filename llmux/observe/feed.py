@@ -18,7 +18,7 @@ import msgspec
 import trio
 from trio_util import RepeatedEvent
 
-from llmux.observe.pauses import LEFT_OUT
+from llmux.observe.clock import WallClock
 from llmux.observe.schemas import Counts, History, HookRun, PhaseChange, Shape, SwitchRecord
 
 TICK_S = 0.25
@@ -52,23 +52,6 @@ Look = Callable[[], tuple[str, Shape] | None]
 
 class Lagged(Exception):
     """The reader has not seen what is gone already."""
-
-
-class WallClock:
-    """Unix times of Trio's; the offset is taken once, so that the order of things stays."""
-
-    def __init__(self) -> None:
-        self._offset_s: float | None = None
-
-    def unix(self, at: float) -> float:
-        """The Unix time of a time of Trio's clock."""
-        if self._offset_s is None:
-            self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
-        return round(at + self._offset_s + LEFT_OUT.seconds, 4)
-
-    def now(self) -> float:
-        """The Unix time now."""
-        return self.unix(trio.current_time())
 
 
 class Memory:
@@ -163,14 +146,14 @@ class Feed:
     Attributes:
         boot: Names this start of llmux.
         started_at: When that was (Unix, seconds).
-        clock: For Unix times.
+        clock: Turns Trio times into Unix times.
         memory: The last hour.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: WallClock | None = None) -> None:
         self.boot = os.urandom(3).hex()
         self.started_at = time.time()
-        self.clock = WallClock()
+        self.clock = clock or WallClock()
         self.memory = Memory()
         self._pending: list[bytes] = []
         self._ring: deque[tuple[int, bytes]] = deque()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +17,8 @@ import msgspec
 import trio
 
 from llmux.base.plainfiles import open_own
+from llmux.observe.clock import WallClock
 from llmux.observe.logs import get_logger
-from llmux.observe.pauses import LEFT_OUT
 
 FLUSH_S = 1.0
 """How often what has happened is written; as much of it is lost when the process is killed."""
@@ -115,14 +114,15 @@ class Journal:
 
     Args:
         path: The file; None: nothing is kept.
+        clock: Turns Trio times into Unix times.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, clock: WallClock | None = None) -> None:
         self._path = path
+        self._clock = clock or WallClock()
         self._head = b""  # of each file: what was started
         self._entries: list[Callable[[float], Entry]] = []
         self._has_failed = False
-        self._offset_s = 0.0
 
     @property
     def is_kept(self) -> bool:
@@ -154,8 +154,7 @@ class Journal:
         """Write what is there every second, and the rest when cancelled."""
         if self._path is None:
             return
-        # Once: when somebody sets the clock of the host, the journal's order must not change.
-        self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
+        self._clock.start()
         try:
             while True:
                 while self._entries:
@@ -171,7 +170,7 @@ class Journal:
         if not entries:
             return
         try:
-            offset_s = self._offset_s + LEFT_OUT.seconds
+            offset_s = self._clock.offset_s
             made = [entry(offset_s) for entry in entries]
             lines = msgspec.json.Encoder().encode_lines(made)
             started = [entry for entry in made if isinstance(entry, Started)]

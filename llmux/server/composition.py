@@ -23,6 +23,7 @@ from llmux.config.masking import MASKER
 from llmux.downstream.asgi import ModelTraffic
 from llmux.errors import LlmuxError
 from llmux.hooks.shell import ShellHooks
+from llmux.observe.clock import WallClock
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Started
 from llmux.observe.metrics import Metrics
@@ -110,8 +111,9 @@ def build_service(
     """
     use_rules(config)
     MASKER.use(config.secrets)
-    metrics, feed = Metrics(), Feed()
-    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
+    clock = WallClock()
+    metrics, feed = Metrics(), Feed(clock)
+    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None, clock)
     record = AwakeRecord(config.state_dir / "awake.json")
     shell = shell_hooks(config, metrics, record.mark, feed)
     tracing = tracing_of(config)
