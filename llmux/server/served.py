@@ -17,7 +17,7 @@ from llmux.server.composition import build_service
 from llmux.server.control_listener import control_socket
 from llmux.server.exits import EXIT_CONFIG, exit_at_once, print_mistake
 from llmux.server.guest import GuestBridge
-from llmux.server.hypercorn_side import mend_hypercorn
+from llmux.server.hypercorn_side import patch_hypercorn
 from llmux.server.memory import return_freed_memory
 from llmux.server.statelock import LockHeld, state_lock
 
@@ -44,7 +44,7 @@ class ServedApp:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         logs.configure()
-        mend_hypercorn()
+        patch_hypercorn()
         return_freed_memory()
         end_with_parent()
         try:
