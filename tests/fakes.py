@@ -12,6 +12,7 @@ import trio
 
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
+from llmux.hooks.orphans import end_marked
 from llmux.observe.journal import NO_JOURNAL, Journal
 from llmux.observe.metrics import Metrics
 from llmux.policy import FifoPolicy, Policy
@@ -66,6 +67,9 @@ class FakeHooks:
         missing = {hook for hook, models in optional.items() if model not in models}
         timeouts = {hook: s for (name, hook), s in self.timeouts.items() if name == model}
         return FakeModelHooks(self, model, frozenset(missing), timeouts)
+
+    async def end_marked(self, mark: str) -> None:
+        await end_marked(mark)
 
     async def look(self, model: str) -> None:
         self.looks.append((model, trio.current_time()))

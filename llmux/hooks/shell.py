@@ -24,13 +24,13 @@ from llmux.base.plainfiles import open_own
 from llmux.config import USUAL_SECRETS, Config, HookName, ModelConfig
 from llmux.config.masking import MASKER
 from llmux.errors import HookError
+from llmux.hooks.orphans import MARK_VARIABLE, end_marked
 from llmux.http.socketpath import socket_path
 from llmux.observe.feed import Feed
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import HookRun
 from llmux.switching.awake import Marks
-from llmux.switching.orphans import MARK_VARIABLE
 
 SOCKET_VARIABLE = "LLMUX_SOCKET"
 """Where hooks find the path of their model's Unix socket, if it has one instead of a port."""
@@ -102,7 +102,7 @@ class ShellHooks:
             log_dir: Where what they print goes.
             metrics: Where their durations and failures are counted.
             marks: What to put in the environment of a model's wake and sleep hook; see
-                `llmux.switching.orphans`.
+                `llmux.hooks.orphans`.
             secret_variables: More of the environment that hooks do not get.
             feed: Who is told of runs.
             kill_after_s: Time between SIGTERM and SIGKILL.
@@ -140,6 +140,10 @@ class ShellHooks:
     def of(self, model: str) -> ShellModelHooks:
         """The hooks that a model has now."""
         return ShellModelHooks(self, model, self._models[model])
+
+    async def end_marked(self, mark: str) -> None:
+        """See `llmux.hooks.orphans`."""
+        await end_marked(mark)
 
     def log_path(self, model: str) -> Path:
         """Where what the hooks of a model print goes, and what the servers print they start."""

@@ -9,13 +9,23 @@ from types import TracebackType
 
 import trio
 
-from llmux.errors import LlmuxError, ModelNotFound, SwitchTimeout
+from llmux.errors import (
+    LlmuxError,
+    ManualMode,
+    ModelAsleep,
+    ModelNotFound,
+    QueueFull,
+    SwitchTimeout,
+    WouldSwitch,
+)
 from llmux.http.clients import NO_PLACE, Place
 from llmux.observe.journal import Request
 from llmux.observe.logs import get_logger
+from llmux.switching.group import Group
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.inflight import Flight
 from llmux.switching.model import Model
+from llmux.switching.waits import wait_s
 
 Check = Callable[[Model, Hints, Place], None]
 """Raises LlmuxError for a request that may neither come in nor wait."""
@@ -217,3 +227,71 @@ class Serving:
         """
         assert self.flight is not None
         return self.flight.__exit__(kind, error, traceback)
+
+
+class Door:
+    """Admits requests to the models of one group, has them wait, or refuses them."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        # Bound once: `check` runs for each request.
+        self._models, self._pins, self._measures = group.models, group.pins, group.measures
+
+    def serving(
+        self,
+        name: str,
+        scope: trio.CancelScope | None = None,
+        hints: Hints = NO_HINTS,
+        *,
+        request: str = "",
+        find: Callable[[str], tuple[Model, Check] | None] | None = None,
+        place: Place = NO_PLACE,
+    ) -> Serving:
+        """The only way into a model: `async with switcher.serving(name): ...`.
+
+        What is inside can be cut: by a scope of its own, or by one that is around it already.
+        Entering may raise ManualMode, QueueFull, WouldSwitch, SwitchTimeout, HookError or
+        ShuttingDown, and leaving StreamCut.
+        """
+        return Serving(
+            self._models[name],
+            check=self.check_admissible,
+            timeout_s=self._group.settings.request_timeout_secs,
+            scope=scope,
+            hints=hints,
+            request=request,
+            place=place,
+            find=find,
+        )
+
+    def check_admissible(self, model: Model, hints: Hints, place: Place) -> None:
+        """Raise LlmuxError if a request may neither enter a model of this group nor wait for it."""
+        if self._models.get(model.name) is not model:
+            raise ModelNotFound(model.name)  # removed just now
+        self._group.check_open()
+        if hints.is_passive:
+            if not model.is_awake:
+                raise ModelAsleep(model.name, model.phase.value)
+            return
+        if (refusal := self._pins.refusal(model.name)) is not None:
+            raise refusal
+        if not model.admits:
+            self._check_may_wait(model, hints)
+            place.check()
+        self._measures.note_arrival(model.name, trio.current_time())
+
+    def _check_may_wait(self, model: Model, hints: Hints) -> None:
+        group = self._group
+        if group.mode == "manual" and not model.is_awake:
+            raise ManualMode(model.name, group.active_name)
+        if model.waiters.count >= group.queued_per_model:
+            message = f"{model.waiters.count} requests already wait for model {model.name}"
+            raise QueueFull(message, retry_after_s=wait_s(group, model))
+        if hints.never_switch and not model.is_awake:
+            raise WouldSwitch(model.name)
+
+    def refuse_those_who_may_not_wait(self, model: Model) -> None:
+        """Of a line for a slot of a model that closes: refuse who may not wait for its return."""
+        if self._group.mode == "manual":
+            model.waiters.refuse(ManualMode(model.name, None))
+        model.waiters.refuse(WouldSwitch(model.name), only=lambda waiter: waiter.never_switch)

@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         state: awake: its wake hook has succeeded, and no sleep hook was started since. unsure: one
             of them was started, and its end was not seen, or it failed.
-        mark: What the processes of that hook have in their environment (`orphans`).
+        mark: What the processes of that hook have in their environment (`llmux.hooks.orphans`).
     """
 
     state: Literal["awake", "unsure"]

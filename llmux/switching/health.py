@@ -15,10 +15,9 @@ import trio
 from llmux.config import PolicyConfig
 from llmux.errors import HookError
 from llmux.observe.logs import get_logger
-from llmux.switching.model import Model, Phase
+from llmux.switching.group import IN_USE
+from llmux.switching.model import Model
 from llmux.switching.steps import Hooks
-
-IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
 
 log = get_logger(__name__)
 

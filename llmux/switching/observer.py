@@ -15,9 +15,9 @@ from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import IDLE, Metrics
-from llmux.observe.schemas import PhaseChange, SwitchRecord, SwitchResult
+from llmux.observe.schemas import PhaseChange, Pin, PinChange, SwitchRecord, SwitchResult
 from llmux.policy.estimates import Measures
-from llmux.switching.commands import Order
+from llmux.switching.commands import Wake
 from llmux.switching.model import Model, Phase
 
 NUMBERS = count(1)
@@ -61,12 +61,17 @@ class Chronicle:
         if left is Phase.AWAKE:
             self._metrics.active_duration.labels(model.name).observe(stayed_s)
 
+    def pin(self, pinned: Pin | None) -> None:
+        """The group is pinned to another model, or to none."""
+        now = self._feed.clock.now()
+        self._feed.tell("pin", PinChange(at=now, group=self._group, pinned=pinned))
+
     @contextmanager
-    def switch(self, order: Order, source: Model | None) -> Iterator[Tally]:
+    def switch(self, wake: Wake, source: Model | None) -> Iterator[Tally]:
         """A switch runs for as long as the context lasts; how that is left is how it ended."""
         started_at = trio.current_time()
         name = source.name if source else None
-        record = self._begun(order, source)
+        record = self._begun(wake, source)
         tally = Tally()
         result: SwitchResult = "abandoned"
         error: HookError | None = None
@@ -91,23 +96,23 @@ class Chronicle:
             self._journal.add(
                 lambda offset_s: journal.Switch(
                     name,
-                    order.target.name,
+                    wake.target.name,
                     started_at + offset_s,
                     ended_at + offset_s,
                     tally.drain_s,
                     tally.hooks_s,
                     result,
-                    order.reason,
+                    wake.reason,
                 )
             )
             self._account(ended, tally, ended_at - started_at)
 
-    def _begun(self, order: Order, source: Model | None) -> SwitchRecord:
-        target, name = order.target, source.name if source else None
+    def _begun(self, wake: Wake, source: Model | None) -> SwitchRecord:
+        target, name = wake.target, source.name if source else None
         expected_s = self._measures.costs.estimate(name, target.name)
         if expected_s is not None and source is not None and source.in_flight.count:
             expected_s += self._measures.drain_s(source.name)
-        about = {"from": name, "to": target.name, "reason": order.reason}
+        about = {"from": name, "to": target.name, "reason": wake.reason}
         log.info("switch_started", **about)
         self.running = SwitchRecord(
             id=next(NUMBERS),
@@ -115,8 +120,8 @@ class Chronicle:
             source=name,
             target=target.name,
             started=self._feed.clock.now(),
-            reason=order.reason,
-            rule=order.rule,
+            reason=wake.reason,
+            rule=wake.rule,
             request=target.waiters.first,
             waiting=target.wanted_by,
             expected_secs=None if expected_s is None else round(expected_s, 3),

@@ -1,4 +1,4 @@
-"""What operators keep a group on."""
+"""Pins: the model that operators keep a group on."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from llmux.observe.schemas import Pin
 
 
 class Pins:
-    """The pin that counts is the last one; those before it count again should it fail.
+    """A stack of pins: the last one counts; those before it count again should it fail.
 
-    Args:
+    Attributes:
         on_change: Called after each change.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self._pins: list[Pin] = []
-        self._on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def current(self) -> Pin | None:
-        """The one that counts; None: there is none."""
+        """The pin that counts, or None."""
         return self._pins[-1] if self._pins else None
 
     @property
     def model(self) -> str | None:
-        """The model that is pinned; None: none is."""
+        """The model that is pinned, or None."""
         return self._pins[-1].model if self._pins else None
 
     def refusal(self, model: str) -> Pinned | None:
-        """Why a request for a model is refused; None: it is not."""
+        """Return why the pin refuses a request for a model, or None."""
         pin = self.current
         if pin is None or pin.wait or pin.model == model:
             return None
         return Pinned(model, pin.model)
 
     def place(self, pin: Pin) -> Pin:
-        """Let this one count from now on.
+        """Let this pin count from now on.
 
         Returns:
-            What to name it by: another one than any before, though it may say the same.
+            A copy that identifies it: an equal pin may have been placed before.
         """
         placed = replace(pin)
         self._pins.append(placed)
-        self._on_change()
+        self.on_change()
         return placed
 
     def keep(self, placed: Pin) -> None:
-        """Its model is awake: those before it are not needed any more.
+        """Drop the pins before this one: its model is awake.
 
         Raises:
-            PinLost: It has been taken back meanwhile.
+            PinLost: It was taken back meanwhile.
         """
         if not self._holds(placed):
             raise PinLost(placed.model)
@@ -61,22 +61,22 @@ class Pins:
             del self._pins[0]
 
     def take_back(self, placed: Pin) -> None:
-        """Its model could not be woken."""
+        """Remove a pin whose model could not be woken."""
         if self._holds(placed):
             self._pins = [each for each in self._pins if each is not placed]
-            self._on_change()
+            self.on_change()
 
     def forget(self, model: str) -> None:
-        """There is no such model any more; harmless when repeated."""
+        """Remove the pins of a model that is gone; harmless when repeated."""
         if any(each.model == model for each in self._pins):
             self._pins = [each for each in self._pins if each.model != model]
-            self._on_change()
+            self.on_change()
 
     def clear(self) -> None:
-        """Have none; harmless when repeated."""
+        """Remove all pins; harmless when repeated."""
         if self._pins:
             self._pins.clear()
-            self._on_change()
+            self.on_change()
 
     def _holds(self, placed: Pin) -> bool:
         return any(each is placed for each in self._pins)

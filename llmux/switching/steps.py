@@ -1,26 +1,23 @@
-"""The steps of a switch, each on one model: drain it, put it to sleep, wake it."""
+"""The steps of a switch, each on one model: drain, cut, put to sleep, wake."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 import trio
-from trio_util import RepeatedEvent, periodic
 
-from llmux.config import HookName, PolicyConfig
+from llmux.config import HookName
 from llmux.errors import HookError, NotAlive
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import Metrics
-from llmux.policy.estimates import Measures
-from llmux.switching.inflight import Flight
+from llmux.switching.draining import cut_sockets, log_slow_drain, wait_drained
+from llmux.switching.group import Group
 from llmux.switching.model import Model, Phase
 from llmux.switching.prefetch import Prefetch
-
-SLOW_DRAIN_S = 60.0
-"""How often a drain that goes on is logged."""
 
 STEP_SLACK_S = 60.0
 """How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
@@ -76,49 +73,39 @@ class Hooks(Protocol):
     """How a switcher gets at hooks; `llmux.hooks.ShellHooks` is the real one."""
 
     def of(self, model: str) -> ModelHooks:
-        """Those that a model has now."""
+        """Return the hooks that a model has now."""
+        ...
+
+    async def end_marked(self, mark: str) -> None:
+        """End what an llmux that was killed has left running of the hook with this mark."""
         ...
 
 
 class SwitchAbandoned(Exception):
-    """Nobody waits for the target any more, but for another model."""
+    """No request waits for the target any more, but one for another model."""
 
 
 class Steps:
-    """What a switch does to one model. Only the task that holds the switch lock may call it.
+    """The steps of a switch. Only the task that holds the switch lock may take them.
 
-    Attributes:
-        settings: How long a drain may take, and what then.
+    Args:
+        hooks: Runs the hooks.
+        group: Its settings say how long a drain may take; its measures learn how long it took.
+        metrics: Counts drains, too.
+        on_asleep: Called with each model that has been put to sleep.
     """
 
     def __init__(
         self,
         hooks: Hooks,
-        settings: PolicyConfig,
-        measures: Measures,
+        group: Group,
         metrics: Metrics,
-        changed: RepeatedEvent,
         *,
-        on_sleep: Callable[[str], object],
         on_asleep: Callable[[Model], object],
     ) -> None:
-        """Be ready to take steps.
-
-        Args:
-            hooks: Runs them.
-            settings: See the class.
-            measures: Is told how long drains take.
-            metrics: And so is this.
-            changed: Set whenever it may have changed whether a step is still wanted.
-            on_sleep: Called with the name of each model that is to be put to sleep now.
-            on_asleep: Called with each that has been.
-        """
-        self.settings = settings
         self._hooks = hooks
-        self._measures = measures
+        self._group = group
         self._metrics = metrics
-        self._changed = changed
-        self._on_sleep = on_sleep
         self._on_asleep = on_asleep
         self._hook_must_end_by = math.inf
         self._is_closing = False
@@ -141,10 +128,10 @@ class Steps:
         """Stop admitting, and wait until the last request in flight has left.
 
         Args:
-            model: What is drained, if it is awake.
-            target: What for.
-            is_wanted: Whether the switch still is.
-            on_settled: Called once all who were let in are in flight, and nobody comes any more.
+            model: The model to drain; one that is not awake has nothing to drain.
+            target: The model that the switch is for.
+            is_wanted: Returns whether the switch still is.
+            on_settled: Called once all who were let in are in flight, and nobody is admitted.
 
         Returns:
             Seconds that it took.
@@ -163,9 +150,9 @@ class Steps:
         if not model.is_drained:
             return 0.0
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_log_slow_drain, model)
+            nursery.start_soon(log_slow_drain, model)
             nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
-            await self._wait_drained(model)
+            await wait_drained(model, self._group.settings)
             nursery.cancel_scope.cancel()
         # Called off, it may be wanted again by now: but not all have left.
         if model.in_flight.count or not is_wanted():
@@ -173,34 +160,28 @@ class Steps:
             raise SwitchAbandoned
         drained_s = trio.current_time() - started_at
         if in_flight:
-            self._measures.note_drained(model.name, in_flight, drained_s)
+            self._group.measures.note_drained(model.name, in_flight, drained_s)
         self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
         return drained_s
 
-    async def _wait_drained(self, model: Model) -> None:
-        """Wait for the requests in flight, and cut those that take too long, or do not."""
-        settings = self.settings  # those that the drain has begun with
-        timeout_s = settings.drain_timeout_secs
-        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
-            await model.in_flight.wait_empty()
-        if limit.cancelled_caught:
-            cuts = settings.on_drain_timeout == "cut"
-            event = "drain_cut" if cuts else "drain_over_time"
-            log.warning(event, model=model.name, in_flight=model.in_flight.count)
-            if cuts:
-                model.in_flight.cut()
+    async def cut(self, model: Model) -> None:
+        """Stop admitting, and cut all requests; returns once they have left."""
+        if model.is_awake:
+            model.enter(Phase.DRAINING)
+            await model.waiters.wait_settled()  # a granted request must be counted to be cut
+            model.in_flight.cut()
             await model.in_flight.wait_empty()
 
     async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
-        """Cancel a wait of the switch as soon as something is the case."""
+        """Cancel a wait of the switch once a condition holds."""
         while not is_over():
-            await self._changed.wait()
+            await self._group.changed.wait()
         wait.cancel()
 
     # ---- Sleep ----
 
     def hooks_of(self, model: Model) -> ModelHooks:
-        """The hooks that a model has now, for all steps of what begins now."""
+        """Return the hooks that a model has now, for all steps of a command that begins now."""
         return self._hooks.of(model.name)
 
     async def put_to_sleep(
@@ -209,9 +190,9 @@ class Steps:
         """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
 
         Args:
-            model: What is put to sleep.
-            target: What for.
-            hooks: The model's.
+            model: The model to put to sleep.
+            target: The model that the switch is for.
+            hooks: Those of `model`.
             then: The phase that it enters.
 
         Returns:
@@ -221,7 +202,7 @@ class Steps:
             HookError: The GPU is still taken; the model stays in the way.
         """
         started_at = trio.current_time()
-        self._on_sleep(model.name)
+        self._group.on_sleep(model.name)
         if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
             model.enter(Phase.SLEEPING)
         try:
@@ -323,8 +304,15 @@ class Steps:
         await self.put_to_sleep(target, target, hooks)
         raise SwitchAbandoned
 
+    async def clean_up(self, target: Model, hooks: ModelHooks, error: HookError) -> None:
+        """After a failed wake: free the GPU, and put off the target's next try."""
+        if target.phase is Phase.WAKING:
+            with suppress(HookError):  # logged; the next switch will find it in the way
+                await self.put_to_sleep(target, target, hooks, then=Phase.FAILED)
+        target.wake_failed(error)
+
     def close(self) -> None:
-        """Take what wakes for awake as soon as its wake hook says so: nobody is let in any more."""
+        """Stop waiting for models to be alive: no request will be admitted any more."""
         self._is_closing = True
         if self._looking is not None:
             self._looking.cancel()
@@ -391,29 +379,6 @@ class Steps:
             self._hook_must_end_by = math.inf
 
 
-def cut_sockets(model: Model, flights: list[Flight]) -> None:
-    """Cut WebSockets, for something waits for their place."""
-    for flight in flights:
-        flight.cut()
-    if flights:
-        log.info("websockets_cut", model=model.name, count=len(flights))
-
-
 def _log_slow_wake(model: Model, waited_s: float, failure: HookError | None) -> None:
     reason = "" if failure is None else failure.reason
     log.warning("wake_not_alive", model=model.name, waited_secs=round(waited_s, 1), reason=reason)
-
-
-async def _log_slow_drain(model: Model) -> None:
-    async for drained_s, _ in periodic(SLOW_DRAIN_S):
-        if not drained_s:
-            continue  # the first round comes at once
-        entered_at = model.in_flight.oldest
-        oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
-        log.warning(
-            "drain_slow",
-            model=model.name,
-            in_flight=model.in_flight.count,
-            oldest_secs=round(oldest_s, 1),
-            drain_secs=round(drained_s, 1),
-        )

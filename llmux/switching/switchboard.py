@@ -20,13 +20,13 @@ from llmux.observe.schemas import ModeChange, Pin
 from llmux.policy import Policy, load_policy
 from llmux.switching.admission import Check, Serving
 from llmux.switching.awake import AwakeRecord
+from llmux.switching.group import Mode, State
 from llmux.switching.health import HeardSince
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import Model, Traits
-from llmux.switching.orphans import end_marked
 from llmux.switching.steps import Hooks
-from llmux.switching.switcher import Mode, State, Switcher
+from llmux.switching.switcher import Switcher
 
 WATCH_S = 1.0
 """How often it is looked whether the switchers get on."""
@@ -132,7 +132,7 @@ class Switchboard:
         """Say how it can be known that bytes come from a backend, and what to do when it sleeps."""
         self._heard_since, self._on_sleep = heard_since, on_sleep
         for switcher in self.groups.values():
-            switcher.health.heard_since, switcher.on_sleep = heard_since, on_sleep
+            switcher.connect(heard_since, on_sleep)
 
     # ---- What it is doing ----
 
@@ -275,7 +275,7 @@ class Switchboard:
                 group=model.group,
                 idle_rules=idle_rules_of(config, model.group),
             )
-            switcher.health.heard_since, switcher.on_sleep = self._heard_since, self._on_sleep
+            switcher.connect(self._heard_since, self._on_sleep)
             self._start(switcher)
         switcher.set_mode(self._mode)
         switcher.add(model.name, traits_of(model))
@@ -376,7 +376,9 @@ class Switchboard:
         self._record.load(self.models)
         try:
             for mark in self._record.left_marks():
-                await end_marked(mark)  # it would wake a model that nobody puts to sleep
+                await self._hooks.end_marked(
+                    mark
+                )  # it would wake a model that nobody puts to sleep
             async with trio.open_nursery() as beside:
                 beside.start_soon(self._watch_switchers)
                 beside.start_soon(leave_out_pauses)

@@ -15,9 +15,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from llmux.hooks.orphans import MARK_VARIABLE, end_marked, marked
 from llmux.switching.awake import AwakeRecord, Entry
 from llmux.switching.model import Phase
-from llmux.switching.orphans import MARK_VARIABLE, end_marked, marked
 from tests.fakes import FakeHooks, Rig
 from tests.servers import LlmuxProcess, Rack, chat, running_backends, running_llmux
 

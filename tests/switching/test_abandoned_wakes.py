@@ -268,6 +268,7 @@ async def test_one_that_only_looks_wants_no_wake(autojump_clock: MockClock) -> N
                 await trio.sleep(1000)
 
         requests.start_soon(look)  # and is frozen
+        await wait_all_tasks_blocked()
         await rig.ask("b")
         await leave_after(rig, "a", 30)
         await trio.sleep(20)

@@ -55,6 +55,9 @@ class Gpus:
         missing = frozenset() if model in "abc" else frozenset({"prefetch"})
         return FakeModelHooks(self, model, missing, {"wake": 600.0, "sleep": 600.0})
 
+    async def end_marked(self, mark: str) -> None:
+        raise AssertionError(f"nothing was left behind, and not {mark}")
+
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         if hook in {"wake", "sleep"}:
             group = GROUPS[model]

@@ -53,9 +53,9 @@ PLANTS = {
         "        self.used_at = trio.current_time()\n",
     ),
     "abandon a switch that is wanted": (
-        "switching/switcher.py",
-        '        if order.stands or (order.to == "awake" and order.target.wanted_by):\n',
-        '        if order.to == "awake" and order.target.wanted_by:\n',
+        "switching/commands.py",
+        "        return self.stands or not now.is_anyone_waiting\n",
+        "        return not now.is_anyone_waiting\n",
     ),
     "leak an in-flight count on disconnect": (
         "switching/inflight.py",
@@ -64,9 +64,8 @@ PLANTS = {
     ),
     "let a failed wake take others along": (
         "switching/switcher.py",
-        "                target.waiters.refuse(error)\n",
-        "                for model in self.models.values():\n"
-        "                    model.waiters.refuse(error)\n",
+        "            target.waiters.refuse(error)\n",
+        "            for model in self.models.values():\n                model.waiters.refuse(error)\n",
     ),
     "wake into a full GPU": (
         "switching/steps.py",
@@ -79,9 +78,9 @@ PLANTS = {
         "                await trio.lowlevel.checkpoint()\n",
     ),
     "leave those in line when the switcher ends": (
-        "switching/switcher.py",
-        "            model.waiters.refuse(error)\n        self._changed.set()\n\n    def look_at",
-        "            pass\n        self._changed.set()\n\n    def look_at",
+        "switching/group.py",
+        "            model.waiters.refuse(error)\n",
+        "            pass\n",
     ),
 }
 

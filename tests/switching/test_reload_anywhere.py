@@ -56,6 +56,9 @@ class ConfigHooks:
         # A GPU cannot tell which config a drain has begun with.
         self.gpus = {group: FakeHooks(drains=False) for group in ("default", "g")}
 
+    async def end_marked(self, mark: str) -> None:
+        raise AssertionError(f"nothing was left behind, and not {mark}")
+
     def use(self, name: str, model: ModelConfig | None) -> None:
         if model is None:
             del self.models[name]

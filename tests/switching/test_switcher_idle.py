@@ -10,8 +10,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import HookError, ModelNotFound, PinLost, Pinned, ShuttingDown
 from llmux.observe.schemas import Pin
-from llmux.switching.commands import Order
-from llmux.switching.idle import IdleRules, idle_order
+from llmux.switching.commands import Command
+from llmux.switching.idle import IdleRules, idle_command
 from llmux.switching.model import Traits
 from tests.fakes import FakeHooks, Rig
 
@@ -177,14 +177,14 @@ async def test_an_idle_sleep_is_called_off_when_its_model_is_wanted(
             await trio.sleep(1)
             waited_s.append(await rig.ask("a"))
 
-        def decided(*about: Any, **more: Any) -> tuple[Order | None, float]:
-            order, at = idle_order(*about, **more)
-            if order is not None and not waited_s:
+        def decided(*about: Any, **more: Any) -> tuple[Command | None, float]:
+            command, at = idle_command(*about, **more)
+            if command is not None and not waited_s:
                 requests.start_soon(rig.ask, "a", 1000)
                 requests.start_soon(wait_a_while)
-            return order, at
+            return command, at
 
-        monkeypatch.setattr("llmux.switching.switcher.idle_order", decided)
+        monkeypatch.setattr("llmux.switching.decision.idle_command", decided)
         await rig.ask("a")
         await trio.sleep(500)
         assert rig.hooks.inside == {"a": 1}

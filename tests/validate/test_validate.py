@@ -23,11 +23,11 @@ from trio.testing import MockClock
 from llmux.cli.main import main
 from llmux.config import Config, HookName, load_config, parse_config
 from llmux.errors import HookError
+from llmux.hooks.orphans import marked
 from llmux.observe.metrics import Metrics
 from llmux.server.composition import shell_hooks
 from llmux.server.statelock import state_lock
 from llmux.switching.awake import AwakeRecord, Entry
-from llmux.switching.orphans import marked
 from llmux.validate.run import MAX_ANSWER_BYTES, Asker, Step, Validation
 from llmux.validate.verdicts import Answer, Question
 from tests.fakes import FakeHooks

@@ -1,0 +1,89 @@
+"""The decision: one command that names whom to wake and whom to evict.
+
+It is the first of the queued ones; without any, what the policy and then the idle rules make of a
+snapshot. The placement adds the evictions. All of it is synchronous and waits for nothing:
+`Switcher` starts a command, or the wait for a change, without a checkpoint after the decision, so
+that no decision is ever out of date.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import trio
+
+from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
+from llmux.switching.commands import Command, Wake
+from llmux.switching.group import Group
+from llmux.switching.idle import idle_command
+
+
+class Decider:
+    """Decides what the switching task of one group does next."""
+
+    def __init__(self, group: Group, policy: Policy) -> None:
+        self._group = group
+        self._began_at = 0.0
+        self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        """Use another policy, and the group's settings of now, from now on."""
+        self._policy = LineFirst(policy, self._group.settings)
+
+    def begin(self) -> None:
+        """Start to count idle time, and queue the wake of the model that the config preloads."""
+        self._began_at = trio.current_time()
+        group = self._group
+        model = group.models.get(group.idle_rules.preload or "")
+        is_free = not any(each.holds_gpu for each in group.models.values())
+        if model is not None and is_free and not group.commands:  # an operator may have been faster
+            group.queue(Wake(model, "at the start", stands=True, rule="preload"))
+
+    def decide(self) -> tuple[Command | None, float]:
+        """Return what to do now; if nothing, also when to look again (Trio's clock, seconds)."""
+        group = self._group
+        look_again_at = math.inf
+        command: Command | None = None
+        if group.commands:
+            command = group.commands.popleft()
+        elif group.mode == "auto":
+            command, look_again_at = self._choose()
+        if isinstance(command, Wake) and not command.target.is_awake:
+            # Only now: since it was queued, other models may have come to hold the GPU.
+            command = replace(command, evict=group.evictions_for(command.target))
+        return command, look_again_at
+
+    def _choose(self) -> tuple[Command | None, float]:
+        """Ask the policy; where it wants nothing, the idle rules."""
+        group = self._group
+        decision = self._policy.decide(self._snapshot())
+        if isinstance(decision, SwitchTo):
+            target, rule = group.models[decision.model], decision.rule
+            stands = not target.wanted_by
+            return Wake(target, decision.reason, rule=rule, stands=stands), math.inf
+        look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
+        if group.pins.current is not None or not group.has_idle_rules:
+            return None, look_again_at
+        command, at = idle_command(
+            group.models,
+            group.active,
+            group.idle_rules,
+            began_at=self._began_at,
+            now=trio.current_time(),
+            min_active_s=group.settings.min_active_secs,
+        )
+        return command, min(at, look_again_at)
+
+    def _snapshot(self) -> Snapshot:
+        group, active = self._group, self._group.active
+        shown = list(group.models.values())
+        if (pinned := group.pins.model) is not None:  # the policy has nothing else to choose from
+            shown = [each for each in shown if each is active or each.name == pinned]
+        return Snapshot(
+            now=trio.current_time(),
+            active=active.name if active else None,
+            active_since=active.awake_since if active else None,
+            models={model.name: model.view() for model in shown},
+            measures=group.measures,
+        )

@@ -1,0 +1,179 @@
+"""The state that the parts of one group's switcher share.
+
+Plain state, and questions about it; what to do is decided elsewhere. All of it is read and changed
+in synchronous code of one thread, so that each part sees it whole and none needs a lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import trio
+from trio_util import RepeatedEvent
+
+from llmux.config import PolicyConfig
+from llmux.errors import LlmuxError
+from llmux.policy.estimates import Measures
+from llmux.switching.commands import Command, Wake
+from llmux.switching.idle import NO_IDLE_RULES, IdleRules
+from llmux.switching.model import AT_REST, Model, Phase
+from llmux.switching.pins import Pins
+from llmux.switching.placement import OneAtATime, Placement
+
+Mode = Literal["auto", "manual"]
+State = Literal["idle", "active", "switching"]
+
+IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
+
+
+class Group:
+    """Models that share a GPU, and everything that is wanted of them.
+
+    Attributes:
+        name: The group's name in the config.
+        models: By name, in the config's order.
+        settings: The `policy` section of the config.
+        queued_per_model: Most requests in one line.
+        idle_rules: What to do while no request wants anything.
+        measures: Costs, drains, absences, rates and latencies seen so far.
+        mode: In `manual`, only operators' commands switch.
+        pins: What operators keep awake.
+        commands: Queued commands; they come before the policy.
+        changes: Called once their model sleeps: a new config, or the end of a removal.
+        leaving: Models that are being removed, and what to call once each is gone.
+        changed: Set whenever a decision, or the end of a wait, may have become another one.
+        switch_lock: Held from the moment in which a command is taken up until the barrier.
+        on_sleep: Called with the name of each model that is about to be put to sleep.
+        closed_with: Why nobody is admitted any more; None while open.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: PolicyConfig,
+        *,
+        queued_per_model: int,
+        idle_rules: IdleRules = NO_IDLE_RULES,
+        placement: Placement | None = None,
+    ) -> None:
+        self.name = name
+        self.models: dict[str, Model] = {}
+        self.settings = settings
+        self.queued_per_model = queued_per_model
+        self.idle_rules = idle_rules
+        self.measures = Measures()
+        self.mode: Mode = "auto"
+        self.pins = Pins()
+        self.commands: deque[Command] = deque()
+        self.changes: dict[str, Callable[[], None]] = {}
+        self.leaving: dict[str, Callable[[], None]] = {}
+        self.changed = RepeatedEvent()
+        self.switch_lock = trio.Lock()
+        self.on_sleep: Callable[[str], object] = lambda _model: None
+        self.closed_with: LlmuxError | None = None
+        self._placement = placement or OneAtATime()
+
+    # ---- What is awake ----
+
+    @property
+    def active(self) -> Model | None:
+        """The model that is awake and admits requests; the first of several."""
+        return next((model for model in self.models.values() if model.is_awake), None)
+
+    @property
+    def active_name(self) -> str | None:
+        """The name of `active`."""
+        active = self.active
+        return None if active is None else active.name
+
+    @property
+    def in_use(self) -> Model | None:
+        """The model that is awake or draining."""
+        return next((model for model in self.models.values() if model.phase in IN_USE), None)
+
+    @property
+    def state(self) -> State:
+        """`switching` from the moment that a model stops admitting until one is awake."""
+        if self.active is not None:
+            return "active"
+        at_rest = all(model.phase in AT_REST for model in self.models.values())
+        return "idle" if at_rest else "switching"
+
+    def evictions_for(self, target: Model) -> tuple[Model, ...]:
+        """Return the models that have to sleep before the target may wake."""
+        holders = [model.name for model in self.models.values() if model.holds_gpu]
+        return tuple(self.models[name] for name in self._placement.evictions(target.name, holders))
+
+    async def let_in(self) -> None:
+        """Admit the lines of the models that are awake; returns once each request has settled."""
+        for model in list(self.models.values()):
+            if model.is_awake:
+                await model.let_in()
+
+    def has_room_for(self, target: Model) -> bool:
+        """Return whether the target may be awake beside what is awake now."""
+        awake = [model.name for model in self.models.values() if model.is_awake]
+        return not self._placement.evictions(target.name, awake)
+
+    # ---- What is wanted ----
+
+    @property
+    def is_anyone_waiting(self) -> bool:
+        """Whether a request waits for any model of the group to be awake."""
+        return any(model.wanted_by for model in self.models.values())
+
+    @property
+    def has_idle_rules(self) -> bool:
+        """Whether anything happens to the group while nobody uses it."""
+        is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
+        return is_short or self.idle_rules.standby is not None
+
+    def is_kept(self, model: Model) -> bool:
+        """Return whether a model is awake because an operator wants it so, whoever waits."""
+        return self.mode == "manual" or self.pins.model == model.name
+
+    def may_abandon_wake(self, target: Model) -> bool:
+        """Return whether a wake of this model may be given up for lack of demand."""
+        abandons = target.abandons_wakes
+        if abandons is None:
+            abandons = self.settings.abandon_wakes
+        # Once closed, all were sent away, and a hook that runs may use what is left of the grace.
+        return abandons and self.closed_with is None and self.pins.model != target.name
+
+    def has_queued_wake(self, target: Model) -> bool:
+        """Return whether a command to wake this model is queued."""
+        return any(isinstance(each, Wake) and each.target is target for each in self.commands)
+
+    def has_pending_change(self, target: Model) -> bool:
+        """Return whether a change waits for this model to sleep."""
+        return target.name in self.changes
+
+    # ---- Queueing and closing ----
+
+    def queue(self, *commands: Command) -> None:
+        """Have the switching task carry these out, in this order."""
+        self.commands.extend(commands)
+        self.changed.set()
+
+    def queue_first(self, *commands: Command) -> None:
+        """As `queue`, but before all others."""
+        self.commands.extendleft(reversed(commands))
+        self.changed.set()
+
+    def check_open(self) -> None:
+        """Raise why the group is closed, if it is: then no further hook is started."""
+        if self.closed_with is not None:
+            # One error goes to many callers; without this each raise would lengthen its traceback.
+            raise self.closed_with.with_traceback(None)
+
+    def close(self, error: LlmuxError) -> None:
+        """Refuse all requests and commands, now and from now on; the first error counts."""
+        self.closed_with = self.closed_with or error
+        while self.commands:
+            self.commands.popleft().outcome.end(error)
+        for model in self.models.values():
+            model.waiters.refuse(error)
+        self.changed.set()

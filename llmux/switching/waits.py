@@ -1,0 +1,35 @@
+"""Estimates of how long a request will wait, from what was measured."""
+
+from __future__ import annotations
+
+import math
+
+from llmux.switching.group import Group
+from llmux.switching.model import Model
+
+
+def wait_s(group: Group, model: Model) -> float:
+    """Return about how many seconds a request that arrived now would be in line.
+
+    It assumes that the switch begins at once; when it does is for the policy to decide.
+    """
+    measures, active = group.measures, group.active
+    seconds = 0.0
+    if active is not model:
+        seconds += measures.cost_s(group.active_name, model.name)
+        if active is not None and active.in_flight.count:
+            seconds += measures.drain_s(active.name)
+    if model.max_in_flight != math.inf:  # as many rounds as there are in line
+        latency_s = measures.latency_s(model.name, int(model.max_in_flight)) or 0.0
+        seconds += latency_s * model.waiters.count / model.max_in_flight
+    return seconds
+
+
+def eta_s(group: Group, model: Model) -> float | None:
+    """As `wait_s`; None if this switch was never measured."""
+    if model.admits:
+        return 0.0
+    source = group.active_name
+    if source != model.name and group.measures.costs.estimate(source, model.name) is None:
+        return None
+    return wait_s(group, model)

@@ -1,0 +1,109 @@
+"""The operator's wishes: modes, forced switches, sleeps on demand and pins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from llmux.errors import ManualMode, ModelNotFound
+from llmux.observe.schemas import Pin
+from llmux.switching.commands import Command, Outcome, Sleep, Wake
+from llmux.switching.group import Group, Mode
+from llmux.switching.model import Model
+
+OPERATOR = "an operator"
+"""The reason of an operator's command, as logs and the journal show it."""
+
+
+class Wishes:
+    """Turns an operator's wishes for one group into commands and pins.
+
+    Args:
+        group: The group.
+        tell_pin: Called with what the group is pinned to after each change.
+    """
+
+    def __init__(self, group: Group, tell_pin: Callable[[Pin | None], object]) -> None:
+        self._group = group
+        self._tell_pin = tell_pin
+        group.pins.on_change = self._apply_pin
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the mode; entering manual mode refuses all who wait."""
+        group = self._group
+        group.mode = mode
+        if mode == "manual":
+            for model in group.models.values():
+                if not model.is_awake:
+                    model.waiters.refuse(ManualMode(model.name, group.active_name))
+        group.changed.set()
+
+    async def force_switch(self, name: str) -> None:
+        """Switch to a model whatever the policy thinks; returns when it is awake.
+
+        While the group is pinned, the pin moves to that model. The command stands even if the
+        caller is cancelled while it waits.
+
+        Raises:
+            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+        """
+        if (pinned := self._group.pins.current) is not None:
+            await self.pin(Pin(model=name, wait=pinned.wait))
+            return
+        await self._follow(Wake(self._known(name), OPERATOR, stands=True, rule="forced"))
+
+    async def put_model_to_sleep(self, name: str) -> None:
+        """Drain a model and put it to sleep; a request for it wakes it again.
+
+        Raises:
+            ModelNotFound, HookError, ShuttingDown: Why it does not sleep.
+        """
+        await self._follow(Sleep(self._known(name), OPERATOR, stands=True, rule="forced"))
+
+    async def pin(self, pin: Pin) -> None:
+        """Switch to a model and keep it awake; returns when it is.
+
+        Requests for the others are refused, or wait, until `unpin`. If the model cannot be woken,
+        nothing has changed.
+
+        Raises:
+            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+            PinLost: It is awake, but not pinned any more.
+        """
+        target = self._known(pin.model)
+        placed = self._group.pins.place(pin)
+        # Not in an `except` here: the caller may be gone by the time that the wake fails.
+        outcome = Outcome(on_failure=partial(self._take_back, placed))
+        await self._follow(Wake(target, OPERATOR, stands=True, rule="pinned", outcome=outcome))
+        self._group.pins.keep(placed)
+
+    def unpin(self) -> None:
+        """Leave it to the policy again what is awake; harmless when repeated."""
+        self._group.pins.clear()
+
+    def _take_back(self, placed: Pin) -> None:
+        group = self._group
+        counted = group.pins.current is placed
+        group.pins.take_back(placed)
+        if counted and group.pins.model is not None and group.closed_with is None:
+            # The pin before it counts again, whose model may have been put to sleep for this one.
+            model = group.models[group.pins.model]
+            group.queue(Wake(model, OPERATOR, stands=True, rule="pinned"))
+
+    def _apply_pin(self) -> None:
+        group = self._group
+        for model in group.models.values():
+            if (refusal := group.pins.refusal(model.name)) is not None:
+                model.waiters.refuse(refusal)
+        self._tell_pin(group.pins.current)
+        group.changed.set()
+
+    def _known(self, name: str) -> Model:
+        if name not in self._group.models:
+            raise ModelNotFound(name)
+        self._group.check_open()
+        return self._group.models[name]
+
+    async def _follow(self, command: Command) -> None:
+        self._group.queue(command)
+        await command.wait()
