@@ -1,4 +1,4 @@
-"""What happened, for `llmux replay`: one line of JSON for each request and each switch.
+"""The journal for `llmux replay`: one line of JSON for each request and each switch.
 
 No prompts, no headers, no keys: models, times, and the policy's settings. Times are Unix
 times, in seconds.
@@ -21,16 +21,16 @@ from llmux.observe.clock import WallClock
 from llmux.observe.logs import get_logger
 
 FLUSH_S = 1.0
-"""How often what has happened is written; as much of it is lost when the process is killed."""
+"""Interval between writes, and so the most that is lost when the process is killed."""
 
 MAX_BYTES = 64 << 20
 """A journal over this becomes `journal.1.jsonl`, in place of the one before."""
 
 LATEST_BYTES = 4 << 20
-"""How much of the end of a journal is looked through: some 30,000 entries."""
+"""How much of its end `latest` reads: some 30,000 entries."""
 
 AT_ONCE = 500
-"""Entries that are written before others may run: about a millisecond."""
+"""Entries written before other tasks may run: about a millisecond."""
 
 log = get_logger(__name__)
 
@@ -126,7 +126,7 @@ class Journal:
 
     @property
     def is_kept(self) -> bool:
-        """Whether anything is written."""
+        """True if entries are written."""
         return self._path is not None
 
     def add(self, entry: Callable[[float], Entry]) -> None:
@@ -151,7 +151,7 @@ class Journal:
         return []
 
     async def run(self) -> None:
-        """Write what is there every second, and the rest when cancelled."""
+        """Write pending entries every second, and the rest when cancelled."""
         if self._path is None:
             return
         self._clock.start()
@@ -198,7 +198,7 @@ class Journal:
             if not size and not lines.startswith(head):
                 lines = head + lines
             elif size and os.pread(descriptor, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # somebody was killed in the middle of a line
+                lines = b"\n" + lines  # a killed process left half a line
             if os.write(descriptor, lines) < len(lines):
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -223,7 +223,7 @@ def _at(entry: Entry) -> float:
 
 
 NO_JOURNAL = Journal(None)
-"""Keeps nothing."""
+"""A journal that drops its entries."""
 
 
 def read_journal(

@@ -32,7 +32,9 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.http.socketpath import socket_path
 from llmux.observe.clock import WallClock
-from llmux.observe.journal import Entry, Journal, Switch
+from llmux.observe.events import SwitchEnded
+from llmux.observe.journal import Switch
+from llmux.observe.listeners import switch_entry
 from llmux.proxy.summary import Ended, milliseconds, path_of
 from llmux.switching.admission import Serving
 
@@ -85,9 +87,9 @@ class Tracing:
         """Use another config from now on."""
         self._groups = {model.name: model.group for model in config.models.values()}
 
-    def journal_beside(self, journal: Journal) -> Journal:
-        """A journal that has its entries from here on also told to the traces."""
-        return _Listener(journal, self.switches)
+    def switch_ended(self, event: SwitchEnded) -> None:
+        """Remember a switch for the requests that waited for it."""
+        self.switches.append(switch_entry(event)(0.0))  # in Trio's time
 
     def begin(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Trace:
         """A request has come."""
@@ -108,22 +110,6 @@ class Tracing:
         """Send what is there, in a while that ends whatever the collector does."""
         with trio.move_on_after(FLUSH_S, shield=True):
             await trio.to_thread.run_sync(self._provider.shutdown, abandon_on_cancel=True)
-
-
-class _Listener(Journal):
-    """Hands entries on to a journal, and remembers the switches among them."""
-
-    def __init__(self, journal: Journal, switches: deque[Switch]) -> None:
-        super().__init__(None)
-        self._journal = journal
-        self._switches = switches
-
-    def add(self, entry: Callable[[float], Entry]) -> None:
-        """Keep an entry; see `Journal.add`."""
-        self._journal.add(entry)
-        made = entry(0.0)  # in Trio's time
-        if isinstance(made, Switch):
-            self._switches.append(made)
 
 
 class Trace:

@@ -26,6 +26,7 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Started
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
@@ -117,12 +118,16 @@ def build_service(
     record = AwakeRecord(config.state_dir / "awake.json")
     shell = shell_hooks(config, metrics, record.mark, feed)
     tracing = tracing_of(config)
-    entries = tracing.journal_beside(journal) if tracing else journal
-    board = Switchboard(config, hooks or shell, metrics, entries, record=record, feed=feed)
+    events = observed(metrics, journal, feed)
+    if tracing:
+        events.switch_ended.listen(tracing.switch_ended)
+    board = Switchboard(config, hooks or shell, events, record=record)
+    metrics.watch_counts(board.gauges)
+    feed.watch_counts(board.in_flight_and_queued)
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     RULES.bodies = proxy.bodies
     board.connect(proxy.heard_since, proxy.forget_idle)
-    reloader = Reloader(config, board, feed)
+    reloader = Reloader(config, board, events)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)

@@ -18,27 +18,27 @@ from llmux.openai.wire import error_answer
 from llmux.upstream.connections import MAX_IDLE
 
 DESCRIPTORS = 64
-"""What llmux itself needs, hooks included."""
+"""Descriptors kept for llmux itself, hooks included."""
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 def raise_descriptor_limit() -> None:
-    """Allow as many connections as the system does; hooks get the limit back that there was."""
+    """Raise the soft descriptor limit to the hard one; hooks get the original limit back."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def most_connections(groups: int, reserve: int = 0) -> int:
-    """How many there are descriptors for: a client needs one, and one to its backend.
+    """Return how many clients the descriptor limit allows: each needs one, and one to its backend.
 
-    What idles besides, one backend a group, is no more than all clients have asked at once, and no
-    more than a pool keeps.
+    Idle backend connections come on top: for each further group no more than all clients have
+    asked at once, and no more than a pool keeps.
 
     Args:
-        groups: Of models.
-        reserve: What else needs descriptors, and how many.
+        groups: Number of groups of models.
+        reserve: Descriptors that something else needs.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -50,12 +50,12 @@ def most_connections(groups: int, reserve: int = 0) -> int:
 def at_most(
     limit: int, serve: Serve, share_of: Callable[[str | None], int | None] = lambda _peer: None
 ) -> Serve:
-    """Serve so many connections at a time; others are told so, and closed.
+    """Limit how many connections are served at a time; the others get an error and are closed.
 
     Args:
-        limit: How many in all.
-        serve: Serves one.
-        share_of: How many a peer may have of them; None: all.
+        limit: Connections in all.
+        serve: Serves one connection.
+        share_of: Returns how many of them a peer may have; None: all.
     """
     count = 0
     tally = Tally()
@@ -85,7 +85,7 @@ def at_most(
 
 
 def peer_of(socket: trio.socket.SocketType) -> str | None:
-    """The address of a connection's other side; None on a Unix socket. Raises OSError."""
+    """Return the address of a connection's peer, None on a Unix socket. Raises OSError."""
     peer = socket.getpeername()
     return str(peer[0]) if isinstance(peer, tuple) else None
 
@@ -101,13 +101,11 @@ async def _refuse(stream: trio.SocketStream, error: TooManyConnections) -> None:
 def connection_shares(
     most: int, config: Callable[[], Config]
 ) -> Callable[[str | None], int | None]:
-    """How many connections each peer may have, as `limits.connections_per_client` says.
-
-    By default no one address keeps all others out.
+    """Apply `limits.connections_per_client`; by default one address gets at most half of all.
 
     Args:
-        most: How many there may be in all.
-        config: The config that is used now.
+        most: Connections in all.
+        config: Returns the config in use.
     """
 
     def share_of(peer: str | None) -> int | None:

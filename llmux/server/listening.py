@@ -18,7 +18,7 @@ log = logs.get_logger(__name__)
 
 
 def listen(config: ServerConfig) -> Sockets:
-    """Bind and listen; raises OSError if the address cannot be had."""
+    """Bind and listen; raises OSError, with advice, if the address is not free."""
     try:
         sockets = config.create_sockets()
     except OSError as error:
@@ -30,14 +30,14 @@ def listen(config: ServerConfig) -> Sockets:
 
 
 def listeners(sockets: Sockets) -> list[BatchListener]:
-    """Trio's listeners on these; says where they listen."""
+    """Wrap the sockets as Trio listeners, and log where they listen."""
     for sock in sockets.insecure_sockets:
         log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
     return [BatchListener(sock) for sock in sockets.insecure_sockets]
 
 
 def server_config(host: str, port: int, llmux: Config) -> ServerConfig:
-    """Hypercorn's settings, each with the reason why its default does not do."""
+    """Hypercorn's settings, each with the reason why its default is not good enough."""
     config = ServerConfig()
     config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     config.graceful_timeout = llmux.shutdown_grace_secs  # the default cuts streams after 3 s

@@ -1,4 +1,4 @@
-"""How `llmux serve` runs: sockets, lanes, signals, and an orderly end."""
+"""Run `llmux serve`: sockets, lanes and signals; `lifecycle.py` has the stages of its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmux.server.control_listener import MOST_CONNECTIONS, Opened
 from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
-from llmux.server.signals import HEEDED, let_through
+from llmux.server.signals import HANDLED, let_through
 from llmux.switching.reload import Reloader
 
 log = logs.get_logger(__name__)
@@ -40,15 +40,15 @@ async def serve_config(
 ) -> int:
     """Serve until a signal comes or a switcher dies; returns the exit code.
 
-    A second signal ends everything at once: clients are cut, and a hook that runs is ended. SIGHUP
-    has the config read again.
+    A second signal ends everything at once: clients are cut, and a running hook is ended. SIGHUP
+    reloads the config.
 
     Args:
-        config: What to serve.
+        config: The config to serve.
         server: Hypercorn's settings.
-        sockets: Where to listen.
+        sockets: The main listener's sockets.
         watch: Reload the config whenever its file changes.
-        control: Where the control API listens by itself.
+        control: The control API's own socket, if it has one.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
@@ -69,12 +69,12 @@ async def serve_config(
     shares = connection_shares(most, lambda: reloader.config)
     serve_connection = at_most(most, serve_connection, shares)
     with (
-        trio.open_signal_receiver(*HEEDED) as signals,
+        trio.open_signal_receiver(*HANDLED) as signals,
         let_through(),
         trio.CancelScope() as everything,
     ):
         async with rest.lifespan(), trio.open_nursery() as background:
-            background.start_soon(_heed, signals, stopping, everything, reloader)
+            background.start_soon(_handle_signals, signals, stopping, everything, reloader)
             if watch:
                 background.start_soon(reloader.watch)
             if lane is not None:
@@ -103,13 +103,13 @@ async def serve_config(
     return EXIT_SWITCHER_DIED if died.is_set() else 0
 
 
-async def _heed(
+async def _handle_signals(
     signals: AsyncIterator[int],
     stopping: trio.Event,
     everything: trio.CancelScope,
     reloader: Reloader,
 ) -> None:
-    """The first signal asks llmux to stop, the second to do so at once; SIGHUP reloads."""
+    """Stop at the first signal, at once at the second; reload at SIGHUP."""
     async for number in signals:
         name = signal.Signals(number).name
         if number == signal.SIGHUP:
@@ -125,7 +125,7 @@ async def _heed(
 
 
 def notify_systemd(state: str) -> None:
-    """Tell systemd, if it has started llmux with `Type=notify`; see sd_notify(3)."""
+    """Notify systemd, if it started llmux with `Type=notify`; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -136,7 +136,7 @@ def notify_systemd(state: str) -> None:
 
 
 async def _wait_first(*waits: Callable[[], Awaitable[None]]) -> None:
-    """Return when the first of these does."""
+    """Wait until the first of these returns, and cancel the others."""
     async with trio.open_nursery() as nursery:
 
         async def wait(one: Callable[[], Awaitable[None]]) -> None:

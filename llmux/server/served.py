@@ -25,9 +25,9 @@ log = logs.get_logger(__name__)
 
 
 class ServedApp:
-    """What `hypercorn llmux.app:app` serves.
+    """The app of `hypercorn llmux.app:app`.
 
-    Importing it does nothing; when the server starts, it reads the default config. Under an
+    Importing it does nothing; when the server starts it, it reads the default config. Under an
     asyncio server (Hypercorn's default worker), Trio runs as a guest of the server's loop.
     """
 
@@ -35,7 +35,6 @@ class ServedApp:
         self._inner: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         else:
@@ -61,11 +60,11 @@ class ServedApp:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that has started it as a worker is gone.
+    """End this worker process as soon as its parent is gone.
 
     Hypercorn's parent binds the socket and its worker serves. If the parent alone is killed, the
     worker would serve on, unseen, with the port and the lock of `state_dir`: no other llmux could
-    start. What it leaves awake is adopted by the next one, as after any kill.
+    start. The next llmux adopts the models that it leaves awake, as after any kill.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
