@@ -1,4 +1,4 @@
-"""How `llmux serve` begins and ends: a config becomes a server, whatever happens an exit code."""
+"""Start `llmux serve`: turn a config into a server, and every outcome into an exit code."""
 
 from __future__ import annotations
 
