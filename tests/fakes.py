@@ -14,6 +14,7 @@ from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
 from llmux.hooks.orphans import end_marked
 from llmux.observe.journal import NO_JOURNAL, Journal
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.policy import FifoPolicy, Policy
 from llmux.switching.awake import AwakeRecord
@@ -184,11 +185,10 @@ class Rig:
             tuple(models),
             self.hooks,
             policy(config),
-            self.metrics,
+            observed(self.metrics, journal),
             settings=config,
             queued_per_model=queued_per_model,
             traits=traits,
-            journal_to=journal,
             record=record,
             idle_rules=idle_rules,
         )

@@ -19,7 +19,7 @@ from llmux.downstream.fastlane import FastLane
 from llmux.http import wire
 from llmux.server.composition import Service, build_service
 from llmux.server.hypercorn_side import HypercornSide
-from llmux.server.run import server_config
+from llmux.server.listening import server_config
 from tests.fakes import FakeHooks
 
 LANES = ["fast", "asgi"]

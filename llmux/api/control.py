@@ -1,4 +1,4 @@
-"""The control API's paths; what they say and take is in `llmux.observe.schemas`."""
+"""The control API's routes; `llmux.observe.schemas` has their JSON."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from llmux.switching.switchboard import Switchboard
 T = TypeVar("T")
 
 MOST_LISTED = 1000
-"""Requests in one answer."""
+"""Requests in one answer, at most."""
 
 MOST_ENTRIES = 10_000
-"""Entries of the journal in one answer."""
+"""Journal entries in one answer, at most."""
 
 MOST_LINES = 10_000
-"""Lines of a log in one answer, besides those that follow."""
+"""Log lines in one answer, at most, before those that are followed."""
 
 
 @dataclass(frozen=True)
 class Steered:
-    """What the control API sees and steers."""
+    """The parts that the control API shows and controls."""
 
     board: Switchboard
     feed: Feed
@@ -51,11 +51,11 @@ class Steered:
 
     @property
     def config(self) -> Config:
-        """The one that is used now."""
+        """The config in use."""
         return self.reloader.config
 
     def model(self, name: str) -> str:
-        """The model that goes by this name; raises ModelNotFound."""
+        """Resolve a name or alias; raises ModelNotFound."""
         own = self.config.names.find_as_rest(name) or name
         if not self.board.is_registered(own):
             raise ModelNotFound(name)
@@ -63,7 +63,7 @@ class Steered:
 
 
 def control_routes(steered: Steered) -> Blueprint:
-    """The control API: for who has a control key, or without such for programs of this machine."""
+    """Routes of the control API: for control keys, or without keys for programs of this machine."""
     routes = Blueprint("control", __name__, url_prefix="/control")
 
     @routes.before_request
@@ -190,12 +190,12 @@ def _steering(routes: Blueprint, steered: Steered) -> None:
 
 
 def answer(what: Any) -> Response:
-    """Say something as JSON."""
+    """Answer with JSON."""
     return Response(msgspec.json.encode(what), 200, content_type="application/json")
 
 
 def _stream(pieces: AsyncIterator[bytes], content_type: str) -> Response:
-    """Say something that may never end; to a HEAD only that one could."""
+    """Answer with a stream that may never end; a HEAD gets its headers only."""
     body = b"" if request.method == "HEAD" else pieces
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return Response(body, 200, headers, content_type=content_type)
@@ -212,7 +212,7 @@ async def _body(kind: type[T], default: T | None = None) -> T:
 
 
 def _number(name: str, default: float, *, most: float = float("inf")) -> float:
-    """A number from the query; one that is too large is the most."""
+    """Read a number from the query, capped at `most`."""
     text = request.args.get(name)
     if text is None:
         return default

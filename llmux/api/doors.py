@@ -1,4 +1,4 @@
-"""Which of llmux's listeners answers what, where the control API has one of its own."""
+"""Which listener answers which path, where the control API has a listener of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llmux.errors import LlmuxError, NotHere
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
 
 LISTENER = "llmux.listener"
-"""Key of an ASGI scope: by which control listener the request came; missing: the main one."""
+"""ASGI scope key: the control listener that the request came by; missing for the main one."""
 
 SOCKET: Literal["socket"] = "socket"
 PORT: Literal["port"] = "port"
@@ -20,7 +20,7 @@ ABOUT_OTHERS = "Only the control API is answered here; all else by llmux's main 
 
 
 def marked(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
-    """An app for the requests that come by a control listener."""
+    """Wrap an app so that its requests carry the control listener that they came by."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, LISTENER: kind}, receive, send)
@@ -29,7 +29,7 @@ def marked(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
 
 
 def refusal(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
-    """Why the listener that a request came by does not answer it; None: it does.
+    """Return why a request's listener does not answer it, or None if it does.
 
     Args:
         scope: With a path of origin form.

@@ -1,4 +1,4 @@
-"""Who may see and steer: a key where there are any, else programs of this machine."""
+"""Access to the control API: a control key, or without keys any program of this machine."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
 
 def metrics_keys(config: Config) -> KeyRing:
-    """The keys that open the metrics; none: they are open."""
+    """Return the keys that open the metrics; an empty ring opens them to everybody."""
     rings = {"open": KeyRing(), "api_key": config.api_keys, "control_key": config.control_keys}
     return rings[config.metrics_access]
 
 
 def check_key(ring: KeyRing) -> None:
-    """Let those in who send one of these keys; everybody, if there are none.
+    """Admit requests that carry one of these keys, or all requests if there are no keys.
 
     Raises:
         InvalidKey: The request that is being served carries none of them.
@@ -44,7 +44,7 @@ def check_key(ring: KeyRing) -> None:
 
 
 def check_own_machine(config: Config, *, may_be_linked: bool = False) -> None:
-    """Let only this machine's own programs make the request that is being served.
+    """Admit the current request only if a program of this machine makes it.
 
     A Unix socket of llmux's own is for its user alone, and no web page reaches it. On a TCP
     listener for the control API no proxy is expected, so there only what it adds tells of one.
@@ -77,7 +77,7 @@ def check_local(
     http_version: str = "1.1",
     proxies: TrustedProxies = NO_PROXIES,
 ) -> None:
-    """Let only this machine's own programs steer: no proxied request, no foreign web page.
+    """Admit programs of this machine only: no proxied request, no foreign web page.
 
     The `Host` is checked too, since a page whose name was rebound to a loopback address is of
     the same origin as itself, and sends no `Origin` with a GET. For GETs of other sites there is

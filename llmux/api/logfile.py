@@ -1,4 +1,4 @@
-"""What the hooks of a model print, and the servers they leave behind: the end of it, and on."""
+"""Read a model's log (hooks, and servers that they start): its last lines, then new ones."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from llmux.config.masking import MASKER
 from llmux.hooks.log_file import NOT_TEXT
 
 LOOK_S = 0.5
-"""How often it is looked whether there is more."""
+"""Interval between looks for more."""
 
 PIECE_BYTES = 64 << 10
-"""How much is read at a time."""
+"""Bytes read at a time."""
 
 LEAST_AFTER_CUT = 200
-"""At least so many lines of a log that was cut are told again."""
+"""Lines repeated, at least, after a log was cut."""
 
 MOST_TAIL_BYTES = 4 << 20
-"""At most so much of the end is looked through for lines."""
+"""Bytes at the end that are searched for lines, at most."""
 
 
 class LogReader:
-    """The last lines of a growing log, and on: an asynchronous iterator of whole lines as text.
+    """An async iterator over the last lines of a growing log, and those that follow, as text.
 
     The file may be missing yet, and may be cut in place, as llmux does with one that is too large.
 
@@ -73,13 +73,13 @@ class LogReader:
                 return _plain(whole + newline)
 
     async def aclose(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file is kept open."""
 
     def _open(self) -> int:
         return open_own(self._path, os.O_RDONLY, in_own_folder=True)
 
     def _read(self) -> bytes:
-        """What comes next, if it is there. Local and small: not worth a thread."""
+        """Return what comes next, if anything. Local and small: not worth a thread."""
         with suppress(OSError), os.fdopen(self._open(), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if self._position is None:
@@ -95,7 +95,7 @@ class LogReader:
 
 
 def _tail_begins(descriptor: int, size: int, lines: int) -> int:
-    """Where the last so many lines begin."""
+    """Return the offset at which the last lines begin."""
     start = max(0, size - MOST_TAIL_BYTES)
     data = os.pread(descriptor, size - start, start)
     end = len(data) - data.endswith(b"\n")
@@ -107,5 +107,5 @@ def _tail_begins(descriptor: int, size: int, lines: int) -> int:
 
 
 def _plain(data: bytes) -> bytes:
-    """Without what would steer a terminal, and without the config's secrets."""
+    """Remove terminal control codes and the config's secrets."""
     return MASKER.mask(NOT_TEXT.sub("", data.decode(errors="replace"))).encode()

@@ -1,4 +1,4 @@
-"""What llmux says of itself in the forms of others: Ollama's lists, and a page for people."""
+"""Ollama's model lists, and the page at the root; pure functions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ollama_running(now: float, names: Iterable[str]) -> bytes:
 
 
 def _model(name: str) -> dict[str, Any]:
-    """A model of which no more is known than its name; all keys are there, as clients expect."""
+    """A model known by name only; clients expect all of these keys."""
     return {
         "name": name,
         "model": name,

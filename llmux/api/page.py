@@ -21,7 +21,7 @@ CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""What is served, by the end of its name; all else in the folder is for its readers."""
+"""Media types of the served files, by suffix; other files in the folder are not served."""
 
 HEADERS = {
     # Nothing from other hosts, nothing inline, in nobody's frame; forms are handled by scripts.
@@ -46,7 +46,7 @@ class _File:
 
 
 def page_routes(config: Callable[[], Config]) -> Blueprint:
-    """The page: open if there are control keys, which it asks for; else for this machine alone."""
+    """Serve the page: to all if there are control keys, which it asks for, else to this machine."""
     routes = Blueprint("page", __name__)
     served = dict(_read(files("llmux") / "ui"))
 
@@ -74,7 +74,7 @@ def page_routes(config: Callable[[], Config]) -> Blueprint:
 
 
 def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, _File]]:
-    """All files to serve below a folder, by path."""
+    """Return the files to serve below a folder, by path."""
     found: list[tuple[str, _File]] = []
     for entry in folder.iterdir():
         if entry.is_dir():

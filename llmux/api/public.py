@@ -23,14 +23,14 @@ from llmux.switching.model import SERVES, Model
 from llmux.switching.switchboard import Switchboard
 
 PIECE_BYTES = 64 << 10
-"""What a server copies at a time for a client that does not read."""
+"""Piece of an answer: the most that a server copies at a time for a client that does not read."""
 
 CurrentConfig = Callable[[], Config]
-"""The config that is used now."""
+"""Returns the config in use."""
 
 
 def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -> Blueprint:
-    """The model list, metrics and health."""
+    """Routes for the model list, metrics and health."""
     routes = Blueprint("public", __name__)
     created = int(time.time())
 
@@ -74,13 +74,13 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
 
 
 def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
-    """What is asked by people, and by clients that take llmux for an Ollama."""
+    """Routes for people, and for clients that take llmux for an Ollama."""
     routes = Blueprint("visitors", __name__)
     created = int(time.time())
 
     @routes.get("/")
     async def show_root() -> Response:
-        """Something to see for people, and a sign of life for clients that look for one."""
+        """Serve a page for people, which Ollama clients take for a sign of life."""
         has_page = config().control is None
         if "text/html" in request.headers.get("Accept", ""):
             return Response(root_page(has_page=has_page), headers=PAGE_HEADERS)
@@ -107,7 +107,7 @@ def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
 
 
 def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
-    """The names to list, each with its model; of models that are being removed none."""
+    """Return the names to list, each with its model, without models that are being removed."""
     models = board.models
     return [
         (name, models[own])
@@ -117,7 +117,7 @@ def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
 
 
 async def answer_llmux_error(error: LlmuxError) -> Response:
-    """Quart's error handler for llmux's own errors: of hooks, the control API alone hears here."""
+    """Quart's error handler for llmux's own errors; only the control API is told of hooks."""
     status, headers, body = error_answer(error, _dialect(), to_operator=True)
     return Response(body, status, {n.decode(): v.decode() for n, v in headers})
 
@@ -135,13 +135,13 @@ async def answer_http_error(error: HTTPException) -> Response:
 
 
 def _dialect() -> Dialect:
-    """What the client of the present request speaks."""
+    """Return the dialect of the current request."""
     headers = [(name.encode("latin-1", "replace"), b"") for name, _ in request.headers]
     return dialect_of(request.path.encode("utf-8", "replace"), headers)
 
 
 async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
-    """Something that many may get at once: a server copies what it sends, so no more at a time."""
+    """Send a large body in pieces: servers copy what they send, and many clients may ask."""
     for start in range(0, len(data), PIECE_BYTES):
         yield data[start : start + PIECE_BYTES]
 

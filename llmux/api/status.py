@@ -1,4 +1,4 @@
-"""What llmux is doing, in the shapes of the control API."""
+"""Build the status of the control API from the switchers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmux.switching.switcher import Switcher
 
 
 def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> Status:
-    """All there is to know at this instant."""
+    """Return the status at this instant."""
     return Status(
         at=feed.clock.now(),
         version=__version__,

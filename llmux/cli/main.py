@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 import click
 
 from llmux import __version__
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.cli.terminal.commands import COMMANDS as TERMINAL_COMMANDS
 from llmux.config import Config, HookName, config_schema, hook_remarks
 from llmux.errors import ConfigError
@@ -21,7 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
-    """Commands; the modules of some are imported when they are used only.
+    """A group of commands, some of whose modules are imported on first use only.
 
     The server, and all that it is made of, would take half a second of each `llmux status` and of
     each Tab in a shell.
@@ -46,7 +46,7 @@ class Commands(click.Group):
 
 
 def serve_options(command: Command) -> Command:
-    """The options that `llmux` and `llmux serve` share."""
+    """Add the options that `llmux` and `llmux serve` share."""
     for option in (
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
         click.option("--watch", is_flag=True, help="Reload the config when its file changes."),
@@ -97,7 +97,7 @@ def check(context: click.Context, /, **options: Any) -> None:
     Warns of hooks whose files are missing or cannot be run here.
     """
     from llmux.policy import load_policy  # noqa: PLC0415
-    from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake  # noqa: PLC0415
+    from llmux.server.exits import EXIT_CONFIG, print_mistake  # noqa: PLC0415
 
     try:
         loaded = find_config(with_options_before(context, options)["config"])
@@ -121,7 +121,7 @@ def schema() -> None:
 
 
 def _control_of(config: Config) -> str:
-    """Where the control API listens by itself; empty: it does not."""
+    """Return the address of the control API's own listener, or an empty string without one."""
     if config.control is None:
         return ""
     if (path := config.control_socket) is not None:
@@ -130,7 +130,7 @@ def _control_of(config: Config) -> str:
 
 
 def config_table(config: Config) -> str:
-    """A config for people: where it listens, and one line a model."""
+    """Show a config to people: where it listens, and one line for each model."""
     rows = [
         ("model", "group", "backend", "aliases", "hooks"),
         *(

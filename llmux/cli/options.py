@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
+
+from llmux.config import Config, default_config_path, load_config
 
 config_option = click.option(
     "-c",
@@ -23,3 +26,8 @@ def with_options_before(context: click.Context, options: dict[str, Any]) -> dict
         name: value if context.get_parameter_source(name) is given else before.get(name, value)
         for name, value in options.items()
     }
+
+
+def find_config(path: Path | None) -> Config:
+    """Load the config at `path`, else the default one; raises ConfigError."""
+    return load_config(path or default_config_path(os.environ))

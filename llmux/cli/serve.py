@@ -1,4 +1,4 @@
-"""How `llmux serve` begins and ends: a config becomes a server, whatever happens an exit code."""
+"""Start `llmux serve`: turn a config into a server, and every outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 
 import trio
 
+from llmux.cli.options import find_config
 from llmux.config import hook_remarks
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.uncaught import log_uncaught
-from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake
+from llmux.server.connection_limits import raise_descriptor_limit
 from llmux.server.control_listener import control_socket
+from llmux.server.exits import EXIT_CANNOT_LISTEN, EXIT_CONFIG, print_mistake
+from llmux.server.listening import listen, server_config
 from llmux.server.memory import calm_collector, return_freed_memory
-from llmux.server.run import listen, raise_descriptor_limit, serve_config, server_config
+from llmux.server.run import serve_config
 from llmux.server.statelock import LockHeld, state_lock
-
-EXIT_CANNOT_LISTEN = 1
 
 log = logs.get_logger(__name__)
 

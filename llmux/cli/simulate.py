@@ -35,14 +35,14 @@ from llmux.simulate.replay import Recording, load_recordings
 from llmux.simulate.report import NoPlots, figures, plot, plot_formats, render, row
 
 MOST = 1_000_000
-"""Models, slots, agents: more would only fill the memory."""
+"""Largest number of models, slots or agents: more would only fill the memory."""
 
 MADE_UP = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
-"""Options of traffic that is made up; a trace says all this itself."""
+"""Options of made-up traffic, which a trace brings itself."""
 
 
 class Number(click.FloatRange):
-    """A number in a range, in which nan is not."""
+    """A number in a range; nan is in none."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -73,7 +73,7 @@ def _policies(_context: click.Context, _option: click.Parameter, value: str) -> 
 
 
 def _own_or_ours(config: PolicyConfig) -> Policy:
-    """A policy; one that cannot be made is a mistake of the command line."""
+    """Make a policy; one that cannot be made is a mistake of the command line."""
     with _policy_mistakes():
         return load_policy(config, Path.cwd())
 
@@ -341,7 +341,7 @@ def _draw(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
 
 @contextmanager
 def _progress(name: str, length: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's standard error; calls say how many requests were answered so far."""
+    """Show a progress bar on a terminal; each call passes how many requests were answered."""
     if not sys.stderr.isatty():
         yield lambda _count: None
         return

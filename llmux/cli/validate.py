@@ -13,13 +13,14 @@ import click
 import msgspec
 import trio
 
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.config import Config
 from llmux.config.masking import MASKER
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.metrics import Metrics
-from llmux.server.composition import EXIT_CONFIG, find_config, print_mistake, shell_hooks
+from llmux.server.composition import shell_hooks
+from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.server.statelock import LockHeld, state_lock
 from llmux.switching.awake import AwakeRecord
 from llmux.validate.run import Asker, Step, Validation
@@ -38,7 +39,7 @@ def _known_path(_context: click.Context, _option: click.Parameter, path: str) ->
 
 
 def validate_options(command: Command) -> Command:
-    """What `llmux validate` takes beside a config; see `run_validation`."""
+    """Add the options of `llmux validate`; see `run_validation`."""
     for option in (
         click.argument("model"),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, at the end."),
@@ -110,7 +111,7 @@ def run_validation(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Validate a model and print what came of it.
+    """Validate a model and print the results.
 
     Args:
         config: The config that has the model.
@@ -167,7 +168,7 @@ def _print_step(step: Step) -> None:
 
 
 def _print_line(stage: str, step: str, seconds: str, result: str, detail: str) -> None:
-    """In columns of fixed widths, for the lines come one by one."""
+    """Format in columns of fixed widths, since lines arrive one by one."""
     line = f"{stage:<5}  {step:<13}  {seconds:>8}  {result:<4}  {detail}"
     # A reader that leaves must not keep the model from being put to sleep.
     with suppress(BrokenPipeError):

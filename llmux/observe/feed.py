@@ -1,6 +1,6 @@
-"""What happens, for those who watch: remembered for an hour, and sent on in batches.
+"""The event feed: an hour of memory, and batches for event streams.
 
-Tellers never wait: they leave a shape here. One task seals what has come into a batch, encoded
+Telling never waits: it leaves an object here. One task seals what has come into a batch, encoded
 once; each reader goes through the batches at its own speed, and one that falls behind the oldest is
 dropped. What changes with every request is not told but looked up once a batch (`look_up`), and
 only while somebody reads: so watching costs the data path nothing.
@@ -18,61 +18,44 @@ import msgspec
 import trio
 from trio_util import RepeatedEvent
 
-from llmux.observe.pauses import LEFT_OUT
+from llmux.observe.clock import WallClock
 from llmux.observe.schemas import Counts, History, HookRun, PhaseChange, Shape, SwitchRecord
 
 TICK_S = 0.25
-"""How often a batch is sealed while somebody reads."""
+"""Interval between batches while somebody reads."""
 
 IDLE_TICK_S = 1.0
-"""How often counts are remembered while nobody does, and at most."""
+"""Interval between remembered counts, and between looks while nobody reads."""
 
 GRACE_S = 30.0
-"""For so long after the last reader has left, batches are kept for when it comes back."""
+"""Time for which batches are kept after the last reader has left, in case it comes back."""
 
 RING_BYTES = 4 << 20
-"""The batches that are kept: beyond that, the oldest go, and readers that have not seen them."""
+"""Size of the kept batches: beyond it the oldest go, and readers that are so far behind."""
 
 PIECE_BYTES = 256 << 10
-"""About how much a reader gets at a time."""
+"""Approximate size of one piece for a reader."""
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b":\n\n"
-"""What a reader gets when nothing happens for so long: proxies on the way close silent streams."""
+"""A comment sent after such a silence: proxies on the way close silent streams."""
 
 REMEMBERED_S = 3600.0
-"""What is older is forgotten."""
+"""How far back the memory goes."""
 
 MOST_REMEMBERED = 20_000
-"""And so is, of each kind, what is not among the latest; switches of an hour are far fewer."""
+"""Remembered events of each kind; an hour has far fewer switches."""
 
 Look = Callable[[], tuple[str, Shape] | None]
-"""What has changed since it was called last, as kind and shape; None: nothing."""
+"""Returns what has changed since its last call, as kind and object; None: nothing."""
 
 
 class Lagged(Exception):
-    """The reader has not seen what is gone already."""
-
-
-class WallClock:
-    """Unix times of Trio's; the offset is taken once, so that the order of things stays."""
-
-    def __init__(self) -> None:
-        self._offset_s: float | None = None
-
-    def unix(self, at: float) -> float:
-        """The Unix time of a time of Trio's clock."""
-        if self._offset_s is None:
-            self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
-        return round(at + self._offset_s + LEFT_OUT.seconds, 4)
-
-    def now(self) -> float:
-        """The Unix time now."""
-        return self.unix(trio.current_time())
+    """The reader has fallen behind: batches that it has not seen are gone."""
 
 
 class Memory:
-    """What has happened in the last hour."""
+    """The events of the last hour."""
 
     def __init__(self) -> None:
         self.phases: deque[PhaseChange] = deque(maxlen=MOST_REMEMBERED)
@@ -120,7 +103,7 @@ def changes(
 
 
 class Reader:
-    """One who reads events, as pieces of a stream: an asynchronous iterator, to be closed.
+    """An async iterator over the pieces of one event stream; it must be closed.
 
     It ends when the feed does, and when it has fallen behind; its last event is `lagged` then.
     """
@@ -153,24 +136,23 @@ class Reader:
         return piece
 
     async def aclose(self) -> None:
-        """Read no more."""
         self._feed.remove(self)
 
 
 class Feed:
-    """What happens.
+    """Collects events, and hands them to readers in batches.
 
     Attributes:
-        boot: Names this start of llmux.
-        started_at: When that was (Unix, seconds).
-        clock: For Unix times.
-        memory: The last hour.
+        boot: Identifies this start of llmux.
+        started_at: Unix time of it, in seconds.
+        clock: Turns Trio times into Unix times.
+        memory: The events of the last hour.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: WallClock | None = None) -> None:
         self.boot = os.urandom(3).hex()
         self.started_at = time.time()
-        self.clock = WallClock()
+        self.clock = clock or WallClock()
         self.memory = Memory()
         self._pending: list[bytes] = []
         self._ring: deque[tuple[int, bytes]] = deque()
@@ -191,34 +173,34 @@ class Feed:
     # ---- Telling ----
 
     def tell(self, kind: str, shape: Shape) -> None:
-        """It has happened just now."""
+        """Remember an event, and queue it for readers if there are any."""
         self.memory.keep(shape)
         if self.is_heard:
             self._pending.append(encode_event(kind, msgspec.json.encode(shape)))
 
     def look_up(self, look: Look) -> None:
-        """Ask this before each batch."""
+        """Call this before each batch."""
         self._looks.append(look)
 
     def watch_counts(self, count: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        """Ask this for the requests in flight and waiting, by model."""
+        """Call this for the requests in flight and waiting, by model."""
         self._count = count
 
     # ---- Reading ----
 
     @property
     def is_heard(self) -> bool:
-        """Whether somebody reads, or may come back to."""
+        """True if somebody reads, or may come back."""
         return bool(self._readers) or trio.current_time() < self._heard_until
 
     @property
     def has_ended(self) -> bool:
-        """Whether those who watch are to go."""
+        """True if event streams are to end."""
         return self._has_ended
 
     @property
     def last_event_id(self) -> str:
-        """Says what has been told so far."""
+        """The id of the last batch, sealed now."""
         self._seal()
         return f"{self.boot}-{self._last}"
 
@@ -261,11 +243,10 @@ class Feed:
         return self._ring[0][0] if self._ring else self._last + 1
 
     def add(self, reader: Reader) -> None:
-        """Somebody reads."""
         self._readers.add(reader)
 
     def remove(self, reader: Reader) -> None:
-        """Somebody reads no more."""
+        """Forget a reader; batches are kept for a while, in case it comes back."""
         self._readers.discard(reader)
         self._heard_until = trio.current_time() + GRACE_S
 
@@ -297,7 +278,7 @@ class Feed:
     # ---- Sealing ----
 
     async def run(self) -> None:
-        """Seal batches, for ever."""
+        """Seal batches until cancelled."""
         counted_at = -math.inf
         try:
             while True:
@@ -318,13 +299,13 @@ class Feed:
             self.stop()
 
     def stop(self) -> None:
-        """Let all readers go, once they have what there is."""
+        """End all event streams, once they have sent what there is."""
         self._seal()
         self._has_ended = True
         self._sealed.set()
 
     def _look(self) -> None:
-        """Seal what has been told, and what has changed."""
+        """Look up changes, and seal the batch."""
         counted = self._count()
         if changed := changes(self._told, counted):
             self._told = dict(counted)
@@ -338,7 +319,7 @@ class Feed:
         if not self._pending:
             return
         self._last += 1
-        # One id for all: who was cut off in the middle gets them all again.
+        # One id for all: a reader that was cut off in the middle gets them all again.
         data = b"".join([*self._pending[:-1], b"id: %s-%d\n" % (self.boot.encode(), self._last)])
         data += self._pending[-1]
         self._pending.clear()

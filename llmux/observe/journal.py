@@ -1,4 +1,4 @@
-"""What happened, for `llmux replay`: one line of JSON for each request and each switch.
+"""The journal for `llmux replay`: one line of JSON for each request and each switch.
 
 No prompts, no headers, no keys: models, times, and the policy's settings. Times are Unix
 times, in seconds.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,20 +17,20 @@ import msgspec
 import trio
 
 from llmux.base.plainfiles import open_own
+from llmux.observe.clock import WallClock
 from llmux.observe.logs import get_logger
-from llmux.observe.pauses import LEFT_OUT
 
 FLUSH_S = 1.0
-"""How often what has happened is written; as much of it is lost when the process is killed."""
+"""Interval between writes, and so the most that is lost when the process is killed."""
 
 MAX_BYTES = 64 << 20
 """A journal over this becomes `journal.1.jsonl`, in place of the one before."""
 
 LATEST_BYTES = 4 << 20
-"""How much of the end of a journal is looked through: some 30,000 entries."""
+"""How much of its end `latest` reads: some 30,000 entries."""
 
 AT_ONCE = 500
-"""Entries that are written before others may run: about a millisecond."""
+"""Entries written before other tasks may run: about a millisecond."""
 
 log = get_logger(__name__)
 
@@ -115,18 +114,19 @@ class Journal:
 
     Args:
         path: The file; None: nothing is kept.
+        clock: Turns Trio times into Unix times.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, clock: WallClock | None = None) -> None:
         self._path = path
+        self._clock = clock or WallClock()
         self._head = b""  # of each file: what was started
         self._entries: list[Callable[[float], Entry]] = []
         self._has_failed = False
-        self._offset_s = 0.0
 
     @property
     def is_kept(self) -> bool:
-        """Whether anything is written."""
+        """True if entries are written."""
         return self._path is not None
 
     def add(self, entry: Callable[[float], Entry]) -> None:
@@ -151,11 +151,10 @@ class Journal:
         return []
 
     async def run(self) -> None:
-        """Write what is there every second, and the rest when cancelled."""
+        """Write pending entries every second, and the rest when cancelled."""
         if self._path is None:
             return
-        # Once: when somebody sets the clock of the host, the journal's order must not change.
-        self._offset_s = time.time() - trio.current_time() - LEFT_OUT.seconds
+        self._clock.start()
         try:
             while True:
                 while self._entries:
@@ -171,7 +170,7 @@ class Journal:
         if not entries:
             return
         try:
-            offset_s = self._offset_s + LEFT_OUT.seconds
+            offset_s = self._clock.offset_s
             made = [entry(offset_s) for entry in entries]
             lines = msgspec.json.Encoder().encode_lines(made)
             started = [entry for entry in made if isinstance(entry, Started)]
@@ -199,7 +198,7 @@ class Journal:
             if not size and not lines.startswith(head):
                 lines = head + lines
             elif size and os.pread(descriptor, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # somebody was killed in the middle of a line
+                lines = b"\n" + lines  # a killed process left half a line
             if os.write(descriptor, lines) < len(lines):
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -224,7 +223,7 @@ def _at(entry: Entry) -> float:
 
 
 NO_JOURNAL = Journal(None)
-"""Keeps nothing."""
+"""A journal that drops its entries."""
 
 
 def read_journal(

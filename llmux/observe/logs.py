@@ -72,15 +72,14 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
 
 
 class MaskedFormatter(structlog.stdlib.ProcessorFormatter):
-    """Whole lines, tracebacks included, without the config's secrets."""
+    """Masks the config's secrets in whole lines, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         return MASKER.mask(super().format(record))
 
 
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
-    """Whether a line is not asyncio's, up to Python 3.11, about a connection that was cancelled.
+    """Drop asyncio's error about a cancelled connection, which it logs up to Python 3.11.
 
     Hypercorn cancels those that outlast its grace when it stops; asyncio takes that for an error.
     """

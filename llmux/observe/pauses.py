@@ -1,4 +1,4 @@
-"""Time in which this process did not run does not count: it is taken out of Trio's clock.
+"""Take the time in which this process did not run out of Trio's clock.
 
 A process that is stopped (SIGSTOP, a frozen container, a paused virtual machine) finds on its
 return that all its deadlines have passed at once: of hooks, requests, looks and backoffs, though
@@ -17,10 +17,10 @@ from trio_util import periodic
 from llmux.observe.logs import get_logger
 
 PAUSE_S = 1.0
-"""A loop that wakes so much later than it wanted to did not run; a busy machine delays it less."""
+"""Lateness from which a wake-up means a pause; a busy machine delays it less."""
 
 TICK_S = 1.0
-"""How long the loop waits at most: what can be missed of a pause that something else ends."""
+"""Longest wait of the loop, and so the longest part of a pause that can be missed."""
 
 log = get_logger(__name__)
 
@@ -30,16 +30,14 @@ class Adjustable(Protocol):
 
     offset: float
 
-    def current_time(self) -> float:
-        """Seconds since some time."""
-        ...
+    def current_time(self) -> float: ...
 
 
 class LeftOut:
-    """What was taken out of the clock so far.
+    """The time taken out of the clock so far.
 
     Attributes:
-        seconds: In all, in this process.
+        seconds: Total for this process.
     """
 
     def __init__(self) -> None:
@@ -50,19 +48,17 @@ LEFT_OUT = LeftOut()
 
 
 class PauseWatch(trio.abc.Instrument):
-    """Is called by Trio around each wait for events, and before it looks at deadlines."""
+    """Trio calls it around each wait for I/O, before it looks at deadlines."""
 
     def __init__(self, clock: Adjustable) -> None:
         self._clock = clock
         self._since = 0.0
 
     def before_io_wait(self, timeout: float) -> None:
-        """The loop is about to wait for so long at most."""
         if timeout:
             self._since = self._clock.current_time()
 
     def after_io_wait(self, timeout: float) -> None:
-        """The loop has waited."""
         if not timeout:
             return
         lost_s = self._clock.current_time() - self._since - timeout
@@ -73,12 +69,12 @@ class PauseWatch(trio.abc.Instrument):
 
 
 def put_back(clock: Adjustable, seconds: float) -> None:
-    """Have the clock show less; Trio's own is a frozen class, whose offset is added to the time."""
+    """Turn the clock back. Trio's own is a frozen class that adds its offset to the time."""
     object.__setattr__(clock, "offset", clock.offset - seconds)
 
 
 async def leave_out_pauses() -> None:
-    """Do so until cancelled. Other clocks than the system's are left alone."""
+    """Take pauses out of the clock until cancelled; only if it is the system's."""
     clock = trio.lowlevel.current_clock()
     if not isinstance(getattr(clock, "offset", None), float):
         await trio.sleep_forever()

@@ -1,4 +1,4 @@
-"""Library log lines that repeat: one is shown, the rest are counted.
+"""Show one of a library's repeated log lines, and count the rest.
 
 A server that has run out of descriptors has its library log every failed accept, with a traceback:
 asyncio does so up to `backlog` times a second, which made 6 MB in a few seconds.
@@ -12,13 +12,13 @@ import time
 from collections import OrderedDict
 
 ALIKE_S = 10.0
-"""For so long after a line, others that are the same are only counted."""
+"""Time after a line in which equal ones are only counted."""
 
 MOST_KINDS = 1000
-"""Lines that are remembered at a time."""
+"""Different lines remembered at a time."""
 
 MOST_TEXT = 500
-"""Lines that are the same up to here are the same."""
+"""Characters that are compared."""
 
 OWN = "llmux"
 
@@ -29,7 +29,7 @@ Kind = tuple[str, int, str, str]
 
 
 class Repeats(logging.Filter):
-    """Drops what a library has said just now; what was dropped is told with a later line.
+    """Drops a library's repeated lines, and logs later how many were dropped.
 
     llmux's own lines all pass: there is one for each event, and events are counted by them.
     """
@@ -40,7 +40,6 @@ class Repeats(logging.Filter):
         self._seen: OrderedDict[Kind, list[float]] = OrderedDict()  # shown at, dropped since
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is shown."""
         is_own = record.name == OWN or record.name.startswith(f"{OWN}.")
         if is_own or hasattr(record, COUNT):
             return True
@@ -61,7 +60,7 @@ class Repeats(logging.Filter):
         return is_shown
 
     def _take_over(self, now: float) -> list[tuple[Kind, int]]:
-        """Forget lines that were shown long ago; returns those that were dropped since."""
+        """Forget lines that were shown long ago; return those with repeats, and how many."""
         over = []
         while self._seen:
             kind, (shown_at, dropped) = next(iter(self._seen.items()))  # the one shown first

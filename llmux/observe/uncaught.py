@@ -1,4 +1,4 @@
-"""What Python prints by itself, as log lines: warnings, and exceptions that nobody caught."""
+"""Log what Python would print as plain text: warnings and uncaught exceptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = get_logger(__name__)
 
 
 def log_uncaught() -> None:
-    """Have them logged from now on, in all of this process: each would be lines of plain text."""
+    """Log them from now on, in the whole process."""
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

@@ -11,7 +11,6 @@ say; a thread of OpenTelemetry's own sends them.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,7 +31,10 @@ from llmux import __version__
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.http.socketpath import socket_path
-from llmux.observe.journal import Entry, Journal, Switch
+from llmux.observe.clock import WallClock
+from llmux.observe.events import SwitchEnded
+from llmux.observe.journal import Switch
+from llmux.observe.listeners import switch_entry
 from llmux.proxy.summary import Ended, milliseconds, path_of
 from llmux.switching.admission import Serving
 
@@ -85,9 +87,9 @@ class Tracing:
         """Use another config from now on."""
         self._groups = {model.name: model.group for model in config.models.values()}
 
-    def journal_beside(self, journal: Journal) -> Journal:
-        """A journal that has its entries from here on also told to the traces."""
-        return _Listener(journal, self.switches)
+    def switch_ended(self, event: SwitchEnded) -> None:
+        """Remember a switch for the requests that waited for it."""
+        self.switches.append(switch_entry(event)(0.0))  # in Trio's time
 
     def begin(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Trace:
         """A request has come."""
@@ -110,22 +112,6 @@ class Tracing:
             await trio.to_thread.run_sync(self._provider.shutdown, abandon_on_cancel=True)
 
 
-class _Listener(Journal):
-    """Hands entries on to a journal, and remembers the switches among them."""
-
-    def __init__(self, journal: Journal, switches: deque[Switch]) -> None:
-        super().__init__(None)
-        self._journal = journal
-        self._switches = switches
-
-    def add(self, entry: Callable[[float], Entry]) -> None:
-        """Keep an entry; see `Journal.add`."""
-        self._journal.add(entry)
-        made = entry(0.0)  # in Trio's time
-        if isinstance(made, Switch):
-            self._switches.append(made)
-
-
 class Trace:
     """The spans of one request."""
 
@@ -138,7 +124,7 @@ class Trace:
         client: str | None,
     ) -> None:
         self._tracing = tracing
-        self._offset_s = time.time() - trio.current_time()
+        self._clock = WallClock()
         self._noted_s = 0.0  # of its wait
         self._serving: Serving | None = None
         self._model = ""
@@ -154,7 +140,7 @@ class Trace:
             self._name(),
             context=W3C.extract(_carrier(headers)),
             kind=SpanKind.SERVER,
-            start_time=self._unix_ns(trio.current_time()),
+            start_time=self._clock.unix_ns(trio.current_time()),
             attributes=attributes,
         )
         self._here = set_span_in_context(self._span)
@@ -196,7 +182,7 @@ class Trace:
             "forward",
             context=self._here,
             kind=SpanKind.CLIENT,
-            start_time=self._unix_ns(trio.current_time()),
+            start_time=self._clock.unix_ns(trio.current_time()),
             attributes={
                 "http.request.method": self._method,
                 "url.full": url + shown(_text(path_of(target))),
@@ -221,7 +207,7 @@ class Trace:
             span.set_attribute("error.type", type(error).__name__)
             raise
         finally:
-            span.end(self._unix_ns(trio.current_time()))
+            span.end(self._clock.unix_ns(trio.current_time()))
 
     def end(self, ended: Ended) -> None:
         """The request has ended."""
@@ -246,7 +232,7 @@ class Trace:
             span.set_attribute("error.type", ended.outcome)
         if ended.status >= 500 or ended.outcome == "cut":
             span.set_status(StatusCode.ERROR)
-        span.end(self._unix_ns(trio.current_time()))
+        span.end(self._clock.unix_ns(trio.current_time()))
 
     def _note_wait(self) -> None:
         """The request may have been in line since this was called last."""
@@ -261,22 +247,19 @@ class Trace:
             span = self._child("switch", inside, max(began_at, switch.started), _facts(switch))
             if switch.result == "failure":
                 span.set_status(StatusCode.ERROR)
-            span.end(self._unix_ns(min(ended_at, switch.ended)))
-        wait.end(self._unix_ns(ended_at))
+            span.end(self._clock.unix_ns(min(ended_at, switch.ended)))
+        wait.end(self._clock.unix_ns(ended_at))
 
     def _child(
         self, name: str, context: Context, began_at: float, facts: Mapping[str, str | float]
     ) -> Span:
         return self._tracing.tracer.start_span(
-            name, context=context, start_time=self._unix_ns(began_at), attributes=facts
+            name, context=context, start_time=self._clock.unix_ns(began_at), attributes=facts
         )
 
     def _name(self) -> str:
         method = "HTTP" if self._method == "_OTHER" else self._method
         return f"{method} {self._model}" if self._model else method
-
-    def _unix_ns(self, at: float) -> int:
-        return int(1e9 * (at + self._offset_s))
 
 
 def _facts(switch: Switch) -> dict[str, str | float]:

@@ -1,4 +1,4 @@
-"""Accepting many connections at a time, so that a flood of them does not hold up the next ones.
+"""Accept many connections at a time, so that a flood of them does not delay the next ones.
 
 Trio's listeners accept one in each round of its loop. With hundreds of requests a round takes tens
 of milliseconds: behind 400 connections that came together, a new one then waits for seconds.
@@ -13,28 +13,26 @@ from socket import socket as stdlib_socket
 import trio
 
 ACCEPTED = 32
-"""At a time: that takes 3 ms. Where a round takes 20 ms, a connection behind 400 others is served
-after 0.7 s; one by one it was 9.5."""
+"""Connections accepted in one round, which takes 3 ms. Where a round takes 20 ms, a connection
+behind 400 others is served after 0.7 s; accepted one by one, after 9.5 s."""
 
 
 class BatchListener(trio.abc.Listener[trio.SocketStream]):
-    """A listener that takes what has come as a whole."""
+    """A listener that accepts all pending connections at once, up to `ACCEPTED`."""
 
     def __init__(self, listening: stdlib_socket) -> None:
-        """Use a socket that listens."""
         self._plain = listening
         self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         self._accepted: deque[trio.SocketStream] = deque()
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """What it listens on."""
         return self._listener.socket
 
     async def accept(self) -> trio.SocketStream:
-        """The next connection; no checkpoint if it has come with the one before.
+        """Return the next connection, without a checkpoint if it is already accepted.
 
-        So none of them is left behind when this is cancelled. Raises OSError, as Trio's.
+        So none of those is lost when this is cancelled. Raises OSError, like Trio's.
         """
         if not self._accepted:
             self._accepted.append(await self._listener.accept())
@@ -45,7 +43,6 @@ class BatchListener(trio.abc.Listener[trio.SocketStream]):
         return self._accepted.popleft()
 
     async def aclose(self) -> None:
-        """Listen no more."""
         await self._listener.aclose()
 
 

@@ -1,21 +1,15 @@
-"""Composition: from a config to switchers, to a proxy, to an app that can be served."""
+"""Composition: wire a config into switchers, a proxy and an app. Nothing is started here."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import sniffio
 import trio
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
@@ -24,24 +18,23 @@ from werkzeug.routing import PathConverter
 from llmux.api.control import Steered, control_routes
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
-from llmux.config import Config, default_config_path, load_config
+from llmux.config import Config
 from llmux.config.masking import MASKER
-from llmux.downstream.asgi import LAST_STALL_S, ModelTraffic
-from llmux.errors import ConfigError, LlmuxError
+from llmux.downstream.asgi import ModelTraffic
+from llmux.errors import LlmuxError
 from llmux.hooks.shell import ShellHooks
-from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
-from llmux.observe import logs
+from llmux.observe.clock import WallClock
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Started
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
 from llmux.proxy.quiet import QuietWatch
-from llmux.server.control_listener import ControlListener, Opened, control_socket
-from llmux.server.guest import GuestBridge
-from llmux.server.hypercorn_side import RULES, mend_hypercorn, use_rules
-from llmux.server.memory import return_freed_memory
-from llmux.server.statelock import LockHeld, state_lock
+from llmux.server.control_listener import ControlListener, Opened
+from llmux.server.exits import exit_at_once
+from llmux.server.hypercorn_side import RULES, use_rules
+from llmux.server.lifecycle import Lifecycle, Task
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.model import Model
 from llmux.switching.reload import Reloader
@@ -51,24 +44,8 @@ from llmux.switching.switchboard import Switchboard
 if TYPE_CHECKING:
     from llmux.proxy.tracing import Tracing
 
-EXIT_CONFIG = 2
-"""Exit code for a bad config or a held lock."""
-
-EXIT_SWITCHER_DIED = 3
-"""Exit code when a switcher died."""
-
 MAX_ORDER_BYTES = 65536
 """Largest body of a request for llmux's own paths: orders have a hundred bytes."""
-
-Task = Callable[[], Awaitable[None]]
-
-log = logs.get_logger(__name__)
-
-
-def exit_at_once() -> None:
-    """End a process that can switch no more, under a server that would go on without it."""
-    sys.stderr.flush()
-    os._exit(EXIT_SWITCHER_DIED)
 
 
 class AnyPath(PathConverter):
@@ -80,19 +57,17 @@ class AnyPath(PathConverter):
 
 @dataclass(frozen=True)
 class Service:
-    """What serves a config, wired together.
+    """The parts that serve a config, wired together.
 
     Attributes:
         app: The ASGI app; its lifespan runs the switchers.
         board: The switchers.
-        proxy: What carries model traffic, for lanes beside the app's own.
+        proxy: Carries model traffic, for lanes beside the app's own.
         traffic: The app's own lane.
-        reloader: Has everybody use another config.
-        feed: What happens, for those who watch.
-        journal: What has happened, for `llmux replay`.
-        tracing: What makes traces; None: there are none.
-        control: The control API's own listener; None: it has none.
-        on_switcher_death: Called when a switcher has died.
+        reloader: Puts another config into use.
+        feed: Recent events, for event streams and `GET /control/history`.
+        journal: The record of requests and switches for `llmux replay`.
+        lifecycle: Starts the background tasks, and ends them in order.
     """
 
     app: QuartTrio
@@ -102,25 +77,7 @@ class Service:
     reloader: Reloader
     feed: Feed
     journal: Journal
-    tracing: Tracing | None
-    control: ControlListener | None
-    on_switcher_death: Callable[[], object]
-
-    def stop(self) -> None:
-        """Let nobody in any more, and whoever watches go."""
-        self.board.stop()
-        self.proxy.stop()
-        self.feed.stop()
-        self.traffic.stop()
-        if self.control is not None:
-            self.control.stop()
-
-    def gated(self) -> list[tuple[Model, Fetch]]:
-        """The models whose backends are asked how many wait inside of them."""
-        if not self.reloader.config.policy.gate:
-            return []
-        models = self.board.models.items()
-        return [(model, metrics_of(self.proxy.backend(name))) for name, model in models]
+    lifecycle: Lifecycle
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -155,18 +112,22 @@ def build_service(
     """
     use_rules(config)
     MASKER.use(config.secrets)
-    metrics, feed = Metrics(), Feed()
-    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None)
+    clock = WallClock()
+    metrics, feed = Metrics(), Feed(clock)
+    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None, clock)
     record = AwakeRecord(config.state_dir / "awake.json")
     shell = shell_hooks(config, metrics, record.mark, feed)
     tracing = tracing_of(config)
-    entries = tracing.journal_beside(journal) if tracing else journal
-    board = Switchboard(config, hooks or shell, metrics, entries, record=record, feed=feed)
-    board.on_death = on_switcher_death
+    events = observed(metrics, journal, feed)
+    if tracing:
+        events.switch_ended.listen(tracing.switch_ended)
+    board = Switchboard(config, hooks or shell, events, record=record)
+    metrics.watch_counts(board.gauges)
+    feed.watch_counts(board.in_flight_and_queued)
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     RULES.bodies = proxy.bodies
     board.connect(proxy.heard_since, proxy.forget_idle)
-    reloader = Reloader(config, board, feed)
+    reloader = Reloader(config, board, events)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
@@ -193,71 +154,44 @@ def build_service(
     )
     app.asgi_app = traffic  # type: ignore[assignment]
 
-    service = Service(
-        app=app,
-        board=board,
-        proxy=proxy,
-        traffic=traffic,
-        reloader=reloader,
-        feed=feed,
-        journal=journal,
-        tracing=tracing,
-        control=ControlListener(control, traffic) if control else None,
-        on_switcher_death=on_switcher_death,
-    )
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
-    beside: list[Task] = [partial(watch_backends, service.gated), traffic.watch_stalls, quiet.run]
-    if service.control is not None:
-        beside.append(service.control.run)
-    add_lifespan(service, beside=beside)
-    return service
-
-
-def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
-    """Have the app run what goes on beside requests, for as long as it is served.
-
-    Args:
-        service: What is served.
-        beside: More tasks.
-    """
-    app, board, config = service.app, service.board, service.reloader.config
-    reload = service.reloader.run
-    tasks: list[Task] = [service.journal.run, service.feed.run, board.run, reload, *beside]
-
-    async def vital(task: Task) -> None:
-        """Run what must not end unseen: its nursery would end all others, and llmux serve on."""
-        try:
-            await task()
-        except Exception:
-            log.exception("switcher_died" if task == board.run else "task_died")
-            board.stop()
-            service.on_switcher_death()
+    listener = ControlListener(control, traffic) if control else None
+    tasks: list[Task] = [journal.run, feed.run, reloader.run, traffic.watch_stalls, quiet.run]
+    tasks.append(partial(watch_backends, lambda: gated(reloader.config, board, proxy)))
+    if listener is not None:
+        tasks.append(listener.run)
+    lifecycle = Lifecycle(
+        lambda: reloader.config,
+        board,
+        proxy,
+        feed,
+        traffic,
+        control=listener,
+        tracing=tracing,
+        tasks=tasks,
+        on_death=on_switcher_death,
+    )
 
     @app.before_serving
     async def start() -> None:
-        # In the lifespan's own nursery: Quart's background tasks may die unnoticed.
-        service.journal.add(started(config))
-        for task in tasks:
-            app.nursery.start_soon(vital, task)
+        journal.add(started(config))
+        lifecycle.start(app.nursery)
 
     @app.after_serving
     async def stop() -> None:
         try:
-            service.stop()
-            # `llmux serve` has done it by now.
-            if service.reloader.config.on_shutdown == "sleep" and not board.has_ended:
-                with trio.move_on_after(service.reloader.config.shutdown_grace_secs):
-                    await board.wait_ended()
-                board.end()
-                await board.put_to_sleep()
-            if service.control is not None:
-                with trio.move_on_after(LAST_STALL_S):
-                    await service.control.wait_ended()
-            service.proxy.close()
-            if service.tracing:
-                await service.tracing.close()
+            await lifecycle.stop()
         finally:
             app.nursery.cancel_scope.cancel()
+
+    return Service(app, board, proxy, traffic, reloader, feed, journal, lifecycle)
+
+
+def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[Model, Fetch]]:
+    """The models whose backends are asked for their own queue length, and how (`policy.gate`)."""
+    if not config.policy.gate:
+        return []
+    return [(model, metrics_of(proxy.backend(name))) for name, model in board.models.items()]
 
 
 def started(config: Config) -> Callable[[float], Started]:
@@ -315,75 +249,3 @@ def shell_hooks(
         feed=feed,
         shows_output=config.errors.hook_output == "clients",
     )
-
-
-class ServedApp:
-    """What `hypercorn llmux.app:app` serves.
-
-    Importing it does nothing; when the server starts, it reads the default config. Under an
-    asyncio server (Hypercorn's default worker), Trio runs as a guest of the server's loop.
-    """
-
-    def __init__(self) -> None:
-        self._inner: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
-        else:
-            assert self._inner is not None, "the server did not start the lifespan"
-            await self._inner(scope, receive, send)
-
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        logs.configure()
-        mend_hypercorn()
-        return_freed_memory()
-        end_with_parent()
-        try:
-            config = load_config(default_config_path(os.environ))
-            with state_lock(config.state_dir, config.path), control_socket(config) as control:
-                self._inner = _for_this_loop(build_service(config, control=control).app)
-                await self._inner(scope, receive, send)
-        except (ConfigError, LockHeld, OSError) as error:
-            # Raised, this would make Hypercorn serve on without a lifespan, and reported as
-            # `lifespan.startup.failed` it would print a traceback.
-            print_mistake(error)
-            sys.stderr.flush()
-            os._exit(EXIT_CONFIG)
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the one that has started it as a worker is gone.
-
-    Hypercorn's parent binds the socket and its worker serves. If the parent alone is killed, the
-    worker would serve on, unseen, with the port and the lock of `state_dir`: no other llmux could
-    start. What it leaves awake is adopted by the next one, as after any kill.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return  # `-w 0`, or a server that is its own worker
-
-    def wait() -> None:
-        parent.join()  # by a pipe that breaks when it dies, whatever ended it
-        log.critical("parent_died", hint="its worker ends, too")
-        exit_at_once()
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
-def _for_this_loop(app: ASGIApp) -> ASGIApp:
-    if sniffio.current_async_library() == "trio":
-        return app
-    log.info("trio_as_guest", hint="`hypercorn -k trio` (or `llmux`) is faster")
-    return GuestBridge(app)
-
-
-def print_mistake(error: Exception) -> None:
-    """Print an error at start, without a traceback."""
-    sys.stderr.write(f"{error}\n")
-
-
-def find_config(path: Path | None) -> Config:
-    """Load the config at `path`, else the default one; raises ConfigError."""
-    return load_config(path or default_config_path(os.environ))

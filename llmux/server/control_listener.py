@@ -28,12 +28,12 @@ from llmux.observe.logs import get_logger
 from llmux.server.hypercorn_side import HypercornSide
 
 MOST_CONNECTIONS = 64
-"""At a time. A page takes two of them, one for its events; more are closed at once."""
+"""Connections at a time; more are closed at once. An open page takes two, one for its events."""
 
 BACKLOG = 64
 
 STALE_S = 1.0
-"""How long it may take to find out whether somebody listens on a socket that is there already."""
+"""Time limit for finding out whether another program listens on an existing socket file."""
 
 log = get_logger(__name__)
 
@@ -44,8 +44,8 @@ class Opened:
 
     Attributes:
         sock: The socket.
-        kind: What it is.
-        url: Where it listens, for people: `http://127.0.0.1:3001`, `unix:/run/llmux/control.sock`.
+        kind: Unix socket or TCP port.
+        url: Its address, for people: `http://127.0.0.1:3001`, `unix:/run/llmux/control.sock`.
     """
 
     sock: socket.socket
@@ -55,10 +55,10 @@ class Opened:
 
 @contextmanager
 def control_socket(config: Config) -> Iterator[Opened | None]:
-    """Listen where the config says, for as long as the context lasts; None: it says nothing.
+    """Listen on `control` for as long as the context lasts; yields None if the config has none.
 
     Raises:
-        OSError: That cannot be had.
+        OSError: The address or the path cannot be used.
     """
     if config.control is None:
         yield None
@@ -92,7 +92,7 @@ def _tcp_socket(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _unix_socket(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket that listens; its file is removed at the end, if it is still this one's."""
+    """Listen on a Unix socket, and remove its file at the end if it is still the same one."""
     try:
         _remove_stale(path)
         sock = _bound(path)
@@ -111,7 +111,7 @@ def _unix_socket(path: Path) -> Iterator[socket.socket]:
 
 
 def _bound(path: Path) -> socket.socket:
-    """Bind, with a file that is for this user alone from its first moment on, and listen.
+    """Bind and listen, with a file that is private to this user from its first moment on.
 
     bind(2) makes the file or fails: it follows no link in the last place, not even a broken one.
     """
@@ -129,7 +129,7 @@ def _bound(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the file of a socket on which nobody listens any more, and no other file.
+    """Remove a socket file on which nobody listens any more, and no other file.
 
     Raises:
         OSError: Something else is there.
@@ -158,7 +158,7 @@ class ControlListener:
     """Serves the control API on a socket of its own, for as long as `run` does.
 
     Args:
-        opened: Where.
+        opened: Its socket.
         app: llmux's app.
     """
 
@@ -170,7 +170,7 @@ class ControlListener:
         self._count = 0
 
     async def run(self) -> None:
-        """Serve until `stop`, and then to the end of what is being served."""
+        """Serve until `stop`, and then until the current requests have ended."""
         log.info("control_listening", where=self._opened.url)
         # Closed with the listener: connections that nobody accepts would hang.
         sock = trio.socket.from_stdlib_socket(self._opened.sock)
@@ -186,11 +186,10 @@ class ControlListener:
             self._ended.set()
 
     def stop(self) -> None:
-        """Take no more connections, and close those that are idle."""
+        """Stop accepting connections; `run` then closes those that are idle."""
         self._accepting.cancel()
 
     async def wait_ended(self) -> None:
-        """Wait until `run` has ended."""
         await self._ended.wait()
 
     async def _serve(self, stream: trio.SocketStream) -> None:

@@ -1,4 +1,4 @@
-"""How the process as a whole uses memory."""
+"""Memory settings of the whole process: glibc's allocator and Python's collector."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ M_MMAP_THRESHOLD = -3
 
 
 def return_freed_memory() -> None:
-    """Have large bodies return to the system what they took (glibc only).
+    """Return the memory of large bodies to the system once they are freed (glibc only).
 
-    By itself glibc keeps blocks of up to 32 MiB for itself once one has been freed: after a flood
-    of bodies llmux would stay as large as it ever was.
+    By default glibc keeps freed blocks of up to 32 MiB: after a flood of large bodies the process
+    would stay as large as it ever was.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)
 
 
 def calm_collector() -> None:
-    """Make the garbage collector look less often, and not at what stays for good.
+    """Run the garbage collector less often, and not on objects that stay for good.
 
     Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
     of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to

@@ -6,18 +6,18 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def hold_back() -> None:
-    """Have them wait: while llmux starts, they would end it, each in its own way."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    """Block the signals: while llmux starts, each would end it in its own way."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
 
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Let them come, also those that waited, and what runs in here inherit no mask."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    """Unblock the signals, pending ones included; processes started in here inherit no mask."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     try:
         yield
     finally:

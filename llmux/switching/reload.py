@@ -16,7 +16,7 @@ from trio_util import RepeatedEvent
 
 from llmux.config import Config, ModelConfig, load_config
 from llmux.errors import ConfigError, ShuttingDown
-from llmux.observe.feed import Feed
+from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
 from llmux.observe.schemas import Reloaded
 from llmux.switching.switchboard import Switchboard
@@ -49,18 +49,18 @@ class Reloader:
         config: The one that is used now.
     """
 
-    def __init__(self, config: Config, board: Switchboard, feed: Feed | None = None) -> None:
+    def __init__(self, config: Config, board: Switchboard, events: Events | None = None) -> None:
         """Do nothing yet.
 
         Args:
             config: What is served.
             board: Its switchers.
-            feed: Who is told.
+            events: Told of each reload.
         """
         self.config = config
         self._started_with = config
         self._board = board
-        self._feed = feed or Feed()
+        self._events = events or Events()
         self._users: list[Callable[[Config], None]] = []
         self._model_users: list[Callable[[str, ModelConfig | None], None]] = []
         self._asked_for = 0  # times that somebody wanted the file to be read
@@ -149,9 +149,9 @@ class Reloader:
         return self._told(ok=False, mistakes=mistakes)
 
     def _told(self, **how: Any) -> Reloaded:
-        now = self._feed.clock.now()
+        now = self._events.clock.now()
         reloaded = Reloaded(at=now, models=list(self.config.models), **how)
-        self._feed.tell("reload", reloaded)
+        self._events.reloaded.tell(reloaded)
         return reloaded
 
     def apply(self, new: Config) -> list[str]:

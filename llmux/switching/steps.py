@@ -12,8 +12,8 @@ import trio
 
 from llmux.config import HookName
 from llmux.errors import HookError, NotAlive
+from llmux.observe.events import Drained, Events
 from llmux.observe.logs import get_logger
-from llmux.observe.metrics import Metrics
 from llmux.switching.draining import cut_sockets, log_slow_drain, wait_drained
 from llmux.switching.group import Group
 from llmux.switching.model import Model, Phase
@@ -91,7 +91,7 @@ class Steps:
     Args:
         hooks: Runs the hooks.
         group: Its settings say how long a drain may take; its measures learn how long it took.
-        metrics: Counts drains, too.
+        events: Told of drains.
         on_asleep: Called with each model that has been put to sleep.
     """
 
@@ -99,13 +99,13 @@ class Steps:
         self,
         hooks: Hooks,
         group: Group,
-        metrics: Metrics,
+        events: Events,
         *,
         on_asleep: Callable[[Model], object],
     ) -> None:
         self._hooks = hooks
         self._group = group
-        self._metrics = metrics
+        self._events = events
         self._on_asleep = on_asleep
         self._hook_must_end_by = math.inf
         self._is_closing = False
@@ -161,7 +161,7 @@ class Steps:
         drained_s = trio.current_time() - started_at
         if in_flight:
             self._group.measures.note_drained(model.name, in_flight, drained_s)
-        self._metrics.drain_duration.labels(model.name, target.name).observe(drained_s)
+        self._events.drained.tell(Drained(model.name, target.name, drained_s))
         return drained_s
 
     async def cut(self, model: Model) -> None:

@@ -12,9 +12,8 @@ from trio_util import periodic
 from llmux.config import Config, ModelConfig
 from llmux.errors import GroupNotFound, ModelNotFound
 from llmux.http.clients import NO_PLACE, Place
-from llmux.observe.feed import Feed
-from llmux.observe.journal import NO_JOURNAL, Journal
-from llmux.observe.metrics import Counts, Metrics, ModelGauges
+from llmux.observe.events import Events
+from llmux.observe.metrics import Counts, ModelGauges
 from llmux.observe.pauses import leave_out_pauses
 from llmux.observe.schemas import ModeChange, Pin
 from llmux.policy import Policy, load_policy
@@ -44,18 +43,14 @@ class Switchboard:
         self,
         config: Config,
         hooks: Hooks,
-        metrics: Metrics,
-        journal: Journal = NO_JOURNAL,
+        events: Events,
         *,
         record: AwakeRecord | None = None,
-        feed: Feed | None = None,
     ) -> None:
-        self._feed = feed or Feed()
         self._record = record or AwakeRecord(None)
         self._mode: Mode = "auto"
         self._hooks = hooks
-        self._metrics = metrics
-        self._journal = journal
+        self._events = events
         self._heard_since: HeardSince = lambda _model, _since: False
         self._on_sleep: Callable[[str], object] = lambda _model: None
         self._ports: dict[str, int | None] = {}
@@ -69,8 +64,6 @@ class Switchboard:
             self._add(config, model, policies[model.group])
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
-        metrics.watch_counts(self._counts)
-        self._feed.watch_counts(self._in_flight_and_queued)
 
     def __repr__(self) -> str:
         return f"<Switchboard {dict(self.groups)!r}>"
@@ -198,7 +191,7 @@ class Switchboard:
                     costs.setdefault(source or "idle", {}).update(known)
         return costs
 
-    def _counts(self) -> Counts:
+    def gauges(self) -> Counts:
         now = trio.current_time()
         return {
             name: ModelGauges(
@@ -212,7 +205,7 @@ class Switchboard:
             for name, model in switcher.models.items()
         }
 
-    def _in_flight_and_queued(self) -> dict[str, tuple[int, int]]:
+    def in_flight_and_queued(self) -> dict[str, tuple[int, int]]:
         return {name: (model.in_flight.count, model.queued) for name, model in self.models.items()}
 
     # ---- What operators may do ----
@@ -227,7 +220,7 @@ class Switchboard:
         self._mode = mode
         for switcher in self.groups.values():
             switcher.set_mode(mode)
-        self._feed.tell("mode", ModeChange(at=self._feed.clock.now(), mode=mode))
+        self._events.mode_changed.tell(ModeChange(at=self._events.clock.now(), mode=mode))
 
     async def force_switch(self, model: str) -> None:
         """Switch a model's group to it; see `Switcher.force_switch`."""
@@ -266,12 +259,10 @@ class Switchboard:
                 (),
                 self._hooks,
                 policy,
-                self._metrics,
+                self._events,
                 settings=config.policy,
                 queued_per_model=config.limits.queued_per_model,
-                journal_to=self._journal,
                 record=self._record,
-                feed=self._feed,
                 group=model.group,
                 idle_rules=idle_rules_of(config, model.group),
             )

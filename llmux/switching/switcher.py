@@ -56,10 +56,8 @@ import trio
 
 from llmux.config import PolicyConfig
 from llmux.errors import HookError, LlmuxError, NotReady, ShuttingDown, SwitcherDied
-from llmux.observe.feed import Feed
-from llmux.observe.journal import NO_JOURNAL, Journal
+from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
-from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import Pin, SwitchRecord
 from llmux.policy import Policy
 from llmux.switching.admission import Door
@@ -96,14 +94,12 @@ class Switcher:
         names: Iterable[str],
         hooks: Hooks,
         policy: Policy,
-        metrics: Metrics,
+        events: Events,
         *,
         settings: PolicyConfig,
         queued_per_model: int = 1000,
         traits: Mapping[str, Traits] | None = None,
-        journal_to: Journal = NO_JOURNAL,
         record: AwakeRecord | None = None,
-        feed: Feed | None = None,
         group: str = "default",
         idle_rules: IdleRules = NO_IDLE_RULES,
     ) -> None:
@@ -113,11 +109,11 @@ class Switcher:
         self.group, self.models, self.measures = group, state.models, state.measures
         self._hooks = hooks
         self._record = record or AwakeRecord(None)
-        self._chronicle = Chronicle(group, state.measures, metrics, journal_to, feed or Feed())
+        self._chronicle = Chronicle(group, state.measures, events)
         self._door = Door(state)
         self._members = Membership(state, self._record, self._chronicle)
         self._decider = Decider(state, policy)
-        self._steps = Steps(hooks, state, metrics, on_asleep=self._members.note_asleep)
+        self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
         self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down)
         wishes = Wishes(state, self._chronicle.pin)
         # The parts' own methods, under the names by which the rest of llmux calls them.

@@ -569,7 +569,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_up_a_stop(tmp_path: Pat
             feed.tell("long", long)
             (lane,) = site.service.traffic._watched
             await until(lambda: lane.sending_since is not None)
-            site.service.stop()
+            site.service.lifecycle.stop_admitting()
             await until(lambda: not feed._readers)
 
 
@@ -577,7 +577,7 @@ async def test_a_reader_that_takes_nothing_does_not_hold_up_a_stop(tmp_path: Pat
 async def test_streams_end_when_llmux_stops(site: Site, path: str) -> None:
     """They must not hold it up for as long as its grace."""
     async with site.client() as client, client.stream("GET", f"/control/{path}") as answer:
-        site.service.stop()
+        site.service.lifecycle.stop_admitting()
         with trio.fail_after(5):
             await answer.aread()
 

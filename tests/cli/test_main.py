@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from llmux import __version__
 from llmux.cli.main import config_table, main
 from llmux.config import load_config, parse_config
-from llmux.server.run import server_config
+from llmux.server.listening import server_config
 
 CONFIG = """
 port: 4000

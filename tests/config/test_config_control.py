@@ -9,7 +9,7 @@ import pytest
 
 from llmux.config import parse_config
 from llmux.errors import ConfigError
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
 from tests.fakes import FakeHooks
@@ -75,7 +75,7 @@ def test_a_socket_stands_in_the_configs_folder_unless_it_says_otherwise() -> Non
 
 def test_the_control_listener_needs_a_restart() -> None:
     old = config()
-    board = Switchboard(old, FakeHooks(), Metrics())
+    board = Switchboard(old, FakeHooks(), Events())
     reloader = Reloader(old, board)
     assert reloader.apply(config(control={"port": 3001})) == ["control"]
     assert reloader.apply(config(trusted_proxies=["10.0.0.0/8"])) == []

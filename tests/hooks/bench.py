@@ -26,6 +26,7 @@ from bench.processes import free_port
 from llmux.config import Config, HookName, load_config
 from llmux.errors import HookError
 from llmux.hooks.shell import ShellHooks
+from llmux.observe.events import Events
 from llmux.observe.metrics import Metrics
 from llmux.policy import load_policy
 from llmux.switching.model import Traits
@@ -235,7 +236,7 @@ class Bench:
             self.models,
             self.shell_hooks(),
             load_policy(self.config.policy),
-            Metrics(),
+            Events(),
             settings=self.config.policy,
             traits=traits,
         )

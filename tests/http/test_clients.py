@@ -16,7 +16,7 @@ from llmux.api.guard import check_local
 from llmux.config import parse_config
 from llmux.errors import Forbidden
 from llmux.http.clients import Tally, TrustedProxies, client_key
-from llmux.server.run import at_most, connection_shares
+from llmux.server.connection_limits import at_most, connection_shares
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, running_lane
 from tests.servers import ALL_FORMS, running_backends, running_llmux

@@ -299,7 +299,7 @@ async def test_a_stop_waits_for_no_first_message(lane: str, tmp_path: Path) -> N
         opened(site) as other,
     ):
         await other.say(TextMessage(data="begun", message_finished=False))
-        site.service.stop()
+        site.service.lifecycle.stop_admitting()
         assert (await client.error())[::2] == ("shutting_down", 1013)
         assert (await other.error())[::2] == ("shutting_down", 1013)
         assert site.backend.received == []

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from llmux.config import Limits, parse_config
 from llmux.errors import BackendBroke
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Bodies, Body
@@ -137,7 +138,7 @@ class Rig:
         )
         self.hooks = FakeHooks()
         self.metrics = Metrics()
-        self.board = Switchboard(config, self.hooks, self.metrics)
+        self.board = Switchboard(config, self.hooks, observed(self.metrics))
         self.proxy = ModelProxy(config, self.board, self.metrics)
 
     def counted(self, model: str, status: int, waited: bool) -> float | None:

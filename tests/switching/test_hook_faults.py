@@ -25,6 +25,7 @@ from llmux.config import HookName, HookTimeouts, ModelConfig, PolicyConfig
 from llmux.errors import HookError
 from llmux.hooks import log_file
 from llmux.hooks.shell import ShellHooks
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.policy import FifoPolicy
 from llmux.switching.model import Phase
@@ -58,7 +59,7 @@ class Site:
             configs, directory=folder, log_dir=folder / "logs", metrics=metrics, kill_after_s=0.2
         )
         policy = FifoPolicy(settings)
-        self.switcher = Switcher("ab", self.hooks, policy, metrics, settings=settings)
+        self.switcher = Switcher("ab", self.hooks, policy, observed(metrics), settings=settings)
 
     @property
     def ran(self) -> list[str]:

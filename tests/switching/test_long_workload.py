@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from llmux.config import Config, HookName, parse_config
 from llmux.errors import ConfigError, HookError, LlmuxError, StreamCut
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.policy import POLICIES
 from llmux.switching.model import SERVES
 from llmux.switching.reload import Reloader
@@ -141,7 +141,7 @@ class Workload:
         self.ports = dict.fromkeys(GROUPS, 1)
         self.names = "".join(GROUPS)
         config = config_of(self.names, "adaptive", self.ports)
-        self.board = Switchboard(config, self.gpus, Metrics())
+        self.board = Switchboard(config, self.gpus, Events())
         self.reloader = Reloader(config, self.board)
         self.ends: Counter[str] = Counter()
 

@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.config import Config, ModelConfig, parse_config
 from llmux.errors import ConfigError, LlmuxError
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
@@ -48,7 +48,7 @@ class Site:
     def __init__(self, models: dict[str, Any], **more: Any) -> None:
         config = config_of(models, **more)
         self.hooks = FakeHooks()
-        self.board = Switchboard(config, self.hooks, Metrics())
+        self.board = Switchboard(config, self.hooks, Events())
         self.reloader = Reloader(config, self.board)
         self.told: list[tuple[str, int | None]] = []
         self.reloader.tell(of_models=self._note)

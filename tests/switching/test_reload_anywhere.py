@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from llmux.config import Config, ModelConfig, parse_config
 from llmux.errors import ConfigError, LlmuxError, ModelNotFound, StreamCut
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.observe.schemas import Pin
 from llmux.switching.reload import Reloader
 from llmux.switching.steps import ModelHooks
@@ -76,7 +76,7 @@ class Site:
         self.rng = random.Random(seed)
         config = self.config({}, {})
         self.hooks = ConfigHooks(dict(config.models))
-        self.board = Switchboard(config, self.hooks, Metrics())
+        self.board = Switchboard(config, self.hooks, Events())
         self.reloader = Reloader(config, self.board)
         self.reloader.tell(of_models=self.hooks.use)
         self.ended = 0

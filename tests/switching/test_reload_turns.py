@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from llmux.config import Config, parse_config
 from llmux.errors import ConfigError, ShuttingDown
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.observe.schemas import Reloaded
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
@@ -41,7 +41,7 @@ class Disk:
         self.breaks: Exception | None = None
         monkeypatch.setattr("llmux.switching.reload.load_config", self._load)
         config = config_of(path)
-        self.reloader = Reloader(config, Switchboard(config, FakeHooks(), Metrics()))
+        self.reloader = Reloader(config, Switchboard(config, FakeHooks(), Events()))
         self.answers: list[Reloaded] = []
 
     def _load(self, path: Path) -> Config:
@@ -154,7 +154,7 @@ def test_a_policy_that_cannot_be_made_for_each_group_changes_nothing(
 ) -> None:
     models = {"a": MODEL, "b": MODEL | {"port": 2, "group": "second"}}
     before = config_of(tmp_path / "f", models=models)
-    board = Switchboard(before, FakeHooks(), Metrics())
+    board = Switchboard(before, FakeHooks(), Events())
     reloader = Reloader(before, board)
     told: list[Config] = []
     reloader.tell(told.append)

@@ -8,6 +8,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.config import Config, parse_config
 from llmux.errors import ManualMode, ModelNotFound, ShuttingDown
+from llmux.observe.events import Events
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.switching.switchboard import Switchboard
 from tests.fakes import FakeHooks
@@ -46,7 +48,8 @@ class TwoGpus(FakeHooks):
 
 async def test_what_it_tells(autojump_clock: MockClock) -> None:
     metrics = Metrics()
-    board = Switchboard(config(), TwoGpus(), metrics)
+    board = Switchboard(config(), TwoGpus(), observed(metrics))
+    metrics.watch_counts(board.gauges)
     assert board.registered_models == ["a", "b", "c"]
     assert board.is_registered("a")
     assert not board.is_registered("x")
@@ -84,7 +87,7 @@ async def test_what_it_tells(autojump_clock: MockClock) -> None:
 
 
 async def test_unknown_models() -> None:
-    board = Switchboard(config(), FakeHooks(), Metrics())
+    board = Switchboard(config(), FakeHooks(), Events())
     with pytest.raises(ModelNotFound):
         board.serving("x")
     with pytest.raises(ModelNotFound):
@@ -95,7 +98,7 @@ async def test_groups_switch_at_the_same_time(autojump_clock: MockClock) -> None
     hooks = TwoGpus()
     hooks.gpus["a"].seconds = {("a", "wake"): 10}
     hooks.gpus["c"].seconds = {("c", "wake"): 10}
-    board = Switchboard(config(), hooks, Metrics())
+    board = Switchboard(config(), hooks, Events())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         async with trio.open_nursery() as requests:

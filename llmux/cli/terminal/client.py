@@ -1,4 +1,4 @@
-"""The control API's client: asks, decodes, and turns whatever goes wrong into one clear line."""
+"""The control API's client: asks, decodes, and turns each failure into one clear line."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ class Client:
         return answer.content
 
     def get(self, path: str, kind: type[T], **query: Any) -> T:
-        """What a path says; raises Failed."""
+        """GET a path; raises Failed."""
         return self.decode(self.ask("GET", path, **query), kind)
 
     def decode(self, answer: bytes, kind: type[T]) -> T:
-        """What an answer says; unknown fields are a newer llmux's. Raises Failed."""
+        """Decode an answer; unknown fields are a newer llmux's. Raises Failed."""
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.ValidationError as error:
@@ -99,7 +99,7 @@ class Client:
 
     @contextmanager
     def stream(self, path: str, *, silent_s: float, **query: Any) -> Iterator[Iterator[bytes]]:
-        """A long answer, piece by piece as it comes.
+        """Yield a long answer piece by piece, as it arrives.
 
         Args:
             path: Below the URL, percent-encoded.
@@ -138,7 +138,7 @@ class Client:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What may go wrong on the way, as Failed."""
+        """Turn transport errors into Failed."""
         try:
             yield
         except httpx.ConnectTimeout:
@@ -154,6 +154,6 @@ class Client:
 
 
 def _reason(error: Exception) -> str:
-    """An error of the system's or of TLS, without numbers and source lines."""
+    """Word an error of the system or of TLS, without numbers and source lines."""
     text = re.sub(r"^\[(Errno -?\d+|SSL: \w+)\] | \(_ssl\.c:\d+\)$", "", str(error))
     return text or type(error).__name__

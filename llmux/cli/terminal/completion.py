@@ -1,4 +1,4 @@
-"""Completion in shells: click's own, with the names that the llmux that runs knows."""
+"""Shell completion: click's own, with the names that the running llmux knows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmux.config.files import decode
 from llmux.errors import ConfigError
 
 PATIENCE_S = 1.0
-"""How long somebody who has pressed Tab waits for a llmux."""
+"""Longest wait for a running llmux after Tab."""
 
 
 INSTALLING = """\b
@@ -25,7 +25,7 @@ fish: llmux completion fish > ~/.config/fish/completions/llmux.fish"""
 
 
 class WholeWords(BashComplete):
-    """Bash's completion for words with colons, which Bash takes apart: `llama3:8b`.
+    """Bash completion for words with colons, which Bash splits: `llama3:8b`.
 
     The words are taken from the line instead, and the part of a name up to its last colon, which
     Bash keeps as it is, is taken off what it gets.
@@ -54,7 +54,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def source(self) -> str:
-        """The script; which Bash is installed here is not looked at."""
+        """Return the script, whatever Bash is installed here."""
         return ShellComplete.source(self)
 
 
@@ -72,7 +72,7 @@ def completion_command(context: click.Context, /, shell: str) -> None:
 
 
 def complete_models(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
-    """The models' names that begin so: the running llmux's, else the config's."""
+    """Complete model names: the running llmux's, else the config's."""
     found = _ask(context, "/control/status") or _configured(context)
     models = found.get("models")
     names = []
@@ -83,14 +83,14 @@ def complete_models(context: click.Context, _parameter: click.Parameter, begun: 
 
 
 def complete_requests(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
-    """The ids of requests that begin so."""
+    """Complete ids of requests."""
     found = _ask(context, "/control/requests") or {"requests": ()}
     ids = [request["id"] for request in found["requests"]]
     return [text for text in ids if text.startswith(begun)]
 
 
 def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
-    """What llmux says; None if it does not, or not soon."""
+    """GET a path; None if llmux does not answer soon."""
     from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
 
     try:
@@ -101,7 +101,7 @@ def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
 
 
 def _configured(context: click.Context) -> dict[Any, Any]:
-    """The config as its file has it, mistakes and all; nothing, where there is none."""
+    """Return the raw config file, unchecked; empty if there is none."""
     try:
         found = decode(config_of(context) or default_config_path(os.environ))
     except ConfigError:

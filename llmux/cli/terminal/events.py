@@ -1,4 +1,4 @@
-"""Server-sent events, as they come from a stream of bytes."""
+"""Parse server-sent events from a stream of bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Event(NamedTuple):
 
 
 def read_events(pieces: Iterable[bytes]) -> Iterator[Event]:
-    """The events of a stream; comments and an event that is cut off are none.
+    """Yield the events of a stream, without comments and an unfinished last event.
 
     Only line feeds end lines: JSON may hold other characters that Unicode takes for line ends.
     """

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 EXIT_READER_LEFT = 141
-"""Whoever read the output has left, as `head` does: 128 + SIGPIPE."""
+"""Exit code when the reader of the output has gone, as `head` does: 128 + SIGPIPE."""
 
 
 class Failed(click.ClickException):
-    """llmux has said no, or what it was told to do has failed.
+    """llmux refused an order, or the order failed.
 
     `llmux serve` ends with 0 to 4; 2 is a mistake in the command line, everywhere.
 
@@ -29,7 +29,7 @@ class Failed(click.ClickException):
 
 
 class NoAnswer(Failed):
-    """Nobody there, TLS, a timeout, a connection that broke, or an answer that is not llmux's."""
+    """No usable answer: no listener, TLS, a timeout, a broken connection, a foreign answer."""
 
     exit_code = 5
 
@@ -41,5 +41,5 @@ class KeyRefused(Failed):
 
 
 def shown(text: str) -> str:
-    """A text from elsewhere that can steer no terminal; its lines are kept."""
+    """Remove terminal control codes from a text, but keep its lines."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""What llmux is doing, kept up to date by its events."""
+"""The state of a llmux, kept up to date by its events."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ KINDS: dict[str, type[Any]] = {
     "mode": ModeChange,
     "pin": PinChange,
 }
-"""The events that change the picture."""
+"""Events that change the picture."""
 
 
 class Picture:
-    """All that is shown, as of the last event.
+    """The shown state, as of the last event.
 
     Attributes:
         status: Of groups and models; None before the first event.
@@ -70,7 +70,7 @@ class Picture:
         return self._clock() + self._offset_s
 
     def apply(self, name: str, data: bytes) -> None:
-        """Take an event in; unknown ones are a newer llmux's.
+        """Apply an event; unknown ones are a newer llmux's.
 
         Raises:
             msgspec.MsgspecError: It is not what it should be.
@@ -107,7 +107,7 @@ class Picture:
                 self.status = replace(self.status, mode=news.mode)
 
     def set_status(self, status: Status) -> None:
-        """Start again from here, unless events have said more since.
+        """Replace the state with a status, unless events are newer.
 
         What another start of llmux was doing is gone.
         """
@@ -121,11 +121,11 @@ class Picture:
         self._offset_s = status.at - self._clock()
 
     def set_requests(self, found: RequestList) -> None:
-        """These are served now, and no others."""
+        """Replace the list of requests."""
         self._requests = {request.id: (found.at, request) for request in found.requests}
 
     def requests_now(self) -> list[RequestInfo]:
-        """The requests that are being served, oldest first; those that wait go on waiting."""
+        """The requests in progress, oldest first, with waiting times up to now."""
         now = self.now
         return [
             replace(request, waited_secs=request.waited_secs + now - at)
@@ -135,11 +135,11 @@ class Picture:
         ]
 
     def set_history(self, history: History) -> None:
-        """What was before the first event."""
+        """Load the history before the first event."""
         self._note_switches(history.switches)
 
     def sample(self) -> None:
-        """Note how many wait; to be called once a second."""
+        """Record the queue lengths; to be called once a second."""
         models = self.status.models if self.status else {}
         self.queues = {name: self.queues.get(name, deque(maxlen=KEPT_SAMPLES)) for name in models}
         for name, model in models.items():

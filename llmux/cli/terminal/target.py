@@ -1,4 +1,4 @@
-"""Which llmux is meant, and with which key."""
+"""Find the llmux that a command is for, and the key to send."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from llmux.errors import ConfigError
 DEFAULT_URL = "http://127.0.0.1:3000"
 
 UNIX = "unix:"
-"""How a URL begins that is the path of a Unix socket."""
+"""Prefix of a URL that is the path of a Unix socket."""
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound
-"""Where one reaches, on the same machine, what listens on every address."""
+"""Addresses that reach, on the same machine, a listener on every address."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A llmux.
+    """The llmux that a command is for.
 
     Attributes:
         url: Where it is, without a slash at its end; or `unix:` and the path of a socket.
@@ -39,14 +39,14 @@ class Target:
 
 
 def config_of(context: click.Context) -> Path | None:
-    """The config that the command line names, before the command or behind it."""
+    """Return the config that the command line names, before the command or after it."""
     options = {"config": context.params.get("config")}
     path: Path | None = with_options_before(context, options)["config"]
     return path
 
 
 def target_of(context: click.Context) -> Target:
-    """The llmux that a command's options mean; raises click.UsageError."""
+    """Resolve a command's options; raises click.UsageError."""
     options = context.params
     return Target(
         find_url(options.get("url"), config_of(context), os.environ),
@@ -98,7 +98,7 @@ def _checked_url(text: str) -> str:
 
 
 def _url_by_config(path: Path) -> str:
-    """Where a llmux with this config listens.
+    """Return the URL at which a llmux with this config listens.
 
     Only what is needed is looked at: whatever else is wrong with a file that is being edited, or
     read by somebody who may not read the keys' files, the llmux that runs can be steered.
@@ -136,7 +136,7 @@ def find_key(given: str | None, file: Path | None, environ: Mapping[str, str]) -
 
 
 def _read_key(file: Path) -> str:
-    """The first key of a file that may serve as `control_keys: [{file: ...}]`, too."""
+    """Read the first key of a file, which may also serve as `control_keys: [{file: ...}]`."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:  # it would show what it has met

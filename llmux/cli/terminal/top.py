@@ -28,10 +28,10 @@ from llmux.cli.terminal.picture import Picture
 from llmux.observe.schemas import History, Message, RequestList, Status
 
 FRAME_S = 0.25
-"""How often is drawn; keys are heeded at once."""
+"""Interval between frames; keys take effect at once."""
 
 SILENCE_S = 40.0
-"""llmux sends a comment every 15 s; after so long the connection is taken for dead."""
+"""Silence after which the connection is dead; llmux sends a comment every 15 s."""
 
 RETRY_S = 1.0
 POLL_S = 2.0
@@ -100,7 +100,7 @@ class Feed:
             threading.Thread(target=work, daemon=True).start()
 
     def _follow(self) -> None:
-        """Follow the events for ever, and connect again whenever they end."""
+        """Follow the events, and connect again whenever they end."""
         client = self._connect()
         while True:
             try:
@@ -140,7 +140,7 @@ class Feed:
 
 
 class Orders:
-    """Orders, given one after the other by a thread of their own, since some take minutes.
+    """Sends orders one by one from a thread of its own, since some take minutes.
 
     Attributes:
         said: What has become of the last one.
@@ -153,7 +153,7 @@ class Orders:
         self._thread: threading.Thread | None = None
 
     def give(self, what: str, path: str, body: object) -> None:
-        """Have an order given."""
+        """Queue an order."""
         self._waiting.put((what, path, body))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
@@ -171,7 +171,7 @@ class Orders:
 
 
 class Screen:
-    """What is drawn, and what keys do.
+    """Draws the screen and acts on keys.
 
     Attributes:
         is_over: Whether q was pressed.
@@ -202,7 +202,7 @@ class Screen:
                 self._asked = None if status is None else self._order(status, key)
 
     def _order(self, status: Status, key: str) -> tuple[str, str, object] | None:
-        """What a key stands for: in words, the path, the body."""
+        """Return the order of a key: in words, its path, its body."""
         if key == "m":
             mode = "manual" if status.mode == "auto" else "auto"
             return f"{mode} mode", "/control/mode", {"mode": mode}
@@ -223,7 +223,7 @@ class Screen:
         return names[self._chosen] if names else None
 
     def draw(self, width: int, height: int) -> RenderableType:
-        """All that fits into so many columns and lines."""
+        """Draw what fits into the given columns and lines."""
         with self._feed.lock:
             picture = self._feed.picture
             if time.monotonic() >= self._sampled + 1.0:
@@ -267,7 +267,7 @@ class Screen:
 
 
 def _cut(line: Text) -> Text:
-    """The same, on one line."""
+    """Cut a text at the end of its line."""
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 
@@ -277,7 +277,7 @@ def _cut(line: Text) -> Text:
 
 @contextmanager
 def _keys_at_once() -> Iterator[None]:
-    """Keys come one by one and are not echoed; Ctrl-Z is none, for it would leave a mess."""
+    """Read keys one by one, without echo; Ctrl-Z is off, for it would leave a mess."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
@@ -292,7 +292,7 @@ def _keys_at_once() -> Iterator[None]:
 
 @contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """Who ends this process, by Ctrl-C or from outside, gets the terminal back in order.
+    """Restore the terminal when the process is ended, by Ctrl-C or by a signal.
 
     What is being drawn is drawn to its end: an exception in the midst of it would leave the rest.
     A second signal does not wait for that.
@@ -314,7 +314,7 @@ def _signals_noted() -> Iterator[list[int]]:
 
 
 def _read_keys(seconds: float) -> Iterator[str]:
-    """The keys that were pressed, after so long at most."""
+    """Return the keys pressed, after a wait with a limit."""
     descriptor = sys.stdin.fileno()
     if not select.select([descriptor], [], [], seconds)[0]:
         return

@@ -1,4 +1,4 @@
-"""What llmux says, drawn for people: it reads well at 80 columns, without colours, in pipes."""
+"""Tables and texts for people: readable at 80 columns, without colours, in pipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmux.observe.schemas import (
 )
 
 UNCUT = 10_000
-"""Columns of what is no terminal: programs that read it want whole names."""
+"""Width where the output is no terminal: programs that read it want whole names."""
 
 STYLES = {
     "awake": "green", "active": "green", "success": "green", "answering": "green",
@@ -33,13 +33,13 @@ STYLES = {
 }  # fmt: skip
 
 LEAST_WIDTH = 8
-"""Of a column whose words may be cut."""
+"""Smallest width of a column whose words may be cut."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def console(file: TextIO | None = None) -> Console:
-    """Where things are drawn; a pipe gets neither colours nor line breaks."""
+    """The console to draw on; a pipe gets neither colours nor line breaks."""
     file = sys.stdout if file is None else file
     reconfigure = getattr(file, "reconfigure", None)
     if reconfigure is not None:
@@ -52,7 +52,7 @@ def console(file: TextIO | None = None) -> Console:
 
 
 def word(text: str | None, style: str = "") -> Text:
-    """A text from llmux that is cut where there is no room; neither markup nor control codes."""
+    """A text from llmux without markup and control codes, cut where there is no room."""
     return Text(_line(text or "-"), style, no_wrap=True, overflow="ellipsis")
 
 
@@ -111,11 +111,11 @@ class Grid:
         self._rows: list[tuple[list[Text], str]] = []
 
     def add_row(self, *cells: Text, style: str = "") -> None:
-        """Put a line below the others."""
+        """Append a row."""
         self._rows.append((list(cells), style))
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it, into as many columns of a terminal as there are."""
+        """Draw the table, as wide as the terminal."""
         shown_ones = list(range(len(self._columns)))
         optional = [i for i in shown_ones if "?" in self._columns[i][1]]
         while optional and self._least_width(shown_ones) > options.max_width:
@@ -147,7 +147,7 @@ class Grid:
 
 
 def head_line(status: Status, url: str, now: float) -> Text:
-    """Which llmux this is, and how it switches."""
+    """Show llmux's version, state, mode and policy."""
     line = Text.assemble(("llmux", "bold"), f" {shown(status.version)} at {url}")
     line.append(f", up {span(now - status.started)}, policy {shown(status.policy)}, mode ")
     return line.append(status.mode, "bold yellow" if status.mode == "manual" else "")
@@ -253,7 +253,7 @@ def _in_flight(model: ModelStatus) -> str:
 
 
 def remark_lines(status: Status, now: float) -> list[Text]:
-    """Why the switches that run were begun, and what went wrong with models."""
+    """Show the reasons of running switches, and errors of models."""
     lines = [
         Text(_line(f"{name}: switch {group.switch.id}, {why(group.switch)}"))
         for name, group in status.groups.items()
@@ -268,7 +268,7 @@ def remark_lines(status: Status, now: float) -> list[Text]:
 
 
 def why(switch: SwitchRecord) -> str:
-    """Which rule has decided on a switch, and why."""
+    """Show the rule behind a switch, and its reason."""
     rule = switch.rule or "no rule"
     request = f", request {switch.request}" if switch.request else ""
     return f"{rule}: {switch.reason or 'no reason given'}{request}"
@@ -320,7 +320,7 @@ def requests_table(requests: Iterable[RequestInfo], now: float) -> Grid:
 
 
 def show_requests(found: RequestList) -> RenderableType:
-    """The requests that are being served, and how many are not shown."""
+    """Show the requests in progress, and how many are left out."""
     if not found.total:
         return Text("no requests")
     more = found.total - len(found.requests)

@@ -1,4 +1,4 @@
-"""How Hypercorn's connections end when their clients take nothing: at all, and in time.
+"""Close Hypercorn's connections in time when their clients read nothing.
 
 Hypercorn itself waits for ever for a client to take what it sends, and in asyncio also for what is
 left of it when it closes a connection.
@@ -21,11 +21,11 @@ from llmux.server.hypercorn_side.rules import RULES
 from llmux.server.hypercorn_side.sockets import notice_death
 
 SENT_BYTES = 65536
-"""The client has the stall limit for each such part."""
+"""Bytes for which a client has one stall limit."""
 
 
 class EndingTrioServer(TrioServer):
-    """Closes a connection whose client takes nothing, whatever it is used for."""
+    """Closes a connection whose client reads nothing, whatever protocol it carries."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -34,7 +34,7 @@ class EndingTrioServer(TrioServer):
         notice_death(self)
 
     async def protocol_send(self, event: Event) -> None:
-        """Send, and close the connection when that takes too long."""
+        """Send, and close the connection if the client reads nothing for the stall limit."""
         if isinstance(event, RawData):
             await self._send_in_turn(event.data)
         elif not isinstance(event, Updated):
@@ -87,7 +87,7 @@ class EndingTrioServer(TrioServer):
 
 
 class EndingAsyncioServer(AsyncioServer):
-    """The same in asyncio, where a closed connection stays until its client has taken the rest."""
+    """The same in asyncio, where a closed connection stays until its client has read the rest."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -102,7 +102,7 @@ class EndingAsyncioServer(AsyncioServer):
             await super().run()
 
     async def protocol_send(self, event: Event) -> None:
-        """Send, and close the connection when that takes too long."""
+        """Send, and close the connection if the client reads nothing for the stall limit."""
         if isinstance(event, RawData):
             await self._send(event.data)
         elif not isinstance(event, Updated):
@@ -143,7 +143,6 @@ class EndingAsyncioServer(AsyncioServer):
 
     @property
     def _taken_bytes(self) -> int:
-        """How much the kernel has taken."""
         return self._written_bytes - self.writer.transport.get_write_buffer_size()
 
     async def _close(self) -> None:
@@ -164,7 +163,7 @@ class EndingAsyncioServer(AsyncioServer):
 
 
 class BoundedBuffer(h2_protocol.StreamBuffer):
-    """What a stream's client has no window for yet.
+    """The bytes of a stream that its client has no window for yet.
 
     Hypercorn's own goes on taking more as soon as little of it could be sent, so that all of an
     answer was kept for a client that opens no window, and no stall was seen.
@@ -181,7 +180,7 @@ class BoundedBuffer(h2_protocol.StreamBuffer):
             await self._paused.wait()
 
     async def pop(self, max_length: int) -> bytes:
-        """Give away some."""
+        """Take out up to `max_length` bytes."""
         length = min(len(self.buffer), max_length)
         data = bytes(self.buffer[:length])
         del self.buffer[:length]

@@ -1,4 +1,4 @@
-"""What the frames of a client may cost, of HTTP/2 and of a WebSocket; pure."""
+"""Budgets for a client's frames, of HTTP/2 and of WebSockets; pure functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STREAM_COST = 5
 """Of a request, and of taking it back: each makes or ends tasks."""
 
 BURST = 1000
-"""What may be spent at once."""
+"""Budget for a burst."""
 
 REFILL_PER_S = 200.0
 """What comes back by itself. (Envoy stops at 10,000 control frames that wait to be sent; nginx
@@ -39,7 +39,7 @@ ANSWER_EARNS = 2 * STREAM_COST
 
 
 class FrameCutter:
-    """Cuts what is received behind every few frames, and says what they cost."""
+    """Cuts received bytes behind every few frames, and prices them."""
 
     def __init__(self, most_frames: int) -> None:
         """Begin before the preface.
@@ -52,7 +52,7 @@ class FrameCutter:
         self._rest = b""
 
     def cut(self, data: bytes) -> Iterator[tuple[bytes, int]]:
-        """Some bytes, and the cost of the frames that begin in them."""
+        """Yield pieces of the bytes, each with the cost of the frames that begin in it."""
         data = self._rest + data
         start, at = 0, self._left
         frames = cost = 0
@@ -79,7 +79,7 @@ def _cost(kind: int, length: int) -> int:
 
 
 class Budget:
-    """What a client may still spend."""
+    """A token bucket: the frames that a client may still send."""
 
     def __init__(self, now: float, most: float = BURST, refill_per_s: float = REFILL_PER_S) -> None:
         """Have all of it.
@@ -101,5 +101,4 @@ class Budget:
         return self._left >= 0
 
     def earn(self, amount: float) -> None:
-        """Have more to spend."""
         self._left = min(self._most, self._left + amount)

@@ -1,4 +1,4 @@
-"""What an app is told of its connection: in order, bounded, and dropped once the app has ended.
+"""The queue of messages for an app: in order, bounded, and dropped once the app has ended.
 
 Hypercorn waits for room in a queue that nothing reads any more. The task that waits is the one that
 reads the connection: it hears nothing else from then on, not even that its client has left.
@@ -31,28 +31,28 @@ AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 log = get_logger(__name__)
 
 LAST = frozenset({"http.disconnect", "websocket.disconnect"})
-"""What ends a request waits for nothing."""
+"""Messages that end a request; they are queued even when there is no room."""
 
 MOST_BYTES = 65536
-"""Messages of a WebSocket that wait: so many bytes, and one that may be larger."""
+"""Bytes of queued WebSocket messages, beside one message that may be larger."""
 
 NO_THREADS = (None, None)
-"""What Hypercorn has for apps of WSGI."""
+"""Arguments that Hypercorn needs for WSGI apps only."""
 
 
 class Inbox:
-    """The messages for one call of an app.
+    """The queue of messages for one call of an app.
 
-    Those of a WebSocket count as memory that is held until the app asks for the next one: by then
-    it has passed them on.
+    A WebSocket message counts as held memory until the app asks for the next one: by then it has
+    passed it on.
     """
 
     def __init__(self, most: int, event_class: type[Event]) -> None:
-        """Begin empty.
+        """Make an empty queue.
 
         Args:
-            most: How many messages are kept; then `put` waits.
-            event_class: Events of the loop that it is used in.
+            most: Messages that are queued before `put` waits.
+            event_class: Hypercorn's event class for the loop in use.
         """
         self._messages: deque[tuple[ASGIReceiveEvent, int]] = deque()
         self._bytes = 0  # in these
@@ -64,7 +64,7 @@ class Inbox:
         self._is_closed = False
 
     async def put(self, message: ASGIReceiveEvent) -> None:
-        """Add a message; returns once there was room, or when the app has ended."""
+        """Queue a message; returns once there is room, or the app has ended."""
         length = _length(message)
         self._count(length)
         try:
@@ -80,7 +80,6 @@ class Inbox:
             self._count(-length)
 
     async def get(self) -> ASGIReceiveEvent:
-        """The next message."""
         self._forget_taken()
         while not self._messages:
             await _wait_again(self._has_some)
@@ -90,7 +89,7 @@ class Inbox:
         return message
 
     async def close(self) -> None:
-        """The app has ended: what comes is for nobody."""
+        """Drop all messages, present and future: the app has ended."""
         self._is_closed = True
         self._forget_taken()
         self._count(-self._bytes)
@@ -111,7 +110,7 @@ class Inbox:
             self._bodies.held_bytes += by
 
     def closed_after(self, app: AppWrapper) -> AppWrapper:
-        """The app, after which this is closed."""
+        """Wrap the app so that this is closed when it ends."""
 
         async def serve(*args: Any) -> None:
             try:
@@ -123,23 +122,23 @@ class Inbox:
 
 
 def _length(message: ASGIReceiveEvent) -> int:
-    """Bytes of a WebSocket's message; those of other messages are counted where they are taken."""
+    """Size of a WebSocket message; bodies of requests are counted where they are read."""
     if message["type"] != "websocket.receive":
         return 0
     return len(message.get("bytes") or b"") + len(message.get("text") or "")
 
 
 async def _wait_again(event: Event) -> None:
-    """Wait until an event is set once more. One that is waited for is not replaced."""
+    """Clear an event and wait until it is set again."""
     if event.is_set():
         await event.clear()
     await event.wait()
 
 
 def ending_quietly(send: AppSend) -> AppSend:
-    """What an app sends with; what Hypercorn does once it has ended (None) raises nothing.
+    """Wrap an app's `send` so that Hypercorn's clean-up after the app (None) cannot raise.
 
-    In Trio that would end the server, with everybody's requests.
+    In Trio an exception there would end the server, with everybody's requests.
     """
 
     async def say(message: ASGISendEvent | None) -> None:
@@ -159,15 +158,15 @@ class InboxTrioGroup(TrioTaskGroup):
     async def __aexit__(self, *error: Any) -> None:
         nursery = self._nursery
         await super().__aexit__(*error)
-        self._nursery = nursery  # closed: who still wants something of it gets a RuntimeError
+        self._nursery = nursery  # closed: later spawns raise RuntimeError, not AttributeError
 
     def spawn(self, func: Callable[..., Any], *args: Any) -> None:
-        """Begin a task, unless the connection has ended."""
+        """Start a task, unless the connection has ended."""
         with suppress(RuntimeError):
             super().spawn(func, *args)
 
     async def spawn_app(self, app: AppWrapper, config: Config, scope: Scope, send: AppSend) -> Put:
-        """Call the app; returns what gives it messages."""
+        """Start the app, and return the function that sends it messages."""
         inbox = Inbox(config.max_app_queue_size, TrioEvent)
         self.spawn(
             handle_in_trio,
@@ -182,10 +181,9 @@ class InboxTrioGroup(TrioTaskGroup):
 
 
 class ClosingTasks(asyncio.TaskGroup):
-    """Closes what it does not take any more; Python would say that it was never awaited."""
+    """Closes coroutines that it refuses: Python would warn that they were never awaited."""
 
     def create_task(self, coro: Any, **settings: Any) -> Any:
-        """As in asyncio; raises RuntimeError once the group has ended."""
         try:
             return super().create_task(coro, **settings)
         except RuntimeError:
@@ -194,14 +192,14 @@ class ClosingTasks(asyncio.TaskGroup):
 
 
 class InboxAsyncioGroup(AsyncioTaskGroup):
-    """The same in asyncio."""
+    """The tasks of one connection, in asyncio."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._task_group = ClosingTasks()
 
     async def spawn_app(self, app: AppWrapper, config: Config, scope: Scope, send: AppSend) -> Put:
-        """Call the app; returns what gives it messages."""
+        """Start the app, and return the function that sends it messages."""
         inbox = Inbox(config.max_app_queue_size, AsyncioEvent)
         self.spawn(
             handle_in_asyncio, inbox.closed_after(app), config, scope, inbox.get, send, *NO_THREADS
@@ -209,6 +207,6 @@ class InboxAsyncioGroup(AsyncioTaskGroup):
         return inbox.put
 
     def spawn(self, func: Callable[..., Any], *args: Any) -> None:
-        """Begin a task, unless the connection has ended."""
+        """Start a task, unless the connection has ended."""
         with suppress(RuntimeError):
             super().spawn(func, *args)

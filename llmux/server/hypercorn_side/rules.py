@@ -1,4 +1,4 @@
-"""What Hypercorn's connections are held to; in one place for the process, since it makes them."""
+"""Limits for Hypercorn's connections: one set for the process, since Hypercorn makes them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from llmux.config import Config
 from llmux.proxy.held import Bodies
 
 LINGER_S = 2.0
-"""How long a client that was refused may go on sending: closing on unread data loses the answer."""
+"""Time for a refused client to finish sending: closing on unread data would lose the answer."""
 
 YIELD_EVENTS = 64
-"""After so many frames of one client, others get their turn."""
+"""Frames of one client that are handled before other tasks get their turn."""
 
 
 @dataclass
 class Rules:
-    """The rules.
+    """Limits of a connection.
 
     Attributes:
-        http2: Whether HTTP/2 is spoken.
-        most_fields: How many header fields a request may have.
+        http2: True if HTTP/2 is offered.
+        most_fields: Header fields of a request, at most.
         stall_s: Seconds without a byte taken after which a client is cut.
         dead_peer_s: Seconds without an answer after which a client's host counts as gone.
-        bodies: Where messages of WebSockets are counted; None: nowhere.
+        bodies: Counts the memory of WebSocket messages; None: not counted.
     """
 
     http2: bool = False
@@ -36,11 +36,11 @@ class Rules:
 
 
 RULES = Rules()
-"""Those in force: under `hypercorn llmux.app:app` nothing of ours makes the connections."""
+"""The limits in force. Global, since under `hypercorn llmux.app:app` llmux makes no connections."""
 
 
 def use_rules(config: Config) -> None:
-    """Hold all connections from now on to what this says."""
+    """Apply a config's limits to all connections from now on."""
     RULES.http2 = config.http2
     RULES.most_fields = config.limits.header_fields
     RULES.stall_s = config.limits.client_stall_secs

@@ -1,4 +1,4 @@
-"""What Hypercorn does with sockets, where that goes wrong."""
+"""Corrections to how Hypercorn uses sockets: sending, half-closing, and noticing departures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Sending:
         self._server: Any = getattr(send, "__self__", None)
 
     async def __call__(self, event: Event) -> None:
-        """Send; or be told that the connection is closed."""
+        """Send, or tell the protocol that the connection is closed."""
         try:
             await self._send(event)
         except trio.BusyResourceError:
             await self._server.protocol.handle(Closed())
 
     async def end(self) -> None:
-        """Send no more, where the kind of socket has a way to say so (TLS has none)."""
+        """Half-close the connection where the transport can (TLS cannot)."""
         with suppress(Exception):
             if (stream := getattr(self._server, "stream", None)) is not None:
                 await stream.send_eof()
@@ -43,9 +43,9 @@ class Sending:
                 writer.write_eof()
 
     def has_left(self) -> bool:
-        """Whether the client has closed its side, also behind what was not read yet.
+        """Return whether the client has closed its side, even behind bytes that are still unread.
 
-        False where that cannot be told: only Linux has a way to.
+        False where that cannot be known: only Linux can tell.
         """
         found = socket_of(self._server)
         if found is None or not hasattr(select, "POLLRDHUP"):
@@ -58,7 +58,7 @@ class Sending:
 
 
 def notice_death(server: Any) -> None:
-    """Have the kernel notice when the client of a connection is gone without a word.
+    """Have the kernel notice when the client's host is gone without closing.
 
     Args:
         server: Hypercorn's `TCPServer`, of Trio or asyncio.
@@ -69,7 +69,7 @@ def notice_death(server: Any) -> None:
 
 
 def socket_of(server: Any) -> Any:
-    """The socket of a connection's `TCPServer`; None if it has none, as in tests."""
+    """Return the socket of a connection's `TCPServer`, or None without one, as in tests."""
     if (stream := getattr(server, "stream", None)) is not None:
         stream = getattr(stream, "transport_stream", stream)  # TLS
         return getattr(stream, "socket", None)
@@ -79,12 +79,12 @@ def socket_of(server: Any) -> Any:
 
 
 def has_room(task_group: Any) -> bool:
-    """Whether a task can still begin: once asyncio has cancelled a group, that is an error."""
+    """Return whether a task can still start: in a group that asyncio has cancelled, that raises."""
     return not getattr(getattr(task_group, "_task_group", None), "_aborting", False)
 
 
 class ReadAhead:
-    """A stream some of whose bytes have been read; what Hypercorn needs of one, no more."""
+    """A stream with bytes read ahead; it has only what Hypercorn needs of a stream."""
 
     def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
         self._stream = stream
@@ -95,7 +95,6 @@ class ReadAhead:
         self.aclose = stream.aclose
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What was read ahead first, then what comes."""
         if self._data:
             data, self._data = self._data, b""
             await trio.lowlevel.checkpoint()

@@ -20,12 +20,12 @@ class StreamErrorConnection(H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        """How many are open, or seem to be: h2 only asks whether there is room for one more."""
+        """Open streams, capped below the limit: h2 only asks whether there is room for one more."""
         return min(super().open_inbound_streams, self.local_settings.max_concurrent_streams - 1)
 
     @property
     def has_too_many(self) -> bool:
-        """Whether more streams are open than there may be."""
+        """True if more streams are open than the limit allows."""
         return super().open_inbound_streams > self.local_settings.max_concurrent_streams
 
     def _receive_frame(self, frame: Frame) -> list[Event]:
@@ -34,7 +34,7 @@ class StreamErrorConnection(H2Connection):
         except ProtocolError as error:
             if not _is_of_stream(frame, error):
                 raise
-        if isinstance(frame, DataFrame):  # what is not read counts as read
+        if isinstance(frame, DataFrame):  # unread data counts as read, or the window would fill
             self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
         self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
         reset = StreamReset(stream_id=frame.stream_id)
@@ -43,7 +43,7 @@ class StreamErrorConnection(H2Connection):
 
 
 def _is_of_stream(frame: Frame, error: ProtocolError) -> bool:
-    """Whether h2 has read the frame to its end, and finds wrong what it says."""
+    """Return whether h2 could decode the frame and objects to its content only."""
     if isinstance(error, InvalidBodyLengthError):
         return True
     # Not what names another stream, nor headers that cannot be decoded: behind those, none can be.

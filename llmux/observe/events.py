@@ -1,0 +1,121 @@
+"""The one seam for telling: typed events, handed to everybody who listens.
+
+    switching, reloads ──▶ Events ──▶ log, metrics, feed, journal, traces
+
+Code that does something tells of it here and knows nothing of the listeners; a new metric, say, is
+one more listener. Listeners are called at once, in the order in which they came, by the task that
+tells: they must neither wait nor raise. Each kind of event has a channel of its own, so that
+telling is one loop over the few that want that kind, and costs nothing where nobody does.
+
+Counts that change with every request are not told but looked up, by those who want them
+(`Metrics.watch_counts`, `Feed.watch_counts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from llmux.observe.clock import WallClock
+from llmux.observe.schemas import (
+    ModeChange,
+    ModelState,
+    PinChange,
+    Reloaded,
+    SwitchRecord,
+    SwitchResult,
+)
+
+E = TypeVar("E")
+
+
+class Channel(Generic[E]):
+    """Hands events of one kind to its listeners."""
+
+    __slots__ = ("_listeners",)
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[E], object]] = []
+
+    def listen(self, listener: Callable[[E], object]) -> None:
+        """Call this with each event from now on."""
+        self._listeners.append(listener)
+
+    def tell(self, event: E) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChanged:
+    """A model has entered another phase.
+
+    Attributes:
+        at: Trio's time.
+        model: Its name.
+        state: The phase that it is in now.
+        left: The phase that it was in.
+        stayed_s: Seconds that it was in that.
+    """
+
+    at: float
+    model: str
+    state: ModelState
+    left: ModelState
+    stayed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """A model that a switch leaves has finished its requests.
+
+    Attributes:
+        source: The model.
+        target: The model that is to be woken.
+        took_s: How long the drain took, in seconds.
+    """
+
+    source: str
+    target: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchEnded:
+    """A switch has ended, in whatever way.
+
+    Attributes:
+        record: As the control API shows it: Unix times, rounded.
+        result: How it ended; the record has the same.
+        started_at, ended_at: Trio's times.
+        drain_s: Of the whole, seconds until the last request of the source had ended.
+        hooks_s: Of the whole, run time of hooks.
+        cost_s: The new estimate of what a switch of this pair costs; None unless it succeeded.
+    """
+
+    record: SwitchRecord
+    result: SwitchResult
+    started_at: float
+    ended_at: float
+    drain_s: float
+    hooks_s: float
+    cost_s: float | None
+
+
+class Events:
+    """A channel for each kind of event.
+
+    Attributes:
+        clock: Gives the Unix times of events that carry them.
+    """
+
+    def __init__(self, clock: WallClock | None = None) -> None:
+        self.clock = clock or WallClock()
+        self.phase_changed = Channel[PhaseChanged]()
+        self.drained = Channel[Drained]()
+        self.switch_started = Channel[SwitchRecord]()
+        self.switch_ended = Channel[SwitchEnded]()
+        self.pin_changed = Channel[PinChange]()
+        self.mode_changed = Channel[ModeChange]()
+        self.reloaded = Channel[Reloaded]()

@@ -1,0 +1,88 @@
+"""The JSON that llmux's own paths send and take, one module for each subject.
+
+Points in time (`at`, `since`, `started`, ...) are Unix times in seconds, durations end in `_secs`.
+Descriptions end up in the OpenAPI document; see `llmux.api.openapi`.
+"""
+
+from llmux.observe.schemas.base import Message, ModelState, ModeName, Order, Shape
+from llmux.observe.schemas.failures import Error, ErrorDetail, OllamaError
+from llmux.observe.schemas.listings import (
+    ModelFacts,
+    ModelList,
+    ModelObject,
+    OllamaDetails,
+    OllamaModel,
+    OllamaProcesses,
+    OllamaRunning,
+    OllamaTag,
+    OllamaTags,
+    OllamaVersion,
+)
+from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
+from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
+from llmux.observe.schemas.requests import (
+    Counts,
+    RequestChanges,
+    RequestInfo,
+    RequestList,
+    RequestPhase,
+    TokenRates,
+)
+from llmux.observe.schemas.status import (
+    Alive,
+    GroupState,
+    GroupStatus,
+    Health,
+    History,
+    Journal,
+    ModelStatus,
+    Status,
+)
+from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord, SwitchResult
+
+__all__ = [
+    "Alive",
+    "Counts",
+    "Error",
+    "ErrorDetail",
+    "GroupState",
+    "GroupStatus",
+    "Health",
+    "History",
+    "HookRun",
+    "Journal",
+    "Message",
+    "ModeChange",
+    "ModeName",
+    "ModeOrder",
+    "ModelFacts",
+    "ModelList",
+    "ModelObject",
+    "ModelOrder",
+    "ModelState",
+    "ModelStatus",
+    "OllamaDetails",
+    "OllamaError",
+    "OllamaModel",
+    "OllamaProcesses",
+    "OllamaRunning",
+    "OllamaTag",
+    "OllamaTags",
+    "OllamaVersion",
+    "Order",
+    "PhaseChange",
+    "Pin",
+    "PinChange",
+    "PinOrder",
+    "Reloaded",
+    "RequestChanges",
+    "RequestInfo",
+    "RequestList",
+    "RequestPhase",
+    "Shape",
+    "Status",
+    "SwitchRecord",
+    "SwitchResult",
+    "TokenRates",
+    "UnpinOrder",
+]

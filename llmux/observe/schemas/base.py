@@ -1,0 +1,28 @@
+"""The two kinds of JSON object: those that llmux sends, and those that it takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+ModelState = Literal["asleep", "waking", "awake", "draining", "sleeping", "failed"]
+ModeName = Literal["auto", "manual"]
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What llmux says."""
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What llmux is told; unknown keys are mistakes."""
+
+
+class Message(Shape, frozen=True):
+    """It is done.
+
+    Attributes:
+        message: What.
+    """
+
+    message: str

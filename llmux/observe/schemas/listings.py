@@ -1,0 +1,150 @@
+"""Model lists in OpenAI's form and in Ollama's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llmux.observe.schemas.base import ModelState, Shape
+
+
+class ModelFacts(Shape, frozen=True):
+    """What llmux has to say of a model in OpenAI's list.
+
+    Attributes:
+        state: What it is doing.
+        in_flight: Requests being served.
+        queued: Requests waiting.
+        alias_of: The model that an alias stands for; there for aliases only.
+    """
+
+    state: ModelState
+    in_flight: int
+    queued: int
+    alias_of: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelObject(Shape, frozen=True):
+    """A model, as OpenAI's API shows it.
+
+    Attributes:
+        id: Its name.
+        object: Always `model`.
+        created: When llmux was started.
+        owned_by: Always `llmux`.
+        llmux: What it is doing.
+    """
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["llmux"]
+    llmux: ModelFacts
+
+
+class ModelList(Shape, frozen=True):
+    """All models.
+
+    Attributes:
+        object: Always `list`.
+        data: By name.
+    """
+
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+class OllamaDetails(Shape, frozen=True):
+    """What Ollama says of a model's file, of which llmux knows nothing.
+
+    Attributes:
+        parent_model: Empty.
+        format: Empty.
+        family: Empty.
+        families: Empty.
+        parameter_size: Empty.
+        quantization_level: Empty.
+    """
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class OllamaModel(Shape, frozen=True):
+    """The fields that both of Ollama's lists have.
+
+    The docstrings below repeat them, since each becomes a description in the OpenAPI document.
+    """
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: OllamaDetails
+
+
+class OllamaTag(OllamaModel, frozen=True):
+    """A model in Ollama's list.
+
+    Attributes:
+        name: Its name.
+        model: The same.
+        size: 0: llmux does not know it.
+        digest: Made of its name.
+        details: Empty.
+        modified_at: When llmux was started.
+    """
+
+    modified_at: str
+
+
+class OllamaTags(Shape, frozen=True):
+    """All models, in Ollama's form.
+
+    Attributes:
+        models: By name.
+    """
+
+    models: list[OllamaTag]
+
+
+class OllamaRunning(OllamaModel, frozen=True):
+    """A model that is awake, in Ollama's form.
+
+    Attributes:
+        name: Its name.
+        model: The same.
+        size: 0: llmux does not know it.
+        digest: Made of its name.
+        details: Empty.
+        expires_at: In a hundred years: llmux decides when it sleeps.
+        size_vram: 0: llmux does not know it.
+    """
+
+    expires_at: str
+    size_vram: int
+
+
+class OllamaProcesses(Shape, frozen=True):
+    """The models that are awake, in Ollama's form.
+
+    Attributes:
+        models: By name.
+    """
+
+    models: list[OllamaRunning]
+
+
+class OllamaVersion(Shape, frozen=True):
+    """The version, in Ollama's form.
+
+    Attributes:
+        version: Of llmux.
+    """
+
+    version: str

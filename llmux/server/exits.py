@@ -1,0 +1,32 @@
+"""How the process ends: exit codes, and the ways out that unwind nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+EXIT_CANNOT_LISTEN = 1
+"""An address cannot be bound, or `state_dir` cannot be used."""
+
+EXIT_CONFIG = 2
+"""The config is bad, or another process holds its lock."""
+
+EXIT_SWITCHER_DIED = 3
+
+EXIT_AT_ONCE = 4
+"""A second signal arrived during shutdown."""
+
+
+def exit_at_once() -> None:
+    """End a process that can no longer switch.
+
+    `os._exit`, because there is nobody to raise to: Hypercorn only logs a crashed lifespan and
+    serves on, and a hook that cannot be killed would hold its nursery open for ever.
+    """
+    sys.stderr.flush()
+    os._exit(EXIT_SWITCHER_DIED)
+
+
+def print_mistake(error: Exception) -> None:
+    """Print a start-up error for people, without a traceback."""
+    sys.stderr.write(f"{error}\n")
