@@ -105,14 +105,13 @@ from llmux.proxy.opening import (
 )
 from llmux.proxy.own_site import OwnSite, without_page
 from llmux.proxy.stored import Stored, id_of, ids_of, makes_stored
-from llmux.proxy.summary import Ended
 from llmux.switching.hints import NEVER_SWITCH, NO_HINTS, PASSIVE, Hints, read_hints
 from llmux.switching.inflight import InFlight
 from llmux.switching.switchboard import Switchboard
 from llmux.upstream import Answer, Backend
 
 if TYPE_CHECKING:  # it needs an extra
-    from llmux.proxy.tracing import Trace, Tracing
+    from llmux.proxy.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -360,20 +359,21 @@ class ModelProxy:
             lane.body.release()
             if self._storing and self._storing.pop(journey, None) is not None:
                 self._learn(journey, is_over=True)
-            self.journeys.end(journey)
-            journey.count(self._metrics)
-            is_use = journey.serving is not None and not journey.serving.is_passive
-            if is_use and self._journal.is_kept:
-                assert journey.serving is not None
-                self._journal.add(journey.serving.entry(journey.status))
-            if self.logs_access or journey.trace is not None:
-                self._tell(journey.ended(), journey.trace)
+            self._finish(journey)
 
-    def _tell(self, ended: Ended, trace: Trace | None) -> None:
-        if self.logs_access:
-            log_request(ended)
-        if trace is not None:
-            trace.end(ended)
+    def _finish(self, journey: Journey) -> None:
+        """Tell of a request that has just ended: count it, and log, journal and trace it."""
+        self.journeys.end(journey)
+        journey.count(self._metrics)
+        serving = journey.serving
+        if serving is not None and not serving.is_passive and self._journal.is_kept:
+            self._journal.add(serving.entry(journey.status))
+        if self.logs_access or journey.trace is not None:
+            summary = journey.summary()
+            if self.logs_access:
+                log_request(summary)
+            if journey.trace is not None:
+                journey.trace.end(summary)
 
     def client_of(self, peer: str | None, headers: HeaderList) -> str | None:
         """The address of the client, as trusted proxies forward it."""

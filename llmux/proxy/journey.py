@@ -22,7 +22,7 @@ from llmux.proxy.cors import Sharing
 from llmux.proxy.held import Body
 from llmux.proxy.keepalive import KeptAlive
 from llmux.proxy.stored import tells_again
-from llmux.proxy.summary import Ended, Outcome, path_of
+from llmux.proxy.summary import Outcome, RequestSummary, path_of
 from llmux.switching.admission import Serving
 from llmux.switching.inflight import Flight
 from llmux.upstream import Answer, Backend
@@ -132,10 +132,10 @@ class Journey:
         """How long it was in line, in seconds."""
         return self.serving.waited_s if self.serving else 0.0
 
-    def ended(self) -> Ended:
-        """What became of it, now that it has ended."""
+    def summary(self) -> RequestSummary:
+        """Sum up the request, which has ended."""
         lane = self.lane
-        return Ended(
+        return RequestSummary(
             method=lane.method,
             path=path_of(lane.target),
             model=self.model,
