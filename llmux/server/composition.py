@@ -120,7 +120,7 @@ class Service:
         if not self.reloader.config.policy.gate:
             return []
         models = self.board.models.items()
-        return [(model, metrics_of(self.proxy.backend(name))) for name, model in models]
+        return [(model, metrics_of(self.proxy.upstreams[name].backend)) for name, model in models]
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -165,7 +165,7 @@ def build_service(
     board.on_death = on_switcher_death
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     RULES.bodies = proxy.bodies
-    board.connect(proxy.heard_since, proxy.forget_idle)
+    board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
     reloader = Reloader(config, board, feed)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(shell.apply, of_models=shell.use)
@@ -253,7 +253,7 @@ def add_lifespan(service: Service, *, beside: Iterable[Task]) -> None:
             if service.control is not None:
                 with trio.move_on_after(LAST_STALL_S):
                     await service.control.wait_ended()
-            service.proxy.close()
+            service.proxy.upstreams.close()
             if service.tracing:
                 await service.tracing.close()
         finally:
