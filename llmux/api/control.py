@@ -22,7 +22,7 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.feed import REMEMBERED_S, Feed
 from llmux.observe.journal import Journal
 from llmux.observe.schemas import Alive, Message, ModelOrder, ModeOrder, Pin, PinOrder, UnpinOrder
-from llmux.proxy.journey import Journeys
+from llmux.proxy.journeys import Journeys
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
 

@@ -85,11 +85,13 @@ class Fields:
         mistake: Why it could not be read, though it looks like JSON or a form; else empty.
         is_read: Whether it could be: it is JSON, or a form, or there is none.
         codings: What has to be undone before a name can be replaced, for `decoded`.
+        decoded: The text without them, as long as nobody has decided to keep it; None: it was too
+            large to be held beside the body, or is not needed any more.
     """
 
     __slots__ = (
-        "_values", "_written", "asks_for_stream", "codings", "elsewhere", "is_ambiguous", "is_read",
-        "mentions", "mistake", "name", "stores", "suspects",
+        "_values", "_written", "asks_for_stream", "codings", "decoded", "elsewhere", "is_ambiguous",
+        "is_read", "mentions", "mistake", "name", "stores", "suspects",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +122,7 @@ class Fields:
         self.suspects: Sequence[str] = ()
         self.elsewhere: Sequence[str] | None = ()
         self.codings: tuple[str, ...] = ()
+        self.decoded: bytes | None = None
         self._written = written
         self._values = values
 
@@ -254,6 +257,8 @@ def read_coded(headers: Headers, body: bytes, codings: tuple[str, ...], bounds: 
         text = decoded(text, (codec,), _with_room(bounds))
     fields = _read_text(headers, text, bounds.pause, must_be_json=must_be_json)
     fields.codings = codings
+    if len(text) <= LARGE_BYTES:
+        fields.decoded = text
     return fields
 
 

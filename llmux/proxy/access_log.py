@@ -11,7 +11,7 @@ import trio
 from llmux.base.names import MAX_SHOWN
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.observe.logs import get_logger
-from llmux.proxy.summary import Ended, milliseconds
+from llmux.proxy.summary import RequestSummary, milliseconds
 
 CLIENT_LEFT = 499
 """Status under which a request is counted whose client left before its answer (as nginx does)."""
@@ -19,24 +19,24 @@ CLIENT_LEFT = 499
 log = get_logger(__name__)
 
 
-def log_request(ended: Ended) -> None:
+def log_request(summary: RequestSummary) -> None:
     """Write the line of one request."""
-    first_byte_s = ended.first_byte_s
+    first_byte_s = summary.first_byte_s
     log.info(
         "request",
-        method=_text(ended.method),
-        path=_text(ended.path),
-        model=ended.model,
-        status=ended.status,
-        outcome=ended.outcome,
-        wait_ms=milliseconds(ended.wait_s),
+        method=_text(summary.method),
+        path=_text(summary.path),
+        model=summary.model,
+        status=summary.status,
+        outcome=summary.outcome,
+        wait_ms=milliseconds(summary.wait_s),
         first_byte_ms=None if first_byte_s is None else milliseconds(first_byte_s),
-        duration_ms=milliseconds(ended.duration_s),
-        bytes_in=ended.bytes_in,
-        bytes_out=ended.bytes_out,
-        tokens_in=ended.tokens_in,
-        tokens_out=ended.tokens_out,
-        client=ended.client,
+        duration_ms=milliseconds(summary.duration_s),
+        bytes_in=summary.bytes_in,
+        bytes_out=summary.bytes_out,
+        tokens_in=summary.tokens_in,
+        tokens_out=summary.tokens_out,
+        client=summary.client,
     )
 
 
@@ -76,7 +76,7 @@ class OwnRequest:
         try:
             await app(self._scope, self._count_received, self._count_sent)
         finally:
-            log_request(self._ended())
+            log_request(self._summary())
 
     async def _count_received(self) -> Message:
         message = await self._receive()
@@ -93,8 +93,8 @@ class OwnRequest:
             self._bytes_out += len(message.get("body", b""))
             self._has_ended = not message.get("more_body", False)
 
-    def _ended(self) -> Ended:
-        return Ended(
+    def _summary(self) -> RequestSummary:
+        return RequestSummary(
             method=self._scope["method"].encode(),
             path=self._scope["raw_path"],
             model="",

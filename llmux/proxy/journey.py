@@ -1,28 +1,30 @@
-"""One request on its way: where it is, what it will be counted as, and how to end it."""
+"""One request's journey: the one object that the phases of a request share.
+
+It says where the request is, holds what the phases have found out, and can end the request from
+outside.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
-from llmux.errors import LlmuxError, ModelAsleep, RequestCancelled, RequestNotFound
-from llmux.observe.feed import Feed
+from llmux.errors import LlmuxError, ModelAsleep
 from llmux.observe.metrics import Metrics
-from llmux.observe.schemas import RequestChanges, RequestInfo, RequestList, RequestPhase
+from llmux.observe.schemas import RequestPhase
 from llmux.openai.streams import is_token_stream
-from llmux.openai.tokens import KINDS, NO_TOKENS, Rates, tokens_of
-from llmux.openai.wire import header_value
+from llmux.openai.tokens import KINDS, NO_TOKENS, tokens_of
+from llmux.openai.wire import Fields, header_value
 from llmux.proxy.access_log import CLIENT_LEFT
 from llmux.proxy.cors import Sharing
-from llmux.proxy.held import Body
 from llmux.proxy.keepalive import KeptAlive
+from llmux.proxy.lane import HeaderList, Lane
+from llmux.proxy.opening import FirstMessage
 from llmux.proxy.stored import tells_again
-from llmux.proxy.summary import Ended, Outcome, path_of
+from llmux.proxy.summary import Outcome, RequestSummary, path_of
+from llmux.proxy.upstreams import Upstream
 from llmux.switching.admission import Serving
 from llmux.switching.inflight import Flight
 from llmux.upstream import Answer, Backend
@@ -30,85 +32,67 @@ from llmux.upstream import Answer, Backend
 if TYPE_CHECKING:  # it needs an extra
     from llmux.proxy.tracing import Trace
 
-MOST_TOLD = 50
-"""Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
-
-MOST_PATH_BYTES = 256
-MOST_METHOD_BYTES = 32
-"""More of them is not told: clients may send 64 KiB, and would push what is told off the feed."""
-
-
-class Travelling(Protocol):
-    """What is known of a request's lane here; see `llmux.proxy.Lane`."""
-
-    method: bytes
-    target: bytes
-    body: Body
-    peer: str | None
-    has_answered: bool
-    cut_scope: trio.CancelScope | None
-    reading: trio.CancelScope | None
-
-    @property
-    def is_sending(self) -> bool:
-        """Whether it waits until its client has taken something."""
-        ...
-
-    @property
-    def unblock(self) -> Callable[[], None] | None:
-        """See `llmux.proxy.lane.Lane`."""
-        ...
-
-    @property
-    def sent_bytes(self) -> int:
-        """How much of the answer was sent, without its head."""
-        ...
-
 
 class Journey:
     """One request on its way.
 
     Attributes:
-        id: Its name, another one for each request.
-        client: The address of the client, as trusted proxies forward it; None: unknown.
+        id: Unique in this process, and shown to the client.
+        lane: The client's side: the request as it came, and the way back.
+        client: Address of the client, as trusted proxies forward it; None if unknown.
         arrived_at: When its head had come (Trio's clock).
-        ended_at: When it ended; None: it has not.
-        model: What it is for, once that is known; empty for the fallback.
-        serving: Its stay at the model.
+        ended_at: When it ended; None before.
+        sharing: CORS headers for the answer; None without CORS.
+        trace: Its trace; None without tracing.
+
+        headers: To pass on; set by authentication, later phases replace it.
+        fields: Fields of the body that name a model; set by reading.
+        first: First message of a WebSocket, if that names the model; set by reading.
+        model: Name of its model; empty for the fallback, and before routing.
+        upstream: Where it goes, as far as is known; set by routing, renewed at admission.
+        target: Path and query to forward; set by routing.
+        redirects: True if the client is sent to the backend's root instead.
+        serving: Its stay at the model, in line or in flight.
         passing: Its stay at the fallback.
-        backend: Where it has been forwarded to; None: it has not been, or was refused.
-        stream_idle_s: For so long that may send nothing of a stream.
-        expects_stream: Whether it asks for one.
-        kept_alive: What its client is told while it waits.
-        sharing: What a page of another origin may see of the answer; None: it comes from none.
-        status: What it will be counted as.
-        outcome: How it has ended.
-        trace: Its trace; None: there are none.
-        answer: The backend's answer; None: there is none yet, or llmux has answered itself.
-        head_s: When the head of its answer went out, in seconds since it arrived; None: it has not.
-        tokens: Those that its answer has told of, once that is over.
-        cancelled_with: Why it is not to go on; None: it is.
-        pause: Around what it waits for between a refused connection and its next try.
-        told: What the feed was told last of it.
+        expects_stream: True if the answer should be a stream.
+        kept_alive: Sends comments while it waits; None if the client can take none.
+        pause: Scope of the wait between a refused connection and the next try.
+        backend: Where it was sent; None before, and once it was refused.
+
+        answer: The backend's answer; None before, and for answers of llmux's own.
+        head_s: Seconds from arrival to the head of the answer; None before.
+        status: Of the answer, or the one that it is counted under.
+        outcome: How it ended.
+        tokens: As the answer states them, once it is over.
+        cancelled_with: Ends it wherever it is; None if it may go on.
+        told: The phase that the event feed was told last.
     """
 
     __slots__ = (
         "answer", "arrived_at", "backend", "cancelled_with", "client", "ended_at",
-        "expects_stream", "head_s", "id", "kept_alive", "lane", "model", "outcome", "passing",
-        "pause", "serving", "sharing", "status", "stream_idle_s", "tokens", "told", "trace",
+        "expects_stream", "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
+        "model", "outcome", "passing", "pause", "redirects", "serving", "sharing", "status",
+        "target", "tokens", "told", "trace", "upstream",
     )  # fmt: skip
 
-    def __init__(self, id: str, lane: Travelling) -> None:  # noqa: A002
+    # Each is set by the phase that finds it out, and read by later ones only.
+    headers: HeaderList
+    fields: Fields
+    upstream: Upstream
+    target: bytes
+
+    def __init__(self, id: str, lane: Lane) -> None:  # noqa: A002
         self.id = id
         self.lane = lane
         self.client = lane.peer
         self.arrived_at = trio.current_time()
         self.ended_at: float | None = None
+        self.first: FirstMessage | None = None
         self.model = ""
+        self.redirects = False
         self.serving: Serving | None = None
         self.passing: Flight | None = None
         self.backend: Backend | None = None
-        self.stream_idle_s = math.inf
         self.expects_stream = False
         self.kept_alive: KeptAlive | None = None
         self.sharing: Sharing | None = None
@@ -132,10 +116,10 @@ class Journey:
         """How long it was in line, in seconds."""
         return self.serving.waited_s if self.serving else 0.0
 
-    def ended(self) -> Ended:
-        """What became of it, now that it has ended."""
+    def summary(self) -> RequestSummary:
+        """Sum up the request, which has ended."""
         lane = self.lane
-        return Ended(
+        return RequestSummary(
             method=lane.method,
             path=path_of(lane.target),
             model=self.model,
@@ -260,100 +244,3 @@ class Journey:
             metrics.first_token.labels(self.model).observe(first_byte_s)
         if self.serving is not None and queued:
             metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)
-
-
-class Journeys:
-    """All requests that are on their way, oldest first."""
-
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
-        self._under_way: dict[str, Journey] = {}
-        self.rates = Rates(feed.clock.now, trio.current_time)
-        self._begun = 0
-        self._ended: list[RequestInfo] = []  # since the last batch of the feed
-        self._omitted = 0
-        feed.look_up(self._look)
-        feed.look_up(self.rates.news)
-
-    def __iter__(self) -> Iterator[Journey]:
-        """Those that are on their way now; nobody may be added meanwhile."""
-        return iter(self._under_way.values())
-
-    def begin(self, lane: Travelling) -> Journey:
-        """A request has come."""
-        self._begun += 1
-        journey = Journey(f"{self._feed.boot}-{self._begun}", lane)
-        self._under_way[journey.id] = journey
-        return journey
-
-    def end(self, journey: Journey) -> None:
-        """It has ended."""
-        del self._under_way[journey.id]
-        journey.read_tokens()
-        if journey.tokens.completion:
-            self.rates.add(journey.model, journey.tokens.completion)
-        journey.ended_at = trio.current_time()
-        if self._feed.is_heard:
-            if len(self._ended) < MOST_TOLD:
-                self._ended.append(self._info(journey))
-            else:
-                self._omitted += 1
-
-    def list(self, limit: int) -> RequestList:
-        """The oldest of them."""
-        return RequestList(
-            at=self._feed.clock.now(),
-            total=len(self._under_way),
-            requests=[self._info(each) for each in islice(self._under_way.values(), limit)],
-        )
-
-    def cancel(self, id: str) -> None:  # noqa: A002
-        """Have a request end with an error.
-
-        Raises:
-            RequestNotFound: It is not there, or no more.
-        """
-        if (journey := self._under_way.get(id)) is None:
-            raise RequestNotFound(id)
-        journey.cancel(RequestCancelled())
-
-    def _look(self) -> tuple[str, RequestChanges] | None:
-        """What has become of them since this was called last."""
-        changed = list(islice(self._changed(), MOST_TOLD + 1))
-        ended, omitted = self._ended, self._omitted + (len(changed) > MOST_TOLD)
-        self._ended, self._omitted = [], 0
-        if not (changed or ended):
-            return None
-        told = changed[:MOST_TOLD]
-        for journey in told:
-            journey.told = journey.phase
-        return "requests", RequestChanges(
-            at=self._feed.clock.now(),
-            changed=[self._info(journey) for journey in told],
-            ended=ended,
-            omitted=omitted,
-        )
-
-    def _changed(self) -> Iterator[Journey]:
-        return (each for each in self._under_way.values() if each.told != each.phase)
-
-    def _info(self, journey: Journey) -> RequestInfo:
-        unix, lane = self._feed.clock.unix, journey.lane
-        has_ended, first_byte_s = journey.ended_at is not None, journey.first_byte_s
-        return RequestInfo(
-            id=journey.id,
-            model=journey.model,
-            phase=journey.phase,
-            arrived=unix(journey.arrived_at),
-            waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
-            client=journey.client,
-            method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
-            path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
-            bytes_in=lane.body.received_bytes,
-            bytes_out=lane.sent_bytes,
-            ended=None if journey.ended_at is None else unix(journey.ended_at),
-            status=journey.status if has_ended or first_byte_s is not None else None,
-            first_byte_secs=None if first_byte_s is None else round(first_byte_s, 3),
-            tokens_in=journey.tokens.prompt,
-            tokens_out=journey.tokens.completion,
-        )

@@ -16,7 +16,8 @@ import trio
 from llmux.config import Config
 from llmux.errors import BackendSilent
 from llmux.observe.logs import get_logger
-from llmux.proxy.journey import Journey, Journeys
+from llmux.proxy.journey import Journey
+from llmux.proxy.journeys import Journeys
 from llmux.switching.model import SERVES
 from llmux.switching.switchboard import Switchboard
 from llmux.upstream import Backend
@@ -84,8 +85,11 @@ class QuietWatch:
         failed: list[str] = []
         now = trio.current_time()
         for journey in self._journeys:
-            backend, limit_s = journey.backend, journey.stream_idle_s
-            if backend is None or limit_s == math.inf or not self._is_awaited(journey):
+            backend = journey.backend
+            if backend is None:
+                continue
+            limit_s = journey.upstream.stream_idle_s
+            if limit_s == math.inf or not self._is_awaited(journey):
                 continue
             if backend not in heard_at:
                 heard_at[backend] = backend.heard_at()

@@ -1,4 +1,4 @@
-"""What became of one request: what the access log and traces say of it."""
+"""The summary of a request that has ended, as the access log and traces report it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Literal
 from llmux.base.names import MAX_SHOWN, shown
 
 Outcome = Literal["done", "cut", "client_left"] | str
-"""How a request ended: answered to its last byte; cut by llmux or its backend after its first; left
-by its client; or the code of the error that it was answered with."""
+"""How a request ended: answered to its last byte, cut by llmux or the backend after the first byte,
+abandoned by its client, or the code of the error that it was answered with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A request that has just ended.
+class RequestSummary:
+    """One request, from its arrival to its end.
 
     Attributes:
         method: As the client wrote it.
-        path: Raw, without the query: that may hold a key.
-        model: The configured name of the model that it was for; empty if none.
-        status: As answered, or what it is counted as.
+        path: Raw, without the query, which may hold a key.
+        model: Configured name of the model; empty if there is none.
+        status: HTTP status of the answer, or the one that the request is counted under.
         outcome: How it ended.
-        wait_s: How long it was in line, in seconds.
-        first_byte_s: When its response's body began, or without one its head, in seconds from its
-            arrival; None if it never did.
-        duration_s: When it ended, seconds from its arrival.
-        bytes_in: What was received of its body.
-        bytes_out: What was sent of its response after the head, with the framing of chunks where
-            that is passed on as it came (the fast lane).
-        client: The peer's address; None if unknown.
-        tokens_in: Tokens of what was asked, by the answer's own word; None if it does not say.
-        tokens_out: Tokens of the answer, likewise.
+        wait_s: Time in line, in seconds.
+        first_byte_s: Seconds from arrival to the first byte of the answer's body, or to its head if
+            it has no body; None if there was no answer.
+        duration_s: Seconds from arrival to the end.
+        bytes_in: Bytes received of the request's body.
+        bytes_out: Bytes sent behind the answer's head. The fast lane relays the framing of chunks
+            as it came, so it counts.
+        client: Address of the client; None if unknown.
+        tokens_in: Prompt tokens as the answer states them; None if it does not.
+        tokens_out: Completion tokens, likewise.
     """
 
     method: bytes
@@ -50,15 +50,14 @@ class Ended:
 
 
 def path_of(target: bytes) -> bytes:
-    """A target without its query."""
     return target.partition(b"?")[0]
 
 
 def shown_path(target: bytes) -> str:
-    """A target's path as it may be told: not its query, and not all of a long one."""
+    """Return a target's path for messages: without its query, and shortened if it is long."""
     return shown(path_of(target)[: MAX_SHOWN + 1].decode("latin-1"))
 
 
 def milliseconds(seconds: float) -> float:
-    """Seconds as milliseconds with three decimals, as logs and traces have them."""
+    """Convert seconds to milliseconds with three decimals, the precision of logs and traces."""
     return round(1000 * seconds, 3)

@@ -35,7 +35,7 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import SwitchEnded
 from llmux.observe.journal import Switch
 from llmux.observe.listeners import switch_entry
-from llmux.proxy.summary import Ended, milliseconds, path_of
+from llmux.proxy.summary import RequestSummary, milliseconds, path_of
 from llmux.switching.admission import Serving
 
 FLUSH_S = 2.0
@@ -209,28 +209,28 @@ class Trace:
         finally:
             span.end(self._clock.unix_ns(trio.current_time()))
 
-    def end(self, ended: Ended) -> None:
-        """The request has ended."""
+    def end(self, summary: RequestSummary) -> None:
+        """End the spans of a request that has ended."""
         self._note_wait()
         span = self._span
         span.set_attributes(
             {
-                "http.response.status_code": ended.status,
-                "http.request.body.size": ended.bytes_in,
-                "http.response.body.size": ended.bytes_out,
-                "llmux.outcome": ended.outcome,
-                "llmux.wait_ms": milliseconds(ended.wait_s),
+                "http.response.status_code": summary.status,
+                "http.request.body.size": summary.bytes_in,
+                "http.response.body.size": summary.bytes_out,
+                "llmux.outcome": summary.outcome,
+                "llmux.wait_ms": milliseconds(summary.wait_s),
             }
         )
-        if ended.first_byte_s is not None:
-            span.set_attribute("llmux.first_byte_ms", milliseconds(ended.first_byte_s))
-        if ended.tokens_in is not None:
-            span.set_attribute("gen_ai.usage.input_tokens", ended.tokens_in)
-        if ended.tokens_out is not None:
-            span.set_attribute("gen_ai.usage.output_tokens", ended.tokens_out)
-        if ended.outcome not in {"done", "client_left"}:
-            span.set_attribute("error.type", ended.outcome)
-        if ended.status >= 500 or ended.outcome == "cut":
+        if summary.first_byte_s is not None:
+            span.set_attribute("llmux.first_byte_ms", milliseconds(summary.first_byte_s))
+        if summary.tokens_in is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", summary.tokens_in)
+        if summary.tokens_out is not None:
+            span.set_attribute("gen_ai.usage.output_tokens", summary.tokens_out)
+        if summary.outcome not in {"done", "client_left"}:
+            span.set_attribute("error.type", summary.outcome)
+        if summary.status >= 500 or summary.outcome == "cut":
             span.set_status(StatusCode.ERROR)
         span.end(self._clock.unix_ns(trio.current_time()))
 

@@ -126,7 +126,7 @@ def build_service(
     feed.watch_counts(board.in_flight_and_queued)
     proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
     RULES.bodies = proxy.bodies
-    board.connect(proxy.heard_since, proxy.forget_idle)
+    board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
     reloader = Reloader(config, board, events)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(shell.apply, of_models=shell.use)
@@ -191,7 +191,9 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
     """The models whose backends are asked for their own queue length, and how (`policy.gate`)."""
     if not config.policy.gate:
         return []
-    return [(model, metrics_of(proxy.backend(name))) for name, model in board.models.items()]
+    return [
+        (model, metrics_of(proxy.upstreams[name].backend)) for name, model in board.models.items()
+    ]
 
 
 def started(config: Config) -> Callable[[float], Started]:

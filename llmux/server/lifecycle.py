@@ -147,6 +147,6 @@ class Lifecycle:
         if self._control is not None:
             with trio.move_on_after(LAST_STALL_S):
                 await self._control.wait_ended()
-        self._proxy.close()
+        self._proxy.upstreams.close()
         if self._tracing:
             await self._tracing.close()

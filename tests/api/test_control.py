@@ -21,7 +21,7 @@ from llmux.api.masked import masked_config
 from llmux.api.openapi import OPERATIONS, openapi
 from llmux.errors import LlmuxError
 from llmux.observe import schemas as shapes
-from llmux.proxy.journey import MOST_PATH_BYTES
+from llmux.proxy.journeys import MOST_PATH_BYTES
 from llmux.switching.waiters import Waiter
 from tests.fakes import FakeHooks
 from tests.lanes import Site, running_lane, settled

@@ -203,7 +203,7 @@ async def test_without_keys_all_is_as_sent(lane: str, tmp_path: Path) -> None:
 
 async def test_a_models_own_authorization_goes_out(tmp_path: Path) -> None:
     async with running_lane("fast", tmp_path, api_keys=[SECRET]) as site:
-        upstream = site.service.proxy._upstreams["a"]
+        upstream = site.service.proxy.upstreams["a"]
         upstream.extra_headers = {"Authorization": "Bearer backends-own"}
         await site.exchange(ask(bearer(SECRET)))
         assert bearer("backends-own") in forwarded(site)

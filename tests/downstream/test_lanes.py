@@ -306,7 +306,7 @@ async def test_a_backend_that_answers_before_it_has_read_the_body(site: Site) ->
         nursery.start_soon(trio.serve_listeners, too_early, listeners)
         port = listeners[0].socket.getsockname()[1]
         proxy = site.service.proxy
-        proxy._upstreams["a"].backend = Backend(f"http://127.0.0.1:{port}")
+        proxy.upstreams["a"].backend = Backend(f"http://127.0.0.1:{port}")
         big = b'{"model": "a", "x": "' + b"y" * 5_000_000 + b'"}'
         answer = await site.exchange(post(big))
         assert (status(answer), body_of(answer)) == (413, b"no!")
@@ -676,13 +676,13 @@ async def test_a_thousand_clients_that_leave_at_random_moments(site: Site) -> No
             for _ in range(50):
                 nursery.start_soon(come_and_go)
     await site.until_idle()
-    backend = site.service.proxy._upstreams["a"].backend
+    backend = site.service.proxy.upstreams["a"].backend
     # On a busy machine many of these connections are accepted only now, and served one by one:
     # that takes seconds. One that stays idle after its client has left stays for 75.
     with trio.fail_after(30):
         # What is still open to the backend are idle connections, which may be used again.
         while site.backend.open or open_descriptors() > before:
-            site.service.proxy.close()
+            site.service.proxy.upstreams.close()
             await trio.sleep(0.01)
     assert " 0 in use>" in repr(backend)
 

@@ -302,17 +302,17 @@ async def test_a_stream_that_flows_is_heard(tmp_path: Path, path: Path, lane: st
             await client.send_all(CLOSING)
             assert await client.receive_some()
             before = trio.current_time()
-            assert not proxy.heard_since("a", before)
+            assert not proxy.upstreams.heard_since("a", before)
             flowing.set()
             with trio.fail_after(20):
-                while not proxy.heard_since("a", before):
+                while not proxy.upstreams.heard_since("a", before):
                     await trio.sleep(0.001)
             after = trio.current_time()
-            assert not proxy.heard_since("a", after)
+            assert not proxy.upstreams.heard_since("a", after)
             ended.set()
             while await client.receive_some():
                 pass
-            assert proxy.heard_since("a", after)  # its end came
+            assert proxy.upstreams.heard_since("a", after)  # its end came
 
 
 @pytest.mark.parametrize("lane", LANES)

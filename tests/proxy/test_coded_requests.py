@@ -15,7 +15,7 @@ import trio
 from llmux.errors import BackendRefused
 from llmux.openai.codings import Bounds
 from llmux.openai.wire import read_coded
-from llmux.proxy import forward as proxy
+from llmux.proxy import reading as proxy
 from tests.downstream.test_lanes import error_code, post, status
 from tests.fakes import FakeHooks
 from tests.http.test_two_readers import FORM, MULTIPART, part
@@ -271,17 +271,18 @@ async def test_what_was_made_plain_stays_so_when_it_is_sent_again(tmp_path: Path
     """Its backend accepts no connection the first time."""
     data, header = coded(b'{"model":"b"}', "zstd")
     async with running_lane("fast", tmp_path, models=("a", "b")) as site:
-        decode = site.service.proxy._decode
+        exchange = site.service.proxy._exchange
         calls = 0
 
-        async def refused_once(*args: Any) -> None:
+        def refused_once(*args: Any) -> Any:
             nonlocal calls
-            await decode(*args)
+            sent = exchange(*args)
             calls += 1
             if calls == 1:
                 raise BackendRefused("nobody listens")
+            return sent
 
-        site.service.proxy._decode = refused_once  # type: ignore[assignment]
+        site.service.proxy._exchange = refused_once  # type: ignore[assignment]
         assert status(await site.exchange(post(data, header, b"model-override: a"))) == 200
         assert calls == 2
         head, passed = sent(site)

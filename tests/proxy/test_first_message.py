@@ -340,7 +340,7 @@ async def test_who_waits_for_the_server_to_speak_first(
 @pytest.mark.parametrize("lane", LANES)
 async def test_the_name_that_the_backend_knows(lane: str, tmp_path: Path) -> None:
     async with running_lane(lane, tmp_path) as site:
-        site.service.proxy._upstreams["a"].upstream_model = "org/A"
+        site.service.proxy.upstreams["a"].upstream_model = "org/A"
         site.backend.play = Speaker()
         async with opened(site) as client:
             await client.say(TextMessage(data=UPDATE))
@@ -411,7 +411,7 @@ async def test_a_large_first_message_is_read_beside_the_event_loop(
             threads.append(threading.get_ident())
             super().__init__(data, names)
 
-    monkeypatch.setattr("llmux.proxy.forward.FirstMessage", Noting)
+    monkeypatch.setattr("llmux.proxy.reading.FirstMessage", Noting)
     message = f'{{"model": "a", "x": "{"y" * size}"}}'
     async with opened(site) as client:
         await client.say(TextMessage(data=message))

@@ -142,7 +142,7 @@ async def test_others_are_served_while_a_large_body_is_looked_through(
             trio.from_thread.run(go_on.wait)
         return read_fields(headers, body, pause)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("llmux.proxy.forward.read_fields", held_up)
+    monkeypatch.setattr("llmux.proxy.reading.read_fields", held_up)
     large = b'{"x":"' + b"x" * 300_000 + b'","model":"a"}'
     async with running_lane(lane, tmp_path) as site, await site.connect() as stream:
         await stream.send_all(post(large, close=False))
@@ -166,7 +166,7 @@ async def test_who_leaves_while_its_body_is_looked_through_is_forgotten(
         while True:  # until nobody waits any more
             pause()
 
-    monkeypatch.setattr("llmux.proxy.forward.read_fields", endless)
+    monkeypatch.setattr("llmux.proxy.reading.read_fields", endless)
     async with running_lane(lane, tmp_path) as site:
         async with await site.connect() as stream:
             await stream.send_all(post(b"x" * 300_000))

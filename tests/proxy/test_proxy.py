@@ -159,7 +159,7 @@ async def running(tmp_path: Any) -> AsyncIterator[Rig]:
         yield rig
         assert rig.board.in_flight_count("a") == 0
         assert rig.board.queue_depths == {"a": 0}
-        rig.proxy.close()
+        rig.proxy.upstreams.close()
         nursery.cancel_scope.cancel()
 
 

@@ -255,12 +255,12 @@ async def test_a_refused_try_and_the_next_are_two_spans(
     async with running_lane("fast", tmp_path, tracing=True, policy={"alive_failures": 1}) as site:
         await ask(site)
         proxy = site.service.proxy
-        real = proxy.backend("a")
+        real = proxy.upstreams["a"].backend
         dead = type(real)("http://127.0.0.1:1")
-        proxy._upstreams["a"].backend = dead
+        proxy.upstreams["a"].backend = dead
         site.service.board._hooks.awake.clear()  # type: ignore[attr-defined]
         site.service.board.connect(
-            lambda *_: False, lambda _: setattr(proxy._upstreams["a"], "backend", real)
+            lambda *_: False, lambda _: setattr(proxy.upstreams["a"], "backend", real)
         )
         await ask(site)
     forwards = [span for span in spans_of(exporter) if span.name == "forward"]

@@ -10,7 +10,7 @@ import trio
 
 from llmux.openai.scanning import Hurry, TooLong
 from llmux.openai.wire import read_fields
-from llmux.proxy import forward as proxy
+from llmux.proxy import reading as proxy
 from llmux.proxy.opening import FirstMessage
 from tests.lanes import LANES, read_all, running_lane
 from tests.proxy.test_held_messages import HANDSHAKE

@@ -81,7 +81,7 @@ async def test_the_name_is_replaced_once_however_often_it_is_sent(
     lane: str, tmp_path: Path
 ) -> None:
     async with running_lane(lane, tmp_path) as site:
-        site.service.proxy._upstreams["a"].upstream_model = "aaaa"
+        site.service.proxy.upstreams["a"].upstream_model = "aaaa"
         site.backend.play = loads(3)
         assert status(await site.exchange(post())) == 200
         assert {each.partition(b"\r\n\r\n")[2] for each in site.backend.received} == {
@@ -129,7 +129,7 @@ async def test_no_switch_comes_between(lane: str, tmp_path: Path) -> None:
 def refusing(site: Site) -> str:
     """Put a backend in the place of the model's that refuses; returns its URL."""
     url = f"http://127.0.0.1:{site.backend.port}"
-    site.service.proxy._upstreams["a"].backend = Backend("http://127.0.0.1:1")
+    site.service.proxy.upstreams["a"].backend = Backend("http://127.0.0.1:1")
     return url
 
 
@@ -141,7 +141,7 @@ async def test_a_refusal_right_after_the_wake_is_waited_out(lane: str, tmp_path:
         async def listen() -> None:
             while ("a", "alive") not in hooks.calls:
                 await trio.sleep(0.01)
-            site.service.proxy._upstreams["a"].backend._origin = Backend(url)._origin
+            site.service.proxy.upstreams["a"].backend._origin = Backend(url)._origin
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
@@ -157,7 +157,7 @@ async def test_while_it_refuses_it_is_not_silent(lane: str, tmp_path: Path) -> N
 
         async def listen() -> None:
             await trio.sleep(5 * silent_s)
-            site.service.proxy._upstreams["a"].backend._origin = Backend(url)._origin
+            site.service.proxy.upstreams["a"].backend._origin = Backend(url)._origin
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)

@@ -1,0 +1,120 @@
+"""All requests under way: listed, cancelled by their ids, and told to the event feed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import trio
+
+from llmux.errors import RequestCancelled, RequestNotFound
+from llmux.observe.feed import Feed
+from llmux.observe.schemas import RequestChanges, RequestInfo, RequestList
+from llmux.openai.tokens import Rates
+from llmux.proxy.journey import Journey
+from llmux.proxy.lane import Lane
+from llmux.proxy.summary import path_of
+
+MOST_TOLD = 50
+"""Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
+
+MOST_PATH_BYTES = 256
+MOST_METHOD_BYTES = 32
+"""Longer ones are cut: clients may send 64 KiB, which would push other events off the feed."""
+
+
+class Journeys:
+    """All requests that are on their way, oldest first."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._under_way: dict[str, Journey] = {}
+        self.rates = Rates(feed.clock.now, trio.current_time)
+        self._begun = 0
+        self._ended: list[RequestInfo] = []  # since the last batch of the feed
+        self._omitted = 0
+        feed.look_up(self._look)
+        feed.look_up(self.rates.news)
+
+    def __iter__(self) -> Iterator[Journey]:
+        """Those that are on their way now; nobody may be added meanwhile."""
+        return iter(self._under_way.values())
+
+    def begin(self, lane: Lane) -> Journey:
+        """A request has come."""
+        self._begun += 1
+        journey = Journey(f"{self._feed.boot}-{self._begun}", lane)
+        self._under_way[journey.id] = journey
+        return journey
+
+    def end(self, journey: Journey) -> None:
+        """It has ended."""
+        del self._under_way[journey.id]
+        journey.read_tokens()
+        if journey.tokens.completion:
+            self.rates.add(journey.model, journey.tokens.completion)
+        journey.ended_at = trio.current_time()
+        if self._feed.is_heard:
+            if len(self._ended) < MOST_TOLD:
+                self._ended.append(self._info(journey))
+            else:
+                self._omitted += 1
+
+    def list(self, limit: int) -> RequestList:
+        """The oldest of them."""
+        return RequestList(
+            at=self._feed.clock.now(),
+            total=len(self._under_way),
+            requests=[self._info(each) for each in islice(self._under_way.values(), limit)],
+        )
+
+    def cancel(self, id: str) -> None:  # noqa: A002
+        """Have a request end with an error.
+
+        Raises:
+            RequestNotFound: It is not there, or no more.
+        """
+        if (journey := self._under_way.get(id)) is None:
+            raise RequestNotFound(id)
+        journey.cancel(RequestCancelled())
+
+    def _look(self) -> tuple[str, RequestChanges] | None:
+        """What has become of them since this was called last."""
+        changed = list(islice(self._changed(), MOST_TOLD + 1))
+        ended, omitted = self._ended, self._omitted + (len(changed) > MOST_TOLD)
+        self._ended, self._omitted = [], 0
+        if not (changed or ended):
+            return None
+        told = changed[:MOST_TOLD]
+        for journey in told:
+            journey.told = journey.phase
+        return "requests", RequestChanges(
+            at=self._feed.clock.now(),
+            changed=[self._info(journey) for journey in told],
+            ended=ended,
+            omitted=omitted,
+        )
+
+    def _changed(self) -> Iterator[Journey]:
+        return (each for each in self._under_way.values() if each.told != each.phase)
+
+    def _info(self, journey: Journey) -> RequestInfo:
+        unix, lane = self._feed.clock.unix, journey.lane
+        has_ended, first_byte_s = journey.ended_at is not None, journey.first_byte_s
+        return RequestInfo(
+            id=journey.id,
+            model=journey.model,
+            phase=journey.phase,
+            arrived=unix(journey.arrived_at),
+            waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
+            client=journey.client,
+            method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
+            path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
+            bytes_in=lane.body.received_bytes,
+            bytes_out=lane.sent_bytes,
+            ended=None if journey.ended_at is None else unix(journey.ended_at),
+            status=journey.status if has_ended or first_byte_s is not None else None,
+            first_byte_secs=None if first_byte_s is None else round(first_byte_s, 3),
+            tokens_in=journey.tokens.prompt,
+            tokens_out=journey.tokens.completion,
+        )

@@ -1,0 +1,140 @@
+"""The routing phase: from a request that was read to the model, and the backend, that it is for."""
+
+from __future__ import annotations
+
+from llmux.config import Config
+from llmux.errors import IdNotFound, ModelNotFound, NoModel
+from llmux.http.clients import ClientLines
+from llmux.http.paths import UPSTREAM, PassivePaths, merged, own_path, tidy
+from llmux.openai.wire import Named, find_model, header
+from llmux.proxy.journey import Journey
+from llmux.proxy.makers import Makers
+from llmux.proxy.stored import id_of, makes_stored
+from llmux.proxy.upstreams import Upstreams
+from llmux.switching.hints import NEVER_SWITCH, NO_HINTS, PASSIVE, Hints, read_hints
+from llmux.switching.switchboard import Switchboard
+
+
+class Router:
+    """Finds the model of each request.
+
+    Args:
+        config: The config to begin with.
+        board: The models.
+        upstreams: Their backends.
+        lines: Places in line, by client.
+    """
+
+    def __init__(
+        self, config: Config, board: Switchboard, upstreams: Upstreams, lines: ClientLines
+    ) -> None:
+        self._board = board
+        self._upstreams = upstreams
+        self._lines = lines
+        self.makers = Makers(config.limits.remembered_ids)
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Use another config from now on."""
+        self._names = config.names
+        self._default_model = config.default_model
+        self._passive = {name: PassivePaths(config.passive_of(name)) for name in config.models}
+        self._takes_hints = config.policy.client_hints
+        self.makers.limit(config.limits.remembered_ids)
+
+    def route(self, journey: Journey) -> None:
+        """Set the request's model, its stay there, its upstream and the target to forward.
+
+        Raises:
+            ModelNotFound, NoModel, IdNotFound: It is for no model, and there is no fallback.
+            BadRequest: It cannot be told which model it is for.
+        """
+        lane, fields = journey.lane, journey.fields
+        try:
+            named, model = self._find(journey)
+        except (NoModel, ModelNotFound) as missing:
+            if self._upstreams.fallback is None:
+                raise
+            is_named = isinstance(missing, ModelNotFound)
+            fields.check_stranger(
+                lambda name: self._names.find(name) is not None, names_model=is_named
+            )
+            journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)
+        else:
+            journey.model = model
+            journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
+            if named.target is not lane.target and _lacks_slash(named.target, lane.target):
+                # The browser's relative links would miss the backend's name; an upgrade has none.
+                journey.redirects = not lane.upgrade
+            journey.serving = self._board.serving(
+                model,
+                lane.cut_scope,
+                self._hints(journey, named.target),
+                request=journey.id,
+                place=self._lines.place(journey.client),
+            )
+            if journey.trace is not None:
+                journey.trace.named(named.name, model, journey.serving)
+        if not journey.redirects and makes_stored(
+            lane.method, journey.target, stores=fields.stores
+        ):
+            self.makers.watch(journey)
+
+    def _find(self, journey: Journey) -> tuple[Named, str]:
+        """Return the name and target as the request has them, and the model; see `find_model`."""
+        lane = journey.lane
+        try:
+            named = find_model(lane.target, lane.headers, journey.fields, self._names)
+        except NoModel:
+            model = self._model_of_unnamed(journey)
+            return Named(model, lane.target), model
+        model_found = self._names.find(named.name)
+        if model_found is None:
+            raise ModelNotFound(named.name)
+        return named, model_found
+
+    def _model_of_unnamed(self, journey: Journey) -> str:
+        """Return the maker of a stored object that the request refers to, else the default model.
+
+        Raises:
+            NoModel: There is none, or the object is the fallback's.
+            IdNotFound: No model here is known to have made the object.
+            BadRequest: The body may name a model, but cannot be read.
+        """
+        lane, fields, fallback = journey.lane, journey.fields, self._upstreams.fallback
+        path = lane.target.partition(b"?")[0]
+        if path == b"*" or own_path(path) is not None or merged(path).startswith(UPSTREAM):
+            raise NoModel
+        in_path = id_of(lane.target)
+        ids = [in_path, *fields.mentions] if in_path else fields.mentions
+        for each in ids:
+            maker = self.makers.find(each)
+            if maker is not None and maker in self._names:
+                return self._names[maker]
+            if maker == "" and fallback is not None:
+                raise NoModel
+        if ids:
+            if in_path and not lane.body.data and fallback is not None:
+                raise NoModel  # nothing but the id leaves the house
+            raise IdNotFound(ids[0])
+        if self._default_model is None:
+            raise NoModel
+        fields.check_read(names_model=False)
+        return self._names[self._default_model]
+
+    def _hints(self, journey: Journey, target: bytes) -> Hints:
+        lane = journey.lane
+        passive = self._passive.get(journey.model)
+        if passive is not None and not lane.upgrade and passive.has(target):
+            return PASSIVE
+        if self._takes_hints:
+            return read_hints(lane.headers)
+        # To ask for no switch takes nothing from anybody, so it needs no permission.
+        stays_put = header(lane.headers, b"x-llmux-switch").lower() == b"never"
+        return NEVER_SWITCH if stays_put else NO_HINTS
+
+
+def _lacks_slash(target: bytes, asked: bytes) -> bool:
+    """Return whether a path names a backend's root without the slash, as `/upstream/NAME` does."""
+    root, path = target.partition(b"?")[0], asked.partition(b"?")[0]
+    return root == b"/" and not path.endswith(b"/")

@@ -1,0 +1,82 @@
+"""The backends: one for each model, and the fallback's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from llmux.config import Config, ModelConfig
+from llmux.upstream import Backend
+
+
+class Upstream:
+    """A model, or the fallback, as the proxy sees it: its address and what to send along."""
+
+    def __init__(self, backend: Backend, config: ModelConfig | None = None) -> None:
+        self.backend = backend
+        self.upstream_model = config.name_sent if config else None
+        self.extra_headers: Mapping[str, str] = config.headers if config else {}
+        idle_s = config.stream_idle_secs if config else None
+        self.stream_idle_s = math.inf if idle_s is None else idle_s
+        self.websocket = config.websocket if config else None
+
+
+class Upstreams:
+    """Every upstream of the running config, by the name of its model.
+
+    Attributes:
+        fallback: Takes requests for models that are not here; None if there is none.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._dead_peer_s = config.limits.dead_peer_secs
+        self.fallback: Upstream | None = None
+        self.apply(config)
+        self._by_model = {
+            model.name: Upstream(self._backend_at(model.base_url), model)
+            for model in config.models.values()
+        }
+
+    def __getitem__(self, model: str) -> Upstream:
+        return self._by_model[model]
+
+    def get(self, model: str, default: Upstream) -> Upstream:
+        return self._by_model.get(model, default)
+
+    def apply(self, config: Config) -> None:
+        """Use the fallback of a new config; models are told apart, to `use`."""
+        before = self.fallback.backend if self.fallback else None
+        if before is None or before.base_url != config.fallback:
+            if before is not None:
+                before.close()  # requests in flight keep their connections
+            url = config.fallback
+            self.fallback = Upstream(self._backend_at(url)) if url else None
+
+    def use(self, name: str, model: ModelConfig | None) -> None:
+        """Replace a model's config, or remove the model (None)."""
+        before = self._by_model.pop(name, None)
+        backend = before.backend if before else None
+        if backend is not None and (model is None or backend.base_url != model.base_url):
+            backend.close()  # requests in flight keep their connections
+            backend = None
+        if model is not None:
+            self._by_model[name] = Upstream(backend or self._backend_at(model.base_url), model)
+
+    def heard_since(self, model: str, since: float) -> bool:
+        """Return whether a backend has sent a byte since then (Trio's clock, seconds)."""
+        upstream = self._by_model.get(model)  # a reload may just have removed it
+        return upstream is not None and upstream.backend.heard_at() >= since
+
+    def forget_idle(self, model: str) -> None:
+        """Close the idle connections to a backend that is about to sleep."""
+        if (upstream := self._by_model.get(model)) is not None:
+            upstream.backend.close_idle()
+
+    def close(self) -> None:
+        """Close the idle connections to all backends."""
+        for upstream in (*self._by_model.values(), self.fallback):
+            if upstream is not None:
+                upstream.backend.close()
+
+    def _backend_at(self, url: str) -> Backend:
+        return Backend(url, dead_peer_s=self._dead_peer_s)
