@@ -37,7 +37,8 @@ from llmux.observe.journal import NO_JOURNAL, Journal
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import Pin, PinChange, SwitchRecord
-from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
+from llmux.policy import GroupView, LineFirst, LookAgain, Policy, SwitchTo
+from llmux.policy.base import by_name
 from llmux.policy.estimates import Measures
 from llmux.switching.admission import Check, Serving
 from llmux.switching.awake import AwakeRecord, Entry
@@ -97,7 +98,7 @@ class Switcher:
             on_sleep=self._on_sleep,
             on_asleep=self._on_asleep,
         )
-        self._policy = LineFirst(policy, settings)
+        self._policy = LineFirst(policy, settings, self.measures)
         self.group = group
         self._feed = feed or Feed()
         self._chronicle = Chronicle(group, self.measures, metrics, journal_to, self._feed)
@@ -428,7 +429,7 @@ class Switcher:
         """Use other settings from now on."""
         self._idle_rules = idle_rules
         self._steps.settings = settings
-        self._policy = LineFirst(policy, settings)
+        self._policy = LineFirst(policy, settings, self.measures)
         self._queued_per_model = queued_per_model
         self.health.apply(settings)
         for model in self.models.values():
@@ -540,7 +541,7 @@ class Switcher:
 
     def _decide(self) -> tuple[Order | None, float]:
         """What to do now, and when to look again at the latest."""
-        decision = self._policy.decide(self._snapshot())
+        decision = self._policy.decide(self._view())
         if isinstance(decision, SwitchTo):
             target, rule = self.models[decision.model], decision.rule
             stands = not target.wanted_by
@@ -562,17 +563,17 @@ class Switcher:
         is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
         return is_short or self._idle_rules.standby is not None
 
-    def _snapshot(self) -> Snapshot:
+    def _view(self) -> GroupView:
         active = self.active
         shown = list(self.models.values())
         if (pin := self.pinned) is not None:  # then there are no others
             shown = [each for each in shown if each is active or each.name == pin.model]
-        return Snapshot(
+        return GroupView(
             now=trio.current_time(),
             active=active.name if active else None,
             active_since=active.awake_since if active else None,
-            models={model.name: model.view() for model in shown},
-            measures=self.measures,
+            models=by_name(model.view() for model in shown),
+            measures=self.measures.estimates,
         )
 
     # ---- The switch ----
