@@ -3,7 +3,7 @@
 One model is awake and busy, and the requests wait in equal lines for all others. It stays; or it
 closes, since they have waited for a while; or one of them is overdue, and it stays for its turn.
 Which pairs of models have been switched between is drawn by seed. CPU time, the best of several
-repeats.
+repeats. The view of the group is built for each decision, and that time belongs to it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from collections.abc import Callable, Sequence
 from bench.proxy import cpu_model
 from bench.table import number, render
 from llmux.config import PolicyConfig
-from llmux.policy import AdaptivePolicy, Decision, ModelView, Snapshot
+from llmux.policy import AdaptivePolicy, Decision, GroupView
+from llmux.policy.base import by_name
 from llmux.policy.estimates import ARRIVALS, Measures
+from llmux.simulate.backends import Job
+from llmux.switching.core import Line, ModelState, Occupancy
 
 MODELS = (8, 27, 60, 100)
 WAITING = 1000
@@ -37,25 +40,30 @@ def decision_in(situation: str, models: int, share: float, waiting: int) -> Call
     config = PolicyConfig()
     names = [f"m{index}" for index in range(models)]
     waited_s = 290.0 if situation == "closes" else 1.0
-    views = {name: ModelView(name) for name in names}
-    views["m0"].in_flight = 8
+    arrivals: dict[str, list[float]] = {name: [] for name in names}
     for place in range(waiting):
-        _join(views[names[1 + place % (models - 1)]], NOW - waited_s + place / waiting)
+        arrivals[names[1 + place % (models - 1)]].append(NOW - waited_s + place / waiting)
     if situation == "overdue":
-        views["m1"] = ModelView("m1")
-        _join(views["m1"], NOW - config.max_wait_secs - 1)
+        arrivals["m1"] = [NOW - config.max_wait_secs - 1]
+    states = [_state(name, arrivals[name], 8 if name == "m0" else 0) for name in names]
     since = NOW - 1 if situation == "overdue" else 0.0
-    snapshot = Snapshot(NOW, "m0", since, views, _measured(names, share))
+    estimates = _measured(names, share).estimates
     policy = AdaptivePolicy(config)
-    policy.decide(snapshot)
-    return lambda: policy.decide(snapshot)
+
+    def decide() -> Decision:
+        views = by_name([state.view() for state in states])
+        return policy.decide(GroupView(NOW, "m0", since, views, estimates))
+
+    decide()
+    return decide
 
 
-def _join(view: ModelView, arrived_at: float) -> None:
-    view.queued += 1
-    view.ages.add(arrived_at)
-    if view.oldest_arrival is None:
-        view.oldest_arrival = arrived_at
+def _state(name: str, arrivals: Sequence[float], in_flight: int) -> ModelState:
+    state = ModelState(name, Line[Job](), Occupancy())
+    state.in_flight.in_use = in_flight
+    for arrived_at in arrivals:
+        state.waiters.add(Job(name, arrived_at, 1.0))
+    return state
 
 
 def _measured(names: Sequence[str], share: float) -> Measures:

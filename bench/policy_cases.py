@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmux.config import PolicyConfig
-from llmux.policy import POLICIES, Decision, Policy, Snapshot, Stay, SwitchTo
+from llmux.policy import POLICIES, Decision, GroupView, Policy, Stay, SwitchTo
 from llmux.simulate import (
     Arrival,
     Closed,
@@ -57,14 +57,14 @@ class OriginalFifo:
         self._tries: deque[str] = deque()
 
     def note_queued(self, model: str) -> None:
-        """A request has joined a line."""
+        """A request has joined a line; see `Setup.on_queued`."""
         self._tries.append(model)
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, view: GroupView, /) -> Decision:
         """Say what to do now."""
         while self._tries:
             model = self._tries.popleft()
-            if model != snapshot.active and snapshot.models[model].queued:
+            if model != view.active and view.models[model].queued:
                 return SwitchTo(model)
         return Stay()
 
@@ -83,6 +83,13 @@ def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:
     return POLICIES[name](PolicyConfig(name=name, max_wait_secs=bound_s))
 
 
+def under(setup: Setup, name: str, bound_s: float = BOUND_S) -> Setup:
+    """The same for one run under another policy, by its name."""
+    policy = make_policy(name, bound_s)
+    on_queued = policy.note_queued if isinstance(policy, OriginalFifo) else None
+    return replace(setup, policy=lambda: policy, on_queued=on_queued)
+
+
 def fleet(
     models: Sequence[str], switch_s: float, slots: int, policy: str, *, limited: bool = False
 ) -> Setup:
@@ -90,13 +97,14 @@ def fleet(
 
     Limited, no more are in flight than there are slots; the original knows no such limit.
     """
-    return Setup(
+    setup = Setup(
         models=models,
         cost=lambda _source, _target: switch_s,
         server=lambda _model: Slots(slots),
-        policy=lambda: make_policy(policy),
+        policy=OriginalFifo,
         max_in_flight=slots if limited and policy != BASELINE else None,
     )
+    return under(setup, policy)
 
 
 class Case(Protocol):

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from bench.policy_cases import BASELINE, Figures, make_policy, nearest_to_bound
+from bench.policy_cases import BASELINE, Figures, OriginalFifo, nearest_to_bound, under
 from bench.policy_report import ADAPTIVE, Report, Results, judge_bound, policies_of
 from bench.table import number, render
 from llmux.simulate import Setup, Sharing, Slots, bursty, one_hot, poisson, simulate, zipf
@@ -59,12 +59,14 @@ class RandomCase:
             models=models,
             cost=lambda _source, _target: switch_s,
             server=server,
-            policy=lambda: make_policy(policy, bound_s),
+            policy=OriginalFifo,
         )
         work = exponential(service_s)
         rate = load * slots / service_s
         arrivals = arrive(shares, rate, work, REQUESTS, random.Random(self.seed))
-        return nearest_to_bound(simulate(setup, arrivals), switch_s, bound_s)
+        return nearest_to_bound(
+            simulate(under(setup, policy, bound_s), arrivals), switch_s, bound_s
+        )
 
 
 def report_random(title: str, results: Results) -> Report:

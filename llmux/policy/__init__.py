@@ -1,6 +1,6 @@
-"""When to switch: policies decide on a snapshot; they wait for nothing and keep no time.
+"""When to switch: policies decide on a view of their group; they never wait and keep no time.
 
-The same snapshots in the same order get the same decisions: all that one may keep are notes.
+The same views in the same order get the same decisions: notes are all that a policy may keep.
 
 A policy of your own is a class with a `decide` method, named in the config by its dotted path::
 
@@ -10,8 +10,10 @@ A policy of your own is a class with a `decide` method, named in the config by i
 """
 
 from llmux.policy.adaptive import AdaptivePolicy
+from llmux.policy.ages import Ages
 from llmux.policy.base import (
     Decision,
+    GroupView,
     LookAgain,
     ModelView,
     Policy,
@@ -28,10 +30,12 @@ from llmux.policy.load import POLICIES, load_policy
 __all__ = [
     "POLICIES",
     "AdaptivePolicy",
+    "Ages",
     "CostAwarePolicy",
     "Decision",
     "ExhaustivePolicy",
     "FifoPolicy",
+    "GroupView",
     "LineFirst",
     "LookAgain",
     "ModelView",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, LookAgain, ModelView, Snapshot, Stay, SwitchTo
+from llmux.policy.base import Decision, GroupView, LookAgain, ModelView, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
     drain_ahead_s,
@@ -49,86 +49,84 @@ class AdaptivePolicy:
         self._min_active_s = config.min_active_secs
         self._deadlines = Deadlines(config.max_wait_secs)
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
-        self._deadlines.note(snapshot)
-        others = wanted(snapshot)
+        self._deadlines.note(group)
+        others = wanted(group)
         if not others:
             return Stay()
-        ready = may_be_chosen(others, snapshot.now)
+        ready = may_be_chosen(others, group.now)
         if not ready:
-            return look_again(next_retry(others, snapshot.now))
-        if snapshot.active is None:
-            return first_come(oldest(ready), snapshot.now, COLD)
-        return self._weigh(snapshot, snapshot.models[snapshot.active], ready)
+            return look_again(next_retry(others, group.now))
+        if group.active is None:
+            return first_come(oldest(ready), group.now, COLD)
+        return self._weigh(group, group.models[group.active], ready)
 
-    def _weigh(
-        self, snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
-    ) -> Decision:
+    def _weigh(self, group: GroupView, active: ModelView, others: Sequence[ModelView]) -> Decision:
         """Bound, then stay open, then close; and if none applies, when to look again."""
-        now, due_at = snapshot.now, self._deadlines.due_at
-        leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+        now, due_at = group.now, self._deadlines.due_at
+        leaves_at = may_leave_at(group, self._min_active_s, self._max_wait_s)
         overdue_at = max(due_at(oldest(others)), leaves_at)
-        ranked = _ranked(snapshot, active, others)
+        ranked = _ranked(group, active, others)
 
         # Who has the least time, and how much, takes a while to find out, and mostly nobody asks.
         def tightest() -> tuple[ModelView, float]:
-            return self._deadlines.tightest(snapshot, active, others)
+            return self._deadlines.tightest(group, active, others)
 
         def look_by(at: float) -> Decision:
             if overdue_at < at:
-                at = min(at, max(overdue_at, _turn_ends_at(snapshot, active, *tightest())))
+                at = min(at, max(overdue_at, _turn_ends_at(group, active, *tightest())))
             return LookAgain(at)
 
-        if overdue_at <= now and _turn_ends_at(snapshot, active, *tightest()) <= now:
+        if overdue_at <= now and _turn_ends_at(group, active, *tightest()) <= now:
             first, slack_s = tightest()
-            in_time = self._in_time(snapshot, ranked, first, slack_s)
+            in_time = self._in_time(group, ranked, first, slack_s)
             return first_come(next((v for v in in_time if due_at(v) <= now), first), now, "bound")
         if active.backend_queued:
             return look_by(now + TICK_S)
-        closing_at = max(leaves_at, _open_until(snapshot, active, ranked))
+        closing_at = max(leaves_at, _open_until(group, active, ranked))
         next_at = math.inf
         ripe: list[ModelView] = []
         for view in ranked:
-            close_at = max(closing_at, _suffered_enough_at(snapshot, active, view))
+            close_at = max(closing_at, _suffered_enough_at(group, active, view))
             if close_at > now:
                 next_at = min(next_at, close_at)
             else:
                 ripe.append(view)
-        if ripe and (found := next(self._in_time(snapshot, ripe, *tightest()), None)):
+        if ripe and (found := next(self._in_time(group, ripe, *tightest()), None)):
             return SwitchTo(found.name, _reason(found, now), "close")
         # Sooner than the sums say: the rate of arrivals in them falls while none come.
-        rate = snapshot.measures.arrivals_per_s(active.name, now)
+        rate = group.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
         soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
-        return look_by(min(soon, next_retry(wanted(snapshot), now)))
+        return look_by(min(soon, next_retry(wanted(group), now)))
 
     def _in_time(
-        self, snapshot: Snapshot, views: Sequence[ModelView], tightest: ModelView, slack_s: float
+        self, group: GroupView, views: Sequence[ModelView], tightest: ModelView, slack_s: float
     ) -> Iterator[ModelView]:
         """Nobody goes before the one with the least time who would take more than that."""
         for view in views:
-            if view is tightest or self._detour_s(snapshot, view, tightest) <= slack_s:
+            if view is tightest or self._detour_s(group, view, tightest) <= slack_s:
                 yield view
 
-    def _detour_s(self, snapshot: Snapshot, via: ModelView, to: ModelView) -> float:
+    def _detour_s(self, group: GroupView, via: ModelView, to: ModelView) -> float:
         """How much later than at once a model is reached if another has a short turn before it."""
-        assert snapshot.active is not None
-        measures = snapshot.measures
+        assert group.active is not None
+        measures = group.measures
         leave_s = measures.cost_s(via.name, to.name)
         turn_s = max(leave_s, least_stay_s(measures, via, self._min_active_s, self._max_wait_s))
         drain_s = drain_ahead_s(measures, via, via.queued)
-        there_s = measures.cost_s(snapshot.active, via.name) + turn_s + drain_s
-        return there_s + leave_s - measures.cost_s(snapshot.active, to.name)
+        there_s = measures.cost_s(group.active, via.name) + turn_s + drain_s
+        return there_s + leave_s - measures.cost_s(group.active, to.name)
 
 
-def _round_trip_s(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
-    cost_s = snapshot.measures.cost_s
+def _round_trip_s(group: GroupView, active: ModelView, view: ModelView) -> float:
+    cost_s = group.measures.cost_s
     return cost_s(active.name, view.name) + cost_s(view.name, active.name)
 
 
 def _turn_ends_at(
-    snapshot: Snapshot, active: ModelView, tightest: ModelView, slack_s: float
+    group: GroupView, active: ModelView, tightest: ModelView, slack_s: float
 ) -> float:
     """Until when a model stays though others have waited for too long.
 
@@ -136,24 +134,24 @@ def _turn_ends_at(
     shorter turns would only make it worse. But who has the least time is to be let in in time, if a
     turn as long as the switch is enough for that.
     """
-    assert snapshot.active_since is not None
-    absence_s = snapshot.measures.absence_s(active.name) or 0.0
-    turn_s = max(_round_trip_s(snapshot, active, tightest), TURN_SHARE * absence_s)
-    least_s = snapshot.measures.cost_s(active.name, tightest.name)
-    in_time_at = max(snapshot.active_since + least_s, snapshot.now + slack_s)
-    return min(snapshot.active_since + turn_s, in_time_at)
+    assert group.active_since is not None
+    absence_s = group.measures.absence_s(active.name) or 0.0
+    turn_s = max(_round_trip_s(group, active, tightest), TURN_SHARE * absence_s)
+    least_s = group.measures.cost_s(active.name, tightest.name)
+    in_time_at = max(group.active_since + least_s, group.now + slack_s)
+    return min(group.active_since + turn_s, in_time_at)
 
 
 def _ranked(
-    snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
+    group: GroupView, active: ModelView, others: Sequence[ModelView]
 ) -> Sequence[ModelView]:
     """Who is next: the most suffering ended for each second that the switch takes.
 
     All are weighed at the same time, a round trip ahead with the quickest of them: each at its own
     would make slow switches look good.
     """
-    costs_s = {view.name: snapshot.measures.cost_s(active.name, view.name) for view in others}
-    then = snapshot.now + 2 * min(costs_s.values())
+    costs_s = {view.name: group.measures.cost_s(active.name, view.name) for view in others}
+    then = group.now + 2 * min(costs_s.values())
 
     def urgency(view: ModelView) -> float:
         return view.ages.squares(then) / max(costs_s[view.name], MOMENT_S)
@@ -161,13 +159,13 @@ def _ranked(
     return sorted(others, key=urgency, reverse=True)
 
 
-def _open_until(snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]) -> float:
+def _open_until(group: GroupView, active: ModelView, others: Sequence[ModelView]) -> float:
     """Until when to stay open: one more request costs those who wait elsewhere little.
 
     It lengthens the drain by its share of a batch; turned away, it would wait for the model's next
     turn. -inf: not at all.
     """
-    measures = snapshot.measures
+    measures = group.measures
     in_flight = active.in_flight
     latency_s = measures.latency_s(active.name, in_flight + 1) if in_flight else None
     if latency_s is None:
@@ -175,27 +173,27 @@ def _open_until(snapshot: Snapshot, active: ModelView, others: Sequence[ModelVie
     added_s = latency_s / (in_flight + 1)
     absence_s = measures.absence_s(active.name)
     if absence_s is None:
-        absence_s = _round_trip_s(snapshot, active, others[0]) + measures.drain_s(others[0].name)
+        absence_s = _round_trip_s(group, active, others[0]) + measures.drain_s(others[0].name)
     waiting = sum(view.ages.weight for view in others)
     if waiting * added_s >= absence_s:
         return -math.inf
-    waited = sum(view.ages.total(snapshot.now) for view in others)
+    waited = sum(view.ages.total(group.now) for view in others)
     enough = absence_s * absence_s / (2 * max(added_s, 1e-9))
-    return snapshot.now + (enough - waited) / waiting
+    return group.now + (enough - waited) / waiting
 
 
-def _suffered_enough_at(snapshot: Snapshot, active: ModelView, view: ModelView) -> float:
+def _suffered_enough_at(group: GroupView, active: ModelView, view: ModelView) -> float:
     """When those in a line will have suffered as much, once served, as a closing will cost here.
 
     Suffering grows with the square of the wait. Whoever comes for the active model while it is away
     for a round trip S waits for what is left of it: rate times the integral of t^2 from 0 to S.
     Those who are frozen in flight with it wait for its whole absence, again.
     """
-    measures = snapshot.measures
+    measures = group.measures
     drain_s = measures.drain_s(active.name) if active.in_flight else 0.0
     served_after_s = measures.cost_s(active.name, view.name) + drain_s
-    rate = measures.arrivals_per_s(active.name, snapshot.now)
-    round_trip_s = _round_trip_s(snapshot, active, view)
+    rate = measures.arrivals_per_s(active.name, group.now)
+    round_trip_s = _round_trip_s(group, active, view)
     at_stake = rate * round_trip_s**3 / 3
     if active.freezes:
         absence_s = max(round_trip_s, measures.absence_s(active.name) or 0.0)

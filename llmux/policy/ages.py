@@ -1,55 +1,74 @@
-"""How long the requests in one line have waited, all together, by sums kept as they go."""
+"""Sums over the ages of the requests in one line: a decision costs the same for any length."""
 
 from __future__ import annotations
 
 import math
+from typing import NoReturn
+
+import msgspec
+
+HINTS = {
+    "add": "a view is a value, and nothing can be added to it",
+    "remove": "a view is a value, and nothing can be removed from it",
+    "total_reaches": "ask total() at two times; it grows by `weight` each second",
+}
+"""What a policy written for an older llmux is to use instead."""
 
 
-class Ages:
-    """Sums over the requests in one line, from which those over their ages follow at any time.
+class Ages(msgspec.Struct, frozen=True, gc=False):
+    """The sums over the requests in one line from which those over their ages follow at any time.
 
-    Adding, removing and asking cost the same however long the line is. An age is the time since the
-    arrival, in seconds; a weight is what one request counts for: 1 if nobody asked for another, and
-    from 0.001 to 1,000.
+    A value: `plus` and `minus` return the sums with one request more or less. Each takes the same
+    time however long the line is. An age is the time since the arrival, in seconds; a weight is the
+    factor by which it counts: 1 unless the request asked for another, and from 0.001 to 1,000.
 
     Attributes:
-        count: How many requests there are.
-        weight: The sum of their weights.
+        count: Number of requests.
+        weight: Sum of their weights.
     """
 
-    __slots__ = ("_first", "_origin", "_second", "count", "weight")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._clear()
+    count: int = 0
+    weight: float = 0.0
+    # Arrivals count from that of the first request: small numbers lose no digits.
+    _origin: float = 0.0
+    _first: float = 0.0  # sum of weight times arrival
+    _second: float = 0.0  # sum of weight times arrival squared
 
     def __repr__(self) -> str:
         return f"<Ages of {self.count}>"
 
-    def _clear(self) -> None:
-        self.weight = self._first = self._second = 0.0
-        self._origin = math.nan  # arrivals count from here: small numbers lose no digits
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say what to use instead of names that older policies use."""
+        hint = HINTS.get(name)
+        raise AttributeError(f"Ages has no {name!r}" + (f": {hint}" if hint else ""))
 
-    def add(self, arrived_at: float, weight: float = 1.0) -> None:
-        """Take a request in."""
-        if not self.count:
-            self._origin = arrived_at
-        self.count += 1
-        since = arrived_at - self._origin
-        self.weight += weight
-        self._first += weight * since
-        self._second += weight * since * since
+    def plus(self, arrived_at: float, weight: float = 1.0) -> Ages:
+        """Return the sums with one request more."""
+        count = self.count
+        origin = self._origin if count else arrived_at
+        since = arrived_at - origin
+        moment = weight * since
+        return Ages(
+            count + 1,
+            self.weight + weight,
+            origin,
+            self._first + moment,
+            self._second + moment * since,
+        )
 
-    def remove(self, arrived_at: float, weight: float = 1.0) -> None:
-        """Take one out that was taken in with the same numbers."""
-        self.count -= 1
-        if not self.count:
-            self._clear()  # what rounding has left, too
-            return
+    def minus(self, arrived_at: float, weight: float = 1.0) -> Ages:
+        """Return the sums without a request that was added with the same numbers."""
+        if self.count == 1:
+            return NO_AGES  # without what rounding has left
         since = arrived_at - self._origin
-        self.weight -= weight
-        self._first -= weight * since
-        self._second -= weight * since * since
+        moment = weight * since
+        return Ages(
+            self.count - 1,
+            self.weight - weight,
+            self._origin,
+            self._first - moment,
+            self._second - moment * since,
+        )
 
     def total(self, now: float) -> float:
         """Sum of weight times age, in seconds."""
@@ -73,8 +92,5 @@ class Ages:
         rest = wanted / self.weight - spread
         return self._origin + mean + math.sqrt(rest) if rest >= 0 else -math.inf
 
-    def total_reaches(self, wanted: float) -> float:
-        """The time at which `total` will reach a value; past if it has."""
-        if not self.count:
-            return math.inf
-        return self._origin + (wanted + self._first) / self.weight
+
+NO_AGES = Ages()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llmux.policy.base import LookAgain, ModelView, Snapshot, Stay, SwitchTo
-from llmux.policy.estimates import Measures
+from llmux.policy.base import GroupView, LookAgain, ModelView, Stay, SwitchTo
+from llmux.policy.estimates import Estimates
 
 SLICE = 10.0
 """How many times the cost of its switch a model that goes on with frozen requests stays for them.
@@ -20,10 +20,10 @@ LEAST_SLICE_S = 1.0
 """And at least so long, whatever the switch costs: frozen requests must get on."""
 
 
-def wanted(snapshot: Snapshot) -> list[ModelView]:
+def wanted(group: GroupView) -> list[ModelView]:
     """The models other than the active one that requests wait for."""
-    active = snapshot.active
-    return [v for v in snapshot.models.values() if v.queued and v.name != active]
+    active = group.active
+    return [v for v in group.models.values() if v.queued and v.name != active]
 
 
 def may_be_chosen(models: Sequence[ModelView], now: float) -> list[ModelView]:
@@ -36,30 +36,30 @@ def next_retry(models: Sequence[ModelView], now: float) -> float:
     return min((view.retry_at for view in models if view.retry_at > now), default=math.inf)
 
 
-def may_leave_at(snapshot: Snapshot, min_active_s: float, max_wait_s: float = math.inf) -> float:
+def may_leave_at(group: GroupView, min_active_s: float, max_wait_s: float = math.inf) -> float:
     """When the active model may be left: after `min_active_secs`, and not without a use.
 
     A model that goes on with frozen requests must get on with them before others take its place, or
     the GPU would do nothing but switch. So must one whose slots are taken when it wakes, where
     draining is off.
     """
-    assert snapshot.active is not None
-    assert snapshot.active_since is not None
-    active = snapshot.models[snapshot.active]
-    return snapshot.active_since + least_stay_s(snapshot.measures, active, min_active_s, max_wait_s)
+    assert group.active is not None
+    assert group.active_since is not None
+    active = group.models[group.active]
+    return group.active_since + least_stay_s(group.measures, active, min_active_s, max_wait_s)
 
 
 def least_stay_s(
-    measures: Measures, view: ModelView, min_active_s: float, max_wait_s: float = math.inf
+    measures: Estimates, view: ModelView, min_active_s: float, max_wait_s: float = math.inf
 ) -> float:
     """How long a model stays awake at least, with the requests it has or will have."""
     if not (view.freezes and (view.in_flight or view.queued)):
         return min_active_s
-    slice_s = min(SLICE * measures.costs.typical(view.name), max_wait_s)
+    slice_s = min(SLICE * measures.typical_cost_s(view.name), max_wait_s)
     return max(min_active_s, slice_s, LEAST_SLICE_S)
 
 
-def drain_ahead_s(measures: Measures, view: ModelView, in_flight: int) -> float:
+def drain_ahead_s(measures: Estimates, view: ModelView, in_flight: int) -> float:
     """How long a drain of so many requests will take; nothing where none is waited for."""
     return 0.0 if view.freezes else measures.drain_ahead_s(view.name, in_flight)
 

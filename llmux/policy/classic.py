@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, ModelView, Snapshot, Stay, SwitchTo
+from llmux.policy.base import Decision, GroupView, ModelView, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
     first_come,
@@ -44,15 +44,15 @@ class CostAwarePolicy:
         self._coalesce_s = _option(config, "coalesce_secs", COALESCE_S)
         self._amortization = _option(config, "amortization_factor", AMORTIZATION)
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
-        others, now = wanted(snapshot), snapshot.now
+        others, now = wanted(group), group.now
         ready = may_be_chosen(others, now)
         if not ready:
             return look_again(next_retry(others, now))
-        if snapshot.active is None:
+        if group.active is None:
             return first_come(oldest(ready), now, COLD)
-        due = {view.name: self._due_at(snapshot, view) for view in ready}
+        due = {view.name: self._due_at(group, view) for view in ready}
         first = min(ready, key=lambda view: (due[view.name], now - waited_s(view, now)))
         return (
             first_come(first, now, "worth it")
@@ -60,17 +60,17 @@ class CostAwarePolicy:
             else look_again(due[first.name])
         )
 
-    def _due_at(self, snapshot: Snapshot, view: ModelView) -> float:
+    def _due_at(self, group: GroupView, view: ModelView) -> float:
         """When this model's turn comes if nothing changes."""
-        assert snapshot.active_since is not None
-        arrived_at = snapshot.now - waited_s(view, snapshot.now)
-        cost_s = snapshot.measures.cost_s(snapshot.active, view.name)
+        assert group.active_since is not None
+        arrived_at = group.now - waited_s(view, group.now)
+        cost_s = group.measures.cost_s(group.active, view.name)
         is_worth_it = view.queued >= max(1, math.ceil(self._amortization * cost_s))
         gathered_at = arrived_at if is_worth_it else arrived_at + self._coalesce_s
-        served_at = max(gathered_at, snapshot.active_since + cost_s)
+        served_at = max(gathered_at, group.active_since + cost_s)
         stale_at = arrived_at + self._max_wait_s
         return max(
-            min(served_at, stale_at), may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+            min(served_at, stale_at), may_leave_at(group, self._min_active_s, self._max_wait_s)
         )
 
 
@@ -91,19 +91,19 @@ class TimeSlicePolicy:
         self._max_wait_s = config.max_wait_secs
         self._min_active_s = config.min_active_secs
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
-        others, now = wanted(snapshot), snapshot.now
+        others, now = wanted(group), group.now
         if not others:
             return Stay()
         ready = may_be_chosen(others, now)
         if not ready:
             return look_again(next_retry(others, now))
         first = oldest(ready)
-        if snapshot.active is None:
+        if group.active is None:
             return first_come(first, now, COLD)
-        active = snapshot.models[snapshot.active]
-        leaves_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+        active = group.models[group.active]
+        leaves_at = may_leave_at(group, self._min_active_s, self._max_wait_s)
         if active.in_flight or active.queued:
             stale_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
             return (

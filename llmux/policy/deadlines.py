@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llmux.policy.base import ModelView, Snapshot
+from llmux.policy.base import GroupView, ModelView
 from llmux.policy.choices import arrival_of, drain_ahead_s, least_stay_s
 
 
@@ -49,13 +49,13 @@ class Deadlines:
         self._max_wait_s = max_wait_s
         self._lines: dict[str, Line] = {}
 
-    def note(self, snapshot: Snapshot) -> None:
+    def note(self, group: GroupView) -> None:
         """Look at the lines.
 
         A request is seen when it comes, or once the switch is over in which it came: older ones
         may be gone by then, and it gets less time than it could have.
         """
-        models = snapshot.models.values()
+        models = group.models.values()
         for view in models:
             arrival = view.oldest_arrival
             if arrival is None:
@@ -70,7 +70,7 @@ class Deadlines:
                     if place.came_at > arrival:
                         line.add(place)
             elif view.queued > line.queued:
-                line.add(Place(snapshot.now, sum(other.queued > 0 for other in models)))
+                line.add(Place(group.now, sum(other.queued > 0 for other in models)))
             line.queued = view.queued
 
     def due_at(self, view: ModelView) -> float:
@@ -78,17 +78,15 @@ class Deadlines:
         return arrival_of(view) + self._max_wait_s
 
     def tightest(
-        self, snapshot: Snapshot, active: ModelView, others: Sequence[ModelView]
+        self, group: GroupView, active: ModelView, others: Sequence[ModelView]
     ) -> tuple[ModelView, float]:
         """The line with the least time left, and how much later than now it may be left for.
 
-        Below zero: somebody in it will not be let in in time. The snapshot is the one last noted.
+        Below zero: somebody in it will not be let in in time. The group is the one last noted.
         """
-        measures = snapshot.measures
+        measures = group.measures
         drain_s = measures.longest_drain_s()
-        drained_at = snapshot.now + drain_ahead_s(
-            measures, active, active.in_flight + active.queued
-        )
+        drained_at = group.now + drain_ahead_s(measures, active, active.in_flight + active.queued)
         stay_s = max(least_stay_s(measures, view, 0.0, self._max_wait_s) for view in others)
 
         def slack_s(view: ModelView) -> float:

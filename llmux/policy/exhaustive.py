@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, Snapshot, Stay
+from llmux.policy.base import Decision, GroupView, Stay
 from llmux.policy.choices import (
     COLD,
     first_come,
@@ -28,25 +28,25 @@ class ExhaustivePolicy:
         self._max_wait_s = config.max_wait_secs
         self._min_active_s = config.min_active_secs
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
-        others, now = wanted(snapshot), snapshot.now
+        others, now = wanted(group), group.now
         ready = may_be_chosen(others, now)
         if not others:
             return Stay()
         if not ready:
             return look_again(next_retry(others, now))
         first = oldest(ready)
-        if snapshot.active is None:
+        if group.active is None:
             return first_come(first, now, COLD)
-        may_close_at = may_leave_at(snapshot, self._min_active_s, self._max_wait_s)
+        may_close_at = may_leave_at(group, self._min_active_s, self._max_wait_s)
         rule = "no work left"
-        if self._has_work(snapshot):
+        if self._has_work(group):
             rule = "longest wait"
             may_close_at = max(may_close_at, now + self._max_wait_s - waited_s(first, now))
         return first_come(first, now, rule) if may_close_at <= now else look_again(may_close_at)
 
-    def _has_work(self, snapshot: Snapshot) -> bool:
-        assert snapshot.active is not None
-        active = snapshot.models[snapshot.active]
+    def _has_work(self, group: GroupView) -> bool:
+        assert group.active is not None
+        active = group.models[group.active]
         return active.queued > 0 if active.has_slots else active.in_flight > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, LookAgain, Snapshot, Stay
+from llmux.policy.base import Decision, GroupView, LookAgain, Stay
 from llmux.policy.choices import first_come, may_be_chosen, may_leave_at, next_retry, oldest, wanted
 
 
@@ -13,16 +13,16 @@ class FifoPolicy:
     def __init__(self, config: PolicyConfig) -> None:
         self._min_active_s = config.min_active_secs
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
-        others = wanted(snapshot)
+        others = wanted(group)
         if not others:
             return Stay()
-        now = snapshot.now
+        now = group.now
         ready = may_be_chosen(others, now)
         may_start_at = now if ready else next_retry(others, now)
-        if snapshot.active is not None:
-            may_start_at = max(may_start_at, may_leave_at(snapshot, self._min_active_s))
+        if group.active is not None:
+            may_start_at = max(may_start_at, may_leave_at(group, self._min_active_s))
         if may_start_at > now:
             return LookAgain(may_start_at)
         return first_come(oldest(ready), now, "oldest first")

@@ -1,4 +1,4 @@
-"""Before a model is left: those in its own line, who would be inside of it without a limit."""
+"""Before a model is left, let in its own line, which without a limit would be inside of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 from llmux.config import PolicyConfig
-from llmux.policy.base import Decision, Policy, Snapshot, Stay, SwitchTo
+from llmux.policy.base import Decision, GroupView, Policy, Stay, SwitchTo
 from llmux.policy.choices import arrival_of, look_again
+from llmux.policy.estimates import Measures
 
 
 class Held(NamedTuple):
@@ -38,39 +39,41 @@ class LineFirst:
     Args:
         policy: Decides everything else.
         config: Its `drain_timeout_secs` holds for this part of the drain, too.
+        measures: Is told how long it took.
     """
 
-    def __init__(self, policy: Policy, config: PolicyConfig) -> None:
+    def __init__(self, policy: Policy, config: PolicyConfig, measures: Measures) -> None:
         self._policy = policy
+        self._measures = measures
         self._held: Held | None = None
         limit_s, cuts = config.drain_timeout_secs, config.on_drain_timeout == "cut"
         self._limit_s = limit_s if cuts and limit_s is not None else math.inf
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, group: GroupView) -> Decision:
         """Say what to do now."""
         held, self._held = self._held, None
-        if held is not None and held.active_since != snapshot.active_since:
+        if held is not None and held.active_since != group.active_since:
             held = None
-        if held is not None and _is_wanted(held.decision, snapshot):
+        if held is not None and _is_wanted(held.decision, group):
             decision: Decision = held.decision
         else:
-            decision = self._policy.decide(snapshot)
-        if snapshot.active is None or not isinstance(decision, SwitchTo):
+            decision = self._policy.decide(group)
+        if group.active is None or not isinstance(decision, SwitchTo):
             return decision
-        active = snapshot.models[snapshot.active]
+        active = group.models[group.active]
         if decision.model == active.name:
             return Stay()
         if active.freezes or not (active.queued or held):
             return decision
-        since = held.since if held else snapshot.now
+        since = held.since if held else group.now
         in_all = held.in_flight if held else active.in_flight + active.queued
-        if arrival_of(active) > since or snapshot.now >= since + self._limit_s:
-            snapshot.measures.note_line_first(active.name, snapshot.now - since, in_all)
+        if arrival_of(active) > since or group.now >= since + self._limit_s:
+            self._measures.note_line_first(active.name, group.now - since, in_all)
             return decision
-        self._held = Held(decision, snapshot.active_since, since, in_all)
+        self._held = Held(decision, group.active_since, since, in_all)
         return look_again(since + self._limit_s)
 
 
-def _is_wanted(decision: SwitchTo, snapshot: Snapshot) -> bool:
-    target = snapshot.models.get(decision.model)
+def _is_wanted(decision: SwitchTo, group: GroupView) -> bool:
+    target = group.models.get(decision.model)
     return target is not None and target.queued > 0

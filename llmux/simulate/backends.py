@@ -19,9 +19,10 @@ class Job:
         admitted_at: When it was let in.
         in_flight: How many were in flight then, itself included.
         frozen_s: For how long it was frozen with its model, once it is done.
+        weight: The factor by which its age counts in line.
     """
 
-    __slots__ = ("admitted_at", "arrived_at", "frozen_s", "in_flight", "model", "work_s")
+    __slots__ = ("admitted_at", "arrived_at", "frozen_s", "in_flight", "model", "weight", "work_s")
 
     def __init__(self, model: str, arrived_at: float, work_s: float) -> None:
         self.model = model
@@ -30,6 +31,7 @@ class Job:
         self.admitted_at = math.nan
         self.in_flight = 0
         self.frozen_s = 0.0
+        self.weight = 1.0
 
 
 class Server(Protocol):

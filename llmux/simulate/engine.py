@@ -1,8 +1,8 @@
 """One group of models, simulated event by event, under the very policies that the server runs.
 
-The rules are those of `llmux.switching.switcher`: requests for the open model go in, the others
-stand in line; a switch drains, takes its hooks' time, lets the line in; then the
-policy is asked again.
+Each model is a `ModelState`, the class that the server's models are built on: admission, lines,
+frozen requests, transitions and retries are not written twice. What is simulated here is the rest:
+time, the backends, and a switch with nothing that can go wrong but its wake.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from llmux.config import PolicyConfig
-from llmux.policy import LineFirst, LookAgain, ModelView, Policy, Snapshot, SwitchTo
+from llmux.policy import GroupView, LineFirst, LookAgain, Policy, SwitchTo
 from llmux.policy.estimates import Measures
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Server
 from llmux.simulate.outcome import Outcome
-
-FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
-"""As in `llmux.switching.model`."""
+from llmux.switching.core import Line, ModelState, Occupancy, Phase, Traits
 
 ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
 
@@ -32,7 +30,7 @@ Cost = Callable[[str | None, str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is simulated.
+    """The models, their costs and the policy of a simulation.
 
     Attributes:
         models: Their names.
@@ -44,7 +42,8 @@ class Setup:
         preserves_in_flight: The models (True: all) that sleep with their requests, undrained.
         failing_wakes: Share of wakes that fail.
         asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
-            have nothing to say. One that always has goes on for ever: then say `until`.
+            answer `Stay`. One that always switches goes on for ever: then say `until`.
+        on_queued: Called with the model of each request that joins a line.
     """
 
     models: Sequence[str]
@@ -55,43 +54,32 @@ class Setup:
     preserves_in_flight: bool | Collection[str] = False
     failing_wakes: float = 0.0
     asks_when_idle: bool = False
+    on_queued: Callable[[str], object] | None = None
 
-    def limit(self, model: str) -> float:
-        """Most requests in flight on a model."""
-        given = self.max_in_flight
-        limit = given.get(model) if isinstance(given, Mapping) else given
-        return math.inf if limit is None else limit
-
-    def freezes(self, model: str) -> bool:
-        """Whether a model sleeps with its requests."""
-        given = self.preserves_in_flight
-        return given if isinstance(given, bool) else model in given
+    def traits(self, model: str) -> Traits:
+        """The same of one model, as its config would say it."""
+        limits, freezing = self.max_in_flight, self.preserves_in_flight
+        limit = limits.get(model) if isinstance(limits, Mapping) else limits
+        return Traits(
+            max_in_flight=math.inf if limit is None else limit,
+            preserves_in_flight=freezing if isinstance(freezing, bool) else model in freezing,
+        )
 
 
-class Station:
-    """One simulated model.
+class Station(ModelState):
+    """A model with a simulated server.
 
     Attributes:
-        frozen_at: When its requests were frozen the last time.
-        frozen_s: For how long they were before that, in all.
+        index: Its place among the models.
+        server: Works on its requests.
     """
 
-    __slots__ = (
-        "failures", "frozen_at", "frozen_s", "index", "limit", "line", "name", "server", "view",
-    )  # fmt: skip
+    waiters: Line[Job]
 
-    def __init__(
-        self, index: int, name: str, server: Server, limit: float, *, freezes: bool
-    ) -> None:
+    def __init__(self, index: int, name: str, server: Server, traits: Traits) -> None:
+        super().__init__(name, Line[Job](), Occupancy(), traits)
         self.index = index
-        self.name = name
         self.server = server
-        self.line: deque[Job] = deque()
-        self.limit = limit
-        self.view = ModelView(name, has_slots=limit != math.inf, freezes=freezes)
-        self.frozen_at = math.nan
-        self.frozen_s = 0.0
-        self.failures = 0
 
 
 def simulate(
@@ -131,36 +119,24 @@ class Simulation:
     ) -> None:
         self.outcome = Outcome(list(setup.models))
         self._setup = setup
-        policy = setup.policy()
-        self._policy = LineFirst(policy, PolicyConfig())
-        self._note_queued = getattr(policy, "note_queued", None)
+        self._measures = Measures()
+        self._estimates = self._measures.estimates
+        self._policy = LineFirst(setup.policy(), PolicyConfig(), self._measures)
+        self._on_queued = setup.on_queued
         self._arrivals = arrivals
         self._follow = follow
         self._rng = rng
         self._progress = progress
         self._stations = {
-            name: Station(
-                index,
-                name,
-                setup.server(name),
-                setup.limit(name),
-                freezes=setup.freezes(name),
-            )
+            name: Station(index, name, setup.server(name), setup.traits(name))
             for index, name in enumerate(setup.models)
         }
-        self._snapshot = Snapshot(
-            now=0.0,
-            active=None,
-            active_since=None,
-            models={name: station.view for name, station in self._stations.items()},
-            measures=Measures(),
-        )
-        self._measures = self._snapshot.measures
-        self._open: Station | None = None  # admits requests
-        self._leaving: Station | None = None  # drains; its server still works
+        self._views = {name: station.view() for name, station in self._stations.items()}
+        self._changed: set[Station] = set()  # since their views were made
+        self._serving: Station | None = None  # awake, or drains; its server works
         self._target: Station | None = None  # being switched to
         self._source: Station | None = None
-        self._waiting = 0  # in all lines
+        self._waiting = 0  # in all lines, and frozen
         self._events: list[tuple[float, int, int, Arrival | None]] = []
         self._count = 0
         self._coming = 0  # arrivals among the events
@@ -178,13 +154,13 @@ class Simulation:
         events = self._events
         now = 0.0
         while True:
-            working = self._open or self._leaving
+            working = self._serving
             done_at = working.server.done_at if working else math.inf
             at = min(done_at, events[0][0] if events else math.inf)
             if at == math.inf or at > until or self._is_over(done_at):
                 break
             self._seconds[self._doing()] += at - now
-            now = self._snapshot.now = at
+            now = at
             if done_at <= at and working is not None:
                 self._end(working, now)
             else:
@@ -200,8 +176,8 @@ class Simulation:
                     continue  # a look that was put off
             if self._target is None:
                 self._ask(now)
-        if self._open is not None and self._snapshot.active_since is not None:
-            self.outcome.spans.append((self._open.index, self._snapshot.active_since, now))
+        if self._target is None and self._serving is not None:
+            self.outcome.spans.append((self._serving.index, self._serving.awake_since, now))
         self.outcome.seconds = self._seconds
 
     def _is_over(self, done_at: float) -> bool:
@@ -212,8 +188,8 @@ class Simulation:
 
     def _doing(self) -> str:
         if self._target is not None:
-            return "draining" if self._leaving else "switching"
-        return "serving" if self._open and self._open.view.in_flight else "idle"
+            return "draining" if self._serving else "switching"
+        return "serving" if self._serving and self._serving.in_flight.in_use else "idle"
 
     def _schedule(self, at: float, kind: int, arrival: Arrival | None = None) -> None:
         self._count += 1
@@ -231,43 +207,36 @@ class Simulation:
         station = self._stations[arrival.model]
         job = Job(arrival.model, now, arrival.work_s)
         self._measures.note_arrival(station.name, now)
-        has_room = station.view.in_flight < station.limit and not station.line
-        if station is self._open and has_room:
+        if station.admits:
             self._admit(station, job, now)
             return
         self._waiting += 1
-        station.line.append(job)
-        view = station.view
-        view.queued += 1
-        view.ages.add(now)
-        if view.oldest_arrival is None:
-            view.oldest_arrival = now
-        if self._note_queued is not None:
-            self._note_queued(station.name)
+        station.waiters.add(job)
+        self._changed.add(station)
+        if self._on_queued is not None:
+            self._on_queued(station.name)
 
     def _admit(self, station: Station, job: Job, now: float) -> None:
-        view = station.view
-        view.in_flight += 1
+        in_flight = station.in_flight
+        in_flight.in_use += 1
         job.admitted_at = now
-        job.frozen_s = -station.frozen_s
-        job.in_flight = view.in_flight
+        job.frozen_s = -in_flight.frozen_s
+        job.in_flight = in_flight.in_use
         station.server.add(job, now)
+        self._changed.add(station)
 
     def _admit_line(self, station: Station, now: float) -> None:
-        view, line = station.view, station.line
-        while line and view.in_flight < station.limit:
-            job = line.popleft()
-            view.queued -= 1
-            view.ages.remove(job.arrived_at)
+        for job in station.waiters.take_first(station.room):
             self._waiting -= 1
             self._admit(station, job, now)
-        view.oldest_arrival = line[0].arrived_at if line else None
+            station.waiters.settle(job)
 
     def _end(self, station: Station, now: float) -> None:
         job = station.server.pop(now)
-        view = station.view
-        view.in_flight -= 1
-        job.frozen_s += station.frozen_s
+        in_flight = station.in_flight
+        in_flight.in_use -= 1
+        self._changed.add(station)
+        job.frozen_s += in_flight.frozen_s
         self.outcome.add(station.index, job, now)
         served_s = now - job.admitted_at - job.frozen_s
         self._measures.note_served(station.name, job.in_flight, served_s)
@@ -275,19 +244,20 @@ class Simulation:
             self._progress(self.outcome.count)
         if self._follow is not None and (arrival := self._follow(job, now)) is not None:
             self._schedule(arrival.at, FOLLOWED, arrival)
-        if station is self._open:
-            if station.line:
+        if station.is_awake:
+            if station.waiters.count:
                 self._admit_line(station, now)
-        elif not view.in_flight:
+        elif not in_flight.in_use:
             self._drained(station, now)
 
     # ---- Switches ----
 
     def _ask(self, now: float) -> None:
-        here = self._open.view.queued if self._open else 0
+        active = self._serving
+        here = active.waiters.count if active else 0
         if self._waiting == here and not self._setup.asks_when_idle:
             return
-        decision = self._policy.decide(self._snapshot)
+        decision = self._policy.decide(self._view(active, now))
         if isinstance(decision, SwitchTo):
             self._begin(self._stations[decision.model], now)
         elif isinstance(decision, LookAgain):
@@ -296,55 +266,48 @@ class Simulation:
                 self._look_at = decision.at
                 self._schedule(decision.at, LOOK)
 
+    def _view(self, active: Station | None, now: float) -> GroupView:
+        # Between two decisions mostly one model changes: the views of the others are kept.
+        for station in self._changed:
+            self._views[station.name] = station.view()
+        self._changed.clear()
+        return GroupView(
+            now,
+            active.name if active else None,
+            active.awake_since if active else None,
+            MappingProxyType(self._views.copy()),
+            self._estimates,
+        )
+
     def _begin(self, target: Station, now: float) -> None:
         self._target = target
         self._look_at = math.inf
-        source = self._source = self._open
-        self._open = None
+        source = self._source = self._serving
         if source is None:
             self._run_hooks(now)
             return
-        assert self._snapshot.active_since is not None
-        self.outcome.spans.append((source.index, self._snapshot.active_since, now))
-        self._snapshot.active = self._snapshot.active_since = None
+        self.outcome.spans.append((source.index, source.awake_since, now))
+        source.move_to(Phase.DRAINING, now)
         self._measures.note_closed(source.name, now)
-        if source.view.freezes:
-            self._freeze(source, now)
-            self._run_hooks(now)
-        elif source.view.in_flight:
-            self._leaving = source
-            self._drain_began, self._draining = now, source.view.in_flight
+        if source.is_drained and source.in_flight.in_use:
+            self._drain_began, self._draining = now, source.in_flight.in_use
         else:
-            self._run_hooks(now)
-
-    def _freeze(self, station: Station, now: float) -> None:
-        """Its requests wait now, too."""
-        station.server.freeze(now)
-        station.frozen_at = now
-        view = station.view
-        view.queued += view.in_flight
-        self._waiting += view.in_flight
-        for _ in range(view.in_flight):
-            view.ages.add(now)
-        if view.in_flight and view.oldest_arrival is None:
-            view.oldest_arrival = now
-
-    def _thaw(self, station: Station, now: float) -> None:
-        station.server.thaw(now)
-        view = station.view
-        if view.in_flight:
-            station.frozen_s += now - station.frozen_at
-        view.queued -= view.in_flight
-        self._waiting -= view.in_flight
-        for _ in range(view.in_flight):
-            view.ages.remove(station.frozen_at)
+            self._put_to_sleep(source, now)
 
     def _drained(self, station: Station, now: float) -> None:
-        self._leaving = None
         began = self._drain_began
         seconds = self._measures.note_drained(station.name, self._draining, now - began)
         self.outcome.longest_drain_s = max(self.outcome.longest_drain_s, seconds)
         self.outcome.drains.append((station.index, began, now))
+        self._put_to_sleep(station, now)
+
+    def _put_to_sleep(self, station: Station, now: float) -> None:
+        self._serving = None
+        station.move_to(Phase.SLEEPING, now)
+        self._changed.add(station)
+        if not station.is_drained:
+            station.server.freeze(now)
+            self._waiting += station.in_flight.in_use
         self._run_hooks(now)
 
     def _run_hooks(self, now: float) -> None:
@@ -354,34 +317,34 @@ class Simulation:
         self._schedule(now + self._hooks_s, SWITCHED)
 
     def _switched(self, now: float) -> None:
-        target = self._target
+        target, source = self._target, self._source
         assert target is not None
         self._target = None
-        source = self._source.name if self._source else None
+        self._changed.add(target)
+        # Only the time of both hooks together is known.
+        if source is not None:
+            source.move_to(Phase.ASLEEP, now)
+        target.move_to(Phase.WAKING, now)
         if self._setup.failing_wakes and self._rng.random() < self._setup.failing_wakes:
             self._fail(target, now)
             return
-        self._measures.costs.record(source, target.name, self._hooks_s)
-        self._measures.note_open(target.name, now, target.view.oldest_arrival)
+        self._measures.note_switched(source.name if source else None, target.name, self._hooks_s)
+        self._measures.note_open(target.name, now, target.oldest)
         self.outcome.switches += 1
-        target.failures = 0
-        target.view.retry_at = -math.inf
-        self._open = target
-        self._snapshot.active, self._snapshot.active_since = target.name, now
-        if target.view.freezes:
-            self._thaw(target, now)
+        target.note_woken()
+        if not target.is_drained:
+            target.server.thaw(now)
+            self._waiting -= target.in_flight.in_use
+        target.move_to(Phase.AWAKE, now)
+        self._serving = target
         self._admit_line(target, now)
 
     def _fail(self, target: Station, now: float) -> None:
-        delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**target.failures)
-        target.failures += 1
-        view = target.view
-        view.retry_at = now + delay_s
-        self.outcome.failed += len(target.line)
-        self._waiting -= len(target.line)
-        for job in target.line:
-            view.ages.remove(job.arrived_at)
-        target.line.clear()
-        # Those frozen with it wait on.
-        view.queued = view.in_flight
-        view.oldest_arrival = target.frozen_at if view.in_flight else None
+        target.move_to(Phase.SLEEPING, now)
+        target.move_to(Phase.FAILED, now)
+        target.note_wake_failed(now)
+        refused = target.waiters.take_first()  # those frozen with it wait on
+        for job in refused:
+            target.waiters.settle(job)
+        self.outcome.failed += len(refused)
+        self._waiting -= len(refused)

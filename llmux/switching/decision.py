@@ -1,7 +1,7 @@
 """The decision: one command that names whom to wake and whom to evict.
 
 It is the first of the queued ones; without any, what the policy and then the idle rules make of a
-snapshot. The placement adds the evictions. All of it is synchronous and waits for nothing:
+view. The placement adds the evictions. All of it is synchronous and waits for nothing:
 `Switcher` starts a command, or the wait for a change, without a checkpoint after the decision, so
 that no decision is ever out of date.
 """
@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import trio
 
-from llmux.policy import LineFirst, LookAgain, Policy, Snapshot, SwitchTo
+from llmux.policy import GroupView, LineFirst, LookAgain, Policy, SwitchTo
+from llmux.policy.base import by_name
 from llmux.switching.commands import Command, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import idle_command
@@ -29,7 +30,7 @@ class Decider:
 
     def use(self, policy: Policy) -> None:
         """Use another policy, and the group's settings of now, from now on."""
-        self._policy = LineFirst(policy, self._group.settings)
+        self._policy = LineFirst(policy, self._group.settings, self._group.measures)
 
     def begin(self) -> None:
         """Start to count idle time, and queue the wake of the model that the config preloads."""
@@ -57,7 +58,7 @@ class Decider:
     def _choose(self) -> tuple[Command | None, float]:
         """Ask the policy; where it wants nothing, the idle rules."""
         group = self._group
-        decision = self._policy.decide(self._snapshot())
+        decision = self._policy.decide(self._view())
         if isinstance(decision, SwitchTo):
             target, rule = group.models[decision.model], decision.rule
             stands = not target.wanted_by
@@ -75,15 +76,15 @@ class Decider:
         )
         return command, min(at, look_again_at)
 
-    def _snapshot(self) -> Snapshot:
+    def _view(self) -> GroupView:
         group, active = self._group, self._group.active
         shown = list(group.models.values())
         if (pinned := group.pins.model) is not None:  # the policy has nothing else to choose from
             shown = [each for each in shown if each is active or each.name == pinned]
-        return Snapshot(
+        return GroupView(
             now=trio.current_time(),
             active=active.name if active else None,
             active_since=active.awake_since if active else None,
-            models={model.name: model.view() for model in shown},
-            measures=group.measures,
+            models=by_name(model.view() for model in shown),
+            measures=group.measures.estimates,
         )

@@ -11,10 +11,11 @@ import trio
 
 from llmux.config import OnSwitch
 from llmux.errors import BackendRefused, LlmuxError, StreamCut
+from llmux.switching.core import Occupancy
 
 
 class Carrier(Protocol):
-    """What carries a WebSocket.
+    """The connection of a WebSocket.
 
     Attributes:
         message_at: When it carried a message last, or was opened (Trio's clock, seconds).
@@ -23,18 +24,18 @@ class Carrier(Protocol):
     message_at: float
 
 
-class InFlight:
-    """The requests in flight on one model.
+class InFlight(Occupancy):
+    """The requests in flight on one model: those counted in `in_use`, and passive ones.
 
     Entering and leaving are synchronous, so a count can neither be seen half-changed nor leak
     through a cancellation. `on_leave(flight)` is called after each request that leaves.
 
     Attributes:
-        frozen_s: For how long those inside were frozen with their model, in all, in seconds.
-        passive: How many of those inside are passive.
+        passive: Number of requests inside that only look at the model.
     """
 
     def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
+        super().__init__()
         self._on_leave = on_leave
         self.passive = 0
         self._flights: dict[Flight, None] = {}  # in order of entry
@@ -43,20 +44,14 @@ class InFlight:
         # gets a new one.
         self._empty = trio.Event()
         self._empty.set()
-        self.frozen_s = 0.0
 
     def __repr__(self) -> str:
         return f"<InFlight {self.count}>"
 
     @property
     def count(self) -> int:
-        """How many requests are in flight at this instant."""
+        """Number of requests in flight at this instant."""
         return len(self._flights)
-
-    @property
-    def in_use(self) -> int:
-        """How many of them use the model: all but those that are passive."""
-        return len(self._flights) - self.passive
 
     @property
     def oldest(self) -> float | None:
@@ -67,30 +62,35 @@ class InFlight:
         """Count one more request, until the returned context is left.
 
         Args:
-            scope: What to cancel to cut the request: a scope that is around it already. Without
-                one, the context has its own.
-            is_passive: Whether it only looks at the model, and is no use of it.
+            scope: A scope around the request, cancelled to cut it. None: the context has its own.
+            is_passive: True if it only looks at the model, and is no use of it.
         """
         flight = Flight(self, scope, is_passive=is_passive)
         if not self._flights:
             self._empty = trio.Event()
         self._flights[flight] = None
-        self.passive += is_passive
-        flight.company = len(self._flights) - self.passive
+        if is_passive:
+            self.passive += 1
+        else:
+            self.in_use += 1
+        flight.company = self.in_use
         return flight
 
     def leave(self, flight: Flight) -> None:
-        """Count one less; what `Flight` calls when it ends."""
+        """Count one request less; `Flight` calls it when it ends."""
         del self._flights[flight]
         if self._sockets:
             self._sockets.pop(flight, None)
-        self.passive -= flight.is_passive
+        if flight.is_passive:
+            self.passive -= 1
+        else:
+            self.in_use -= 1
         if not self._flights:
             self._empty.set()
         self._on_leave(flight)
 
     def open_socket(self, flight: Flight, carrier: Carrier) -> None:
-        """A request has become a WebSocket, which ends when its peers like."""
+        """A request has become a WebSocket, which has no end of its own."""
         carrier.message_at = trio.current_time()
         self._sockets[flight] = carrier
 
@@ -107,7 +107,7 @@ class InFlight:
         return [each for each, carrier in self._sockets.items() if carrier.message_at <= since]
 
     def yielding(self, idle_s: float) -> list[Flight]:
-        """The WebSockets that no switch waits for: those that give way, and the quiet ones."""
+        """The WebSockets that no switch waits for: those that yield at once, and the quiet ones."""
         if not self._sockets:
             return []
         since = trio.current_time() - idle_s
@@ -132,13 +132,13 @@ class Flight:
 
     Attributes:
         entered_at: When it entered (Trio's clock, seconds).
-        company: How many used the model then, itself included.
-        is_passive: Whether it only looks at the model.
-        is_whole: Whether it ended by itself: nothing was raised in it.
-        is_in: Whether it has not ended yet.
-        is_counted: Whether it counts as in flight until then.
-        socket: What it is to a switch, if it is a WebSocket; None: it is none.
-        on_cut: Called when it is cut, for what a cancelled scope does not end.
+        company: Number of requests that used the model then, itself included.
+        is_passive: True if it only looks at the model.
+        is_whole: True once it has ended by itself: nothing was raised in it.
+        is_in: True until it has ended.
+        is_counted: True if it counts as in flight until then.
+        socket: How a switch treats it, if it is a WebSocket; None: it is none.
+        on_cut: Called when it is cut, to end what cancelling a scope does not.
     """
 
     __slots__ = (
@@ -165,7 +165,7 @@ class Flight:
 
     @property
     def served_s(self) -> float:
-        """For how long it has been in, in seconds, less those for which it was frozen."""
+        """Seconds since it entered, less those for which it was frozen."""
         frozen_s = self._in_flight.frozen_s - self._frozen_before_s
         return trio.current_time() - self.entered_at - frozen_s
 
@@ -173,8 +173,8 @@ class Flight:
         """It has become a WebSocket.
 
         Args:
-            carrier: Knows when it is used.
-            how: What it is to a switch that waits.
+            carrier: Its connection.
+            how: How a switch treats it.
         """
         self.socket = how
         if how == "ignore":  # nothing waits for it from now on
@@ -184,10 +184,10 @@ class Flight:
             self._in_flight.open_socket(self, carrier)
 
     def cut(self, why: LlmuxError | None = None) -> None:
-        """Cancel what runs inside; the context then raises `StreamCut`.
+        """Cancel the request; the context then raises `StreamCut`.
 
         Args:
-            why: What to tell its client; None: that the model is put to sleep. The first counts.
+            why: The error for its client; None: the model is put to sleep. The first cut counts.
         """
         if not self._is_cut:
             self._is_cut, self._why = True, why
@@ -216,7 +216,7 @@ class Flight:
         finally:
             if self.is_counted:
                 self._in_flight.leave(self)
-        # Refused in the same instant, it would be tried again in a scope that is cancelled.
+        # A refusal in the same instant would have it tried again in a cancelled scope.
         is_ended = error is not None and is_cancellation(error)
         if self._is_cut and (is_ended or isinstance(error, BackendRefused)):
             raise StreamCut(self._why) from None
@@ -224,7 +224,7 @@ class Flight:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether an error is Trio's way to end what was cancelled, from one task or from several."""
+    """Return whether an error is Trio's cancellation, of one task or of several."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)

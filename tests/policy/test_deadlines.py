@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmux.policy import ModelView, Snapshot
+from llmux.policy import GroupView, ModelView
 from llmux.policy.deadlines import Deadlines
 from llmux.policy.estimates import Measures
 
@@ -23,7 +23,7 @@ def late_at(*seen: tuple[float, list[ModelView]], drain_s: float = 60.0) -> floa
     active = ModelView("a")
     for now, views in seen:
         models = {view.name: view for view in (active, *views)}
-        snapshot = Snapshot(now, "a", 0.0, models, measures)
+        snapshot = GroupView(now, "a", 0.0, models, measures)
         deadlines.note(snapshot)
     _, slack_s = deadlines.tightest(snapshot, active, [models["b"]])
     return now + slack_s + 10

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from llmux.config import PolicyConfig
 from llmux.policy import (
     POLICIES,
     Decision,
+    GroupView,
     LineFirst,
     LookAgain,
     ModelView,
-    Snapshot,
     Stay,
     SwitchTo,
 )
@@ -36,19 +37,19 @@ class Says:
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, snapshot: GroupView) -> Decision:
         return self.decision
 
 
-def seen(now: float, *arrivals: float, freezes: bool = False) -> Snapshot:
+def seen(now: float, *arrivals: float, freezes: bool = False) -> GroupView:
     """Model a is awake with two in flight, and those who came then wait for a slot."""
     oldest_arrival = min(arrivals, default=None)
     a = ModelView("a", 2, len(arrivals), oldest_arrival, has_slots=True, freezes=freezes)
-    return Snapshot(now, "a", 0.0, {"a": a, "b": ModelView("b", 0, 1, 5.0)})
+    return GroupView(now, "a", 0.0, {"a": a, "b": ModelView("b", 0, 1, 5.0)})
 
 
-def line_first(policy: Says, **config: float) -> LineFirst:
-    return LineFirst(policy, PolicyConfig(**config))  # type: ignore[arg-type]
+def line_first(policy: Says, measures: Measures | None = None, **config: Any) -> LineFirst:
+    return LineFirst(policy, PolicyConfig(**config), measures or Measures())
 
 
 def test_a_switch_waits_for_those_who_stood_in_line_when_it_was_decided() -> None:
@@ -95,7 +96,7 @@ def test_what_is_decided_is_not_kept_for_a_later_stay() -> None:
     assert policy.decide(replace(seen(10, 9), measures=measures)) == Stay()
     says.decision = SwitchTo("a")  # an operator was faster: b has been awake since
     views = {"a": ModelView("a", 0, 1, 9.0), "b": ModelView("b", 1)}
-    assert policy.decide(Snapshot(12, "b", 11.0, views, measures)) == SwitchTo("a")
+    assert policy.decide(GroupView(12, "b", 11.0, views, measures)) == SwitchTo("a")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_what_is_decided_is_not_kept_for_a_later_stay() -> None:
     ],
 )
 def test_the_line_is_served_for_as_long_as_a_drain_may_take(
-    config: dict[str, float], then: Decision
+    config: dict[str, Any], then: Decision
 ) -> None:
     policy, measures = line_first(Says(SwitchTo("b")), **config), seen(10).measures
     assert policy.decide(replace(seen(10, 9), measures=measures)) == then
@@ -115,7 +116,8 @@ def test_the_line_is_served_for_as_long_as_a_drain_may_take(
 
 
 def test_a_drain_and_an_absence_begin_with_the_line() -> None:
-    policy, measures = line_first(Says(SwitchTo("b"))), seen(10).measures
+    measures = Measures()
+    policy = line_first(Says(SwitchTo("b")), measures)
     policy.decide(replace(seen(10, 8, 9), measures=measures))
     policy.decide(replace(seen(20, 12), measures=measures))
     measures.note_closed("a", 20)

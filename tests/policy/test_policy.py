@@ -5,28 +5,32 @@ from __future__ import annotations
 import math
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import field
+from msgspec.structs import astuple, replace
 
+import llmux.policy
 from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
 from llmux.policy import (
     POLICIES,
     Decision,
     FifoPolicy,
+    GroupView,
     LookAgain,
     ModelView,
-    Snapshot,
     Stay,
     SwitchTo,
     load_policy,
 )
 from llmux.policy.ages import Ages
+from llmux.policy.base import by_name
 from llmux.policy.estimates import Measures
 
 
@@ -37,7 +41,7 @@ def decide(
     since: float | None = None,
     **config: Any,
 ) -> Decision:
-    snapshot = Snapshot(
+    snapshot = GroupView(
         now=now,
         active=active,
         active_since=since,
@@ -83,7 +87,7 @@ class OwnPolicy:
     def __init__(self, config: PolicyConfig) -> None:
         self.patience = config.options["patience"]
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, snapshot: GroupView) -> Decision:
         return Stay()
 
 
@@ -145,7 +149,7 @@ def test_a_policy_without_decide(monkeypatch: pytest.MonkeyPatch) -> None:
 def line(name: str, *arrivals: float, **more: Any) -> ModelView:
     ages = Ages()
     for arrived_at in arrivals:
-        ages.add(arrived_at)
+        ages = ages.plus(arrived_at)
     oldest_arrival = min(arrivals, default=None)
     return ModelView(name, queued=len(arrivals), oldest_arrival=oldest_arrival, ages=ages, **more)
 
@@ -176,7 +180,7 @@ def ask(
     since: float = 0.0,
     **config: Any,
 ) -> Decision:
-    snapshot = Snapshot(
+    snapshot = GroupView(
         now=now,
         active=active,
         active_since=None if active is None else since,
@@ -213,8 +217,7 @@ def test_every_policy_waits_for_a_failed_model_alone(policy: str) -> None:
 
 
 def retries_now(view: ModelView) -> ModelView:
-    view.retry_at = 100.0
-    return view
+    return replace(view, retry_at=100.0)
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "exhaustive", "cost_aware", "time_slice"])
@@ -397,7 +400,7 @@ def goes_to(
 
     def decide_at(now: float, views: Sequence[ModelView], active_since: float) -> Decision:
         models = {view.name: view for view in [line("a"), *views]}
-        return policy.decide(Snapshot(now, "a", active_since, models, measures))
+        return policy.decide(GroupView(now, "a", active_since, models, measures))
 
     decide_at(40.0, seen_at_40, 0.0)
     if seen_at_50:
@@ -543,12 +546,14 @@ times = st.one_of(st.sampled_from([0.0, 1.0, 99.999, 100.0]), st.floats(0, 100))
 @st.composite
 def views(draw: st.DrawFn, name: str) -> ModelView:
     arrivals = draw(st.lists(times, max_size=5))
-    view = line(name, *arrivals)
-    view.in_flight = draw(st.integers(0, 3))
-    view.backend_queued = draw(st.integers(0, 1))
-    view.retry_at = draw(st.sampled_from([float("-inf"), 0.0, 100.0, 100.001, 160.0]))
-    view.has_slots = draw(st.booleans())
-    return view
+    return line(
+        name,
+        *arrivals,
+        in_flight=draw(st.integers(0, 3)),
+        backend_queued=draw(st.integers(0, 1)),
+        retry_at=draw(st.sampled_from([float("-inf"), 0.0, 100.0, 100.001, 160.0])),
+        has_slots=draw(st.booleans()),
+    )
 
 
 @st.composite
@@ -609,21 +614,25 @@ def test_every_decision_can_be_followed(
             assert not waiting_elsewhere
 
 
-class CountedAges(Ages):
+class CountedAges(Ages, frozen=True):
     """Counts the questions that it is asked, and cannot be walked over."""
 
-    asked = 0
+    questions: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> int:
+        return len(self.questions)
 
     def total(self, now: float) -> float:
-        self.asked += 1
+        self.questions.append("total")
         return super().total(now)
 
     def squares(self, then: float) -> float:
-        self.asked += 1
+        self.questions.append("squares")
         return super().squares(then)
 
     def squares_reach(self, wanted: float) -> float:
-        self.asked += 1
+        self.questions.append("squares_reach")
         return super().squares_reach(wanted)
 
 
@@ -632,10 +641,11 @@ class CountedAges(Ages):
 def test_a_decision_costs_the_same_however_many_wait(policy: str, waiting_each: int) -> None:
     models = []
     for name in "abcdefgh":
-        ages = CountedAges()
+        ages = Ages()
         for _ in range(waiting_each):
-            ages.add(100.0)
-        models.append(ModelView(name, 4, waiting_each, 100.0, ages=ages))
+            ages = ages.plus(100.0)
+        counted = CountedAges(*astuple(ages))
+        models.append(ModelView(name, 4, waiting_each, 100.0, ages=counted))
     measures = known(models="abcdefgh", busy="a")
     measures.note_served("a", 5, 1e-6)
     ask(policy, *models, measures=measures)
@@ -650,3 +660,47 @@ def test_options_that_a_policy_does_not_have_are_mistakes() -> None:
     assert "cost_aware has no 'coalesce_sec', did you mean 'coalesce_secs'?" in str(wrong.value)
     with pytest.raises(ConfigError, match=r"policy\.options: fifo has no 'x' \(it takes none\)"):
         load_policy(PolicyConfig(name="fifo", options={"x": 1}))
+
+
+# ---- The interface ----
+
+
+def view_of_two() -> GroupView:
+    views = by_name([ModelView("a"), ModelView("b", queued=1, oldest_arrival=90.0)])
+    return GroupView(100.0, "a", 0.0, views)
+
+
+def test_a_policy_cannot_write_to_its_view() -> None:
+    view = view_of_two()
+    with pytest.raises(AttributeError):
+        view.now = 0.0  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        view.models["b"].queued = 0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        view.models["c"] = ModelView("c")  # type: ignore[index]
+
+
+def test_the_view_has_its_old_name_too() -> None:
+    assert llmux.policy.Snapshot is GroupView
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda view: view.measures.costs.estimate("a", "b"), "'costs': use cost_s(), known_"),
+        (lambda view: view.measures.note_arrival("a", 1), "'note_arrival': a policy only reads"),
+        (lambda view: view.measures.forget("a"), "'forget': a policy only reads estimates"),
+        (lambda view: view.models["a"].ages.total_reaches(1), "'total_reaches': ask total() at"),
+        (lambda view: view.models["a"].ages.add(1), "'add': a view is a value"),
+        (lambda view: view.measures.nonsense, "Estimates has no 'nonsense'"),
+        (lambda view: view.models["a"].ages.nonsense, "Ages has no 'nonsense'"),
+    ],
+)
+def test_what_is_gone_says_what_to_use(use: Callable[[Any], object], message: str) -> None:
+    with pytest.raises(AttributeError) as gone:
+        use(view_of_two())
+    assert message in str(gone.value)
+
+
+def test_a_switch_leaves_it_to_the_placement_what_sleeps() -> None:
+    assert SwitchTo("a").evict == ()

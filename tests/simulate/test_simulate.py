@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.config import PolicyConfig
-from llmux.policy import POLICIES, Decision, LookAgain, Policy, Snapshot, Stay, SwitchTo
-from llmux.policy.estimates import Measures
+from llmux.policy import POLICIES, Decision, GroupView, LookAgain, Policy, Stay, SwitchTo
+from llmux.policy.estimates import Estimates
 from llmux.policy.fifo import FifoPolicy
 from llmux.simulate import (
     Arrival,
@@ -168,7 +168,7 @@ class Gated:
     To close at once is that: those in flight, and nobody else, are served by the drain.
     """
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, snapshot: GroupView) -> Decision:
         here = -1 if snapshot.active is None else int(snapshot.active)
         return SwitchTo(str((here + 1) % 4))
 
@@ -176,7 +176,7 @@ class Gated:
 class Cyclic(Gated):
     """Polls in a circle; leaves a model once it is empty."""
 
-    def decide(self, snapshot: Snapshot) -> Decision:
+    def decide(self, snapshot: GroupView) -> Decision:
         active = snapshot.active
         if active is not None and snapshot.models[active].in_flight:
             return Stay()
@@ -297,10 +297,10 @@ def test_requests_for_the_open_model_go_in_and_the_others_wait_for_drain_and_hoo
 
 
 def test_drains_are_measured_by_how_many_were_in_flight() -> None:
-    seen: list[Measures] = []
+    seen: list[Estimates] = []
 
     class Watching(FifoPolicy):
-        def decide(self, snapshot: Snapshot) -> Decision:
+        def decide(self, snapshot: GroupView) -> Decision:
             seen.append(snapshot.measures)
             return super().decide(snapshot)
 
@@ -325,14 +325,14 @@ def test_the_rest_wait_in_order_where_only_so_many_may_be_in_flight() -> None:
 
 @pytest.mark.parametrize("server", [partial(Slots, 1), partial(Sharing, lambda busy: 1 / busy)])
 def test_a_frozen_request_goes_on_where_it_was(server: Callable[[], Server]) -> None:
-    def decide(snapshot: Snapshot) -> Decision:
+    def decide(snapshot: GroupView) -> Decision:
         wanted = {None: "a", "a": "b", "b": "a"}[snapshot.active]
         since = snapshot.active_since or 0.0
         at = since + 4 if snapshot.active == "a" else since
         return SwitchTo(wanted) if snapshot.now >= at else LookAgain(at)
 
     class Pendulum:
-        def decide(self, snapshot: Snapshot) -> Decision:
+        def decide(self, snapshot: GroupView) -> Decision:
             return decide(snapshot)
 
     outcome = simulate(
@@ -359,7 +359,7 @@ def test_failing_wakes_refuse_their_line_and_are_tried_ever_later() -> None:
         def __init__(self) -> None:
             self._policy = POLICIES["fifo"](PolicyConfig())
 
-        def decide(self, snapshot: Snapshot) -> Decision:
+        def decide(self, snapshot: GroupView) -> Decision:
             decision = self._policy.decide(snapshot)
             if isinstance(decision, SwitchTo):
                 tries.append(snapshot.now)
@@ -512,7 +512,7 @@ def test_frozen_requests_get_on_though_switches_cost_nothing() -> None:
         def __init__(self) -> None:
             self._policy = POLICIES["fifo"](PolicyConfig())
 
-        def decide(self, snapshot: Snapshot) -> Decision:
+        def decide(self, snapshot: GroupView) -> Decision:
             nonlocal asked
             asked += 1
             assert asked < 1000

@@ -98,8 +98,8 @@ class Site:
 @pytest.fixture
 def _tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose wake has failed is tried again after 50 ms."""
-    monkeypatch.setattr("llmux.switching.model.FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr("llmux.switching.model.LONGEST_RETRY_S", 0.05)
+    monkeypatch.setattr("llmux.switching.core.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("llmux.switching.core.LONGEST_RETRY_S", 0.05)
 
 
 tried_again_soon = pytest.mark.usefixtures("_tried_again_soon")

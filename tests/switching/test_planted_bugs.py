@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 PLANTS = {
     "admit while draining": (
-        "switching/model.py",
+        "switching/core.py",
         "        if self.phase is not Phase.AWAKE:\n",
         "        if self.phase not in (Phase.AWAKE, Phase.DRAINING):\n",
     ),
@@ -43,7 +43,7 @@ PLANTS = {
         "        self.let_in(room)\n",
     ),
     "count a grant only once it is in flight": (
-        "switching/model.py",
+        "switching/core.py",
         "self.max_in_flight - self.in_flight.in_use - self.waiters.settling",
         "self.max_in_flight - self.in_flight.in_use",
     ),
