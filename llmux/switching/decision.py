@@ -1,9 +1,8 @@
-"""The decision: one command that names whom to wake and whom to evict.
+"""The decision: one command that names the model to wake and those to evict.
 
 It is the first of the queued ones; without any, what the policy and then the idle rules make of a
-view. The placement adds the evictions. All of it is synchronous and waits for nothing:
-`Switcher` starts a command, or the wait for a change, without a checkpoint after the decision, so
-that no decision is ever out of date.
+view. All of it is synchronous: `Switcher` starts to wait for a change without a checkpoint after
+the decision, so that none is missed. The placement names the evictions as the command starts.
 """
 
 from __future__ import annotations
@@ -50,10 +49,16 @@ class Decider:
             command = group.commands.popleft()
         elif group.mode == "auto":
             command, look_again_at = self._choose()
-        if isinstance(command, Wake) and not command.target.is_awake:
-            # Only now: since it was queued, other models may have come to hold the GPU.
-            command = replace(command, evict=group.evictions_for(command.target))
         return command, look_again_at
+
+    def place(self, command: Command) -> Command:
+        """Name the evictions of a command that starts now; the placement knows them.
+
+        Since it was queued or decided, other models may have come to hold the GPU.
+        """
+        if not isinstance(command, Wake) or command.target.is_awake:
+            return command
+        return replace(command, evict=self._group.evictions_for(command.target))
 
     def _choose(self) -> tuple[Command | None, float]:
         """Ask the policy; where it wants nothing, the idle rules."""

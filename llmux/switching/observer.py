@@ -21,12 +21,25 @@ NUMBERS = count(1)
 
 
 class Tally:
-    """The time that a switch has spent on drains and hooks so far, in seconds."""
+    """The time that a switch has spent so far, in seconds.
 
-    __slots__ = ("drain_s", "hooks_s")
+    Attributes:
+        drain_s: On drains.
+        sleeps_s: On the sleep of each model.
+        prefetch_s: On the rest of the prefetch hook, once all slept.
+        wake_s: On the wake.
+    """
+
+    __slots__ = ("drain_s", "prefetch_s", "sleeps_s", "wake_s")
 
     def __init__(self) -> None:
-        self.drain_s = self.hooks_s = 0.0
+        self.drain_s = self.prefetch_s = self.wake_s = 0.0
+        self.sleeps_s: dict[str, float] = {}
+
+    @property
+    def hooks_s(self) -> float:
+        """Hook time in all: the cost of the switch."""
+        return sum(self.sleeps_s.values()) + self.prefetch_s + self.wake_s
 
 
 class Chronicle:
@@ -81,7 +94,13 @@ class Chronicle:
             )
             cost_s = None
             if result == "success":
-                cost_s = self._measures.costs.record(record.source, record.target, tally.hooks_s)
+                cost_s = self._measures.note_switched(
+                    record.source,
+                    record.target,
+                    tally.hooks_s,
+                    sleeps_s=tally.sleeps_s,
+                    wake_s=tally.wake_s,
+                )
             self._events.switch_ended.tell(
                 SwitchEnded(
                     ended, result, started_at, ended_at, tally.drain_s, tally.hooks_s, cost_s

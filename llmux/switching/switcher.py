@@ -10,18 +10,20 @@ that its command names through theirs:
                                                                \-> SLEEPING -> FAILED
 
 `Switcher.run` loops: *decide* in synchronous code (`decision`), then *carry out* the one command
-that came of it (`steps`). Everything else in llmux only changes what the next decision, or the
-running command, sees: requests join and leave lines (`admission`), operators and reloads queue
-commands (`wishes`, `membership`), health checks report a model that is down (`health`).
+that came of it (`steps`), as a task in a nursery of its own. Everything else in llmux only changes
+what the next decision, or the running command, sees: requests join and leave lines (`admission`),
+operators and reloads queue commands (`wishes`, `membership`), health checks report a model that is
+down (`health`).
 
 Rules, which the other modules rely on:
 
-1.  Only the task in `run` starts hooks that change what is awake, and takes `Steps`. It holds the
-    switch lock from the decision until the barrier (rule 7).
-2.  A decision names whom to wake and whom to evict. Which evictions make room is the placement's to
+1.  Only the task of a command starts hooks that change what is awake, and takes `Steps`. It holds
+    the switch lock from its start until the barrier (rule 7); `run` starts no other before.
+2.  A command names whom to wake and whom to evict. Which evictions make room is the placement's to
     say (`placement`); nothing else knows how many models fit on a GPU.
-3.  No checkpoint lies between a decision and its start, nor between a decision and the wait for a
-    change: no command is out of date when it starts, and no change is missed.
+3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
+    Other tasks may run between a decision and the start of its command: what they may have changed
+    (the evictions, whether its target is still there) is looked at by the start, in one go.
 4.  A phase changes in `Model.enter` alone, against the table of transitions.
 5.  Only AWAKE admits. Check and count happen without a checkpoint in between, so that a request is
     either counted before its model drains, or not let in.
@@ -41,8 +43,7 @@ carried out; cancelling such a wait does not cancel the command.
 
 **Why there are no locks** but the one of rule 1: a group's state lives in one Trio thread, and is
 read and written in synchronous code, which nothing interrupts. The switch lock excludes nobody, for
-there is one switching task; it says that a command runs (`Membership` asks), and would notice a
-second one.
+one command runs at a time; it says that one does (`Membership` asks), and would notice a second.
 """
 
 from __future__ import annotations
@@ -208,9 +209,9 @@ class Switcher:
             await take_over(self._group, self._record, self._hooks, self.health)
             self._decider.begin()
             while (command := await self._next_command()) is not None:
-                # A nursery for each, so that what runs beside it can be cancelled with it.
-                async with trio.open_nursery() as beside:  # noqa: ASYNC112
-                    await self._carry_out(command, beside)
+                # A nursery for each switch, so that it is cancelled as a whole.
+                async with trio.open_nursery() as switch:  # noqa: ASYNC112
+                    switch.start_soon(self._carry_out, command, switch)
         finally:
             # Whatever ends this task: nobody may be left waiting for it. After `stop` a no-op.
             is_cancelled = trio.current_effective_deadline() == -math.inf
@@ -229,11 +230,12 @@ class Switcher:
 
     # ---- The switch ----
 
-    async def _carry_out(self, command: Command, beside: trio.Nursery) -> None:
-        target, outcome = command.target, command.outcome
-        # No checkpoint since the decision. From here on no model changes that is in the way, nor is
-        # one removed.
+    async def _carry_out(self, command: Command, switch: trio.Nursery) -> None:
+        # From here on no model changes that is in the way, nor is one removed. Other tasks may have
+        # run since the decision, so the evictions are named now, without a checkpoint after.
         self._group.switch_lock.acquire_nowait()
+        command = self._decider.place(command)
+        target, outcome = command.target, command.outcome
         try:
             if self.models.get(target.name) is not target:  # removed since the command was queued
                 outcome.end(command.error_if_removed)
@@ -243,7 +245,7 @@ class Switcher:
                 await self._retire(command, hooks)
                 return
             if not target.is_awake:
-                await self._switch(command, hooks, beside)
+                await self._switch(command, hooks, switch)
             await target.let_in()  # the barrier: returns once each has settled
             outcome.end()
         except SwitchAbandoned:
@@ -259,13 +261,13 @@ class Switcher:
             outcome.end(ShuttingDown())  # of consequence only if this task was cancelled
             self._group.switch_lock.release()
 
-    async def _switch(self, wake: Wake, hooks: ModelHooks, beside: trio.Nursery) -> None:
+    async def _switch(self, wake: Wake, hooks: ModelHooks, switch: trio.Nursery) -> None:
         """Drain and put to sleep the models to evict, then wake the target.
 
         Args:
             wake: The command.
             hooks: The target's.
-            beside: Runs the prefetch hook.
+            switch: Runs the prefetch hook beside.
 
         Raises:
             HookError: The target is not awake.
@@ -277,20 +279,20 @@ class Switcher:
         first = wake.evict[0] if wake.evict else None
         source = first.name if first else None
         with self._chronicle.switch(wake, first) as tally:
-            prefetch = steps.prefetch(target, source, hooks, beside)
+            prefetch = steps.prefetch(target, source, hooks, switch)
             try:
                 for model, its_hooks in evictions:
                     tally.drain_s += await self._drain(model, wake)
                     group.check_open()
-                    tally.hooks_s += await steps.put_to_sleep(model, target, its_hooks)
+                    tally.sleeps_s[model.name] = await steps.put_to_sleep(model, target, its_hooks)
                 # Only what the drain and the sleep did not hide of it is a cost of the switch.
-                tally.hooks_s += await steps.wait_prefetched(
+                tally.prefetch_s = await steps.wait_prefetched(
                     prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
                 )
                 group.check_open()
                 if not wake.goes_on(group):
                     raise SwitchAbandoned
-                tally.hooks_s += await steps.wake_while(
+                tally.wake_s = await steps.wake_while(
                     lambda: wake.is_wake_wanted(group), target, source, hooks
                 )
             finally:
