@@ -13,10 +13,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llmux.config import parse_config
 from llmux.errors import HookError, ShuttingDown
 from llmux.observe.schemas import Pin
+from llmux.switching.groups import traits_of
 from llmux.switching.hints import PASSIVE, Hints
 from llmux.switching.idle import IdleRules
 from llmux.switching.model import Phase, Traits
-from llmux.switching.switchboard import traits_of
 from tests.fakes import FakeHooks, Rig
 from tests.servers import ALL_FORMS, chat, running_backends, running_llmux
 

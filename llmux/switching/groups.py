@@ -1,0 +1,209 @@
+"""The groups of a config: which models they have, and how another config changes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+from llmux.config import Config, ModelConfig
+from llmux.errors import ModelNotFound
+from llmux.observe.events import Events
+from llmux.policy import Policy, load_policy
+from llmux.switching.awake import AwakeRecord
+from llmux.switching.group import Mode
+from llmux.switching.health import HeardSince
+from llmux.switching.idle import NO_IDLE_RULES, IdleRules
+from llmux.switching.model import Traits
+from llmux.switching.steps import Hooks
+from llmux.switching.switcher import Switcher
+
+
+class Groups:
+    """The switcher of each group, and the config of each model as it is in use.
+
+    Attributes:
+        switchers: By group, in the config's order.
+        mode: The mode of all of them; new groups get it, too.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        events: Events,
+        record: AwakeRecord,
+        on_new: Callable[[Switcher], object],
+    ) -> None:
+        """Begin without groups.
+
+        Args:
+            hooks: Runs hooks.
+            events: Gets the events of all switchers.
+            record: Knows what an earlier llmux has left awake.
+            on_new: Called with the switcher of each new group.
+        """
+        self.switchers: dict[str, Switcher] = {}
+        self.mode: Mode = "auto"
+        self._hooks = hooks
+        self._events = events
+        self._record = record
+        self._on_new = on_new
+        self._heard_since: HeardSince = lambda _model, _since: False
+        self._on_sleep: Callable[[str], object] = lambda _model: None
+        self._used: dict[str, ModelConfig] = {}  # the old one while a change waits for a sleep
+        self._switcher_of: dict[str, Switcher] = {}
+
+    def __contains__(self, model: object) -> bool:
+        return model in self._switcher_of
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of all models; aliases are not names."""
+        return iter(self._switcher_of)
+
+    def get(self, model: str) -> Switcher | None:
+        """Return the switcher of a model's group, or None."""
+        return self._switcher_of.get(model)
+
+    def switcher_of(self, model: str) -> Switcher:
+        """Return the switcher of a model's group; raises ModelNotFound."""
+        try:
+            return self._switcher_of[model]
+        except KeyError:
+            raise ModelNotFound(model) from None
+
+    def config_of(self, model: str) -> ModelConfig:
+        """Return the config of a model that is in use."""
+        return self._used[model]
+
+    def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
+        """Set what tells that bytes come from a backend, and what to call when a model sleeps."""
+        self._heard_since, self._on_sleep = heard_since, on_sleep
+        for switcher in self.switchers.values():
+            switcher.connect(heard_since, on_sleep)
+
+    # ---- Another config ----
+
+    def fill(self, config: Config) -> None:
+        """Add the models of the first config; raises ConfigError if a policy cannot be made."""
+        policies = self.policies_for(config)
+        for model in config.models.values():
+            self._add(config, model, policies[model.group])
+
+    def _add(self, config: Config, model: ModelConfig, policy: Policy) -> None:
+        switcher = self.switchers.get(model.group)
+        if switcher is None:
+            switcher = self.switchers[model.group] = Switcher(
+                (),
+                self._hooks,
+                policy,
+                self._events,
+                settings=config.policy,
+                queued_per_model=config.limits.queued_per_model,
+                record=self._record,
+                group=model.group,
+                idle_rules=idle_rules_of(config, model.group),
+            )
+            switcher.connect(self._heard_since, self._on_sleep)
+            self._on_new(switcher)
+        switcher.set_mode(self.mode)
+        switcher.add(model.name, traits_of(model))
+        self._used[model.name] = model
+        self._switcher_of[model.name] = switcher
+
+    def refuses(self, config: Config) -> Iterator[str]:
+        """Yield each change of another config that cannot be made now, as one line."""
+        for name, switcher in self._switcher_of.items():
+            model = config.models.get(name)
+            moves = model is not None and self.switchers.get(model.group) is not switcher
+            if moves and not switcher.is_unused(name):
+                yield f"models.{name}.group: cannot change while the model is in use"
+
+    def policies_for(self, config: Config) -> dict[str, Policy]:
+        """Return a policy for each present and new group: one each, since policies may keep state.
+
+        Raises:
+            ConfigError: One cannot be made.
+        """
+        groups = {*self.switchers, *(model.group for model in config.models.values())}
+        return {group: load_policy(config.policy, config.directory) for group in sorted(groups)}
+
+    def apply(
+        self,
+        old: Config,
+        new: Config,
+        policies: Mapping[str, Policy],
+        use: Callable[[str, ModelConfig | None], None],
+    ) -> None:
+        """Bring all groups to another config, to which `refuses` does not object.
+
+        Args:
+            old: The config before.
+            new: The config to use.
+            policies: Those that `policies_for` made of it.
+            use: Called with a model's name and new config when that is used; None: it is gone.
+        """
+        for switcher in self.switchers.values():
+            rules = idle_rules_of(new, switcher.group)
+            policy = policies[switcher.group]
+            switcher.apply(new.policy, policy, new.limits.queued_per_model, rules)
+            switcher.set_mode(self.mode)
+        for name in [name for name in self._switcher_of if name not in new.models]:
+            self._remove(name, use)
+        for model in new.models.values():
+            before, has_it = old.models.get(model.name), self._switcher_of.get(model.name)
+            used = self._used.get(model.name, model)
+            if has_it is not None and has_it is not self.switchers.get(model.group):
+                self._remove(model.name, use)  # at once: it is not in use
+                has_it = None
+            if has_it is None:
+                use(model.name, model)
+                self._add(new, model, policies[model.group])
+            elif model != before or model != used:
+                has_it.add(model.name)  # it may be being removed
+                self._change(model, use, waits=model.needs_sleep_after(used))
+
+    def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
+        switcher = self._switcher_of[name]
+
+        def forget() -> None:
+            del self._switcher_of[name], self._used[name]
+            use(name, None)
+            if not switcher.models:
+                del self.switchers[switcher.group]
+                switcher.stop()
+
+        switcher.remove(name, forget)
+
+    def _change(
+        self, model: ModelConfig, use: Callable[[str, ModelConfig | None], None], *, waits: bool
+    ) -> None:
+        switcher = self._switcher_of[model.name]
+
+        def change() -> None:
+            self._used[model.name] = model
+            use(model.name, model)
+            switcher.models[model.name].apply(traits_of(model))
+
+        if waits:
+            switcher.renew(model.name, change)
+        else:
+            switcher.leave_as_is(model.name)
+            change()
+
+
+def traits_of(model: ModelConfig) -> Traits:
+    """Return the part of a model's config that its switcher must know."""
+    limit, idle_s = model.max_in_flight, model.idle_sleep_secs
+    return Traits(
+        math.inf if limit is None else limit,
+        model.preserves_in_flight,
+        math.inf if idle_s is None else idle_s,
+        model.abandon_wakes,
+    )
+
+
+def idle_rules_of(config: Config, group: str) -> IdleRules:
+    """Return what to do while a group is idle, by its config."""
+    rules = config.groups.get(group)
+    if rules is None:
+        return NO_IDLE_RULES
+    return IdleRules(rules.standby, rules.standby_after_secs, rules.preload)
