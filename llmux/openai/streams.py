@@ -14,8 +14,8 @@ import msgspec
 
 from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
+from llmux.openai.headers import header
 from llmux.openai.jsonbody import LARGE_BYTES
-from llmux.openai.wire import header
 
 Headers = Sequence[tuple[bytes, bytes]]
 

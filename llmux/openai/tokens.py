@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmux.observe.schemas import TokenRates
+from llmux.openai.headers import header
 from llmux.openai.streams import EVENT_STREAM, Headers, media_type
-from llmux.openai.wire import header
 
 LOOK_BYTES = 16384
 """How much of an answer's end is looked at."""

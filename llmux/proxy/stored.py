@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from llmux.http.paths import segments
+from llmux.openai.headers import header
 from llmux.openai.streams import EVENT_STREAM, Headers, media_type
 from llmux.openai.tokens import without_framing
-from llmux.openai.wire import header
 
 MOST_ID_BYTES = 256
 """A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""
