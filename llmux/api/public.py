@@ -17,8 +17,8 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
+from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import Dialect, Told, dialect_of
-from llmux.openai.wire import error_answer, model_list, model_object
 from llmux.switching.model import SERVES, Model
 from llmux.switching.switchboard import Switchboard
 

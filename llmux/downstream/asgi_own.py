@@ -11,8 +11,8 @@ from llmux.downstream.asgi_watch import LEFT_S, SERVER_BREAKS, Watched, collect,
 from llmux.errors import Forbidden, LlmuxError
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from llmux.observe.logs import get_logger
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import dialect_of
-from llmux.openai.wire import error_answer
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import SMALL_OWN_BYTES, Bodies, Body
 from llmux.proxy.lane import ClientLeft

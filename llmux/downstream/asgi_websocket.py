@@ -18,7 +18,7 @@ from llmux.errors import BackendError, BodyTooLarge, LlmuxError, NoStream, Reque
 from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Scope, Send
 from llmux.openai.dialects import INTERNAL_CLOSE, close_reason
-from llmux.openai.wire import header
+from llmux.openai.headers import header
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import FIELD_BYTES, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel

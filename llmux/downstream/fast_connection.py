@@ -13,8 +13,8 @@ from llmux.errors import LlmuxError, RequestTooSlow
 from llmux.http import wire
 from llmux.http.heads import check_empty_bytes, find_end, response_head, skip_empty_lines
 from llmux.http.syntax import CRLF
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import OPENAI, dialect_of_head
-from llmux.openai.wire import error_answer
 from llmux.proxy.lane import ClientLeft
 
 HEAD_S = 30.0

@@ -11,10 +11,10 @@ import trio
 from llmux.downstream.fast_connection import ClientConnection
 from llmux.errors import BackendBroke, RequestTooSlow
 from llmux.http import wire
-from llmux.http.chunks import LAST_CHUNK, ChunkReader, chunk
+from llmux.http.chunks import LAST_CHUNK, ChunkReader, chunk, tail_of_chunks
 from llmux.http.heads import RequestHead, response_head
 from llmux.http.targets import origin_form
-from llmux.openai.streams import EVENT_ENDS, stands_between, tail_of_chunks
+from llmux.openai.streams import EVENT_ENDS, stands_between
 from llmux.proxy.held import Bodies, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.upstream import Answer

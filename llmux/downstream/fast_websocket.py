@@ -18,7 +18,7 @@ from llmux.http import wire
 from llmux.http.heads import RequestHead
 from llmux.http.wsframes import CLOSE, TEXT, FrameReader, frame
 from llmux.openai.dialects import INTERNAL_CLOSE, close_reason
-from llmux.openai.wire import header
+from llmux.openai.headers import header
 from llmux.proxy.held import Bodies
 from llmux.proxy.lane import ClientLeft, HeaderList, Tunnel
 from llmux.proxy.opening import check_handshake, close_payload, error_message, handshake_answer

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 
 from llmux.errors import QueueFull
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import dialect_of
-from llmux.openai.wire import error_answer, header
+from llmux.openai.headers import header
 from llmux.proxy.held import Bodies
 
 

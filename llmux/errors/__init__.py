@@ -1,7 +1,7 @@
 """Errors, each of which carries its own HTTP response.
 
 An error raised anywhere below the proxy ends as one JSON response, written in one place
-(`llmux.openai.wire.error_answer`), from the attributes that the error carries.
+(`llmux.openai.answers.error_answer`), from the attributes that the error carries.
 """
 
 from llmux.errors.backend import (

@@ -33,6 +33,9 @@ _SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{0,16}(?:(?<=[0-9A-Fa-f])(?:%b)?\r?)
 _TRAILER = re.compile(rb"%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n" % TOKEN)
 _TRAILER_BEGUN = re.compile(rb"\r?|%b(?::[^\x00-\x08\x0a-\x1f\x7f]*\r?)?" % TOKEN)
 
+# In the middle of a body, found by its shape: JSON has no such line, nor have events. Lenient,
+# since it reads backends' framing, which has been checked before.
+_HEAD_INSIDE = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
 
 LAST_CHUNK = b"0\r\n\r\n"
 """The end of a chunked body without trailers."""
@@ -41,6 +44,18 @@ LAST_CHUNK = b"0\r\n\r\n"
 def chunk(data: bytes) -> bytes:
     """Frame data, which must not be empty: an empty chunk is the last one."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def without_chunk_heads(piece: bytes) -> bytes:
+    """Remove the lines between the chunks from a piece of a body, which may begin amid one."""
+    return _HEAD_INSIDE.sub(b"", CRLF + piece).removeprefix(CRLF)
+
+
+def tail_of_chunks(raw: bytes) -> bytes | None:
+    """Return the last bytes (up to 4) of the data in chunks; None in the middle of a chunk."""
+    if not raw.endswith(CRLF):
+        return None
+    return _HEAD_INSIDE.sub(b"", CRLF + raw[-64:])[-6:-2]
 
 
 class ChunkReader:

@@ -35,6 +35,9 @@ MAX_WINDOW_LOG = 23
 COUNTED_BYTES = 1 << 20
 """How much is decompressed before it is counted."""
 
+MOST_GROWTH = 2
+"""Bytes of UTF-8 for each byte of UTF-16: three for two, rounded up."""
+
 Pieces = Iterator[bytes]
 
 
@@ -50,6 +53,10 @@ class Bounds(NamedTuple):
     most_bytes: int
     pause: Pause = no_pause
     grow: Callable[[int], object] | None = None
+
+    def for_utf8(self) -> Bounds:
+        """Return the bounds for the same text in UTF-8, if it is in UTF-16 now."""
+        return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:

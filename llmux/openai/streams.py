@@ -14,8 +14,8 @@ import msgspec
 
 from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
+from llmux.openai.headers import header
 from llmux.openai.jsonbody import LARGE_BYTES
-from llmux.openai.wire import header
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -75,16 +75,6 @@ def stands_between(headers: Headers, tail: bytes) -> bool:
     if codings(content_encoding(headers)):
         return False
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
-
-
-_CHUNK_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
-
-
-def tail_of_chunks(raw: bytes) -> bytes | None:
-    """The last bytes of the data in chunks; None if a chunk is under way."""
-    if not raw.endswith(b"\r\n"):
-        return None
-    return _CHUNK_HEAD.sub(b"", b"\r\n" + raw[-64:])[-6:-2]
 
 
 def waits_for_events(

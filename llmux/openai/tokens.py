@@ -6,16 +6,16 @@ once, when it is over. Nothing is guessed: an answer that does not say it has no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
+from llmux.http.chunks import without_chunk_heads
 from llmux.observe.schemas import TokenRates
+from llmux.openai.headers import header
 from llmux.openai.streams import EVENT_STREAM, Headers, media_type
-from llmux.openai.wire import header
 
 LOOK_BYTES = 16384
 """How much of an answer's end is looked at."""
@@ -72,9 +72,6 @@ _KEYS = (b'"usage"', b'"timings"', b'"prompt_eval_count"', b'"eval_count"')
 _OPENINGS = (b"{", b'{"response":{')
 """What a key may stand in. If it stands in more, what follows it does not close these only."""
 
-_CHUNK_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
-"""Between two chunks (RFC 9112, section 7.1): JSON has no such line, nor have events."""
-
 
 def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool) -> Tokens:
     """The tokens that an answer tells of.
@@ -87,7 +84,7 @@ def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bo
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
-        opening, ending = without_framing(opening), without_framing(ending)
+        opening, ending = without_chunk_heads(opening), without_chunk_heads(ending)
     if not (_may_tell(ending) or _may_tell(opening)):  # nearly all that have none
         return NO_TOKENS
     if header(headers, b"content-encoding").lower() not in {b"", b"identity"}:
@@ -103,11 +100,6 @@ def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bo
 
 def _may_tell(data: bytes) -> bool:
     return b'"usage"' in data or b'eval_count"' in data or b'"timings"' in data
-
-
-def without_framing(data: bytes) -> bytes:
-    """A piece of a chunked body without the lines between its chunks."""
-    return _CHUNK_HEAD.sub(b"", b"\r\n" + data).removeprefix(b"\r\n")
 
 
 def _of_events(opening: bytes, ending: bytes) -> Tokens:

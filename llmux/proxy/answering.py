@@ -20,9 +20,10 @@ from llmux.errors import (
 )
 from llmux.http.paths import UPSTREAM, Whereabouts, may_redirect, merged, relative, segments
 from llmux.observe.logs import get_logger
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
+from llmux.openai.headers import header, response_headers
 from llmux.openai.streams import is_event_stream, is_json_lines, json_line, unbuffered
-from llmux.openai.wire import error_answer, header, response_headers
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey
 from llmux.proxy.lane import HeaderList

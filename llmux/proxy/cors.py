@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
-from llmux.openai.wire import header
+from llmux.openai.headers import header
 
 Fields = Sequence[tuple[bytes, bytes]]
 

@@ -26,9 +26,11 @@ from llmux.http.targets import check_request_line
 from llmux.observe.feed import Feed
 from llmux.observe.journal import NO_JOURNAL, Journal
 from llmux.observe.metrics import Metrics
+from llmux.openai.headers import request_headers
+from llmux.openai.naming import Meanings
+from llmux.openai.rewriting import agreed_body, agreed_target, disagrees
 from llmux.openai.streams import streams_unasked, waits_for_events
 from llmux.openai.tokens import KINDS
-from llmux.openai.wire import Meanings, agreed_body, agreed_target, disagrees, request_headers
 from llmux.proxy.access_log import log_request
 from llmux.proxy.answering import fail, redirect, relay
 from llmux.proxy.cors import Cors

@@ -14,9 +14,10 @@ import trio
 from llmux.errors import LlmuxError, ModelAsleep
 from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import RequestPhase
+from llmux.openai.fields import Fields
+from llmux.openai.headers import header_value
 from llmux.openai.streams import is_token_stream
 from llmux.openai.tokens import KINDS, NO_TOKENS, tokens_of
-from llmux.openai.wire import Fields, header_value
 from llmux.proxy.access_log import CLIENT_LEFT
 from llmux.proxy.cors import Sharing
 from llmux.proxy.keepalive import KeptAlive

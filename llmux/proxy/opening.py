@@ -30,9 +30,11 @@ from llmux.http.wsframes import (
     frame,
     masked,
 )
+from llmux.openai.fields import Fields
+from llmux.openai.headers import Headers, header
 from llmux.openai.jsonbody import names_inside
+from llmux.openai.naming import find_model
 from llmux.openai.scanning import no_pause
-from llmux.openai.wire import Fields, Headers, find_model, header
 
 MOST_FIRST_BYTES = 1 << 20
 """Of a first message: it is read in a quarter of a second at most. Sessions have a few thousand."""

@@ -17,9 +17,10 @@ from llmux.config import Config
 from llmux.errors import BodyTooLarge, ShuttingDown
 from llmux.openai.codings import Bounds, content_codings
 from llmux.openai.dialects import plain_path
+from llmux.openai.fields import Fields, read_coded, read_fields
 from llmux.openai.jsonbody import LARGE_BYTES, may_be_wide
+from llmux.openai.rewriting import decoded_headers, decoded_text
 from llmux.openai.scanning import Hurry, Pause, TooLong
-from llmux.openai.wire import Fields, decoded_headers, decoded_text, read_coded, read_fields
 from llmux.proxy.beside import run_beside
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey

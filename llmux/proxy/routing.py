@@ -6,7 +6,8 @@ from llmux.config import Config
 from llmux.errors import IdNotFound, ModelNotFound, NoModel
 from llmux.http.clients import ClientLines
 from llmux.http.paths import UPSTREAM, PassivePaths, merged, own_path, tidy
-from llmux.openai.wire import Named, find_model, header
+from llmux.openai.headers import header
+from llmux.openai.naming import Named, find_model
 from llmux.proxy.journey import Journey
 from llmux.proxy.makers import Makers
 from llmux.proxy.stored import id_of, makes_stored

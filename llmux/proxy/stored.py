@@ -16,10 +16,10 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
+from llmux.openai.headers import header
 from llmux.openai.streams import EVENT_STREAM, Headers, media_type
-from llmux.openai.tokens import without_framing
-from llmux.openai.wire import header
 
 MOST_ID_BYTES = 256
 """A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""
@@ -149,7 +149,7 @@ def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool)
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
-        opening, ending = without_framing(opening), without_framing(ending)
+        opening, ending = without_chunk_heads(opening), without_chunk_heads(ending)
     opening = _inflated(opening, header(headers, b"content-encoding").lower())
     kind = media_type(headers)
     if kind == EVENT_STREAM:

@@ -14,7 +14,7 @@ from llmux.errors import TooManyConnections
 from llmux.http import wire
 from llmux.http.clients import Tally, is_loopback
 from llmux.http.heads import response_head
-from llmux.openai.wire import error_answer
+from llmux.openai.answers import error_answer
 from llmux.upstream.connections import MAX_IDLE
 
 DESCRIPTORS = 64

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llmux.errors import BadRequest
-from llmux.openai.wire import Headers, header
+from llmux.openai.headers import Headers, header
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0.001, 1000.0
 """One request must not drown a line's sums, nor be lost in them to rounding."""

@@ -27,7 +27,7 @@ from llmux.config import Config, HookName, ModelConfig
 from llmux.errors import BackendBroke, BackendError, HookError
 from llmux.hooks.orphans import end_marked
 from llmux.observe.pauses import leave_out_pauses
-from llmux.openai.wire import request_headers
+from llmux.openai.headers import request_headers
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.steps import Hooks
 from llmux.upstream import Backend

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from llmux.base.wildcards import Names, Patterns, expression, overlap
 from llmux.config import parse_config
 from llmux.errors import ConfigError
-from llmux.openai.wire import find_model, read_fields
+from llmux.openai.fields import read_fields
+from llmux.openai.naming import find_model
 from tests.downstream.test_lanes import post, status
 from tests.lanes import LANES, running_lane
 

@@ -15,7 +15,9 @@ import trio
 
 from llmux.errors import BadRequest
 from llmux.http.targets import check_request_line, origin_form
-from llmux.openai.wire import Meanings, agreed_body, agreed_target, read_fields
+from llmux.openai.fields import read_fields
+from llmux.openai.naming import Meanings
+from llmux.openai.rewriting import agreed_body, agreed_target
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.lanes import LANES, Site, play, read_all, running_lane
 

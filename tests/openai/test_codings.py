@@ -15,8 +15,8 @@ import pytest
 from llmux.errors import BadRequest, UnsupportedCoding
 from llmux.openai import codings
 from llmux.openai.codings import Bounds, content_codings, decoded
+from llmux.openai.fields import read_coded
 from llmux.openai.scanning import SLICE_BYTES, TooLong
-from llmux.openai.wire import read_coded
 
 zstd: Any = vars(codings)["zstd"]
 

@@ -17,6 +17,7 @@ from llmux.errors import (
     RequestCancelled,
     SwitchTimeout,
 )
+from llmux.http.chunks import tail_of_chunks
 from llmux.openai.dialects import (
     ANTHROPIC,
     COHERE,
@@ -36,7 +37,7 @@ from llmux.openai.dialects import (
     streams_events,
     told,
 )
-from llmux.openai.streams import stands_between, tail_of_chunks, waits_for_events
+from llmux.openai.streams import stands_between, waits_for_events
 
 PATHS = {
     OPENAI: [

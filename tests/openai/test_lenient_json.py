@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequest, LlmuxError, NotJson
 from llmux.openai import jsonbody, jsoncheck
 from llmux.openai.codings import Bounds
+from llmux.openai.fields import is_json_type, read_coded, read_fields
 from llmux.openai.jsoncheck import check_json
+from llmux.openai.naming import find_model
+from llmux.openai.rewriting import agreed_body, decoded_text
 from llmux.openai.scanning import Pause, no_pause
-from llmux.openai.wire import (
-    agreed_body,
-    decoded_text,
-    find_model,
-    is_json_type,
-    read_coded,
-    read_fields,
-)
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.http.test_two_readers import MEANINGS
 from tests.lanes import LANES, running_lane

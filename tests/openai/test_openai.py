@@ -12,16 +12,11 @@ from hypothesis import strategies as st
 from llmux.errors import BadRequest, LlmuxError, ModelNotFound, NoModel, QueueFull
 from llmux.http.paths import own_path
 from llmux.openai import jsonbody, scanning
-from llmux.openai import wire as openai
-from llmux.openai.wire import (
-    Named,
-    error_answer,
-    model_list,
-    model_object,
-    read_fields,
-    request_headers,
-    response_headers,
-)
+from llmux.openai import naming as openai
+from llmux.openai.answers import error_answer, model_list, model_object
+from llmux.openai.fields import read_fields
+from llmux.openai.headers import request_headers, response_headers
+from llmux.openai.naming import Named
 
 Pairs = list[tuple[bytes, bytes]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmux.errors import BadRequest
+from llmux.openai.fields import read_fields
 from llmux.openai.scanning import SLICE_BYTES
-from llmux.openai.wire import read_fields
 from tests.downstream.test_lanes import status
 from tests.http.test_two_readers import MULTIPART, agreed
 from tests.lanes import LANES, running_lane

@@ -14,7 +14,7 @@ import trio
 
 from llmux.errors import BackendRefused
 from llmux.openai.codings import Bounds
-from llmux.openai.wire import read_coded
+from llmux.openai.fields import read_coded
 from llmux.proxy import reading as proxy
 from tests.downstream.test_lanes import error_code, post, status
 from tests.fakes import FakeHooks

@@ -12,8 +12,9 @@ import trio
 
 from llmux.errors import LlmuxError
 from llmux.openai import jsonbody, scanning
+from llmux.openai.fields import read_fields
+from llmux.openai.naming import find_model
 from llmux.openai.scanning import SLICE_BYTES, Pause, no_pause
-from llmux.openai.wire import find_model, read_fields
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.http.test_two_readers import FORM, MULTIPART
 from tests.lanes import LANES, running_lane

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from llmux.openai.fields import read_fields
 from llmux.openai.scanning import Hurry, TooLong
-from llmux.openai.wire import read_fields
 from llmux.proxy import reading as proxy
 from llmux.proxy.opening import FirstMessage
 from tests.lanes import LANES, read_all, running_lane

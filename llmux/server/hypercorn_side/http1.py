@@ -21,8 +21,9 @@ from hypercorn.protocol.h11 import (
 from llmux.errors import BadRequest, LlmuxError
 from llmux.http.heads import MAX_HEAD_BYTES, response_head
 from llmux.http.strict import RequestReader
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import dialect_of_head
-from llmux.openai.wire import error_answer, header
+from llmux.openai.headers import header
 from llmux.server.hypercorn_side.rules import LINGER_S, RULES
 from llmux.server.hypercorn_side.sockets import Sending, has_room
 

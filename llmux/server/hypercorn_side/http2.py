@@ -27,8 +27,8 @@ from priority.priority import MissingStreamError
 
 from llmux.errors import BadRequest, LlmuxError, TooManyFields
 from llmux.http.heads import METHOD, VISIBLE, check_host
+from llmux.openai.answers import error_answer
 from llmux.openai.dialects import dialect_of
-from llmux.openai.wire import error_answer
 from llmux.server.hypercorn_side.frames import ANSWER_EARNS, SENT_EARNS, Budget, FrameCutter
 from llmux.server.hypercorn_side.http1 import NO_HTTP2
 from llmux.server.hypercorn_side.rules import RULES, YIELD_EVENTS
