@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import NoReturn
 
 import msgspec
 
-HINTS = {
+from llmux.policy.gone import gone
+
+GONE = {
     "add": "a view is a value, and nothing can be added to it",
     "remove": "a view is a value, and nothing can be removed from it",
     "total_reaches": "ask total() at two times; it grows by `weight` each second",
 }
-"""What a policy written for an older llmux is to use instead."""
+"""Names that policies written for an older llmux use, and what to use instead."""
 
 
+@gone(GONE)
 class Ages(msgspec.Struct, frozen=True, gc=False):
     """The sums over the requests in one line from which those over their ages follow at any time.
 
@@ -36,11 +38,6 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"<Ages of {self.count}>"
-
-    def __getattr__(self, name: str) -> NoReturn:
-        """Say what to use instead of names that older policies use."""
-        hint = HINTS.get(name)
-        raise AttributeError(f"Ages has no {name!r}" + (f": {hint}" if hint else ""))
 
     def plus(self, arrived_at: float, weight: float = 1.0) -> Ages:
         """Return the sums with one request more."""

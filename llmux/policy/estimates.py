@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NoReturn
 
 from llmux.policy.costs import SMOOTHING, SwitchCosts
+from llmux.policy.gone import gone
 
 NOTICED = 4.0
 """An absence counts as at most so many times what the first in line has waited: else a night in
@@ -118,6 +118,25 @@ class _Known:
         return repr(vars(self))
 
 
+NOTES = (
+    "forget",
+    "note_arrival",
+    "note_closed",
+    "note_drained",
+    "note_line_first",
+    "note_open",
+    "note_reopened",
+    "note_served",
+    "note_switched",
+)
+GONE = {
+    "costs": "use cost_s(), known_cost_s() or typical_cost_s()",
+    **dict.fromkeys(NOTES, "a policy only reads estimates; llmux itself measures"),
+}
+"""Names that policies written for an older llmux use, and what to use instead."""
+
+
+@gone(GONE)
 class Estimates:
     """What is expected of one group of models, from what was measured of it; read-only."""
 
@@ -126,15 +145,6 @@ class Estimates:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._known.costs!r}>"
-
-    def __getattr__(self, name: str) -> NoReturn:
-        """Say what to use instead of names that older policies use."""
-        hint = ""
-        if name == "costs":
-            hint = ": use cost_s(), known_cost_s() or typical_cost_s()"
-        elif name.startswith(("note_", "forget")):
-            hint = ": a policy only reads estimates; llmux itself measures"
-        raise AttributeError(f"{type(self).__name__} has no {name!r}{hint}")
 
     def cost_s(self, source: str | None, target: str) -> float:
         """Hook time of a switch; where unseen the mean of those into the target, or else of all.

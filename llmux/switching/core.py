@@ -18,13 +18,15 @@ Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from llmux.policy import Ages, ModelView
+from llmux.policy import ModelView
+from llmux.policy.ages import NO_AGES
 
 FIRST_RETRY_S = 2.0
 """Delay before a model whose wake failed is tried again; doubles with each failure in a row."""
@@ -114,8 +116,10 @@ class Line(Generic[RequestT]):
     __slots__ = ("_line", "_settling", "ages")
 
     def __init__(self) -> None:
-        self.ages = Ages()
-        self._line: dict[RequestT, None] = {}  # neither granted nor refused yet; in arrival order
+        self.ages = NO_AGES
+        # Neither granted nor refused yet, in order of arrival. Not a plain dict: with those gone
+        # that were first, finding the next first one in it takes as long as the line was.
+        self._line: OrderedDict[RequestT, None] = OrderedDict()
         self._settling: set[RequestT] = set()
 
     @property
@@ -151,16 +155,25 @@ class Line(Generic[RequestT]):
 
     def take_first(self, room: float = math.inf) -> list[RequestT]:
         """Take out the first `room` requests in line; they settle from now on."""
-        granted = list(self._line if room == math.inf else islice(self._line, max(0, int(room))))
-        for request in granted:
-            self.remove(request)
+        line, ages = self._line, self.ages
+        granted = list(line if room >= len(line) else islice(line, max(0, int(room))))
+        if len(granted) == ages.count:  # all of them, and none is frozen
+            line.clear()
+            self.ages = NO_AGES
+        else:
+            for request in granted:
+                del line[request]
+                ages = ages.minus(request.arrived_at, request.weight)
+            self.ages = ages
         self._settling.update(granted)
         return granted
 
     def settle(self, request: RequestT) -> None:
         """A request is in flight or gone, granted or not."""
-        self.remove(request)
-        self._settling.discard(request)
+        if request in self._settling:
+            self._settling.remove(request)
+        else:
+            self.remove(request)
 
 
 class Occupancy:
@@ -218,6 +231,7 @@ class ModelState:
         self.retry_at = -math.inf
         self.drains = drains
         self._frozen_at: float | None = None
+        self._shown = ModelView(name)
         self._take_traits(traits)
 
     def _take_traits(self, traits: Traits) -> None:
@@ -335,18 +349,29 @@ class ModelState:
         return self._view(self.in_flight.in_use)
 
     def _view(self, in_flight: int) -> ModelView:
-        # Once for each model and decision: no properties.
-        waiters, frozen_at = self.waiters, self._frozen_at
+        # Called for each model at each decision, and between two of them few models change: then
+        # the last view still holds. Each change of the line makes other sums of ages.
+        shown, ages, retry_at = self._shown, self.waiters.ages, self.retry_at
         has_slots = self.max_in_flight != math.inf
-        preserves = self.preserves_in_flight
-        return ModelView(
+        freezes = self.preserves_in_flight or (has_slots and not self.drains)
+        if (
+            shown.ages is ages
+            and shown.in_flight == in_flight
+            and shown.retry_at == retry_at
+            and shown.backend_queued == self.backend_queued
+            and shown.has_slots is has_slots
+            and shown.freezes is freezes
+        ):
+            return shown
+        view = self._shown = ModelView(
             self.name,
             in_flight,
-            waiters.count if frozen_at is None else self.wanted_by,
-            waiters.oldest if frozen_at is None else self.oldest,
-            self.retry_at,
-            waiters.ages,
+            self.wanted_by,
+            self.oldest,
+            retry_at,
+            ages,
             self.backend_queued,
             has_slots,
-            preserves or (has_slots and not self.drains),
+            freezes,
         )
+        return view

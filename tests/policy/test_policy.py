@@ -692,8 +692,8 @@ def test_the_view_has_its_old_name_too() -> None:
         (lambda view: view.measures.forget("a"), "'forget': a policy only reads estimates"),
         (lambda view: view.models["a"].ages.total_reaches(1), "'total_reaches': ask total() at"),
         (lambda view: view.models["a"].ages.add(1), "'add': a view is a value"),
-        (lambda view: view.measures.nonsense, "Estimates has no 'nonsense'"),
-        (lambda view: view.models["a"].ages.nonsense, "Ages has no 'nonsense'"),
+        (lambda view: view.measures.nonsense, "'Estimates' object has no attribute 'nonsense'"),
+        (lambda view: view.models["a"].ages.nonsense, "'Ages' object has no attribute 'nonsense'"),
     ],
 )
 def test_what_is_gone_says_what_to_use(use: Callable[[Any], object], message: str) -> None:
