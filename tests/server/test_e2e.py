@@ -140,13 +140,13 @@ async def many(client: httpx.AsyncClient, models: list[str]) -> list[httpx.Respo
 async def test_a_switch_takes_at_least_its_hooks_time_and_costs_are_per_direction(
     rack: Rack,
 ) -> None:
-    slow = {"b": {"wake": "sleep 0.6; : > b.awake"}, "a": {"wake": "sleep 0.2; : > a.awake"}}
+    slow = {"b": {"wake": "sleep 1.2; : > b.awake"}, "a": {"wake": "sleep 0.2; : > a.awake"}}
     async with running_llmux(rack.write_config(models=slow)) as llmux, llmux.client() as client:
         for model in "abab":
             answer = await client.post(CHAT, json=chat(model))
-            assert float(answer.headers["x-llmux-wait-ms"]) >= (600 if model == "b" else 200)
+            assert float(answer.headers["x-llmux-wait-ms"]) >= (1200 if model == "b" else 200)
         costs = (await status(client))["estimated_costs"]
-        assert costs["a"]["b"] >= 0.6 > costs["b"]["a"] >= 0.2
+        assert costs["a"]["b"] >= 1.2 > costs["b"]["a"] >= 0.2
         assert costs["idle"]["a"] >= 0.2
         series = 'llmux_switch_total{from="a",result="success",to="b"}'
         assert await metric(client, series) == 2
