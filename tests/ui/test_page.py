@@ -19,6 +19,8 @@ from tests.ui.stage import staged, standin
 
 pytestmark = pytest.mark.slow
 
+expect.set_options(timeout=20_000)  # of a busy machine; 5 s by default
+
 GROUP = "#groups article"
 
 RECORD_ACTIVE = """
