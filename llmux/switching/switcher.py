@@ -2,8 +2,8 @@ r"""The switch, on one page: drain, sleep, wake, let in, and only then the next.
 
 **Theory of operation**
 
-Each model has a phase (`llmux.switching.model`, which draws the machine). A switch moves the models
-that its command names through theirs:
+Each model has a phase (`llmux.switching.core`; `docs/design.md` draws them). A switch moves the
+models that its command names through theirs:
 
     evicted   AWAKE -> DRAINING -> SLEEPING -> ASLEEP
     target                                    ASLEEP -> WAKING -> AWAKE -> let in -> next command
@@ -24,7 +24,7 @@ Rules, which the other modules rely on:
 3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
     Other tasks may run between a decision and the start of its command: what they may have changed
     (the evictions, whether its target is still there) is looked at by the start, in one go.
-4.  A phase changes in `Model.enter` alone, against the table of transitions.
+4.  A phase changes in `ModelState.move_to` alone, against the table of transitions.
 5.  Only AWAKE admits. Check and count happen without a checkpoint in between, so that a request is
     either counted before its model drains, or not let in.
 6.  A command is asked again at each change whether it is still wanted. Until a hook of its target
