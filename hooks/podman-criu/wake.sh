@@ -42,7 +42,7 @@ case $state in
         # Without --keep, the checkpoint is gone once it has been restored: it is as large as the model.
         if [ "$checkpointed" = true ] &&
             ! podman "${WAKE_SECS:-580}" container restore --tcp-established "$name"; then
-            say "cannot restore container $name, so it is started anew: $answer"
+            say "cannot restore container $name, so it is started from scratch: $answer"
             checkpointed=false
         fi
         [ "$checkpointed" = true ] || podman "${WAKE_SECS:-580}" start "$name" ||

@@ -9,7 +9,7 @@ set -eu
 give_up() {
     tail -n 15 "$log_file" >&2 || :
     stop_server 10 || exit 1
-    say "$1; the server has been stopped, the next wake starts it anew"
+    say "$1; the server has been stopped, the next wake starts it again"
     exit 1
 }
 

@@ -72,7 +72,7 @@ if ! runs; then
 (GET /get_model_info: status $status); stop it"
     start "$@"
 elif [ "$state" = between ]; then
-    say "falling asleep or waking was broken off; starting the server anew"
+    say "falling asleep or waking was broken off; starting the server again"
     stop_server 10
     start "$@"
 elif [ "$state" = asleep ]; then

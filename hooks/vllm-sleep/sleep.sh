@@ -21,7 +21,7 @@ give_up() {
     if left; then
         tail -n 15 "$log_file" >&2 || :
         stop_server 10 || exit 1
-        say "$1; the server has been stopped, the next wake starts it anew"
+        say "$1; the server has been stopped, the next wake starts it again"
     else
         say "$1; wake.sh did not start it, so it is left alone"
     fi

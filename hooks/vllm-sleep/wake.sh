@@ -86,7 +86,7 @@ give each model a port of its own, or end it if it was renamed"
     [ -e "$half_awake" ] || ask GET /health 4
     # Half awake: it can neither be put to sleep nor be woken any more. 503: its engine has died.
     if [ -e "$half_awake" ] || [ "$status" = 503 ]; then
-        say "the server that was left is of no use (half awake, or its engine died); starting it anew"
+        say "the server that was left is of no use (half awake, or its engine died); starting it again"
         stop_server 10
         start "$@"
     fi

@@ -31,7 +31,7 @@ Also how long bytes that a client sent before it left are still passed on, where
 
 
 class Server(Protocol):
-    """What a connection needs of the lane that serves it.
+    """The part of a lane that its connections use.
 
     Attributes:
         stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.

@@ -261,7 +261,7 @@ class FastRequest:
     async def reply(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send an answer of llmux's own."""
         connection = self._connection
-        # What is left of a body, or behind a cut, is not read as the next request.
+        # The rest of a body, or bytes behind a cut, are not read as the next request.
         if not self._is_read or connection.scope.cancel_called:
             connection.can_go_on = False
         self.has_answered = True

@@ -1,1 +1,1 @@
-"""What llmux tells of itself: logs, metrics, the journal, the event feed and their schemas."""
+"""Reporting: logs, metrics, the journal, the event feed, and their schemas."""

@@ -1,4 +1,4 @@
-"""Who listens to events by default: the log, metrics, the feed and the journal."""
+"""The default listeners to events: the log, metrics, the feed and the journal."""
 
 from __future__ import annotations
 

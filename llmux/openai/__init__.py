@@ -1,1 +1,1 @@
-"""What requests and answers say in the APIs of model servers; pure functions."""
+"""Reading and writing the APIs of model servers: names in requests, answers, errors; pure."""

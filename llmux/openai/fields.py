@@ -256,7 +256,7 @@ def _read_form(headers: Headers, body: bytes, pause: Pause) -> Fields:
 
 
 def _names_in_files(body: bytes, pause: Pause) -> Sequence[str] | None:
-    """What a form's JSON says: a file of requests, for a batch, names the model of each."""
+    """Read the JSON in a form: a batch's file of requests names the model of each."""
     try:
         return names_inside(body, pause)
     except BadRequest:

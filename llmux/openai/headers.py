@@ -11,7 +11,7 @@ OVERRIDE = b"model-override"
 FORWARDED_FOR = b"x-forwarded-for"
 
 HINTS = frozenset({b"x-llmux-switch", b"x-llmux-priority", b"x-llmux-max-wait"})
-"""What a request says to llmux only; see `llmux.switching.hints`."""
+"""A header for llmux only; see `llmux.switching.hints`."""
 
 # RFC 9110, section 7.6.1, and what older agents send. `Connection` may name more.
 HOP_BY_HOP = frozenset({
@@ -40,7 +40,7 @@ def header_value(name: str) -> bytes:
 def request_headers(
     headers: Headers, *, client: str | None, scheme: str, extra: Mapping[str, str]
 ) -> list[tuple[bytes, bytes]]:
-    """What the backend gets: end-to-end headers, where the request came from, the config's own.
+    """Return the headers for the backend: end-to-end ones, the client's address, the config's own.
 
     Args:
         headers: As received.
@@ -77,7 +77,7 @@ def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, 
 
 
 def response_headers(headers: Headers, status: int = 200) -> list[tuple[bytes, bytes]]:
-    """What the client gets: end-to-end headers, and for event streams no buffering on the way.
+    """Return the headers for the client: end-to-end ones, and for event streams no buffering.
 
     Args:
         headers: As received from the backend.

@@ -16,7 +16,7 @@ from llmux.openai.headers import OVERRIDE, Headers
 
 
 class Named(NamedTuple):
-    """What a request names.
+    """The name of a model in a request, and the path to forward.
 
     Attributes:
         name: The model, as the client wrote it: a name, an alias, or nothing known.

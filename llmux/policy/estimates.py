@@ -138,7 +138,7 @@ GONE = {
 
 @gone(GONE)
 class Estimates:
-    """What is expected of one group of models, from what was measured of it; read-only."""
+    """Read-only estimates for one group of models, from measurements."""
 
     def __init__(self, known: _Known) -> None:
         self._known = known

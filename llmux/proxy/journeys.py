@@ -79,7 +79,7 @@ class Journeys:
         journey.cancel(RequestCancelled())
 
     def _look(self) -> tuple[str, RequestChanges] | None:
-        """What has become of them since this was called last."""
+        """Return the changes since the last call, or None."""
         changed = list(islice(self._changed(), MOST_TOLD + 1))
         ended, omitted = self._ended, self._omitted + (len(changed) > MOST_TOLD)
         self._ended, self._omitted = [], 0

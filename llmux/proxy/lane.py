@@ -1,4 +1,4 @@
-"""What the proxy needs of a lane: one client's request, and the way back to it.
+"""The interface of a lane: one client's request, and the way back to the client.
 
 `Lane` is what every lane has. Two extras depend on the client: `EventStream`, where the response
 is an HTTP body, and `Tunnel`, where the client asks to change the protocol. The proxy asks the lane

@@ -1,1 +1,1 @@
-"""What runs in the process: composition, listening, signals, the state lock and the orderly end."""
+"""The process: composition, listening, signals, the state lock and the orderly end."""

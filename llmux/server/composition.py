@@ -197,7 +197,7 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
 
 
 def started(config: Config) -> Callable[[float], Started]:
-    """What the journal says of the start, which is now."""
+    """Return the journal's entry for a start at this instant."""
     now = trio.current_time()
     options: dict[str, Any] = {}
     with suppress(TypeError, ValueError, RecursionError):  # YAML says more than JSON
@@ -229,7 +229,7 @@ def new_app() -> QuartTrio:
 
 
 def tracing_of(config: Config) -> Tracing | None:
-    """What makes the traces, if there are to be some; only then is OpenTelemetry imported."""
+    """Return the maker of traces, if the config wants some; OpenTelemetry is imported only then."""
     if not config.tracing:
         return None
     from llmux.proxy.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import

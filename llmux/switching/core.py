@@ -66,7 +66,7 @@ SERVES = frozenset({Phase.AWAKE, Phase.DRAINING})
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the config says of a model that its switcher must know.
+    """The part of a model's config that its switcher must know.
 
     Attributes:
         max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.

@@ -258,7 +258,7 @@ def test_a_checkpoint_that_cannot_be_restored_is_a_cold_start(criu: Bench) -> No
     criu.calls()
     woken = criu.hook("wake")
     assert woken.ok
-    assert "cannot restore container llama-3.1-8b, so it is started anew" in woken.output
+    assert "cannot restore container llama-3.1-8b, so it is started from scratch" in woken.output
     assert [call.split()[0] for call in changes(criu)] == ["container", "start"]
 
 

@@ -224,7 +224,7 @@ def test_a_second_wake_after_a_broken_one_starts_the_server_anew(bench: Bench, t
     bench.fault()
     woken = bench.hook("wake", two)
     assert woken.ok, woken
-    assert "starting it anew" in woken.output
+    assert "starting it again" in woken.output
     assert bench.ask(two) == f"I am {two}"
 
 

@@ -11,11 +11,11 @@ ModeName = Literal["auto", "manual"]
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """What llmux says."""
+    """An object that llmux sends."""
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What llmux is told; unknown keys are mistakes."""
+    """An object that llmux receives; unknown keys are mistakes."""
 
 
 class Message(Shape, frozen=True):

@@ -10,7 +10,7 @@ from llmux.observe.schemas.base import ModelState, Shape
 
 
 class ModelFacts(Shape, frozen=True):
-    """What llmux has to say of a model in OpenAI's list.
+    """Facts about a model that llmux adds to OpenAI's list.
 
     Attributes:
         state: What it is doing.
@@ -56,7 +56,7 @@ class ModelList(Shape, frozen=True):
 
 
 class OllamaDetails(Shape, frozen=True):
-    """What Ollama says of a model's file, of which llmux knows nothing.
+    """Facts about a model's file in Ollama's form; llmux knows none of them.
 
     Attributes:
         parent_model: Empty.

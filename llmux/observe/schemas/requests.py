@@ -76,7 +76,7 @@ class RequestList(Shape, frozen=True):
 
 
 class RequestChanges(Shape, frozen=True):
-    """What has become of requests since the last such event.
+    """Changes of requests since the last such event.
 
     A request that came and went in between is told of once, as ended.
 

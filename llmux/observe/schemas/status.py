@@ -13,7 +13,7 @@ GroupState = Literal["idle", "active", "switching"]
 
 
 class Alive(Shape, frozen=True):
-    """What a model's alive hook says.
+    """Outcome of a model's alive hook.
 
     Attributes:
         model: Its name.
@@ -124,7 +124,7 @@ class Status(Shape, frozen=True):
 
 
 class History(Shape, frozen=True):
-    """What has happened in the last hour, as far as it is remembered.
+    """Events of the last hour, as far as they are remembered.
 
     Attributes:
         at: When this was said.

@@ -82,7 +82,7 @@ def patch_hypercorn() -> None:
     protocol.H2Protocol = BoundedH2Protocol  # type: ignore[assignment, attr-defined]
     # A stream buffers all of an answer that its client opens no window for, so no stall is seen.
     h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
-    # What a protocol raises at malformed input ends the server, with everybody's connections.
+    # An error that a protocol raises at malformed input ends the server, with all connections.
     trio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
     asyncio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
     # The task that reads a connection waits for room in a queue that no app reads any more.
