@@ -116,7 +116,7 @@ class Wake(Command):
 
     Attributes:
         evict: The models that have to sleep first, in this order: what the placement says at the
-            moment in which the command is taken up.
+            moment in which the command is taken up. Models that come later are not among them.
         is_unasked: No request waited for the target when this was decided: it is a standby.
     """
 

@@ -20,7 +20,8 @@ Rules, which the other modules rely on:
 1.  Only the task of a command starts hooks that change what is awake, and takes `Steps`. It holds
     the switch lock from its start until the barrier (rule 7); `run` starts no other before.
 2.  A command names whom to wake and whom to evict. Which evictions make room is the placement's to
-    say (`placement`); nothing else knows how many models fit on a GPU.
+    say (`placement`); nothing else knows how many models fit on a GPU. It is asked as the command
+    starts, and again before the wake: a reload may have added a model that was left awake.
 3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
     Other tasks may run between a decision and the start of its command: what they may have changed
     (the evictions, whether its target is still there) is looked at by the start, in one go.
@@ -32,8 +33,9 @@ Rules, which the other modules rely on:
     `abandon_wakes` allows that.
 7.  *Settle barrier*: a switch ends only when each request that it let in is in flight or gone. No
     request is woken only to find its model leaving again.
-8.  A command goes on with the hooks that its models had when it began. A model's hooks change, and
-    a model is removed, only while it sleeps and no command runs, or as the last act of its sleep.
+8.  A command goes on with the hooks that its models had when it began, or came. A model's hooks
+    change, and a model is removed, only while it sleeps and no command runs, or as the last act of
+    its sleep.
 9.  Each command ends exactly once, with its outcome. Whatever ends `run` closes the group: no
     request and no caller is left waiting.
 
@@ -49,7 +51,7 @@ one command runs at a time; it says that one does (`Membership` asks), and would
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -71,7 +73,7 @@ from llmux.switching.health import Health, HeardSince
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.membership import Membership
 from llmux.switching.model import NO_TRAITS, Model, Phase, Traits
-from llmux.switching.observer import Chronicle
+from llmux.switching.observer import Chronicle, Tally
 from llmux.switching.steps import Hooks, ModelHooks, Steps, SwitchAbandoned
 from llmux.switching.takeover import take_over
 from llmux.switching.waits import eta_s
@@ -275,23 +277,22 @@ class Switcher:
                 sleeps, and the target sleeps.
         """
         group, steps, target = self._group, self._steps, wake.target
-        evictions = [(model, steps.hooks_of(model)) for model in wake.evict]
         first = wake.evict[0] if wake.evict else None
         source = first.name if first else None
         with self._chronicle.switch(wake, first) as tally:
             prefetch = steps.prefetch(target, source, hooks, switch)
             try:
-                for model, its_hooks in evictions:
-                    tally.drain_s += await self._drain(model, wake)
-                    group.check_open()
-                    tally.sleeps_s[model.name] = await steps.put_to_sleep(model, target, its_hooks)
+                await self._evict(wake.evict, wake, tally)
                 # Only what the drain and the sleep did not hide of it is a cost of the switch.
                 tally.prefetch_s = await steps.wait_prefetched(
                     prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
                 )
-                group.check_open()
-                if not wake.goes_on(group):
-                    raise SwitchAbandoned
+                self._check_goes_on(wake)
+                # Meanwhile a reload may have added a model that an earlier llmux has left awake.
+                while late := group.evictions_for(target):
+                    await self._evict(late, wake, tally)
+                    self._check_goes_on(wake)
+                # No checkpoint since the placement was asked, until the target holds the GPU.
                 tally.wake_s = await steps.wake_while(
                     lambda: wake.is_wake_wanted(group), target, source, hooks
                 )
@@ -299,6 +300,19 @@ class Switcher:
                 prefetch.abandon()
         if source is not None and source not in self.models:  # removed once it slept
             self.measures.forget(source)
+
+    async def _evict(self, models: Sequence[Model], wake: Wake, tally: Tally) -> None:
+        """Drain models and put them to sleep, in this order; raises as `_switch`."""
+        steps = self._steps
+        for model, hooks in [(model, steps.hooks_of(model)) for model in models]:
+            tally.drain_s += await self._drain(model, wake)
+            self._group.check_open()
+            tally.sleeps_s[model.name] = await steps.put_to_sleep(model, wake.target, hooks)
+
+    def _check_goes_on(self, wake: Wake) -> None:
+        self._group.check_open()
+        if not wake.goes_on(self._group):
+            raise SwitchAbandoned
 
     async def _retire(self, command: Command, hooks: ModelHooks) -> None:
         """Put a model to sleep for no other one.
