@@ -16,12 +16,12 @@ from llmux.observe.pauses import LEFT_OUT
 class WallClock:
     """Converts Trio times to Unix times, both in seconds.
 
-    The offset is taken once, at first use: if somebody sets the host's clock, the order of events
-    must not change. Pauses of the process are added, since `llmux.observe.pauses` takes them out of
+    The offset is taken once, at first use, so that setting the host's clock cannot change the order
+    of events. Pauses of the process are added, since `llmux.observe.pauses` takes them out of
     Trio's clock.
 
-    The feed and the journal share one instance, so that their times agree. Each trace has its own:
-    its spans are lined up with those of other hosts, by the host's clock as it is now.
+    The feed and the journal share one instance, so that their times agree. Each trace has its own,
+    since its spans must match those of other hosts by the host's current clock.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class WallClock:
         return self._base_s + LEFT_OUT.seconds
 
     def unix(self, at: float) -> float:
-        """The Unix time of a Trio time, to a tenth of a millisecond."""
+        """Return the Unix time of a Trio time, rounded to a tenth of a millisecond."""
         return round(at + self.offset_s, 4)
 
     def unix_ns(self, at: float) -> int:
-        """The Unix time of a Trio time in nanoseconds, as OpenTelemetry counts."""
+        """Return the Unix time of a Trio time in nanoseconds, as OpenTelemetry expects it."""
         return int(1e9 * (at + self.offset_s))
 
     def now(self) -> float:

@@ -1,9 +1,10 @@
 """The event feed: an hour of memory, and batches for event streams.
 
-Telling never waits: it leaves an object here. One task seals what has come into a batch, encoded
-once; each reader goes through the batches at its own speed, and one that falls behind the oldest is
-dropped. What changes with every request is not told but looked up once a batch (`look_up`), and
-only while somebody reads: so watching costs the data path nothing.
+Emitting an event never waits: it only appends an object here. One task seals pending events into a
+batch, encoded once for all readers. Each reader goes through the batches at its own speed, and is
+dropped if it falls behind the oldest batch. State that changes with every request is not emitted
+but polled once per batch (`look_up`), and only while there are readers, so it costs the data path
+nothing.
 """
 
 from __future__ import annotations
@@ -22,36 +23,36 @@ from llmux.observe.clock import WallClock
 from llmux.observe.schemas import Counts, History, HookRun, PhaseChange, Shape, SwitchRecord
 
 TICK_S = 0.25
-"""Interval between batches while somebody reads."""
+"""Interval between batches while there are readers."""
 
 IDLE_TICK_S = 1.0
-"""Interval between remembered counts, and between looks while nobody reads."""
+"""Interval between remembered counts, and of the loop while there are no readers."""
 
 GRACE_S = 30.0
-"""Time for which batches are kept after the last reader has left, in case it comes back."""
+"""Time for which batches are kept after the last reader has left, in case it reconnects."""
 
 RING_BYTES = 4 << 20
-"""Size of the kept batches: beyond it the oldest go, and readers that are so far behind."""
+"""Total size of the kept batches; beyond it the oldest are dropped, with the readers at them."""
 
 PIECE_BYTES = 256 << 10
 """Approximate size of one piece for a reader."""
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b":\n\n"
-"""A comment sent after such a silence: proxies on the way close silent streams."""
+"""A comment sent after this much silence, since proxies close silent streams."""
 
 REMEMBERED_S = 3600.0
-"""How far back the memory goes."""
+"""Age limit of remembered events."""
 
 MOST_REMEMBERED = 20_000
-"""Remembered events of each kind; an hour has far fewer switches."""
+"""Limit of remembered events of each kind; an hour has far fewer switches."""
 
 Look = Callable[[], tuple[str, Shape] | None]
-"""Returns what has changed since its last call, as kind and object; None: nothing."""
+"""Returns the changes since its last call, as kind and object, or None."""
 
 
 class Lagged(Exception):
-    """The reader has fallen behind: batches that it has not seen are gone."""
+    """Raised when a reader has fallen behind and has missed batches."""
 
 
 class Memory:
@@ -61,11 +62,11 @@ class Memory:
         self.phases: deque[PhaseChange] = deque(maxlen=MOST_REMEMBERED)
         self.hooks: deque[HookRun] = deque(maxlen=MOST_REMEMBERED)
         self.counts: deque[Counts] = deque(maxlen=MOST_REMEMBERED)
-        self._switches: dict[int, SwitchRecord] = {}  # by number, that is, oldest first
+        self._switches: dict[int, SwitchRecord] = {}  # by number, and so oldest first
         self._counted: dict[str, tuple[int, int]] = {}
 
     def keep(self, shape: Shape) -> None:
-        """Remember a shape, if it is of a kind that is remembered."""
+        """Remember an event, if it is of a kind that is remembered."""
         if isinstance(shape, PhaseChange):
             self.phases.append(shape)
         elif isinstance(shape, SwitchRecord):
@@ -76,13 +77,13 @@ class Memory:
             self.hooks.append(shape)
 
     def count(self, at: float, counted: Mapping[str, tuple[int, int]]) -> None:
-        """Remember how many requests there are, where that has changed."""
+        """Remember the number of requests of the models where it has changed."""
         if changed := changes(self._counted, counted):
             self._counted = dict(counted)
             self.counts.append(Counts(at=at, models=changed))
 
     def history(self, now: float, secs: float, last_event_id: str) -> History:
-        """What happened in the last so many seconds."""
+        """Return the remembered events of the last `secs` seconds; `now` is a Unix time."""
         since = now - min(secs, REMEMBERED_S)
         return History(
             at=now,
@@ -97,7 +98,7 @@ class Memory:
 def changes(
     before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """The counts that differ; models that are gone have none."""
+    """Return the counts that differ; models that were removed count as having no requests."""
     gone = {name: (0, 0) for name in before if name not in now and before[name] != (0, 0)}
     return gone | {name: pair for name, pair in now.items() if before.get(name) != pair}
 
@@ -105,7 +106,7 @@ def changes(
 class Reader:
     """An async iterator over the pieces of one event stream; it must be closed.
 
-    It ends when the feed does, and when it has fallen behind; its last event is `lagged` then.
+    It ends when the feed ends, or after an event `lagged` when it has fallen behind.
     """
 
     def __init__(self, feed: Feed, after: int, first: bytes = b"") -> None:
@@ -140,11 +141,11 @@ class Reader:
 
 
 class Feed:
-    """Collects events, and hands them to readers in batches.
+    """Collects events, and gives them to readers in batches.
 
     Attributes:
         boot: Identifies this start of llmux.
-        started_at: Unix time of it, in seconds.
+        started_at: Unix time of the start, in seconds.
         clock: Turns Trio times into Unix times.
         memory: The events of the last hour.
     """
@@ -161,7 +162,7 @@ class Feed:
         self._readers: set[Reader] = set()
         self._heard_until = -math.inf
         self._sealed = RepeatedEvent()
-        self._came = RepeatedEvent()  # somebody who reads
+        self._came = RepeatedEvent()  # set when a reader arrives
         self._has_ended = False
         self._looks: list[Look] = []
         self._count: Callable[[], Mapping[str, tuple[int, int]]] = dict
@@ -170,7 +171,7 @@ class Feed:
     def __repr__(self) -> str:
         return f"<Feed {len(self._readers)} readers, batch {self._last}>"
 
-    # ---- Telling ----
+    # ---- Emitting ----
 
     def tell(self, kind: str, shape: Shape) -> None:
         """Remember an event, and queue it for readers if there are any."""
@@ -179,18 +180,18 @@ class Feed:
             self._pending.append(encode_event(kind, msgspec.json.encode(shape)))
 
     def look_up(self, look: Look) -> None:
-        """Call this before each batch."""
+        """Register a function to call before each batch."""
         self._looks.append(look)
 
     def watch_counts(self, count: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        """Call this for the requests in flight and waiting, by model."""
+        """Set the function that returns the requests in flight and waiting, by model."""
         self._count = count
 
     # ---- Reading ----
 
     @property
     def is_heard(self) -> bool:
-        """True if somebody reads, or may come back."""
+        """True if there are readers, or one may reconnect."""
         return bool(self._readers) or trio.current_time() < self._heard_until
 
     @property
@@ -200,20 +201,21 @@ class Feed:
 
     @property
     def last_event_id(self) -> str:
-        """The id of the last batch, sealed now."""
+        """The id of the last batch; seals pending events first."""
         self._seal()
         return f"{self.boot}-{self._last}"
 
     def reading(self, first: Callable[[], Shape], last_event_id: str = "") -> Reader:
-        """A reader; as long as nothing is read, what happens is kept for a while only.
+        """Return a reader; until it first reads, events are kept for `GRACE_S` only.
 
         Args:
-            first: Makes what it is told first, as `status`, unless it can go on where it was.
-            last_event_id: The last event that was seen; empty: none.
+            first: Makes the first event, `status`, unless the reader resumes after
+                `last_event_id`.
+            last_event_id: The id of the last event that the client received; empty: none.
         """
         self._keep_on()
         boot, _, number = last_event_id.rpartition("-")
-        # An int of thousands of digits would be an error.
+        # Python refuses to convert a string of thousands of digits to an int.
         knows = boot == self.boot and number.isdecimal() and len(number) < 20
         if knows and self._oldest - 1 <= int(number) <= self._last:
             return Reader(self, int(number))
@@ -222,15 +224,20 @@ class Feed:
         return Reader(self, self._last, status)
 
     def history(self, secs: float) -> History:
-        """What happened in the last so many seconds; who reads on within a while misses nothing."""
+        """Return the events of the last `secs` seconds.
+
+        A reader that starts at its `last_event_id` within `GRACE_S` misses nothing.
+        """
         self._keep_on()
         return self.memory.history(self.clock.now(), secs, self.last_event_id)
 
     def _keep_on(self) -> None:
-        """Keep what happens from here on for a while, for somebody who will read it."""
-        if not self.is_heard:  # what changed before is known from the status, or the history
+        """Keep the events from now on for `GRACE_S`, for a reader that is about to start."""
+        if not self.is_heard:
+            # Earlier changes are in the status or history that the client gets first. Skip a
+            # number, so that no reader can resume across events that were not kept.
             self._forget_all()
-            self._last += 1  # nobody may go on across what was not kept
+            self._last += 1
             self._told = dict(self._count())
             for look in self._looks:
                 look()
@@ -246,15 +253,17 @@ class Feed:
         self._readers.add(reader)
 
     def remove(self, reader: Reader) -> None:
-        """Forget a reader; batches are kept for a while, in case it comes back."""
+        """Remove a reader; batches are kept for `GRACE_S`, in case it reconnects."""
         self._readers.discard(reader)
         self._heard_until = trio.current_time() + GRACE_S
 
     async def next_after(self, after: int) -> tuple[int, bytes]:
-        """The number of the last batch given, and batches; nothing once the feed has ended.
+        """Wait for batches after number `after`; return the last one's number, and their bytes.
+
+        The bytes are empty once the feed has ended.
 
         Raises:
-            Lagged: Some of them are gone.
+            Lagged: Some of these batches have been dropped.
         """
         while after >= self._last:
             if self._has_ended:
@@ -299,13 +308,13 @@ class Feed:
             self.stop()
 
     def stop(self) -> None:
-        """End all event streams, once they have sent what there is."""
+        """End all event streams, once they have sent all pending events."""
         self._seal()
         self._has_ended = True
         self._sealed.set()
 
     def _look(self) -> None:
-        """Look up changes, and seal the batch."""
+        """Poll for changes, and seal the batch."""
         counted = self._count()
         if changed := changes(self._told, counted):
             self._told = dict(counted)
@@ -319,7 +328,7 @@ class Feed:
         if not self._pending:
             return
         self._last += 1
-        # One id for all: a reader that was cut off in the middle gets them all again.
+        # One id for the whole batch: a reader that was cut off within it gets all of it again.
         data = b"".join([*self._pending[:-1], b"id: %s-%d\n" % (self.boot.encode(), self._last)])
         data += self._pending[-1]
         self._pending.clear()
@@ -335,5 +344,5 @@ class Feed:
 
 
 def encode_event(kind: str, data: bytes) -> bytes:
-    """One event of a stream of events."""
+    """Return one server-sent event."""
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)

@@ -1,6 +1,6 @@
 """The journal for `llmux replay`: one line of JSON for each request and each switch.
 
-No prompts, no headers, no keys: models, times, and the policy's settings. Times are Unix
+It holds models, times and the policy's settings, but no prompts, headers or keys. Times are Unix
 times, in seconds.
 """
 
@@ -24,10 +24,10 @@ FLUSH_S = 1.0
 """Interval between writes, and so the most that is lost when the process is killed."""
 
 MAX_BYTES = 64 << 20
-"""A journal over this becomes `journal.1.jsonl`, in place of the one before."""
+"""A larger journal is renamed to `journal.1.jsonl`, which replaces the previous one."""
 
 LATEST_BYTES = 4 << 20
-"""How much of its end `latest` reads: some 30,000 entries."""
+"""Bytes at the end of the file that `latest` reads: about 30,000 entries."""
 
 AT_ONCE = 500
 """Entries written before other tasks may run: about a millisecond."""
@@ -36,17 +36,17 @@ log = get_logger(__name__)
 
 
 class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
-    """llmux has started: nothing is awake.
+    """llmux has started, or its config has changed.
 
     Attributes:
         at: When.
         policy: The name of the policy.
         groups: The group of each model.
         slots: `max_in_flight` of the models that have one.
-        max_wait_s, min_active_s: What the policy was given.
+        max_wait_s, min_active_s: Settings of the policy.
         freezes: The models that sleep with their requests (`preserves_in_flight`).
-        options: What else the policy was given, if JSON can say it.
-        drains: Whether a model that is left finishes its requests (`drain_before_switch`).
+        options: The policy's options, if they can be written as JSON.
+        drains: True if a switch waits for requests in flight (`drain_before_switch`).
     """
 
     at: float
@@ -64,12 +64,12 @@ class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omi
     """One request has ended.
 
     Attributes:
-        model: What it was for.
-        arrived: When it came to the model's door, its body read.
-        ended: When its last byte was sent, or it was refused, or left.
-        status: What it was counted as.
-        admitted: When it was let in; None if it never was.
-        company: How many were in flight on the model then, itself included.
+        model: The requested model.
+        arrived: When it was ready for admission, with its body read.
+        ended: When its last byte was sent, or when it was refused or its client left.
+        status: The status that it was counted as.
+        admitted: When it was admitted; None if it never was.
+        company: Requests in flight on the model when it was admitted, itself included.
     """
 
     model: str
@@ -84,14 +84,14 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     """One switch has ended.
 
     Attributes:
-        source: The model that was left; None if nothing was awake.
-        target: The model that was wanted.
-        started: When it began: the source admits nobody from then on.
-        ended: When it was over.
-        drain_s: Of that, until the last request of the source had ended.
-        hooks_s: Of that, run time of hooks.
+        source: The model that was put to sleep; None if no model was awake.
+        target: The model to wake.
+        started: When it began; from then on the source admitted no requests.
+        ended: When it ended.
+        drain_s: Part of the duration spent on the drain of the source.
+        hooks_s: Part of the duration spent in hooks.
         result: success, failure, or abandoned.
-        reason: Why it was decided.
+        reason: The reason for the decision.
     """
 
     source: str | None
@@ -108,19 +108,17 @@ Entry = Started | Request | Switch
 
 
 class Journal:
-    """Entries, collected here and written by one task; see `Entry` for what they say.
-
-    Entries come with times of Trio's clock; Unix times are what is written.
+    """Collects entries, which one task writes to the file.
 
     Args:
-        path: The file; None: nothing is kept.
+        path: The file; None to write no journal.
         clock: Turns Trio times into Unix times.
     """
 
     def __init__(self, path: Path | None, clock: WallClock | None = None) -> None:
         self._path = path
         self._clock = clock or WallClock()
-        self._head = b""  # of each file: what was started
+        self._head = b""  # the first line of each file: the last `Started`
         self._entries: list[Callable[[float], Entry]] = []
         self._has_failed = False
 
@@ -130,14 +128,14 @@ class Journal:
         return self._path is not None
 
     def add(self, entry: Callable[[float], Entry]) -> None:
-        """Keep an entry, made when it is written: it is called with Unix minus Trio time."""
+        """Add an entry; `entry` makes it when it is written, given Unix minus Trio time."""
         if self._path is not None:
             self._entries.append(entry)
 
     def latest(self, since: float, limit: int) -> list[Entry]:
-        """The last entries that ended since a Unix time, oldest first; at most so many.
+        """Return up to `limit` of the last entries that ended since a Unix time, oldest first.
 
-        Only of the file that is being written, and of that the last `LATEST_BYTES`.
+        Only the last `LATEST_BYTES` of the current file are read.
         """
         if self._path is None:
             return []
@@ -165,7 +163,7 @@ class Journal:
             self._flush(self._path)
 
     def _flush(self, path: Path, count: int | None = None) -> None:
-        """Write the first entries. A disk that is full costs entries, and nothing else."""
+        """Write the first `count` entries, or all; if the disk is full, they are lost."""
         entries, self._entries[:count] = self._entries[:count], []
         if not entries:
             return
@@ -177,7 +175,8 @@ class Journal:
             if started:
                 self._head = msgspec.json.encode(started[-1]) + b"\n"
             self._write(path, lines, self._head)
-        except (OSError, TypeError, ValueError) as error:  # the latter of a policy's odd reason
+        # TypeError and ValueError: a policy's reason that cannot be encoded as JSON.
+        except (OSError, TypeError, ValueError) as error:
             if not self._has_failed:
                 log.error("journal_failed", error=str(error))
             self._has_failed = True
@@ -191,14 +190,14 @@ class Journal:
         descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if os.fstat(descriptor).st_size + len(lines) > MAX_BYTES:
             os.close(descriptor)
-            path.replace(path.with_suffix(".1" + path.suffix))  # over a link, not through it
+            path.replace(path.with_suffix(".1" + path.suffix))  # replaces a link, not its target
             descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
             if not size and not lines.startswith(head):
                 lines = head + lines
             elif size and os.pread(descriptor, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # a killed process left half a line
+                lines = b"\n" + lines  # a killed process left an incomplete line
             if os.write(descriptor, lines) < len(lines):
                 os.ftruncate(descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -209,12 +208,12 @@ class Journal:
 def _decoded(
     lines: Iterable[bytes], skip: Callable[[int, ValueError], object] = lambda _number, _error: None
 ) -> Iterator[Entry]:
-    """The entries of these lines; `skip` is told the number of each that is none, and why."""
+    """Yield the entries of these lines; `skip` gets the number and error of each invalid line."""
     decoder = msgspec.json.Decoder(Entry)
     for number, line in enumerate(lines, 1):
         try:
             yield decoder.decode(line)
-        except ValueError as error:  # UnicodeDecodeError, too
+        except ValueError as error:  # includes UnicodeDecodeError
             skip(number, error)
 
 
@@ -223,18 +222,18 @@ def _at(entry: Entry) -> float:
 
 
 NO_JOURNAL = Journal(None)
-"""A journal that drops its entries."""
+"""A journal that discards its entries."""
 
 
 def read_journal(
     path: Path, skip: Callable[[int, ValueError], object] = lambda _number, _error: None
 ) -> Iterator[Entry]:
-    """The entries of a journal, in the order they were written.
+    """Yield the entries of a journal, in the order in which they were written.
 
     Args:
         path: The file.
-        skip: Called with the number of each line that is no entry, and why: a killed process
-            leaves lines that are cut off, and a power cut leaves zeros.
+        skip: Called with the number and the error of each invalid line: a killed process leaves
+            truncated lines, and a power cut leaves zeros.
 
     Raises:
         OSError: The file cannot be read.

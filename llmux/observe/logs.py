@@ -1,4 +1,4 @@
-"""Log lines: one event a line, as text for people or JSON for machines."""
+"""Log lines: one event per line, as text for people or JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-# structlog imports rich where there is one, for tracebacks that llmux does not print: 25 ms of each
-# start and 3 MB. (None is how Python is told that there is no such module.)
+# structlog imports rich if it is installed, for tracebacks that llmux does not print. That costs 25
+# ms of each start and 3 MB. (None in `sys.modules` makes Python report the module as missing.)
 _rich = sys.modules.pop("rich", None)
 sys.modules["rich"] = None  # type: ignore[assignment]
 try:
@@ -31,7 +31,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     """Send every log line of this process, llmux's and its libraries', to standard error.
 
     Args:
-        log_format: `text` (aligned, coloured on a terminal) or `json` (one object a line).
+        log_format: `text` (aligned, coloured on a terminal) or `json` (one object per line).
         verbose: Also log at debug level.
     """
     shared: list[structlog.typing.Processor] = [
@@ -46,7 +46,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
             colors=sys.stderr.isatty(),
             sort_keys=False,
             pad_event_to=0,
-            # With rich installed, the default prints local variables, and so clients' keys.
+            # With rich installed, the default prints local variables, which hold clients' keys.
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
@@ -72,7 +72,7 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
 
 
 class MaskedFormatter(structlog.stdlib.ProcessorFormatter):
-    """Masks the config's secrets in whole lines, tracebacks included."""
+    """Masks the config's secrets in the whole log line, including tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return MASKER.mask(super().format(record))
@@ -81,22 +81,24 @@ class MaskedFormatter(structlog.stdlib.ProcessorFormatter):
 def _is_no_cancelled_connection(record: logging.LogRecord) -> bool:
     """Drop asyncio's error about a cancelled connection, which it logs up to Python 3.11.
 
-    Hypercorn cancels those that outlast its grace when it stops; asyncio takes that for an error.
+    When Hypercorn stops, it cancels connections that outlast its grace period. asyncio considers
+    that an error.
     """
-    kind = record.exc_info[0] if record.exc_info else None  # by name: asyncio takes time to import
+    kind = record.exc_info[0] if record.exc_info else None
+    # Compared by name, since importing asyncio takes time.
     return record.name != "asyncio" or kind is None or kind.__name__ != "CancelledError"
 
 
 def _to_json(event: Any, default: Callable[[Any], Any]) -> str:
-    """One line of JSON: no `Infinity` in it, which Python's own module would write."""
+    """Return one line of JSON, without the invalid `Infinity` that Python's own module writes."""
     try:
         return msgspec.json.encode(event, enc_hook=default).decode()
-    except (TypeError, ValueError, OverflowError):  # half a surrogate pair, a key that is no string
+    except (TypeError, ValueError, OverflowError):  # a lone surrogate, a key that is not a string
         plain = json.loads(json.dumps(event, default=default), parse_constant=lambda _: None)
         return json.dumps(plain)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger whose events carry fields: `log.info("switch_started", model="a")`."""
+    """Return a logger whose events carry fields: `log.info("switch_started", model="a")`."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

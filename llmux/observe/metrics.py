@@ -1,4 +1,4 @@
-"""Every Prometheus series of llmux, in seconds, with one registry per app."""
+"""All Prometheus series of llmux, with one registry per app; times are in seconds."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from llmux.observe.series import SECONDS_BUCKETS, Family, Histogram, Latest, Liv
 
 __all__ = ["SECONDS_BUCKETS"]
 
-# The `_created` companions double the number of series and nothing here reads them.
+# The additional `_created` series would double the number of series, and nothing here uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 IDLE = "idle"
-"""The `from` label of a switch that starts with nothing awake."""
+"""The `from` label of a switch that starts with no model awake."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 STATES = ("asleep", "waking", "awake", "draining", "sleeping", "failed")
-"""Every value of the label `state`; see `llmux.switching.model.Phase`."""
+"""All values of the label `state`; see `llmux.switching.model.Phase`."""
 
 MOST_PAIRS = 100
-"""Pairs of `from` and `to` that are exported, those that switched last: all pairs of ten models. A
-pair has 45 series, and their number grows with the square of the models'."""
+"""Limit of the exported pairs of `from` and `to`; the most recently used ones are kept. Each pair
+has 45 series, and the number of pairs grows with the square of the number of models; 100 is enough
+for all pairs of ten models."""
 
 MOST_STATUSES = 30
-"""Statuses of a model that are labelled as they are. Backends choose them, and a status has 23
-series. What comes later is labelled by its class."""
+"""Limit of the different statuses of a model. Backends choose them, and each has 23 series. Further
+ones are labelled by their class, such as `5xx`."""
 
 FRESH_S = 1.0
-"""So long one text is given to all who scrape."""
+"""Time for which one rendered text is served to all scrapers."""
 
 Source = TypeVar("Source", Family[Value], Family[Histogram], LiveGauges)
 
 
 class ModelGauges(NamedTuple):
-    """A model at this instant.
+    """The current state of a model.
 
     Attributes:
         queued: Requests that wait for it.
         in_flight: Requests in flight.
         group: Its group.
         state: One of `STATES`.
-        oldest_wait_s: For how long the first of those has waited that would have it awake.
+        oldest_wait_s: Age of the oldest request that needs this model, in seconds; 0 if none.
     """
 
     queued: int
@@ -67,7 +68,10 @@ Counts = Mapping[str, ModelGauges]
 
 
 class Metrics:
-    """The registry and the series in it; label values are only ever configured names."""
+    """The registry and its series.
+
+    Label values come from the config, never from clients, so that clients cannot add series.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
@@ -83,11 +87,11 @@ class Metrics:
         self._add(self.requests.duration)
         self._live(("llmux_build_info", "Always 1", ("version",)), lambda: [((__version__,), 1)])
         self.tokens = self._counter(
-            "llmux_tokens", "Tokens, as answers have told of them", ["model", "kind"]
+            "llmux_tokens", "Tokens, as reported in responses", ["model", "kind"]
         )
         self.first_token = self._histogram(
             "llmux_time_to_first_token_seconds",
-            "From a request's arrival to the first byte of its streamed, successful answer",
+            "Time from a request's arrival to the first byte of its successful, streamed response",
             ["model"],
         )
         self.queue_wait = self._histogram(
@@ -95,7 +99,7 @@ class Metrics:
         )
         self.active_duration = self._histogram(
             "llmux_model_active_duration_seconds",
-            "How long a model stayed awake before it was drained",
+            "Time that a model stayed awake before it was drained",
             ["model"],
         )
         pairs = Latest[tuple[str, ...]](MOST_PAIRS)
@@ -103,7 +107,10 @@ class Metrics:
             "llmux_switch", "Switches ended", ["from", "to", "result"], pairs
         )
         self.switch_duration = self._histogram(
-            "llmux_switch_duration_seconds", "Whole switches, drain included", ["from", "to"], pairs
+            "llmux_switch_duration_seconds",
+            "Duration of whole switches, including the drain",
+            ["from", "to"],
+            pairs,
         )
         self.drain_duration = self._histogram(
             "llmux_switch_drain_duration_seconds",
@@ -157,30 +164,31 @@ class Metrics:
         self._add(LiveGauges([about], lambda: [read()]))
 
     def watch_counts(self, read: Callable[[], Counts]) -> None:
-        """Export what models do at this instant, read from the source when scraped.
+        """Export the current state of the models.
 
-        Read, not counted along: so they are exact by construction and cost requests nothing.
+        It is read from the source at each scrape, rather than counted at each change. So it is
+        exact by construction and costs requests nothing.
         """
         self._add(LiveGauges(_LIVE, lambda: _live_rows(read())))
 
     def watch_site(self, *, is_healthy: Callable[[], bool], queue_limit: Callable[[], int]) -> None:
-        """Export what concerns no single model, read from the source when scraped."""
+        """Export gauges that are not about a single model, read from the source at each scrape."""
         self._live(
-            ("llmux_healthy", "1 while every group can switch; else /health is 503", ()),
+            ("llmux_healthy", "1 if every group can switch, else 0 (and /health is 503)", ()),
             lambda: [((), float(is_healthy()))],
         )
         self._live(
-            ("llmux_request_queue_limit", "How many requests may wait for one model", ()),
+            ("llmux_request_queue_limit", "Limit of the requests that wait for one model", ()),
             lambda: [((), float(queue_limit()))],
         )
 
     def render(self) -> bytes:
-        """All series in the Prometheus text format."""
+        """Return all series in the Prometheus text format."""
         own = "".join([family.text() for family in self._own])
         return own.encode() + generate_latest(self._process)
 
     def scrape(self) -> bytes:
-        """The same, at most `FRESH_S` old: one text, and one object, for all who ask meanwhile."""
+        """Like `render`, but at most `FRESH_S` old: all scrapers meanwhile share one text."""
         now = self._clock()
         if now - self._rendered_at >= FRESH_S:
             self._rendered, self._rendered_at = self.render(), now
@@ -188,11 +196,11 @@ class Metrics:
 
 
 class RequestCounts:
-    """How many requests were answered, and when.
+    """Counts answered requests, and the time until they were answered.
 
     Attributes:
-        answered: How many.
-        duration: From the arrival of each to the first byte of its response's body.
+        answered: Number of requests.
+        duration: Time from a request's arrival to the first byte of its response's body.
     """
 
     def __init__(self) -> None:
@@ -207,7 +215,7 @@ class RequestCounts:
             Histogram,
             "llmux_request_duration_seconds",
             "histogram",
-            "From the request's arrival to the first byte of its response's body",
+            "Time from a request's arrival to the first byte of its response's body",
             ["model", "status"],
         )
         self._counts: dict[tuple[str, int, bool], Value] = {}
@@ -218,11 +226,11 @@ class RequestCounts:
         """Count a request.
 
         Args:
-            model: The one that it was for; empty if none.
-            status: As answered.
-            waited: Whether it stood in line.
-            first_byte_s: When its response's body began, seconds from its arrival; None if it never
-                did.
+            model: The requested model; empty if none.
+            status: The status of the response.
+            waited: True if it waited in line.
+            first_byte_s: Seconds from its arrival to the first byte of its response's body; None
+                if there was none.
         """
         key = model, status, waited
         try:
@@ -240,7 +248,7 @@ class RequestCounts:
                 duration.observe(first_byte_s)
 
     def _label(self, model: str, status: int) -> str:
-        """The status, or once a model has had many of them its class."""
+        """Return the status, or its class once the model has had too many different ones."""
         known = self._statuses[model]
         if status in known or len(known) < MOST_STATUSES:
             known.add(status)
@@ -253,7 +261,7 @@ _LIVE = (
     ("llmux_model_in_flight", "Requests in flight on a model", ("model",)),
     (
         "llmux_request_oldest_wait_seconds",
-        "How long the first in line has waited until now; 0 if nobody does",
+        "Time that the oldest waiting request has waited so far; 0 if none waits",
         ("model",),
     ),
     (

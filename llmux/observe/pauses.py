@@ -1,9 +1,9 @@
-"""Take the time in which this process did not run out of Trio's clock.
+"""Exclude pauses of this process from Trio's clock.
 
-A process that is stopped (SIGSTOP, a frozen container, a paused virtual machine) finds on its
-return that all its deadlines have passed at once: of hooks, requests, looks and backoffs, though
-nothing had its time. Linux's CLOCK_MONOTONIC does not count a suspended machine, but counts all of
-these. So the clock is put back before Trio compares a deadline with it.
+When a process is stopped and continued (SIGSTOP, a frozen container, a paused virtual machine), all
+its deadlines have passed at once: those of hooks, requests, health checks and retries, although
+none of these had any time to run. Linux's CLOCK_MONOTONIC stops while the machine is suspended, but
+not in these cases. So the clock is set back before Trio compares a deadline with it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from trio_util import periodic
 from llmux.observe.logs import get_logger
 
 PAUSE_S = 1.0
-"""Lateness from which a wake-up means a pause; a busy machine delays it less."""
+"""Delay of a wake-up from which on it counts as a pause; on a busy machine it is shorter."""
 
 TICK_S = 1.0
-"""Longest wait of the loop, and so the longest part of a pause that can be missed."""
+"""Longest wait of the event loop, and so the longest part of a pause that can be missed."""
 
 log = get_logger(__name__)
 
 
 class Adjustable(Protocol):
-    """A clock that can be put back, as Trio's own can."""
+    """A clock that can be set back, like Trio's own."""
 
     offset: float
 
@@ -34,7 +34,7 @@ class Adjustable(Protocol):
 
 
 class LeftOut:
-    """The time taken out of the clock so far.
+    """The total length of pauses so far.
 
     Attributes:
         seconds: Total for this process.
@@ -48,7 +48,7 @@ LEFT_OUT = LeftOut()
 
 
 class PauseWatch(trio.abc.Instrument):
-    """Trio calls it around each wait for I/O, before it looks at deadlines."""
+    """Detects pauses; Trio calls it around each wait for I/O, before it checks deadlines."""
 
     def __init__(self, clock: Adjustable) -> None:
         self._clock = clock
@@ -69,12 +69,13 @@ class PauseWatch(trio.abc.Instrument):
 
 
 def put_back(clock: Adjustable, seconds: float) -> None:
-    """Turn the clock back. Trio's own is a frozen class that adds its offset to the time."""
+    """Set the clock back."""
+    # Trio's clock adds its `offset` to the system's time, but is a frozen class.
     object.__setattr__(clock, "offset", clock.offset - seconds)
 
 
 async def leave_out_pauses() -> None:
-    """Take pauses out of the clock until cancelled; only if it is the system's."""
+    """Exclude pauses from the clock until cancelled; does nothing with a test's clock."""
     clock = trio.lowlevel.current_clock()
     if not isinstance(getattr(clock, "offset", None), float):
         await trio.sleep_forever()
@@ -84,5 +85,5 @@ async def leave_out_pauses() -> None:
         async for _ in periodic(TICK_S):
             pass
     finally:
-        with suppress(KeyError):  # Trio drops one that has raised
+        with suppress(KeyError):  # Trio removes an instrument that has raised
             trio.lowlevel.remove_instrument(watch)

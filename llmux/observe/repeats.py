@@ -1,7 +1,7 @@
-"""Show one of a library's repeated log lines, and count the rest.
+"""Log a library's repeated lines once, and count the rest.
 
-A server that has run out of descriptors has its library log every failed accept, with a traceback:
-asyncio does so up to `backlog` times a second, which made 6 MB in a few seconds.
+When a server runs out of descriptors, its library logs every failed accept with a traceback.
+asyncio does so up to `backlog` times a second, which produced 6 MB in a few seconds.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import time
 from collections import OrderedDict
 
 ALIKE_S = 10.0
-"""Time after a line in which equal ones are only counted."""
+"""Time after a line during which equal lines are only counted."""
 
 MOST_KINDS = 1000
-"""Different lines remembered at a time."""
+"""Limit of different lines remembered at a time."""
 
 MOST_TEXT = 500
-"""Characters that are compared."""
+"""Number of leading characters that are compared."""
 
 OWN = "llmux"
 
 COUNT = "llmux_repeated"
-"""Marks the records made here."""
+"""Attribute that marks the records made here, which are never dropped."""
 
 Kind = tuple[str, int, str, str]
 
 
 class Repeats(logging.Filter):
-    """Drops a library's repeated lines, and logs later how many were dropped.
+    """Drops a library's repeated lines, and later logs how many were dropped.
 
-    llmux's own lines all pass: there is one for each event, and events are counted by them.
+    llmux's own lines always pass: each stands for one event, and people count events by them.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Repeats(logging.Filter):
         return is_shown
 
     def _take_over(self, now: float) -> list[tuple[Kind, int]]:
-        """Forget lines that were shown long ago; return those with repeats, and how many."""
+        """Forget lines shown more than `ALIKE_S` ago; return those with repeats, counted."""
         over = []
         while self._seen:
             kind, (shown_at, dropped) = next(iter(self._seen.items()))  # the one shown first

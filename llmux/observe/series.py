@@ -1,8 +1,8 @@
-"""Series of numbers for Prometheus, written as text faster than its own client does.
+"""Prometheus series, rendered faster than by prometheus_client.
 
-prometheus_client takes locks that one thread does not need for each number, and escapes every label
-again for each scrape. Here a series makes its labels once, and keeps its lines for as long as its
-numbers do not change. A `Family` is also a collector of prometheus_client, so that a registry has
+prometheus_client takes a lock for each number, which a single thread does not need, and escapes all
+labels at each scrape. Here a series renders its labels once, and keeps its lines as long as its
+numbers do not change. A `Family` is also a collector for prometheus_client, so that a registry has
 all series; a test compares both texts byte by byte.
 """
 
@@ -26,12 +26,12 @@ SECONDS_BUCKETS = (
 _BOUNDS = [*(str(float(bound)) for bound in SECONDS_BUCKETS), "+Inf"]
 
 PLAIN_BELOW = 1e6
-"""From here on Prometheus' text format has exponents."""
+"""From this value on, Prometheus' text format uses exponents."""
 
 K = TypeVar("K", bound=Hashable)
 S = TypeVar("S", bound="Series")
 Sample = tuple[str, Mapping[str, str], float]
-"""What follows the family's name, labels, value."""
+"""The suffix to the family's name, the labels, and the value."""
 
 
 def _number(value: float) -> str:
@@ -41,7 +41,7 @@ def _number(value: float) -> str:
 
 
 def _labelled(labels: Mapping[str, str]) -> str:
-    """Labels as they are written: sorted, escaped, in braces; nothing if there are none."""
+    """Return the labels as text: sorted, escaped and in braces, or empty if there are none."""
     pairs = (
         f'{name}="{value}"'
         for name, raw in sorted(labels.items())
@@ -52,11 +52,11 @@ def _labelled(labels: Mapping[str, str]) -> str:
 
 
 class Series:
-    """What a family has for one set of labels.
+    """The numbers of a family for one set of label values.
 
     Args:
-        name: As it is written, so with `_total` for counters.
-        labels: By name.
+        name: The family's name, with `_total` for counters.
+        labels: Label values by name.
     """
 
     __slots__ = ("labels",)
@@ -65,16 +65,16 @@ class Series:
         self.labels = labels
 
     def text(self) -> str:
-        """Its lines."""
+        """Return its lines in the text format."""
         raise NotImplementedError
 
     def samples(self) -> Iterator[Sample]:
-        """Its lines, for prometheus_client."""
+        """Yield its lines as samples for prometheus_client."""
         raise NotImplementedError
 
 
 class Value(Series):
-    """One number: a counter's or a gauge's."""
+    """The number of a counter or gauge."""
 
     __slots__ = ("_suffix", "_written", "value")
 
@@ -85,24 +85,20 @@ class Value(Series):
         self.value = 0.0
 
     def inc(self) -> None:
-        """One more."""
         self.value += 1
 
     def set(self, value: float) -> None:
-        """It is this much now."""
         self.value = value
 
     def text(self) -> str:
-        """See `Series`."""
         return f"{self._written} {_number(self.value)}\n"
 
     def samples(self) -> Iterator[Sample]:
-        """See `Series`."""
         yield self._suffix, self.labels, self.value
 
 
 class Histogram(Series):
-    """How long something took, each time."""
+    """A histogram of durations in seconds."""
 
     __slots__ = ("_buckets", "_count_of_text", "_sum_s", "_template", "_text")
 
@@ -118,12 +114,10 @@ class Histogram(Series):
         self._count_of_text = -1
 
     def observe(self, seconds: float) -> None:
-        """It has taken so long once more."""
         self._buckets[bisect_left(SECONDS_BUCKETS, seconds)] += 1
         self._sum_s += seconds
 
     def text(self) -> str:
-        """See `Series`."""
         count = sum(self._buckets)
         if count != self._count_of_text:
             sums = [*accumulate(self._buckets), count, self._sum_s]
@@ -132,7 +126,6 @@ class Histogram(Series):
         return self._text
 
     def samples(self) -> Iterator[Sample]:
-        """See `Series`."""
         count = 0
         for bound, more in zip(_BOUNDS, self._buckets, strict=True):
             count += more
@@ -142,21 +135,21 @@ class Histogram(Series):
 
 
 class Latest(Generic[K]):
-    """The keys that were used last, at most so many.
+    """The most recently used keys.
 
     Args:
-        most: How many.
+        most: Number of keys to keep.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._keys: dict[K, None] = {}  # used last: last
+        self._keys: dict[K, None] = {}  # the most recently used one last
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
 
     def use(self, key: K) -> None:
-        """This one is used now."""
+        """Note that a key is used now; drop the least recently used one if there are too many."""
         self._keys.pop(key, None)
         self._keys[key] = None
         if len(self._keys) > self._most:
@@ -167,13 +160,13 @@ class Family(Collector, Generic[S]):
     """All series of one name.
 
     Args:
-        kind: What each of them is.
-        name: Without the `_total` of a counter.
+        kind: The class of the series.
+        name: The name, without the `_total` of a counter.
         type_: counter, gauge or histogram.
-        text: What it says.
-        labels: The names of its labels.
-        latest: Those that are exported, by their first two labels; None: all are. The others keep
-            their numbers, and go on from there when they are used again.
+        text: The help text.
+        labels: The names of the labels.
+        latest: The series to export, by their first two labels; None: all. The others keep their
+            numbers, so that counters do not restart from 0 when they are used again.
     """
 
     def __init__(
@@ -195,7 +188,7 @@ class Family(Collector, Generic[S]):
         self._series: dict[tuple[str, ...], S] = {}
 
     def labels(self, *values: str) -> S:
-        """The series with these labels, which is exported from now on."""
+        """Return the series with these label values, and export it from now on."""
         if self._latest is not None:
             self._latest.use(values[:2])
         series = self._series.get(values)
@@ -211,14 +204,12 @@ class Family(Collector, Generic[S]):
                 yield series
 
     def text(self) -> str:
-        """All of it in the text format."""
         return self._head + "".join([series.text() for series in self._exported()])
 
     def collect(self) -> Iterator[Metric]:
-        """All of it for prometheus_client; see `Collector`."""
         name, text, type_ = self._about
         metric = Metric(name, text, type_)
-        # As prometheus_client's own families have them.
+        # The families of prometheus_client have this attribute, too.
         metric._labelnames = self._labelnames  # type: ignore[attr-defined]  # noqa: SLF001
         for series in self._exported():
             for suffix, labels, value in series.samples():
@@ -227,15 +218,15 @@ class Family(Collector, Generic[S]):
 
 
 Row = tuple[tuple[str, ...], float]
-"""The values of the labels, and the number."""
+"""The label values, and the number."""
 
 
 class LiveGauges(Collector):
-    """Gauges that are read from the source when scraped.
+    """Gauges that are read from the source at each scrape.
 
     Args:
-        abouts: Of each family its name, what it says, and its labels.
-        read: Gives the rows of each, in the same order.
+        abouts: Name, help text and label names of each family.
+        read: Returns the rows of each family, in the same order.
     """
 
     def __init__(
@@ -247,7 +238,7 @@ class LiveGauges(Collector):
         self._read = read
 
     def _families(self) -> Iterator[Family[Value]]:
-        # Made for each scrape, since models come and go.
+        # Built at each scrape, since models are added and removed.
         for (name, text, labels), rows in zip(self._abouts, self._read(), strict=True):
             family = Family(Value, name, "gauge", text, labels)
             for values, number in rows:
@@ -255,10 +246,8 @@ class LiveGauges(Collector):
             yield family
 
     def text(self) -> str:
-        """All of it in the text format."""
         return "".join([family.text() for family in self._families()])
 
     def collect(self) -> Iterator[Metric]:
-        """All of it for prometheus_client; see `Collector`."""
         for family in self._families():
             yield from family.collect()

@@ -1,4 +1,4 @@
-"""Log what Python would print as plain text: warnings and uncaught exceptions."""
+"""Log warnings and uncaught exceptions, which Python would print as plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = get_logger(__name__)
 
 
 def log_uncaught() -> None:
-    """Log them from now on, in the whole process."""
+    """Log warnings and uncaught exceptions of the whole process from now on."""
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

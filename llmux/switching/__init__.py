@@ -1,1 +1,1 @@
-"""Which model of a group is awake: admission, the line, the switch, reloads and health."""
+"""Decides which model of a group is awake: admission, queues, switches, reloads and health."""

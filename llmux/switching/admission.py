@@ -1,4 +1,4 @@
-"""Admission: the door of a group, and one request's stay from the line to its last byte."""
+"""Admission: admits, queues or refuses requests, and tracks each one until its last byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmux.switching.model import Model
 from llmux.switching.waits import wait_s
 
 Check = Callable[[Model, Hints, Place], None]
-"""Raises LlmuxError for a request that may neither come in nor wait."""
+"""Raises LlmuxError for a request that may neither be admitted nor wait."""
 
 log = get_logger(__name__)
 
@@ -36,12 +36,12 @@ log = get_logger(__name__)
 class Serving:
     """One request's stay at a model: `async with switcher.serving(name): ...`, also repeatedly.
 
-    Entering waits until the model admits the request; from then on the model stays awake until
-    the context is left, however it is left. Nothing else in the program touches lines or counts.
+    Entering waits until the model admits the request. The model then stays awake until the context
+    is left, by whatever way. No other code in llmux touches lines or in-flight counts.
 
     Attributes:
-        flight: The request in flight, once admitted; also after it has left.
-        queued: Whether it had to wait; also set if entering failed.
+        flight: The request in flight, once admitted; kept after it has left.
+        queued: True if it had to wait; also set if entering failed.
         waited_s: Seconds that it waited in all.
         left_line_at: When its last wait ended (Trio's clock, seconds); 0 if it never waited.
     """
@@ -80,40 +80,39 @@ class Serving:
 
     @property
     def is_in(self) -> bool:
-        """Whether it is in flight."""
+        """True while it is in flight."""
         return self.flight is not None and self.flight.is_in
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits, in line or beside it."""
+        """True while it waits, in line or for a retry."""
         return self._waits_since is not None
 
     @property
     def is_warm(self) -> bool:
-        """Whether the model's backend has answered since it was woken."""
+        """True if the backend has answered since the model was woken."""
         return self._model.is_warm
 
     @property
     def is_warming(self) -> bool:
-        """Whether the model's server may still load."""
+        """True if the model's server may still be loading."""
         return self._model.is_warming
 
     def note_loading(self, reason: str) -> None:
-        """Log, once after each wake, that the model's server still loads, or refuses."""
+        """Log, once per wake, that the model's server is still loading or refuses connections."""
         if self._model.loads_since is None:
             now = self._model.loads_since = trio.current_time()
             waits_s = round(self._model.warm_by - now, 1)
             log.warning("backend_loads", model=self._model.name, reason=reason, waits_secs=waits_s)
 
     def note_warm(self) -> None:
-        """The model's backend has answered."""
         self._model.note_warm()
 
     async def pause(self, seconds: float) -> None:
-        """Sleep while in flight, for a server that still loads; it counts as waiting.
+        """Sleep while in flight, for a server that is still loading; counts as waiting.
 
         Raises:
-            SwitchTimeout: It has waited long enough.
+            SwitchTimeout: All waits together have reached the request's limit.
         """
         began_at = trio.current_time()
         left_s = self._timeout_s - self.waited_s
@@ -127,13 +126,13 @@ class Serving:
 
     @property
     def waited_so_far_s(self) -> float:
-        """Seconds that it has waited up to now."""
+        """`waited_s`, including the current wait."""
         waits_s = 0.0 if self._waits_since is None else trio.current_time() - self._waits_since
         return self.waited_s + waits_s
 
     @property
     def is_passive(self) -> bool:
-        """Whether its path only looks at the model (`passive`)."""
+        """True if its path only inspects the model (`passive`)."""
         return self._hints.is_passive
 
     def refuse(self, error: LlmuxError) -> None:
@@ -156,15 +155,15 @@ class Serving:
         )
 
     async def __aenter__(self) -> Serving:
-        """Get in.
+        """Wait until the request is admitted.
 
         Raises:
-            LlmuxError: The request is refused: at the door, in line, or after too long a wait.
+            LlmuxError: The request is refused: on arrival, in line, or after too long a wait.
         """
         try:
             self._check(self._model, self._hints, self._place)
         except ModelNotFound:
-            # Removed since the request was read; or in another group by now, whose this one is.
+            # A reload removed the model since the request was read, or moved it to another group.
             if self._find is None or (found := self._find(self._model.name)) is None:
                 raise
             self._model, self._check = found
@@ -210,7 +209,7 @@ class Serving:
 
     @contextmanager
     def waiting_beside_line(self) -> Iterator[None]:
-        """Like `waiting`, between a refused connection and the next try."""
+        """Like `waiting`, for the time between a refused connection and the next attempt."""
         with self._model.beside(), self._place.taken(), self.waiting():
             yield
 
@@ -220,7 +219,7 @@ class Serving:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        """Get out; synchronous underneath, so that it cannot be cancelled half-way.
+        """Leave; without a checkpoint, so that it cannot be cancelled half-way.
 
         Raises:
             StreamCut: llmux itself cut the request.
@@ -230,7 +229,7 @@ class Serving:
 
 
 class Door:
-    """Admits requests to the models of one group, has them wait, or refuses them."""
+    """Admits requests to the models of one group, queues them, or refuses them."""
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -249,9 +248,9 @@ class Door:
     ) -> Serving:
         """The only way into a model: `async with switcher.serving(name): ...`.
 
-        What is inside can be cut: by a scope of its own, or by one that is around it already.
-        Entering may raise ManualMode, QueueFull, WouldSwitch, SwitchTimeout, HookError or
-        ShuttingDown, and leaving StreamCut.
+        The body can be cut through `scope`, which must enclose it, or else through a scope of its
+        own. Entering may raise ManualMode, QueueFull, WouldSwitch, SwitchTimeout, HookError or
+        ShuttingDown; leaving may raise StreamCut.
         """
         return Serving(
             self._models[name],
@@ -291,8 +290,11 @@ class Door:
         if hints.never_switch and not model.is_awake:
             raise WouldSwitch(model.name)
 
-    def refuse_those_who_may_not_wait(self, model: Model) -> None:
-        """Of a line for a slot of a model that closes: refuse who may not wait for its return."""
+    def refuse_if_switch_needed(self, model: Model) -> None:
+        """Refuse requests in line for a model that stops admitting, if they may not wait for it.
+
+        They waited for a slot. From now on they would wait for a switch back to the model.
+        """
         if self._group.mode == "manual":
             model.waiters.refuse(ManualMode(model.name, None))
         model.waiters.refuse(WouldSwitch(model.name), only=lambda waiter: waiter.never_switch)

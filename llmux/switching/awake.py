@@ -1,8 +1,8 @@
-"""The awake record: which models may be awake, on disk, for the llmux that follows a killed one.
+"""The awake record: a file of the models that may be awake, read by the next llmux after a crash.
 
-It is written before a hook starts and after it has ended, at each change of phase, by renaming a
-new file over the old. So it survives a killed process. It need not survive a power cut, after which
-nothing is awake: hence no fsync.
+It is written at each change of phase, before a hook starts and after it has ended, by renaming a
+new file over the old one. So it survives a killed process. It need not survive a power cut, after
+which no model is awake: hence no fsync.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model that is not known to be asleep.
 
     Attributes:
-        state: awake: its wake hook has succeeded, and no sleep hook was started since. unsure: one
-            of them was started, and its end was not seen, or it failed.
+        state: awake: its wake hook has succeeded, and no sleep hook was started since. unsure: a
+            wake or sleep hook was started and has failed, or its end was not seen.
         mark: The mark in the environment of that hook's processes (`llmux.hooks.orphans`).
     """
 
@@ -54,13 +54,13 @@ class AwakeRecord:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._entries: dict[str, Entry] = {}
-        self._left: dict[str, Entry] = {}  # of models that the config does not have
+        self._left: dict[str, Entry] = {}  # models that are not in the config
         self._has_failed = False
 
     def load(self, models: Iterable[str]) -> None:
-        """Read what the last llmux has left.
+        """Read the record that the previous llmux left.
 
-        A file that cannot be read proves only that there was one: any model may be awake.
+        If the file exists but cannot be read, any model may be awake.
 
         Args:
             models: The config's models. Others in the file are kept until the config has them
@@ -93,7 +93,7 @@ class AwakeRecord:
         return [entry.mark for entry in self._left.values() if entry.mark]
 
     def take_left(self, model: str) -> bool:
-        """Return, once, whether a new model may be awake since before llmux started."""
+        """Return whether a newly added model may have been left awake; True at most once each."""
         return self._left.pop(model, None) is not None
 
     def mark(self, model: str) -> str:
@@ -102,7 +102,7 @@ class AwakeRecord:
         return entry.mark if entry else ""
 
     def note(self, model: str, state: Literal["awake", "unsure"] | None) -> None:
-        """Record the state of a model; None for asleep."""
+        """Record the state of a model; None means asleep."""
         before = self._entries.get(model)
         if state is None:
             self._entries.pop(model, None)
@@ -133,7 +133,8 @@ class AwakeRecord:
                     hint="free space in state_dir or make it writable; llmux goes on",
                 )
             self._has_failed = True
-            with suppress(OSError):  # better nothing known than something wrong
+            # An unreadable record is safe, since any model may then be awake; a stale one is not.
+            with suppress(OSError):
                 old = open_own(self._path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
                 os.write(old, b"?")
                 os.close(old)

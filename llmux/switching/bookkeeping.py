@@ -1,7 +1,7 @@
-"""Bookkeeping: what follows from each change of a model's phase, line or requests in flight.
+"""Bookkeeping: reacts to each change of a model's phase, line or requests in flight.
 
-Models report here synchronously. Each report is passed on to what keeps account of it (measures,
-the awake record, the chronicle), and wakes the switching task if a decision may depend on it.
+Models report changes here synchronously. Each is passed on to the measures, the awake record and
+the chronicle, and wakes the switching task if a decision may depend on it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llmux.switching.observer import Chronicle
 
 
 class Bookkeeper:
-    """Keeps account of one group's models.
+    """Records the changes of one group's models.
 
     Args:
         group: The group.
-        record: Which models may be awake, on disk.
-        chronicle: Tells of phases.
-        on_departure: Called with a model that a request has left, or whose line it has, while
-            models are being removed.
+        record: The models that may be awake, on disk.
+        chronicle: Gets changes of phase.
+        on_departure: Called with a model when a request has left it or its line, while models
+            are being removed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Bookkeeper:
         )
 
     def _on_line(self, model: Model) -> None:
-        """A request has joined a line, or left it: the last to leave may end a switch."""
+        # Also when a request has left the line: a switch may no longer be wanted then.
         if self._group.leaving:
             self._on_departure(model)
         self._group.changed.set()
@@ -63,8 +63,9 @@ class Bookkeeper:
             group.measures.note_served(model.name, flight.company, flight.served_s)
         if group.leaving:
             self._on_departure(model)
-        # Not for each request of a busy model: nothing is decided then unless others wait, the
-        # request was frozen with its model, or it was the last and idle rules apply.
+        # Do not wake the switching task for each request of a busy model. A decision can depend on
+        # one only if others wait, if it was frozen with its model, or if it was the last and idle
+        # rules apply.
         if (
             group.is_anyone_waiting
             or not model.is_awake

@@ -1,8 +1,8 @@
 """Typed commands: everything that the switching task can be told to do.
 
 The policy and the idle rules decide on commands; operators, reloads and health checks queue them.
-A command is immutable but for its outcome, so that it can be asked at any time whether it is still
-wanted: nobody has to find and update it when a client leaves.
+A command is immutable except for its outcome. Whether it is still wanted is computed when needed,
+so no command has to be found and updated when a client leaves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Outcome:
     """How a command ended; set once.
 
     Args:
-        on_failure: Called if it ends with an error, also when nobody waits for it any more.
+        on_failure: Called if it ends with an error, even if no task waits for it any more.
     """
 
     def __init__(self, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -30,7 +30,7 @@ class Outcome:
         self._error: LlmuxError | None = None
 
     def end(self, error: LlmuxError | None = None) -> None:
-        """Set the outcome and wake everybody who waits for it; only the first call counts."""
+        """Set the outcome and wake the tasks that wait for it; only the first call counts."""
         if not self._ended.is_set():
             self._error = error
             self._ended.set()
@@ -53,7 +53,7 @@ class Situation(Protocol):
 
     @property
     def is_anyone_waiting(self) -> bool:
-        """Whether a request waits for any model of the group to be awake."""
+        """True if a request waits for any model of the group to be awake."""
         ...
 
     def may_abandon_wake(self, target: Model) -> bool:
@@ -65,7 +65,7 @@ class Situation(Protocol):
         ...
 
     def has_pending_change(self, target: Model) -> bool:
-        """Return whether a change waits for this model to sleep."""
+        """Return whether a config change waits for this model to sleep."""
         ...
 
 
@@ -75,10 +75,10 @@ class Command:
 
     Attributes:
         target: The model.
-        reason: Why, for people.
-        rule: The policy's rule, or other origin, that the decision is attributed to.
-        stands: It is wanted although no request waits for it: an operator does, or the policy
-            decided it knowingly.
+        reason: Why, in words, for logs.
+        rule: The policy's rule, or other origin, to which the decision is attributed.
+        stands: True if it is wanted even though no request waits for the target: an operator asked
+            for it, or the policy decided so knowingly.
         outcome: How it ended.
     """
 
@@ -89,35 +89,35 @@ class Command:
     outcome: Outcome = field(default_factory=Outcome, repr=False)
 
     def is_wanted(self, now: Situation) -> bool:
-        """Return whether it should still be carried out, as far as demand goes."""
+        """Return whether demand still justifies it."""
         return self.stands or not now.is_anyone_waiting
 
     def goes_on(self, now: Situation) -> bool:
-        """Return whether to go on with it, before a hook of its target was started."""
+        """Return whether to continue it, as long as no hook of its target was started."""
         return self.is_wanted(now)
 
     @property
     def error_if_removed(self) -> LlmuxError | None:
-        """Its outcome if the target was removed before it began: then the target sleeps."""
-        return None
+        """Its outcome if the target was removed before it began; None: success."""
+        return None  # a removed model sleeps, as every command but `Wake` wants
 
     async def wait(self) -> None:
-        """Wait until it is carried out.
+        """Wait until it has been carried out.
 
         Raises:
-            LlmuxError: Why it could not be.
+            LlmuxError: It failed.
         """
         await self.outcome.wait()
 
 
 @dataclass(frozen=True, eq=False)
 class Wake(Command):
-    """Put `evict` to sleep, wake the target, let in its line.
+    """Put `evict` to sleep, wake the target, admit its line.
 
     Attributes:
-        evict: The models that have to sleep first, in this order: what the placement says at the
-            moment in which the command is taken up. Models that come later are not among them.
-        is_unasked: No request waited for the target when this was decided: it is a standby.
+        evict: The models that have to sleep first, in this order. The placement names them when
+            the command starts; models that come later are not among them.
+        is_unasked: True for a standby, which is woken though no request waits for it.
     """
 
     evict: tuple[Model, ...] = ()
@@ -130,13 +130,14 @@ class Wake(Command):
         return self.is_wanted(now) and self.is_wake_wanted(now)
 
     def is_wake_wanted(self, now: Situation) -> bool:
-        """Return whether the wake hook may begin, or go on."""
+        """Return whether the wake hook may start, or continue."""
         target = self.target
         if self.stands or not now.may_abandon_wake(target):
             return True
         if self.is_unasked:
             return self.is_wanted(now)
-        # A request beside the line will come back to it, and a queued wake would start over.
+        # A request that is about to retry will need the model again, and a queued wake would have
+        # to start over.
         return bool(target.wanted_by or target.beside_line) or now.has_queued_wake(target)
 
     @property
@@ -149,14 +150,14 @@ class Sleep(Command):
 
 
 class BringDown(Command):
-    """The target does not answer: cut its requests and put it to sleep."""
+    """Cut the target's requests and put it to sleep, since it does not answer."""
 
-    def is_wanted(self, now: Situation) -> bool:  # noqa: ARG002 - whatever is wanted, it is down
+    def is_wanted(self, now: Situation) -> bool:  # noqa: ARG002 - demand does not matter here
         return True
 
 
 class Reconfigure(Command):
-    """Drain the target and put it to sleep, for as long as a change waits for that."""
+    """Drain the target and put it to sleep, as long as a config change waits for that."""
 
     def is_wanted(self, now: Situation) -> bool:
         return now.has_pending_change(self.target)

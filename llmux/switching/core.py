@@ -1,15 +1,15 @@
-"""The state of one model: phase, line, places in flight, frozen requests and retries.
+"""The state of one model: phase, line, requests in flight, frozen requests and retries.
 
 The server and the simulator run these same classes: the server around Trio's events
 (`llmux.switching.model`), the simulator on a clock of its own (`llmux.simulate.engine`). Nothing
-here waits, reads a clock or tells anybody; each call takes the time if it needs it.
+here waits, reads a clock or emits events; calls that need the time take it as an argument.
 
-1. A phase changes in `ModelState.move_to` alone, along `TRANSITIONS`.
-2. Only AWAKE admits, as many as there is `room` for; the rest stand in line, in order of arrival.
+1. Only `ModelState.move_to` changes a phase, along `TRANSITIONS`.
+2. Only AWAKE admits, as many as there is `room` for; the rest wait in line, in order of arrival.
 3. A request is in line, settling (granted, but neither in flight nor gone), in flight, or gone.
-   One that settles takes a place already.
+   A settling request takes up room already.
 4. Requests that are in flight when a model with `preserves_in_flight` begins to sleep are frozen:
-   from then until it is awake again they wait, and their ages count like those of a line.
+   until the model is awake again they wait, and their ages count like those in line.
 5. Each failed wake in a row doubles the time until a policy may choose the model again.
 
 Times are seconds of one monotonic clock.
@@ -29,14 +29,14 @@ from llmux.policy import ModelView
 from llmux.policy.ages import NO_AGES
 
 FIRST_RETRY_S = 2.0
-"""Delay before a model whose wake failed is tried again; doubles with each failure in a row."""
+"""Delay before the first retry of a failed wake; it doubles with each failure in a row."""
 
 LONGEST_RETRY_S = 60.0
 """Upper bound of that delay."""
 
 
 class Phase(Enum):
-    """Where a model is in its life. Only AWAKE admits requests."""
+    """A model's phase. Only AWAKE admits requests."""
 
     ASLEEP = "asleep"
     WAKING = "waking"
@@ -47,32 +47,34 @@ class Phase(Enum):
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    # AWAKE: found so at the start; FAILED: it may be awake (llmux.switching.awake).
+    # AWAKE: adopted at the start. FAILED: it may be awake (llmux.switching.awake).
     Phase.ASLEEP: frozenset({Phase.WAKING, Phase.AWAKE, Phase.FAILED}),
     Phase.WAKING: frozenset({Phase.AWAKE, Phase.SLEEPING}),  # SLEEPING: cleaning up a failed wake
     Phase.AWAKE: frozenset({Phase.DRAINING, Phase.SLEEPING}),  # SLEEPING: draining is off
     Phase.DRAINING: frozenset({Phase.SLEEPING, Phase.AWAKE}),  # AWAKE: the switch was abandoned
     Phase.SLEEPING: frozenset({Phase.ASLEEP, Phase.FAILED}),
-    # SLEEPING: its GPU memory was not given back; it is put to sleep again before another wakes.
+    # SLEEPING: it still holds GPU memory, so it is put to sleep again before another model wakes.
     Phase.FAILED: frozenset({Phase.WAKING, Phase.SLEEPING}),
 }
-"""Every way from one phase to the next; there is no other."""
+"""All permitted transitions."""
 
 AT_REST = frozenset({Phase.ASLEEP, Phase.FAILED})
 
 SERVES = frozenset({Phase.AWAKE, Phase.DRAINING})
-"""The phases with requests in flight, unless the hooks preserve them or draining is off."""
+"""The phases in which requests may be in flight. (With `preserves_in_flight`, or with draining
+off, a model keeps its requests in the other phases, too.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """The part of a model's config that its switcher must know.
+    """The part of a model's config that matters to its switcher.
 
     Attributes:
-        max_in_flight: Most requests in flight; the rest wait in order. Infinity: no limit.
-        preserves_in_flight: Its hooks freeze it with its requests, so that none is waited for.
+        max_in_flight: Limit of the requests in flight; the rest wait in order. Infinity: no limit.
+        preserves_in_flight: True if its hooks freeze it with its requests, so it is not drained.
         idle_sleep_s: Seconds without use after which it is put to sleep.
-        abandons_wakes: Its wake hook is ended once nobody waits for it; None: as for all.
+        abandons_wakes: True if its wake hook is ended once no request waits for it; None: as
+            `policy.abandon_wakes` says.
     """
 
     max_in_flight: float = math.inf
@@ -85,15 +87,15 @@ NO_TRAITS = Traits()
 
 
 def retry_delay_s(failures: int) -> float:
-    """Seconds to wait after a failure, by the number of failures in a row before it."""
+    """Return the seconds to wait after a failure, given the number of failures right before it."""
     return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
 
 
 class Waiting(Protocol):
-    """A request that can stand in line.
+    """A request that can wait in line.
 
     Attributes:
-        arrived_at: When it joined.
+        arrived_at: When it joined the line.
         weight: The factor by which its age counts.
     """
 
@@ -117,14 +119,14 @@ class Line(Generic[RequestT]):
 
     def __init__(self) -> None:
         self.ages = NO_AGES
-        # Neither granted nor refused yet, in order of arrival. Not a plain dict: with those gone
-        # that were first, finding the next first one in it takes as long as the line was.
+        # Neither granted nor refused yet, in order of arrival. Not a plain dict: after many
+        # deletions at its front, finding its first key takes time proportional to their number.
         self._line: OrderedDict[RequestT, None] = OrderedDict()
         self._settling: set[RequestT] = set()
 
     @property
     def count(self) -> int:
-        """Number of requests in line, granted ones not included."""
+        """Number of requests in line, without granted ones."""
         return len(self._line)
 
     @property
@@ -134,7 +136,7 @@ class Line(Generic[RequestT]):
 
     @property
     def oldest(self) -> float | None:
-        """Arrival time of the first in line; None if nobody waits."""
+        """Arrival time of the first request in line, or None."""
         for request in self._line:
             return request.arrived_at
         return None
@@ -143,21 +145,20 @@ class Line(Generic[RequestT]):
         return iter(self._line)
 
     def add(self, request: RequestT) -> None:
-        """Put a request at the end of the line."""
         self._line[request] = None
         self.ages = self.ages.plus(request.arrived_at, request.weight)
 
     def remove(self, request: RequestT) -> None:
-        """Take a request out of the line, if it still stands there."""
+        """Remove a request from the line if it is still there."""
         if request in self._line:
             del self._line[request]
             self.ages = self.ages.minus(request.arrived_at, request.weight)
 
     def take_first(self, room: float = math.inf) -> list[RequestT]:
-        """Take out the first `room` requests in line; they settle from now on."""
+        """Remove and return the first `room` requests in line; they are settling from now on."""
         line, ages = self._line, self.ages
         granted = list(line if room >= len(line) else islice(line, max(0, int(room))))
-        if len(granted) == ages.count:  # all of them, and none is frozen
+        if len(granted) == ages.count:  # the whole line, and no request is frozen
             line.clear()
             self.ages = NO_AGES
         else:
@@ -169,7 +170,7 @@ class Line(Generic[RequestT]):
         return granted
 
     def settle(self, request: RequestT) -> None:
-        """A request is in flight or gone, granted or not."""
+        """Note that a request, granted or not, is now in flight or gone."""
         if request in self._settling:
             self._settling.remove(request)
         else:
@@ -177,11 +178,11 @@ class Line(Generic[RequestT]):
 
 
 class Occupancy:
-    """The places that requests take in one model.
+    """The requests in flight on one model, as numbers.
 
     Attributes:
         in_use: Number of requests in flight.
-        frozen_s: Seconds for which those in flight were frozen so far, in all stays together.
+        frozen_s: Total seconds for which requests have been frozen with the model so far.
     """
 
     __slots__ = ("frozen_s", "in_use")
@@ -196,16 +197,16 @@ class ModelState:
 
     Attributes:
         name: Its name in the config.
-        phase: Where it is in its life; changed by `move_to` alone.
+        phase: Changed by `move_to` alone.
         entered_at: When it entered that phase.
-        awake_since: When it was woken the last time; an abandoned switch does not end a stay.
-        waiters: Its line.
-        in_flight: The requests inside.
-        backend_queued: Requests that wait inside of the backend, where that is watched.
+        awake_since: When it was last woken; unchanged when a drain is abandoned.
+        waiters: The requests in line.
+        in_flight: The requests in flight.
+        backend_queued: Requests queued inside the backend, if that is watched (`policy.gate`).
         failures: Failed wakes in a row.
         retry_at: No policy may choose it before this time.
         max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
-        drains: Whether requests in flight are waited for, as the config says.
+        drains: True if a switch waits for requests in flight (`policy.drain_before_switch`).
     """
 
     waiters: Line[Any]
@@ -244,16 +245,15 @@ class ModelState:
 
     @property
     def is_awake(self) -> bool:
-        """True if it serves requests, and admits as many as it has room for."""
         return self.phase is Phase.AWAKE
 
     @property
     def is_drained(self) -> bool:
-        """True if its requests have to leave before it sleeps."""
+        """True if its requests have to end before it is put to sleep."""
         return self.drains and not self.preserves_in_flight
 
     def move_to(self, phase: Phase, now: float) -> None:
-        """Change phase; the only place that does."""
+        """Change phase; the only method that does."""
         assert phase in TRANSITIONS[self.phase], f"{self!r} cannot enter {phase.name}"
         left, self.phase = self.phase, phase
         stayed_s = now - self.entered_at
@@ -263,26 +263,27 @@ class ModelState:
                 self.awake_since = now
         elif phase is Phase.SLEEPING and left in SERVES and self.preserves_in_flight:
             self._freeze(now)
-        # Told before the thaw: an absence ends for those who were frozen, too.
+        # Before the thaw, so that subclasses still see the ages of frozen requests: an absence of
+        # the model ends for these, too.
         self._moved(left, stayed_s)
         if phase is Phase.AWAKE:
             self._thaw(now)
 
     def _moved(self, left: Phase, stayed_s: float) -> None:
-        """Called with each phase left and the seconds spent in it; for subclasses."""
+        """Called after each change of phase, with the phase left and the seconds spent in it."""
 
     # ---- Admission ----
 
     @property
     def admits(self) -> bool:
-        """True if a request that comes at this instant goes in at once."""
+        """True if a request that arrives now is admitted at once."""
         if self.phase is not Phase.AWAKE:
             return False
         return self.max_in_flight == math.inf or (not self.waiters.count and self.room > 0)
 
     @property
     def room(self) -> float:
-        """Number of requests that may still be let in."""
+        """Number of requests that may still be admitted."""
         return self.max_in_flight - self.in_flight.in_use - self.waiters.settling
 
     # ---- Frozen requests ----
@@ -310,19 +311,18 @@ class ModelState:
         self._frozen_at = None
 
     def _frozen_left(self) -> None:
-        """Stop counting the age of a request that has just left, if it was frozen."""
+        """Stop counting the age of a request that has just left while frozen."""
         if self._frozen_at is not None:
             self.waiters.ages = self.waiters.ages.minus(self._frozen_at)
 
     # ---- Wakes ----
 
     def note_woken(self) -> None:
-        """Forget earlier failures."""
         self.failures = 0
         self.retry_at = -math.inf
 
     def note_wake_failed(self, now: float) -> None:
-        """Put off the next try: 2 s, doubling with each failure in a row, at most 60 s."""
+        """Delay the next attempt: 2 s, doubled with each failure in a row, at most 60 s."""
         self.retry_at = now + retry_delay_s(self.failures)
         self.failures += 1
 
@@ -330,14 +330,14 @@ class ModelState:
 
     @property
     def wanted_by(self) -> int:
-        """Number of requests that need it awake: those in line, and those frozen with it."""
+        """Number of requests that need it awake, in line or frozen with it."""
         return self.waiters.count + self._frozen
 
     @property
     def oldest(self) -> float | None:
         """Arrival time of the oldest request that needs this model, or None.
 
-        A frozen one has waited since it was frozen.
+        A frozen request counts as having arrived when it was frozen.
         """
         in_line = self.waiters.oldest
         if not self._frozen or self._frozen_at is None:
@@ -345,12 +345,12 @@ class ModelState:
         return self._frozen_at if in_line is None else min(in_line, self._frozen_at)
 
     def view(self) -> ModelView:
-        """Return the facts about it that a policy may use."""
+        """Return the facts about the model that a policy may use."""
         return self._view(self.in_flight.in_use)
 
     def _view(self, in_flight: int) -> ModelView:
-        # Called for each model at each decision, and between two of them few models change: then
-        # the last view still holds. Each change of the line makes other sums of ages.
+        # Called for each model at each decision. Few models change in between, so reuse the last
+        # view if it still holds. Each change of the line replaces `ages`, so identity suffices.
         shown, ages, retry_at = self._shown, self.waiters.ages, self.retry_at
         has_slots = self.max_in_flight != math.inf
         freezes = self.preserves_in_flight or (has_slots and not self.drains)

@@ -1,8 +1,8 @@
-"""The decision: one command that names the model to wake and those to evict.
+"""Decides on the next command of a group.
 
-It is the first of the queued ones; without any, what the policy and then the idle rules make of a
-view. All of it is synchronous: `Switcher` starts to wait for a change without a checkpoint after
-the decision, so that none is missed. The placement names the evictions as the command starts.
+It is the first queued command, or else one from the policy, or else one from the idle rules. All of
+this is synchronous: `Switcher` starts to wait for a change without a checkpoint after the decision,
+so that it misses none. The placement names the models to evict when the command starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmux.switching.idle import idle_command
 
 
 class Decider:
-    """Decides what the switching task of one group does next."""
+    """Decides on the next command of one group."""
 
     def __init__(self, group: Group, policy: Policy) -> None:
         self._group = group
@@ -28,20 +28,21 @@ class Decider:
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
-        """Use another policy, and the group's settings of now, from now on."""
+        """Use another policy, with the group's current settings."""
         self._policy = LineFirst(policy, self._group.settings, self._group.measures)
 
     def begin(self) -> None:
-        """Start to count idle time, and queue the wake of the model that the config preloads."""
+        """Start counting idle time, and queue the wake of the model that the config preloads."""
         self._began_at = trio.current_time()
         group = self._group
         model = group.models.get(group.idle_rules.preload or "")
         is_free = not any(each.holds_gpu for each in group.models.values())
-        if model is not None and is_free and not group.commands:  # an operator may have been faster
+        # An operator's command may be queued already; it takes precedence.
+        if model is not None and is_free and not group.commands:
             group.queue(Wake(model, "at the start", stands=True, rule="preload"))
 
     def decide(self) -> tuple[Command | None, float]:
-        """Return what to do now; if nothing, also when to look again (Trio's clock, seconds)."""
+        """Return the next command, or None and when to decide again (Trio's clock, seconds)."""
         group = self._group
         look_again_at = math.inf
         command: Command | None = None
@@ -52,16 +53,16 @@ class Decider:
         return command, look_again_at
 
     def place(self, command: Command) -> Command:
-        """Name the evictions of a command that starts now; the placement knows them.
+        """Return a command with the models to evict filled in, just before it starts.
 
-        Since it was queued or decided, other models may have come to hold the GPU.
+        Not earlier: other models may hold the GPU now than when it was queued or decided.
         """
         if not isinstance(command, Wake) or command.target.is_awake:
             return command
         return replace(command, evict=self._group.evictions_for(command.target))
 
     def _choose(self) -> tuple[Command | None, float]:
-        """Ask the policy; where it wants nothing, the idle rules."""
+        """Ask the policy, and then the idle rules if it wants no switch."""
         group = self._group
         decision = self._policy.decide(self._view())
         if isinstance(decision, SwitchTo):
@@ -84,7 +85,7 @@ class Decider:
     def _view(self) -> GroupView:
         group, active = self._group, self._group.active
         shown = list(group.models.values())
-        if (pinned := group.pins.model) is not None:  # the policy has nothing else to choose from
+        if (pinned := group.pins.model) is not None:  # the policy may choose nothing else
             shown = [each for each in shown if each is active or each.name == pinned]
         return GroupView(
             now=trio.current_time(),

@@ -1,4 +1,4 @@
-"""Draining: the requests that a drain waits for, and those that it cuts."""
+"""Draining: wait for requests in flight, or cut those that a drain must not wait for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llmux.switching.inflight import Flight
 from llmux.switching.model import Model, Phase
 
 SLOW_DRAIN_S = 60.0
-"""How often a drain that goes on is logged."""
+"""Interval at which a drain that lasts is logged."""
 
 log = get_logger(__name__)
 
 
 async def wait_drained(model: Model, settings: PolicyConfig) -> None:
-    """Wait for the requests in flight; at `drain_timeout_secs` cut them, or only log that."""
+    """Wait for the requests in flight; at `drain_timeout_secs`, cut them or log a warning."""
     timeout_s = settings.drain_timeout_secs
     with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
         await model.in_flight.wait_empty()
@@ -35,7 +35,7 @@ async def wait_drained(model: Model, settings: PolicyConfig) -> None:
 
 
 def cut_sockets(model: Model, flights: Sequence[Flight]) -> None:
-    """Cut WebSockets because something waits for their place."""
+    """Cut WebSockets that are in the way of a switch, a removal or another request."""
     for flight in flights:
         flight.cut()
     if flights:
@@ -43,10 +43,10 @@ def cut_sockets(model: Model, flights: Sequence[Flight]) -> None:
 
 
 def look_at_sockets(group: Group) -> None:
-    """Cut WebSockets that are in the way; no event tells that one has become quiet.
+    """Cut WebSockets that are in the way. Called periodically, since no event marks quiet ones.
 
-    A drain waits for none that is quiet or yields, nor does a removal. A request that waits for a
-    slot gets that of a quiet one.
+    A drain or removal does not wait for a WebSocket that is quiet or yields. A request that waits
+    for a slot takes the one of a quiet WebSocket.
     """
     for model in group.models.values():
         if not (yielding := model.yielding):
@@ -56,14 +56,15 @@ def look_at_sockets(group: Group) -> None:
             cut_sockets(model, yielding)
         elif model.is_awake and model.waiters.count:
             cut_sockets(model, model.quiet[: model.waiters.count])
-        group.changed.set()  # to a policy, and to idle rules, they do not count
+        # Policies and idle rules do not count these WebSockets, so the decision may change.
+        group.changed.set()
 
 
 async def log_slow_drain(model: Model) -> None:
     """Log a drain every minute, until cancelled."""
     async for drained_s, _ in periodic(SLOW_DRAIN_S):
         if not drained_s:
-            continue  # the first round comes at once
+            continue  # `periodic` yields at once, before the first interval
         entered_at = model.in_flight.oldest
         oldest_s = 0.0 if entered_at is None else trio.current_time() - entered_at
         log.warning(

@@ -1,7 +1,7 @@
 """The state that the parts of one group's switcher share.
 
-Plain state, and questions about it; what to do is decided elsewhere. All of it is read and changed
-in synchronous code of one thread, so that each part sees it whole and none needs a lock.
+It holds state and answers questions about it; decisions are made elsewhere. All of it is read and
+changed in synchronous code of one thread, so it is always consistent and needs no lock.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
 
 
 class Group:
-    """Models that share a GPU, and everything that is wanted of them.
+    """Models that share a GPU, the commands queued for them, and the settings that apply.
 
     Attributes:
         name: The group's name in the config.
         models: By name, in the config's order.
         settings: The `policy` section of the config.
-        queued_per_model: Most requests in one line.
-        idle_rules: What to do while no request wants anything.
+        queued_per_model: Limit of the requests in one line.
+        idle_rules: Apply while no request needs a model.
         measures: Costs, drains, absences, rates and latencies seen so far.
         mode: In `manual`, only operators' commands switch.
-        pins: What operators keep awake.
-        commands: Queued commands; they come before the policy.
-        changes: Called once their model sleeps: a new config, or the end of a removal.
-        leaving: Models that are being removed, and what to call once each is gone.
-        changed: Set whenever a decision, or the end of a wait, may have become another one.
-        switch_lock: Held from the moment in which a command is taken up until the barrier.
+        pins: Models that operators keep awake.
+        commands: Queued commands; they take precedence over the policy.
+        changes: By model, a callback for when it sleeps: a new config, or the end of a removal.
+        leaving: Models that are being removed, each with a callback for when it is gone.
+        changed: Set whenever a decision, or the condition of a wait, may have changed.
+        switch_lock: Held from the start of a command until the settle barrier.
         on_sleep: Called with the name of each model that is about to be put to sleep.
-        closed_with: Why nobody is admitted any more; None while open.
+        closed_with: The error for all requests and commands once closed; None while open.
     """
 
     def __init__(
@@ -76,27 +76,26 @@ class Group:
         self.closed_with: LlmuxError | None = None
         self._placement = placement or OneAtATime()
 
-    # ---- What is awake ----
+    # ---- Models awake ----
 
     @property
     def active(self) -> Model | None:
-        """The model that is awake and admits requests; the first of several."""
+        """The model that is awake and admits requests, the first if several are; or None."""
         return next((model for model in self.models.values() if model.is_awake), None)
 
     @property
     def active_name(self) -> str | None:
-        """The name of `active`."""
         active = self.active
         return None if active is None else active.name
 
     @property
     def in_use(self) -> Model | None:
-        """The model that is awake or draining."""
+        """The model that is awake or draining, or None."""
         return next((model for model in self.models.values() if model.phase in IN_USE), None)
 
     @property
     def state(self) -> State:
-        """`switching` from the moment that a model stops admitting until one is awake."""
+        """`switching` from when a model stops admitting until one is awake."""
         if self.active is not None:
             return "active"
         at_rest = all(model.phase in AT_REST for model in self.models.values())
@@ -108,31 +107,31 @@ class Group:
         return tuple(self.models[name] for name in self._placement.evictions(target.name, holders))
 
     async def let_in(self) -> None:
-        """Admit the lines of the models that are awake; returns once each request has settled."""
+        """Admit the lines of all models that are awake; returns once each request has settled."""
         for model in list(self.models.values()):
             if model.is_awake:
                 await model.let_in()
 
     def has_room_for(self, target: Model) -> bool:
-        """Return whether the target may be awake beside what is awake now."""
+        """Return whether the target may be awake beside the models that are awake now."""
         awake = [model.name for model in self.models.values() if model.is_awake]
         return not self._placement.evictions(target.name, awake)
 
-    # ---- What is wanted ----
+    # ---- Demand ----
 
     @property
     def is_anyone_waiting(self) -> bool:
-        """Whether a request waits for any model of the group to be awake."""
+        """True if a request waits for any model of the group to be awake."""
         return any(model.wanted_by for model in self.models.values())
 
     @property
     def has_idle_rules(self) -> bool:
-        """Whether anything happens to the group while nobody uses it."""
+        """True if an unused model is put to sleep, or a standby is woken."""
         is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
         return is_short or self.idle_rules.standby is not None
 
     def is_kept(self, model: Model) -> bool:
-        """Return whether a model is awake because an operator wants it so, whoever waits."""
+        """Return whether operators decide that this model is awake, regardless of demand."""
         return self.mode == "manual" or self.pins.model == model.name
 
     def may_abandon_wake(self, target: Model) -> bool:
@@ -140,7 +139,7 @@ class Group:
         abandons = target.abandons_wakes
         if abandons is None:
             abandons = self.settings.abandon_wakes
-        # Once closed, all were sent away, and a hook that runs may use what is left of the grace.
+        # Once closed, no request waits any more, but a running hook may use the rest of the grace.
         return abandons and self.closed_with is None and self.pins.model != target.name
 
     def has_queued_wake(self, target: Model) -> bool:
@@ -148,25 +147,25 @@ class Group:
         return any(isinstance(each, Wake) and each.target is target for each in self.commands)
 
     def has_pending_change(self, target: Model) -> bool:
-        """Return whether a change waits for this model to sleep."""
+        """Return whether a config change waits for this model to sleep."""
         return target.name in self.changes
 
     # ---- Queueing and closing ----
 
     def queue(self, *commands: Command) -> None:
-        """Have the switching task carry these out, in this order."""
+        """Queue commands for the switching task, in this order."""
         self.commands.extend(commands)
         self.changed.set()
 
     def queue_first(self, *commands: Command) -> None:
-        """As `queue`, but before all others."""
+        """Queue commands in this order, ahead of those already queued."""
         self.commands.extendleft(reversed(commands))
         self.changed.set()
 
     def check_open(self) -> None:
-        """Raise why the group is closed, if it is: then no further hook is started."""
+        """Raise `closed_with` if the group is closed, so that no further hook is started."""
         if self.closed_with is not None:
-            # One error goes to many callers; without this each raise would lengthen its traceback.
+            # The same error is raised for many callers; each raise would lengthen its traceback.
             raise self.closed_with.with_traceback(None)
 
     def close(self, error: LlmuxError) -> None:

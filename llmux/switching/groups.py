@@ -1,4 +1,4 @@
-"""The groups of a config: which models they have, and how another config changes them."""
+"""The groups of a config: one switcher for each, and how a new config changes them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from llmux.switching.switcher import Switcher
 
 
 class Groups:
-    """The switcher of each group, and the config of each model as it is in use.
+    """The switcher of each group, and the config in use of each model.
+
+    Args:
+        hooks: Runs hooks.
+        events: Gets the events of all switchers.
+        record: Knows which models an earlier llmux left awake.
+        on_new: Called with the switcher of each new group.
 
     Attributes:
         switchers: By group, in the config's order.
-        mode: The mode of all of them; new groups get it, too.
+        mode: The mode of all groups, including new ones.
     """
 
     def __init__(
@@ -33,14 +39,6 @@ class Groups:
         record: AwakeRecord,
         on_new: Callable[[Switcher], object],
     ) -> None:
-        """Begin without groups.
-
-        Args:
-            hooks: Runs hooks.
-            events: Gets the events of all switchers.
-            record: Knows what an earlier llmux has left awake.
-            on_new: Called with the switcher of each new group.
-        """
         self.switchers: dict[str, Switcher] = {}
         self.mode: Mode = "auto"
         self._hooks = hooks
@@ -49,14 +47,14 @@ class Groups:
         self._on_new = on_new
         self._heard_since: HeardSince = lambda _model, _since: False
         self._on_sleep: Callable[[str], object] = lambda _model: None
-        self._used: dict[str, ModelConfig] = {}  # the old one while a change waits for a sleep
+        self._used: dict[str, ModelConfig] = {}  # the old config while a change waits for a sleep
         self._switcher_of: dict[str, Switcher] = {}
 
     def __contains__(self, model: object) -> bool:
         return model in self._switcher_of
 
     def __iter__(self) -> Iterator[str]:
-        """The names of all models; aliases are not names."""
+        """Iterate over the names of all models, without aliases."""
         return iter(self._switcher_of)
 
     def get(self, model: str) -> Switcher | None:
@@ -71,19 +69,19 @@ class Groups:
             raise ModelNotFound(model) from None
 
     def config_of(self, model: str) -> ModelConfig:
-        """Return the config of a model that is in use."""
+        """Return the config in use of a model; a pending change is not in use yet."""
         return self._used[model]
 
     def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
-        """Set what tells that bytes come from a backend, and what to call when a model sleeps."""
+        """Set these callbacks of all switchers; see `HeardSince` and `Group.on_sleep`."""
         self._heard_since, self._on_sleep = heard_since, on_sleep
         for switcher in self.switchers.values():
             switcher.connect(heard_since, on_sleep)
 
-    # ---- Another config ----
+    # ---- Reloads ----
 
     def fill(self, config: Config) -> None:
-        """Add the models of the first config; raises ConfigError if a policy cannot be made."""
+        """Add the models of the first config; raises ConfigError if a policy cannot be loaded."""
         policies = self.policies_for(config)
         for model in config.models.values():
             self._add(config, model, policies[model.group])
@@ -110,7 +108,7 @@ class Groups:
         self._switcher_of[model.name] = switcher
 
     def refuses(self, config: Config) -> Iterator[str]:
-        """Yield each change of another config that cannot be made now, as one line."""
+        """Yield an error message for each change in a new config that cannot be made now."""
         for name, switcher in self._switcher_of.items():
             model = config.models.get(name)
             moves = model is not None and self.switchers.get(model.group) is not switcher
@@ -118,10 +116,10 @@ class Groups:
                 yield f"models.{name}.group: cannot change while the model is in use"
 
     def policies_for(self, config: Config) -> dict[str, Policy]:
-        """Return a policy for each present and new group: one each, since policies may keep state.
+        """Return a policy for each current and new group: one each, since policies may keep state.
 
         Raises:
-            ConfigError: One cannot be made.
+            ConfigError: A policy cannot be loaded.
         """
         groups = {*self.switchers, *(model.group for model in config.models.values())}
         return {group: load_policy(config.policy, config.directory) for group in sorted(groups)}
@@ -133,13 +131,14 @@ class Groups:
         policies: Mapping[str, Policy],
         use: Callable[[str, ModelConfig | None], None],
     ) -> None:
-        """Bring all groups to another config, to which `refuses` does not object.
+        """Switch all groups to another config; `refuses` must have yielded nothing for it.
 
         Args:
-            old: The config before.
+            old: The config in use before.
             new: The config to use.
-            policies: Those that `policies_for` made of it.
-            use: Called with a model's name and new config when that is used; None: it is gone.
+            policies: The result of `policies_for` for the new config.
+            use: Called with a model's name and its new config as soon as that is in use, or with
+                None once the model is removed.
         """
         for switcher in self.switchers.values():
             rules = idle_rules_of(new, switcher.group)
@@ -152,13 +151,13 @@ class Groups:
             before, has_it = old.models.get(model.name), self._switcher_of.get(model.name)
             used = self._used.get(model.name, model)
             if has_it is not None and has_it is not self.switchers.get(model.group):
-                self._remove(model.name, use)  # at once: it is not in use
+                self._remove(model.name, use)  # takes effect at once, since the model is not in use
                 has_it = None
             if has_it is None:
                 use(model.name, model)
                 self._add(new, model, policies[model.group])
             elif model != before or model != used:
-                has_it.add(model.name)  # it may be being removed
+                has_it.add(model.name)  # cancels a pending removal
                 self._change(model, use, waits=model.needs_sleep_after(used))
 
     def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
@@ -191,7 +190,7 @@ class Groups:
 
 
 def traits_of(model: ModelConfig) -> Traits:
-    """Return the part of a model's config that its switcher must know."""
+    """Return the part of a model's config that matters to its switcher."""
     limit, idle_s = model.max_in_flight, model.idle_sleep_secs
     return Traits(
         math.inf if limit is None else limit,
@@ -202,7 +201,7 @@ def traits_of(model: ModelConfig) -> Traits:
 
 
 def idle_rules_of(config: Config, group: str) -> IdleRules:
-    """Return what to do while a group is idle, by its config."""
+    """Return the idle rules of a group, by its config."""
     rules = config.groups.get(group)
     if rules is None:
         return NO_IDLE_RULES

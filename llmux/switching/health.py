@@ -1,8 +1,8 @@
 """Health checks: run the `alive` hook of the awake model, and bring it down if it fails.
 
 The hook runs every `alive_interval_secs`, and at once when the backend refuses a connection. A
-failure counts only if nothing came from the backend meanwhile: a busy server may be too slow to
-answer a check.
+failure counts only if the backend sent nothing meanwhile: a busy server may be too slow to answer a
+check.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ HeardSince = Callable[[str, float], bool]
 
 
 class Health:
-    """Checks the model of one group that is awake.
+    """Checks the health of the model in use of one group.
 
     Args:
         in_use: Returns the model that is awake or draining.
         hooks: Runs alive hooks.
-        settings: How often to check, and how many failures are enough.
-        bring_down: Called with a model that does not answer any more.
+        settings: The interval between checks, and the number of failures that bring a model down.
+        bring_down: Called with a model that no longer answers.
 
     Attributes:
         heard_since: Asked before a failure counts.
@@ -52,18 +52,17 @@ class Health:
         self._bring_down = bring_down
         self._looking = trio.Lock()  # one alive hook at a time
         self._looked_at = -math.inf
-        self._stay = 0  # of the model, as all that was seen of it
-        self._failures = 0
+        self._stay = 0  # the stay (`Model.stay`) that `_failures` is about
+        self._failures = 0  # in a row
         self._applied = trio.Event()
 
     def apply(self, settings: PolicyConfig) -> None:
-        """Use other settings from now on."""
         self._settings = settings
-        self._applied.set()
+        self._applied.set()  # the interval may be another one now
         self._applied = trio.Event()
 
     async def watch(self) -> None:
-        """Check every `alive_interval_secs`, for ever."""
+        """Check every `alive_interval_secs`, until cancelled."""
         while True:
             with trio.move_on_after(self._settings.alive_interval_secs or math.inf) as interval:
                 await self._applied.wait()
@@ -74,21 +73,21 @@ class Health:
                 await self._check(model, enough, heard_since=since)
 
     async def refused(self, model: Model) -> None:
-        """Check at once, for the backend has refused a connection: one failure is enough.
+        """Check at once, since the backend refused a connection; one failure is enough.
 
-        Returns once the model is found well, has been brought down, or is not in use.
+        Returns once the model has been found alive or brought down, or is not in use.
         """
         await self._check(model, enough=1, heard_since=trio.current_time())
 
     async def silent(self, model: Model) -> None:
-        """Count a failed check, for the backend has sent nothing of a stream for too long."""
+        """Count a failed check, since a stream of the backend has been silent for too long."""
         stay = model.stay
         async with self._looking:
             if _is_in_use(model, stay):
                 await self._count(model, enough=self._settings.alive_failures, is_well=False)
 
     async def is_alive(self, model: Model) -> bool:
-        """Run its alive hook; one that cannot be started says nothing against the model."""
+        """Run the alive hook; a hook that cannot be started counts as success."""
         try:
             await self._hooks.of(model.name).run("alive", target=model.name)
         except HookError as error:
@@ -102,7 +101,8 @@ class Health:
                 return  # another task has checked meanwhile
             began_at = trio.current_time()
             is_well = await self.is_alive(model)
-            self._looked_at = began_at  # not if the caller, and the check with it, was cancelled
+            # Not in a `finally`: if the caller is cancelled, so is the check, which proves nothing.
+            self._looked_at = began_at
             if not _is_in_use(model, stay):
                 return
             is_well = is_well or self.heard_since(model.name, heard_since)
@@ -119,5 +119,5 @@ class Health:
 
 
 def _is_in_use(model: Model, stay: int) -> bool:
-    """Return whether the model is still in the stay that the check was for."""
+    """Return whether the model is in use, and has not slept since the check was requested."""
     return model.stay == stay and model.phase in IN_USE

@@ -1,4 +1,4 @@
-"""What one request asks of the policy for itself; all but `never` need `policy.client_hints`."""
+"""Scheduling hints in a request's headers; all but `never` need `policy.client_hints`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from llmux.errors import BadRequest
 from llmux.openai.headers import Headers, header
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0.001, 1000.0
-"""One request must not drown a line's sums, nor be lost in them to rounding."""
+"""Bounds of a request's weight: it must neither dominate the sum of a line's ages, nor be lost in
+it to rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """One request's wishes.
+    """The hints of one request.
 
     Attributes:
-        weight: What its age counts for when lines are weighed; 1 for an ordinary request.
-        max_wait_s: After so many seconds in line it gives up; infinity: never.
-        never_switch: Be refused rather than cause a switch.
-        is_passive: Only look at a model that is awake: no use of it, and no reason to wake it.
+        weight: The factor by which its age counts when lines are compared; 1 by default.
+        max_wait_s: Seconds in line after which it gives up; infinity: never.
+        never_switch: True if it is to be refused rather than cause a switch.
+        is_passive: True if it only inspects a model that is awake: it neither counts as use of the
+            model nor wakes it.
     """
 
     weight: float = 1.0
@@ -35,10 +37,10 @@ PASSIVE = Hints(is_passive=True)
 
 
 def read_hints(headers: Headers) -> Hints:
-    """The hints in a request's headers.
+    """Read the hints in a request's headers.
 
     Raises:
-        BadRequest: A hint is there, but says nothing that is understood.
+        BadRequest: A hint has an invalid value.
     """
     switch = header(headers, b"x-llmux-switch").lower()
     if switch not in {b"", b"never"}:

@@ -1,4 +1,4 @@
-"""Idle rules: while no request wants anything, put an unused model to sleep, wake a standby."""
+"""Idle rules: while no request needs a model, put an unused one to sleep, or wake a standby."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llmux.switching.model import Model
 
 @dataclass(frozen=True, slots=True)
 class IdleRules:
-    """The config of an idle group.
+    """The idle rules of one group.
 
     Attributes:
-        standby: The model to wake when nothing else is wanted, or None.
-        standby_after_s: How long nothing must have been wanted before that, in seconds.
+        standby: The model to wake while the group is idle, or None.
+        standby_after_s: Seconds for which the group must have been idle before that.
         preload: The model to wake at the start, or None.
     """
 
@@ -37,22 +37,23 @@ def idle_command(
     now: float,
     min_active_s: float = 0.0,
 ) -> tuple[Command | None, float]:
-    """Return what to do in a group in which no switch runs; if nothing, also when to look again.
+    """Return the command that the idle rules call for, or None and when to ask again.
 
-    Such a command does not stand: it is called off as soon as a request waits for anything.
+    Call it while no switch runs. Such a command does not stand: it is abandoned as soon as a
+    request waits for any model. Times are Trio's, in seconds.
 
     Args:
-        models: The group's.
-        active: The one of them that is awake.
-        rules: What the config says of the group.
-        began_at: When the group began to be served (Trio's clock, seconds; so are all times here).
-        now: The time.
-        min_active_s: How long a model stays awake at least.
+        models: The group's models.
+        active: The model that is awake, if any.
+        rules: The group's idle rules.
+        began_at: When llmux began to serve the group.
+        now: The current time.
+        min_active_s: Minimum time for which a model stays awake.
     """
     if any(
         model.wanted_by or model.in_flight.in_use > len(model.quiet) for model in models.values()
     ):
-        return None, math.inf  # asked again when that changes
+        return None, math.inf  # the group is in use; a change of that leads to a new decision
     idle_since = max([began_at, *(max(m.idle_since, m.entered_at) for m in models.values())])
     may_leave_at = -math.inf if active is None else active.awake_since + min_active_s
     wake_at = sleep_at = math.inf

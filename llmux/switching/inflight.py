@@ -1,4 +1,4 @@
-"""The requests inside one model: counted without a gap, waited for, and cut if need be."""
+"""The requests in flight on one model: count them, wait for them, cut them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Carrier(Protocol):
     """The connection of a WebSocket.
 
     Attributes:
-        message_at: When it carried a message last, or was opened (Trio's clock, seconds).
+        message_at: When it last carried a message, or was opened (Trio's clock, seconds).
     """
 
     message_at: float
@@ -31,7 +31,7 @@ class InFlight(Occupancy):
     through a cancellation. `on_leave(flight)` is called after each request that leaves.
 
     Attributes:
-        passive: Number of requests inside that only look at the model.
+        passive: Number of passive requests, which only inspect the model.
     """
 
     def __init__(self, on_leave: Callable[[Flight], None] = lambda _: None) -> None:
@@ -39,7 +39,7 @@ class InFlight(Occupancy):
         self._on_leave = on_leave
         self.passive = 0
         self._flights: dict[Flight, None] = {}  # in order of entry
-        self._sockets: dict[Flight, Carrier] = {}  # those of them that are WebSockets
+        self._sockets: dict[Flight, Carrier] = {}  # the WebSockets among them
         # self._empty.is_set() == (self.count == 0). Events cannot un-happen, so each busy period
         # gets a new one.
         self._empty = trio.Event()
@@ -50,12 +50,12 @@ class InFlight(Occupancy):
 
     @property
     def count(self) -> int:
-        """Number of requests in flight at this instant."""
+        """Number of requests in flight, passive ones included."""
         return len(self._flights)
 
     @property
     def oldest(self) -> float | None:
-        """When the longest-running request entered (Trio's clock, seconds); None if none is in."""
+        """When the longest-running request entered (Trio's clock, seconds), or None."""
         return next((flight.entered_at for flight in self._flights), None)
 
     def enter(self, scope: trio.CancelScope | None = None, *, is_passive: bool = False) -> Flight:
@@ -63,7 +63,7 @@ class InFlight(Occupancy):
 
         Args:
             scope: A scope around the request, cancelled to cut it. None: the context has its own.
-            is_passive: True if it only looks at the model, and is no use of it.
+            is_passive: True if it only inspects the model, and does not count as use of it.
         """
         flight = Flight(self, scope, is_passive=is_passive)
         if not self._flights:
@@ -77,7 +77,7 @@ class InFlight(Occupancy):
         return flight
 
     def leave(self, flight: Flight) -> None:
-        """Count one request less; `Flight` calls it when it ends."""
+        """Count one request less; called by `Flight` when it ends."""
         del self._flights[flight]
         if self._sockets:
             self._sockets.pop(flight, None)
@@ -90,24 +90,24 @@ class InFlight(Occupancy):
         self._on_leave(flight)
 
     def open_socket(self, flight: Flight, carrier: Carrier) -> None:
-        """A request has become a WebSocket, which has no end of its own."""
+        """Note that a request is now a WebSocket, which may stay open indefinitely."""
         carrier.message_at = trio.current_time()
         self._sockets[flight] = carrier
 
     @property
     def message_at(self) -> float:
-        """When a WebSocket carried a message last (Trio's clock, seconds)."""
+        """When any WebSocket last carried a message (Trio's clock, seconds)."""
         return max((each.message_at for each in self._sockets.values()), default=-math.inf)
 
     def quiet(self, idle_s: float) -> list[Flight]:
-        """The WebSockets that have carried no message for so many seconds."""
+        """Return the WebSockets that have carried no message for `idle_s` seconds."""
         if not self._sockets:
             return []
         since = trio.current_time() - idle_s
         return [each for each, carrier in self._sockets.items() if carrier.message_at <= since]
 
     def yielding(self, idle_s: float) -> list[Flight]:
-        """The WebSockets that no switch waits for: those that yield at once, and the quiet ones."""
+        """Return the WebSockets that no switch waits for: `on_switch: cut`, and quiet ones."""
         if not self._sockets:
             return []
         since = trio.current_time() - idle_s
@@ -118,12 +118,11 @@ class InFlight(Occupancy):
         ]
 
     def cut(self) -> None:
-        """End every request in flight; each raises `StreamCut` where it stands."""
+        """Cut every request in flight; its context then raises `StreamCut`."""
         for flight in self._flights:
             flight.cut()
 
     async def wait_empty(self) -> None:
-        """Wait until no request is in flight."""
         await self._empty.wait()
 
 
@@ -132,13 +131,13 @@ class Flight:
 
     Attributes:
         entered_at: When it entered (Trio's clock, seconds).
-        company: Number of requests that used the model then, itself included.
-        is_passive: True if it only looks at the model.
-        is_whole: True once it has ended by itself: nothing was raised in it.
+        company: Number of requests that used the model when it entered, itself included.
+        is_passive: True if it only inspects the model.
+        is_whole: True once it has ended normally, without an exception.
         is_in: True until it has ended.
-        is_counted: True if it counts as in flight until then.
-        socket: How a switch treats it, if it is a WebSocket; None: it is none.
-        on_cut: Called when it is cut, to end what cancelling a scope does not.
+        is_counted: True if it counts as in flight until it has ended.
+        socket: How a switch treats it if it is a WebSocket; None if it is not one.
+        on_cut: Called when it is cut, to end work that cancelling the scope does not end.
     """
 
     __slots__ = (
@@ -165,12 +164,12 @@ class Flight:
 
     @property
     def served_s(self) -> float:
-        """Seconds since it entered, less those for which it was frozen."""
+        """Seconds since it entered, without those for which it was frozen."""
         frozen_s = self._in_flight.frozen_s - self._frozen_before_s
         return trio.current_time() - self.entered_at - frozen_s
 
     def open_socket(self, carrier: Carrier, how: OnSwitch) -> None:
-        """It has become a WebSocket.
+        """Note that the request is now a WebSocket.
 
         Args:
             carrier: Its connection.
@@ -187,7 +186,8 @@ class Flight:
         """Cancel the request; the context then raises `StreamCut`.
 
         Args:
-            why: The error for its client; None: the model is put to sleep. The first cut counts.
+            why: The error for its client; None: the model is put to sleep. Only the first cut
+                counts.
         """
         if not self._is_cut:
             self._is_cut, self._why = True, why
@@ -216,7 +216,8 @@ class Flight:
         finally:
             if self.is_counted:
                 self._in_flight.leave(self)
-        # A refusal in the same instant would have it tried again in a cancelled scope.
+        # BackendRefused at the same instant counts as the cut, too: otherwise the request would be
+        # retried in a cancelled scope.
         is_ended = error is not None and is_cancellation(error)
         if self._is_cut and (is_ended or isinstance(error, BackendRefused)):
             raise StreamCut(self._why) from None

@@ -1,7 +1,7 @@
-"""Membership: models come, change and go while the group is served.
+"""Membership: add, reconfigure and remove models while the group is served.
 
-A model's hooks and server may change only while it sleeps, so that it is put to sleep with the
-hooks that woke it. A change is therefore made at once, or kept in `Group.changes` until then.
+A model's hooks and server may change only while it sleeps, so that it is put to sleep by the hooks
+that woke it. A change is made at once if the model sleeps, and else kept in `Group.changes`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Membership:
     def add(self, name: str, traits: Traits = NO_TRAITS) -> None:
         """Add a sleeping model, or cancel a pending removal.
 
-        A model that an llmux before this one may have left awake is put to sleep before another
-        one wakes.
+        A model that an earlier llmux may have left awake is put to sleep before another one wakes.
         """
         group = self._group
         group.leaving.pop(name, None)
@@ -60,9 +59,9 @@ class Membership:
     # ---- Changes ----
 
     def renew(self, name: str, then: Callable[[], None]) -> None:
-        """Call `then` while the model sleeps: now, or once it was drained and put to sleep.
+        """Call `then` while the model sleeps: now, or once it has been drained and put to sleep.
 
-        It replaces an earlier change of the model that is still pending.
+        This replaces an earlier change of the model that is still pending.
         """
         group = self._group
         model = group.models[name]
@@ -70,40 +69,41 @@ class Membership:
             self.leave_as_is(name)
             then()
             return
-        # Made as soon as it sleeps, whatever it is put to sleep for; the command only hastens that.
+        # `note_asleep` makes the change as soon as the model sleeps, for whatever reason. The
+        # command only makes that happen sooner.
         group.changes[name] = then
         reason = "its config has changed"
         commands: list[Command] = [Reconfigure(model, reason)]
-        # No request and no policy would wake it again.
+        # In manual mode, or while pinned, no request and no policy would wake it again.
         if group.is_kept(model) and model.phase in {Phase.WAKING, Phase.AWAKE}:
             commands.append(Wake(model, reason, stands=True))
         group.queue(*commands)
 
     def leave_as_is(self, name: str) -> None:
-        """Cancel the pending change of a model, and the drain for it; harmless when repeated."""
+        """Cancel the pending change of a model, and the drain for it; idempotent."""
         if self._group.changes.pop(name, None) is not None:
             self._group.changed.set()
 
     def note_asleep(self, model: Model) -> None:
-        """Make the change that has waited for this model to sleep."""
+        """Make the pending change of a model that now sleeps."""
         if (change := self._group.changes.pop(model.name, None)) is not None:
             change()
 
     # ---- Removal ----
 
     def is_unused(self, name: str) -> bool:
-        """Return whether a model could be removed at once."""
+        """Return whether a model can be removed at once."""
         model = self._group.models[name]
         return self._rests(model) and model.is_unused
 
     def remove(self, name: str, then: Callable[[], None]) -> None:
-        """Remove a model, and call `then`, once nobody wants it and it sleeps."""
+        """Remove a model and call `then`, once no request needs it and it sleeps."""
         self._group.leaving[name] = then
         self.leave_as_is(name)
         self._remove_if_unwanted(self._group.models[name])
 
     def remove_unwanted(self) -> None:
-        """Remove models whose last request was beside the line, and has not come back to it."""
+        """Remove models whose last request was about to retry, and has given up."""
         group = self._group
         for name in [name for name in group.leaving if name not in group.changes]:
             self._remove_if_unwanted(group.models[name])
@@ -114,7 +114,7 @@ class Membership:
             return
 
         def finish() -> None:
-            # It may have come back meanwhile, and a request may have arrived before it had left.
+            # Meanwhile a reload may have kept the model, or a new request may have arrived.
             if model.is_unused and (then := group.leaving.pop(model.name, None)) is not None:
                 del group.models[model.name]
                 group.measures.forget(model.name)
@@ -124,7 +124,7 @@ class Membership:
         self.renew(model.name, finish)
 
     def _rests(self, model: Model) -> bool:
-        """Return whether it sleeps, and will for as long as nothing new is decided."""
+        """Return whether the model sleeps and no running command may change that."""
         is_asleep = model.phase in AT_REST and not model.holds_gpu
         return is_asleep and not self._group.switch_lock.locked()
 

@@ -1,4 +1,4 @@
-"""One model of the server: its state in `llmux.switching.core`, with Trio's clock and events."""
+"""One model of the server: the state from `llmux.switching.core` with Trio's clock and events."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ class Model(ModelState):
 
     Attributes:
         stay: Number of times it has been woken.
-        holds_gpu: Its wake hook was started, and no sleep has been confirmed since, which
-            `verify_asleep` decides. A group puts all such models to sleep before it wakes another.
-        beside_line: Requests that its backend has refused, and that wait for another try.
-        is_warm: True once its backend has answered since it was woken, other than with a 503.
-        warm_by: Until when it may take to be (its wake hook's time).
-        loads_since: When its backend was first found loading after a wake; or None.
+        holds_gpu: True from the start of its wake hook until a sleep is confirmed (by
+            `verify_asleep`). The placement evicts such models before it lets another one wake.
+        beside_line: Number of requests that its backend refused and that wait for a retry.
+        is_warm: True once its backend has answered since the wake, other than with a 503.
+        warm_by: Until when it may take to become warm, counted from the wake: the wake hook's
+            time-out.
+        loads_since: When its backend was first found loading after a wake, or None.
         falls: Number of times in a row that it was found down before it was warm.
-        last_error: Why the last try failed; None after a success.
-        used_at: When it was woken, or the last request that was not passive has left.
+        last_error: Why the last wake or sleep failed; None after a successful wake.
+        used_at: When it was woken, or when the last non-passive request left.
         socket_idle_s: Seconds without a message after which a WebSocket is quiet.
 
-    `on_enter(model, phase left, seconds spent in it)` is called after every change of phase,
-    `on_line(model)` when a request joins the line or leaves it, `on_leave(model, flight)` when one
-    leaves the model, `on_beside()` when one that was beside the line is about to come back.
+    Callbacks: `on_enter(model, phase left, seconds spent in it)` after every change of phase;
+    `on_line(model)` when a request joins or leaves the line; `on_leave(model, flight)` when one
+    leaves the model; `on_beside()` when one is about to retry.
     """
 
     waiters: Waiters
@@ -86,10 +87,10 @@ class Model(ModelState):
         self._on_beside = on_beside
 
     def look(self, scope: trio.CancelScope | None = None) -> Flight:
-        """Let in a passive request: it takes no slot, and is no use of the model.
+        """Admit a passive request: it takes no slot, and does not count as use of the model.
 
-        It counts as in flight, so that a sleep waits for it. As for `admits`, there must be no
-        checkpoint between a look at `is_awake` and this.
+        It counts as in flight, so that a sleep waits for it. As with `admits`, there must be no
+        checkpoint between the check of `is_awake` and this call.
         """
         return self.in_flight.enter(scope, is_passive=True)
 
@@ -100,20 +101,19 @@ class Model(ModelState):
         )
 
     def apply(self, traits: Traits) -> None:
-        """Use other traits from now on."""
         self._take_traits(traits)
         self._admit_more()
 
     @property
     def standing(self) -> Literal["awake", "unsure"] | None:
-        """The state to hand to the next llmux, should this one be killed now; None: asleep."""
+        """The state to record for the next llmux in case this one is killed; None: asleep."""
         if not self.holds_gpu:
             return None
         return "awake" if self.phase in SERVES else "unsure"
 
     @property
     def quiet(self) -> list[Flight]:
-        """The WebSockets in flight that have carried no message for a while."""
+        """The WebSockets in flight that have carried no message for `socket_idle_s`."""
         return self.in_flight.quiet(self.socket_idle_s)
 
     @property
@@ -123,11 +123,10 @@ class Model(ModelState):
 
     @property
     def idle_since(self) -> float:
-        """When it was used last, WebSockets that are quiet by now included."""
+        """When it was last used, including by WebSockets that are quiet now."""
         return max(self.used_at, self.in_flight.message_at)
 
     def enter(self, phase: Phase) -> None:
-        """Change phase now."""
         self.move_to(phase, trio.current_time())
 
     def _moved(self, left: Phase, stayed_s: float) -> None:
@@ -147,16 +146,16 @@ class Model(ModelState):
         never_switch: bool = False,
         request: str = "",
     ) -> Flight:
-        """Stand in line until let in; returns with the request counted as in flight.
+        """Wait in line until admitted; returns with the request counted as in flight.
 
         Args:
-            weight: The factor by which its age counts.
-            never_switch: It waits for a slot only, not for a switch.
-            request: Its name.
             scope: As for `InFlight.enter`.
+            weight: The factor by which its age counts.
+            never_switch: True if it may wait for a slot, but not for a switch.
+            request: Its name.
 
         Raises:
-            LlmuxError: Those in line were refused.
+            LlmuxError: The request was refused while it waited.
         """
         with self.waiters.join(weight, never_switch=never_switch, request=request) as waiter:
             self._on_line(self)
@@ -166,7 +165,7 @@ class Model(ModelState):
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Keep the model for a request that is neither in line nor in flight, but comes back."""
+        """Keep the model for a request that will retry, but is neither in line nor in flight."""
         self.beside_line += 1
         try:
             yield
@@ -176,21 +175,20 @@ class Model(ModelState):
 
     @property
     def is_unused(self) -> bool:
-        """True if no request is in it, waits for it, or will."""
+        """True if no request is in flight, in line, or about to retry."""
         return not (self.wanted_by or self.in_flight.count or self.beside_line)
 
     async def let_in(self) -> None:
-        """Let in all who wait and have room; returns once each of them has settled."""
+        """Admit as many waiting requests as there is room for; returns once each has settled."""
         await self.waiters.grant(self.room)
 
     def _admit_more(self) -> None:
-        """A place may have become free."""
         if self.waiters.count and self.is_awake:
             self.waiters.let_in(self.room)
 
     @property
     def queued(self) -> int:
-        """Number of requests that wait: those in line, and those beside it."""
+        """Number of requests that wait, in line or for a retry."""
         return self.waiters.count + self.beside_line
 
     def _left(self, flight: Flight) -> None:
@@ -207,34 +205,32 @@ class Model(ModelState):
         self._on_line(self)
 
     def wake_succeeded(self) -> None:
-        """Forget earlier failures."""
         self.note_woken()
         self.last_error = None
 
     def wake_failed(self, error: LlmuxError) -> None:
-        """Put off the next try."""
         self.note_wake_failed(trio.current_time())
         self.last_error = error
 
     @property
     def is_warming(self) -> bool:
-        """True while its server may still load: it was just woken, and has not answered yet."""
+        """True while its server may still be loading: not warm, and `warm_by` is not over."""
         return not self.is_warm and trio.current_time() < self.warm_by
 
     def note_warm(self) -> None:
-        """Its backend has answered."""
+        """Note that its backend has answered."""
         self.is_warm = True
         self.falls = 0
 
     def fell(self) -> None:
-        """Note that it was found down while it may still have been loading.
+        """Note that it was found down while its server may still have been loading.
 
-        The first time it may be woken again at once, then after 2 s, doubling to 60 s.
+        The first time it may be woken again at once, then after 2 s, doubling up to 60 s.
         """
         if self.falls:
             self.retry_at = trio.current_time() + retry_delay_s(self.falls - 1)
         self.falls += 1
 
     def view(self) -> ModelView:
-        """Return the facts about it that a policy may use: WebSockets that yield are no use."""
+        """Return the facts for policies, which do not count WebSockets that yield as in flight."""
         return self._view(self.in_flight.in_use - len(self.yielding))

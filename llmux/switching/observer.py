@@ -1,4 +1,4 @@
-"""Makes the events of one group: phases, pins and switches."""
+"""Emits the events of one group: phases, pins and switches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmux.switching.commands import Wake
 from llmux.switching.model import Model, Phase
 
 NUMBERS = count(1)
-"""Numbers switches, across all groups."""
+"""Numbers of switches, across all groups."""
 
 
 class Tally:
@@ -25,9 +25,9 @@ class Tally:
 
     Attributes:
         drain_s: On drains.
-        sleeps_s: On the sleep of each model.
-        prefetch_s: On the rest of the prefetch hook, once all slept.
-        wake_s: On the wake.
+        sleeps_s: On sleep hooks, by model.
+        prefetch_s: On waiting for the prefetch hook after the last sleep.
+        wake_s: On the wake hook, until the model was alive.
     """
 
     __slots__ = ("drain_s", "prefetch_s", "sleeps_s", "wake_s")
@@ -38,15 +38,15 @@ class Tally:
 
     @property
     def hooks_s(self) -> float:
-        """Hook time in all: the cost of the switch."""
+        """Total hook time, which is the cost of the switch."""
         return sum(self.sleeps_s.values()) + self.prefetch_s + self.wake_s
 
 
 class Chronicle:
-    """Tells of one group's phases, pins and switches; see `llmux.observe.events`.
+    """Emits events for one group's phases, pins and switches; see `llmux.observe.events`.
 
     Attributes:
-        running: The switch that runs; None: none does.
+        running: The switch that is running, or None.
     """
 
     def __init__(self, group: str, measures: Measures, events: Events) -> None:
@@ -56,20 +56,20 @@ class Chronicle:
         self._events = events
 
     def phase(self, model: Model, left: Phase, stayed_s: float) -> None:
-        """Tell that a model has entered another phase."""
+        """Emit that a model has entered another phase."""
         now = trio.current_time()
         self._events.phase_changed.tell(
             PhaseChanged(now, model.name, model.phase.value, left.value, stayed_s)
         )
 
     def pin(self, pinned: Pin | None) -> None:
-        """Tell that the group is pinned to another model, or to none."""
+        """Emit the group's new pin; None if it has none any more."""
         now = self._events.clock.now()
         self._events.pin_changed.tell(PinChange(at=now, group=self._group, pinned=pinned))
 
     @contextmanager
     def switch(self, wake: Wake, source: Model | None) -> Iterator[Tally]:
-        """Tell of a switch that lasts as long as the context; how that is left is its result."""
+        """Emit a switch that lasts as long as the context; its result is how the context ends."""
         started_at = trio.current_time()
         record = self._begun(wake, source)
         tally = Tally()

@@ -1,4 +1,4 @@
-"""Questions about all groups: what is awake, who waits, what switches cost."""
+"""Read-only facts about all groups: models awake, requests waiting, costs of switches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmux.switching.switcher import Switcher
 
 
 class Overview:
-    """Answers questions about all groups, as they are at this instant."""
+    """Read-only facts about all groups, as of now."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
@@ -27,7 +27,7 @@ class Overview:
 
     @property
     def mode(self) -> Mode:
-        """`auto`, or `manual`: then nothing but `force_switch` switches, in any group."""
+        """`auto`, or `manual`, in which only operators switch; the same in all groups."""
         return self._groups.mode
 
     def switcher_of(self, model: str) -> Switcher:
@@ -35,18 +35,18 @@ class Overview:
         return self._groups.switcher_of(model)
 
     def config_of(self, model: str) -> ModelConfig:
-        """Return the config of a model that is in use."""
+        """Return the config in use of a model; a pending change is not in use yet."""
         return self._groups.config_of(model)
 
     @property
     def state(self) -> State:
-        """`switching` while any group is, else `active` if any is, else `idle`."""
+        """`switching` if any group is switching, else `active` if any is active, else `idle`."""
         states = {switcher.state for switcher in self._groups.switchers.values()}
         return next(s for s in ("switching", "active", "idle") if s in states)
 
     @property
     def active_model(self) -> str | None:
-        """The model that is awake; with several groups, the first group's that has one."""
+        """The model that is awake, or None; with several groups, the first such model."""
         return next((name for name in self.active_models.values() if name), None)
 
     @property
@@ -59,7 +59,7 @@ class Overview:
 
     @property
     def models(self) -> dict[str, Model]:
-        """Every model, in the config's order."""
+        """All models by name, in the config's order."""
         return dict(
             chain.from_iterable(
                 switcher.models.items() for switcher in self._groups.switchers.values()
@@ -72,28 +72,27 @@ class Overview:
         return list(self._groups)
 
     def is_registered(self, model: str) -> bool:
-        """Whether a model of this name exists; aliases are not names."""
+        """Return whether there is a model of this name; aliases do not count."""
         return model in self._groups
 
     def model_port(self, model: str) -> int | None:
-        """The local port of a model's backend; None if unknown, or if it has a URL instead."""
+        """Return the local port of a model's backend; None if it is unknown or has a URL."""
         return self._groups.config_of(model).port if model in self._groups else None
 
     def in_flight_count(self, model: str) -> int:
-        """How many requests are in flight on a model at this instant."""
         return self._groups.switcher_of(model).models[model].in_flight.count
 
     @property
     def queue_depths(self) -> dict[str, int]:
-        """How many requests wait for each model at this instant."""
+        """Number of requests that wait for each model."""
         return {name: model.queued for name, model in self.models.items()}
 
     def estimated_switch_cost(self, source: str | None, target: str) -> float | None:
-        """Seconds of hook time that a switch should take; None if it was never seen."""
+        """Return the expected hook time of a switch, in seconds; None if never measured."""
         return self._groups.switcher_of(target).measures.costs.estimate(source, target)
 
     def estimated_costs(self) -> dict[str, dict[str, float]]:
-        """Every known cost in seconds, by source (`idle`: nothing was awake) and target."""
+        """Return all known costs in seconds, by source (`idle`: no model awake) and target."""
         costs: dict[str, dict[str, float]] = {}
         for switcher in self._groups.switchers.values():
             for source in (None, *switcher.models):

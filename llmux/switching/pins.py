@@ -1,4 +1,4 @@
-"""Pins: the model that operators keep a group on."""
+"""Pins: the model that operators keep awake in a group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmux.observe.schemas import Pin
 
 
 class Pins:
-    """A stack of pins: the last one counts; those before it count again should it fail.
+    """A stack of pins: the last one is in force; if its model cannot be woken, the one before is.
 
     Attributes:
         on_change: Called after each change.
@@ -23,26 +23,26 @@ class Pins:
 
     @property
     def current(self) -> Pin | None:
-        """The pin that counts, or None."""
+        """The pin in force, or None."""
         return self._pins[-1] if self._pins else None
 
     @property
     def model(self) -> str | None:
-        """The model that is pinned, or None."""
+        """The pinned model, or None."""
         return self._pins[-1].model if self._pins else None
 
     def refusal(self, model: str) -> Pinned | None:
-        """Return why the pin refuses a request for a model, or None."""
+        """Return the error for a request that the pin forbids, or None."""
         pin = self.current
         if pin is None or pin.wait or pin.model == model:
             return None
         return Pinned(model, pin.model)
 
     def place(self, pin: Pin) -> Pin:
-        """Let this pin count from now on.
+        """Put a pin in force.
 
         Returns:
-            A copy that identifies it: an equal pin may have been placed before.
+            A copy that identifies it, since an equal pin may have been placed before.
         """
         placed = replace(pin)
         self._pins.append(placed)
@@ -50,10 +50,10 @@ class Pins:
         return placed
 
     def keep(self, placed: Pin) -> None:
-        """Drop the pins before this one: its model is awake.
+        """Drop the pins before this one, now that its model is awake.
 
         Raises:
-            PinLost: It was taken back meanwhile.
+            PinLost: It was removed meanwhile.
         """
         if not self._holds(placed):
             raise PinLost(placed.model)
@@ -67,13 +67,12 @@ class Pins:
             self.on_change()
 
     def forget(self, model: str) -> None:
-        """Remove the pins of a model that is gone; harmless when repeated."""
+        """Remove the pins of a model that was removed; idempotent."""
         if any(each.model == model for each in self._pins):
             self._pins = [each for each in self._pins if each.model != model]
             self.on_change()
 
     def clear(self) -> None:
-        """Remove all pins; harmless when repeated."""
         if self._pins:
             self._pins.clear()
             self.on_change()

@@ -1,4 +1,4 @@
-"""The prefetch hook of a switch: it runs beside drain and sleep, and the wake waits for it."""
+"""The prefetch hook of a switch: it runs during drain and sleep, and the wake waits for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llmux.errors import HookError
 class Prefetch:
     """One run of a `prefetch` hook.
 
-    A failure is only logged, where hooks are run: it makes the wake slower, not wrong.
+    Its failure is logged by the hook runner and otherwise ignored: the wake is slower, but correct.
 
     Args:
-        hook: Runs it; raises HookError.
+        hook: Runs the hook; raises HookError.
     """
 
     def __init__(self, hook: Callable[[], Awaitable[None]]) -> None:
@@ -33,11 +33,11 @@ class Prefetch:
             self._ended.set()
 
     def skip(self) -> None:
-        """Count as ended: there is no hook to run."""
+        """Mark it as ended, since the model has no prefetch hook or nothing has to sleep."""
         self._ended.set()
 
     async def wait_ended(self) -> None:
-        """Wait until it has run, or was abandoned."""
+        """Wait until the hook has run, or was abandoned."""
         await self._ended.wait()
 
     def abandon(self) -> None:

@@ -1,8 +1,8 @@
-"""From one config to the next while serving: what changes at once, what waits, what cannot.
+"""Reload the config while serving.
 
-Names, keys, limits and the policy change at once. A model whose server or hooks have changed gets
-them when it sleeps next, for which it is drained at once if it is awake; one that is gone serves
-those who still wait for it, and is then put to sleep with the hooks it had. All else goes on.
+Names, keys, limits and the policy change at once. If a model's server or hooks have changed, the
+model is drained and put to sleep, and then gets the new ones. A removed model serves the requests
+that still wait for it, and is then put to sleep with its old hooks. Other models are not disturbed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmux.observe.schemas import Reloaded
 from llmux.switching.switchboard import Switchboard
 
 WATCH_S = 1.0
-"""How often the file is looked at."""
+"""Interval between checks of the file."""
 
 FIXED = (
     "host",
@@ -37,34 +37,32 @@ FIXED = (
     "limits.header_fields",
     "http2",
 )
-"""What is used from the start on only."""
+"""Keys that only take effect at the start."""
 
 log = get_logger(__name__)
 
 
 class Reloader:
-    """Reads a config again, and has everybody use it.
+    """Reads the config file again, and applies it to all parts of llmux.
+
+    Args:
+        config: The config that llmux starts with.
+        board: Its switchers.
+        events: Gets an event for each reload.
 
     Attributes:
-        config: The one that is used now.
+        config: The config in use.
     """
 
     def __init__(self, config: Config, board: Switchboard, events: Events | None = None) -> None:
-        """Do nothing yet.
-
-        Args:
-            config: What is served.
-            board: Its switchers.
-            events: Told of each reload.
-        """
         self.config = config
         self._started_with = config
         self._board = board
         self._events = events or Events()
         self._users: list[Callable[[Config], None]] = []
         self._model_users: list[Callable[[str, ModelConfig | None], None]] = []
-        self._asked_for = 0  # times that somebody wanted the file to be read
-        self._answered = 0  # of these, the last that a reading has come after
+        self._asked_for = 0  # number of the last request to read the file
+        self._answered = 0  # number of the last request that the file was read after
         self._latest: Reloaded | None = None
         self._asked = RepeatedEvent()
         self._read = RepeatedEvent()
@@ -76,12 +74,12 @@ class Reloader:
         *,
         of_models: Callable[[str, ModelConfig | None], None] | None = None,
     ) -> None:
-        """Have somebody told.
+        """Register callbacks for new configs.
 
         Args:
             user: Called with each new config.
-            of_models: Called with each model that has changed once that may be used, and with None
-                once it is gone.
+            of_models: Called with the name and config of each changed model once the change is in
+                use, and with None in place of the config once the model is removed.
         """
         if user is not None:
             self._users.append(user)
@@ -89,7 +87,7 @@ class Reloader:
             self._model_users.append(of_models)
 
     def request(self) -> int:
-        """Have `run` read the file, from its beginning, after whatever it reads now.
+        """Make `run` read the file once more, even if it is reading it now.
 
         Returns:
             The number of this request.
@@ -99,10 +97,10 @@ class Reloader:
         return self._asked_for
 
     async def reload(self) -> Reloaded:
-        """Have the file read again, and say what came of it; cancelled, it is read all the same.
+        """Read the file again and return the result; cancelling the call does not cancel that.
 
         Raises:
-            ShuttingDown: It will not be read any more.
+            ShuttingDown: llmux is stopping, and the file will not be read any more.
         """
         number = self.request()
         while self._answered < number:
@@ -113,9 +111,9 @@ class Reloader:
         return self._latest
 
     async def run(self) -> None:
-        """Read the file whenever somebody asks for it, one time after the other, for ever.
+        """Read the file whenever it is requested, until cancelled.
 
-        Those who ask while it is read have it read once more, together.
+        All requests that arrive during one reading are answered by the next one.
         """
         try:
             while True:
@@ -130,7 +128,7 @@ class Reloader:
             self._read.set()
 
     async def _reload_once(self) -> Reloaded:
-        """Read the file in a thread, and use it in one step; a bad one changes nothing."""
+        """Read the file in a thread, and apply it in one step; a bad one changes nothing."""
         path = self.config.path
         try:
             if path is None:
@@ -140,7 +138,7 @@ class Reloader:
         except ConfigError as error:
             mistakes = error.mistakes
         except Exception as error:
-            # No file may end llmux, nor what cannot be foreseen: no thread, no memory.
+            # No file may crash llmux, and neither may a lack of threads or memory.
             log.exception("reload_broke", config=str(path))
             mistakes = [f"{path}: cannot be loaded: {error}"]
         else:
@@ -155,19 +153,19 @@ class Reloader:
         return reloaded
 
     def apply(self, new: Config) -> list[str]:
-        """Use another config.
+        """Apply another config.
 
         Returns:
             The keys whose new values need a restart.
 
         Raises:
-            ConfigError: It cannot be used, and nothing has changed.
+            ConfigError: It cannot be applied, and nothing has changed.
         """
         old = self.config
         mistakes = list(self._board.refuses(new))
         if mistakes:
             raise ConfigError(mistakes)
-        # Before anything changes: a policy of the user's own may refuse to be made.
+        # Before anything changes, since the constructor of a user's policy may raise.
         policies = self._board.policies_for(new)
         start = self._started_with
         fixed = [key for key in FIXED if _value(start, key) != _value(new, key)]
@@ -186,14 +184,14 @@ class Reloader:
             user(name, model)
 
     async def watch(self) -> None:
-        """Reload whenever the file changes, for ever."""
+        """Reload whenever the file changes, until cancelled."""
         path = self.config.path
         assert path is not None
         seen = _stamp(path)
         while True:
             await trio.sleep(WATCH_S)
             now = _stamp(path)
-            # Not while it is being written: an editor may take a moment.
+            # Wait until the file stays unchanged: an editor may still be writing it.
             if now is not None and now != seen:
                 await trio.sleep(WATCH_S / 4)
                 if _stamp(path) == now:

@@ -1,4 +1,4 @@
-"""The steps of a switch, each on one model: drain, cut, put to sleep, wake."""
+"""The steps of a switch, each on one model: drain, cut, sleep, wake."""
 
 from __future__ import annotations
 
@@ -20,69 +20,70 @@ from llmux.switching.model import Model, Phase
 from llmux.switching.prefetch import Prefetch
 
 STEP_SLACK_S = 60.0
-"""How much longer than its time-out a hook may take before the switcher counts as stuck: twice the
-five seconds until SIGKILL has had its effect, and a machine that is out of breath."""
+"""Time beyond a hook's time-out after which the switcher counts as stuck. Ending a hook takes up to
+twice five seconds (SIGTERM, then SIGKILL); the rest is for an overloaded machine."""
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
-"""Delays between two looks at a model that was just woken: the first, doubling up to the second."""
+"""Delays between alive checks after a wake: the first one, which doubles up to the second."""
 
 LEAST_LOOK_S = 1.0
-"""How long a look that was begun may take in any case, though the wake's time is over."""
+"""Minimum time for an alive check, even if the wake's time ends sooner."""
 
 SLOW_WAKE_S = 60.0
-"""How often it is logged that a model is still not alive."""
+"""Interval at which a model that is still not alive is logged."""
 
 LONGEST_WARM_UP_S = 600.0
-"""How long a model may say that it loads where its wake hook has no time-out: the default's."""
+"""Time to load for a model whose wake hook has no time-out; the default time-out of wake hooks."""
 
 log = get_logger(__name__)
 
 
 class ModelHooks(Protocol):
-    """The hooks of one model as its config had them at one instant; they never change.
+    """The hooks of one model, immutable.
 
-    What begins with these goes on with these, whatever is reloaded meanwhile.
+    A command runs all its steps with the hooks it started with, even if the config is reloaded.
     """
 
     def has(self, hook: HookName) -> bool:
-        """Whether there is this hook."""
+        """Return whether this hook is configured."""
         ...
 
     async def run(
         self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
     ) -> None:
-        """Run a hook that there is, to its end.
+        """Run a hook that is configured, until it has ended.
 
         Args:
-            hook: Which.
+            hook: The hook's name.
             source: The model that the switch leaves, if any.
             target: The model that the switch is for, if any.
-            expects_failure: A failure is neither logged as one nor counted: the model still loads.
+            expects_failure: True if a failure is to be neither logged as an error nor counted,
+                since the model may still be loading.
 
         Raises:
-            HookError: It failed, outlived its time or could not be started.
+            HookError: It failed, exceeded its time-out or could not be started.
         """
         ...
 
     def timeout_s(self, hook: HookName) -> float:
-        """Seconds that a hook may run; infinity for no limit."""
+        """Return the time-out of a hook in seconds; infinity for none."""
         ...
 
 
 class Hooks(Protocol):
-    """How a switcher gets at hooks; `llmux.hooks.ShellHooks` is the real one."""
+    """Gives access to hooks; `llmux.hooks.ShellHooks` is the implementation in use."""
 
     def of(self, model: str) -> ModelHooks:
-        """Return the hooks that a model has now."""
+        """Return a model's current hooks."""
         ...
 
     async def end_marked(self, mark: str) -> None:
-        """End what an llmux that was killed has left running of the hook with this mark."""
+        """End the processes that a killed llmux left behind from the hook with this mark."""
         ...
 
 
 class SwitchAbandoned(Exception):
-    """No request waits for the target any more, but one for another model."""
+    """Raised when no request waits for the target any more, but one for another model does."""
 
 
 class Steps:
@@ -90,8 +91,8 @@ class Steps:
 
     Args:
         hooks: Runs the hooks.
-        group: Its settings say how long a drain may take; its measures learn how long it took.
-        events: Told of drains.
+        group: Supplies the settings, and records measured drains.
+        events: Gets an event for each drain.
         on_asleep: Called with each model that has been put to sleep.
     """
 
@@ -113,7 +114,7 @@ class Steps:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a hook runs that could not even be ended."""
+        """True if a hook is running that could not be ended at its time-out."""
         return trio.current_time() > self._hook_must_end_by
 
     # ---- Drain ----
@@ -125,16 +126,17 @@ class Steps:
         is_wanted: Callable[[], bool],
         on_settled: Callable[[Model], object],
     ) -> float:
-        """Stop admitting, and wait until the last request in flight has left.
+        """Stop admitting, and wait until the last request in flight has ended.
 
         Args:
-            model: The model to drain; one that is not awake has nothing to drain.
+            model: The model to drain; nothing happens unless it is awake.
             target: The model that the switch is for.
-            is_wanted: Returns whether the switch still is.
-            on_settled: Called once all who were let in are in flight, and nobody is admitted.
+            is_wanted: Returns whether the switch is still wanted.
+            on_settled: Called with the model once no request is admitted any more, and all admitted
+                ones are in flight.
 
         Returns:
-            Seconds that it took.
+            The duration in seconds.
 
         Raises:
             SwitchAbandoned: The switch is not wanted any more; the model is awake again.
@@ -146,7 +148,8 @@ class Steps:
         model.enter(Phase.DRAINING)
         await model.waiters.wait_settled()
         on_settled(model)
-        cut_sockets(model, model.yielding)  # frozen, they would be a reason to switch back
+        # Before they are frozen with the model: frozen requests count as demand to switch back.
+        cut_sockets(model, model.yielding)
         if not model.is_drained:
             return 0.0
         async with trio.open_nursery() as nursery:
@@ -154,7 +157,7 @@ class Steps:
             nursery.start_soon(self._cancel_when, lambda: not is_wanted(), nursery.cancel_scope)
             await wait_drained(model, self._group.settings)
             nursery.cancel_scope.cancel()
-        # Called off, it may be wanted again by now: but not all have left.
+        # If the wait was cancelled, the switch may be wanted again by now, but requests are left.
         if model.in_flight.count or not is_wanted():
             model.enter(Phase.AWAKE)
             raise SwitchAbandoned
@@ -165,7 +168,7 @@ class Steps:
         return drained_s
 
     async def cut(self, model: Model) -> None:
-        """Stop admitting, and cut all requests; returns once they have left."""
+        """Stop admitting, and cut all requests; returns once they have ended."""
         if model.is_awake:
             model.enter(Phase.DRAINING)
             await model.waiters.wait_settled()  # a granted request must be counted to be cut
@@ -173,7 +176,7 @@ class Steps:
             await model.in_flight.wait_empty()
 
     async def _cancel_when(self, is_over: Callable[[], bool], wait: trio.CancelScope) -> None:
-        """Cancel a wait of the switch once a condition holds."""
+        """Cancel a wait of the switch as soon as `is_over()` is true."""
         while not is_over():
             await self._group.changed.wait()
         wait.cancel()
@@ -181,29 +184,29 @@ class Steps:
     # ---- Sleep ----
 
     def hooks_of(self, model: Model) -> ModelHooks:
-        """Return the hooks that a model has now, for all steps of a command that begins now."""
+        """Return a model's current hooks, for all steps of a command that starts now."""
         return self._hooks.of(model.name)
 
     async def put_to_sleep(
         self, model: Model, target: Model, hooks: ModelHooks, then: Phase = Phase.ASLEEP
     ) -> float:
-        """Run the sleep hook, and once more if `verify_asleep` finds the GPU still taken.
+        """Run the sleep hook, and once more if `verify_asleep` finds GPU memory still in use.
 
         Args:
             model: The model to put to sleep.
             target: The model that the switch is for.
-            hooks: Those of `model`.
-            then: The phase that it enters.
+            hooks: The hooks of `model`.
+            then: The phase to enter afterwards.
 
         Returns:
-            Seconds of hook time.
+            The hook time in seconds.
 
         Raises:
-            HookError: The GPU is still taken; the model stays in the way.
+            HookError: GPU memory is still in use; the model is FAILED and still holds the GPU.
         """
         started_at = trio.current_time()
         self._group.on_sleep(model.name)
-        if model.phase is not Phase.SLEEPING:  # a switch that was cancelled may have begun it
+        if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         try:
             await self._sleep_and_verify(model, target, hooks)
@@ -225,10 +228,10 @@ class Steps:
         try:
             await self._run_hook(hooks, "sleep", **about)
         except HookError as error:
-            # Not the end: hooks are idempotent, and only verify_asleep knows about the GPU.
+            # The model may sleep nevertheless, for which `verify_asleep` is the authority.
             log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.details)
             if not error.was_started:
-                raise  # nothing has been done to free the GPU
+                raise  # the hook has done nothing to free the GPU
         if hooks.has("verify_asleep"):
             await self._run_hook(hooks, "verify_asleep", **about)
 
@@ -237,7 +240,7 @@ class Steps:
     def prefetch(
         self, target: Model, source: str | None, hooks: ModelHooks, nursery: trio.Nursery
     ) -> Prefetch:
-        """Start the target's prefetch hook, if it has one and there is something to wait for."""
+        """Start the target's prefetch hook, if it has one and another model has to sleep first."""
         hook = partial(hooks.run, "prefetch", source=source or "", target=target.name)
         prefetch = Prefetch(hook)
         if source is None or not hooks.has("prefetch"):
@@ -247,7 +250,7 @@ class Steps:
         return prefetch
 
     async def wait_prefetched(self, prefetch: Prefetch, is_in_vain: Callable[[], bool]) -> float:
-        """Wait for the prefetch hook, unless nothing will come of the switch; returns seconds."""
+        """Wait for the prefetch hook until `is_in_vain()`; returns the wait in seconds."""
         started_at = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when, is_in_vain, nursery.cancel_scope)
@@ -256,9 +259,9 @@ class Steps:
         return trio.current_time() - started_at
 
     async def wake(self, target: Model, source: str | None, hooks: ModelHooks) -> float:
-        """Run the wake hook, then wait until the model is alive; returns seconds.
+        """Run the wake hook, then wait until the model is alive; returns the time in seconds.
 
-        Both have the wake hook's time together.
+        The wake hook's time-out limits both together.
 
         Raises:
             HookError: The hook failed, or the model was not alive in time.
@@ -282,10 +285,10 @@ class Steps:
         source: str | None,
         hooks: ModelHooks,
     ) -> float:
-        """As `wake`; if it is not wanted any more, end the hook and put the model to sleep.
+        """Like `wake`; when not wanted any more, end the hook and put the model to sleep.
 
         Raises:
-            HookError: As `wake`; or the GPU is still taken.
+            HookError: As for `wake`; or GPU memory is still in use.
             SwitchAbandoned: It was not wanted any more; the model sleeps.
         """
         started_at, failure = trio.current_time(), None
@@ -294,7 +297,7 @@ class Steps:
             try:
                 await self.wake(target, source, hooks)
             except HookError as error:
-                failure = error  # raised outside, or the nursery would wrap it in a group
+                failure = error  # raised outside the nursery, which would wrap it in a group
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -305,14 +308,14 @@ class Steps:
         raise SwitchAbandoned
 
     async def clean_up(self, target: Model, hooks: ModelHooks, error: HookError) -> None:
-        """After a failed wake: free the GPU, and put off the target's next try."""
+        """Free the GPU after a failed wake, and delay the target's next attempt."""
         if target.phase is Phase.WAKING:
-            with suppress(HookError):  # logged; the next switch will find it in the way
+            with suppress(HookError):  # logged; the next switch puts it to sleep again
                 await self.put_to_sleep(target, target, hooks, then=Phase.FAILED)
         target.wake_failed(error)
 
     def close(self) -> None:
-        """Stop waiting for models to be alive: no request will be admitted any more."""
+        """Stop waiting for models to become alive, since no request will be admitted any more."""
         self._is_closing = True
         if self._looking is not None:
             self._looking.cancel()
@@ -320,7 +323,7 @@ class Steps:
     async def _wait_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float
     ) -> None:
-        """Run the alive hook until it succeeds, or this is closed: see `_look_until_alive`."""
+        """Run the alive hook until it succeeds or `close` is called; see `_look_until_alive`."""
         if self._is_closing:
             return
         self._looking = trio.CancelScope()
@@ -334,16 +337,16 @@ class Steps:
     async def _look_until_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float
     ) -> None:
-        """Run the alive hook until it succeeds: at once, and then ever less often.
+        """Run the alive hook until it succeeds, at increasing intervals.
 
         Args:
             target: The model, whose wake hook has succeeded.
             source: The model that the switch has left, if any.
-            hooks: The target's.
-            deadline: Until when it must have; the last look may take a little longer.
+            hooks: The hooks of `target`.
+            deadline: Time limit; the last check may take up to `LEAST_LOOK_S` longer.
 
         Raises:
-            NotAlive: It has not.
+            NotAlive: It has not succeeded in time.
         """
         began_at = now = logged_at = trio.current_time()
         pause_s, failure = FIRST_LOOK_S, None
@@ -371,7 +374,7 @@ class Steps:
     async def _run_hook(
         self, hooks: ModelHooks, hook: HookName, *, source: str, target: str
     ) -> None:
-        """Run a hook that changes what is awake; raises HookError."""
+        """Run a sleep, verify or wake hook, and watch its time limit; raises HookError."""
         self._hook_must_end_by = trio.current_time() + hooks.timeout_s(hook) + STEP_SLACK_S
         try:
             await hooks.run(hook, source=source, target=target)

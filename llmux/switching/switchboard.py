@@ -1,4 +1,4 @@
-"""All groups behind one front: each model name leads to the switcher of its group."""
+"""One interface for all groups: finds the switcher of a model's group."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from llmux.switching.steps import Hooks
 from llmux.switching.switcher import Switcher
 
 WATCH_S = 1.0
-"""How often it is looked whether the switchers get on."""
+"""Interval between checks for stuck switchers."""
 
 
 class Switchboard(Overview):
     """One switcher for each group of models; groups never wait for each other.
 
     Attributes:
-        on_death: Called when a switcher is stuck: its hook cannot even be ended.
+        on_death: Called when a switcher is stuck because a hook cannot be ended.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Switchboard(Overview):
     def __repr__(self) -> str:
         return f"<Switchboard {dict(self.groups)!r}>"
 
-    # ---- The door ----
+    # ---- Admission ----
 
     def serving(
         self,
@@ -77,54 +77,55 @@ class Switchboard(Overview):
         return switcher.serving(model, scope, hints, request=request, place=place, find=self._find)
 
     def _find(self, model: str) -> tuple[Model, Check] | None:
-        """A model and its door, where there is one by this name now."""
+        """Return the model that has this name now and its admission check, or None."""
         switcher = self._groups.get(model)
         return None if switcher is None else (switcher.models[model], switcher.check_admissible)
 
     async def refused(self, model: str) -> None:
-        """A model's backend has refused a connection; see `Health.refused`.
+        """Report that a model's backend refused a connection; see `Health.refused`.
 
-        Whoever asks counts as beside the line, so that the model is not removed meanwhile.
+        The caller must be inside `Serving.waiting_beside_line`, so that the model is not removed
+        meanwhile.
         """
         if (switcher := self._groups.get(model)) is not None:
             await switcher.health.refused(switcher.models[model])
 
     async def silent(self, model: str) -> None:
-        """A model's backend has sent nothing for too long; see `Health.silent`."""
+        """Report that a model's backend has been silent for too long; see `Health.silent`."""
         if (switcher := self._groups.get(model)) is not None:
             await switcher.health.silent(switcher.models[model])
 
     def look_at_sockets(self) -> None:
-        """See `Switcher.look_at_sockets`; for all groups, and called often."""
+        """Call `draining.look_at_sockets` for all groups."""
         for switcher in self.groups.values():
             switcher.look_at_sockets()
 
-    # ---- What operators may do ----
+    # ---- Operators ----
 
     def set_mode(self, mode: Mode) -> None:
-        """Change the mode of all groups; entering manual mode refuses all who wait."""
+        """Change the mode of all groups; entering manual mode refuses all waiting requests."""
         self._groups.mode = mode
         for switcher in self.groups.values():
             switcher.set_mode(mode)
         self._events.mode_changed.tell(ModeChange(at=self._events.clock.now(), mode=mode))
 
     async def force_switch(self, model: str) -> None:
-        """Switch a model's group to it; see `Switcher.force_switch`."""
+        """Switch a model's group to it; see `Wishes.force_switch`."""
         await self.switcher_of(model).force_switch(model)
 
     async def put_model_to_sleep(self, model: str) -> None:
-        """Drain a model and put it to sleep; see `Switcher.put_model_to_sleep`."""
+        """Drain a model and put it to sleep; see `Wishes.put_model_to_sleep`."""
         await self.switcher_of(model).put_model_to_sleep(model)
 
     async def pin(self, pin: Pin) -> None:
-        """Keep a model of its group awake; see `Switcher.pin`."""
+        """Keep a model of its group awake; see `Wishes.pin`."""
         await self.switcher_of(pin.model).pin(pin)
 
     def unpin(self, group: str | None = None) -> None:
-        """Leave it to the policy again what is awake in a group, or in all.
+        """Let the policy choose again in one group, or in all.
 
         Raises:
-            GroupNotFound: There is none of this name.
+            GroupNotFound: No group has this name.
         """
         if group is not None and group not in self.groups:
             raise GroupNotFound(group)
@@ -132,11 +133,11 @@ class Switchboard(Overview):
             if group in {None, name}:
                 switcher.unpin()
 
-    # ---- Its life ----
+    # ---- Running and stopping ----
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every group's switcher can make progress."""
+        """True if every group's switcher can make progress."""
         return not any(switcher.has_died for switcher in self.groups.values())
 
     async def run(self) -> None:
@@ -144,9 +145,8 @@ class Switchboard(Overview):
         self._record.load(self.models)
         try:
             for mark in self._record.left_marks():
-                await self._hooks.end_marked(
-                    mark
-                )  # it would wake a model that nobody puts to sleep
+                # Left running, it might wake a model that is not in the config any more.
+                await self._hooks.end_marked(mark)
             async with trio.open_nursery() as beside:
                 beside.start_soon(self._watch_switchers)
                 beside.start_soon(leave_out_pauses)
@@ -170,34 +170,34 @@ class Switchboard(Overview):
             beside.cancel_scope.cancel()
 
     async def _watch_switchers(self) -> None:
-        """Notice one whose hook cannot even be ended."""
+        """Call `on_death` when a switcher is stuck because a hook cannot be ended."""
         async for _ in periodic(WATCH_S):
             stuck = [group for group, each in self.groups.items() if each.die_if_stuck()]
             if stuck:
                 self.on_death()
 
     def end(self) -> None:
-        """End `run` at once, after `stop`: a hook that runs is ended like one over its time."""
+        """End `run` at once, after `stop`; a running hook is ended as at its time-out."""
         if self._running is not None:
             self._running.cancel_scope.cancel()
 
     @property
     def has_ended(self) -> bool:
-        """Whether `run` has."""
+        """True once `run` has ended."""
         return self._ended.is_set()
 
     async def wait_ended(self) -> None:
-        """Wait until `run` has ended: no hook runs then, and none will."""
+        """Wait until `run` has ended; no hook is running then, and none will be started."""
         await self._ended.wait()
 
     async def put_to_sleep(self) -> None:
-        """Run the sleep hooks of all models that hold a GPU; only once `run` has ended."""
+        """Put all models that hold a GPU to sleep; call it only after `run` has ended."""
         async with trio.open_nursery() as nursery:
             for switcher in self.groups.values():
                 nursery.start_soon(switcher.put_to_sleep)
 
     def stop(self) -> None:
-        """Let nobody in any more, in any group; `run` ends with the switches that are running."""
+        """Stop admitting requests in all groups; `run` ends once running switches have ended."""
         self._is_stopped = True
         for switcher in self.groups.values():
             switcher.stop()

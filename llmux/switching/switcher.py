@@ -1,51 +1,53 @@
-r"""The switch, on one page: drain, sleep, wake, let in, and only then the next.
+r"""The switch, on one page: drain, sleep, wake, admit, and only then the next command.
 
 **Theory of operation**
 
 Each model has a phase (`llmux.switching.core`; `docs/design.md` draws them). A switch moves the
-models that its command names through theirs:
+models named by its command through these phases:
 
     evicted   AWAKE -> DRAINING -> SLEEPING -> ASLEEP
     target                                    ASLEEP -> WAKING -> AWAKE -> let in -> next command
                                                                \-> SLEEPING -> FAILED
 
-`Switcher.run` loops: *decide* in synchronous code (`decision`), then *carry out* the one command
-that came of it (`steps`), as a task in a nursery of its own. Everything else in llmux only changes
-what the next decision, or the running command, sees: requests join and leave lines (`admission`),
+`Switcher.run` loops: *decide* on a command in synchronous code (`decision`), then *carry it out*
+(`steps`) as a task in a nursery of its own. Everything else in llmux only changes the state that
+the next decision, or the running command, sees: requests join and leave lines (`admission`),
 operators and reloads queue commands (`wishes`, `membership`), health checks report a model that is
 down (`health`).
 
 Rules, which the other modules rely on:
 
-1.  Only the task of a command starts hooks that change what is awake, and takes `Steps`. It holds
-    the switch lock from its start until the barrier (rule 7); `run` starts no other before.
-2.  A command names whom to wake and whom to evict. Which evictions make room is the placement's to
-    say (`placement`); nothing else knows how many models fit on a GPU. It is asked as the command
-    starts, and again before the wake: a reload may have added a model that was left awake.
+1.  Only the task of a command calls `Steps`, which runs the hooks that wake models and put them to
+    sleep. The task holds the switch lock from its start until the settle barrier (rule 7); `run`
+    starts no other command before that.
+2.  A command names the model to wake and the models to evict. The placement decides which evictions
+    make room (`placement`); no other module knows how many models fit on a GPU. It is asked when
+    the command starts, and again before the wake: a reload may have added a model left awake.
 3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
-    Other tasks may run between a decision and the start of its command: what they may have changed
-    (the evictions, whether its target is still there) is looked at by the start, in one go.
-4.  A phase changes in `ModelState.move_to` alone, against the table of transitions.
-5.  Only AWAKE admits. Check and count happen without a checkpoint in between, so that a request is
-    either counted before its model drains, or not let in.
-6.  A command is asked again at each change whether it is still wanted. Until a hook of its target
-    was started it can be abandoned: a drained model goes back to AWAKE. Afterwards only
-    `abandon_wakes` allows that.
-7.  *Settle barrier*: a switch ends only when each request that it let in is in flight or gone. No
-    request is woken only to find its model leaving again.
-8.  A command goes on with the hooks that its models had when it began, or came. A model's hooks
-    change, and a model is removed, only while it sleeps and no command runs, or as the last act of
-    its sleep.
-9.  Each command ends exactly once, with its outcome. Whatever ends `run` closes the group: no
-    request and no caller is left waiting.
+    Other tasks may run between a decision and the start of its command. So the start checks, again
+    without a checkpoint, which models to evict and whether the target still exists.
+4.  Only `ModelState.move_to` changes a phase, and it checks the table of transitions.
+5.  Only AWAKE admits. A request is checked and counted without a checkpoint in between, so it is
+    either counted before its model drains, or not admitted.
+6.  At each change, a running command checks whether it is still wanted. Until a hook of its target
+    has been started it can be abandoned: a draining model goes back to AWAKE. After that, only
+    `abandon_wakes` permits it.
+7.  *Settle barrier*: a switch ends only when each request that it admitted is in flight or gone.
+    So no request is woken only to find that its model is leaving again.
+8.  A command uses the hooks that its models had when it began, or when they were added. A model's
+    hooks change, and a model is removed, only while it sleeps and no command runs, or as the last
+    act of its sleep.
+9.  Each command ends exactly once, with an outcome. When `run` ends, for whatever reason, it closes
+    the group, so that no request and no caller is left waiting.
 
 **Who may call what.** Any task may call the public methods, except `run` (once) and `put_to_sleep`
-(after `run` has ended). They never wait for a hook, but for those that return once their command is
-carried out; cancelling such a wait does not cancel the command.
+(after `run` has ended). Only methods that return once their command has been carried out wait for
+hooks; cancelling such a wait does not cancel the command.
 
-**Why there are no locks** but the one of rule 1: a group's state lives in one Trio thread, and is
-read and written in synchronous code, which nothing interrupts. The switch lock excludes nobody, for
-one command runs at a time; it says that one does (`Membership` asks), and would notice a second.
+**Why there are no locks** except that of rule 1: a group's state is read and written by synchronous
+code in one Trio thread, which nothing can interrupt. Nor does the switch lock make any task wait,
+since one command runs at a time. It shows that a command is running (`Membership` checks), and
+would reveal a second one.
 """
 
 from __future__ import annotations
@@ -87,9 +89,9 @@ class Switcher:
 
     Attributes:
         group: The group's name.
-        models: The group's models by name; each knows its own phase, line and requests.
+        models: The group's models by name.
         measures: Costs, drains, absences, rates and latencies seen so far.
-        health: Looks after the model that is awake.
+        health: Checks the model that is awake.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Switcher:
         self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
         self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down)
         wishes = Wishes(state, self._chronicle.pin)
-        # The parts' own methods, under the names by which the rest of llmux calls them.
+        # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
         self.set_mode, self.force_switch = wishes.set_mode, wishes.force_switch
         self.put_model_to_sleep = wishes.put_model_to_sleep
@@ -145,7 +147,7 @@ class Switcher:
 
     @property
     def state(self) -> State:
-        """`switching` from the moment that a model stops admitting until one is awake."""
+        """`switching` from when a model stops admitting until one is awake."""
         return self._group.state
 
     @property
@@ -155,23 +157,23 @@ class Switcher:
 
     @property
     def running(self) -> SwitchRecord | None:
-        """The switch that runs, or None."""
+        """The running switch, or None."""
         return self._chronicle.running
 
     @property
     def has_died(self) -> bool:
-        """Whether `run` ended though nobody asked it to."""
+        """True if `run` ended without `stop`, or is stuck."""
         return isinstance(self._group.closed_with, SwitcherDied)
 
     def die_if_stuck(self) -> bool:
-        """Give up if a hook cannot even be ended; returns whether `run` can switch no more."""
+        """Close the group if a hook cannot be ended; returns `has_died`."""
         if self._steps.is_stuck:
             log.critical("switcher_stuck", state=repr(self))
             self._close(SwitcherDied())
         return self.has_died
 
     def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
-        """Say how to know that a backend sends, and what to do before a model is put to sleep."""
+        """Set these callbacks; see `HeardSince` and `Group.on_sleep`."""
         self.health.heard_since, self._group.on_sleep = heard_since, on_sleep
 
     def apply(
@@ -181,13 +183,13 @@ class Switcher:
         queued_per_model: int,
         idle_rules: IdleRules = NO_IDLE_RULES,
     ) -> None:
-        """Use other settings from now on."""
+        """Use another policy and other settings from now on."""
         self._members.apply(settings, queued_per_model, idle_rules)
         self._decider.use(policy)
         self.health.apply(settings)
 
     def stop(self) -> None:
-        """Stop admitting requests; `run` returns once the command that is running has ended."""
+        """Stop admitting requests; `run` returns once the running command has ended."""
         self._close(ShuttingDown())
 
     def _close(self, error: LlmuxError) -> None:
@@ -195,7 +197,7 @@ class Switcher:
         self._group.close(error)
 
     async def put_to_sleep(self) -> None:
-        """Put to sleep what holds the GPU; only once `run` has ended, for nothing wakes it then."""
+        """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
         async with self._group.switch_lock:
             for model in self.models.values():
                 if model.holds_gpu:
@@ -206,7 +208,7 @@ class Switcher:
     # ---- The loop ----
 
     async def run(self) -> None:
-        """Carry out one command after the other until stopped. The only task that switches."""
+        """Carry out commands one by one until stopped. The only task that switches."""
         try:
             await take_over(self._group, self._record, self._hooks, self.health)
             self._decider.begin()
@@ -215,7 +217,7 @@ class Switcher:
                 async with trio.open_nursery() as switch:  # noqa: ASYNC112
                     switch.start_soon(self._carry_out, command, switch)
         finally:
-            # Whatever ends this task: nobody may be left waiting for it. After `stop` a no-op.
+            # No request or caller may be left waiting, however this ends. After `stop`, a no-op.
             is_cancelled = trio.current_effective_deadline() == -math.inf
             self._close(ShuttingDown() if is_cancelled else SwitcherDied())
 
@@ -233,8 +235,8 @@ class Switcher:
     # ---- The switch ----
 
     async def _carry_out(self, command: Command, switch: trio.Nursery) -> None:
-        # From here on no model changes that is in the way, nor is one removed. Other tasks may have
-        # run since the decision, so the evictions are named now, without a checkpoint after.
+        # While the lock is held, no model is reconfigured or removed. Other tasks may have run
+        # since the decision, so choose the evictions only now, with no checkpoint afterwards.
         self._group.switch_lock.acquire_nowait()
         command = self._decider.place(command)
         target, outcome = command.target, command.outcome
@@ -248,7 +250,7 @@ class Switcher:
                 return
             if not target.is_awake:
                 await self._switch(command, hooks, switch)
-            await target.let_in()  # the barrier: returns once each has settled
+            await target.let_in()  # the settle barrier
             outcome.end()
         except SwitchAbandoned:
             log.info("switch_abandoned", to=target.name)
@@ -260,7 +262,7 @@ class Switcher:
         except (ShuttingDown, NotReady) as error:
             outcome.end(error)
         finally:
-            outcome.end(ShuttingDown())  # of consequence only if this task was cancelled
+            outcome.end(ShuttingDown())  # only has an effect if this task was cancelled
             self._group.switch_lock.release()
 
     async def _switch(self, wake: Wake, hooks: ModelHooks, switch: trio.Nursery) -> None:
@@ -268,13 +270,13 @@ class Switcher:
 
         Args:
             wake: The command.
-            hooks: The target's.
-            switch: Runs the prefetch hook beside.
+            hooks: The hooks of the target.
+            switch: Nursery for the prefetch hook.
 
         Raises:
-            HookError: The target is not awake.
-            SwitchAbandoned: The target is not wanted any more; a drained model is awake again, or
-                sleeps, and the target sleeps.
+            HookError: A hook failed; the target is not awake.
+            SwitchAbandoned: The target is not wanted any more, and sleeps; models to evict are
+                awake again or sleep.
         """
         group, steps, target = self._group, self._steps, wake.target
         first = wake.evict[0] if wake.evict else None
@@ -283,7 +285,7 @@ class Switcher:
             prefetch = steps.prefetch(target, source, hooks, switch)
             try:
                 await self._evict(wake.evict, wake, tally)
-                # Only what the drain and the sleep did not hide of it is a cost of the switch.
+                # The switch costs only the part of the prefetch that outlasts drain and sleep.
                 tally.prefetch_s = await steps.wait_prefetched(
                     prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
                 )
@@ -315,13 +317,13 @@ class Switcher:
             raise SwitchAbandoned
 
     async def _retire(self, command: Command, hooks: ModelHooks) -> None:
-        """Put a model to sleep for no other one.
+        """Put a model to sleep without waking another one.
 
         Raises:
-            HookError: The GPU is still taken.
+            HookError: GPU memory is still in use.
         """
         model, is_down = command.target, isinstance(command, BringDown)
-        if command.is_wanted(self._group):  # else it was taken back, or has slept meanwhile
+        if command.is_wanted(self._group):  # else it was cancelled, or the model has slept since
             if is_down:
                 await self._steps.cut(model)
             else:
@@ -329,31 +331,31 @@ class Switcher:
             self._group.check_open()
             if model.phase is Phase.DRAINING or (model.holds_gpu and not is_down):
                 await self._steps.put_to_sleep(model, model, hooks)
-            self._members.note_asleep(model)  # it slept already
+            self._members.note_asleep(model)  # in case it slept already, so no step has said so
         command.outcome.end()
 
     async def _bring_down(self, model: Model) -> None:
-        """Cut a model's requests and put it to sleep: it does not answer any more."""
+        """Cut the requests of a model that no longer answers, and put it to sleep."""
         log.error("model_down", model=model.name, in_flight=model.in_flight.count)
-        model.in_flight.cut()  # also those that a drain waits for
+        model.in_flight.cut()  # at once: a drain may be waiting for these requests
         if not model.is_awake or self._group.closed_with is not None:
             return
         if model.is_warming:
             model.fell()
         commands: list[Command] = [BringDown(model, "down", stands=True)]
-        # No request and no policy might wake it again, and an operator has wanted it awake; but
-        # not for ever.
+        # In manual mode, or while pinned, no request and no policy would wake it again. Not if it
+        # fell twice in a row before it was warm: then it is left to the operator.
         if self._group.is_kept(model) and model.falls < 2:
             commands.append(Wake(model, "down", stands=True))
         self._group.queue_first(*commands)
-        with suppress(LlmuxError):  # logged; whoever waits will hear of it
+        with suppress(LlmuxError):  # logged, and reported to requests in line
             await commands[-1].wait()
 
     async def _drain(self, model: Model, command: Command) -> float:
-        """See `Steps.drain`: for as long as the command is wanted."""
+        """Drain a model, unless the command is not wanted any more; see `Steps.drain`."""
         return await self._steps.drain(
             model,
             command.target,
             lambda: command.goes_on(self._group),
-            self._door.refuse_those_who_may_not_wait,
+            self._door.refuse_if_switch_needed,
         )

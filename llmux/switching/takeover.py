@@ -1,4 +1,4 @@
-"""The start: find out what an llmux that was killed has left awake; see `llmux.switching.awake`."""
+"""The start: find the models that a killed llmux left awake; see `llmux.switching.awake`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = get_logger(__name__)
 
 
 async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Health) -> None:
-    """Adopt the recorded models that are awake and fit; leave the others to be put to sleep."""
+    """Adopt recorded models that are awake and fit; mark the others to be put to sleep first."""
     found = {
         name: entry
         for name, model in group.models.items()
         if (entry := record.entry(name))
-        and not model.holds_gpu  # else `Membership.add` has seen it
+        and not model.holds_gpu  # else `Membership.add` has dealt with it
     }
-    # All at once, before the first checkpoint: none of them may count as asleep meanwhile.
+    # For all models before the first checkpoint, so that none counts as asleep meanwhile.
     for name in found:
         group.models[name].holds_gpu = True
     async with group.switch_lock:
@@ -38,6 +38,6 @@ async def _take_over_one(
     if may_stay and await health.is_alive(model):
         log.info("model_adopted", model=model.name)
         model.enter(Phase.AWAKE)
-    else:  # it is in the way of any other
+    else:  # it may hold GPU memory, so it is put to sleep before another model wakes
         log.warning("model_unsure", model=model.name, hint="slept before another wakes")
         model.enter(Phase.FAILED)

@@ -1,10 +1,10 @@
 """The requests in line for one model, and the settle barrier.
 
-A request joins the line with `with waiters.join() as waiter`, awaits `waiter.wait_granted()`, and
-takes its in-flight guard *before* it leaves the `with`. Leaving settles it, however it leaves:
-granted, refused, cancelled or too late. `grant` returns only when all that it granted have settled:
-then each of them is in flight or gone, and a switch that starts now cannot pull the model away from
-a request that it has woken. Who stands where is kept by `core.Line`; this adds Trio's part.
+A request joins the line using `with waiters.join() as waiter`, awaits `waiter.wait_granted()`, and
+enters `InFlight` *before* it leaves the `with`. Leaving settles the request in every case: granted,
+refused, cancelled or timed out. `grant` returns only when all requests that it granted have
+settled. Each of them is then in flight or gone, so a switch that starts now cannot take the model
+away from a request that was just granted. `core.Line` keeps the order; this adds Trio's part.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Waiter:
         self.never_switch = never_switch
         self.request = request
         self.weight = weight
-        # Size 1: telling never blocks, and an answer that comes before the waiter looks is kept.
+        # Size 1, so that sending never blocks, and an answer sent before the waiter looks is kept.
         self._send, self._receive = trio.open_memory_channel[LlmuxError | None](1)
 
     def tell_nowait(self, error: LlmuxError | None) -> None:
-        """Grant (None) or refuse (an error to raise)."""
+        """Grant (None) or refuse (the error to raise)."""
         self._send.send_nowait(error)
 
     async def wait_granted(self) -> None:
@@ -44,19 +44,19 @@ class Waiter:
         """
         error = await self._receive.receive()
         if error is not None:
-            # One error goes to many waiters; without this each raise would lengthen its traceback.
+            # The same error is raised in many waiters; each raise would lengthen its traceback.
             raise error.with_traceback(None)
 
     def close(self) -> None:
-        """Close both ends of the channel."""
         self._send.close()
         self._receive.close()
 
 
 class Waiters(Line[Waiter]):
-    """The line of one model, with channels to those in it and the barrier.
+    """The line of one model, with a channel to each waiter, and the settle barrier.
 
-    `on_settle()` is called after each that has settled.
+    Args:
+        on_settle: Called after each request that has settled.
     """
 
     __slots__ = ("_on_settle", "_settled")
@@ -73,18 +73,18 @@ class Waiters(Line[Waiter]):
 
     @property
     def first(self) -> str | None:
-        """The name of the first request in line; None if nobody waits."""
+        """The name of the first request in line, or None."""
         return next((waiter.request for waiter in self), None)
 
     @contextmanager
     def join(
         self, weight: float = 1.0, *, never_switch: bool = False, request: str = ""
     ) -> Iterator[Waiter]:
-        """Stand in line for as long as the context lasts; leaving it settles.
+        """Stay in line as long as the context lasts; leaving it settles the request.
 
         Args:
             weight: The factor by which its age counts.
-            never_switch: It waits for a slot only, not for a switch.
+            never_switch: True if it may wait for a slot, but not for a switch.
             request: Its name.
         """
         waiter = Waiter(weight, never_switch, request)
@@ -102,7 +102,7 @@ class Waiters(Line[Waiter]):
         self._on_settle()
 
     def let_in(self, room: float = math.inf) -> None:
-        """Grant the first `room` in line, and do not wait for them; `wait_settled` does."""
+        """Grant the first `room` requests in line, without waiting until they settle."""
         was_settled = not self.settling
         granted = self.take_first(room)
         if granted and was_settled:
@@ -112,12 +112,12 @@ class Waiters(Line[Waiter]):
             waiter.tell_nowait(None)
 
     async def grant(self, room: float = math.inf) -> None:
-        """Let in the first `room` in line; returns once each of them has settled."""
+        """Grant the first `room` requests in line; returns once each of them has settled."""
         self.let_in(room)
         await self._settled.wait()
 
     async def wait_settled(self) -> None:
-        """Wait until each that was granted is in flight or gone."""
+        """Wait until each granted request is in flight or gone."""
         await self._settled.wait()
 
     def refuse(

@@ -1,4 +1,4 @@
-"""Estimates of how long a request will wait, from what was measured."""
+"""Estimates of how long a request will wait, from measured switches and latencies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from llmux.switching.model import Model
 
 
 def wait_s(group: Group, model: Model) -> float:
-    """Return about how many seconds a request that arrived now would be in line.
+    """Return an estimate of the seconds that a request arriving now would wait in line.
 
-    It assumes that the switch begins at once; when it does is for the policy to decide.
+    It assumes that the switch begins at once, although the policy may delay it.
     """
     measures, active = group.measures, group.active
     seconds = 0.0
@@ -26,7 +26,7 @@ def wait_s(group: Group, model: Model) -> float:
 
 
 def eta_s(group: Group, model: Model) -> float | None:
-    """As `wait_s`; None if this switch was never measured."""
+    """Return `wait_s`, or None if this switch was never measured."""
     if model.admits:
         return 0.0
     source = group.active_name

@@ -20,7 +20,7 @@ class Wishes:
 
     Args:
         group: The group.
-        tell_pin: Called with what the group is pinned to after each change.
+        tell_pin: Called with the group's pin, or None, after each change.
     """
 
     def __init__(self, group: Group, tell_pin: Callable[[Pin | None], object]) -> None:
@@ -29,7 +29,7 @@ class Wishes:
         group.pins.on_change = self._apply_pin
 
     def set_mode(self, mode: Mode) -> None:
-        """Change the mode; entering manual mode refuses all who wait."""
+        """Change the mode; entering manual mode refuses all waiting requests."""
         group = self._group
         group.mode = mode
         if mode == "manual":
@@ -39,13 +39,13 @@ class Wishes:
         group.changed.set()
 
     async def force_switch(self, name: str) -> None:
-        """Switch to a model whatever the policy thinks; returns when it is awake.
+        """Switch to a model regardless of the policy; returns when it is awake.
 
         While the group is pinned, the pin moves to that model. The command stands even if the
         caller is cancelled while it waits.
 
         Raises:
-            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
+            ModelNotFound, HookError, NotReady, ShuttingDown: The model is not awake.
         """
         if (pinned := self._group.pins.current) is not None:
             await self.pin(Pin(model=name, wait=pinned.wait))
@@ -56,29 +56,29 @@ class Wishes:
         """Drain a model and put it to sleep; a request for it wakes it again.
 
         Raises:
-            ModelNotFound, HookError, ShuttingDown: Why it does not sleep.
+            ModelNotFound, HookError, ShuttingDown: The model does not sleep.
         """
         await self._follow(Sleep(self._known(name), OPERATOR, stands=True, rule="forced"))
 
     async def pin(self, pin: Pin) -> None:
-        """Switch to a model and keep it awake; returns when it is.
+        """Switch to a model and keep it awake; returns when it is awake.
 
-        Requests for the others are refused, or wait, until `unpin`. If the model cannot be woken,
-        nothing has changed.
+        Requests for other models are refused, or wait, until `unpin`. If the model cannot be woken,
+        the previous pin is in force again.
 
         Raises:
-            ModelNotFound, HookError, NotReady, ShuttingDown: Why the model is not awake.
-            PinLost: It is awake, but not pinned any more.
+            ModelNotFound, HookError, NotReady, ShuttingDown: The model is not awake.
+            PinLost: It is awake, but no longer pinned.
         """
         target = self._known(pin.model)
         placed = self._group.pins.place(pin)
-        # Not in an `except` here: the caller may be gone by the time that the wake fails.
+        # A callback, not an `except`: the caller may be gone by the time the wake fails.
         outcome = Outcome(on_failure=partial(self._take_back, placed))
         await self._follow(Wake(target, OPERATOR, stands=True, rule="pinned", outcome=outcome))
         self._group.pins.keep(placed)
 
     def unpin(self) -> None:
-        """Leave it to the policy again what is awake; harmless when repeated."""
+        """Let the policy choose again; idempotent."""
         self._group.pins.clear()
 
     def _take_back(self, placed: Pin) -> None:
@@ -86,7 +86,7 @@ class Wishes:
         counted = group.pins.current is placed
         group.pins.take_back(placed)
         if counted and group.pins.model is not None and group.closed_with is None:
-            # The pin before it counts again, whose model may have been put to sleep for this one.
+            # The previous pin is in force again; its model may have been put to sleep for this one.
             model = group.models[group.pins.model]
             group.queue(Wake(model, OPERATOR, stands=True, rule="pinned"))
 

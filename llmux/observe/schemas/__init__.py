@@ -1,7 +1,7 @@
-"""The JSON that llmux's own paths send and take, one module for each subject.
+"""The JSON objects that llmux's own paths send and receive, one module per subject.
 
 Points in time (`at`, `since`, `started`, ...) are Unix times in seconds, durations end in `_secs`.
-Descriptions end up in the OpenAPI document; see `llmux.api.openapi`.
+Docstrings become descriptions in the OpenAPI document; see `llmux.api.openapi`.
 """
 
 from llmux.observe.schemas.base import Message, ModelState, ModeName, Order, Shape

@@ -1,4 +1,4 @@
-"""The two kinds of JSON object: those that llmux sends, and those that it takes."""
+"""The two kinds of JSON object: those that llmux sends, and those that it receives."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An object that llmux receives; unknown keys are mistakes."""
+    """An object that llmux receives; unknown keys are errors."""
 
 
 class Message(Shape, frozen=True):
-    """It is done.
+    """The request was carried out.
 
     Attributes:
-        message: What.
+        message: A description of what was done.
     """
 
     message: str

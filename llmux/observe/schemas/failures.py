@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form and in Ollama's."""
+"""Errors, in OpenAI's form and in Ollama's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from llmux.observe.schemas.base import Shape
 
 
 class ErrorDetail(Shape, frozen=True):
-    """What is wrong.
+    """The details of an error.
 
     Attributes:
-        message: In words.
+        message: A description for people.
         type: Always `llmux_error`.
         param: Always null.
-        code: For programs.
+        code: An error code for programs.
     """
 
     message: str
@@ -27,8 +27,8 @@ class OllamaError(Shape, frozen=True):
     """An error, in Ollama's form.
 
     Attributes:
-        error: In words.
-        code: For programs.
+        error: A description for people.
+        code: An error code for programs.
     """
 
     error: str
@@ -39,7 +39,7 @@ class Error(Shape, frozen=True):
     """An error, in OpenAI's form.
 
     Attributes:
-        error: What is wrong.
+        error: The details.
     """
 
     error: ErrorDetail

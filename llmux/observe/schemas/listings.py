@@ -1,4 +1,4 @@
-"""Model lists in OpenAI's form and in Ollama's."""
+"""Model lists, in OpenAI's form and in Ollama's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class ModelFacts(Shape, frozen=True):
     """Facts about a model that llmux adds to OpenAI's list.
 
     Attributes:
-        state: What it is doing.
-        in_flight: Requests being served.
-        queued: Requests waiting.
-        alias_of: The model that an alias stands for; there for aliases only.
+        state: The model's state.
+        in_flight: Number of requests in flight.
+        queued: Number of requests that wait.
+        alias_of: The model that an alias stands for; only present for aliases.
     """
 
     state: ModelState
@@ -29,11 +29,11 @@ class ModelObject(Shape, frozen=True):
     """A model, as OpenAI's API shows it.
 
     Attributes:
-        id: Its name.
+        id: The model's name.
         object: Always `model`.
         created: When llmux was started.
         owned_by: Always `llmux`.
-        llmux: What it is doing.
+        llmux: Its state and requests.
     """
 
     id: str
@@ -48,7 +48,7 @@ class ModelList(Shape, frozen=True):
 
     Attributes:
         object: Always `list`.
-        data: By name.
+        data: The models and aliases, sorted by name.
     """
 
     object: Literal["list"]
@@ -76,9 +76,10 @@ class OllamaDetails(Shape, frozen=True):
 
 
 class OllamaModel(Shape, frozen=True):
-    """The fields that both of Ollama's lists have.
+    """The fields that both of Ollama's lists have in common.
 
-    The docstrings below repeat them, since each becomes a description in the OpenAPI document.
+    The docstrings of the subclasses repeat them, since each becomes a description in the OpenAPI
+    document.
     """
 
     name: str
@@ -92,11 +93,11 @@ class OllamaTag(OllamaModel, frozen=True):
     """A model in Ollama's list.
 
     Attributes:
-        name: Its name.
-        model: The same.
-        size: 0: llmux does not know it.
-        digest: Made of its name.
-        details: Empty.
+        name: The model's name.
+        model: The model's name, too.
+        size: Always 0, since llmux does not know it.
+        digest: A hash of the name.
+        details: Empty fields.
         modified_at: When llmux was started.
     """
 
@@ -107,7 +108,7 @@ class OllamaTags(Shape, frozen=True):
     """All models, in Ollama's form.
 
     Attributes:
-        models: By name.
+        models: The models and aliases, sorted by name.
     """
 
     models: list[OllamaTag]
@@ -117,13 +118,13 @@ class OllamaRunning(OllamaModel, frozen=True):
     """A model that is awake, in Ollama's form.
 
     Attributes:
-        name: Its name.
-        model: The same.
-        size: 0: llmux does not know it.
-        digest: Made of its name.
-        details: Empty.
-        expires_at: In a hundred years: llmux decides when it sleeps.
-        size_vram: 0: llmux does not know it.
+        name: The model's name.
+        model: The model's name, too.
+        size: Always 0, since llmux does not know it.
+        digest: A hash of the name.
+        details: Empty fields.
+        expires_at: A hundred years from now, since llmux decides when the model sleeps.
+        size_vram: Always 0, since llmux does not know it.
     """
 
     expires_at: str
@@ -134,7 +135,7 @@ class OllamaProcesses(Shape, frozen=True):
     """The models that are awake, in Ollama's form.
 
     Attributes:
-        models: By name.
+        models: The models, sorted by name.
     """
 
     models: list[OllamaRunning]
@@ -144,7 +145,7 @@ class OllamaVersion(Shape, frozen=True):
     """The version, in Ollama's form.
 
     Attributes:
-        version: Of llmux.
+        version: The version of llmux.
     """
 
     version: str

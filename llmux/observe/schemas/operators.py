@@ -8,11 +8,11 @@ from llmux.observe.schemas.base import ModeName, Shape
 
 
 class Pin(Shape, frozen=True):
-    """A model that its group keeps awake.
+    """A pin, which keeps a model of a group awake.
 
     Attributes:
-        model: Which.
-        wait: Whether requests for others wait; else they get 503.
+        model: The pinned model.
+        wait: True if requests for the group's other models wait; otherwise they get 503.
     """
 
     model: str
@@ -24,7 +24,7 @@ class ModeChange(Shape, frozen=True):
 
     Attributes:
         at: When.
-        mode: What it is now.
+        mode: The new mode.
     """
 
     at: float
@@ -36,8 +36,8 @@ class PinChange(Shape, frozen=True):
 
     Attributes:
         at: When.
-        group: Which.
-        pinned: To what; null: it is free.
+        group: The group.
+        pinned: The new pin; null: the group is not pinned any more.
     """
 
     at: float
@@ -50,10 +50,10 @@ class Reloaded(Shape, frozen=True):
 
     Attributes:
         at: When.
-        ok: Whether it is used.
-        mistakes: Why not.
-        models: The models there are now.
-        needs_restart: Keys whose new values count from the next start only.
+        ok: True if the new config is in use.
+        mistakes: The errors in the new config, if it is not in use.
+        models: The models of the config in use.
+        needs_restart: Keys whose new values take effect at the next start only.
     """
 
     at: float

@@ -1,4 +1,4 @@
-"""Bodies of control requests: which model, which mode, which pin."""
+"""Bodies of control requests."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from llmux.observe.schemas.base import ModeName, Order
 
 
 class ModelOrder(Order, frozen=True):
-    """Which model; aliases count.
+    """A model to act on.
 
     Attributes:
-        model: Its name.
+        model: The model's name, or an alias.
     """
 
     model: str
 
 
 class ModeOrder(Order, frozen=True):
-    """Which mode.
+    """The mode to set.
 
     Attributes:
-        mode: manual: nothing but orders switches; requests for a model that is not awake get 503.
+        mode: auto: the policy switches. manual: only control requests switch, and requests for a
+            model that is not awake get 503.
     """
 
     mode: ModeName
@@ -29,9 +30,9 @@ class PinOrder(Order, frozen=True):
     """Keep a model awake.
 
     Attributes:
-        model: Its name.
-        wait: Whether requests for the group's other models wait until it is unpinned; else they
-            get 503.
+        model: The model's name, or an alias.
+        wait: True if requests for the group's other models wait until the group is unpinned;
+            otherwise they get 503.
     """
 
     model: str
@@ -39,10 +40,10 @@ class PinOrder(Order, frozen=True):
 
 
 class UnpinOrder(Order, frozen=True):
-    """Pin a model no more.
+    """Remove pins.
 
     Attributes:
-        group: Whose pin; none: every group's, and the mode becomes auto.
+        group: The group to unpin. By default all groups are unpinned, and the mode becomes auto.
     """
 
     group: str | None = None

@@ -1,4 +1,4 @@
-"""Requests on their way, counts of them, and token rates."""
+"""Current requests, their numbers, and token rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ RequestPhase = Literal["reading", "waiting", "forwarding", "answering", "ended"]
 
 
 class Counts(Shape, frozen=True):
-    """How many requests there are, for the models where that has changed.
+    """The numbers of requests, for the models where they have changed.
 
     Attributes:
         at: When.
-        models: In flight and waiting, by model.
+        models: Requests in flight and requests waiting, by model.
     """
 
     at: float
@@ -25,23 +25,23 @@ class RequestInfo(Shape, frozen=True):
     """A request for a model.
 
     Attributes:
-        id: Its name as long as llmux runs.
-        model: What it is for; empty while that is not known, and for the fallback.
-        phase: reading: its body arrives; waiting: for the model; forwarding: the model has said
-            nothing yet; answering: the answer is on its way.
-        arrived: When it came.
-        waited_secs: How long it has waited for its model.
-        client: Where it comes from.
-        method: Its method.
-        path: Its path, without the query.
+        id: Identifies it as long as llmux runs.
+        model: The requested model; empty while that is unknown, and for the fallback backend.
+        phase: reading: its body is arriving; waiting: for the model; forwarding: the backend has
+            not answered yet; answering: the response is being sent.
+        arrived: When it arrived.
+        waited_secs: Time that it has waited for its model.
+        client: The client's address.
+        method: The HTTP method.
+        path: The path, without the query.
         bytes_in: Length of its body.
-        bytes_out: How much of the answer was sent.
-        ended: When it ended.
-        status: What it was counted as; 499: its client left.
-        first_byte_secs: How long after its arrival the first byte of the answer's body came; null:
-            none has.
-        tokens_in: Tokens of what was asked, once the answer is over and has told of them.
-        tokens_out: Tokens of the answer, likewise.
+        bytes_out: Bytes of the response sent so far.
+        ended: When it ended; null: it has not.
+        status: The status that it was counted as; 499: its client left.
+        first_byte_secs: Time from its arrival to the first byte of the response's body; null: there
+            is none yet.
+        tokens_in: Tokens of the prompt, if the response has reported them; null before its end.
+        tokens_out: Tokens of the response, likewise.
     """
 
     id: str
@@ -62,12 +62,12 @@ class RequestInfo(Shape, frozen=True):
 
 
 class RequestList(Shape, frozen=True):
-    """The requests that are being served, oldest first.
+    """The current requests, oldest first.
 
     Attributes:
         at: When.
-        total: How many there are.
-        requests: The oldest of them.
+        total: Number of current requests.
+        requests: The oldest ones.
     """
 
     at: float
@@ -78,13 +78,13 @@ class RequestList(Shape, frozen=True):
 class RequestChanges(Shape, frozen=True):
     """Changes of requests since the last such event.
 
-    A request that came and went in between is told of once, as ended.
+    A request that began and ended in between is only listed as ended.
 
     Attributes:
         at: When.
-        changed: Those whose phase has changed.
-        ended: Those that have ended.
-        omitted: How many more there were of both: an event tells of so many only.
+        changed: Requests whose phase has changed.
+        ended: Requests that have ended.
+        omitted: Number of requests left out of both lists, since an event's length is limited.
     """
 
     at: float
@@ -94,11 +94,11 @@ class RequestChanges(Shape, frozen=True):
 
 
 class TokenRates(Shape, frozen=True):
-    """How many tokens answers have a second, for the models where that has changed.
+    """Token rates, for the models where they have changed.
 
     Attributes:
         at: When.
-        models: Tokens a second, by model: see `tokens_per_sec` of a model.
+        models: Tokens per second, by model; see `tokens_per_sec` of a model.
     """
 
     at: float

@@ -13,11 +13,11 @@ GroupState = Literal["idle", "active", "switching"]
 
 
 class Alive(Shape, frozen=True):
-    """Outcome of a model's alive hook.
+    """The result of a model's alive hook.
 
     Attributes:
-        model: Its name.
-        alive: Whether the hook has exited 0.
+        model: The model's name.
+        alive: True if the hook exited with 0.
     """
 
     model: str
@@ -25,28 +25,29 @@ class Alive(Shape, frozen=True):
 
 
 class ModelStatus(Shape, frozen=True):
-    """A model.
+    """The state of a model.
 
     Attributes:
         group: Its group.
-        state: What it is doing.
-        since: Since when.
-        in_flight: Requests being served.
-        queued: Requests waiting.
-        awake: Whether it admits requests.
-        oldest_wait_secs: How long the first in line has waited; null: nobody waits.
-        last_error: Why the last try to wake it failed; null after a success.
-        retry_in_secs: After a failure, when it may be tried again.
-        cost_secs: Hook time of a switch from what is awake now; null: never seen.
-        eta_secs: About how long a request that came now would wait, should the switch begin at
-            once; null: nobody knows.
-        aliases: Other names of it.
+        state: Its state.
+        since: When it entered this state.
+        in_flight: Number of requests in flight.
+        queued: Number of requests that wait.
+        awake: True if it admits requests.
+        oldest_wait_secs: Time that the oldest waiting request has waited; null: none waits.
+        last_error: Why the last attempt to wake it or put it to sleep failed; null after a
+            successful wake.
+        retry_in_secs: After a failed wake, time until the next attempt is allowed.
+        cost_secs: Expected hook time of a switch from the model that is awake now; null: unknown.
+        eta_secs: Estimated wait of a request that arrives now, if the switch begins at once; null:
+            unknown.
+        aliases: Other names for it.
         backend: The URL of its server.
-        max_in_flight: How many requests it takes at a time; null: any number.
-        idle_sleep_secs: How long unused it stays awake; null: for ever.
-        hooks: The hooks that it has.
-        tokens_per_sec: Tokens of its answers that ended in the last minute, by the second, as far
-            as they told of them.
+        max_in_flight: Limit of the requests in flight; null: no limit.
+        idle_sleep_secs: Time without requests after which it is put to sleep; null: never.
+        hooks: The names of its hooks.
+        tokens_per_sec: Tokens per second of the responses that ended in the last minute, as far as
+            they reported them.
     """
 
     group: str
@@ -69,16 +70,16 @@ class ModelStatus(Shape, frozen=True):
 
 
 class GroupStatus(Shape, frozen=True):
-    """A group: models that share a GPU.
+    """The state of a group, that is, of models that share a GPU.
 
     Attributes:
         state: switching, active (a model is awake) or idle.
-        since: Since when its model is in the state that it is in.
-        active_model: The model that is awake.
-        models: All of them.
-        pinned: What it is pinned to; null: nothing.
-        switch: The switch that runs; null: none does.
-        standby: The model that is woken when nothing else is wanted; null: none.
+        since: When the last change of a model's state happened.
+        active_model: The model that is awake; null: none is.
+        models: The names of its models.
+        pinned: Its pin; null: it is not pinned.
+        switch: The running switch; null: none is running.
+        standby: The model that is woken while the group is idle; null: none.
     """
 
     state: GroupState
@@ -91,22 +92,23 @@ class GroupStatus(Shape, frozen=True):
 
 
 class Status(Shape, frozen=True):
-    """All there is to know at this instant.
+    """The state of llmux.
 
     Attributes:
-        at: When this was said.
-        version: llmux's version.
-        boot: Another one after each start; events and requests of another boot are strangers.
+        at: When this was sent.
+        version: The version of llmux.
+        boot: Identifies this start of llmux; ids of events and requests are only valid within it.
         started: When llmux started.
-        state: switching while any group is, else active if any is, else idle.
-        active_model: The model that is awake; with several groups, the first one's that has any.
+        state: switching if any group is switching, else active if any is active, else idle.
+        active_model: The model that is awake; null: none is. With several groups, the first such
+            model.
         mode: auto or manual.
         policy: The name of the policy.
-        queue_depth: How many requests wait, by model.
-        groups: By name.
-        models: By name.
-        estimated_costs: Hook seconds of a switch, by what is left (`idle`: nothing) and what is
-            woken.
+        queue_depth: Number of requests that wait, by model.
+        groups: The groups, by name.
+        models: The models, by name.
+        estimated_costs: Expected hook time of a switch in seconds, by the model left (`idle`: none)
+            and the model woken.
     """
 
     at: float
@@ -127,12 +129,12 @@ class History(Shape, frozen=True):
     """Events of the last hour, as far as they are remembered.
 
     Attributes:
-        at: When this was said.
-        last_event_id: Events after this one are news.
-        phases: Changes of state, oldest first; the first of a model says what it was before.
-        switches: Oldest first.
-        hooks: Oldest first.
-        counts: Oldest first; where a model is missing, nothing has changed.
+        at: When this was sent.
+        last_event_id: Continue an event stream from here to miss nothing.
+        phases: Changes of models' states, oldest first.
+        switches: Switches, oldest first.
+        hooks: Runs of hooks, oldest first.
+        counts: Numbers of requests, oldest first, each with only the models that have changed.
     """
 
     at: float
@@ -144,20 +146,20 @@ class History(Shape, frozen=True):
 
 
 class Journal(Shape, frozen=True):
-    """Entries of the journal; `llmux.observe.journal` says what is in them.
+    """Entries of the journal; see `llmux.observe.journal` for their fields.
 
     Attributes:
-        entries: Oldest first.
+        entries: The entries, oldest first.
     """
 
     entries: list[dict[str, Any]]
 
 
 class Health(Shape, frozen=True):
-    """Whether llmux can make progress.
+    """The health of llmux.
 
     Attributes:
-        status: ok, or why not.
+        status: ok, or the reason why llmux cannot switch.
     """
 
     status: str

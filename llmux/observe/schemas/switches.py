@@ -14,9 +14,9 @@ class PhaseChange(Shape, frozen=True):
 
     Attributes:
         at: When.
-        model: Which.
-        state: What it is now.
-        left: What it was.
+        model: The model.
+        state: Its new state.
+        left: Its previous state.
     """
 
     at: float
@@ -26,24 +26,24 @@ class PhaseChange(Shape, frozen=True):
 
 
 class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}):
-    """A switch, told when it begins and again when it has ended.
+    """A switch; sent when it begins and again when it has ended.
 
     Attributes:
         id: Its number since the start of llmux.
-        group: Where.
-        source: What was awake; null: nothing.
-        target: What is to be awake.
+        group: Its group.
+        source: The model that was awake; null: none.
+        target: The model to wake.
         started: When it began.
-        ended: When it was over; null: it runs.
-        result: How it ended; null: it runs.
-        reason: Why, in words.
-        rule: Which rule of the policy, or who else has decided: forced, pinned, standby, ...
-        request: The request that had waited longest for it, if any did.
-        waiting: How many waited for it when it began.
-        expected_secs: How long it should take: what its hooks and the drain took before; null:
-            nobody knows.
-        drain_secs: Of the whole, until the last request of the source had ended.
-        hook_secs: Of the whole, run time of hooks.
+        ended: When it ended; null: it is running.
+        result: How it ended; null: it is running.
+        reason: The reason for it, in words.
+        rule: The rule of the policy that decided on it, or another origin: forced, pinned, standby,
+            ...
+        request: The request that had waited longest for the target; null: none.
+        waiting: Number of requests that waited for the target when it began.
+        expected_secs: Expected duration, from earlier hooks and drains; null: unknown.
+        drain_secs: Part of the duration spent on the drain of the source.
+        hook_secs: Part of the duration spent in hooks.
         error: Why it failed.
     """
 
@@ -65,16 +65,16 @@ class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}
 
 
 class HookRun(Shape, frozen=True):
-    """A run of a hook, told when it begins and again when it has ended.
+    """A run of a hook; sent when it begins and again when it has ended.
 
     Attributes:
-        model: Whose.
-        hook: Which.
-        started: When.
-        duration_secs: How long it took; null: it runs.
-        ok: Whether it succeeded; null: it runs.
+        model: The model whose hook it is.
+        hook: The hook's name.
+        started: When it began.
+        duration_secs: Its duration; null: it is running.
+        ok: True if it succeeded; null: it is running.
         error: Why it failed.
-        output: The last lines that it printed.
+        output: The last lines of its output.
     """
 
     model: str

@@ -1,7 +1,7 @@
-"""The one place that uses Hypercorn's own classes: its lifespan, connections, and WebSockets.
+"""The only package that uses Hypercorn's internal classes: lifespan, connections and WebSockets.
 
-They are no public API; `pyproject.toml` bounds the version, and `tests/server/test_e2e.py` notices
-if they change. `patches.py` is the one file that changes Hypercorn for the whole process.
+These classes are not public API: `pyproject.toml` pins the minor version, and the tests in
+`tests/server/test_e2e.py` fail if they change. Process-wide patches are all in `patches.py`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HypercornSide:
             nursery.cancel_scope.cancel()
 
     async def serve(self, stream: trio.SocketStream, data: bytes) -> None:
-        """Serve a connection of which some bytes have been read, to its end."""
+        """Serve a connection until it ends; `data` holds bytes that were already read from it."""
         server = EndingTrioServer(
             self._app,
             self._config,
@@ -65,10 +65,11 @@ class HypercornSide:
             del self._serving[server]
 
     async def stop(self) -> None:
-        """Close idle connections now, and the others after the request that they carry."""
+        """Close idle connections now, and each busy one once its current request has ended."""
         await self._context.terminated.set()
         for server, stream in tuple(self._serving.items()):
-            # Hypercorn takes HTTP/2 for busy from its preface on.
+            # Hypercorn considers an HTTP/2 connection busy from its preface on, so it would not
+            # close this one until the client does.
             protocol = getattr(getattr(server, "protocol", None), "protocol", None)
             if isinstance(protocol, H2Protocol) and protocol.idle:
                 await stream.aclose()

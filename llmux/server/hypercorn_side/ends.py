@@ -1,7 +1,7 @@
-"""Close Hypercorn's connections in time when their clients read nothing.
+"""Close connections whose clients stopped reading.
 
-Hypercorn itself waits for ever for a client to take what it sends, and in asyncio also for what is
-left of it when it closes a connection.
+Hypercorn itself waits forever for a client to read what it sends; under asyncio, also for the rest
+of the write buffer when it closes a connection.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from hypercorn.asyncio.tcp_server import TCPServer as AsyncioServer
@@ -21,85 +21,33 @@ from llmux.server.hypercorn_side.rules import RULES
 from llmux.server.hypercorn_side.sockets import notice_death
 
 SENT_BYTES = 65536
-"""Bytes for which a client has one stall limit."""
+"""The stall limit applies to each chunk of this many bytes."""
+
+if TYPE_CHECKING:
+
+    class _Server:
+        """The parts that Hypercorn's `TCPServer` has in common on Trio and on asyncio."""
+
+        idle_task: Any
+
+        def __init__(self, *args: Any) -> None: ...
+        async def protocol_send(self, event: Event) -> None:
+            raise NotImplementedError
+
+        async def _read_data(self) -> None:
+            raise NotImplementedError
+
+else:
+    _Server = object
 
 
-class EndingTrioServer(TrioServer):
-    """Closes a connection whose client reads nothing, whatever protocol it carries."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._is_over = False
-        self._unsent: deque[bytes] = deque()
-        notice_death(self)
-
-    async def protocol_send(self, event: Event) -> None:
-        """Send, and close the connection if the client reads nothing for the stall limit."""
-        if isinstance(event, RawData):
-            await self._send_in_turn(event.data)
-        elif not isinstance(event, Updated):
-            await super().protocol_send(event)
-        elif not self._is_over:
-            with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
-                await super().protocol_send(event)
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        # The client has left. Hypercorn would keep the connection for the rest of its idle time.
-        self._is_over = True
-        await self.idle_task.stop()
-
-    async def _send_in_turn(self, data: bytes) -> None:
-        """Send it behind what others send.
-
-        On a connection of HTTP/2, frames that were made must be sent: the client could read no
-        headers behind ones that were left out. So a task that is cancelled while it waits for its
-        turn leaves them to the task whose turn it is.
-        """
-        self._unsent.append(data)
-        try:
-            self.send_lock.acquire_nowait()  # no checkpoint: here, too, nothing may be left behind
-        except trio.WouldBlock:
-            await self.send_lock.acquire()
-        try:
-            while self._unsent:
-                await self._send(self._unsent.popleft())
-        finally:
-            self.send_lock.release()
-
-    async def _send(self, data: bytes) -> None:
-        try:
-            for start in range(0, len(data), SENT_BYTES):
-                # Shielded as in Hypercorn: what was cancelled half-way would break the framing.
-                with trio.fail_after(RULES.stall_s) as sending:
-                    sending.shield = True
-                    await self.stream.send_all(data[start : start + SENT_BYTES])
-        except trio.TooSlowError:
-            await trio.aclose_forcefully(self.stream)
-            await self._tell_closed()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._tell_closed()
-
-    async def _tell_closed(self) -> None:
-        """Tell the protocol, also for a task that is cancelled: half of that is a wrong state."""
-        with trio.CancelScope(shield=True):  # in which nothing waits for the client
-            await self.protocol.handle(Closed())
-
-
-class EndingAsyncioServer(AsyncioServer):
-    """The same in asyncio, where a closed connection stays until its client has read the rest."""
+class EndingServer(_Server):
+    """Closes a connection whose client reads nothing, whichever protocol it speaks."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._is_over = False
-        self._written_bytes = 0
+        self._client_left = False
         notice_death(self)
-
-    async def run(self) -> None:
-        """Serve the connection to its end."""
-        # A task that ends as cancelled is a traceback in Python 3.11 (`StreamReaderProtocol`).
-        with suppress(asyncio.CancelledError):
-            await super().run()
 
     async def protocol_send(self, event: Event) -> None:
         """Send, and close the connection if the client reads nothing for the stall limit."""
@@ -107,18 +55,82 @@ class EndingAsyncioServer(AsyncioServer):
             await self._send(event.data)
         elif not isinstance(event, Updated):
             await super().protocol_send(event)
-        elif not self._is_over:
-            with suppress(RuntimeError):  # it takes no more tasks: it has ended, and is not idle
+        elif not self._client_left:
+            # The connection's task group may have ended already: no idle timer can start in it,
+            # and none is needed.
+            with suppress(RuntimeError):
                 await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         await super()._read_data()
-        # The client has left. Hypercorn would keep the connection for the rest of its idle time.
-        self._is_over = True
+        # The client has left. Hypercorn would keep the connection until its idle timeout.
+        self._client_left = True
         await self.idle_task.stop()
 
     async def _send(self, data: bytes) -> None:
-        """Send at once, in the order of calls; then wait until the client has taken enough."""
+        raise NotImplementedError
+
+
+class EndingTrioServer(EndingServer, TrioServer):
+    """A connection on Trio."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._unsent: deque[bytes] = deque()
+
+    async def _send(self, data: bytes) -> None:
+        """Send in the order of calls.
+
+        HPACK state is shared by all streams of an HTTP/2 connection: once a frame has been built it
+        must be sent, or the client cannot decode the headers after it. So a task that is cancelled
+        while it waits for the lock leaves its data to the task that holds the lock.
+        """
+        self._unsent.append(data)
+        try:
+            # Without a checkpoint: cancelled there, no other task might be left to send the data.
+            self.send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.send_lock.acquire()
+        try:
+            while self._unsent:
+                await self._send_now(self._unsent.popleft())
+        finally:
+            self.send_lock.release()
+
+    async def _send_now(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), SENT_BYTES):
+                # Shielded, as in Hypercorn: a chunk sent in part would break the framing.
+                with trio.fail_after(RULES.stall_s) as sending:
+                    sending.shield = True
+                    await self.stream.send_all(data[start : start + SENT_BYTES])
+        except trio.TooSlowError:
+            await trio.aclose_forcefully(self.stream)
+            await self._handle_closed()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._handle_closed()
+
+    async def _handle_closed(self) -> None:
+        # Shielded: cancelled half-way, the protocol would be left in an inconsistent state. Nothing
+        # in here waits for the client.
+        with trio.CancelScope(shield=True):
+            await self.protocol.handle(Closed())
+
+
+class EndingAsyncioServer(EndingServer, AsyncioServer):
+    """A connection on asyncio; after `close` it stays open until the client has read the rest."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._written_bytes = 0
+
+    async def run(self) -> None:
+        # In Python 3.11, `StreamReaderProtocol` logs a traceback for a task that ends cancelled.
+        with suppress(asyncio.CancelledError):
+            await super().run()
+
+    async def _send(self, data: bytes) -> None:
+        """Write at once, in the order of calls; then wait for room in the write buffer."""
         try:
             self.writer.write(data)
             self._written_bytes += len(data)
@@ -130,47 +142,47 @@ class EndingAsyncioServer(AsyncioServer):
             await self.protocol.handle(Closed())
 
     async def _drain(self) -> None:
-        """Wait for room; raises TimeoutError if the client takes nothing for the stall limit."""
+        """Wait for room; raises TimeoutError if the client reads nothing for the stall limit."""
         while True:
-            taken_bytes = self._taken_bytes
+            read_bytes = self._read_bytes
             try:
                 async with asyncio.timeout(RULES.stall_s):
                     await self.writer.drain()
                     return
             except TimeoutError:
-                if self._taken_bytes == taken_bytes:
+                if self._read_bytes == read_bytes:
                     raise
 
     @property
-    def _taken_bytes(self) -> int:
+    def _read_bytes(self) -> int:
         return self._written_bytes - self.writer.transport.get_write_buffer_size()
 
     async def _close(self) -> None:
-        self._look_after(self.writer.transport.get_write_buffer_size())
+        self._watch_closing(self.writer.transport.get_write_buffer_size())
         await super()._close()
 
-    def _look_after(self, left_bytes: int) -> None:
-        """Drop what is left of a connection that is closed once its client takes none of it."""
-        if left_bytes:
-            self.loop.call_later(RULES.stall_s, self._look_again, left_bytes)
+    def _watch_closing(self, buffered_bytes: int) -> None:
+        """Abort a closing connection once its client reads nothing for the stall limit."""
+        if buffered_bytes:
+            self.loop.call_later(RULES.stall_s, self._check_progress, buffered_bytes)
 
-    def _look_again(self, before_bytes: int) -> None:
-        left_bytes = self.writer.transport.get_write_buffer_size()
-        if left_bytes >= before_bytes:
+    def _check_progress(self, before_bytes: int) -> None:
+        buffered_bytes = self.writer.transport.get_write_buffer_size()
+        if buffered_bytes >= before_bytes:
             self.writer.transport.abort()
         else:
-            self._look_after(left_bytes)
+            self._watch_closing(buffered_bytes)
 
 
 class BoundedBuffer(h2_protocol.StreamBuffer):
-    """The bytes of a stream that its client has no window for yet.
+    """The bytes of an HTTP/2 stream that wait for the client's flow-control window.
 
-    Hypercorn's own goes on taking more as soon as little of it could be sent, so that all of an
-    answer was kept for a client that opens no window, and no stall was seen.
+    Hypercorn's buffer accepts more data as soon as any of it is sent, so for a client that opens no
+    window it keeps the whole response and no stall is noticed.
     """
 
     async def push(self, data: bytes) -> None:
-        """Take more; returns when there is room for more."""
+        """Buffer the data; returns once there is room for more."""
         if self._complete:
             raise h2_protocol.BufferCompleteError
         self.buffer.extend(data)
@@ -180,7 +192,6 @@ class BoundedBuffer(h2_protocol.StreamBuffer):
             await self._paused.wait()
 
     async def pop(self, max_length: int) -> bytes:
-        """Take out up to `max_length` bytes."""
         length = min(len(self.buffer), max_length)
         data = bytes(self.buffer[:length])
         del self.buffer[:length]

@@ -1,4 +1,4 @@
-"""Budgets for a client's frames, of HTTP/2 and of WebSockets; pure functions."""
+"""Budgets against floods of HTTP/2 frames and WebSocket messages; no I/O."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ HEAD_BYTES = 9
 DATA, HEADERS, RST_STREAM = 0, 1, 3
 
 SMALL_BYTES = 1024
-"""DATA that carries so much is what HTTP/2 is for, and costs nothing."""
+"""A DATA frame of at least this size is ordinary traffic, and free."""
 
 STREAM_COST = 5
-"""Of a request, and of taking it back: each makes or ends tasks."""
+"""Cost of HEADERS and RST_STREAM, since each starts or ends tasks; other frames cost 1."""
 
 BURST = 1000
-"""Budget for a burst."""
+"""Frames that a client may send at once."""
 
 REFILL_PER_S = 200.0
-"""What comes back by itself. (Envoy stops at 10,000 control frames that wait to be sent; nginx
-when other frames make up more than 8 times what requests and answers do.)"""
+"""Frames that a client may send per second in the long run. For comparison: Envoy stops at 10,000
+queued control frames, nginx when other frames exceed 8 times those of requests and responses."""
 
 SOCKET_BURST = 10_000
-"""Small messages that a WebSocket may bring at once: of 100,000 each cost 160 us."""
+"""Small WebSocket messages that a client may send at once (in a burst of 100,000, 160 us each)."""
 
 SOCKET_REFILL_PER_S = 200.0
-"""And later on: speech comes in 50 pieces a second, tokens of a fast model in 200."""
+"""Small WebSocket messages per second in the long run: speech is sent in 50 pieces per second, the
+tokens of a fast model in 200."""
 
 SENT_EARNS = 4
-"""What a piece of an answer earns: clients answer one with up to two WINDOW_UPDATE."""
+"""Credit for each DATA frame sent: clients answer one with up to two WINDOW_UPDATE frames."""
 
 ANSWER_EARNS = 2 * STREAM_COST
-"""Frames that an answer earns, so that a client that waits for answers never runs out."""
+"""Credit for a complete response, so that a client that waits for responses never runs out."""
 
 
 class FrameCutter:
-    """Cuts received bytes behind every few frames, and prices them."""
+    """Cuts received bytes into pieces of a few frames each, and prices each piece.
+
+    Args:
+        most_frames: Frames per piece, at most.
+    """
 
     def __init__(self, most_frames: int) -> None:
-        """Begin before the preface.
-
-        Args:
-            most_frames: In one cut.
-        """
         self._most = most_frames
-        self._left = PREFACE_BYTES
-        self._rest = b""
+        self._left = PREFACE_BYTES  # until the next frame begins
+        self._rest = b""  # an incomplete frame head
 
     def cut(self, data: bytes) -> Iterator[tuple[bytes, int]]:
-        """Yield pieces of the bytes, each with the cost of the frames that begin in it."""
+        """Yield the received bytes in pieces, each with the cost of the frames that begin in it."""
         data = self._rest + data
         start, at = 0, self._left
         frames = cost = 0
@@ -79,22 +79,21 @@ def _cost(kind: int, length: int) -> int:
 
 
 class Budget:
-    """A token bucket: the frames that a client may still send."""
+    """A token bucket, full at first: the frames that a client may still send.
+
+    Args:
+        now: The time, in seconds.
+        most: Capacity.
+        refill_per_s: Tokens gained per second.
+    """
 
     def __init__(self, now: float, most: float = BURST, refill_per_s: float = REFILL_PER_S) -> None:
-        """Have all of it.
-
-        Args:
-            now: The time, in seconds.
-            most: What may be spent at once.
-            refill_per_s: What comes back in a second.
-        """
         self._most = self._left = float(most)
         self._refill_per_s = refill_per_s
         self._at = now
 
     def spend(self, cost: int, now: float) -> bool:
-        """Spend so much at this time (seconds); returns whether there was enough."""
+        """Take `cost` tokens at time `now`, in seconds; returns False if there were too few."""
         self.earn((now - self._at) * self._refill_per_s)
         self._at = now
         self._left -= cost

@@ -1,4 +1,4 @@
-"""HTTP/1 on Hypercorn: h11 gets what the strict reader lets pass, when it can take it."""
+"""HTTP/1 on Hypercorn: a strict reader checks requests, and passes them to h11 one at a time."""
 
 from __future__ import annotations
 
@@ -33,38 +33,37 @@ NO_HTTP2 = (
     b"\0\0\0\0\0\0\0\x0d"  # no stream was served; HTTP_1_1_REQUIRED
     b"HTTP/2 is off here (http2: true allows it)"
 )
-"""What a client of HTTP/2 understands (RFC 9113, sections 6.8 and 7), and may try again after."""
+"""Tells an HTTP/2 client to retry over HTTP/1.1 (RFC 9113, sections 6.8 and 7)."""
 
 BUSY = (h11.DONE, MIGHT_SWITCH_PROTOCOL)
-"""States of a client whose request is whole, and not answered yet."""
+"""h11's states of a client whose request is complete but not answered yet."""
 
 
 LOOK_S = 1.0
-"""How often it is looked whether a client has left while nothing is read of it."""
+"""Interval between checks whether the client has left, while nothing is read from it."""
 
 
 class StrictConnection(h11.Connection):
-    """h11's, for one request at a time.
+    """An h11 connection that is never paused.
 
-    A request that asks for another protocol pauses h11; Hypercorn then reads no more, and does not
-    see that its client leaves.
+    A request that asks for another protocol pauses h11. Hypercorn would then stop reading, and miss
+    that its client leaves.
     """
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
 
     def next_event(self) -> Any:
-        """As h11's."""
         event = super().next_event()
         return h11.NEED_DATA if event is h11.PAUSED else event
 
 
 class StrictH11Protocol(H11Protocol):
-    """One connection, from whose client only whole and valid requests get to h11.
+    """One HTTP/1 connection; h11 sees only bytes of valid requests, one request at a time.
 
-    Hypercorn gives h11 all that comes. h11 takes lines that end without CR, and folded ones; it
-    takes what follows a last request for a mistake, for which Hypercorn then replaces, or cuts,
-    the answer to that request.
+    Hypercorn passes everything on to h11, which accepts bare LF and folded fields, and treats
+    bytes after a connection's last request as an error. Hypercorn answers that error in place of
+    the request, or cuts the response to it.
     """
 
     connection: h11.Connection | H11WSConnection
@@ -74,28 +73,28 @@ class StrictH11Protocol(H11Protocol):
         self.connection = StrictConnection()
         self._reader = RequestReader(RULES.most_fields)
         self._refusal: LlmuxError | None = None
-        self._unsent_bytes = -1  # of an answer; negative if it has no length
-        self._is_over = False  # the last word has been said
+        self._unsent_bytes = -1  # of the response; negative if it has no Content-Length
+        self._is_over = False  # nothing more may be sent
         self._is_closed = False
-        self._beside = self.context.single_task_class()
+        self._watcher = self.context.single_task_class()
 
     async def handle(self, event: ConnectionEvent) -> None:
-        """Take what was received, or the news that the connection is closed."""
+        """Handle received bytes, or the end of the connection."""
         if not isinstance(event, RawData):
             self._is_closed = True
-            await self._beside.stop()
+            await self._watcher.stop()
             await super().handle(event)
-            # Hypercorn leaves the task that waits for the end of a request waiting.
+            # Wake the task that waits for the end of a request; Hypercorn does not.
             await self.can_read.set()
         elif isinstance(self.connection, H11WSConnection):
             if not self._is_over:
                 await super().handle(event)
-        elif event.data:  # its end is told with Closed, too
+        elif event.data:  # empty at the end of input, which a Closed event follows
             self._reader.receive(event.data)
             await self._pass_on()
 
     async def _pass_on(self) -> None:
-        """Give h11 what there is, piece by piece."""
+        """Pass the pieces that the reader has checked on to h11."""
         reader = self._reader
         try:
             if reader.speaks_http2:
@@ -131,13 +130,14 @@ class StrictH11Protocol(H11Protocol):
             await super()._check_protocol(event)
 
     async def _until_free(self) -> bool:
-        """Wait until the request before is answered; returns whether another can follow it."""
+        """Wait until the previous request is answered; returns False if no other can follow it."""
         if self.connection.their_state in BUSY and not self._is_closed and self._has_room:
-            await self._beside.restart(self.task_group, self._watch_client)
+            # Nothing is read in the meantime, so reading cannot reveal that the client leaves.
+            await self._watcher.restart(self.task_group, self._watch_client)
             while self.connection.their_state in BUSY and not self._is_closed:
                 await self.can_read.clear()
                 await self.can_read.wait()
-            await self._beside.stop()
+            await self._watcher.stop()
         return self.connection.their_state is h11.IDLE and not self._is_closed
 
     @property
@@ -145,24 +145,24 @@ class StrictH11Protocol(H11Protocol):
         return has_room(self.task_group)
 
     async def _watch_client(self) -> None:
-        """Close the connection if its client leaves: nothing is read that would say so.
+        """Close the connection once its client has closed its side.
 
-        One that has only closed its side may still get an answer or two.
+        Not at once: a client that only half-closed may still wait for its responses.
         """
         while not (isinstance(self.send, Sending) and self.send.has_left()):
             await self.context.sleep(LOOK_S)
         await self._close_late()
 
     async def _refuse(self, error: LlmuxError) -> None:
-        """Say what is wrong with the request that is coming, once it is its turn."""
+        """Answer the incoming request with an error, after the responses that precede it."""
         if self.connection.their_state in BUSY:
-            self._refusal = error  # for the end of the request that is being answered
+            self._refusal = error  # `_maybe_recycle` sends it after the current response
         elif self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            await self._say(error)
+            await self._send_error(error)
         else:
             await self.send(Closed())
 
-    async def _say(self, error: LlmuxError) -> None:
+    async def _send_error(self, error: LlmuxError) -> None:
         self._is_over = True
         self._reader.end()
         status, headers, body = error_answer(error, dialect_of_head(self._reader.line))
@@ -172,18 +172,19 @@ class StrictH11Protocol(H11Protocol):
         await self._linger()
 
     async def _send_error_response(self, status_code: int) -> None:  # noqa: ARG002 - Hypercorn passes it
-        """Hypercorn's answer to what h11 finds wrong is empty, and not llmux's."""
-        await self._say(BadRequest("The request is not HTTP/1.1"))
+        # Hypercorn would send an empty body instead of llmux's error format.
+        await self._send_error(BadRequest("The request is not HTTP/1.1"))
 
     async def stream_send(self, event: Event) -> None:
-        """Send what the app says, unless the client has heard the last word."""
+        """Send an event of the app, unless the connection's last response is complete."""
         if isinstance(event, Response) and event.status_code >= HTTPStatus.OK and self._is_last:
             closing = [*event.headers, (b"connection", b"close")]
             event = replace(event, headers=closing)
         if self._is_over:
             return
         if isinstance(event, Response) and self.connection.our_state is h11.SEND_BODY:
-            # A task that was cancelled while it sent the head does not know that the head is out.
+            # A second head: a task that was cancelled while it sent the first one cannot know that
+            # the first one is out.
             self._is_over = True
             await self.send(Closed())
             return
@@ -192,39 +193,40 @@ class StrictH11Protocol(H11Protocol):
             self._unsent_bytes = int(length) if length.isdigit() else -1
         elif isinstance(event, Body):
             self._unsent_bytes -= len(event.data)
-        elif isinstance(event, StreamClosed) and self._is_cut_behind_its_end:
+        elif isinstance(event, StreamClosed) and self._is_cut_after_last_byte:
             await super().stream_send(EndBody(stream_id=event.stream_id))
         await super().stream_send(event)
 
     async def _send_h11_event(self, event: Any) -> None:
-        """Send; close the connection if the answer cannot go on so.
-
-        Hypercorn notes that an answer has begun once its head is sent. Given up before that, it
-        gets a second head, which h11 refuses; raised at the end of a request, that ends the server.
-        """
         try:
             await super()._send_h11_event(event)
         except h11.LocalProtocolError:
+            # Hypercorn notes that a response has begun only when its head has been sent. If the app
+            # ends before that, Hypercorn sends a second head, which h11 refuses. Raised at the end
+            # of a request, that error would end the server.
             await self.send(Closed())
 
     @property
-    def _is_cut_behind_its_end(self) -> bool:
-        """Whether an answer was given up that its client has whole, and may ask again after."""
+    def _is_cut_after_last_byte(self) -> bool:
+        """True if the app ended after the whole body was sent, but before it said so.
+
+        The client has the complete response and may reuse the connection.
+        """
         return self._unsent_bytes == 0 and self.connection.our_state is h11.SEND_BODY
 
     @property
     def _is_last(self) -> bool:
-        """Whether the connection ends behind the answer that begins now.
+        """True if the connection ends after the response that begins now.
 
-        It does if the client still sends of its request: a client that is not told would send its
-        next request there.
+        It must end if the client is still sending its request: the rest of that request will not be
+        read. `Connection: close` tells the client not to send another one.
         """
         return self.connection.their_state not in BUSY or self.context.terminated.is_set()
 
     async def _maybe_recycle(self) -> None:
         is_unread = not self._reader.has_ended and self.connection.their_state not in BUSY
         if is_unread and not self._is_closed:
-            # The client still sends of its request, or its WebSocket.
+            # The client is still sending: the rest of its request, or WebSocket frames.
             self._is_over = True
             await self._close_stream()
             await self.can_read.set()
@@ -232,23 +234,24 @@ class StrictH11Protocol(H11Protocol):
             return
         await super()._maybe_recycle()
         if self._refusal is not None and self.connection.their_state is h11.IDLE:
-            await self._say(self._refusal)
+            await self._send_error(self._refusal)
 
     async def _linger(self) -> None:
-        """Close once the client has closed its side, or has had the time to."""
+        """Half-close now, and close once the client has closed its side or `LINGER_S` is over."""
         if isinstance(self.send, Sending):
             await self.send.end()
         if self._is_closed:
             return
         if self._has_room:
-            await self._beside.restart(self.task_group, self._close_late)
+            await self._watcher.restart(self.task_group, self._close_late)
         else:
             await self.send(Closed())
 
     async def _close_late(self) -> None:
         await self.context.sleep(LINGER_S)
-        self.task_group.spawn(self._close)  # which stops this task
+        self.task_group.spawn(self._close)  # in a task of its own, since it stops this one
 
     async def _close(self) -> None:
         await self.send(Closed())
-        await self.handle(Closed())  # asyncio's server says so only where it reads
+        # Hypercorn's asyncio server reports the end only from the task that reads.
+        await self.handle(Closed())

@@ -1,4 +1,4 @@
-"""HTTP/2 on Hypercorn: one stream's error stays in that stream, and floods end."""
+"""HTTP/2 on Hypercorn: stream errors end only their stream, and floods end the connection."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ REQUEST = HeaderValidationFlags(
 )
 
 TABLE_BYTES = 4096
-"""What is kept of sent headers, at most (HPACK's default); a client may ask for 4 GiB."""
+"""Limit of the HPACK encoder's table (HPACK's default); a client may ask for up to 4 GiB."""
 
 
 class BoundedH2Protocol(H2Protocol):
-    """One connection of HTTP/2.
+    """One HTTP/2 connection, with these faults of Hypercorn's corrected.
 
-    Hypercorn ends it, with all streams, when DATA follows an early answer; takes as many frames as
-    come, without a break; leaves a response that is given up without an end; and, when the client
-    has left, leaves the task that sends to it waiting.
+    - DATA that arrives after an early response ends the connection with all its streams.
+    - Frames are handled as long as any arrive, without letting other tasks run.
+    - A response that the app gives up gets no end.
+    - The sending task waits on after the client has left.
     """
 
     connection: StreamErrorConnection
@@ -59,28 +60,28 @@ class BoundedH2Protocol(H2Protocol):
         self.connection = StreamErrorConnection(made.config)
         self.connection.DEFAULT_MAX_INBOUND_FRAME_SIZE = made.DEFAULT_MAX_INBOUND_FRAME_SIZE
         self.connection.local_settings = made.local_settings
-        # What is wrong with a request's headers is found here: h2 would end the connection.
+        # `check_request` checks headers instead: h2 would end the connection over a bad one.
         self.connection.config.validate_inbound_headers = False
         self._frames = FrameCutter(YIELD_EVENTS)
         self._budget = Budget(self.context.time())
         self._is_upgrade = False
-        self._answered: set[int] = set()  # streams that have the head of their answer
+        self._answered: set[int] = set()  # streams whose response head has been sent
 
     async def initiate(
         self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
     ) -> None:
-        """Begin; with the request that has asked for HTTP/2 if there was one."""
-        if not RULES.http2:  # TLS has negotiated it all the same
+        """Begin the connection; `headers` is the HTTP/1 request that asked for the upgrade."""
+        if not RULES.http2:  # TLS negotiated it nevertheless
             self.closed = True
             await self.send(RawData(data=NO_HTTP2))
             await self.send(Closed())
             return
-        self._is_upgrade = headers is not None  # which was checked, as one of HTTP/1
+        self._is_upgrade = headers is not None  # then the request was checked as HTTP/1
         await super().initiate(headers, settings)
         self._is_upgrade = False
 
     async def handle(self, event: ConnectionEvent) -> None:
-        """Take what was received, or the news that the connection is closed."""
+        """Handle received bytes, or the end of the connection."""
         if not isinstance(event, RawData):
             await self._close_buffers()
             await super().handle(event)
@@ -101,27 +102,25 @@ class BoundedH2Protocol(H2Protocol):
         await self.send(Closed())
 
     async def send_task(self) -> None:
-        """Send what streams have, until the connection ends.
-
-        In asyncio, requests may outlive this task when all are cancelled, and would wait for ever
-        for it to send the rest of their answers.
-        """
         try:
             await super().send_task()
         finally:
+            # On asyncio, requests may outlive this task when all tasks are cancelled. They would
+            # wait forever for it to send the rest of their responses.
             await self._close_buffers()  # noqa: ASYNC102 - it waits for nothing
 
     async def _close_buffers(self) -> None:
-        """Nothing that waits to be sent will be."""
+        """Discard what is waiting to be sent, and wake the tasks that wait for room."""
         for buffer in tuple(self.stream_buffers.values()):
             await buffer.close()
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.PriorityUpdated):
-                continue  # deprecated (RFC 9113, section 5.3.2), and more to keep for each
+                continue  # deprecated (RFC 9113, section 5.3.2), and each would take memory
             if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
-                # Answered already. What is not read counts as read, or it would fill the window.
+                # Answered already. Acknowledge unread data, or it would use up the flow-control
+                # window of the connection.
                 length = event.flow_controlled_length or 0
                 self.connection.acknowledge_received_data(length, event.stream_id)
                 continue
@@ -162,26 +161,26 @@ class BoundedH2Protocol(H2Protocol):
             self.connection.send_data(stream_id, body, end_stream=True)
 
     async def stream_send(self, event: Event) -> None:
-        """Send what the app says on one stream."""
+        """Send an event of the app on its stream."""
         if isinstance(event, StreamClosed):
             self._answered.discard(event.stream_id)
             await self._reset_unfinished(event.stream_id)
         elif isinstance(event, Response):
             if event.stream_id in self._answered:
-                # A task that was cancelled while it sent the head does not know that the head is
-                # out. More would make a whole answer of it.
+                # A second head: a task that was cancelled while it sent the first one cannot know
+                # that the first one is out. Sent, it would end the response as if it were complete.
                 await self._reset_unfinished(event.stream_id)
                 return
             self._answered.add(event.stream_id)
         await super().stream_send(event)
-        if event.stream_id in self.streams:  # not one that the client has taken back
+        if event.stream_id in self.streams:  # not reset by the client
             if isinstance(event, Body | Data):
                 self._budget.earn(SENT_EARNS)
             elif isinstance(event, EndBody | EndData):
                 self._budget.earn(ANSWER_EARNS)
 
     async def _reset_unfinished(self, stream_id: int) -> None:
-        """The app is done with a stream: reset it if the response has no end (RFC 9113, 5.4.2)."""
+        """Reset a stream whose app ended before its response did (RFC 9113, section 5.4.2)."""
         buffer = self.stream_buffers.get(stream_id)
         if buffer is None or buffer.complete or stream_id not in self.streams:
             return
@@ -189,11 +188,12 @@ class BoundedH2Protocol(H2Protocol):
         with suppress(h2.exceptions.ProtocolError, MissingStreamError):
             self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
             if has_room(self.task_group):
-                self.task_group.spawn(self._flush)  # not here: the client may take nothing
-            self.priority.unblock(stream_id)  # `send_task` forgets the stream
+                # In a task of its own, since the client may read nothing.
+                self.task_group.spawn(self._flush)
+            self.priority.unblock(stream_id)  # so that `send_task` removes the stream
 
     async def _send_data(self, stream_id: int) -> None:
-        # A stream may end while something of it is sent; what that raises would end the server.
+        # A stream may end while its data is being sent. These errors would then end the server.
         with suppress(KeyError, MissingStreamError):
             if stream_id in self.stream_buffers:
                 await super()._send_data(stream_id)
@@ -202,7 +202,12 @@ class BoundedH2Protocol(H2Protocol):
 
 
 def check_request(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raise BadRequest for what is no request; h2's own check with more strictness."""
+    """Check a request's headers as h2 does, and more strictly.
+
+    Raises:
+        BadRequest: The headers are no valid request.
+        TooManyFields: There are more fields than `limits.header_fields`.
+    """
     if sum(not name.startswith(b":") for name, _ in headers) > RULES.most_fields:
         raise TooManyFields(RULES.most_fields)
     try:
@@ -213,7 +218,7 @@ def check_request(headers: list[tuple[bytes, bytes]]) -> None:
     pseudo = {name: value for name, value in headers if name.startswith(b":")}
     method = pseudo.get(b":method", b"")
     if not METHOD.fullmatch(method):
-        raise BadRequest("The request's method is no token")
+        raise BadRequest("The request's method is not a token")
     if method.upper() == b"CONNECT" and pseudo.get(b":protocol") != b"websocket":
         raise BadRequest("CONNECT is not supported")
     path = pseudo.get(b":path", b"")

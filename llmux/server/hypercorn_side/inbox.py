@@ -1,7 +1,8 @@
-"""The queue of messages for an app: in order, bounded, and dropped once the app has ended.
+"""The queue of messages for an app: ordered, bounded, and discarded once the app has ended.
 
-Hypercorn waits for room in a queue that nothing reads any more. The task that waits is the one that
-reads the connection: it hears nothing else from then on, not even that its client has left.
+Hypercorn waits for room in the queue even when no app reads it any more. The task that waits is the
+one that reads the connection, so from then on it notices nothing, not even that the client has
+left.
 """
 
 from __future__ import annotations
@@ -31,32 +32,30 @@ AppSend = Callable[[ASGISendEvent | None], Awaitable[None]]
 log = get_logger(__name__)
 
 LAST = frozenset({"http.disconnect", "websocket.disconnect"})
-"""Messages that end a request; they are queued even when there is no room."""
+"""Messages that end a request; they are queued even when the queue is full."""
 
 MOST_BYTES = 65536
-"""Bytes of queued WebSocket messages, beside one message that may be larger."""
+"""Size of the queued WebSocket messages from which on `put` waits; the last one may exceed it."""
 
 NO_THREADS = (None, None)
-"""Arguments that Hypercorn needs for WSGI apps only."""
+"""Arguments that Hypercorn uses for WSGI apps only."""
 
 
 class Inbox:
     """The queue of messages for one call of an app.
 
-    A WebSocket message counts as held memory until the app asks for the next one: by then it has
-    passed it on.
+    A WebSocket message counts as held memory until the app asks for the next one: by then the app
+    has passed it on.
+
+    Args:
+        most: Messages that are queued before `put` waits.
+        event_class: Hypercorn's event class for the loop in use.
     """
 
     def __init__(self, most: int, event_class: type[Event]) -> None:
-        """Make an empty queue.
-
-        Args:
-            most: Messages that are queued before `put` waits.
-            event_class: Hypercorn's event class for the loop in use.
-        """
-        self._messages: deque[tuple[ASGIReceiveEvent, int]] = deque()
-        self._bytes = 0  # in these
-        self._taken_bytes = 0  # in the last one that was taken
+        self._messages: deque[tuple[ASGIReceiveEvent, int]] = deque()  # each with its size
+        self._bytes = 0  # size of the queued messages
+        self._taken_bytes = 0  # size of the message that the app took last
         self._bodies = RULES.bodies
         self._most = most
         self._has_room = event_class()
@@ -74,7 +73,7 @@ class Inbox:
                 return
             self._messages.append((message, length))
             self._bytes += length
-            length = 0
+            length = 0  # counted in `_bytes` from now on
             await self._has_some.set()
         finally:
             self._count(-length)
@@ -89,7 +88,7 @@ class Inbox:
         return message
 
     async def close(self) -> None:
-        """Drop all messages, present and future: the app has ended."""
+        """Discard all messages, queued and future, since the app has ended."""
         self._is_closed = True
         self._forget_taken()
         self._count(-self._bytes)
@@ -110,7 +109,7 @@ class Inbox:
             self._bodies.held_bytes += by
 
     def closed_after(self, app: AppWrapper) -> AppWrapper:
-        """Wrap the app so that this is closed when it ends."""
+        """Wrap the app so that this inbox is closed when the app ends."""
 
         async def serve(*args: Any) -> None:
             try:
@@ -122,7 +121,7 @@ class Inbox:
 
 
 def _length(message: ASGIReceiveEvent) -> int:
-    """Size of a WebSocket message; bodies of requests are counted where they are read."""
+    """Size of a WebSocket message; 0 for a request body, which is counted where it is read."""
     if message["type"] != "websocket.receive":
         return 0
     return len(message.get("bytes") or b"") + len(message.get("text") or "")
@@ -136,29 +135,31 @@ async def _wait_again(event: Event) -> None:
 
 
 def ending_quietly(send: AppSend) -> AppSend:
-    """Wrap an app's `send` so that Hypercorn's clean-up after the app (None) cannot raise.
+    """Wrap an app's `send` so that Hypercorn's clean-up after the app cannot raise.
 
-    In Trio an exception there would end the server, with everybody's requests.
+    On Trio, an exception there would end the server with all its requests.
     """
 
-    async def say(message: ASGISendEvent | None) -> None:
+    async def send_quietly(message: ASGISendEvent | None) -> None:
         try:
             await send(message)
         except Exception as error:
-            if message is not None:
+            if message is not None:  # None: the app has ended, and Hypercorn cleans up
                 raise
             log.error("answer_unfinished", error=shown(repr(error)))
 
-    return say
+    return send_quietly
 
 
 class InboxTrioGroup(TrioTaskGroup):
-    """The tasks of one connection."""
+    """The tasks of one connection on Trio."""
 
     async def __aexit__(self, *error: Any) -> None:
         nursery = self._nursery
         await super().__aexit__(*error)
-        self._nursery = nursery  # closed: later spawns raise RuntimeError, not AttributeError
+        # Hypercorn sets it to None. A closed nursery makes a late `spawn` raise RuntimeError, which
+        # is suppressed below, not AttributeError.
+        self._nursery = nursery
 
     def spawn(self, func: Callable[..., Any], *args: Any) -> None:
         """Start a task, unless the connection has ended."""
@@ -181,7 +182,7 @@ class InboxTrioGroup(TrioTaskGroup):
 
 
 class ClosingTasks(asyncio.TaskGroup):
-    """Closes coroutines that it refuses: Python would warn that they were never awaited."""
+    """Closes coroutines that it refuses, or Python would warn that they were never awaited."""
 
     def create_task(self, coro: Any, **settings: Any) -> Any:
         try:
@@ -192,7 +193,7 @@ class ClosingTasks(asyncio.TaskGroup):
 
 
 class InboxAsyncioGroup(AsyncioTaskGroup):
-    """The tasks of one connection, in asyncio."""
+    """The tasks of one connection on asyncio."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)

@@ -1,9 +1,9 @@
 """Every process-wide patch of Hypercorn, each with the upstream bug that it works around.
 
-They must hold for the whole process: under `hypercorn llmux.app:app` nothing of llmux makes the
-connections, so there is no object to configure. All of these bugs are in Hypercorn 0.18.0, and
-`pyproject.toml` admits no other minor version. Each patch may go with the first version that no
-longer has its bug: whoever raises that bound checks all of them, with `tests/server`.
+They apply to the whole process: under `hypercorn llmux.app:app` Hypercorn creates the connections,
+so llmux has no object to configure. All of these bugs are in Hypercorn 0.18.0, and `pyproject.toml`
+admits no other minor version. Before raising that bound, check each patch with `tests/server`, and
+remove those whose bug is fixed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ log = get_logger(__name__)
 
 
 class GuardedProtocol(ProtocolWrapper):
-    """Closes a connection when the client sends more than Hypercorn can take.
+    """Closes a connection when Hypercorn fails on the client's input.
 
-    An exception from there, for HTTP2-Settings that are no base64 say, would end the server.
+    The exception, for example for HTTP2-Settings that are not base64, would end the server.
     """
 
     def __init__(  # noqa: PLR0917 - Hypercorn's
@@ -65,30 +65,30 @@ class GuardedProtocol(ProtocolWrapper):
             if not isinstance(event, RawData):
                 raise
             log.debug("request_unreadable", error=shown(repr(error)))
-            with suppress(Exception):  # nothing else may be done with a protocol that has failed
+            with suppress(Exception):  # a protocol that has failed is good for nothing else
                 await self.send(Closed())
 
 
 def patch_hypercorn() -> None:
-    """Put llmux's classes in the place of Hypercorn's, in this whole process."""
+    """Replace Hypercorn's classes with llmux's, for the whole process."""
     # A message before the handshake is answered gets a 400, and may end the server; compression is
-    # negotiated without a bound on what a frame inflates to.
+    # negotiated without a bound on the size of the inflated frame.
     h11.WSStream = h2.WSStream = HoldingWSStream  # type: ignore[attr-defined, assignment]
-    # h11 takes bare LF, folded fields and NUL in chunk extensions, and replaces the answer to a
-    # last request by an empty 400 if anything follows it.
+    # h11 accepts bare LF, folded fields and NUL in chunk extensions; if anything follows a
+    # connection's last request, its response is replaced with an empty 400.
     protocol.H11Protocol = StrictH11Protocol  # type: ignore[assignment, attr-defined]
-    # DATA behind an early answer ends the connection with all its streams; floods of frames are
-    # taken without a break; a response that is given up has no end.
+    # DATA after an early response ends the connection with all its streams; a flood of frames
+    # keeps other tasks from running; a response that the app gives up gets no end.
     protocol.H2Protocol = BoundedH2Protocol  # type: ignore[assignment, attr-defined]
-    # A stream buffers all of an answer that its client opens no window for, so no stall is seen.
+    # A stream buffers a whole response for a client that opens no window, so no stall is noticed.
     h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]
-    # An error that a protocol raises at malformed input ends the server, with all connections.
+    # An exception in a protocol on malformed input ends the server, with all connections.
     trio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
     asyncio_server.ProtocolWrapper = GuardedProtocol  # type: ignore[attr-defined]
-    # The task that reads a connection waits for room in a queue that no app reads any more.
+    # The task that reads a connection waits for room in a queue after its app has ended.
     trio_server.TaskGroup = InboxTrioGroup  # type: ignore[attr-defined]
     asyncio_server.TaskGroup = InboxAsyncioGroup  # type: ignore[attr-defined]
-    # A client that takes nothing holds its connection for ever; asyncio keeps a closed one, too.
+    # A client that reads nothing keeps its connection forever; on asyncio even a closed one.
     run: Any
     for run, server in (
         (hypercorn.trio.run, EndingTrioServer),

@@ -1,4 +1,4 @@
-"""Limits for Hypercorn's connections: one set for the process, since Hypercorn makes them."""
+"""Limits for Hypercorn's connections: one set per process, since Hypercorn creates them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from llmux.config import Config
 from llmux.proxy.held import Bodies
 
 LINGER_S = 2.0
-"""Time for a refused client to finish sending: closing on unread data would lose the answer."""
+"""Time for a refused client to finish sending.
+
+If a socket is closed while data is unread, TCP resets the connection and the client may never see
+the error response.
+"""
 
 YIELD_EVENTS = 64
-"""Frames of one client that are handled before other tasks get their turn."""
+"""Frames of one client that are handled before other tasks may run."""
 
 
 @dataclass
@@ -23,9 +27,10 @@ class Rules:
     Attributes:
         http2: True if HTTP/2 is offered.
         most_fields: Header fields of a request, at most.
-        stall_s: Seconds without a byte taken after which a client is cut.
-        dead_peer_s: Seconds without an answer after which a client's host counts as gone.
-        bodies: Counts the memory of WebSocket messages; None: not counted.
+        stall_s: Seconds after which a client that reads nothing is cut off.
+        dead_peer_s: Seconds without a TCP acknowledgement after which a client's host is
+            considered gone; None: never.
+        bodies: Counts the memory of WebSocket messages; None: they are not counted.
     """
 
     http2: bool = False
@@ -36,7 +41,7 @@ class Rules:
 
 
 RULES = Rules()
-"""The limits in force. Global, since under `hypercorn llmux.app:app` llmux makes no connections."""
+"""The limits in force. Global: Hypercorn, not llmux, creates the connections of `llmux.app:app`."""
 
 
 def use_rules(config: Config) -> None:
@@ -45,5 +50,5 @@ def use_rules(config: Config) -> None:
     RULES.most_fields = config.limits.header_fields
     RULES.stall_s = config.limits.client_stall_secs
     RULES.dead_peer_s = config.limits.dead_peer_secs
-    # Hypercorn makes its TLS context once the lifespan has begun, so after this.
+    # Hypercorn creates its TLS context after the lifespan has begun, so it sees this.
     ServerConfig.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]

@@ -1,4 +1,4 @@
-"""Corrections to how Hypercorn uses sockets: sending, half-closing, and noticing departures."""
+"""Corrections to how Hypercorn uses sockets: sending, half-closing, noticing that peers left."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Send = Callable[[Event], Awaitable[None]]
 
 
 class Sending:
-    """Sends on a connection: Hypercorn's `TCPServer.protocol_send`, without its tracebacks.
+    """Wraps Hypercorn's `TCPServer.protocol_send`, so that a late send does not raise.
 
-    Trio lets nobody send while another task says that nothing more will come, as Hypercorn does
-    when it closes. It takes what that raises for a mistake of the app's.
+    When Hypercorn closes a connection it sends EOF, and in Trio no other task may send meanwhile.
+    Hypercorn reports the resulting error as the app's.
     """
 
     def __init__(self, send: Send) -> None:
@@ -28,14 +28,13 @@ class Sending:
         self._server: Any = getattr(send, "__self__", None)
 
     async def __call__(self, event: Event) -> None:
-        """Send, or tell the protocol that the connection is closed."""
         try:
             await self._send(event)
         except trio.BusyResourceError:
             await self._server.protocol.handle(Closed())
 
     async def end(self) -> None:
-        """Half-close the connection where the transport can (TLS cannot)."""
+        """Half-close the connection if the transport supports it (TLS does not)."""
         with suppress(Exception):
             if (stream := getattr(self._server, "stream", None)) is not None:
                 await stream.send_eof()
@@ -43,14 +42,14 @@ class Sending:
                 writer.write_eof()
 
     def has_left(self) -> bool:
-        """Return whether the client has closed its side, even behind bytes that are still unread.
+        """Return whether the client has closed its side, even if received bytes are still unread.
 
-        False where that cannot be known: only Linux can tell.
+        Always False except on Linux, where POLLRDHUP tells.
         """
         found = socket_of(self._server)
         if found is None or not hasattr(select, "POLLRDHUP"):
             return False
-        if found.fileno() < 0:  # asyncio has seen it break, and tells only who reads
+        if found.fileno() < 0:  # asyncio closed a broken one; only a reader is told
             return True
         poll = select.poll()
         poll.register(found.fileno(), select.POLLRDHUP)
@@ -58,7 +57,7 @@ class Sending:
 
 
 def notice_death(server: Any) -> None:
-    """Have the kernel notice when the client's host is gone without closing.
+    """Make the kernel notice when the client's host disappears without closing the connection.
 
     Args:
         server: Hypercorn's `TCPServer`, of Trio or asyncio.
@@ -69,7 +68,7 @@ def notice_death(server: Any) -> None:
 
 
 def socket_of(server: Any) -> Any:
-    """Return the socket of a connection's `TCPServer`, or None without one, as in tests."""
+    """Return the socket of a connection's `TCPServer`, or None if it has none, as in tests."""
     if (stream := getattr(server, "stream", None)) is not None:
         stream = getattr(stream, "transport_stream", stream)  # TLS
         return getattr(stream, "socket", None)
@@ -79,12 +78,12 @@ def socket_of(server: Any) -> Any:
 
 
 def has_room(task_group: Any) -> bool:
-    """Return whether a task can still start: in a group that asyncio has cancelled, that raises."""
+    """Return whether a task can still be started: asyncio raises in a cancelled task group."""
     return not getattr(getattr(task_group, "_task_group", None), "_aborting", False)
 
 
 class ReadAhead:
-    """A stream with bytes read ahead; it has only what Hypercorn needs of a stream."""
+    """A stream with bytes that were read ahead; it has only the methods that Hypercorn calls."""
 
     def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
         self._stream = stream

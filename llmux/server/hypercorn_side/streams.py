@@ -1,4 +1,4 @@
-"""An HTTP/2 connection on which the error of one stream ends that stream only."""
+"""An HTTP/2 connection on which a stream error ends only that stream."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame
 
 
 class StreamErrorConnection(H2Connection):
-    """Resets the stream where RFC 9113 calls for it and h2 ends the connection.
+    """Resets a stream in cases where h2 ends the connection, as RFC 9113 requires.
 
-    That is for malformed requests (section 8.1.1): a length that is none, a body that is longer or
-    shorter than it says, trailers that do not end the stream; and for a stream too many
-    (section 5.1.2), of which a client may open some before it has read the limit.
+    The cases are malformed requests (section 8.1.1): an invalid Content-Length, a body that is
+    longer or shorter than its Content-Length, trailers that do not end the stream; and streams over
+    the limit (section 5.1.2), which a client may open before it has read the limit.
     """
 
     @property
     def open_inbound_streams(self) -> int:
-        """Open streams, capped below the limit: h2 only asks whether there is room for one more."""
+        """Open streams, capped below the limit, so that h2 never refuses one itself."""
         return min(super().open_inbound_streams, self.local_settings.max_concurrent_streams - 1)
 
     @property
@@ -34,7 +34,7 @@ class StreamErrorConnection(H2Connection):
         except ProtocolError as error:
             if not _is_of_stream(frame, error):
                 raise
-        if isinstance(frame, DataFrame):  # unread data counts as read, or the window would fill
+        if isinstance(frame, DataFrame):  # or unread data would use up the connection's window
             self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
         self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
         reset = StreamReset(stream_id=frame.stream_id)
@@ -46,6 +46,8 @@ def _is_of_stream(frame: Frame, error: ProtocolError) -> bool:
     """Return whether h2 could decode the frame and objects to its content only."""
     if isinstance(error, InvalidBodyLengthError):
         return True
-    # Not what names another stream, nor headers that cannot be decoded: behind those, none can be.
+    # Headers that cannot be decoded are a connection error: they leave HPACK's table out of step,
+    # so no later headers can be decoded either. So are subclasses of ProtocolError, which concern
+    # other streams or the connection.
     is_decoded = not isinstance(error.__cause__, HPACKError)
     return isinstance(frame, HeadersFrame) and type(error) is ProtocolError and is_decoded

@@ -1,4 +1,4 @@
-"""WebSockets on Hypercorn: held until they are accepted, not compressed, and bounded."""
+"""WebSockets on Hypercorn: early data is held, compression is off, and rates are bounded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from llmux.server.hypercorn_side.frames import (
 from llmux.server.hypercorn_side.rules import RULES, YIELD_EVENTS
 
 MAX_EARLY_BYTES = 65536
-"""What a client may send of its WebSocket before the handshake is answered."""
+"""Limit of the data that a client may send before its handshake is answered."""
 
 
 class MessageBuffer(WebsocketBuffer):
-    """A message that is coming, as bytes: Hypercorn's takes four for each character of a text."""
+    """An incoming message, kept as bytes: Hypercorn's buffer takes up to four per character."""
 
     def __init__(self, max_length: int) -> None:
         super().__init__(max_length)
@@ -42,7 +42,12 @@ class MessageBuffer(WebsocketBuffer):
         self._is_text = False
 
     def extend(self, event: Message[Any]) -> None:
-        """Add a piece; raises FrameTooLargeError, QueueFull."""
+        """Add a fragment of the message.
+
+        Raises:
+            FrameTooLargeError: The message is longer than allowed.
+            QueueFull: llmux holds as much memory for clients as it may.
+        """
         self._is_text = isinstance(event, TextMessage)
         data = event.data.encode() if isinstance(event.data, str) else event.data
         if len(self._data) + len(data) > self.max_length:
@@ -51,13 +56,12 @@ class MessageBuffer(WebsocketBuffer):
         self._data += data
 
     def clear(self) -> None:
-        """Begin another one."""
         self._held.release()
         self._data = bytearray()
         self._is_text = False
 
     def to_message(self) -> dict[str, Any]:
-        """What the app gets."""
+        """Return the ASGI message for the app."""
         whole = bytes(self._data)
         text = whole.decode() if self._is_text else None
         data = None if self._is_text else whole
@@ -65,14 +69,15 @@ class MessageBuffer(WebsocketBuffer):
 
 
 class HoldingWSStream(WSStream):
-    """A WebSocket whose client may send before its handshake is answered.
+    """One WebSocket, with these faults of Hypercorn's corrected.
 
-    Hypercorn answers that with a 400 of its own and tells the app nothing from then on, not even
-    that the client leaves. If the app has answered by then, the second answer ends the server.
-
-    It also negotiates compression, with which a frame of 1 MB becomes 400 MB; and after a message
-    over the limit it reads on, and keeps, for as long as the client sends. Small messages cost more
-    than they weigh: those that come too fast end the WebSocket.
+    - If the client sends before its handshake is answered, Hypercorn answers 400 itself and tells
+      the app nothing more, not even that the client leaves. If the app has answered by then, the
+      second answer ends the server. Here, early data is held.
+    - It negotiates compression, with which a frame of 1 MB may inflate to 400 MB. Here, never.
+    - After a message over the limit it goes on reading and buffering. Here, the WebSocket ends.
+    - It accepts small messages at any rate, although each costs far more time than its size
+      suggests. Here, a flood of them ends the WebSocket.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -86,19 +91,18 @@ class HoldingWSStream(WSStream):
         self._budget = Budget(self.context.time(), SOCKET_BURST, SOCKET_REFILL_PER_S)
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Send; what an app leaves that has not sent all of a message is closed at once.
-
-        Hypercorn would send a Close frame first, and wait for the client to take it.
-        """
+        """Send a message of the app; None when the app has ended."""
+        # The app was cancelled while it sent, so part of a frame may be out. Close at once:
+        # Hypercorn would send a Close frame, and wait for the client to read it.
         if message is None and self._unsent and not self.closed:
             await self.send(StreamClosed(stream_id=self.stream_id))
             return
         self._unsent += 1
         await super().app_send(message)
-        self._unsent -= 1  # not if it was cancelled: then part of a frame may be out
+        self._unsent -= 1  # not in `finally`: it must stay if the send was cancelled
 
     async def handle(self, event: Event) -> None:
-        """Hold what comes too early; what follows a refusal is for nobody."""
+        """Handle an event; hold data that arrives early, and discard data after a refusal."""
         if isinstance(event, StreamClosed):
             self.buffer.clear()
         if isinstance(event, Request):
@@ -118,11 +122,11 @@ class HoldingWSStream(WSStream):
                 await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _begin(self, request: Request) -> None:
-        """Close what Hypercorn refuses; it would leave that open. Refuse what breaks it."""
+        """Begin, or refuse the request and close: Hypercorn leaves refused connections open."""
         stream_id = self.stream_id
         try:
             await super().handle(request)
-        except UnicodeDecodeError:  # in a header of the handshake
+        except UnicodeDecodeError:  # a header of the handshake, which would end the server
             self.closed = True
             headers = [(b"content-length", b"0"), (b"connection", b"close")]
             await self.send(Response(stream_id=stream_id, headers=headers, status_code=400))
@@ -133,9 +137,9 @@ class HoldingWSStream(WSStream):
     async def _accept(self, message: WebsocketAcceptEvent) -> None:
         self.handshake.extensions = None
         await super()._accept(message)
-        # Hypercorn's inflates what comes compressed also where that was not negotiated.
+        # Hypercorn's connection inflates compressed frames even if compression was not negotiated.
         self.connection = Connection(ConnectionType.SERVER)
-        # Not here, where the app waits: it could not take them meanwhile.
+        # In a task of its own: the app waits for this call, so it could not receive meanwhile.
         self.task_group.spawn(self._take_early)
 
     async def _take_early(self) -> None:
@@ -144,8 +148,9 @@ class HoldingWSStream(WSStream):
         await self._opened.set()
 
     async def _handle_events(self) -> None:
-        """Pass on what has come; frames that hold nothing cost time, too."""
+        """Handle the events that wsproto has parsed."""
         for number, event in enumerate(self.connection.events(), 1):
+            # Empty frames and pings take time, too, so they are limited like small messages.
             is_large = isinstance(event, Message) and len(event.data) >= SMALL_BYTES
             if not (is_large or self._budget.spend(1, self.context.time())):
                 await self._refuse(CloseReason.POLICY_VIOLATION)
@@ -162,11 +167,11 @@ class HoldingWSStream(WSStream):
             if number % YIELD_EVENTS == 0:
                 await self.context.sleep(0)
 
-    async def _refuse(self, why: int, reason: str = "") -> None:
-        """Say why, and take nothing more."""
+    async def _refuse(self, code: int, reason: str = "") -> None:
+        """Send a Close frame, and discard all further data."""
         self._is_refused = True
         self.buffer.clear()
-        await self._send_wsproto_event(CloseConnection(code=why, reason=reason))
+        await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _take(self, event: Message[Any]) -> None:
