@@ -14,7 +14,7 @@ from llmux.http import wire
 from llmux.http.chunks import LAST_CHUNK, ChunkReader, chunk, tail_of_chunks
 from llmux.http.heads import RequestHead, response_head
 from llmux.http.targets import origin_form
-from llmux.openai.streams import EVENT_ENDS, stands_between
+from llmux.openai.streams import EVENT_ENDS, is_at_boundary
 from llmux.proxy.held import Bodies, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.upstream import Answer
@@ -227,7 +227,7 @@ class FastRequest:
         raw = answer.seen.ending()
         tail = tail_of_chunks(raw) if raw and answer.framing == "chunked" else raw
         if tail is not None and answer.is_stream:
-            self._stands_between = stands_between(answer.headers, tail)
+            self._stands_between = is_at_boundary(answer.headers, tail)
 
     # ---- Events of llmux's own ----
 

@@ -1,4 +1,7 @@
-"""Compressed bodies of requests: which codings they have, and what was compressed, in bounds."""
+"""Content codings of request bodies: find them, and decompress within bounds.
+
+Responses have their own decoder, `llmux.openai.decoding`, which works as they arrive.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +27,32 @@ else:
 CONTENT_ENCODING = b"content-encoding"
 
 MAX_CODINGS = 5
-"""Codings of one body, as in curl and urllib3."""
+"""Limit for one body, as in curl and urllib3."""
 
 MAX_MEMBERS = 4096
-"""Members of a gzip body, frames of a zstd one. `bgzip` makes one of each 64 KiB."""
+"""Limit for members of a gzip body and frames of a zstd body: each costs a new decompressor, even
+if it is empty. `bgzip` writes a member per 64 KiB, so 256 MiB of text pass."""
 
 MAX_WINDOW_LOG = 23
-"""zstd: 8 MiB, the most that HTTP's coding allows (RFC 9659); a frame may ask for gigabytes."""
+"""Window of zstd, 2**23 bytes: the limit for HTTP (RFC 9659). A frame could ask for gigabytes."""
 
-COUNTED_BYTES = 1 << 20
-"""How much is decompressed before it is counted."""
+GROW_BYTES = 1 << 20
+"""Decompressed bytes between two calls of `Bounds.grow`."""
 
-MOST_GROWTH = 2
-"""Bytes of UTF-8 for each byte of UTF-16: three for two, rounded up."""
+MAX_GROWTH = 2
+"""Bytes of UTF-8 per byte of UTF-16: at most three for two, rounded up."""
 
 Pieces = Iterator[bytes]
 
 
 class Bounds(NamedTuple):
-    """What decompressing may take.
+    """Limits for decompressing.
 
     Attributes:
-        most_bytes: How much there may be of it.
+        most_bytes: Limit for the result, in bytes.
         pause: Called between two slices.
-        grow: Called with the number of bytes by which a copy has grown; may raise, to end the work.
+        grow: Called with the number of bytes by which the result has grown; may raise to stop the
+            work.
     """
 
     most_bytes: int
@@ -55,18 +60,19 @@ class Bounds(NamedTuple):
     grow: Callable[[int], object] | None = None
 
     def for_utf8(self) -> Bounds:
-        """Return the bounds for the same text in UTF-8, if it is in UTF-16 now."""
-        return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
+        """Return the bounds for the UTF-8 form of a UTF-16 text that is within these."""
+        return self._replace(most_bytes=MAX_GROWTH * self.most_bytes)
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    """The codings of a body, in the order in which they are undone; none for most bodies.
+    """Return the codings of a body, in the order in which they must be undone.
 
     Raises:
-        UnsupportedCoding: There is one that is not known, or there are too many.
+        UnsupportedCoding: A coding is unknown, or there are too many.
     """
     for name, _ in headers:
-        if len(name) == 16 and name.lower() == CONTENT_ENCODING:  # few have this length
+        # Every request passes here: comparing lengths first saves most calls of `lower`.
+        if len(name) == 16 and name.lower() == CONTENT_ENCODING:
             return _codings(headers)
     return ()
 
@@ -83,31 +89,31 @@ def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
             )
     if len(codings) > MAX_CODINGS:
         raise UnsupportedCoding(f"Content-Encoding names more than {MAX_CODINGS} codings")
-    return tuple(reversed(codings))
+    return tuple(reversed(codings))  # listed in the order applied (RFC 9110, section 8.4)
 
 
 def decoded(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
-    """What was compressed.
+    """Undo codings of a body.
 
     Args:
-        body: What to decompress.
-        codings: What to undo, in this order: of `content_codings`, or codecs of text, whose text
-            is returned in UTF-8.
-        bounds: Of the result, and of what there is on the way to it.
+        body: Body as received.
+        codings: Codings to undo, in this order: those of `content_codings`, or Python codecs, whose
+            text is re-encoded as UTF-8.
+        bounds: Limits for the result and for each intermediate form.
 
     Raises:
-        TooLong: It is more.
-        BadRequest: It is not what it is said to be.
+        TooLong: A limit is exceeded.
+        BadRequest: The body does not have these codings.
     """
     pieces: Pieces = (body[at : at + SLICE_BYTES] for at in range(0, len(body), SLICE_BYTES))
     for coding in codings:
         decode = _DECODERS.get(coding) or partial(_recoded, codec=coding)
         pieces = _bounded(decode(pieces, bounds.pause), bounds.most_bytes)
-    copy = io.BytesIO()  # it gives its buffer away, where joining pieces would hold all twice
+    copy = io.BytesIO()  # hands over its buffer, where b"".join(pieces) would hold all of it twice
     counted = 0
     for piece in pieces:
         size = copy.tell() + len(piece)
-        if bounds.grow is not None and size >= counted + COUNTED_BYTES:
+        if bounds.grow is not None and size >= counted + GROW_BYTES:
             bounds.grow(size - counted)
             counted = size
         copy.write(piece)
@@ -137,12 +143,13 @@ def _gunzipped(pieces: Pieces, pause: Pause) -> Pieces:
 
 
 def _undeflated(pieces: Pieces, pause: Pause) -> Pieces:
-    """Undo zlib's format, or what some clients send instead of it (RFC 9110, section 8.4.1.2)."""
+    """Undo `deflate`: zlib's format, or the bare one of some clients (RFC 9110, 8.4.1.2)."""
     start = b""
     for piece in pieces:
         start += piece
         if len(start) >= 2:
             break
+    # A header of zlib: method 8, window up to 32 KiB, check bits (RFC 1950, section 2.2).
     is_zlib = start[:1] and start[0] & 0x8F == zlib.DEFLATED and int.from_bytes(start[:2]) % 31 == 0
     wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
     return _inflated(_chained(start, pieces), pause, "deflate", wbits)
@@ -166,17 +173,18 @@ def _inflated(pieces: Pieces, pause: Pause, coding: str, wbits: int) -> Pieces:
                 yield inflater.decompress(rest, SLICE_BYTES)
                 rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
                 pause()
-        while not inflater.eof:  # what it holds back
+        while not inflater.eof:  # output that the limit per call held back
             if not (more := inflater.decompress(b"", SLICE_BYTES)):
                 raise _corrupt(coding, _CUT_OFF)
             yield more
             pause()
     except zlib.error as error:
+        # Drop zlib's "Error -3 while decompressing data: ".
         raise _corrupt(coding, str(error).rpartition(": ")[2]) from None
 
 
 def _next_member(members: int, coding: str) -> int:
-    """Count one more; raises BadRequest if there may be none."""
+    """Count one more member; raises BadRequest if it is not allowed."""
     if coding == "deflate":
         raise _corrupt(coding, _GARBAGE)
     if members == MAX_MEMBERS:
@@ -215,7 +223,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
             while not (decompressor.can_accept_more_data() or decompressor.is_finished()):
                 yield decompressor.process(b"", output_buffer_limit=SLICE_BYTES)
                 pause()
-        while not decompressor.is_finished():  # what it holds back
+        while not decompressor.is_finished():  # output that the limit per call held back
             if not (more := decompressor.process(b"", output_buffer_limit=SLICE_BYTES)):
                 raise _corrupt("br", _CUT_OFF)
             yield more
@@ -225,7 +233,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
 
 
 def _recoded(pieces: Pieces, pause: Pause, codec: str) -> Pieces:
-    """Text as UTF-8; Python's `json` takes lone surrogates, too."""
+    """Re-encode text as UTF-8, with lone surrogates, since Python's `json` accepts them."""
     decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
     try:
         for piece in pieces:

@@ -1,4 +1,8 @@
-"""Bodies without their Content-Encoding, piece by piece, in bounded memory."""
+"""Content codings of responses: decompress piece by piece, in bounded memory.
+
+Backends of streams are asked for no coding, and some compress anyway. Requests have their own
+decoders, `llmux.openai.codings`, which need a whole body.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,32 @@ from collections.abc import Iterator, Sequence
 from llmux.errors import BackendBroke, BackendError
 
 PIECE_BYTES = 65536
-"""The most that is decoded at a time: a deflated byte may become a thousand."""
+"""Limit for one decoded piece: a compressed byte may expand to a thousand."""
 
-_WITH_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib, whichever there is
+_WITH_HEADER = 32 + zlib.MAX_WBITS  # detects gzip's header or zlib's
 _ZLIB_METHOD = 8
-"""Low bits of the first byte where `deflate` has zlib's header (RFC 1950); some send none."""
+"""Low bits of the first byte of zlib's header (RFC 1950), which some servers' `deflate` lacks."""
 
 
 def codings(value: bytes) -> list[bytes]:
-    """What a Content-Encoding says, less what changes nothing."""
-    said = (each.strip().lower() for each in value.split(b","))
-    return [each for each in said if each not in {b"", b"identity"}]
+    """Return the codings that a Content-Encoding names, without those that change nothing."""
+    names = (each.strip().lower() for each in value.split(b","))
+    return [each for each in names if each not in {b"", b"identity"}]
 
 
 def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """What all headers of this name say, as one (RFC 9110, section 5.3)."""
+    """Return the values of all Content-Encoding headers, joined (RFC 9110, section 5.3)."""
     return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 
 
 class Decoder:
-    """Takes the coding off a body.
+    """Removes the coding of a body that arrives in pieces.
 
     Args:
-        encoding: The value of Content-Encoding.
+        encoding: Value of Content-Encoding.
 
     Raises:
-        BackendError: It is none that can be taken off.
+        BackendError: The coding is not supported: only gzip and deflate are.
     """
 
     def __init__(self, encoding: bytes) -> None:
@@ -49,7 +53,7 @@ class Decoder:
         self._has_begun = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """What this says; raises BackendBroke if it is not so encoded."""
+        """Decode the next bytes of the body; raises BackendBroke if they are corrupt."""
         if self._is_plain:
             if data:
                 yield data
@@ -70,7 +74,7 @@ class Decoder:
                 yield from self._pending()
 
     def _pending(self) -> Iterator[bytes]:
-        """What is still inside, though all that came has been taken."""
+        """Drain output that the limit per piece held back, though all input is consumed."""
         while piece := self._inner.decompress(b"", PIECE_BYTES):
             yield piece
 
@@ -80,6 +84,6 @@ class Decoder:
             self._inner = zlib.decompressobj(-zlib.MAX_WBITS)
 
     def check_end(self) -> None:
-        """The body has ended; raises BackendBroke if what is inside of it has not."""
+        """Check that the compressed data ends where the body does; raises BackendBroke."""
         if self._has_begun and not self._inner.eof:
             raise BackendBroke("sent an encoded body without its end")

@@ -21,7 +21,14 @@ from llmux.errors import (
 from llmux.http.paths import UPSTREAM, Whereabouts, may_redirect, merged, relative, segments
 from llmux.observe.logs import get_logger
 from llmux.openai.answers import error_answer
-from llmux.openai.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
+from llmux.openai.dialects import (
+    NOTHING_SENT,
+    close_reason,
+    dialect_of,
+    error_info,
+    realtime_event,
+    stream_state,
+)
 from llmux.openai.headers import header, response_headers
 from llmux.openai.streams import is_event_stream, is_json_lines, json_line, unbuffered
 from llmux.proxy.held import Bodies
@@ -150,10 +157,10 @@ def _last_words(journey: Journey, error: LlmuxError) -> bytes:
     dialect = dialect_of(lane.target, lane.headers)
     has_comments = journey.kept_alive is not None and journey.kept_alive.has_begun
     if has_comments or is_event_stream(answer.headers):
-        stream = seen_of(answer.seen.opening, answer.seen.ending())
-        return dialect.events(told(error), stream)
+        stream = stream_state(answer.seen.opening, answer.seen.ending())
+        return dialect.events(error_info(error), stream)
     if is_json_lines(answer.headers, dialect):
-        return json_line(answer.headers, dialect.line(told(error)))
+        return json_line(answer.headers, dialect.line(error_info(error)))
     return b""
 
 
@@ -165,7 +172,7 @@ async def _refuse(journey: Journey, error: LlmuxError, bodies: Bodies) -> None:
         if journey.hears_events:
             events = lane.events
             assert events is not None
-            await events.send_events(dialect.events(told(error), FRESH))
+            await events.send_events(dialect.events(error_info(error), NOTHING_SENT))
             await events.end_events()
         return
     status, headers, body = error_answer(error, dialect)

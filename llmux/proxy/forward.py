@@ -28,7 +28,7 @@ from llmux.observe.journal import NO_JOURNAL, Journal
 from llmux.observe.metrics import Metrics
 from llmux.openai.headers import request_headers
 from llmux.openai.naming import Meanings
-from llmux.openai.rewriting import agreed_body, agreed_target, disagrees
+from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
 from llmux.openai.tokens import KINDS
 from llmux.proxy.access_log import log_request
@@ -324,7 +324,7 @@ class ModelProxy:
     def _disagrees(self, journey: Journey) -> bool:
         """Return whether the body names the model otherwise than its backend may read it."""
         model, name = journey.model, journey.upstream.upstream_model
-        return bool(model) and disagrees(journey.fields, self._meanings, model, name)
+        return bool(model) and needs_rewrite(journey.fields, self._meanings, model, name)
 
     def _exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
         """Make the request agree with its upstream; entering the result sends it.
@@ -337,10 +337,10 @@ class ModelProxy:
         lane, upstream, target = journey.lane, journey.upstream, journey.target
         if model := journey.model:
             name = upstream.upstream_model
-            lane.body.data = agreed_body(
+            lane.body.data = rewrite_body(
                 lane.body.data, journey.fields, self._meanings, model, name
             )
-            target = agreed_target(target, self._meanings, model, name)
+            target = rewrite_target(target, self._meanings, model, name)
             if journey.first is not None and name is not None:
                 assert lane.tunnel is not None
                 lane.tunnel.replace_first_message(journey.first.renamed(name))

@@ -20,7 +20,7 @@ from llmux.openai.dialects import plain_path
 from llmux.openai.fields import Fields, read_coded, read_fields
 from llmux.openai.jsonbody import LARGE_BYTES, may_be_wide
 from llmux.openai.rewriting import decoded_headers, decoded_text
-from llmux.openai.scanning import Hurry, Pause, TooLong
+from llmux.openai.scanning import Pause, PauseBudget, TooLong
 from llmux.proxy.beside import run_beside
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey
@@ -50,7 +50,7 @@ class Reader:
         self._threads = trio.CapacityLimiter(1)
         # Seconds of work at worst; a prompt of a usual size need not wait behind it.
         self._threads_for_huge = trio.CapacityLimiter(1)
-        self._hurry = Hurry()
+        self._pause_budget = PauseBudget()
         self._opening: set[trio.CancelScope] = set()  # WebSockets without their first message
         self._is_stopping = False
         self.apply(config)
@@ -88,7 +88,7 @@ class Reader:
         if len(data) > LARGE_BYTES or (data and content_codings(headers)):
             return None
         try:
-            return read_fields(headers, data, self._hurry.begin())
+            return read_fields(headers, data, self._pause_budget.begin())
         except TooLong:
             return None
 
@@ -137,7 +137,7 @@ class Reader:
         most = self._bodies.most_bytes
         if len(lane.body.data) <= LARGE_BYTES:
             with suppress(TooLong):
-                return work(Bounds(min(LARGE_BYTES, most), self._hurry.begin()))
+                return work(Bounds(min(LARGE_BYTES, most), self._pause_budget.begin()))
         for limiter, limit in ((self._threads, HUGE_BYTES), (self._threads_for_huge, most)):
             with suppress(TooLong), lane.body.copying() as count:
                 done = partial(_within, work, min(limit, most), _on_loop(count))

@@ -57,7 +57,7 @@ class Router:
             if self._upstreams.fallback is None:
                 raise
             is_named = isinstance(missing, ModelNotFound)
-            fields.check_stranger(
+            fields.check_foreign(
                 lambda name: self._names.find(name) is not None, names_model=is_named
             )
             journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)

@@ -18,8 +18,8 @@ import msgspec
 
 from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
-from llmux.openai.headers import header
-from llmux.openai.streams import EVENT_STREAM, Headers, media_type
+from llmux.openai.headers import Headers, header
+from llmux.openai.streams import EVENT_STREAM, event_data, media_type
 
 MOST_ID_BYTES = 256
 """A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""
@@ -153,8 +153,7 @@ def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool)
     opening = _inflated(opening, header(headers, b"content-encoding").lower())
     kind = media_type(headers)
     if kind == EVENT_STREAM:
-        events = (line[5:] for line in opening.splitlines() if line.startswith(b"data:"))
-        found = next((list(_ids_in(event)) for event in events), [])
+        found = next((list(_ids_in(event)) for event in event_data(opening)), [])
     elif b"json" in kind:
         found = list(_ids_in(opening)) or _ids_at_end(ending)
     else:
