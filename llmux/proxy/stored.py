@@ -9,7 +9,6 @@ while it is relayed. Only what a backend itself says counts: the ids at the top 
 from __future__ import annotations
 
 import re
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
@@ -19,6 +18,7 @@ import msgspec
 from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
 from llmux.openai.headers import header
+from llmux.openai.inflating import inflate_start
 from llmux.openai.streams import EVENT_STREAM, Headers, media_type
 
 MOST_ID_BYTES = 256
@@ -150,7 +150,9 @@ def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool)
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
         opening, ending = without_chunk_heads(opening), without_chunk_heads(ending)
-    opening = _inflated(opening, header(headers, b"content-encoding").lower())
+    coding = header(headers, b"content-encoding").lower()
+    if coding not in {b"", b"identity"}:
+        opening = inflate_start(opening, coding, INFLATED_BYTES)
     kind = media_type(headers)
     if kind == EVENT_STREAM:
         events = (line[5:] for line in opening.splitlines() if line.startswith(b"data:"))
@@ -160,20 +162,6 @@ def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool)
     else:
         return []
     return [each for each in found if 0 < len(each.encode()) <= MOST_ID_BYTES]
-
-
-def _inflated(data: bytes, encoding: bytes) -> bytes:
-    """The beginning of what is compressed; nothing if it is in a way that is not known here."""
-    if encoding in {b"", b"identity"}:
-        return data
-    if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
-        return b""
-    try:
-        return zlib.decompressobj(wbits=47 if encoding != b"deflate" else 15).decompress(
-            data, INFLATED_BYTES
-        )
-    except zlib.error:
-        return b""
 
 
 def _ids_in(data: bytes) -> Iterator[str]:
