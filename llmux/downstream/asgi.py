@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import trio
 from trio_util import periodic
 
-from llmux.api.doors import refusal
+from llmux.api.listeners import wrong_listener
 from llmux.downstream.asgi_own import OwnRequest, refuse, vetted, with_whole_body
 from llmux.downstream.asgi_request import AsgiLane
 from llmux.downstream.asgi_watch import Watched
@@ -82,7 +82,7 @@ class ModelTraffic:
         except BadRequest as error:
             await refuse(error, scope, send)
             return
-        if (not_here := refusal(scope, is_apart=self._is_apart)) is not None:
+        if (not_here := wrong_listener(scope, is_apart=self._is_apart)) is not None:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close"})  # the server answers 403
             else:

@@ -1,22 +1,21 @@
-"""Content codings of request bodies: find them, and decompress within bounds.
-
-Responses have their own decoder, `llmux.openai.decoding`, which works as they arrive.
-"""
+"""The content codings of requests: name them, and decode a body within bounds of memory."""
 
 from __future__ import annotations
 
 import codecs
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import brotli
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
+from llmux.openai.decoding import content_encoding, listed_codings
+from llmux.openai.inflating import GZIP, InflateError, Inflater, deflate_format
 from llmux.openai.scanning import SLICE_BYTES, Pause, TooLong, no_pause
 
 if sys.version_info >= (3, 14):
@@ -27,32 +26,33 @@ else:
 CONTENT_ENCODING = b"content-encoding"
 
 MAX_CODINGS = 5
-"""Limit for one body, as in curl and urllib3."""
+"""Limit for the codings of one body, as in curl and urllib3."""
 
 MAX_MEMBERS = 4096
-"""Limit for members of a gzip body and frames of a zstd body: each costs a new decompressor, even
-if it is empty. `bgzip` writes a member per 64 KiB, so 256 MiB of text pass."""
+"""Limit for the members of a gzip body, and the frames of a zstd body. `bgzip` makes a member of
+each 64 KiB."""
 
 MAX_WINDOW_LOG = 23
-"""Window of zstd, 2**23 bytes: the limit for HTTP (RFC 9659). A frame could ask for gigabytes."""
+"""Limit for zstd's window: 8 MiB, as HTTP's coding has it (RFC 9659). A frame may ask for
+gigabytes."""
 
-GROW_BYTES = 1 << 20
-"""Decompressed bytes between two calls of `Bounds.grow`."""
+COUNTED_BYTES = 1 << 20
+"""Bytes decoded between two calls of `Bounds.grow`."""
 
-MAX_GROWTH = 2
-"""Bytes of UTF-8 per byte of UTF-16: at most three for two, rounded up."""
+MOST_GROWTH = 2
+"""Limit for the bytes of UTF-8 made of one byte of UTF-16: three of two, rounded up."""
 
 Pieces = Iterator[bytes]
 
 
 class Bounds(NamedTuple):
-    """Limits for decompressing.
+    """Limits for decoding one body.
 
     Attributes:
-        most_bytes: Limit for the result, in bytes.
+        most_bytes: Limit for the decoded body.
         pause: Called between two slices.
-        grow: Called with the number of bytes by which the result has grown; may raise to stop the
-            work.
+        grow: Called with the number of bytes by which the decoded copy has grown; may raise, to end
+            the work.
     """
 
     most_bytes: int
@@ -60,27 +60,25 @@ class Bounds(NamedTuple):
     grow: Callable[[int], object] | None = None
 
     def for_utf8(self) -> Bounds:
-        """Return the bounds for the UTF-8 form of a UTF-16 text that is within these."""
-        return self._replace(most_bytes=MAX_GROWTH * self.most_bytes)
+        """Return the bounds for recoding to UTF-8 a text that may be in UTF-16."""
+        return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    """Return the codings of a body, in the order in which they must be undone.
+    """Return the codings of a body in the order in which to undo them; empty for most bodies.
 
     Raises:
-        UnsupportedCoding: A coding is unknown, or there are too many.
+        UnsupportedCoding: An unknown coding, or too many.
     """
     for name, _ in headers:
-        # Every request passes here: comparing lengths first saves most calls of `lower`.
-        if len(name) == 16 and name.lower() == CONTENT_ENCODING:
+        if len(name) == 16 and name.lower() == CONTENT_ENCODING:  # few have this length
             return _codings(headers)
     return ()
 
 
 def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    values = (value for name, value in headers if name.lower() == CONTENT_ENCODING)
-    named = [each.strip().lower().decode("latin-1") for each in b",".join(values).split(b",")]
-    codings = [_ALIASES.get(each, each) for each in named if each not in {"", "identity"}]
+    names = [each.decode("latin-1") for each in listed_codings(content_encoding(headers))]
+    codings = [_ALIASES.get(name, name) for name in names]
     for coding in codings:
         if coding not in _DECODERS:
             known = ", ".join(_DECODERS)
@@ -89,31 +87,31 @@ def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
             )
     if len(codings) > MAX_CODINGS:
         raise UnsupportedCoding(f"Content-Encoding names more than {MAX_CODINGS} codings")
-    return tuple(reversed(codings))  # listed in the order applied (RFC 9110, section 8.4)
+    return tuple(reversed(codings))
 
 
 def decoded(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
-    """Undo codings of a body.
+    """Decode a body.
 
     Args:
-        body: Body as received.
-        codings: Codings to undo, in this order: those of `content_codings`, or Python codecs, whose
-            text is re-encoded as UTF-8.
-        bounds: Limits for the result and for each intermediate form.
+        body: The body as received.
+        codings: What to undo, in this order: names of `content_codings`, or Python's text codecs,
+            whose text is recoded to UTF-8.
+        bounds: Limits for the result, and for the output of each coding on the way to it.
 
     Raises:
         TooLong: A limit is exceeded.
-        BadRequest: The body does not have these codings.
+        BadRequest: The body does not match its codings.
     """
     pieces: Pieces = (body[at : at + SLICE_BYTES] for at in range(0, len(body), SLICE_BYTES))
     for coding in codings:
         decode = _DECODERS.get(coding) or partial(_recoded, codec=coding)
         pieces = _bounded(decode(pieces, bounds.pause), bounds.most_bytes)
-    copy = io.BytesIO()  # hands over its buffer, where b"".join(pieces) would hold all of it twice
+    copy = io.BytesIO()  # its buffer becomes the result; joining pieces would need twice the memory
     counted = 0
     for piece in pieces:
         size = copy.tell() + len(piece)
-        if bounds.grow is not None and size >= counted + GROW_BYTES:
+        if bounds.grow is not None and size >= counted + COUNTED_BYTES:
             bounds.grow(size - counted)
             counted = size
         copy.write(piece)
@@ -139,69 +137,57 @@ _GARBAGE = "something else follows its end"
 
 
 def _gunzipped(pieces: Pieces, pause: Pause) -> Pieces:
-    return _inflated(pieces, pause, "gzip", 16 + zlib.MAX_WBITS)
+    return _inflated(pieces, pause, "gzip", GZIP)
 
 
 def _undeflated(pieces: Pieces, pause: Pause) -> Pieces:
-    """Undo `deflate`: zlib's format, or the bare one of some clients (RFC 9110, 8.4.1.2)."""
     start = b""
     for piece in pieces:
         start += piece
         if len(start) >= 2:
             break
-    # A header of zlib: method 8, window up to 32 KiB, check bits (RFC 1950, section 2.2).
-    is_zlib = start[:1] and start[0] & 0x8F == zlib.DEFLATED and int.from_bytes(start[:2]) % 31 == 0
-    wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
-    return _inflated(_chained(start, pieces), pause, "deflate", wbits)
-
-
-def _chained(first: bytes, rest: Pieces) -> Pieces:
-    yield first
-    yield from rest
+    return _inflated(chain([start], pieces), pause, "deflate", deflate_format(start))
 
 
 def _inflated(pieces: Pieces, pause: Pause, coding: str, wbits: int) -> Pieces:
-    inflater = zlib.decompressobj(wbits)
-    members = 1
+    inflater = Inflater(wbits, SLICE_BYTES, _Members(coding).count_one)
     try:
         for piece in pieces:
-            rest = piece
-            while rest:
-                if inflater.eof:
-                    members = _next_member(members, coding)
-                    inflater = zlib.decompressobj(wbits)
-                yield inflater.decompress(rest, SLICE_BYTES)
-                rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            for inflated in inflater.feed(piece):
+                yield inflated
                 pause()
-        while not inflater.eof:  # output that the limit per call held back
-            if not (more := inflater.decompress(b"", SLICE_BYTES)):
-                raise _corrupt(coding, _CUT_OFF)
-            yield more
-            pause()
-    except zlib.error as error:
-        # Drop zlib's "Error -3 while decompressing data: ".
-        raise _corrupt(coding, str(error).rpartition(": ")[2]) from None
+    except InflateError as error:
+        raise _corrupt(coding, error) from None
+    if not inflater.is_complete:
+        raise _corrupt(coding, _CUT_OFF)
 
 
-def _next_member(members: int, coding: str) -> int:
-    """Count one more member; raises BadRequest if it is not allowed."""
-    if coding == "deflate":
-        raise _corrupt(coding, _GARBAGE)
-    if members == MAX_MEMBERS:
-        raise _corrupt(coding, f"it has more than {MAX_MEMBERS} members")
-    return members + 1
+class _Members:
+    """Counts the members of a gzip body, or the frames of a zstd one."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._count = 1
+
+    def count_one(self) -> None:
+        """Count another; raises BadRequest if there may be none."""
+        if self._coding == "deflate":
+            raise _corrupt(self._coding, _GARBAGE)
+        if self._count == MAX_MEMBERS:
+            raise _corrupt(self._coding, f"it has more than {MAX_MEMBERS} members")
+        self._count += 1
 
 
 def _unzstd(pieces: Pieces, pause: Pause) -> Pieces:
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
     decompressor = zstd.ZstdDecompressor(options=options)
-    members = 1
+    members = _Members("zstd")
     try:
         for piece in pieces:
             rest = piece
             while rest or not (decompressor.eof or decompressor.needs_input):
                 if decompressor.eof:
-                    members = _next_member(members, "zstd")
+                    members.count_one()
                     decompressor = zstd.ZstdDecompressor(options=options)
                 yield decompressor.decompress(rest, SLICE_BYTES)
                 rest = decompressor.unused_data if decompressor.eof else b""
@@ -223,7 +209,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
             while not (decompressor.can_accept_more_data() or decompressor.is_finished()):
                 yield decompressor.process(b"", output_buffer_limit=SLICE_BYTES)
                 pause()
-        while not decompressor.is_finished():  # output that the limit per call held back
+        while not decompressor.is_finished():  # it may hold back output
             if not (more := decompressor.process(b"", output_buffer_limit=SLICE_BYTES)):
                 raise _corrupt("br", _CUT_OFF)
             yield more
@@ -233,7 +219,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
 
 
 def _recoded(pieces: Pieces, pause: Pause, codec: str) -> Pieces:
-    """Re-encode text as UTF-8, with lone surrogates, since Python's `json` accepts them."""
+    """Recode text to UTF-8, with lone surrogates, as Python's `json` takes them."""
     decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
     try:
         for piece in pieces:

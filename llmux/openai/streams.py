@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llmux.openai.decoding import codings, content_encoding
+from llmux.openai.decoding import content_encoding, listed_codings
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
 from llmux.openai.headers import Headers, header
 from llmux.openai.jsonbody import LARGE_BYTES
@@ -70,7 +70,7 @@ def is_at_boundary(headers: Headers, tail: bytes) -> bool:
         headers: Headers of the response.
         tail: Last bytes sent of the body; empty if none were.
     """
-    if codings(content_encoding(headers)):
+    if listed_codings(content_encoding(headers)):
         return False  # plain text would corrupt a compressed body
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
 

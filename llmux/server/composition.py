@@ -15,7 +15,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
-from llmux.api.control import Steered, control_routes
+from llmux.api.control import Controlled, control_routes
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -142,8 +142,8 @@ def build_service(
     app = new_app()
     app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
     app.register_blueprint(visitor_routes(lambda: reloader.config, board))
-    steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
-    app.register_blueprint(control_routes(steered))
+    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader)
+    app.register_blueprint(control_routes(controlled))
     app.register_blueprint(page_routes(lambda: reloader.config))
     traffic = ModelTraffic(
         app.asgi_app,
