@@ -197,3 +197,12 @@ def standing(
 def which(program: str) -> str | None:
     """Where a program is; servers are often outside of users' PATH."""
     return shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+
+
+STARTERS: Mapping[str, Starter] = {
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "llmux": llmux,
+    "llmux-asgi": llmux_asgi,
+    "echo": echo,
+}

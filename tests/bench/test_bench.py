@@ -9,7 +9,11 @@ from bench import decision
 from bench.decision import SHARES, SITUATIONS, WAITING, decision_in
 from bench.echo import ANSWER, ANSWER_BYTES
 from bench.native import Load
-from bench.proxy import DIRECT, TARGETS, Figure, Sample, Target, headroom, report, summarize
+from bench.proxy.figures import Figure, summarize
+from bench.proxy.measure import DIRECT
+from bench.proxy.report import headroom, report
+from bench.proxy.samples import Sample
+from bench.proxy.targets import TARGETS, Target
 from bench.switch import Switch, line, percentile
 from bench.table import number, render
 from llmux.policy import LookAgain, SwitchTo
