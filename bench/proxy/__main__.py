@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import proxy
-from bench.contestants import Stage
+from bench.contestants import Stage, starters
 from bench.native import Native
 from bench.processes import CORES, CannotRun, end_on_sigterm, raise_descriptor_limit
-from bench.proxy.figures import summarize
+from bench.proxy.figures import Figures, summarize
 from bench.proxy.measure import measure
 from bench.proxy.memory import measure_memory
 from bench.proxy.report import report
@@ -43,6 +43,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write all samples as JSON")
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=[*WORKLOADS, "memory"],
                         default=[*WORKLOADS, "memory"], help="workloads to measure")  # fmt: skip
+    parser.add_argument("--rust", type=Path, metavar="FILE",
+                        help="binary of llmux 2.x in Rust, to take part as rust")  # fmt: skip
+    parser.add_argument("--llama-swap", type=Path, metavar="FILE",
+                        help="binary of llama-swap, to take part")  # fmt: skip
     options = parser.parse_args()
     if options.quick:
         options.rounds = QUICK_ROUNDS
@@ -62,8 +66,11 @@ def measure_and_print(options: argparse.Namespace) -> None:
         native = Native(Path(name))
         with native.backend() as backend:
             stage = Stage(Path(name), backend, raise_descriptor_limit())
-            rounds = measure(native, stage, workloads, options.rounds)
-            memory = measure_memory(native, stage) if "memory" in options.only else {}
+            contestants = starters(options.rust, options.llama_swap)
+            rounds = measure(native, stage, contestants, workloads, options.rounds)
+            memory: Figures = {}
+            if "memory" in options.only:
+                memory = measure_memory(native, stage, contestants)
     figures = {**summarize(rounds), **memory}
     print(report(figures, rounds))
     if options.save:

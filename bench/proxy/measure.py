@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from bench.contestants import STARTERS, Contestant, Stage
+from bench.contestants import Contestant, Stage, Starter
+from bench.counters import Meter
 from bench.machine import say
 from bench.native import Native, Workload
-from bench.processes import cpu_us
 from bench.proxy.samples import Round, Sample
 
 DIRECT = "direct"
@@ -16,14 +16,18 @@ DIRECT = "direct"
 
 
 def measure(
-    native: Native, stage: Stage, workloads: Mapping[str, Workload], rounds: int
+    native: Native,
+    stage: Stage,
+    starters: Mapping[str, Starter],
+    workloads: Mapping[str, Workload],
+    rounds: int,
 ) -> list[Round]:
     """Start all contestants that are installed, and play the rounds."""
     if not workloads:
         return []
     with ExitStack() as stack:
         standing = [Contestant(DIRECT, stage.backend, None)]
-        for name, start in STARTERS.items():
+        for name, start in starters.items():
             contestant = stack.enter_context(start(stage))
             if contestant is None:
                 say(f"{name} is not installed: left out")
@@ -46,15 +50,17 @@ def play_round(
         say(f"round {at} of {rounds}: {key}")
         # The echo does not stream.
         able = [one for one in standing if one.name != "echo" or not work.chunks]
+        # Every second round runs backwards: a machine that slows down gradually favours nobody.
+        if at % 2 == 0:
+            able.reverse()
         result[key] = {one.name: take_turn(native, one, work) for one in able}
     return result
 
 
 def take_turn(native: Native, contestant: Contestant, work: Workload) -> Sample:
     """Put one contestant under one load; print how many answers were wrong."""
-    before_us = cpu_us(contestant.pid) if contestant.pid else 0.0
-    load = native.load(contestant.port, work)
-    after_us = cpu_us(contestant.pid) if contestant.pid else 0.0
+    with Meter(contestant.pid) as meter:
+        load = native.load(contestant.port, work)
     if load.errors:
         say(f"{contestant.name}: {load.errors} wrong answers")
-    return Sample(load, after_us - before_us)
+    return Sample(load, meter.cost.cpu_us, meter.cost.instructions)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
-from bench.contestants import STARTERS, Contestant, Stage
+from bench.contestants import Contestant, Stage, Starter
 from bench.machine import say
 from bench.native import Native, Workload
 from bench.processes import most_streams, resident_bytes
@@ -15,14 +15,14 @@ from bench.proxy.workloads import ratio
 IDLE_STREAMS = (0, 1000, 10_000)
 
 
-def measure_memory(native: Native, stage: Stage) -> Figures:
+def measure_memory(native: Native, stage: Stage, starters: Mapping[str, Starter]) -> Figures:
     """Resident memory of fresh processes, in MiB, at each number of idle streams."""
     most = most_streams(stage.descriptors)
     levels = sorted({min(count, most) for count in IDLE_STREAMS})
     if most < max(IDLE_STREAMS):
         say(f"{stage.descriptors} descriptors allow {most} streams, two each: not 10,000")
     resident: dict[str, dict[int, float | None]] = {}
-    for name, start in STARTERS.items():
+    for name, start in starters.items():
         if name == "echo":
             continue
         say(f"memory: {name}")
@@ -49,7 +49,7 @@ def hold_streams(
         for level in levels:
             if level > held:
                 asked = stack.enter_context(
-                    native.holding(contestant.port, level - held, path="/idle")
+                    native.holding(contestant.port, level - held, path="/v1/chat/completions?/idle")
                 )
                 if errors := asked.wait_answered().errors:
                     say(f"{contestant.name}: {errors} of {level - held} streams failed")

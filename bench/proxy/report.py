@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bench.contestants import STARTERS
+from bench.counters import why_not_counted
 from bench.machine import machine
-from bench.proxy.figures import Figures
+from bench.proxy.figures import BASE, Figures
 from bench.proxy.measure import DIRECT
 from bench.proxy.samples import Round, Sample
 from bench.proxy.targets import TARGETS
@@ -17,22 +17,42 @@ from bench.table import number, render
 
 def report(figures: Figures, rounds: Sequence[Round]) -> str:
     """The table, the targets, the notes, and the machine that was measured on."""
-    names = [DIRECT, *STARTERS]
-    titles = {row.key: row.title for row in ROWS}
-    table = [
-        ["(ratio to nginx)", *names],
-        *(
-            [
-                titles.get(key, f"resident MiB, {key.removeprefix('memory_')} idle streams"),
-                *(str(row.get(name, "-")) for name in names),
-            ]
-            for key, row in figures.items()
-        ),
+    targets = [
+        ("target", "measured", "min to max", ""),
+        *(target.line(figures) for target in TARGETS),
     ]
-    targets = [("target", "measured", ""), *(target.judge(figures) for target in TARGETS)]
-    notes = [headroom(figures), core_shares(rounds), wrong_answers(rounds), machine()]
-    parts = [render(table), render(targets), *notes]
+    notes = [
+        why_no_instructions(rounds),
+        headroom(figures),
+        core_shares(rounds),
+        wrong_answers(rounds),
+        machine(),
+    ]
+    parts = [render(table(figures)), render(targets), *notes]
     return "\n\n".join(part for part in parts if part)
+
+
+def table(figures: Figures) -> list[list[str]]:
+    """A line for each row: medians and their ratios to nginx; below it, the rounds' spread."""
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    base = f"median (ratio to {BASE})" if BASE in names else f"median ({BASE} took no part)"
+    titles = {row.key: row.title for row in ROWS}
+    lines = [[base, *names]]
+    for key, row in figures.items():
+        if all(figure.value is None for figure in row.values()):
+            continue
+        title = titles.get(key, f"resident MiB, {key.removeprefix('memory_')} idle streams")
+        lines.append([title, *(str(row.get(name, "-")) for name in names)])
+        spreads = [row[name].spread() if name in row else "" for name in names]
+        if any(spreads):
+            lines.append(["  min to max", *spreads])
+    return lines
+
+
+def why_no_instructions(rounds: Sequence[Round]) -> str:
+    """Say that instructions were not counted, if so."""
+    reason = why_not_counted() if rounds else None
+    return f"Instructions were not counted ({reason})." if reason else ""
 
 
 def headroom(figures: Figures) -> str:

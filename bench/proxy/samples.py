@@ -10,10 +10,16 @@ from bench.native import Load
 
 @dataclass(frozen=True)
 class Sample:
-    """One contestant's turn at one workload."""
+    """One contestant's turn at one workload.
+
+    Attributes:
+        cpu_us: CPU time of its process, threads and children, in microseconds.
+        instructions: Of the same; None where the machine does not count them.
+    """
 
     load: Load
     cpu_us: float
+    instructions: float | None = None
 
 
 Round = Mapping[str, Mapping[str, Sample]]

@@ -19,7 +19,8 @@ def save(path: Path, rounds: Sequence[Round], figures: Figures) -> None:
     def samples(one: Round) -> dict[str, dict[str, dict[str, object]]]:
         return {
             work: {
-                name: {"cpu_us": s.cpu_us} | {f: getattr(s.load, f) for f in Load.__struct_fields__}
+                name: {"cpu_us": s.cpu_us, "instructions": s.instructions}
+                | {f: getattr(s.load, f) for f in Load.__struct_fields__}
                 for name, s in row.items()
             }
             for work, row in one.items()
