@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmux.observe.clock import WallClock
-from llmux.observe.events import Drained, Events, PhaseChanged, SwitchEnded
+from llmux.observe.events import Drained, Events, HookEnded, PhaseChanged, SwitchEnded
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Switch
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import IDLE, Metrics
-from llmux.observe.schemas import PhaseChange, SwitchRecord
+from llmux.observe.schemas import HookRun, PhaseChange, SwitchRecord
 
 log = get_logger(__name__)
 
@@ -49,9 +49,28 @@ def log_events(events: Events) -> None:
             took_s = round(event.ended_at - event.started_at, 3)
             log.info("model_activated", model=record.target, **about, duration_secs=took_s)
 
+    def hook_ended(event: HookEnded) -> None:
+        run, error = event.run, event.error
+        about = {"model": run.model, "hook": run.hook, "duration_secs": run.duration_secs}
+        if error is None:
+            write = log.debug if is_routine(run) else log.info
+            write("hook_completed", **about)
+            return
+        why = {"reason": error.reason, "exit_code": error.exit_code}
+        if event.expects_failure:
+            log.debug("hook_failed", **about, **why)
+        else:
+            log.warning("hook_failed", **about, **why, stderr=error.output)
+
     events.phase_changed.listen(phase_changed)
     events.switch_started.listen(switch_started)
     events.switch_ended.listen(switch_ended)
+    events.hook_ended.listen(hook_ended)
+
+
+def is_routine(run: HookRun) -> bool:
+    """Return whether the run is a health check, which comes every few seconds."""
+    return run.hook == "alive"
 
 
 def measure_events(events: Events, metrics: Metrics) -> None:
@@ -72,9 +91,16 @@ def measure_events(events: Events, metrics: Metrics) -> None:
             took_s = event.ended_at - event.started_at
             metrics.switch_duration.labels(*pair).observe(took_s)
 
+    def hook_ended(event: HookEnded) -> None:
+        labels = event.run.model, event.run.hook
+        metrics.hook_duration.labels(*labels).observe(event.took_s)
+        if event.has_failed:
+            metrics.hook_failures.labels(*labels).inc()
+
     events.phase_changed.listen(phase_changed)
     events.drained.listen(drained)
     events.switch_ended.listen(switch_ended)
+    events.hook_ended.listen(hook_ended)
 
 
 def feed_events(events: Events, feed: Feed) -> None:
@@ -83,7 +109,17 @@ def feed_events(events: Events, feed: Feed) -> None:
         change = PhaseChange(at=at, model=event.model, state=event.state, left=event.left)
         feed.tell("phase", change)
 
+    def hook_started(run: HookRun) -> None:
+        if not is_routine(run):
+            feed.tell("hook", run)
+
+    def hook_ended(event: HookEnded) -> None:
+        if event.has_failed or not is_routine(event.run):
+            feed.tell("hook", event.run)
+
     events.phase_changed.listen(phase_changed)
+    events.hook_started.listen(hook_started)
+    events.hook_ended.listen(hook_ended)
     events.switch_started.listen(lambda record: feed.tell("switch", record))
     events.switch_ended.listen(lambda event: feed.tell("switch", event.record))
     events.pin_changed.listen(lambda change: feed.tell("pin", change))

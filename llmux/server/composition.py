@@ -24,6 +24,7 @@ from llmux.downstream.asgi import ModelTraffic
 from llmux.errors import LlmuxError
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
+from llmux.observe.events import Events
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Started
 from llmux.observe.listeners import observed
@@ -113,14 +114,12 @@ def build_service(
     use_rules(config)
     MASKER.use(config.secrets)
     clock = WallClock()
-    metrics, feed = Metrics(), Feed(clock)
+    metrics, feed = metrics_of_models(config), Feed(clock)
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None, clock)
     record = AwakeRecord(config.state_dir / "awake.json")
-    shell = shell_hooks(config, metrics, record.mark, feed)
-    tracing = tracing_of(config)
     events = observed(metrics, journal, feed)
-    if tracing:
-        events.switch_ended.listen(tracing.switch_ended)
+    tracing = tracing_of(config, events)
+    shell = shell_hooks(config, events, record.mark)
     board = Switchboard(config, hooks or shell, events, record=record)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
@@ -129,6 +128,7 @@ def build_service(
     board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
     reloader = Reloader(config, board, events)
     reloader.tell(lambda new: MASKER.use(new.secrets))
+    reloader.tell(of_models=metrics.use)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(lambda new: journal.add(started(new)))
@@ -187,6 +187,14 @@ def build_service(
     return Service(app, board, proxy, traffic, reloader, feed, journal, lifecycle)
 
 
+def metrics_of_models(config: Config) -> Metrics:
+    """Return metrics that show the counters of the config's models from zero on."""
+    metrics = Metrics()
+    for name, model in config.models.items():
+        metrics.use(name, model)
+    return metrics
+
+
 def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[Model, Fetch]]:
     """The models whose backends are asked for their own queue length, and how (`policy.gate`)."""
     if not config.policy.gate:
@@ -228,26 +236,25 @@ def new_app() -> QuartTrio:
     return app
 
 
-def tracing_of(config: Config) -> Tracing | None:
+def tracing_of(config: Config, events: Events) -> Tracing | None:
     """Return the maker of traces, if the config wants some; OpenTelemetry is imported only then."""
     if not config.tracing:
         return None
     from llmux.proxy.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import
 
-    return Tracing(config)
+    tracing = Tracing(config)
+    events.switch_ended.listen(tracing.switch_ended)
+    return tracing
 
 
-def shell_hooks(
-    config: Config, metrics: Metrics, marks: Marks, feed: Feed | None = None
-) -> ShellHooks:
+def shell_hooks(config: Config, events: Events, marks: Marks) -> ShellHooks:
     """The config's hooks, with their logs under its `state_dir`."""
     return ShellHooks(
         config.models,
         directory=config.directory,
         log_dir=config.state_dir / "logs",
-        metrics=metrics,
+        events=events,
         marks=marks,
         secret_variables=config.secret_variables,
-        feed=feed,
         shows_output=config.errors.hook_output == "clients",
     )
