@@ -1,6 +1,6 @@
 """The one seam for telling: typed events, handed to everybody who listens.
 
-    switching, hooks, reloads ──▶ Events ──▶ log, metrics, feed, journal, traces
+    requests, switching, hooks, reloads ──▶ Events ──▶ logs, metrics, feed, journal, traces
 
 Code that does something tells of it here and knows nothing of the listeners; a new metric, say, is
 one more listener. Listeners are called at once, in the order in which they came, by the task that
@@ -28,6 +28,7 @@ from llmux.observe.schemas import (
     SwitchRecord,
     SwitchResult,
 )
+from llmux.observe.summary import RequestSummary
 
 E = TypeVar("E")
 
@@ -38,11 +39,15 @@ class Channel(Generic[E]):
     __slots__ = ("_listeners",)
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[E], object]] = []
+        self._listeners: tuple[Callable[[E], object], ...] = ()
 
     def listen(self, listener: Callable[[E], object]) -> None:
         """Call this with each event from now on."""
-        self._listeners.append(listener)
+        self._listeners += (listener,)
+
+    def leave(self, listener: Callable[[E], object]) -> None:
+        """Call this no longer."""
+        self._listeners = tuple(each for each in self._listeners if each != listener)
 
     def tell(self, event: E) -> None:
         for listener in self._listeners:
@@ -140,6 +145,7 @@ class Events:
         self.drained = Channel[Drained]()
         self.switch_started = Channel[SwitchRecord]()
         self.switch_ended = Channel[SwitchEnded]()
+        self.request_ended = Channel[RequestSummary]()
         self.hook_started = Channel[HookRun]()
         self.hook_ended = Channel[HookEnded]()
         self.pin_changed = Channel[PinChange]()

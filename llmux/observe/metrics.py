@@ -31,6 +31,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("asleep", "waking", "awake", "draining", "sleeping", "failed")
 """Every value of the label `state`; see `llmux.switching.model.Phase`."""
 
+TOKEN_KINDS = ("prompt", "completion", "cached")
+"""Every value of the label `kind`."""
+
 MOST_PAIRS = 100
 """Pairs of `from` and `to` that are exported, those that switched last: all pairs of ten models. A
 pair has 45 series, and their number grows with the square of the models'."""
@@ -161,6 +164,8 @@ class Metrics:
         """Export a model's counters from zero on: Prometheus sees no increase in a new series."""
         if model is None:  # its series stay: counters must not go back
             return
+        for kind in TOKEN_KINDS:
+            self.tokens.labels(name, kind)
         for hook in get_args(HookName):
             if model.script(hook) is not None:
                 self.hook_failures.labels(name, hook)

@@ -47,9 +47,6 @@ class Tokens(NamedTuple):
 
 NO_TOKENS = Tokens()
 
-KINDS = Tokens._fields
-"""Every value of the label `kind`."""
-
 
 # ---- Finding them ----
 
