@@ -48,9 +48,6 @@ class Tokens(NamedTuple):
 
 NO_TOKENS = Tokens()
 
-KINDS = Tokens._fields
-"""Values of the metrics' label `kind`."""
-
 
 # ---- Finding counts ----
 

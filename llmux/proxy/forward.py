@@ -23,15 +23,12 @@ from llmux.config import Config, ModelConfig
 from llmux.errors import BackendRefused, BadRequest, InvalidKey
 from llmux.http.clients import ClientLines
 from llmux.http.targets import check_request_line
+from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.journal import NO_JOURNAL, Journal
-from llmux.observe.metrics import Metrics
 from llmux.openai.headers import request_headers
 from llmux.openai.naming import Meanings
 from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
-from llmux.openai.tokens import KINDS
-from llmux.proxy.access_log import log_request
 from llmux.proxy.answering import fail, redirect, relay
 from llmux.proxy.cors import Cors
 from llmux.proxy.held import Bodies
@@ -68,17 +65,15 @@ class ModelProxy:
         self,
         config: Config,
         board: Switchboard,
-        metrics: Metrics,
-        journal: Journal = NO_JOURNAL,
+        events: Events,
         *,
         feed: Feed | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing = tracing
         self._board = board
-        self._metrics = metrics
-        self._journal = journal
-        self.journeys = Journeys(feed or Feed())
+        self._events = events
+        self.journeys = Journeys(feed or Feed(), events)
         self._passing = InFlight()  # to the fallback
         self.bodies = Bodies(config.limits)
         self.upstreams = Upstreams(config)
@@ -86,8 +81,6 @@ class ModelProxy:
         self._reader = Reader(config, self.bodies)
         self._router = Router(config, board, self.upstreams, self._lines)
         self._read_config(config)
-        for name in config.models:
-            self._show_tokens(name)
 
     # ---- Configuration ----
 
@@ -105,7 +98,6 @@ class ModelProxy:
             (model.name, model.aliases, model.base_url, model.name_sent)
             for model in config.models.values()
         )
-        self.logs_access = config.access_log
         self._websocket = config.policy.websocket
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
@@ -118,13 +110,6 @@ class ModelProxy:
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Replace a model's config, or remove the model (None)."""
         self.upstreams.use(name, model)
-        if model is not None:
-            self._show_tokens(name)
-
-    def _show_tokens(self, model: str) -> None:
-        """Export token counters from zero on: Prometheus sees no increase in a new series."""
-        for kind in KINDS:
-            self._metrics.tokens.labels(model, kind)
 
     def client_of(self, peer: str | None, headers: HeaderList) -> str | None:
         """Return the address of the client, as trusted proxies forward it."""
@@ -144,7 +129,7 @@ class ModelProxy:
         try:
             if self._tracing is not None:
                 journey.trace = self._tracing.begin(
-                    lane.method, lane.target, lane.headers, journey.client
+                    journey.id, lane.method, lane.target, lane.headers, journey.client
                 )
             await self._carry(journey)
             journey.outcome = "done"
@@ -380,15 +365,7 @@ class ModelProxy:
             serving.flight.open_socket(tunnel, journey.upstream.websocket or self._websocket)
 
     def _finish(self, journey: Journey) -> None:
-        """Tell of a request that has just ended: count it, and log, journal and trace it."""
+        """Tell of a request that has just ended; each ends exactly once, here."""
         self.journeys.end(journey)
-        journey.count(self._metrics)
-        serving = journey.serving
-        if serving is not None and not serving.is_passive and self._journal.is_kept:
-            self._journal.add(serving.entry(journey.status))
-        if self.logs_access or journey.trace is not None:
-            summary = journey.summary()
-            if self.logs_access:
-                log_request(summary)
-            if journey.trace is not None:
-                journey.trace.end(summary)
+        journey.read_tokens()
+        self._events.request_ended.tell(journey.summary())

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from llmux.errors import LlmuxError, ModelAsleep
-from llmux.observe.metrics import Metrics
+from llmux.errors import LlmuxError
 from llmux.observe.schemas import RequestPhase
+from llmux.observe.summary import Outcome, RequestSummary, path_of
 from llmux.openai.fields import Fields
 from llmux.openai.headers import header_value
 from llmux.openai.streams import is_token_stream
-from llmux.openai.tokens import KINDS, NO_TOKENS, tokens_of
+from llmux.openai.tokens import NO_TOKENS, tokens_of
 from llmux.proxy.access_log import CLIENT_LEFT
 from llmux.proxy.cors import Sharing
 from llmux.proxy.keepalive import KeptAlive
 from llmux.proxy.lane import HeaderList, Lane
 from llmux.proxy.opening import FirstMessage
 from llmux.proxy.stored import repeats_answer
-from llmux.proxy.summary import Outcome, RequestSummary, path_of
 from llmux.proxy.upstreams import Upstream
 from llmux.switching.admission import Serving
 from llmux.switching.inflight import Flight
@@ -41,7 +40,6 @@ class Journey:
         lane: The client's side: the request as it came, and the way back.
         client: Address of the client, as trusted proxies forward it; None if unknown.
         arrived_at: When its head had come (Trio's clock).
-        ended_at: When it ended; None before.
         sharing: CORS headers for the answer; None without CORS.
         trace: Its trace; None without tracing.
 
@@ -69,8 +67,8 @@ class Journey:
     """
 
     __slots__ = (
-        "answer", "arrived_at", "backend", "cancelled_with", "client", "ended_at",
-        "expects_stream", "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
+        "answer", "arrived_at", "backend", "cancelled_with", "client", "expects_stream",
+        "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
         "model", "outcome", "passing", "pause", "redirects", "serving", "sharing", "status",
         "target", "tokens", "told", "trace", "upstream",
     )  # fmt: skip
@@ -86,7 +84,6 @@ class Journey:
         self.lane = lane
         self.client = lane.peer
         self.arrived_at = trio.current_time()
-        self.ended_at: float | None = None
         self.first: FirstMessage | None = None
         self.model = ""
         self.redirects = False
@@ -117,22 +114,37 @@ class Journey:
         return self.serving.waited_s if self.serving else 0.0
 
     def summary(self) -> RequestSummary:
-        """Sum up the request, which has ended."""
-        lane = self.lane
+        """Sum up the request until now; the event of a request that has ended."""
+        lane, serving, first_byte_s = self.lane, self.serving, self.first_byte_s
+        prompt, completion, cached = self.tokens
+        has_queued = uses_model = False
+        wait_s, flight = 0.0, None
+        if serving is not None:
+            has_queued, uses_model = serving.queued, not serving.is_passive
+            wait_s, flight = serving.waited_so_far_s, serving.flight
+        # By position: so many keywords would take longer than all the rest.
         return RequestSummary(
-            method=lane.method,
-            path=path_of(lane.target),
-            model=self.model,
-            status=self.status,
-            outcome=self.outcome,
-            wait_s=self.waited_s,
-            first_byte_s=self.first_byte_s,
-            duration_s=trio.current_time() - self.arrived_at,
-            bytes_in=lane.body.received_bytes,
-            bytes_out=lane.sent_bytes,
-            client=self.client,
-            tokens_in=self.tokens.prompt,
-            tokens_out=self.tokens.completion,
+            self.id,
+            lane.method,
+            path_of(lane.target),
+            self.model,
+            self.client,
+            self.status,
+            self.outcome,
+            self.arrived_at,
+            trio.current_time(),
+            wait_s,
+            first_byte_s,
+            lane.body.received_bytes,
+            lane.sent_bytes,
+            prompt,
+            completion,
+            cached,
+            first_byte_s is not None and self.is_token_stream,
+            has_queued,
+            uses_model,
+            None if flight is None else flight.entered_at,
+            0 if flight is None else flight.company,
         )
 
     @property
@@ -167,8 +179,6 @@ class Journey:
 
     @property
     def phase(self) -> RequestPhase:
-        if self.ended_at is not None:
-            return "ended"
         if self.first_byte_s is not None:
             return "answering"
         if self.passing is not None or (self.serving is not None and self.serving.is_in):
@@ -226,18 +236,3 @@ class Journey:
             # Checked last: few answers state tokens.
             if self.tokens != NO_TOKENS and repeats_answer(self.lane.method, self.lane.target):
                 self.tokens = NO_TOKENS
-
-    def count(self, metrics: Metrics) -> None:
-        """Count the request in the metrics, once, at its end."""
-        if self.outcome == ModelAsleep.code:
-            return  # it only asked whether its model is awake: no failure, and nothing to alert on
-        queued = self.serving is not None and self.serving.queued
-        first_byte_s = self.first_byte_s
-        metrics.requests.count(self.model, self.status, waited=queued, first_byte_s=first_byte_s)
-        for kind, count in zip(KINDS, self.tokens, strict=True):
-            if count:
-                metrics.tokens.labels(self.model, kind).value += count
-        if first_byte_s is not None and self.is_token_stream:
-            metrics.first_token.labels(self.model).observe(first_byte_s)
-        if self.serving is not None and queued:
-            metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)

@@ -37,7 +37,7 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import SwitchEnded
 from llmux.observe.journal import Switch
 from llmux.observe.listeners import switch_entry
-from llmux.proxy.summary import RequestSummary, milliseconds, path_of
+from llmux.observe.summary import RequestSummary, milliseconds, path_of
 from llmux.switching.admission import Serving
 
 FLUSH_S = 2.0
@@ -82,6 +82,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer = self._provider.get_tracer("llmux", __version__)
         self.switches: deque[Switch] = deque(maxlen=SWITCHES_KEPT)
+        self._under_way: dict[str, Trace] = {}  # by the request's id
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -89,11 +90,25 @@ class Tracing:
         self._groups = {model.name: model.group for model in config.models.values()}
 
     def switch_ended(self, event: SwitchEnded) -> None:
-        """Remember a switch for the requests that waited for it; listens to events."""
+        """Remember a switch for the requests that waited for it."""
         self.switches.append(switch_entry(event)(0.0))  # in Trio's time
 
-    def begin(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Trace:
-        return Trace(self, method, target, headers, client)
+    def begin(
+        self,
+        id: str,  # noqa: A002
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        client: str | None,
+    ) -> Trace:
+        """Begin the trace of a request; `request_ended` ends it."""
+        trace = self._under_way[id] = Trace(self, method, target, headers, client)
+        return trace
+
+    def request_ended(self, summary: RequestSummary) -> None:
+        """End the request's trace."""
+        if (trace := self._under_way.pop(summary.id, None)) is not None:
+            trace.end(summary)
 
     def switches_during(self, model: str, started_at: float, ended_at: float) -> list[Switch]:
         """Return the switches of a model's group that overlap a time (Trio's clock, seconds)."""

@@ -27,7 +27,6 @@ from llmux.config import Config, HookName, load_config
 from llmux.errors import HookError
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.events import Events
-from llmux.observe.metrics import Metrics
 from llmux.policy import load_policy
 from llmux.switching.model import Traits
 from llmux.switching.switcher import Switcher
@@ -237,7 +236,7 @@ class Bench:
             self.config.models,
             directory=self.folder,
             log_dir=self.folder.parent / "logs",
-            metrics=Metrics(),
+            events=Events(),
         )
 
     async def timed_out(self, model: str, hook: HookName = "wake") -> HookError:
