@@ -72,7 +72,7 @@ class Relay:
         self._client.sent_bytes += sent
         if sent < len(data):
             return outcome.Value(data[sent:])
-        return outcome.Value(b"") if self._body.is_over else None
+        return outcome.Value(b"") if self._source.has_ended else None
 
 
 class Pump:
