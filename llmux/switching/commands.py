@@ -18,7 +18,7 @@ from llmux.switching.model import Model
 
 
 class Outcome:
-    """How a command ended; set once.
+    """The result of a command; set once.
 
     Args:
         on_failure: Called if it ends with an error, even if no task waits for it any more.
