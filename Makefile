@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LINTS := lint-format lint-ruff lint-async lint-shell lint-types lint-imports
 
 .PHONY: help run test lint $(LINTS) unit compiled coverage test-slow test-real test-pythons
-.PHONY: docs bench soak format clean
+.PHONY: docs bench bench-quick soak format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,9 @@ docs: $(DOCS_STAMP)  ## Regenerate what is generated from the code, and build th
 bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and the cost of a switch
 	@$(BIN)/python -m bench.proxy $(ARGS)
 	@$(BIN)/python -m bench.switch
+
+bench-quick: $(TEST_STAMP)  ## Compare the working tree with a commit (BASE=HEAD~1), in two minutes
+	@$(BIN)/python -m bench.quick --base $(or $(BASE),HEAD~1) $(ARGS)
 
 soak: $(TEST_STAMP)  ## Ten minutes of random faults and hostile clients (ARGS="--lane trio --seed 2")
 	@$(BIN)/python -m bench.soak $(ARGS)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import PROXY_CORE, free_port, running, wait_listening, wait_logged
+from bench.processes import PROXY_CORE, CannotRun, free_port, running, wait_listening, wait_logged
 
 NGINX = """
 daemon off;
@@ -70,6 +72,26 @@ models:
   m: &model {{port: {backend}, wake: "true", sleep: "true", alive: "true"}}
   other: *model
 """
+
+
+RUST = """
+models:
+  m: &model {{port: {backend}, wake: "true", sleep: "true", alive: "true"}}
+  other: *model
+"""
+"""llmux 2.x in Rust; see docs/from-upstream.md. It takes its port as an option."""
+
+LLAMA_SWAP = """
+logLevel: error
+performance: {{disabled: true}}
+models:
+  m:
+    cmd: sleep infinity
+    proxy: http://127.0.0.1:{backend}
+    checkEndpoint: none
+    concurrencyLimit: 100000
+"""
+"""Without `concurrencyLimit`, llama-swap answers 429 above 10 requests at once for a model."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +169,24 @@ def haproxy(stage: Stage) -> Iterator[Contestant | None]:
 
 
 @contextmanager
-def llmux(stage: Stage) -> Iterator[Contestant]:
-    """`llmux serve`: the fast lane."""
+def llmux(stage: Stage, source: Path | None = None) -> Iterator[Contestant]:
+    """`llmux serve`, from the source tree if one is given: the fast lane."""
     log = stage.directory / "llmux.log"
     config = stage.write("llmux.yaml", LLMUX)
     command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
-    with running(command, core=PROXY_CORE, log=log) as process:
+    if source is not None:
+        check_source(source)
+    with running(command, core=PROXY_CORE, log=log, folder=source) as process:
         port = int(wait_logged(process, r"url=http://127\.0\.0\.1:(\d+)", log))
         yield Contestant("llmux", port, process.pid)
+
+
+def check_source(source: Path) -> None:
+    """Check that Python, started in a tree, imports that tree's llmux; raises CannotRun."""
+    command = [sys.executable, "-c", "import llmux; print(llmux.__file__)"]
+    done = subprocess.run(command, cwd=source, stdout=subprocess.PIPE, text=True, check=False)
+    if Path(done.stdout.strip()).parent != source / "llmux":
+        raise CannotRun(f"Python in {source} imports llmux from {done.stdout.strip() or 'nowhere'}")
 
 
 def llmux_asgi(stage: Stage) -> AbstractContextManager[Contestant]:
@@ -197,3 +229,45 @@ def standing(
 def which(program: str) -> str | None:
     """Where a program is; servers are often outside of users' PATH."""
     return shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def given(name: str, program: Path, config: str, listen: Callable[[int], list[str]]) -> Starter:
+    """Start a contestant from a binary that the user names.
+
+    Args:
+        name: The contestant's, in the report.
+        program: The binary; it takes its config file as `--config`.
+        config: The template of its config.
+        listen: Makes the options that say where it listens, from the port.
+    """
+
+    def start(stage: Stage) -> AbstractContextManager[Contestant]:
+        if not os.access(program, os.X_OK):
+            raise CannotRun(f"{program} is no program")
+        port = free_port()
+        path = stage.write(f"{name}.yaml", config)
+        command = [str(program.resolve()), "--config", str(path), *listen(port)]
+        return standing(stage, name, port, command, {"RUST_LOG": "error"})
+
+    return start
+
+
+STARTERS: Mapping[str, Starter] = {
+    "nginx": nginx,
+    "haproxy": haproxy,
+    "llmux": llmux,
+    "llmux-asgi": llmux_asgi,
+    "echo": echo,
+}
+
+
+def starters(rust: Path | None = None, llama_swap: Path | None = None) -> Mapping[str, Starter]:
+    """All contestants, by name, with those whose binaries are given."""
+    found = dict(STARTERS)
+    if rust is not None:
+        found["rust"] = given("rust", rust, RUST, lambda port: ["--port", str(port)])
+    if llama_swap is not None:
+        found["llama-swap"] = given(
+            "llama-swap", llama_swap, LLAMA_SWAP, lambda port: ["--listen", f"127.0.0.1:{port}"]
+        )
+    return found

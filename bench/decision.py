@@ -15,7 +15,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 
-from bench.proxy import cpu_model
+from bench.machine import cpu_model
 from bench.table import number, render
 from llmux.config import PolicyConfig
 from llmux.policy import AdaptivePolicy, Decision, GroupView

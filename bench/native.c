@@ -505,11 +505,12 @@ int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "backend")) {
         serve();
     } else if (argc == 9 && !strcmp(argv[1], "load")) {
+        /* The orders to the backend stand in the query: llama-swap routes known paths only. */
         char path[128] = "/v1/chat/completions";
         stream_chunks = atoi(argv[6]);
         is_paced = atoi(argv[7]) > 0;
         if (stream_chunks)
-            snprintf(path, sizeof path, "/stream/%s/%s/%s", argv[6], argv[7], argv[8]);
+            snprintf(path, sizeof path, "/v1/chat/completions?/stream/%s/%s/%s", argv[6], argv[7], argv[8]);
         set_request(argv[2], argv[3], path, "m");
         load(atoi(argv[4]), atof(argv[5]));
     } else if (argc == 7 && !strcmp(argv[1], "hold")) {

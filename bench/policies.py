@@ -25,19 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.policy_cases import (
-    BASELINE,
-    NAMES,
-    UNBOUNDED,
-    Case,
-    Figures,
-    closed,
-    grid_a,
-    grid_b,
-    limited,
-    starvation,
-    traces,
-)
+from bench.policy_cases.closed import closed
+from bench.policy_cases.grids import grid_a, grid_b, limited
+from bench.policy_cases.setup import BASELINE, NAMES, UNBOUNDED, Case, Figures
+from bench.policy_cases.starvation import starvation
+from bench.policy_cases.traces import traces
 from bench.policy_frozen import REQUESTS as FROZEN_REQUESTS
 from bench.policy_frozen import frozen, report_frozen
 from bench.policy_live import live

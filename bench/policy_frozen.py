@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from bench.policy_cases import BASELINE, SERVICE_S, SLOTS, Figures, fleet
+from bench.policy_cases.setup import BASELINE, SERVICE_S, SLOTS, Figures, fleet
 from bench.policy_report import ADAPTIVE, Report, Results, Verdict, policies_of
 from bench.table import number, render
 from llmux.simulate import one_hot, poisson, simulate, zipf

@@ -10,7 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from bench.policy_cases import BASELINE, Figures, OriginalFifo, nearest_to_bound, under
+from bench.policy_cases.setup import BASELINE, Figures, OriginalFifo, under
+from bench.policy_cases.waits import nearest_to_bound
 from bench.policy_report import ADAPTIVE, Report, Results, judge_bound, policies_of
 from bench.table import number, render
 from llmux.simulate import Setup, Sharing, Slots, bursty, one_hot, poisson, simulate, zipf

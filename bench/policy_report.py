@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from bench.policy_cases import BASELINE, UNBOUNDED, Case, Figures
+from bench.policy_cases.setup import BASELINE, UNBOUNDED, Case, Figures
 from bench.table import number, render
 
 ADAPTIVE = "adaptive"

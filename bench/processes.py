@@ -25,8 +25,6 @@ END_S = 10.0
 SPARE_DESCRIPTORS = 300
 """For a proxy's own files, beside two for each stream."""
 
-TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
-
 CORES = sorted(os.sched_getaffinity(0))
 PROXY_CORE = CORES[0]
 LOAD_CORE = CORES[1 % len(CORES)]
@@ -83,6 +81,7 @@ def running(
     core: int,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command on one core, with its output in a file, for as long as the context lasts."""
     with (
@@ -93,6 +92,7 @@ def running(
             stdout=output,
             stderr=output,
             env=os.environ | (environment or {}),
+            cwd=folder,
         ) as process,
     ):
         try:
@@ -134,13 +134,6 @@ def wait_logged(process: subprocess.Popen[bytes], pattern: str, log: Path) -> st
             return found[1]
         time.sleep(0.02)
     raise CannotRun(f"{log.stem} does not start: {log.read_text(errors='replace')[-500:]}")
-
-
-def cpu_us(pid: int) -> float:
-    """CPU time that a process has used, in microseconds, in steps of a tick (mostly 10 ms)."""
-    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    fields = stat.rpartition(") ")[2].split()  # proc(5): fields 14 and 15, of which 2 are gone
-    return (int(fields[11]) + int(fields[12])) * TICK_US
 
 
 def resident_bytes(pid: int) -> int:

@@ -26,6 +26,7 @@ import trio
 
 from bench import contestants
 from bench.contestants import Contestant, Stage
+from bench.machine import machine, say
 from bench.native import HOST, Native
 from bench.processes import (
     LOAD_CORE,
@@ -36,7 +37,6 @@ from bench.processes import (
     raise_descriptor_limit,
     resident_bytes,
 )
-from bench.proxy import machine, say
 from bench.table import number, render
 
 IDLE_CONNECTIONS = 2 * 512

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from bench import contestants
 from bench.contestants import Stage
+from bench.counters import cpu_us
 from bench.native import HOST, Load, Native, Workload
-from bench.processes import cpu_us, end_on_sigterm, raise_descriptor_limit
+from bench.processes import end_on_sigterm, raise_descriptor_limit
 from bench.table import number, render
 
 ASK = b"GET /control/events HTTP/1.1\r\nHost: localhost\r\n\r\n"

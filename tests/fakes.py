@@ -13,10 +13,12 @@ import trio
 from llmux.config import HookName, PolicyConfig
 from llmux.errors import HookError
 from llmux.hooks.orphans import end_marked
-from llmux.observe.journal import NO_JOURNAL, Journal
-from llmux.observe.listeners import observed
+from llmux.observe.journal import NO_JOURNAL, Journal, Request
+from llmux.observe.listeners import observed, request_entry
 from llmux.observe.metrics import Metrics
+from llmux.observe.summary import RequestSummary
 from llmux.policy import FifoPolicy, Policy
+from llmux.switching.admission import Serving
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import Traits
@@ -159,6 +161,31 @@ class FakeModelHooks:
         await self.gpu.run(self.model, hook, source=source, target=target)
 
 
+def journal_entry(model: str, serving: Serving) -> Callable[[float], Request]:
+    """The journal's entry of a request that has just ended well."""
+    flight, now = serving.flight, trio.current_time()
+    assert flight is not None
+    return request_entry(
+        RequestSummary(
+            id="",
+            method=b"POST",
+            path=b"/",
+            model=model,
+            client=None,
+            status=200,
+            outcome="done",
+            arrived_at=now,
+            ended_at=now,
+            wait_s=serving.waited_s,
+            first_byte_s=None,
+            bytes_in=0,
+            bytes_out=0,
+            admitted_at=flight.entered_at,
+            company=flight.company,
+        )
+    )
+
+
 class Rig:
     """A switcher on a fake GPU, its `run` in the given nursery."""
 
@@ -197,7 +224,7 @@ class Rig:
         """One request that the backend answers after `seconds`; returns how long it waited."""
         async with self.switcher.serving(model) as serving, self.hooks.request(model):
             await trio.sleep(seconds)
-        self.journal.add(serving.entry(200))
+        self.journal.add(journal_entry(model, serving))
         return serving.waited_s
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from bench.soak.backend import plain_body, stream_events
+from bench.soak.backend.answers import plain_body, stream_events
 from bench.soak.settings import CODES, KEY
 
 Header = Callable[[str], str]

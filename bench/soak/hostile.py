@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from bench.soak.backend import MARKER
+from bench.soak.backend.answers import MARKER
 from bench.soak.lines import connect
 from bench.soak.run import BROKEN, Run
 from bench.soak.settings import KEY

@@ -109,7 +109,7 @@ class Stage:
         self.environment = {
             MARK_VARIABLE: self.mark,
             "SOAK_PYTHON": sys.executable,
-            "SOAK_SERVER": backend.__file__,
+            "SOAK_SERVER": str(Path(backend.__file__).parent),
         }
         self.tickets = folder / "tickets"
         self.tickets.mkdir()

@@ -39,8 +39,8 @@ MOST_LINES = 10_000
 
 
 @dataclass(frozen=True)
-class Steered:
-    """The parts that the control API shows and controls."""
+class Controlled:
+    """The parts of llmux that the control API shows and controls."""
 
     board: Switchboard
     feed: Feed
@@ -62,28 +62,28 @@ class Steered:
         return own
 
 
-def control_routes(steered: Steered) -> Blueprint:
-    """Routes of the control API: for control keys, or without keys for programs of this machine."""
+def control_routes(controlled: Controlled) -> Blueprint:
+    """Return the control API's routes, for control keys, or without keys for this machine only."""
     routes = Blueprint("control", __name__, url_prefix="/control")
 
     @routes.before_request
     async def guard() -> None:
-        if keys := steered.config.control_keys:
+        if keys := controlled.config.control_keys:
             check_key(keys)
             return
-        check_own_machine(steered.config)
+        check_own_machine(controlled.config)
 
-    _seeing(routes, steered)
-    _steering(routes, steered)
+    _add_queries(routes, controlled)
+    _add_orders(routes, controlled)
     return routes
 
 
-def _seeing(routes: Blueprint, steered: Steered) -> None:
-    board, feed, rates = steered.board, steered.feed, steered.journeys.rates
+def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
+    board, feed, rates = controlled.board, controlled.feed, controlled.journeys.rates
 
     @routes.get("/status")
     async def show_status() -> Response:
-        return answer(status_of(board, feed, steered.config, rates))
+        return answer(status_of(board, feed, controlled.config, rates))
 
     @routes.get("/history")
     async def show_history() -> Response:
@@ -93,25 +93,25 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     @routes.get("/events")
     async def follow_events() -> Response:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
-        reader = feed.reading(lambda: status_of(board, feed, steered.config, rates), last)
+        reader = feed.reading(lambda: status_of(board, feed, controlled.config, rates), last)
         return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")
     async def list_requests() -> Response:
-        return answer(steered.journeys.list(int(_number("limit", 200, most=MOST_LISTED))))
+        return answer(controlled.journeys.list(int(_number("limit", 200, most=MOST_LISTED))))
 
     @routes.get("/alive")
     async def ask_alive() -> Response:
-        model = steered.model(request.args.get("model", ""))
+        model = controlled.model(request.args.get("model", ""))
         switcher = board.switcher_of(model)
         return answer(Alive(model, await switcher.health.is_alive(switcher.models[model])))
 
     @routes.get("/logs/<path:model>")
     async def show_log(model: str) -> Response:
-        path = steered.hooks.log_path(steered.model(model))
+        path = controlled.hooks.log_path(controlled.model(model))
         lines = int(_number("tail", 200, most=MOST_LINES))
         follow = _flag("follow")
-        # Not past a stop, or it would last until the grace has passed.
+        # Ends with the feed, or the stream would hold up a shutdown for its whole grace period.
         reader = LogReader(path, lines=lines, follow=lambda: follow and not feed.has_ended)
         return _stream(reader, "text/plain; charset=utf-8")
 
@@ -119,37 +119,37 @@ def _seeing(routes: Blueprint, steered: Steered) -> None:
     async def show_journal() -> Response:
         since = _number("since", 0.0)
         limit = int(_number("limit", MOST_LISTED, most=MOST_ENTRIES))
-        entries = await trio.to_thread.run_sync(steered.journal.latest, since, limit)
+        entries = await trio.to_thread.run_sync(controlled.journal.latest, since, limit)
         return answer({"entries": entries})
 
     @routes.get("/config")
     async def show_config() -> Response:
-        return answer(masked_config(steered.config))
+        return answer(masked_config(controlled.config))
 
     @routes.get("/openapi.json")
     async def show_openapi() -> Response:
         return answer(openapi())
 
 
-def _steering(routes: Blueprint, steered: Steered) -> None:
-    board = steered.board
+def _add_orders(routes: Blueprint, controlled: Controlled) -> None:
+    board = controlled.board
 
     @routes.post("/switch")
     async def switch() -> Response:
         order = await _body(ModelOrder)
-        await board.force_switch(steered.model(order.model))
+        await board.force_switch(controlled.model(order.model))
         return answer(Message(message=f"Switched to model: {order.model}"))
 
     @routes.post("/wake")
     async def wake() -> Response:
         order = await _body(ModelOrder)
-        await board.force_switch(steered.model(order.model))
+        await board.force_switch(controlled.model(order.model))
         return answer(Message(message=f"Model {order.model} woken"))
 
     @routes.post("/sleep")
     async def sleep() -> Response:
         order = await _body(ModelOrder)
-        await board.put_model_to_sleep(steered.model(order.model))
+        await board.put_model_to_sleep(controlled.model(order.model))
         return answer(Message(message=f"Model {order.model} sleeping"))
 
     @routes.post("/mode")
@@ -161,7 +161,7 @@ def _steering(routes: Blueprint, steered: Steered) -> None:
     @routes.post("/pin")
     async def pin() -> Response:
         order = await _body(PinOrder)
-        await board.pin(Pin(model=steered.model(order.model), wait=order.wait))
+        await board.pin(Pin(model=controlled.model(order.model), wait=order.wait))
         return answer(Message(message=f"Pinned to model: {order.model}"))
 
     @routes.post("/unpin")
@@ -175,12 +175,12 @@ def _steering(routes: Blueprint, steered: Steered) -> None:
 
     @routes.delete("/requests/<request_id>")
     async def cancel(request_id: str) -> Response:
-        steered.journeys.cancel(request_id)
+        controlled.journeys.cancel(request_id)
         return answer(Message(message=f"Cancelled request: {request_id}"))
 
     @routes.post("/reload")
     async def reload() -> Response:
-        reloaded = await steered.reloader.reload()
+        reloaded = await controlled.reloader.reload()
         if not reloaded.ok:
             raise ConfigMistakes(reloaded.mistakes)
         restart = ", ".join(reloaded.needs_restart)
@@ -195,7 +195,7 @@ def answer(what: Any) -> Response:
 
 
 def _stream(pieces: AsyncIterator[bytes], content_type: str) -> Response:
-    """Answer with a stream that may never end; a HEAD gets its headers only."""
+    """Answer with a stream that may never end; HEAD gets the headers only."""
     body = b"" if request.method == "HEAD" else pieces
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return Response(body, 200, headers, content_type=content_type)

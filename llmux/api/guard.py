@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 from quart import request
 
-from llmux.api.doors import LISTENER, SOCKET
+from llmux.api.listeners import LISTENER, SOCKET
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.config.keys import KeyRing
 from llmux.errors import Forbidden, InvalidKey
 from llmux.http.clients import NO_PROXIES, TrustedProxies, is_loopback
 
-# What proxies, load balancers and CDNs add; nothing that a program of this machine sends by itself.
+# Headers that proxies, load balancers and CDNs add, and programs of this machine do not send.
 _OF_PROXIES = re.compile(
     r"forwarded(-.*)?|x-forwarded(-.*)?|x-original-.*|via|x-real-ip|x-client-ip|x-cluster-client-ip"
     r"|client-ip|true-client-ip|x-remote-(addr|ip)|x-proxyuser-ip|x-rewrite-url"
@@ -44,10 +44,10 @@ def check_key(ring: KeyRing) -> None:
 
 
 def check_own_machine(config: Config, *, may_be_linked: bool = False) -> None:
-    """Admit the current request only if a program of this machine makes it.
+    """Admit the current request only if it comes from a program of this machine.
 
-    A Unix socket of llmux's own is for its user alone, and no web page reaches it. On a TCP
-    listener for the control API no proxy is expected, so there only what it adds tells of one.
+    llmux's own Unix socket is open to its user only, and no web page reaches it. On the control
+    API's own TCP listener, `trusted_proxies` do not apply: only added headers reveal a proxy.
 
     Raises:
         Forbidden: It comes from elsewhere.
@@ -77,20 +77,20 @@ def check_local(
     http_version: str = "1.1",
     proxies: TrustedProxies = NO_PROXIES,
 ) -> None:
-    """Admit programs of this machine only: no proxied request, no foreign web page.
+    """Admit programs of this machine only: no proxied request, no page of another site.
 
-    The `Host` is checked too, since a page whose name was rebound to a loopback address is of
-    the same origin as itself, and sends no `Origin` with a GET. For GETs of other sites there is
+    `Host` is checked because of DNS rebinding: a page whose name was rebound to a loopback address
+    sees llmux as its own origin, and sends no `Origin` with a GET. GETs of other sites are told by
     `Sec-Fetch-Site`, which no page can forge.
 
     Args:
-        peer: Who asks.
-        headers: What was sent, by names in lower case.
+        peer: Address and port of the connection.
+        headers: As received, with names in lower case.
         own_hosts: Names of this machine.
-        may_be_linked: Whether people may come by a link from another site.
-        http_version: As ASGI has it. 1.0 is what nginx asks with unless it is told otherwise, and
-            no program that is meant here.
-        proxies: Peers that ask for others, whatever they send.
+        may_be_linked: True if people may follow a link here from another site.
+        http_version: As ASGI has it. 1.0 is nginx's default towards its upstreams, and no program
+            of this machine speaks it.
+        proxies: Peers that forward others' requests, whatever headers they add.
 
     Raises:
         Forbidden: The request comes from elsewhere.

@@ -1,4 +1,4 @@
-"""Read a model's log (hooks, and servers that they start): its last lines, then new ones."""
+"""Read the log of a model's hooks and server: its last lines, then new ones."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from llmux.config.masking import MASKER
 from llmux.hooks.log_file import NOT_TEXT
 
 LOOK_S = 0.5
-"""Interval between looks for more."""
+"""Seconds between looks for new data."""
 
 PIECE_BYTES = 64 << 10
 """Bytes read at a time."""
 
 LEAST_AFTER_CUT = 200
-"""Lines repeated, at least, after a log was cut."""
+"""Lines repeated, at least, after the log was truncated."""
 
 MOST_TAIL_BYTES = 4 << 20
 """Bytes at the end that are searched for lines, at most."""
 
 
 class LogReader:
-    """An async iterator over the last lines of a growing log, and those that follow, as text.
+    """Iterates over the last lines of a growing log, and over new ones as they come.
 
-    The file may be missing yet, and may be cut in place, as llmux does with one that is too large.
+    The file may not exist yet, and may be truncated in place, as llmux does with one too large.
 
     Args:
         path: The file.
-        lines: How many lines of what is there.
-        follow: Asked whether to go on as it grows.
+        lines: Number of last lines to begin with.
+        follow: Returns whether to wait for new lines.
     """
 
     def __init__(self, path: Path, *, lines: int, follow: Callable[[], bool]) -> None:
@@ -60,7 +60,7 @@ class LogReader:
                 continue
             whole, newline, rest = (self._rest + data).rpartition(b"\n")
             self._rest = rest
-            if len(rest) > PIECE_BYTES:  # a line without an end
+            if len(rest) > PIECE_BYTES:  # an endless line: pass on what holds no secret in part
                 text = rest.decode(errors="replace")
                 end = MASKER.whole(text)
                 whole, newline, self._rest = (
@@ -79,12 +79,12 @@ class LogReader:
         return open_own(self._path, os.O_RDONLY, in_own_folder=True)
 
     def _read(self) -> bytes:
-        """Return what comes next, if anything. Local and small: not worth a thread."""
+        """Return the next data, if there is any. Local and small, so not worth a thread."""
         with suppress(OSError), os.fdopen(self._open(), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if self._position is None:
                 self._position = _tail_begins(file.fileno(), size, self._lines)
-            elif size < self._position:  # it was cut: most of what is left was read before
+            elif size < self._position:  # truncated: most of what is left was read before
                 lines = max(self._lines, LEAST_AFTER_CUT)
                 self._position, self._rest = _tail_begins(file.fileno(), size, lines), b""
             data = os.pread(file.fileno(), PIECE_BYTES, self._position)

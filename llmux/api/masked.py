@@ -1,4 +1,4 @@
-"""The config as it is used, without its secrets."""
+"""The config in use, without its secrets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from llmux.config.keys import MASK, KeyRing
 
 
 def masked_config(config: Config) -> dict[str, Any]:
-    """The config as JSON would have it; keys and the values of headers for backends are masked.
+    """Return the config as plain JSON types, with keys and the values of backends' headers masked.
 
-    URLs hold no secrets: the config takes none that do. Hooks are shown as they are: whoever may
-    see this may read the file, too.
+    URLs hold no secrets, since the config refuses those that do. Hooks are shown in full: operators
+    may read the file anyway.
     """
     plain: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_plain)
     for model in plain["models"].values():

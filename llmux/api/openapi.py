@@ -1,7 +1,7 @@
-"""The OpenAPI document of llmux's own paths, made of `llmux.observe.schemas`.
+"""The OpenAPI document of llmux's own paths, made from `llmux.observe.schemas`.
 
-`docs/openapi.json` is this, written by `python -m llmux.api.openapi`; a test holds both against
-each other, and against the app's routes.
+`python -m llmux.api.openapi` prints it, for `docs/openapi.json`; a test compares that file, and the
+app's routes, with this module.
 """
 
 from __future__ import annotations
@@ -60,42 +60,35 @@ server of the model that the request names."""
 
 @dataclass(frozen=True)
 class Query:
-    """A parameter of the query.
-
-    Attributes:
-        name: Its name.
-        says: What it is.
-        schema: Its JSON Schema.
-        required: Whether it must be there.
-    """
+    """A query parameter, as OpenAPI has it."""
 
     name: str
-    says: str
+    description: str
     schema: dict[str, Any]
     required: bool = False
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing that can be asked.
+    """One method of one path.
 
     Attributes:
         method: get, post or delete.
-        path: Its path; what is in braces is a part of it.
-        says: What it does.
-        gives: What is said: a shape, or a media type.
-        takes: What is told; None: nothing.
-        takes_nothing: Whether that may be left out.
-        errors: How it may be refused.
-        query: What may be asked beside.
+        path: Its path, with parameters in braces.
+        description: Its first sentence is the summary.
+        response: Schema of the answer, or its media type.
+        request: Schema of the request's body; None for no body.
+        request_is_optional: True if the body may be left out.
+        errors: Errors beside those of every path.
+        query: Query parameters.
     """
 
     method: str
     path: str
-    says: str
-    gives: Any
-    takes: Any = None
-    takes_nothing: bool = False
+    description: str
+    response: Any
+    request: Any = None
+    request_is_optional: bool = False
     errors: tuple[type[LlmuxError], ...] = ()
     query: tuple[Query, ...] = field(default=())
 
@@ -110,62 +103,68 @@ OPERATIONS = (
     Operation("get", "/models", "The same as /v1/models.", ModelList),
     Operation("get", "/models/{name}", "The same as /v1/models/{name}.", ModelObject,
               errors=(ModelNotFound,)),
-    Operation("get", "/", "That llmux is running, and where its page is; HTML for browsers. With "
-              "any other method it is model traffic.", TEXT),
+    Operation("get", "/", "A sign of life with the address of the live page, as HTML for browsers. "
+              "Other methods than GET and HEAD are model traffic.", TEXT),
     Operation("get", "/api/tags", "The models, as Ollama lists them.", OllamaTags),
-    Operation("get", "/api/ps", "The models that are awake, as Ollama lists them.",
+    Operation("get", "/api/ps", "The awake models, as Ollama lists them.",
               OllamaProcesses),
-    Operation("get", "/api/version", "The version of llmux, as Ollama says its own.",
+    Operation("get", "/api/version", "llmux's version, in the form of Ollama's.",
               OllamaVersion),
     Operation("get", "/metrics", "Metrics for Prometheus.", TEXT),
-    Operation("get", "/health", "Whether llmux can make progress; 503: it cannot.", Health),
-    Operation("get", "/control/status", "All there is to know at this instant.", Status),
+    Operation("get", "/health", "llmux's health; 503 if the switcher has stopped.", Health),
+    Operation("get", "/control/status", "The current status of groups and models.", Status),
     Operation("get", "/control/history", "What happened in the last hour.", History,
               errors=(BadRequest,),
-              query=(Query("secs", "Of what time, at most 3600.", COUNT),)),
-    Operation("get", "/control/events", "What happens, as events: `status` (Status), `phase` "
+              query=(Query("secs", "Seconds to look back, at most 3600.", COUNT),)),
+    Operation("get", "/control/events", "A stream of events: `status` (Status), `phase` "
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
               "`requests` (RequestChanges), `tokens` (TokenRates), `mode` (ModeChange), `pin` "
-              "(PinChange), `reload` (Reloaded), `lagged`. Goes on after `Last-Event-ID`.", EVENTS,
-              query=(Query("last_event_id", "Like the header.", {"type": "string"}),)),
-    Operation("get", "/control/requests", "The requests that are being served.", RequestList,
-              errors=(BadRequest,), query=(Query("limit", "How many, at most 1000.", COUNT),)),
+              "(PinChange), `reload` (Reloaded), `lagged`. Continues after `Last-Event-ID`.",
+              EVENTS,
+              query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
+    Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,
+              errors=(BadRequest,),
+              query=(Query("limit", "Limit for requests; at most 1000.", COUNT),)),
     Operation("delete", "/control/requests/{request_id}", "Cancel a request.", Message,
               errors=(RequestNotFound,)),
     Operation("get", "/control/alive", "Run a model's alive hook.", Alive,
               errors=(ModelNotFound,),
-              query=(Query("model", "Which.", {"type": "string"}, required=True),)),
-    Operation("get", "/control/logs/{model}", "What its hooks and its server have printed.", TEXT,
+              query=(Query("model", "Name or alias.", {"type": "string"}, required=True),)),
+    Operation("get", "/control/logs/{model}", "The output of a model's hooks and server.", TEXT,
               errors=(ModelNotFound, BadRequest),
-              query=(Query("tail", "How many lines, at most 10000.", COUNT),
-                     Query("follow", "Go on as it grows.",
+              query=(Query("tail", "Number of last lines; at most 10000.", COUNT),
+                     Query("follow", "Keep the stream open for new lines.",
                            {"type": "string", "enum": ["true", "false"]}))),
     Operation("get", "/control/journal", "The latest entries of the journal.", Journal,
               errors=(BadRequest,),
-              query=(Query("since", "Those that ended since then (Unix, seconds).", COUNT),
-                     Query("limit", "How many, at most 10000.", COUNT))),
+              query=(Query("since", "Only entries that ended after this Unix time.", COUNT),
+                     Query("limit", "Limit for entries; at most 10000.", COUNT))),
     Operation("get", "/control/config", "The config in use, without its secrets.", dict[str, Any]),
-    Operation("get", "/control/openapi.json", "This.", dict[str, Any]),
-    Operation("post", "/control/switch", "Switch to a model; says so once it is awake.", Message,
-              takes=ModelOrder, errors=ORDERS),
-    Operation("post", "/control/wake", "The same.", Message, takes=ModelOrder, errors=ORDERS),
+    Operation("get", "/control/openapi.json", "This document.", dict[str, Any]),
+    Operation("post", "/control/switch", "Switch to a model; answers once it is awake.", Message,
+              request=ModelOrder, errors=ORDERS),
+    Operation("post", "/control/wake", "The same as /control/switch.", Message,
+              request=ModelOrder, errors=ORDERS),
     Operation("post", "/control/sleep", "Drain a model and put it to sleep. A request for it wakes "
-              "it again.", Message, takes=ModelOrder, errors=ORDERS),
-    Operation("post", "/control/mode", "Leave switching to llmux, or not.", Message,
-              takes=ModeOrder, errors=(BadRequest,)),
+              "it again.", Message, request=ModelOrder, errors=ORDERS),
+    Operation("post", "/control/mode", "Switch by policy (auto), or on orders only (manual).",
+              Message, request=ModeOrder, errors=(BadRequest,)),
     Operation("post", "/control/pin", "Switch to a model and keep it awake.", Message,
-              takes=PinOrder, errors=(*ORDERS, PinLost)),
-    Operation("post", "/control/unpin", "Keep none awake any more.", Message, takes=UnpinOrder,
-              takes_nothing=True, errors=(BadRequest, GroupNotFound)),
-    Operation("post", "/control/reload", "Read the config again.", Message,
+              request=PinOrder, errors=(*ORDERS, PinLost)),
+    Operation("post", "/control/unpin", "Remove the pin of a group. Without a group: remove all "
+              "pins and switch by policy.", Message,
+              request=UnpinOrder, request_is_optional=True, errors=(BadRequest, GroupNotFound)),
+    Operation("post", "/control/reload", "Reload the config file.", Message,
               errors=(ConfigMistakes,)),
 )  # fmt: skip
 
 
 @functools.cache
 def openapi() -> dict[str, Any]:
-    """The document."""
-    shapes = {each for o in OPERATIONS for each in (o.gives, o.takes) if isinstance(each, type)}
+    """Return the document."""
+    shapes = {
+        each for o in OPERATIONS for each in (o.response, o.request) if isinstance(each, type)
+    }
     wanted = [
         *sorted((s for s in shapes if issubclass(s, msgspec.Struct)), key=str),
         Error,
@@ -199,8 +198,8 @@ REF = "#/components/schemas/{name}"
 def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": _operation_id(operation),
-        "summary": operation.says.partition(".")[0],
-        "description": operation.says,
+        "summary": operation.description.partition(".")[0],
+        "description": operation.description,
         "responses": _responses(operation),
     }
     parameters = [
@@ -212,27 +211,27 @@ def _operation(operation: Operation) -> dict[str, Any]:
             "name": query.name,
             "in": "query",
             "required": query.required,
-            "description": query.says,
+            "description": query.description,
             "schema": query.schema,
         }
         for query in operation.query
     ]
     if parameters:
         described["parameters"] = parameters
-    if operation.takes is not None:
+    if operation.request is not None:
         described["requestBody"] = {
-            "required": not operation.takes_nothing,
-            "content": {JSON: {"schema": {"$ref": REF.format(name=operation.takes.__name__)}}},
+            "required": not operation.request_is_optional,
+            "content": {JSON: {"schema": {"$ref": REF.format(name=operation.request.__name__)}}},
         }
     return described
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    gives = operation.gives
-    if isinstance(gives, str):
-        content = {gives: {"schema": {"type": "string"}}}
-    elif isinstance(gives, type) and issubclass(gives, msgspec.Struct):
-        content = {JSON: {"schema": {"$ref": REF.format(name=gives.__name__)}}}
+    response = operation.response
+    if isinstance(response, str):
+        content = {response: {"schema": {"type": "string"}}}
+    elif isinstance(response, type) and issubclass(response, msgspec.Struct):
+        content = {JSON: {"schema": {"$ref": REF.format(name=response.__name__)}}}
     else:
         content = {JSON: {"schema": {"type": "object"}}}
     responses: dict[str, Any] = {"200": {"description": "Done", "content": content}}
@@ -240,8 +239,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.path.startswith("/control"):
         errors.append(Forbidden)
     told = OllamaError if operation.path.startswith("/api/") else Error
-    if operation.gives is Health:
-        responses["503"] = {"description": "It cannot.", "content": content}
+    if operation.response is Health:
+        responses["503"] = {"description": "The switcher has stopped", "content": content}
     for error in sorted(set(errors), key=lambda each: (each.status, each.code)):
         codes = sorted({e.code for e in errors if e.status == error.status})
         responses[str(error.status)] = {

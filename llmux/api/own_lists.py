@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 FOREVER_S = 100 * 365 * 86400
-"""Ollama's client shows what is so far ahead as "Forever": llmux decides when a model sleeps."""
+"""Time until a model expires: Ollama's client shows so long a time as "Forever"."""
 
 PAGE_HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -21,33 +21,33 @@ PAGE_HEADERS = {
 
 
 def root_page(*, has_page: bool) -> str:
-    """The page at the root.
+    """Return the page at the root.
 
     Args:
-        has_page: Whether `/ui` is on this listener.
+        has_page: True if `/ui` is on this listener.
     """
-    # Relative: below whatever a proxy in front has put before it.
+    # The link is relative, so that it works behind a proxy's prefix.
     link = ' Its page: <a href="ui/">/ui</a>.' if has_page else ""
     return f"<!doctype html><title>llmux</title><p>llmux is running.{link}\n"
 
 
 def ollama_tags(created: int, names: Iterable[str]) -> bytes:
-    """The models in the form of Ollama's `/api/tags`, sorted by name.
+    """Return the models in the form of Ollama's `/api/tags`, sorted by name.
 
     Args:
         created: Unix time.
-        names: Of the models.
+        names: The models.
     """
     models = [_model(name) | {"modified_at": _time(created)} for name in sorted(names)]
     return msgspec.json.encode({"models": models})
 
 
 def ollama_running(now: float, names: Iterable[str]) -> bytes:
-    """The models that are awake in the form of Ollama's `/api/ps`, sorted by name.
+    """Return the awake models in the form of Ollama's `/api/ps`, sorted by name.
 
     Args:
         now: Unix time.
-        names: Of the models.
+        names: The models.
     """
     about = {"expires_at": _time(now + FOREVER_S), "size_vram": 0}
     models = [_model(name) | about for name in sorted(names)]
@@ -55,7 +55,7 @@ def ollama_running(now: float, names: Iterable[str]) -> bytes:
 
 
 def _model(name: str) -> dict[str, Any]:
-    """A model known by name only; clients expect all of these keys."""
+    """Describe a model of which only the name is known; clients expect all of these keys."""
     return {
         "name": name,
         "model": name,

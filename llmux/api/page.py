@@ -24,7 +24,7 @@ CONTENT_TYPES = {
 """Media types of the served files, by suffix; other files in the folder are not served."""
 
 HEADERS = {
-    # Nothing from other hosts, nothing inline, in nobody's frame; forms are handled by scripts.
+    # Nothing from other hosts, nothing inline, no framing; forms are handled by scripts.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
         "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -32,7 +32,7 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for each time, sent when it has changed
+    "Cache-Control": "no-cache",  # revalidate each time, so that an upgrade shows at once
 }
 
 INDEX = "index.html"
@@ -57,7 +57,7 @@ def page_routes(config: Callable[[], Config]) -> Blueprint:
 
     @routes.get("/ui")
     async def add_slash() -> WerkzeugResponse:
-        # Relative: below whatever a proxy in front has put before it.
+        # Relative, so that it works behind a proxy's prefix.
         return redirect("ui/", 308)
 
     @routes.get("/ui/", defaults={"name": INDEX})

@@ -18,7 +18,7 @@ from llmux.config import Config
 from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
 from llmux.openai.answers import error_answer, model_list, model_object
-from llmux.openai.dialects import Dialect, Told, dialect_of
+from llmux.openai.dialects import Dialect, ErrorInfo, dialect_of
 from llmux.switching.model import SERVES, Model
 from llmux.switching.switchboard import Switchboard
 
@@ -128,7 +128,7 @@ async def answer_http_error(error: HTTPException) -> Response:
     by_status = {404: "not_found", 413: BodyTooLarge.code}
     code = by_status.get(status, "bad_request" if status < 500 else "internal")
     what = f"{error.name}: {shown(request.method)} {shown(request.path)}"
-    answer = _json(msgspec.json.encode(_dialect().body(Told(what, code, status))), status)
+    answer = _json(msgspec.json.encode(_dialect().body(ErrorInfo(what, code, status))), status)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return answer

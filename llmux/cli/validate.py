@@ -18,7 +18,7 @@ from llmux.config import Config
 from llmux.config.masking import MASKER
 from llmux.errors import ConfigError
 from llmux.observe import logs
-from llmux.observe.metrics import Metrics
+from llmux.observe.listeners import observed
 from llmux.server.composition import shell_hooks
 from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.server.statelock import LockHeld, state_lock
@@ -135,7 +135,7 @@ def run_validation(
             MASKER.use(config.secrets)
             record = AwakeRecord(config.state_dir / "awake.json")
             record.load(config.models)
-            hooks = shell_hooks(config, Metrics(), record.mark)
+            hooks = shell_hooks(config, observed(), record.mark)
             settings = config.models[name]
             question = Question(path, settings.name_sent or name, prompt)
             asker = Asker(settings, question, timeout_s)

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import trio
 from trio_util import periodic
 
-from llmux.api.doors import refusal
+from llmux.api.listeners import wrong_listener
 from llmux.downstream.asgi_own import OwnRequest, refuse, vetted, with_whole_body
 from llmux.downstream.asgi_request import AsgiLane
 from llmux.downstream.asgi_watch import Watched
@@ -25,7 +25,7 @@ from llmux.errors import BadRequest
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.http.paths import own_path
 from llmux.http.targets import origin_form
-from llmux.proxy.access_log import logged
+from llmux.proxy.access_log import AccessLog, logged
 from llmux.proxy.cors import is_shared_path, shared
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
@@ -44,6 +44,7 @@ class ModelTraffic:
     Args:
         app: Serves llmux's own paths.
         proxy: Carries model traffic.
+        access_log: Logs requests for llmux's own paths, too, while it is on.
         nursery: The nursery of the app's lifespan, once that has begun.
         stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
         is_apart: True if the control API has a listener of its own.
@@ -53,6 +54,7 @@ class ModelTraffic:
         self,
         app: ASGIApp,
         proxy: ModelProxy,
+        access_log: AccessLog,
         *,
         nursery: Callable[[], trio.Nursery],
         stall_s: float,
@@ -61,6 +63,7 @@ class ModelTraffic:
         self._app = app
         self._is_apart = is_apart
         self._proxy = proxy
+        self._access_log = access_log
         self._nursery = nursery
         self._stall_s = stall_s
         self._own_stall_s = stall_s
@@ -82,7 +85,7 @@ class ModelTraffic:
         except BadRequest as error:
             await refuse(error, scope, send)
             return
-        if (not_here := refusal(scope, is_apart=self._is_apart)) is not None:
+        if (not_here := wrong_listener(scope, is_apart=self._is_apart)) is not None:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close"})  # the server answers 403
             else:
@@ -109,7 +112,7 @@ class ModelTraffic:
             app = vetted(app, self._proxy)
         if (cors := self._proxy.cors) is not None and is_shared_path(scope["raw_path"]):
             app = shared(cors, app)
-        if self._proxy.logs_access:
+        if self._access_log.is_on:
             peer = scope["client"][0] if scope.get("client") else None
             app = logged(app, self._proxy.client_of(peer, scope["headers"]))
         return app

@@ -10,7 +10,7 @@ import trio
 from llmux.downstream.asgi_watch import Watched, collect, content_length
 from llmux.errors import BackendBroke
 from llmux.http.asgi_types import Message, Receive, Scope, Send
-from llmux.openai.streams import EVENT_ENDS, stands_between
+from llmux.openai.streams import EVENT_ENDS, is_at_boundary
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
@@ -116,7 +116,7 @@ class AsgiLane(Watched):
                 self._tail = self._tail[-4:] + chunk[-4:]
         except (trio.Cancelled, BackendBroke):
             if chunk is sent and answer.is_stream:
-                self._stands_between = stands_between(answer.headers, self._tail)
+                self._stands_between = is_at_boundary(answer.headers, self._tail)
             raise
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

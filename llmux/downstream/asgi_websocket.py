@@ -22,7 +22,13 @@ from llmux.openai.headers import header
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import FIELD_BYTES, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
-from llmux.proxy.opening import MOST_FIRST_BYTES, SILENCE_S, close_code, error_message, spoken
+from llmux.proxy.opening import (
+    MOST_FIRST_BYTES,
+    SILENCE_S,
+    chosen_protocol,
+    close_code,
+    error_message,
+)
 from llmux.upstream import Answer
 from llmux.upstream.connections import Stream
 
@@ -94,7 +100,7 @@ class WebSocketLane(Watched):
 
     async def accept_early(self, headers: HeaderList, greeting: bytes) -> bytes:
         """See `Tunnel`."""
-        await self._accept(headers, spoken(self.headers))
+        await self._accept(headers, chosen_protocol(self.headers))
         self._is_open = True
         with trio.move_on_after(self._stall_s) as self.reading:
             message = await self._receive_greeted(greeting)

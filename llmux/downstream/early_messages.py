@@ -57,7 +57,7 @@ class EarlyMessages:
         data, self._connection.buffer = self._connection.buffer, b""
         if data:
             await self._take(data)
-        if greeting and not (self.frames.is_whole or self.frames.is_coming):
+        if greeting and not (self.frames.is_whole or self.frames.has_begun):
             with trio.move_on_after(SILENCE_S) as silence:
                 data = await self._receive()
             if silence.cancelled_caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket as stdlib_socket
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -16,6 +16,9 @@ from llmux.http.syntax import CRLF
 from llmux.openai.answers import error_answer
 from llmux.openai.dialects import OPENAI, dialect_of_head
 from llmux.proxy.lane import ClientLeft
+
+if TYPE_CHECKING:
+    from llmux.downstream.pump import Pump
 
 HEAD_S = 30.0
 """Limit for a head from its first byte to its last (nginx: 60, Apache: 20 to 40)."""
@@ -36,10 +39,12 @@ class Server(Protocol):
     Attributes:
         stall_s: Seconds without a byte taken, or sent of a body, after which a client is cut.
         is_stopping: True once no further request is to be taken on a connection.
+        pump: Relays bodies.
     """
 
     stall_s: float
     is_stopping: bool
+    pump: Pump
 
     def note_idle(self, connection: ClientConnection) -> None:
         """The connection waits for a request, or for the rest of its head."""

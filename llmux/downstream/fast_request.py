@@ -14,14 +14,34 @@ from llmux.http import wire
 from llmux.http.chunks import LAST_CHUNK, ChunkReader, chunk, tail_of_chunks
 from llmux.http.heads import RequestHead, response_head
 from llmux.http.targets import origin_form
-from llmux.openai.streams import EVENT_ENDS, stands_between
+from llmux.openai.streams import EVENT_ENDS, is_at_boundary
 from llmux.proxy.held import Bodies, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.upstream import Answer
+from llmux.upstream.answers import WireBody
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 
 NOTHING = nullcontext()
+
+
+class Rechunked(WireBody):
+    """A body that ends with the backend's connection, in chunks.
+
+    The client's connection can then carry another request, and a body that breaks off is no
+    complete one (RFC 9112, section 8).
+    """
+
+    __slots__ = ("_body",)
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.connection)
+        self._body = answer.wire()
+
+    def take(self, data: bytes) -> bytes:
+        """See `WireBody`; the end is a chunk, too."""
+        data = self._body.take(data)
+        return LAST_CHUNK if self.is_over else chunk(data)
 
 
 class FastRequest:
@@ -165,11 +185,8 @@ class FastRequest:
         """Send the backend's answer with these headers, its framing as it came."""
         connection = self._connection
         added = self._connection_headers()
-        if answer.framing == "chunked":
+        if answer.is_stream:
             added.append(CHUNKED)
-        elif answer.framing == "close":
-            await self._relay_until_close(answer, [*headers, *added])
-            return
         head = self._response_head(answer.status, [*headers, *added], answer.reason)
         self.has_answered = True
         if (body := answer.take_whole()) is not None:
@@ -180,9 +197,10 @@ class FastRequest:
         if not answer.has_data:
             await connection.send(head)
             head = b""
+        rest = Rechunked(answer) if answer.framing == "close" else answer.wire()
         data = sent = b""
         try:
-            async for data in answer.wire():
+            async for data in connection.lane.pump.pieces(answer.connection, rest, connection):
                 # The head goes out with the first of the body, since that is here already.
                 await connection.send(head + data if head else data)
                 sent, head = data, b""
@@ -196,38 +214,12 @@ class FastRequest:
             raise
         connection.can_go_on = can_go_on
 
-    async def _relay_until_close(self, answer: Answer, headers: HeaderList) -> None:
-        """Send a body that ends with the backend's connection in chunks.
-
-        The client's connection can then carry another request, and a body that breaks off is no
-        complete one (RFC 9112, section 8).
-        """
-        connection = self._connection
-        self.has_answered = True
-        can_go_on, connection.can_go_on = connection.can_go_on, False
-        head = self._response_head(answer.status, [*headers, CHUNKED], answer.reason)
-        await connection.send(head)
-        data = sent = b""
-        try:
-            async for data in answer.wire():
-                await connection.send(chunk(data))
-                sent = data
-        except BackendBroke:
-            self._note_end(answer)
-            raise
-        except trio.Cancelled:
-            if data is sent:
-                self._note_end(answer)
-            raise
-        await connection.send(LAST_CHUNK)
-        connection.can_go_on = can_go_on
-
     def _note_end(self, answer: Answer) -> None:
         """Note where a stream stands: all that came of it was sent, and no more of it comes."""
         raw = answer.seen.ending()
         tail = tail_of_chunks(raw) if raw and answer.framing == "chunked" else raw
         if tail is not None and answer.is_stream:
-            self._stands_between = stands_between(answer.headers, tail)
+            self._stands_between = is_at_boundary(answer.headers, tail)
 
     # ---- Events of llmux's own ----
 

@@ -6,6 +6,7 @@ message passed, and where a frame of its own may follow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 
 import trio
@@ -13,7 +14,7 @@ import trio
 from llmux.downstream.early_messages import EarlyMessages
 from llmux.downstream.fast_connection import LINGER_S, ClientConnection
 from llmux.downstream.fast_request import FastRequest
-from llmux.errors import BackendError, NoStream, RequestTooSlow
+from llmux.errors import BackendBroke, BackendError, NoStream, RequestTooSlow
 from llmux.http import wire
 from llmux.http.heads import RequestHead
 from llmux.http.wsframes import CLOSE, TEXT, FrameReader, frame
@@ -23,10 +24,34 @@ from llmux.proxy.held import Bodies
 from llmux.proxy.lane import ClientLeft, HeaderList, Tunnel
 from llmux.proxy.opening import check_handshake, close_payload, error_message, handshake_answer
 from llmux.upstream import Answer
+from llmux.upstream.answers import WireBody
 from llmux.upstream.connections import Stream
 
 CLOSE_S = 0.25
 """Time for a client to read why its WebSocket ends: closing on unread data would lose it that."""
+
+
+class Messages(WireBody):
+    """What a backend sends on a WebSocket, until it closes the connection.
+
+    Args:
+        answer: The answer that accepted the WebSocket.
+        heard: Called with each piece before it is sent on.
+    """
+
+    __slots__ = ("_heard",)
+
+    def __init__(self, answer: Answer, heard: Callable[[bytes], None]) -> None:
+        super().__init__(answer.connection)
+        self._heard = heard
+
+    def take(self, data: bytes) -> bytes:
+        """See `WireBody`."""
+        if data:
+            self._heard(data)
+        else:
+            self._connection.end(b"")
+        return data
 
 
 class FastWebSocket(FastRequest):
@@ -98,11 +123,14 @@ class FastWebSocket(FastRequest):
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(to_backend)
-            with suppress(*wire.BREAKS, ClientLeft):
-                data = answer.early
-                while data := data or bytes(await backend.receive_some(wire.RECEIVE_BYTES)):
-                    await self._send_frames(data)
-                    data = b""
+            with suppress(*wire.BREAKS, BackendBroke, ClientLeft):
+                messages = Messages(answer, self._heard)
+                async for data in self._connection.lane.pump.pieces(
+                    answer.connection, messages, self._connection
+                ):
+                    frames, self._frames = self._frames, None  # nothing may follow meanwhile
+                    await self._connection.send(data)
+                    self._frames = frames
             nursery.cancel_scope.cancel()
         if not has_left:
             _, reason = close_reason(BackendError("closed the connection"))
@@ -135,13 +163,10 @@ class FastWebSocket(FastRequest):
                 data = b""
         return not data
 
-    async def _send_frames(self, data: bytes) -> None:
-        """Send the client what the backend says."""
-        frames, self._frames = self._frames, None  # nothing may follow while this is under way
-        if frames is not None and frames.feed(data):
+    def _heard(self, data: bytes) -> None:
+        """Follow what the backend sends, which is passed on at once."""
+        if self._frames is not None and self._frames.feed(data):
             self.message_at = trio.current_time()
-        await self._connection.send(data)
-        self._frames = frames
 
     async def close_websocket(self, code: int, reason: str, event: bytes) -> None:
         """See `Tunnel`; sends nothing if a frame is under way."""

@@ -7,6 +7,7 @@ that it does not know) goes to `hand_over`, with the bytes already read; the con
     FastLane            accepted connections, one request after the other; idle ones are swept
     ClientConnection    bytes in and out, heads (`fast_connection`)
     Departures          clients that leave in mid-request (`fast_departures`)
+    Pump                relays all bodies (`pump`)
     FastRequest         one request, its response (`fast_request`)
     FastWebSocket       one that asks for a WebSocket (`fast_websocket`)
 """
@@ -24,6 +25,7 @@ from llmux.downstream.fast_connection import LINGER_S, ClientConnection
 from llmux.downstream.fast_departures import Departures
 from llmux.downstream.fast_request import FastRequest
 from llmux.downstream.fast_websocket import FastWebSocket
+from llmux.downstream.pump import Pump
 from llmux.errors import LlmuxError
 from llmux.http import wire
 from llmux.http.heads import RequestHead, parse_head
@@ -67,12 +69,14 @@ class FastLane:
         self._proxy = proxy
         self._hand_over = hand_over
         self._most_fields = most_fields
+        self.pump = Pump()
         self._departures = Departures()
         self._idle_since: dict[ClientConnection, float] = {}  # oldest first
 
     async def run(self) -> None:
-        """Notice clients that leave, and close connections that idle too long; never returns."""
+        """Relay, notice clients that leave, and close idle connections; never returns."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.pump.run)
             nursery.start_soon(self._departures.run)
             async for _ in periodic(SWEEP_S):
                 self._close_idle(trio.current_time() - KEEP_ALIVE_S)

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import get_args
 
 import trio
 from msgspec.structs import replace
@@ -25,9 +24,8 @@ from llmux.hooks.environment import hook_environment, shell_command
 from llmux.hooks.log_file import RunLog, log_name
 from llmux.hooks.orphans import end_marked
 from llmux.hooks.process_group import KILL_AFTER_S, GroupEnd
-from llmux.observe.feed import Feed
+from llmux.observe.events import Events, HookEnded
 from llmux.observe.logs import get_logger
-from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import HookRun
 from llmux.switching.awake import Marks
 
@@ -46,7 +44,7 @@ class ShellHooks:
         directory: Working directory of hooks.
         marks: Returns the mark for the environment of a model's wake and sleep hook.
         secret_variables: Environment variables that hooks do not get.
-        feed: Feed that gets an event for each run.
+        events: Told of each run, when it starts and when it has ended.
         kill_after_s: Time between SIGTERM and SIGKILL, in seconds.
         shows_output: True if clients are told what a failed hook has printed.
     """
@@ -57,10 +55,9 @@ class ShellHooks:
         *,
         directory: Path,
         log_dir: Path,
-        metrics: Metrics,
+        events: Events,
         marks: Marks = lambda _model: "",
         secret_variables: Iterable[str] = (),
-        feed: Feed | None = None,
         kill_after_s: float = KILL_AFTER_S,
         shows_output: bool = False,
     ) -> None:
@@ -70,23 +67,21 @@ class ShellHooks:
             models: Configs by model name.
             directory: Working directory of hooks.
             log_dir: Folder of their logs.
-            metrics: Counts their durations and failures.
+            events: Told of each run, when it starts and when it has ended.
             marks: Returns the mark for the environment of a model's wake and sleep hook; see
                 `llmux.hooks.orphans`.
             secret_variables: Environment variables that hooks do not get, beside llmux's own.
-            feed: Feed that gets an event for each run.
             kill_after_s: Time between SIGTERM and SIGKILL, in seconds.
             shows_output: True if clients are told what a failed hook has printed.
         """
         self.shows_output = shows_output
         self.secret_variables = USUAL_SECRETS.union(secret_variables)
         self.marks = marks
-        self.feed = feed or Feed()
+        self.events = events
         self._models: dict[str, ModelConfig] = {}
         self._without_log: set[str] = set()
         self.directory = directory
         self._log_dir = log_dir
-        self._metrics = metrics
         self.kill_after_s = kill_after_s
         for name, model in models.items():
             self.use(name, model)
@@ -102,10 +97,6 @@ class ShellHooks:
             del self._models[name]
         else:
             self._models[name] = model
-            for hook in get_args(HookName):
-                if model.script(hook) is not None:
-                    # From zero on, or Prometheus would see no increase in the first failure.
-                    self._metrics.hook_failures.labels(name, hook)
 
     def of(self, model: str) -> ShellModelHooks:
         """Return the hooks that a model has now."""
@@ -133,34 +124,6 @@ class ShellHooks:
                     log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
                 self._without_log.add(model)
             yield run_log
-
-    def record(
-        self,
-        model: str,
-        hook: str,
-        took_s: float,
-        error: HookError | None,
-        *,
-        expects_failure: bool = False,
-    ) -> None:
-        """Count and log a run that has ended."""
-        self._metrics.hook_duration.labels(model, hook).observe(took_s)
-        about = {"model": model, "hook": hook, "duration_secs": round(took_s, 3)}
-        if error is not None and expects_failure:
-            log.debug("hook_failed", **about, reason=error.reason, exit_code=error.exit_code)
-        elif error is not None:
-            self._metrics.hook_failures.labels(model, hook).inc()
-            log.warning(
-                "hook_failed",
-                **about,
-                reason=error.reason,
-                exit_code=error.exit_code,
-                stderr=error.output,
-            )
-        elif hook == "alive":  # every few seconds
-            log.debug("hook_completed", **about)
-        else:
-            log.info("hook_completed", **about)
 
 
 class ShellModelHooks:
@@ -205,9 +168,8 @@ class ShellModelHooks:
         model, shell = self._name, self._shell
         environment = self._environment(hook, source, target)
         started_at = trio.current_time()
-        run = HookRun(model=model, hook=hook, started=shell.feed.clock.unix(started_at))
-        if hook != "alive":  # every few seconds
-            shell.feed.tell("hook", run)
+        run = HookRun(model=model, hook=hook, started=shell.events.clock.unix(started_at))
+        shell.events.hook_started.tell(run)
         outcome = _Outcome("was cancelled")  # unless the run ends otherwise
         with shell.open_log(model, f"{hook} source={source} target={target}") as run_log:
             try:
@@ -216,16 +178,16 @@ class ShellModelHooks:
                 tail = "" if run_log is None else MASKER.mask(run_log.tail())
                 error = outcome.error(model, hook, tail, shows_output=shell.shows_output)
                 took_s = trio.current_time() - started_at
-                shell.record(model, hook, took_s, error, expects_failure=expects_failure)
-                if hook != "alive" or (error is not None and not expects_failure):
-                    ended = replace(
-                        run,
-                        duration_secs=round(took_s, 3),
-                        ok=error is None,
-                        error=outcome.failure,
-                        output=tail,
-                    )
-                    shell.feed.tell("hook", ended)
+                ended = replace(
+                    run,
+                    duration_secs=round(took_s, 3),
+                    ok=error is None,
+                    error=outcome.failure,
+                    output=tail,
+                )
+                shell.events.hook_ended.tell(
+                    HookEnded(ended, took_s, error, expects_failure=expects_failure)
+                )
         if error is not None:
             raise error
 

@@ -1,4 +1,4 @@
-"""ASGI's names, as types that any server's and framework's own fit."""
+"""ASGI's types, loose enough to fit those of every server and framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of a request, behind trusted proxies or not, and the limits for one client."""
+"""Identify the client of a request, also behind trusted proxies, and limit each client's line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOST_HOPS = 32
 """Limit for addresses read of `X-Forwarded-For`, from the right: no chain of proxies is longer."""
 
 RETRY_AFTER_S = 5.0
-"""When a client with too many requests in line may try again."""
+"""Fixed delay for `Retry-After` when a client has too many requests in line."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
-"""Headers that claim where a request came from, beside `X-Forwarded-...`."""
+"""Headers that claim a request's origin, beside `X-Forwarded-...`."""
 
 # "192.0.2.1", "192.0.2.1:80", "2001:db8::1", "[2001:db8::1]:80"
 _HOP = re.compile(r"\[([^\]]*)\](?::\d*)?|([0-9.]+):\d*|(.*)", re.DOTALL)
@@ -155,7 +155,7 @@ class Tally:
 
 
 class Place:
-    """A request's place in its client's line; this class counts nothing."""
+    """A request's place in its client's line; this base class imposes no limit."""
 
     def check(self) -> None:
         """Raise QueueFull if the client's line is full."""

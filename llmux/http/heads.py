@@ -63,7 +63,7 @@ class RequestHead:
 
 
 class _Parts:
-    """Collects what llhttp calls back with."""
+    """Receives llhttp's callbacks."""
 
     __slots__ = ("headers", "target")
 
@@ -85,7 +85,7 @@ def check_host(value: bytes) -> None:
 
 
 def skip_empty_lines(data: bytes) -> bytes:
-    """Return the data behind the empty lines at its start; raises BadRequest for too many."""
+    """Return the data after any empty lines at its start; raises BadRequest for too many."""
     start = 0
     while data.startswith(CRLF, start):
         start += len(CRLF)
@@ -103,12 +103,12 @@ def find_end(data: bytes, seen: int = 0) -> int:
     """Return the length of the head, its blank line included; 0 if it has not ended yet.
 
     Args:
-        data: Its beginning, or all of it, with whatever follows.
-        seen: Bytes of it that were searched before.
+        data: The head as far as received, and what follows it.
+        seen: Bytes that were searched before.
 
     Raises:
-        HeadTooLarge: It is longer than any should be.
-        BadRequest: A line ends with a bare LF, so it might never end, or has ended for others.
+        HeadTooLarge: Longer than `MAX_HEAD_BYTES`.
+        BadRequest: A line ends with a bare LF, so other parsers may find another end.
     """
     end = data.find(BLANK_LINE, max(0, seen - 3)) + len(BLANK_LINE)
     if end < len(BLANK_LINE):
@@ -161,7 +161,7 @@ def _feed(parts: _Parts, data: bytes) -> httptools.HttpRequestParser:
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
-        pass  # how it ends the head of a request that asks for one
+        pass  # how llhttp ends the head of a request to upgrade
     except httptools.HttpParserInvalidMethodError:
         raise
     except httptools.HttpParserError as error:
@@ -175,7 +175,7 @@ def _bad_request_line(data: bytes) -> BadRequest:
         return BadRequest("The request line is not METHOD TARGET VERSION, one space in between")
     method, target, _ = line.split(b" ")
     if not METHOD.fullmatch(method):
-        return BadRequest("The request's method is no token")
+        return BadRequest("The request's method is not a token")
     if not VISIBLE.fullmatch(target):
         return BadRequest("The request's target holds characters that must be percent-encoded")
     return BadRequest("The request is not HTTP/1.1")
@@ -211,7 +211,7 @@ def _connection_tokens(head: RequestHead) -> set[bytes]:
 def _read_content_length(head: RequestHead, value: bytes) -> None:
     if len(value) > MAX_LENGTH_DIGITS:
         raise BadRequest(f"Content-Length has more than {MAX_LENGTH_DIGITS} digits")
-    head.content_length = int(value)  # llhttp has seen that it is one number, given once
+    head.content_length = int(value)  # llhttp has checked that it is one number, given once
 
 
 def _read_transfer_encoding(head: RequestHead, value: bytes) -> None:
@@ -252,7 +252,7 @@ _STATUS_LINES = {
 def response_head(
     status: int, headers: Sequence[tuple[bytes, bytes]], reason: bytes | None = None
 ) -> bytes:
-    """Status line and headers of a response, with the blank line."""
+    """Return status line and headers of a response, with the blank line."""
     line = _STATUS_LINES.get(status) if reason is None else None
     line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")
     return b"".join([line, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])

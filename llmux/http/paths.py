@@ -1,8 +1,8 @@
-"""Paths: llmux's own, extra slashes, paths that only look at a model, and redirects.
+"""Paths: llmux's own, surplus slashes, passive paths that wake no model, and redirects.
 
-Clients join a base URL and a path, and get `//v1/models`, `/v1//chat/completions` or `/v1/models/`:
-those are treated like the same without the slashes that are too many, as nginx (`merge_slashes`)
-and others do. Nothing here resolves dot segments: `llmux.http.targets` refuses them.
+Clients join a base URL and a path, and get `//v1/models`, `/v1//chat/completions` or `/v1/models/`.
+The surplus slashes are ignored, as nginx (`merge_slashes`) and others do. Nothing here resolves dot
+segments: `llmux.http.targets` refuses them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UPSTREAM = b"/upstream/"
 
 OWN_PATHS = frozenset({
     b"/v1/models", b"/models", b"/metrics", b"/health", b"/control", b"/ui",
-    # Ollama's clients ask these before they ask any model.
+    # Ollama's clients request these before they use a model.
     b"/api/tags", b"/api/ps", b"/api/version",
 })  # fmt: skip
 OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/")
@@ -26,7 +26,7 @@ ROOT = b"/"
 ROOT_METHODS = frozenset({b"GET", b"HEAD"})
 """Methods for which the root is llmux's own: some servers generate on `POST /`."""
 
-# What follows is a model's name, whose slashes are its own.
+# The rest of these paths is a model's name, which may hold slashes.
 _NAMED = re.compile(rb"(/+v1/+models|/+models|/+control/+logs)/(/*+[^/].*)", re.DOTALL)
 _SLASHES = re.compile(rb"/{2,}")
 
@@ -39,7 +39,7 @@ def own_path(path: bytes, method: bytes = b"") -> bytes | None:
 
     Args:
         path: Raw, no query.
-        method: Of the request; the root is llmux's own for some only.
+        method: Of the request; the root is llmux's own for `ROOT_METHODS` only.
     """
     if b"//" not in path and path[-1:] != b"/":
         return path if path in OWN_PATHS or path.startswith(OWN_PREFIXES) else None
@@ -48,7 +48,7 @@ def own_path(path: bytes, method: bytes = b"") -> bytes | None:
     whole = merged(path)
     bare = whole.rstrip(b"/")
     if bare == b"/ui":
-        return whole  # the slash is the page, and without it there is a redirect
+        return whole  # with the slash it is the page, without it a redirect to the page
     if not bare:
         return ROOT if method in ROOT_METHODS else None
     return bare if bare in OWN_PATHS or bare.startswith(OWN_PREFIXES) else None
@@ -60,7 +60,7 @@ def merged(path: bytes) -> bytes:
 
 
 def tidy(target: bytes) -> bytes:
-    """Return path and query as forwarded: slashes merged, none at the end of an API's path.
+    """Return path and query as forwarded, without surplus slashes.
 
     Args:
         target: Raw path and query; nearly always returned unchanged.
@@ -82,19 +82,19 @@ def segments(path: bytes) -> list[bytes]:
 # ---- Passive ----
 
 DEFAULTS = "defaults"
-"""Stands for the default paths in a list of passive paths."""
+"""Entry in a list of passive paths that stands for all default ones."""
 
 PASSIVE = (
     (
-        "Monitoring asks every few seconds, for ever: no model would ever be idle",
+        "Monitoring polls every few seconds for ever, so the model would never be idle",
         ("/metrics", "/load"),  # vLLM, SGLang, llama.cpp, TGI; vLLM
     ),
     (
-        "A probe of uptime: that a model sleeps is an answer, and no fault",
+        "Uptime probes: a sleeping model is an answer, not a failure",
         ("/health", "/healthz", "/health_generate", "/ping", "/readyz", "/livez"),
     ),
     (
-        "Editors and dashboards ask it of every model in turn, and would load them all",
+        "Editors and dashboards request it for every model in turn, and would load them all",
         (
             # llama.cpp (what is below /slots acts on one); llmux's own, below /upstream/NAME; TGI;
             # SGLang; vLLM; Ollama.
@@ -107,28 +107,28 @@ PASSIVE = (
         ),
     ),
     (
-        "It says which program answers: no reason to load twenty gigabytes",
+        "Names the server program: no reason to load 20 GB",
         ("/version", "/v1/version", "/api/version"),
     ),
     (
-        "It counts tokens of a prompt that is still being typed; sent, that wakes the model anyway",
+        "Counts tokens while a prompt is being typed; sending the prompt wakes the model anyway",
         (
             "/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize", "/apply-template",
             "/v1/messages/count_tokens", "/v1/responses/input_tokens", "/api/extra/tokencount",
         ),
     ),
-    ("Browsers ask for it unasked", ("/favicon.ico", "/robots.txt")),
+    ("Browsers request it by themselves", ("/favicon.ico", "/robots.txt")),
 )  # fmt: skip
 """Default of `passive`, grouped by reason."""
 
 MOST_KEPT, MOST_KEPT_BYTES = 256, 64
-"""Size of the cache of decisions: number of targets, and bytes of the longest."""
+"""Limits for the cache of decisions: number of targets, and bytes of one."""
 
 PASSIVE_PATHS = tuple(path for _, paths in PASSIVE for path in paths)
 
 
 class PassivePaths:
-    """Paths that only look at a model.
+    """Paths that look at a model and must not wake it.
 
     Args:
         patterns: Paths; an asterisk stands for any text.
@@ -154,7 +154,7 @@ class PassivePaths:
         found = self._looked_up.get(target)
         if found is None:
             found = self._has(target.partition(b"?")[0])
-            # A model's clients use a handful of paths; what is long or odd is looked at each time.
+            # A model's clients use a handful of paths. The bounds keep others from filling memory.
             if len(target) <= MOST_KEPT_BYTES and len(self._looked_up) < MOST_KEPT:
                 self._looked_up[target] = found
         return found
@@ -188,13 +188,13 @@ def may_redirect(status: int) -> bool:
 
 
 class Whereabouts:
-    """Translates a backend's locations to those that its client can reach.
+    """Translates a backend's URLs (Location) to those that its client can reach through llmux.
 
     Args:
-        base_url: Where the backend is.
-        asked: The path that the client has asked llmux for, raw.
-        below: What of that path stands for the backend's root; empty: nothing.
-        own_host: What the client calls llmux: some backends say that, since it is forwarded.
+        base_url: Of the backend.
+        asked: Raw path that the client requested.
+        below: Start of that path that stands for the backend's root; empty if none does.
+        own_host: The client's Host header. Some backends use it in URLs, since it is forwarded.
     """
 
     def __init__(self, base_url: str, *, asked: bytes, below: bytes, own_host: bytes) -> None:
@@ -238,7 +238,7 @@ class Whereabouts:
             if not is_here and not self._is_backend(there):
                 return None
         elif there.scheme or not there.path.startswith("/") or not (self._below or self._prefix):
-            return None  # relative to what was asked, which is at the same place here
+            return None  # relative to the requested path, which is the same here
         if self._prefix and path != self._prefix and not path.startswith(f"{self._prefix}/"):
             return None
         return path.removeprefix(self._prefix) or "/"

@@ -27,7 +27,7 @@ CONTROLS = bytes({*range(32), 127} - {9})
 
 
 class Parts(Protocol):
-    """Collects what llhttp calls back with, until its part of a message is done."""
+    """Receives llhttp's callbacks, until its part of a message is done."""
 
     is_done: bool
 

@@ -1,6 +1,6 @@
 """The one seam for telling: typed events, handed to everybody who listens.
 
-    switching, reloads ──▶ Events ──▶ log, metrics, feed, journal, traces
+    requests, switching, hooks, reloads ──▶ Events ──▶ logs, metrics, feed, journal, traces
 
 Code that does something tells of it here and knows nothing of the listeners; a new metric, say, is
 one more listener. Listeners are called at once, in the order in which they came, by the task that
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from llmux.errors import HookError
 from llmux.observe.clock import WallClock
 from llmux.observe.schemas import (
+    HookRun,
     ModeChange,
     ModelState,
     PinChange,
@@ -26,6 +28,7 @@ from llmux.observe.schemas import (
     SwitchRecord,
     SwitchResult,
 )
+from llmux.observe.summary import RequestSummary
 
 E = TypeVar("E")
 
@@ -36,11 +39,15 @@ class Channel(Generic[E]):
     __slots__ = ("_listeners",)
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[E], object]] = []
+        self._listeners: tuple[Callable[[E], object], ...] = ()
 
     def listen(self, listener: Callable[[E], object]) -> None:
         """Call this with each event from now on."""
-        self._listeners.append(listener)
+        self._listeners += (listener,)
+
+    def leave(self, listener: Callable[[E], object]) -> None:
+        """Call this no longer."""
+        self._listeners = tuple(each for each in self._listeners if each != listener)
 
     def tell(self, event: E) -> None:
         for listener in self._listeners:
@@ -103,6 +110,28 @@ class SwitchEnded:
     cost_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class HookEnded:
+    """A run of a hook has ended, also by a cancellation.
+
+    Attributes:
+        run: As the control API shows it: Unix times, rounded.
+        took_s: How long it took, in seconds.
+        error: Its failure; None if it succeeded.
+        expects_failure: True if a failure is no news, because the model is still loading.
+    """
+
+    run: HookRun
+    took_s: float
+    error: HookError | None
+    expects_failure: bool
+
+    @property
+    def has_failed(self) -> bool:
+        """True if it failed and was not expected to."""
+        return self.error is not None and not self.expects_failure
+
+
 class Events:
     """A channel for each kind of event.
 
@@ -116,6 +145,9 @@ class Events:
         self.drained = Channel[Drained]()
         self.switch_started = Channel[SwitchRecord]()
         self.switch_ended = Channel[SwitchEnded]()
+        self.request_ended = Channel[RequestSummary]()
+        self.hook_started = Channel[HookRun]()
+        self.hook_ended = Channel[HookEnded]()
         self.pin_changed = Channel[PinChange]()
         self.mode_changed = Channel[ModeChange]()
         self.reloaded = Channel[Reloaded]()

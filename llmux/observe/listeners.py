@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmux.errors import ModelAsleep
 from llmux.observe.clock import WallClock
-from llmux.observe.events import Drained, Events, PhaseChanged, SwitchEnded
+from llmux.observe.events import Drained, Events, HookEnded, PhaseChanged, SwitchEnded
 from llmux.observe.feed import Feed
-from llmux.observe.journal import Journal, Switch
+from llmux.observe.journal import Journal, Request, Switch
 from llmux.observe.logs import get_logger
-from llmux.observe.metrics import IDLE, Metrics
-from llmux.observe.schemas import PhaseChange, SwitchRecord
+from llmux.observe.metrics import IDLE, TOKEN_KINDS, Metrics
+from llmux.observe.schemas import HookRun, PhaseChange, SwitchRecord
+from llmux.observe.summary import RequestSummary
 
 log = get_logger(__name__)
 
@@ -25,6 +27,7 @@ def observed(
     events = Events(WallClock() if feed is None else feed.clock)
     log_events(events)
     if metrics is not None:
+        measure_requests(events, metrics)
         measure_events(events, metrics)
     if feed is not None:
         feed_events(events, feed)
@@ -49,9 +52,51 @@ def log_events(events: Events) -> None:
             took_s = round(event.ended_at - event.started_at, 3)
             log.info("model_activated", model=record.target, **about, duration_secs=took_s)
 
+    def hook_ended(event: HookEnded) -> None:
+        run, error = event.run, event.error
+        about = {"model": run.model, "hook": run.hook, "duration_secs": run.duration_secs}
+        if error is None:
+            write = log.debug if is_routine(run) else log.info
+            write("hook_completed", **about)
+            return
+        why = {"reason": error.reason, "exit_code": error.exit_code}
+        if event.expects_failure:
+            log.debug("hook_failed", **about, **why)
+        else:
+            log.warning("hook_failed", **about, **why, stderr=error.output)
+
     events.phase_changed.listen(phase_changed)
     events.switch_started.listen(switch_started)
     events.switch_ended.listen(switch_ended)
+    events.hook_ended.listen(hook_ended)
+
+
+def is_routine(run: HookRun) -> bool:
+    """Return whether the run is a health check, which comes every few seconds."""
+    return run.hook == "alive"
+
+
+def measure_requests(events: Events, metrics: Metrics) -> None:
+    def request_ended(summary: RequestSummary) -> None:
+        # A request that only looked whether its model is awake is no failure, and no alert's
+        # business.
+        if summary.outcome == ModelAsleep.code:
+            return
+        model, first_byte_s = summary.model, summary.first_byte_s
+        metrics.requests.count(
+            model, summary.status, waited=summary.has_queued, first_byte_s=first_byte_s
+        )
+        tokens = summary.tokens_in, summary.tokens_out, summary.tokens_cached
+        if tokens != (None, None, None):
+            for kind, count in zip(TOKEN_KINDS, tokens, strict=True):
+                if count:
+                    metrics.tokens.labels(model, kind).value += count
+        if first_byte_s is not None and summary.is_token_stream:
+            metrics.first_token.labels(model).observe(first_byte_s)
+        if summary.has_queued:
+            metrics.queue_wait.labels(model).observe(summary.wait_s)
+
+    events.request_ended.listen(request_ended)
 
 
 def measure_events(events: Events, metrics: Metrics) -> None:
@@ -72,9 +117,16 @@ def measure_events(events: Events, metrics: Metrics) -> None:
             took_s = event.ended_at - event.started_at
             metrics.switch_duration.labels(*pair).observe(took_s)
 
+    def hook_ended(event: HookEnded) -> None:
+        labels = event.run.model, event.run.hook
+        metrics.hook_duration.labels(*labels).observe(event.took_s)
+        if event.has_failed:
+            metrics.hook_failures.labels(*labels).inc()
+
     events.phase_changed.listen(phase_changed)
     events.drained.listen(drained)
     events.switch_ended.listen(switch_ended)
+    events.hook_ended.listen(hook_ended)
 
 
 def feed_events(events: Events, feed: Feed) -> None:
@@ -83,7 +135,17 @@ def feed_events(events: Events, feed: Feed) -> None:
         change = PhaseChange(at=at, model=event.model, state=event.state, left=event.left)
         feed.tell("phase", change)
 
+    def hook_started(run: HookRun) -> None:
+        if not is_routine(run):
+            feed.tell("hook", run)
+
+    def hook_ended(event: HookEnded) -> None:
+        if event.has_failed or not is_routine(event.run):
+            feed.tell("hook", event.run)
+
     events.phase_changed.listen(phase_changed)
+    events.hook_started.listen(hook_started)
+    events.hook_ended.listen(hook_ended)
     events.switch_started.listen(lambda record: feed.tell("switch", record))
     events.switch_ended.listen(lambda event: feed.tell("switch", event.record))
     events.pin_changed.listen(lambda change: feed.tell("pin", change))
@@ -92,8 +154,28 @@ def feed_events(events: Events, feed: Feed) -> None:
 
 
 def keep_events(events: Events, journal: Journal) -> None:
+    def request_ended(summary: RequestSummary) -> None:
+        if summary.uses_model:
+            journal.add(request_entry(summary))
+
     if journal.is_kept:
+        events.request_ended.listen(request_ended)
         events.switch_ended.listen(lambda event: journal.add(switch_entry(event)))
+
+
+def request_entry(summary: RequestSummary) -> Callable[[float], Request]:
+    """Make the journal's entry, as `switch_entry` does."""
+    ended_at, admitted_at = summary.ended_at, summary.admitted_at
+    # At the model's door: the summary's own arrival is earlier by the reading of the body.
+    arrived_at = (ended_at if admitted_at is None else admitted_at) - summary.wait_s
+    return lambda offset_s: Request(
+        summary.model,
+        arrived_at + offset_s,
+        ended_at + offset_s,
+        summary.status,
+        None if admitted_at is None else admitted_at + offset_s,
+        summary.company,
+    )
 
 
 def switch_entry(event: SwitchEnded) -> Callable[[float], Switch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from llmux import __version__
+from llmux.config import HookName, ModelConfig
 from llmux.observe.series import SECONDS_BUCKETS, Family, Histogram, Latest, LiveGauges, Row, Value
 
 __all__ = ["SECONDS_BUCKETS"]
@@ -29,6 +30,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 STATES = ("asleep", "waking", "awake", "draining", "sleeping", "failed")
 """All values of the label `state`; see `llmux.switching.model.Phase`."""
+
+TOKEN_KINDS = ("prompt", "completion", "cached")
+"""Every value of the label `kind`."""
 
 MOST_PAIRS = 100
 """Limit of the exported pairs of `from` and `to`; the most recently used ones are kept. Each pair
@@ -162,6 +166,16 @@ class Metrics:
         self, about: tuple[str, str, tuple[str, ...]], read: Callable[[], Iterable[Row]]
     ) -> None:
         self._add(LiveGauges([about], lambda: [read()]))
+
+    def use(self, name: str, model: ModelConfig | None) -> None:
+        """Export a model's counters from zero on: Prometheus sees no increase in a new series."""
+        if model is None:  # its series stay: counters must not go back
+            return
+        for kind in TOKEN_KINDS:
+            self.tokens.labels(name, kind)
+        for hook in get_args(HookName):
+            if model.script(hook) is not None:
+                self.hook_failures.labels(name, hook)
 
     def watch_counts(self, read: Callable[[], Counts]) -> None:
         """Export the current state of the models.

@@ -1,1 +1,1 @@
-"""Reading and writing the APIs of model servers: names in requests, answers, errors; pure."""
+"""The APIs of model servers: model names in requests, answers, streams and errors; no I/O."""

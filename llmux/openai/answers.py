@@ -1,4 +1,4 @@
-"""llmux's own answers: errors, and lists of models in OpenAI's format."""
+"""Responses that llmux writes itself: errors, and models in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import msgspec
 
 from llmux.errors import LlmuxError
-from llmux.openai.dialects import OPENAI, Dialect, told
+from llmux.openai.dialects import OPENAI, Dialect, error_info
 
 
 def error_answer(
     error: LlmuxError, dialect: Dialect = OPENAI, *, to_operator: bool = False
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer that an error carries.
+    """Return status, headers and body of the response to an error.
 
     Args:
         error: The error.
-        dialect: How its client words it.
-        to_operator: The answer is the control API's, which tells more.
+        dialect: The client's API, which decides the form of the body.
+        to_operator: True for the control API, whose responses contain details.
     """
-    body = msgspec.json.encode(dialect.body(told(error, to_operator=to_operator)))
+    body = msgspec.json.encode(dialect.body(error_info(error, to_operator=to_operator)))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
@@ -36,18 +36,18 @@ def error_answer(
 
 
 def model_object(name: str, created: int, facts: Mapping[str, Any]) -> bytes:
-    """One model as OpenAI's API shows it.
+    """Encode a model object of OpenAI's API.
 
     Args:
         name: Its id.
-        created: Unix time.
-        facts: What llmux has to say of it beside.
+        created: Unix time, in seconds.
+        facts: Value of its additional member `llmux`.
     """
     return msgspec.json.encode(_model(name, created, facts))
 
 
 def model_list(models: Iterable[tuple[str, int, Mapping[str, Any]]]) -> bytes:
-    """OpenAI's list of models, sorted by id; each as for `model_object`."""
+    """Encode OpenAI's list of models, sorted by id; the tuples hold `model_object`'s arguments."""
     data = [_model(*model) for model in sorted(models, key=itemgetter(0))]
     return msgspec.json.encode({"object": "list", "data": data})
 

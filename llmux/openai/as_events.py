@@ -1,7 +1,8 @@
-"""A whole answer as the events of a stream, for a client that waits for these.
+"""Convert a whole response into the events of a stream.
 
-It has its status line and comments by then, so that the answer cannot be passed on as it is. What
-its client can use is turned into events; what it cannot use becomes an error.
+A client that waits for a stream may already have received a status line and keep-alive comments
+when its backend answers with plain JSON, which can then no longer be passed on unchanged. A
+response that fits the client's API is split into that API's events; anything else is an error.
 """
 
 from __future__ import annotations
@@ -16,72 +17,74 @@ from llmux.errors import BackendError, BackendSaid, NoStream
 from llmux.openai.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, event
 
 DONE = b"data: [DONE]\n\n"
-"""How OpenAI's streams of completions end; llama.cpp's own do not."""
+"""End of OpenAI's completion streams; llama.cpp's native API has none."""
 
-# Tuples, not sets: what a backend says in these places may be a list, which has no hash.
+# Tuples, not sets: the backend's value may be a list, which has no hash.
 COMPLETIONS = ("chat.completion", "text_completion")
 TOOL_USES = ("tool_use", "server_tool_use")
-OTHER_ENDS = ("incomplete", "failed")
+UNCOMPLETED_STATUSES = ("incomplete", "failed")
 
-MOST_LENIENT_BYTES = 256 << 10
-"""Of JSON that msgspec refuses: Python's parser takes up to 40 ms for as much (nothing but empty
-lists), and nothing else runs meanwhile."""
+MAX_LENIENT_BYTES = 256 << 10
+"""Limit for JSON that msgspec refuses. Python's parser takes up to 40 ms for that much (nothing but
+empty lists), and blocks the event loop meanwhile."""
 
 _decode = msgspec.json.Decoder().decode
 
 
 def as_events(status: int, body: bytes, dialect: Dialect) -> bytes:
-    """The events that say what a whole answer does.
+    """Encode a whole response as events.
 
     Args:
-        status: Of the answer.
-        body: Its body, decoded.
-        dialect: What its client speaks.
+        status: Status code of the response.
+        body: Its body, without any content coding.
+        dialect: The client's API.
 
     Raises:
-        BackendError: It is an error, or nothing that such a stream can say.
+        BackendError: The response is an error, or does not fit the client's API.
     """
-    said = _object(body)
-    if said is None:
+    response = _object(body)
+    if response is None:
         raise NoStream(status, body)
-    if not 200 <= status < 300 or (said.get("error") and "output" not in said):
-        raise _error(status, body, said)
+    if not 200 <= status < 300 or (response.get("error") and "output" not in response):
+        raise _error(status, body, response)
     if dialect is ANTHROPIC:
-        if said.get("type") != "message":
+        if response.get("type") != "message":
             raise NoStream(status, body)
-        return b"".join(event(each, each["type"]) for each in _anthropic(said))
+        return b"".join(event(each, each["type"]) for each in _anthropic(response))
     if dialect is RESPONSES:
-        if said.get("object") != "response":
+        if response.get("object") != "response":
             raise NoStream(status, body)
         return b"".join(
             event({**each, "sequence_number": number}, each["type"])
-            for number, each in enumerate(_responses(said))
+            for number, each in enumerate(_responses(response))
         )
-    is_completion = dialect is OPENAI and said.get("object") in COMPLETIONS
-    return event(_chunk(said)) + (DONE if is_completion else b"")
+    is_completion = dialect is OPENAI and response.get("object") in COMPLETIONS
+    return event(_chunk(response)) + (DONE if is_completion else b"")
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
-        said = _decode(body)
+        response = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = _lenient(body) if len(body) <= MOST_LENIENT_BYTES else None
-    return said if isinstance(said, dict) else None
+        response = _decode_leniently(body) if len(body) <= MAX_LENIENT_BYTES else None
+    return response if isinstance(response, dict) else None
 
 
-def _lenient(body: bytes) -> Any:
-    """Parse JSON that only Python's parser takes; None if it is none, or cannot be encoded."""
+def _decode_leniently(body: bytes) -> Any:
+    """Decode JSON that only Python's parser accepts; None if that fails or it cannot be encoded."""
     try:
-        said = json.loads(body, parse_constant=lambda _: None)
-        msgspec.json.encode(said)  # not half a character, written as an escape
+        # NaN and Infinity become null, since clients' parsers refuse them.
+        response = json.loads(body, parse_constant=lambda _: None)
+        msgspec.json.encode(response)  # raises for a lone surrogate, which UTF-8 cannot encode
     except (ValueError, RecursionError):
         return None
-    return said
+    return response
 
 
-def _error(status: int, body: bytes, said: dict[str, Any]) -> BackendError:
-    """The backend's own error, whichever of the known forms it has."""
-    error = said.get("error", said.get("detail", said))
+def _error(status: int, body: bytes, response: dict[str, Any]) -> BackendError:
+    """Return the backend's own error, in any of the known forms."""
+    # OpenAI and Ollama use `error`, FastAPI uses `detail`, older vLLMs put `message` at the top.
+    error = response.get("error", response.get("detail", response))
     if isinstance(error, str):
         return BackendSaid(status, error, {})
     message = error.get("message") if isinstance(error, dict) else None
@@ -93,18 +96,19 @@ def _error(status: int, body: bytes, said: dict[str, Any]) -> BackendError:
 # ---- OpenAI: completions ----
 
 
-def _chunk(said: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion as its one chunk; other objects are the same in a stream."""
-    if said.get("object") != "chat.completion" or not isinstance(said.get("choices"), list):
-        return said
-    choices = [_choice(each) for each in said["choices"] if isinstance(each, dict)]
-    return {**said, "object": "chat.completion.chunk", "choices": choices}
+def _chunk(response: dict[str, Any]) -> dict[str, Any]:
+    """Convert a chat completion to a single chunk; other objects are the same in a stream."""
+    if response.get("object") != "chat.completion" or not isinstance(response.get("choices"), list):
+        return response
+    choices = [_choice(each) for each in response["choices"] if isinstance(each, dict)]
+    return {**response, "object": "chat.completion.chunk", "choices": choices}
 
 
 def _choice(choice: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in choice.items() if key != "message"}
     delta = choice.get("message")
     if isinstance(delta, dict) and isinstance(calls := delta.get("tool_calls"), list):
+        # In a stream `index` is required: clients use it to join the pieces of a call.
         numbered = [
             {"index": index, **call} for index, call in enumerate(calls) if isinstance(call, dict)
         ]
@@ -115,10 +119,10 @@ def _choice(choice: dict[str, Any]) -> dict[str, Any]:
 # ---- Anthropic: messages ----
 
 
-def _anthropic(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    begun = {**said, "content": [], "stop_reason": None, "stop_sequence": None}
-    yield {"type": "message_start", "message": begun}
-    content = said.get("content")
+def _anthropic(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    start = {**response, "content": [], "stop_reason": None, "stop_sequence": None}
+    yield {"type": "message_start", "message": start}
+    content = response.get("content")
     blocks = content if isinstance(content, list) else []
     for index, block in enumerate(each for each in blocks if isinstance(each, dict)):
         empty, deltas = _block(block)
@@ -126,20 +130,20 @@ def _anthropic(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for delta in deltas:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}
-    why = {key: said.get(key) for key in ("stop_reason", "stop_sequence")}
-    yield {"type": "message_delta", "delta": why, "usage": said.get("usage") or {}}
+    delta = {key: response.get(key) for key in ("stop_reason", "stop_sequence")}
+    yield {"type": "message_delta", "delta": delta, "usage": response.get("usage") or {}}
     yield {"type": "message_stop"}
 
 
 def _block(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A block without what its deltas say, and these; other kinds come whole."""
+    """Return an emptied block and the deltas that fill it; unknown kinds stay whole."""
     kind = block.get("type")
     if kind == "text":
         return {**block, "text": ""}, [{"type": "text_delta", "text": block.get("text", "")}]
     if kind == "thinking":
-        thought = {"type": "thinking_delta", "thinking": block.get("thinking", "")}
-        signed = {"type": "signature_delta", "signature": block.get("signature", "")}
-        return {**block, "thinking": "", "signature": ""}, [thought, signed]
+        thinking = {"type": "thinking_delta", "thinking": block.get("thinking", "")}
+        signature = {"type": "signature_delta", "signature": block.get("signature", "")}
+        return {**block, "thinking": "", "signature": ""}, [thinking, signature]
     if kind in TOOL_USES:
         text = msgspec.json.encode(block.get("input", {})).decode()
         return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": text}]
@@ -149,44 +153,44 @@ def _block(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]
 # ---- OpenAI: responses ----
 
 
-def _responses(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    begun = {**said, "status": "in_progress", "output": [], "usage": None}
-    yield {"type": "response.created", "response": begun}
-    yield {"type": "response.in_progress", "response": begun}
-    output = said.get("output")
+def _responses(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    started = {**response, "status": "in_progress", "output": [], "usage": None}
+    yield {"type": "response.created", "response": started}
+    yield {"type": "response.in_progress", "response": started}
+    output = response.get("output")
     items = output if isinstance(output, list) else []
     for index, item in enumerate(each for each in items if isinstance(each, dict)):
         yield from _item(index, item)
-    status = said.get("status")
-    end = status if status in OTHER_ENDS else "completed"
-    yield {"type": f"response.{end}", "response": said}
+    status = response.get("status")
+    end = status if status in UNCOMPLETED_STATUSES else "completed"
+    yield {"type": f"response.{end}", "response": response}
 
 
 def _item(index: int, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts = item.get("content") if item.get("type") == "message" else None
-    begun = {**item, "status": "in_progress"}
+    added = {**item, "status": "in_progress"}
     if isinstance(parts, list):
-        begun["content"] = []
+        added["content"] = []
     elif "arguments" in item:
-        begun["arguments"] = ""
-    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
-    place = {"item_id": item.get("id", ""), "output_index": index}
+        added["arguments"] = ""
+    yield {"type": "response.output_item.added", "output_index": index, "item": added}
+    position = {"item_id": item.get("id", ""), "output_index": index}
     for number, part in enumerate(parts if isinstance(parts, list) else []):
-        yield from _part({**place, "content_index": number}, part)
+        yield from _part({**position, "content_index": number}, part)
     if isinstance(text := item.get("arguments"), str):
         delta = "response.function_call_arguments"
-        yield {"type": f"{delta}.delta", **place, "delta": text}
-        yield {"type": f"{delta}.done", **place, "arguments": text}
+        yield {"type": f"{delta}.delta", **position, "delta": text}
+        yield {"type": f"{delta}.done", **position, "arguments": text}
     yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
 
-def _part(place: dict[str, Any], part: Any) -> Iterator[dict[str, Any]]:
+def _part(position: dict[str, Any], part: Any) -> Iterator[dict[str, Any]]:
     text = part.get("text") if isinstance(part, dict) else None
     if not isinstance(text, str):
-        yield {"type": "response.content_part.added", **place, "part": part}
+        yield {"type": "response.content_part.added", **position, "part": part}
     else:
-        yield {"type": "response.content_part.added", **place, "part": {**part, "text": ""}}
+        yield {"type": "response.content_part.added", **position, "part": {**part, "text": ""}}
         delta = "response.output_text"
-        yield {"type": f"{delta}.delta", **place, "delta": text, "logprobs": []}
-        yield {"type": f"{delta}.done", **place, "text": text, "logprobs": []}
-    yield {"type": "response.content_part.done", **place, "part": part}
+        yield {"type": f"{delta}.delta", **position, "delta": text, "logprobs": []}
+        yield {"type": f"{delta}.done", **position, "text": text, "logprobs": []}
+    yield {"type": "response.content_part.done", **position, "part": part}

@@ -1,19 +1,21 @@
-"""Compressed bodies of requests: which codings they have, and what was compressed, in bounds."""
+"""The content codings of requests: name them, and decode a body within bounds of memory."""
 
 from __future__ import annotations
 
 import codecs
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import brotli
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
+from llmux.openai.decoding import content_encoding, listed_codings
+from llmux.openai.inflating import GZIP, InflateError, Inflater, deflate_format
 from llmux.openai.scanning import SLICE_BYTES, Pause, TooLong, no_pause
 
 if sys.version_info >= (3, 14):
@@ -24,30 +26,33 @@ else:
 CONTENT_ENCODING = b"content-encoding"
 
 MAX_CODINGS = 5
-"""Codings of one body, as in curl and urllib3."""
+"""Limit for the codings of one body, as in curl and urllib3."""
 
 MAX_MEMBERS = 4096
-"""Members of a gzip body, frames of a zstd one. `bgzip` makes one of each 64 KiB."""
+"""Limit for the members of a gzip body, and the frames of a zstd body. `bgzip` makes a member of
+each 64 KiB."""
 
 MAX_WINDOW_LOG = 23
-"""zstd: 8 MiB, the most that HTTP's coding allows (RFC 9659); a frame may ask for gigabytes."""
+"""Limit for zstd's window: 8 MiB, as HTTP's coding has it (RFC 9659). A frame may ask for
+gigabytes."""
 
 COUNTED_BYTES = 1 << 20
-"""How much is decompressed before it is counted."""
+"""Bytes decoded between two calls of `Bounds.grow`."""
 
 MOST_GROWTH = 2
-"""Bytes of UTF-8 for each byte of UTF-16: three for two, rounded up."""
+"""Limit for the bytes of UTF-8 made of one byte of UTF-16: three of two, rounded up."""
 
 Pieces = Iterator[bytes]
 
 
 class Bounds(NamedTuple):
-    """What decompressing may take.
+    """Limits for decoding one body.
 
     Attributes:
-        most_bytes: How much there may be of it.
+        most_bytes: Limit for the decoded body.
         pause: Called between two slices.
-        grow: Called with the number of bytes by which a copy has grown; may raise, to end the work.
+        grow: Called with the number of bytes by which the decoded copy has grown; may raise, to end
+            the work.
     """
 
     most_bytes: int
@@ -55,15 +60,15 @@ class Bounds(NamedTuple):
     grow: Callable[[int], object] | None = None
 
     def for_utf8(self) -> Bounds:
-        """Return the bounds for the same text in UTF-8, if it is in UTF-16 now."""
+        """Return the bounds for recoding to UTF-8 a text that may be in UTF-16."""
         return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    """The codings of a body, in the order in which they are undone; none for most bodies.
+    """Return the codings of a body in the order in which to undo them; empty for most bodies.
 
     Raises:
-        UnsupportedCoding: There is one that is not known, or there are too many.
+        UnsupportedCoding: An unknown coding, or too many.
     """
     for name, _ in headers:
         if len(name) == 16 and name.lower() == CONTENT_ENCODING:  # few have this length
@@ -72,9 +77,8 @@ def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
 
 
 def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    values = (value for name, value in headers if name.lower() == CONTENT_ENCODING)
-    named = [each.strip().lower().decode("latin-1") for each in b",".join(values).split(b",")]
-    codings = [_ALIASES.get(each, each) for each in named if each not in {"", "identity"}]
+    names = [each.decode("latin-1") for each in listed_codings(content_encoding(headers))]
+    codings = [_ALIASES.get(name, name) for name in names]
     for coding in codings:
         if coding not in _DECODERS:
             known = ", ".join(_DECODERS)
@@ -87,23 +91,23 @@ def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
 
 
 def decoded(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
-    """What was compressed.
+    """Decode a body.
 
     Args:
-        body: What to decompress.
-        codings: What to undo, in this order: of `content_codings`, or codecs of text, whose text
-            is returned in UTF-8.
-        bounds: Of the result, and of what there is on the way to it.
+        body: The body as received.
+        codings: What to undo, in this order: names of `content_codings`, or Python's text codecs,
+            whose text is recoded to UTF-8.
+        bounds: Limits for the result, and for the output of each coding on the way to it.
 
     Raises:
-        TooLong: It is more.
-        BadRequest: It is not what it is said to be.
+        TooLong: A limit is exceeded.
+        BadRequest: The body does not match its codings.
     """
     pieces: Pieces = (body[at : at + SLICE_BYTES] for at in range(0, len(body), SLICE_BYTES))
     for coding in codings:
         decode = _DECODERS.get(coding) or partial(_recoded, codec=coding)
         pieces = _bounded(decode(pieces, bounds.pause), bounds.most_bytes)
-    copy = io.BytesIO()  # it gives its buffer away, where joining pieces would hold all twice
+    copy = io.BytesIO()  # its buffer becomes the result; joining pieces would need twice the memory
     counted = 0
     for piece in pieces:
         size = copy.tell() + len(piece)
@@ -133,67 +137,57 @@ _GARBAGE = "something else follows its end"
 
 
 def _gunzipped(pieces: Pieces, pause: Pause) -> Pieces:
-    return _inflated(pieces, pause, "gzip", 16 + zlib.MAX_WBITS)
+    return _inflated(pieces, pause, "gzip", GZIP)
 
 
 def _undeflated(pieces: Pieces, pause: Pause) -> Pieces:
-    """Undo zlib's format, or what some clients send instead of it (RFC 9110, section 8.4.1.2)."""
     start = b""
     for piece in pieces:
         start += piece
         if len(start) >= 2:
             break
-    is_zlib = start[:1] and start[0] & 0x8F == zlib.DEFLATED and int.from_bytes(start[:2]) % 31 == 0
-    wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
-    return _inflated(_chained(start, pieces), pause, "deflate", wbits)
-
-
-def _chained(first: bytes, rest: Pieces) -> Pieces:
-    yield first
-    yield from rest
+    return _inflated(chain([start], pieces), pause, "deflate", deflate_format(start))
 
 
 def _inflated(pieces: Pieces, pause: Pause, coding: str, wbits: int) -> Pieces:
-    inflater = zlib.decompressobj(wbits)
-    members = 1
+    inflater = Inflater(wbits, SLICE_BYTES, _Members(coding).count_one)
     try:
         for piece in pieces:
-            rest = piece
-            while rest:
-                if inflater.eof:
-                    members = _next_member(members, coding)
-                    inflater = zlib.decompressobj(wbits)
-                yield inflater.decompress(rest, SLICE_BYTES)
-                rest = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            for inflated in inflater.feed(piece):
+                yield inflated
                 pause()
-        while not inflater.eof:  # what it holds back
-            if not (more := inflater.decompress(b"", SLICE_BYTES)):
-                raise _corrupt(coding, _CUT_OFF)
-            yield more
-            pause()
-    except zlib.error as error:
-        raise _corrupt(coding, str(error).rpartition(": ")[2]) from None
+    except InflateError as error:
+        raise _corrupt(coding, error) from None
+    if not inflater.is_complete:
+        raise _corrupt(coding, _CUT_OFF)
 
 
-def _next_member(members: int, coding: str) -> int:
-    """Count one more; raises BadRequest if there may be none."""
-    if coding == "deflate":
-        raise _corrupt(coding, _GARBAGE)
-    if members == MAX_MEMBERS:
-        raise _corrupt(coding, f"it has more than {MAX_MEMBERS} members")
-    return members + 1
+class _Members:
+    """Counts the members of a gzip body, or the frames of a zstd one."""
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._count = 1
+
+    def count_one(self) -> None:
+        """Count another; raises BadRequest if there may be none."""
+        if self._coding == "deflate":
+            raise _corrupt(self._coding, _GARBAGE)
+        if self._count == MAX_MEMBERS:
+            raise _corrupt(self._coding, f"it has more than {MAX_MEMBERS} members")
+        self._count += 1
 
 
 def _unzstd(pieces: Pieces, pause: Pause) -> Pieces:
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
     decompressor = zstd.ZstdDecompressor(options=options)
-    members = 1
+    members = _Members("zstd")
     try:
         for piece in pieces:
             rest = piece
             while rest or not (decompressor.eof or decompressor.needs_input):
                 if decompressor.eof:
-                    members = _next_member(members, "zstd")
+                    members.count_one()
                     decompressor = zstd.ZstdDecompressor(options=options)
                 yield decompressor.decompress(rest, SLICE_BYTES)
                 rest = decompressor.unused_data if decompressor.eof else b""
@@ -215,7 +209,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
             while not (decompressor.can_accept_more_data() or decompressor.is_finished()):
                 yield decompressor.process(b"", output_buffer_limit=SLICE_BYTES)
                 pause()
-        while not decompressor.is_finished():  # what it holds back
+        while not decompressor.is_finished():  # it may hold back output
             if not (more := decompressor.process(b"", output_buffer_limit=SLICE_BYTES)):
                 raise _corrupt("br", _CUT_OFF)
             yield more
@@ -225,7 +219,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
 
 
 def _recoded(pieces: Pieces, pause: Pause, codec: str) -> Pieces:
-    """Text as UTF-8; Python's `json` takes lone surrogates, too."""
+    """Recode text to UTF-8, with lone surrogates, as Python's `json` takes them."""
     decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
     try:
         for piece in pieces:

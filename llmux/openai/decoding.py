@@ -1,85 +1,66 @@
-"""Bodies without their Content-Encoding, piece by piece, in bounded memory."""
+"""The content codings of backends' answers: decode a body piece by piece, in bounded memory."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 
 from llmux.errors import BackendBroke, BackendError
+from llmux.openai.inflating import GZIP_OR_ZLIB, RAW, InflateError, Inflater, deflate_format
 
 PIECE_BYTES = 65536
-"""The most that is decoded at a time: a deflated byte may become a thousand."""
-
-_WITH_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib, whichever there is
-_ZLIB_METHOD = 8
-"""Low bits of the first byte where `deflate` has zlib's header (RFC 1950); some send none."""
+"""Limit for one decoded piece: one deflated byte may inflate to a thousand."""
 
 
-def codings(value: bytes) -> list[bytes]:
-    """What a Content-Encoding says, less what changes nothing."""
-    said = (each.strip().lower() for each in value.split(b","))
-    return [each for each in said if each not in {b"", b"identity"}]
+def listed_codings(value: bytes) -> list[bytes]:
+    """Return the codings that a Content-Encoding lists, in lower case, without `identity`."""
+    names = (each.strip().lower() for each in value.split(b","))
+    return [each for each in names if each not in {b"", b"identity"}]
 
 
 def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """What all headers of this name say, as one (RFC 9110, section 5.3)."""
+    """Return the values of all Content-Encoding headers as one list (RFC 9110, section 5.3)."""
     return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 
 
 class Decoder:
-    """Takes the coding off a body.
+    """Removes the content coding of one body.
 
     Args:
-        encoding: The value of Content-Encoding.
+        encoding: Value of Content-Encoding.
 
     Raises:
-        BackendError: It is none that can be taken off.
+        BackendError: Several codings, or one that is not supported.
     """
 
     def __init__(self, encoding: bytes) -> None:
-        wanted = codings(encoding)
-        if wanted not in ([], [b"gzip"], [b"x-gzip"], [b"deflate"]):
+        codings = listed_codings(encoding)
+        if codings not in ([], [b"gzip"], [b"x-gzip"], [b"deflate"]):
             raise BackendError(
                 f"answered with Content-Encoding {encoding.decode('latin-1')!r}, though it was "
                 "asked for none"
             )
-        self._is_plain = not wanted
-        self._is_deflate = wanted == [b"deflate"]
-        self._inner = zlib.decompressobj(_WITH_HEADER)
-        self._has_begun = False
+        self._is_plain = not codings
+        self._is_deflate = codings == [b"deflate"]
+        self._inflater: Inflater | None = None
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """What this says; raises BackendBroke if it is not so encoded."""
-        if self._is_plain:
-            if data:
-                yield data
+        """Decode the next data; raises BackendBroke if it is corrupt."""
+        if not data:
             return
-        if data and not self._has_begun:
-            self._begin(data[0])
-        while data:
-            if self._inner.eof:  # one member of gzip may follow another (RFC 1952, section 2.2)
-                self._inner = zlib.decompressobj(_WITH_HEADER)
-            try:
-                piece = self._inner.decompress(data, PIECE_BYTES)
-            except zlib.error as error:
-                raise BackendBroke(f"sent what is not encoded as it says: {error}") from None
-            if piece:
-                yield piece
-            data = self._inner.unconsumed_tail or self._inner.unused_data
-            if not data and len(piece) == PIECE_BYTES:
-                yield from self._pending()
-
-    def _pending(self) -> Iterator[bytes]:
-        """What is still inside, though all that came has been taken."""
-        while piece := self._inner.decompress(b"", PIECE_BYTES):
-            yield piece
-
-    def _begin(self, first: int) -> None:
-        self._has_begun = True
-        if self._is_deflate and first & 0x0F != _ZLIB_METHOD:
-            self._inner = zlib.decompressobj(-zlib.MAX_WBITS)
+        if self._is_plain:
+            yield data
+            return
+        if self._inflater is None:
+            is_raw = self._is_deflate and deflate_format(data) == RAW
+            self._inflater = Inflater(RAW if is_raw else GZIP_OR_ZLIB, PIECE_BYTES)
+        try:
+            yield from filter(None, self._inflater.feed(data))
+        except InflateError as error:
+            raise BackendBroke(
+                f"sent a body that does not match its Content-Encoding: {error}"
+            ) from None
 
     def check_end(self) -> None:
-        """The body has ended; raises BackendBroke if what is inside of it has not."""
-        if self._has_begun and not self._inner.eof:
-            raise BackendBroke("sent an encoded body without its end")
+        """Raise BackendBroke if the body ends before its compressed data does."""
+        if self._inflater is not None and not self._inflater.is_complete:
+            raise BackendBroke("sent a compressed body that is cut off")

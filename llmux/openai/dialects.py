@@ -1,14 +1,15 @@
-"""How each family of APIs words an error: as an answer, as a stream's last event, as its last line.
+"""The API that a request uses, and the form of an error in each: body, event, or JSON line.
 
-The measure is what the client libraries read: Anthropic's knows errors of a stream by their event's
-name only, Ollama's wants a text where OpenAI's has an object. llmux's own `code` is in all forms.
+Forms follow what the client libraries read, not only the APIs' documents: Anthropic's library
+recognises an error in a stream by the event's name alone; Ollama's expects a string where OpenAI's
+has an object. llmux's own `code` is in every form.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,27 +17,27 @@ import msgspec
 
 from llmux.base.names import shown
 from llmux.errors import LlmuxError
+from llmux.openai.headers import Headers
 
 MAX_MESSAGE = 8192
-"""Characters of one message: what is a client's is cut where it comes in, to much less."""
+"""Characters of a message. It bounds what backends and hooks write; names that clients send are
+cut to much less when they arrive."""
 
 MAX_CLOSE_BYTES = 123
-"""Of the reason in a Close frame (RFC 6455, section 5.5)."""
+"""Bytes of the reason in a Close frame (RFC 6455, section 5.5)."""
 
 INTERNAL_CLOSE, TRY_LATER_CLOSE = 1011, 1013
 """Codes of Close frames (RFC 6455, section 7.4, and IANA's registry)."""
 
-Headers = Sequence[tuple[bytes, bytes]]
 
-
-class Told(NamedTuple):
-    """What an error says, in no API's words.
+class ErrorInfo(NamedTuple):
+    """Content of an error, independent of any API.
 
     Attributes:
-        message: For people.
-        code: For programs.
-        status: Of the answer that it is, or would have been.
-        extra: More that a backend has said in OpenAI's or Anthropic's form.
+        message: Human-readable message.
+        code: Machine-readable code.
+        status: HTTP status code; in a stream, the one that came too late to be sent.
+        extra: Further members of a backend's own error object, in OpenAI's or Anthropic's form.
     """
 
     message: str
@@ -45,68 +46,69 @@ class Told(NamedTuple):
     extra: Mapping[str, Any] = {}
 
 
-class Stream(NamedTuple):
-    """What is known of the stream that ends with an error.
+class StreamState(NamedTuple):
+    """What an error event must continue from the stream that it ends.
 
     Attributes:
-        number: Of the event that comes next, where events are numbered.
-        response: The id of the answer; empty if it has not been seen.
+        number: Sequence number of the next event, in APIs that number events.
+        response: Id of the response; empty if it has not been seen.
     """
 
     number: int = 0
     response: str = ""
 
 
-FRESH = Stream()
-"""One of which nothing has been sent."""
+NOTHING_SENT = StreamState()
+"""State of a stream of which nothing has been sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How one family of APIs words an error.
+    """Form of errors in one family of APIs.
 
     Attributes:
-        name: The family's.
-        body: The whole answer, for JSON.
-        events: The last events of a stream.
-        line: The last line of a stream of JSON lines, for JSON.
+        name: Name of the family.
+        body: Makes the response body, to be encoded as JSON.
+        events: Encodes the last events of a stream.
+        line: Makes the last line of a stream of JSON lines, to be encoded as JSON.
     """
 
     name: str
-    body: Callable[[Told], dict[str, Any]]
-    events: Callable[[Told, Stream], bytes]
-    line: Callable[[Told], dict[str, Any]]
+    body: Callable[[ErrorInfo], dict[str, Any]]
+    events: Callable[[ErrorInfo, StreamState], bytes]
+    line: Callable[[ErrorInfo], dict[str, Any]]
 
 
-def told(error: LlmuxError, *, to_operator: bool = False) -> Told:
-    """What an error of llmux says, to clients or to operators, who hear more."""
-    said = error.details if to_operator else error.message
-    message = shown(said, MAX_MESSAGE).encode("utf-8", "replace").decode()
-    return Told(message, error.code, error.status, error.extra)
+def error_info(error: LlmuxError, *, to_operator: bool = False) -> ErrorInfo:
+    """Return the content of one of llmux's errors; operators get details that clients do not."""
+    text = error.details if to_operator else error.message
+    # Escapes in a client's JSON may yield lone surrogates, which UTF-8 cannot encode.
+    message = shown(text, MAX_MESSAGE).encode("utf-8", "replace").decode()
+    return ErrorInfo(message, error.code, error.status, error.extra)
 
 
 def event(payload: Mapping[str, Any], name: str = "") -> bytes:
-    """One event of a stream."""
+    """Encode a server-sent event."""
     named = f"event: {name}\n".encode() if name else b""
     return b"%bdata: %b\n\n" % (named, msgspec.json.encode(payload))
 
 
-# ---- OpenAI, and whatever has its form: vLLM, SGLang, llama.cpp ----
+# ---- OpenAI, and servers that copy its form: vLLM, SGLang, llama.cpp ----
 
 
-def _detail(said: Told) -> dict[str, Any]:
-    own = {"message": said.message, "type": "llmux_error", "param": None, "code": said.code}
-    return {**own, **said.extra}
+def _detail(error: ErrorInfo) -> dict[str, Any]:
+    own = {"message": error.message, "type": "llmux_error", "param": None, "code": error.code}
+    return {**own, **error.extra}
 
 
-def _openai_body(said: Told) -> dict[str, Any]:
-    return {"error": _detail(said)}
+def _openai_body(error: ErrorInfo) -> dict[str, Any]:
+    return {"error": _detail(error)}
 
 
 OPENAI = Dialect(
     name="openai",
     body=_openai_body,
-    events=lambda said, _: event(_openai_body(said)),
+    events=lambda error, _: event(_openai_body(error)),
     line=_openai_body,
 )
 
@@ -114,14 +116,15 @@ OPENAI = Dialect(
 # ---- OpenAI's /v1/responses ----
 
 
-def _responses_events(said: Told, stream: Stream) -> bytes:
-    """Both ways to hear of it, in the order in which OpenAI's own server has them.
+def _responses_events(error: ErrorInfo, stream: StreamState) -> bytes:
+    """Encode both events that report a failure, in the order of OpenAI's own server.
 
-    The package raises for the first, whose `error` older descriptions of the API have in the event
-    itself. Codex reads the second only.
+    OpenAI's library raises for the first event, `error`. Its fields are there twice: at the top, as
+    older versions of the API have them, and in an object `error`. Codex reads only the second
+    event, `response.failed`.
     """
-    detail = _detail(said)
-    error = {
+    detail = _detail(error)
+    raised = {
         "type": "error", "sequence_number": stream.number, "code": detail["code"],
         "message": detail["message"], "param": detail["param"], "error": detail,
     }  # fmt: skip
@@ -133,7 +136,7 @@ def _responses_events(said: Told, stream: Stream) -> bytes:
     failed = {
         "type": "response.failed", "sequence_number": stream.number + 1, "response": response,
     }  # fmt: skip
-    return event(error, "error") + event(failed, "response.failed")
+    return event(raised, "error") + event(failed, "response.failed")
 
 
 RESPONSES = Dialect(
@@ -148,29 +151,29 @@ _ANTHROPIC_TYPES = {
     408: "timeout_error", 409: "conflict_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
-"""Types of errors by status; other ones of 4xx are `invalid_request_error`, others `api_error`."""
+"""Error types by status; any other 4xx is an `invalid_request_error`, the rest are `api_error`."""
 
-# A tuple: what a backend says in its place may be a list, which has no hash.
+# A tuple, not a set: the backend's value may be a list, which has no hash.
 _ANTHROPIC_KNOWN = (
     *_ANTHROPIC_TYPES.values(), "invalid_request_error", "api_error", "billing_error",
 )  # fmt: skip
 
 
-def _anthropic_body(said: Told) -> dict[str, Any]:
-    otherwise = "invalid_request_error" if 400 <= said.status < 500 else "api_error"
+def _anthropic_body(error: ErrorInfo) -> dict[str, Any]:
+    default = "invalid_request_error" if 400 <= error.status < 500 else "api_error"
     own = {
-        "type": _ANTHROPIC_TYPES.get(said.status, otherwise), "message": said.message,
-        "code": said.code, "details": {"error_code": said.code},
+        "type": _ANTHROPIC_TYPES.get(error.status, default), "message": error.message,
+        "code": error.code, "details": {"error_code": error.code},
     }  # fmt: skip
-    # What a backend says in OpenAI's form has types that no client of Anthropic's knows.
-    is_known = said.extra.get("type") in _ANTHROPIC_KNOWN
-    return {"type": "error", "error": {**own, **said.extra} if is_known else own}
+    # An error object in OpenAI's form has types that Anthropic's clients do not know.
+    is_known = error.extra.get("type") in _ANTHROPIC_KNOWN
+    return {"type": "error", "error": {**own, **error.extra} if is_known else own}
 
 
 ANTHROPIC = Dialect(
     name="anthropic",
     body=_anthropic_body,
-    events=lambda said, _: event(_anthropic_body(said), "error"),
+    events=lambda error, _: event(_anthropic_body(error), "error"),
     line=_anthropic_body,
 )
 
@@ -178,33 +181,33 @@ ANTHROPIC = Dialect(
 # ---- Ollama ----
 
 
-def _ollama_body(said: Told) -> dict[str, Any]:
-    return {"error": said.message, "code": said.code}
+def _ollama_body(error: ErrorInfo) -> dict[str, Any]:
+    return {"error": error.message, "code": error.code}
 
 
 OLLAMA = Dialect(
     name="ollama",
     body=_ollama_body,
-    events=lambda said, _: event(_ollama_body(said)),
+    events=lambda error, _: event(_ollama_body(error)),
     line=_ollama_body,
 )
 
 
-# ---- Cohere, and rerankers with its paths, of which some have OpenAI's errors ----
+# ---- Cohere, and rerankers that use its paths, some of them with OpenAI's errors ----
 
 
-def _cohere_body(said: Told) -> dict[str, Any]:
-    return {"message": said.message, **_openai_body(said)}
+def _cohere_body(error: ErrorInfo) -> dict[str, Any]:
+    return {"message": error.message, **_openai_body(error)}
 
 
-def _cohere_events(said: Told, _: Stream) -> bytes:
-    delta = {"finish_reason": "ERROR", "error": said.message}
-    return event({"type": "message-end", "delta": delta, **_openai_body(said)}, "message-end")
+def _cohere_events(error: ErrorInfo, _: StreamState) -> bytes:
+    delta = {"finish_reason": "ERROR", "error": error.message}
+    return event({"type": "message-end", "delta": delta, **_openai_body(error)}, "message-end")
 
 
-def _cohere_line(said: Told) -> dict[str, Any]:
+def _cohere_line(error: ErrorInfo) -> dict[str, Any]:
     ended = {"is_finished": True, "event_type": "stream-end", "finish_reason": "ERROR"}
-    return {**ended, **_cohere_body(said)}
+    return {**ended, **_cohere_body(error)}
 
 
 COHERE = Dialect(name="cohere", body=_cohere_body, events=_cohere_events, line=_cohere_line)
@@ -213,25 +216,30 @@ COHERE = Dialect(name="cohere", body=_cohere_body, events=_cohere_events, line=_
 # ---- Hugging Face: text-embeddings-inference, text-generation-inference ----
 
 
-def _tei_body(said: Told) -> dict[str, Any]:
-    kind = "validation" if 400 <= said.status < 500 else "backend"
-    if said.status in {429, 503}:
+def _tei_body(error: ErrorInfo) -> dict[str, Any]:
+    kind = "validation" if 400 <= error.status < 500 else "backend"
+    if error.status in {429, 503}:
         kind = "overloaded"
-    # `message`: rerankers of other makers have the same path.
-    return {"error": said.message, "error_type": kind, "message": said.message, "code": said.code}
+    # `message` is for clients of other rerankers that share the path.
+    return {
+        "error": error.message,
+        "error_type": kind,
+        "message": error.message,
+        "code": error.code,
+    }
 
 
 TEI = Dialect(
-    name="tei", body=_tei_body, events=lambda said, _: event(_tei_body(said)), line=_tei_body
+    name="tei", body=_tei_body, events=lambda error, _: event(_tei_body(error)), line=_tei_body
 )
 
 
-# ---- Which one a request speaks ----
+# ---- The dialect of a request ----
 
 _BY_PATH = (
     (ANTHROPIC, rb"/v\d+/messages(?:/count_tokens|/batches(?:/.*)?)?|/v\d+/complete"),
     (RESPONSES, rb"/responses(?:/[^/]+(?:/(?:cancel|input_items))?)?"),
-    # Of other servers' paths below /api the first segment is a version, or there are two.
+    # Other servers' paths below /api begin with a version, or have two segments.
     (OLLAMA, rb"/api/(?!v\d+\b)[^/]+|/api/(?:blobs|experimental)/.*"),
     (
         COHERE,
@@ -242,7 +250,8 @@ _BY_PATH = (
         rb"(?<!/v\d)/(?:rerank|embed(?:_all|_sparse)?|predict|similarity|decode|generate(?:_stream)?)",
     ),
 )
-"""By what a path ends with: there may be a prefix, of `/upstream/<model>` or of another proxy."""
+"""Dialects by the end of the path, which may have a prefix: `/upstream/<model>`, or that of another
+proxy."""
 
 _DIALECTS = [(dialect, re.compile(rb".*(?:%b)" % path, re.DOTALL)) for dialect, path in _BY_PATH]
 
@@ -251,11 +260,11 @@ _EVENTS = re.compile(
     rb"|generate_stream|v2/chat|images/generations|images/edits)",
     re.DOTALL,
 )
-"""Paths whose streams are events; not `/generate`, which each server streams in its own way."""
+"""Paths whose streams are server-sent events; not `/generate`, where servers differ."""
 
 
 def plain_path(target: bytes) -> bytes:
-    """The path of a target, without what servers overlook: slashes that are doubled, or last."""
+    """Return the path of a target without doubled and trailing slashes, which servers ignore."""
     path = target.partition(b"?")[0]
     while b"//" in path:
         path = path.replace(b"//", b"/")
@@ -263,11 +272,11 @@ def plain_path(target: bytes) -> bytes:
 
 
 def dialect_of(target: bytes, headers: Headers = ()) -> Dialect:
-    """The dialect of the client of a request.
+    """Return the dialect that a request's client expects; OpenAI's if nothing says otherwise.
 
     Args:
         target: Raw path and query, as received.
-        headers: As received; Anthropic's clients name their version in one.
+        headers: As received; Anthropic's clients send `anthropic-version`.
     """
     path = plain_path(target)
     for dialect, pattern in _DIALECTS:
@@ -280,7 +289,7 @@ def dialect_of(target: bytes, headers: Headers = ()) -> Dialect:
 
 
 def streams_events(target: bytes) -> bool:
-    """Whether a stream that is asked for at this path is one of events."""
+    """Return whether a stream requested at this path consists of server-sent events."""
     return _EVENTS.fullmatch(plain_path(target)) is not None
 
 
@@ -290,32 +299,36 @@ _RESPONSE = re.compile(rb'"id"\s*:\s*"(resp[^"\\]{1,200})"')
 
 
 def dialect_of_head(head: bytes) -> Dialect:
-    """The dialect of a request whose head cannot be read, as far as its first line tells."""
+    """Return the dialect of a malformed request, as far as its first line can be read."""
     line = _TARGET.match(head)
     return OPENAI if line is None else dialect_of(line[1])
 
 
-def seen_of(opening: bytes, ending: bytes) -> Stream:
-    """What the beginning and the end of a stream say of it, as they came over the wire."""
+def stream_state(opening: bytes, ending: bytes) -> StreamState:
+    """Read the state of a stream off its first and last bytes, as they came over the wire."""
     numbers = _NUMBER.findall(ending)
     response = _RESPONSE.search(opening)
-    return Stream(int(numbers[-1]) + 1 if numbers else 0, response[1].decode() if response else "")
+    return StreamState(
+        int(numbers[-1]) + 1 if numbers else 0, response[1].decode() if response else ""
+    )
 
 
 # ---- WebSockets ----
 
 
 def close_reason(error: LlmuxError) -> tuple[int, str]:
-    """Code and reason of the Close frame that ends a WebSocket with an error."""
+    """Return code and reason of the Close frame that ends a WebSocket with an error."""
     code = TRY_LATER_CLOSE if error.status in {429, 503, 504} else INTERNAL_CLOSE
-    if error.code == "cancelled":  # to be tried again by nobody
+    if error.code == "cancelled":  # has status 503, but clients should not try again
         code = INTERNAL_CLOSE
-    reason = f"{error.code}: {told(error).message}".encode()[:MAX_CLOSE_BYTES]
-    return code, reason.decode(errors="ignore")
+    reason = f"{error.code}: {error_info(error).message}".encode()[:MAX_CLOSE_BYTES]
+    return code, reason.decode(errors="ignore")  # the cut may split a character
 
 
 def realtime_event(target: bytes, error: LlmuxError) -> bytes:
-    """What a client of OpenAI's realtime API is told before; nothing for others."""
+    """Encode the message for OpenAI's realtime API before its Close frame; empty for other APIs."""
     if not plain_path(target).endswith(b"/realtime"):
         return b""
-    return msgspec.json.encode({"type": "error", "event_id": "", "error": _detail(told(error))})
+    return msgspec.json.encode(
+        {"type": "error", "event_id": "", "error": _detail(error_info(error))}
+    )

@@ -1,4 +1,8 @@
-"""The fields of a request's body that may name its model: find, check and replace them."""
+"""The fields of a request's body that may name its model: find, check and replace them.
+
+Backends differ in what they read: strict or lenient JSON, a form whatever the Content-Type says,
+keys of any case. `Fields` therefore keeps what llmux reads apart from what another parser might.
+"""
 
 from __future__ import annotations
 
@@ -29,43 +33,43 @@ class Fields:
     """The fields of a body that a backend may take for the model's name.
 
     Attributes:
-        name: The one that counts; empty if there is none.
-        is_ambiguous: Whether there are two names, and readers differ on which counts.
+        name: Name that llmux reads; empty if there is none.
+        is_ambiguous: True if there are two names, and parsers differ on which counts.
         suspects: Names that only another parser may see: a more lenient one, or one of forms.
-        elsewhere: Without a name: those of other keys, in an object inside or in other letters, or
-            in a file of a form; None: there are too many to look at.
-        asks_for_stream: Whether it is JSON that says `"stream": true`.
-        stores: Whether it is JSON that says `"store": true`.
-        mentions: Without a name: the ids of stored objects that it goes on with.
-        mistake: Why it could not be read, though it looks like JSON or a form; else empty.
-        is_read: Whether it could be: it is JSON, or a form, or there is none.
-        codings: What has to be undone before a name can be replaced, for `decoded`.
-        decoded: The text without them, as long as nobody has decided to keep it; None: it was too
-            large to be held beside the body, or is not needed any more.
+        elsewhere: If there is no name: names in nested objects, in keys of another spelling, or in
+            a file of a form. None if there are too many to search.
+        asks_for_stream: True if it is JSON that contains `"stream": true`.
+        stores: True if it is JSON that contains `"store": true`.
+        mentions: If there is no name: ids of stored objects that the body refers to.
+        mistake: Why it could not be read, although it looks like JSON or a form; else empty.
+        is_read: True if it is JSON, a form, or empty.
+        codings: Codings to undo, with `decoded`, before a name can be replaced.
+        decoded: The body without its codings. None if that is too large to be kept beside the
+            body, or no longer needed.
     """
 
     __slots__ = (
-        "_values", "_written", "asks_for_stream", "codings", "decoded", "elsewhere", "is_ambiguous",
-        "is_read", "mentions", "mistake", "name", "stores", "suspects",
+        "_encode_name", "_values", "asks_for_stream", "codings", "decoded", "elsewhere",
+        "is_ambiguous", "is_read", "mentions", "mistake", "name", "stores", "suspects",
     )  # fmt: skip
 
     def __init__(
         self,
         name: str,
-        written: Callable[[str], bytes],
+        encode_name: Callable[[str], bytes],
         values: list[Value] | None,
         *,
         asks_for_stream: bool = False,
         stores: bool = False,
     ) -> None:
-        """Note what was found.
+        """Record what was found; arguments not listed are attributes.
 
         Args:
-            name: See above.
-            written: A name as the body has it.
-            values: All names, in order; None: they have not been looked for, in plain JSON.
-            asks_for_stream: See above.
-            stores: See above.
+            name: See the attribute.
+            encode_name: Encodes a name as the body does.
+            values: All values, in order; None for plain JSON if they have not been searched for.
+            asks_for_stream: See the attribute.
+            stores: See the attribute.
         """
         self.name = name
         self.asks_for_stream = asks_for_stream
@@ -78,23 +82,24 @@ class Fields:
         self.elsewhere: Sequence[str] | None = ()
         self.codings: tuple[str, ...] = ()
         self.decoded: bytes | None = None
-        self._written = written
+        self._encode_name = encode_name
         self._values = values
 
-    def names(self, is_wanted: Callable[[str], bool]) -> bool:
-        """Whether it says anything, in the place of a name, that is wanted."""
+    def has_name(self, is_wanted: Callable[[str], bool]) -> bool:
+        """Return whether any of the names satisfies a condition."""
         if self._values is None:
             return is_wanted(self.name)
         return any(is_wanted(value.name) for value in self._values)
 
-    def check_stranger(self, is_here: Callable[[str], bool], *, names_model: bool) -> None:
-        """Raise BadRequest unless it is known that no server reads a model that is here.
+    def check_foreign(self, is_here: Callable[[str], bool], *, names_model: bool) -> None:
+        """Raise BadRequest if any server could read the name of one of llmux's models.
 
-        Batches name models in objects inside, and so do sessions; Go's parser ignores case.
+        Such a body must not go to the fallback. Batches and sessions name models in nested
+        objects, and Go's parser ignores case.
 
         Args:
-            is_here: Whether a name is that of a model.
-            names_model: Whether the request names one that is not.
+            is_here: Returns whether a name is that of one of llmux's models.
+            names_model: True if the request names a model, which is none of llmux's.
         """
         self.check_read(names_model=names_model)
         if self.elsewhere is None and not names_model:
@@ -110,10 +115,10 @@ class Fields:
             )
 
     def check_read(self, *, names_model: bool) -> None:
-        """Raise BadRequest unless it is known that the body names no model.
+        """Raise BadRequest if the body could not be read, and so may name a model.
 
         Args:
-            names_model: Whether the request names one elsewhere.
+            names_model: True if the request names a model outside its body.
         """
         if self.mistake:
             raise BadRequest(self.mistake)
@@ -125,21 +130,21 @@ class Fields:
             )
 
     def replace(self, body: bytes, name: str, is_wrong: Callable[[str], bool]) -> bytes:
-        """The body with another name in it, and nothing else changed.
+        """Return the body with some names replaced, and no other byte changed.
 
         Args:
-            body: As it was read, or returned from here.
-            name: What to write.
-            is_wrong: Whether this is to be written in the place of a name.
+            body: Body as it was read, or as this method last returned it.
+            name: Name to write.
+            is_wrong: Returns whether a name is to be replaced.
         """
         if self._values is None:
             if not is_wrong(self.name):
                 return body
             self._values = find_values(body, no_pause)
-        written = self._written(name)
+        written = self._encode_name(name)
         pieces: list[bytes | memoryview] = []
-        rest = memoryview(body)  # a slice of bytes would be a copy
-        end = grown = 0
+        rest = memoryview(body)  # slices of bytes would be copies
+        end = grown = 0  # offsets of later values shift, so that the result can be replaced again
         for index, value in enumerate(self._values):
             start, stop = value.start + grown, value.stop + grown
             if is_wrong(value.name):
@@ -154,17 +159,17 @@ class Fields:
 
 
 def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Fields:
-    """The fields of a body that may name a model.
+    """Find the fields of a body that may name a model.
 
     Args:
         headers: As received.
-        body: The whole body; not compressed: see `read_coded`.
-        pause: Called between two slices of a large one.
+        body: The whole body, not compressed; see `read_coded`.
+        pause: Called between two slices of a large body.
 
     Raises:
-        BadRequest: It is not what it is said to be, or has more fields than can be looked at.
+        BadRequest: The body is not what its Content-Type says, or has too many fields.
     """
-    # Plain `curl -d` sends JSON as a form, and a backend may read it as one.
+    # A plain `curl -d` labels JSON as a urlencoded form, and a backend may parse it as one.
     may_be_form = len(body) > LARGE_BYTES or has_later_field(body)
     if not may_be_form and (plain := read_plain(body)) is not None:
         name, asks_for_stream, stores = plain
@@ -182,20 +187,20 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
 
 
 def read_coded(headers: Headers, body: bytes, codings: tuple[str, ...], bounds: Bounds) -> Fields:
-    """The fields of a body that has to be decompressed, or is JSON that is not in UTF-8.
+    """Find the fields of a body that is compressed, or JSON in UTF-16 or UTF-32.
 
     Args:
         headers: As received.
         body: The whole body.
-        codings: As `content_codings` has them.
-        bounds: Of what it is without them.
+        codings: Its codings, from `content_codings`.
+        bounds: Limits for the body without them.
 
     Raises:
-        TooLong: It is longer.
-        BadRequest: As for `read_fields`; also if it is not what its codings say.
+        TooLong: A limit is exceeded.
+        BadRequest: As for `read_fields`; also if the body does not have these codings.
     """
     if codings and is_plain_object(body):
-        # A backend that ignores the header would read another body than one that does not.
+        # Backends that ignore the header would accept this body, and others would not.
         raise BadRequest("body is not what its Content-Encoding says, but plain JSON")
     text = decoded(body, codings, bounds) if codings else body
     if len(text) > bounds.most_bytes:
@@ -256,7 +261,7 @@ def _read_form(headers: Headers, body: bytes, pause: Pause) -> Fields:
 
 
 def _names_in_files(body: bytes, pause: Pause) -> Sequence[str] | None:
-    """Read the JSON in a form: a batch's file of requests names the model of each."""
+    """Return the names in JSON within a form: each request in a batch's file names its model."""
     try:
         return names_inside(body, pause)
     except BadRequest:
@@ -269,7 +274,7 @@ def _says_json(headers: Headers) -> bool:
 
 
 def is_json_type(content_type: bytes) -> bool:
-    """Whether a Content-Type says JSON (RFC 6839, section 3.1, for the suffix)."""
+    """Return whether a Content-Type says JSON; RFC 6839, section 3.1, defines the suffix."""
     kind = content_type.partition(b";")[0].strip().lower()
     return kind in {b"application/json", b"text/json"} or kind.endswith(b"+json")
 

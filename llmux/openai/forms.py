@@ -1,4 +1,8 @@
-"""The field `model` of HTML forms: what it says, and where it stands in the body."""
+"""The field `model` of HTML forms: its values and their positions.
+
+A form that parsers could read differently is refused: its backend might otherwise read another
+model than llmux did.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from llmux.openai.scanning import (
 )
 
 Span = tuple[int, int]
-"""Offsets of a value in a body: its first byte, and the byte behind its last."""
+"""Offsets of a value in a body: of its first byte, and behind its last."""
 
 Field = tuple[str, Span]
 """A field's decoded value, and the span of its raw value."""
@@ -31,23 +35,23 @@ MAX_BOUNDARY_BYTES = 70
 """RFC 2046, section 5.1.1."""
 
 MAX_HEAD_BYTES = 16384
-"""The head of a part, which needs 60 bytes for the field `model`. Go takes far longer ones,
-so a longer one is refused: the field could hide in it."""
+"""Limit for the head of a part. The field `model` needs 60 bytes; a longer head is refused, not
+skipped, since Go accepts far longer ones, and could find the field in it."""
 
 URLENCODED = b"application/x-www-form-urlencoded"
 MULTIPART = b"multipart/form-data"
 
 
 def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> list[Field]:
-    """Every field `model` of a form; none if the body is no form.
+    """Return every field `model` of a form; none if the body is no form.
 
     Args:
         content_type: As the client sent it.
         body: The whole body.
-        pause: Called between two slices of work.
+        pause: Called between two slices.
 
     Raises:
-        BadRequest: There are too many fields, or parsers differ on what they are.
+        BadRequest: There are too many fields, or parsers would disagree on them.
     """
     kind = _kind(content_type)
     if kind == URLENCODED:
@@ -60,7 +64,7 @@ def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> l
 
 
 def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> str | None:
-    """Why a form cannot be read to its end; empty if it can be, None if the body is no form.
+    """Return why a form cannot be read to its end; empty if it can, None if the body is no form.
 
     Raises:
         BadRequest: There are too many fields.
@@ -77,12 +81,12 @@ def form_mistake(content_type: bytes, body: bytes, pause: Pause = no_pause) -> s
 
 
 def form_value(content_type: bytes, text: str) -> bytes:
-    """A value as it is written in a form of this type."""
+    """Encode a value for a form of this type."""
     return text.encode() if _kind(content_type) == MULTIPART else quote(text, safe="/:").encode()
 
 
 def spelled(word: bytes, escape: bytes, *, any_case: bool = False) -> bytes:
-    """A regular expression for a word of which any byte may be written as an escape and its hex."""
+    """Return a pattern for a word, any byte of which may be written as `escape` and its hex."""
     letters = [{byte, bytes([byte]).upper()[0]} if any_case else {byte} for byte in word]
     return b"".join(
         b"(?:[%b]|%b(?i:%b))"
@@ -96,10 +100,11 @@ def _kind(content_type: bytes) -> bytes:
 
 
 def _boundary(content_type: bytes) -> bytes:
-    """The boundary of a multipart form.
+    """Return the boundary of a multipart form.
 
     Raises:
-        BadRequest: There is none that all parsers see: Go's takes longer ones, and `boundary*`.
+        BadRequest: It is missing, or not all parsers would accept it: Go's also accepts longer
+            ones, and `boundary*`.
     """
     given = [each for each in _parameters(content_type) if each[0].startswith(b"boundary")]
     if len(given) == 1 and given[0][0] == b"boundary":
@@ -116,22 +121,22 @@ def _boundary(content_type: bytes) -> bytes:
 
 _URLENCODED_KEY = spelled(b"model", b"%") + b"="
 _FIRST_KEY = re.compile(_URLENCODED_KEY)
-# A pattern that begins with a literal byte is searched for ten times as fast.
+# Two patterns, since a search is ten times as fast for one that starts with a literal byte.
 _LATER_KEY = re.compile(b"&" + _URLENCODED_KEY)
 _LONGEST_KEY = len(b"&%6d%6f%64%65%6c=")
 
 
 def has_later_field(data: bytes) -> bool:
-    """Whether a urlencoded form would have a field `model` behind its first."""
+    """Return whether the data, read as a urlencoded form, has a field `model` after the first."""
     return _LATER_KEY.search(data) is not None
 
 
 MAX_ENCODED_BYTES = 3 * MAX_NAME_BYTES
-"""The longest name, each byte of it percent-encoded."""
+"""Longest name with each byte percent-encoded."""
 
 
 def urlencoded_fields(data: bytes, pause: Pause = no_pause) -> list[Field]:
-    """Every field `model` of a urlencoded body, or of a query.
+    """Return every field `model` of a urlencoded body, or of a query.
 
     Raises:
         BadRequest: There are too many.
@@ -147,20 +152,20 @@ def urlencoded_fields(data: bytes, pause: Pause = no_pause) -> list[Field]:
 
 
 def _unquoted(data: bytes, start: int, stop: int) -> str:
-    """A value; of one that is too long for a name no more than what shows that it is."""
+    """Decode a value; one that is too long for a name is cut, but stays too long."""
     raw = data[start : min(stop, start + MAX_ENCODED_BYTES + 3)]
     return unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
 # ---- multipart/form-data: RFC 7578, RFC 2046 section 5.1.1 ----
 
-# The lines of a part's head, and the blank line. The line break before them ends the delimiter.
+# The lines of a part's head, and the blank line; the first line break belongs to the delimiter.
 _PART_HEAD = re.compile(rb"\r\n((?:[^\r\n]++\r\n)*+)\r\n")
 
-# A line that goes on (RFC 5322, section 2.2.3).
+# A folded line (RFC 5322, section 2.2.3).
 _FOLD = re.compile(rb"\r\n(?=[ \t])")
 
-# A parameter (RFC 9110, section 5.6.6): its value is a token or a quoted string.
+# A parameter, whose value is a token or a quoted string (RFC 9110, section 5.6.6).
 _PARAMETER = re.compile(rb';\s*([^\s;="]++)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]++))')
 
 
@@ -169,20 +174,20 @@ _LINE_END = re.compile(rb"[ \t]{0,4096}+(?:\r\n|\Z)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 MAX_BOUNDARY_LINE_BYTES = 4096
-"""Go's parser reads no longer line with a boundary."""
+"""Go's parser does not accept a longer line as a boundary."""
 
 _CONTENT_DISPOSITION, _TRANSFER_ENCODING = b"content-disposition", b"content-transfer-encoding"
 
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
-"""Content-Transfer-Encoding of parts that are what they say. Go's parser decodes quoted-printable
-by itself, some of Python's base64, too; RFC 7578, section 4.7, has neither."""
+"""Values of Content-Transfer-Encoding that leave a part as it is. Parsers differ on others: Go's
+decodes quoted-printable, some of Python's also base64. RFC 7578, section 4.7, deprecates it."""
 
-# RFC 8187. What does not look so, Go's parser leaves out.
+# RFC 8187. Go's parser ignores a value of another form.
 _ENCODED_NAME = re.compile(rb"(?i:utf-8|us-ascii)'[^']*'(?:[^%']|%[0-9A-Fa-f]{2})++")
 
 
 class _Delimiter(NamedTuple):
-    """A line between two parts, from its dashes to its line break; the last ends the form."""
+    """A boundary line, from its dashes to its line break; `is_last` if it ends the form."""
 
     start: int
     stop: int
@@ -195,27 +200,28 @@ def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Fi
         if number % MATCHES_BETWEEN_PAUSES == 0:
             pause()
         if delimiter.is_last:
-            if not _LINE_END.match(body, delimiter.stop):  # it is no boundary for Go's parser
+            if not _LINE_END.match(body, delimiter.stop):  # Go's parser would not see a boundary
                 raise BadRequest("The line of the form's last boundary goes on behind it")
             return
         stop = following.start - len(b"\r\n")
         most = delimiter.stop + MAX_HEAD_BYTES
-        # A part without a body may have one line break less.
+        # Search as far as `following.start`: with an empty body, the head's blank line may be the
+        # line break of the next delimiter.
         head = _PART_HEAD.match(body, delimiter.stop, min(following.start, most))
         if head is None and stop > most:
             raise BadRequest(f"The head of a part of the form has more than {MAX_HEAD_BYTES} bytes")
         if head is None:
-            if _BARE_LF.search(body, delimiter.stop, stop):  # Go's parser takes such lines
+            if _BARE_LF.search(body, delimiter.stop, stop):  # Go's parser accepts such lines
                 raise BadRequest("A line in the head of a part of the form ends without CR")
         elif _names_model(head[1]) and head.end() <= stop:
             yield _part(body, head.end(), stop), (head.end(), stop)
 
 
 def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
-    """All delimiters; each stands behind a line break, which the very first may lack.
+    """Return all delimiters; each follows a line break, except one at the start of the body.
 
     Raises:
-        BadRequest: There are too many, or too much that begins like one.
+        BadRequest: There are too many lines that start like one.
     """
     found: list[_Delimiter] = []
     start = 0 if body.startswith(line) else _find_line(body, line, 0, pause)
@@ -235,7 +241,7 @@ def _delimiters(body: bytes, line: bytes, pause: Pause) -> list[_Delimiter]:
 
 
 def _check_line_ends(body: bytes, line: bytes, pause: Pause) -> None:
-    """Raise BadRequest if a delimiter ends with a bare LF: Go's parser takes such forms."""
+    """Raise BadRequest if a delimiter ends with a bare LF, as Go's parser accepts it."""
     wanted = re.compile(re.escape(line) + rb"[ \t]*+\n")
     more = len(line) + MAX_BOUNDARY_LINE_BYTES
     for at in range(0, len(body), SLICE_BYTES):
@@ -245,7 +251,7 @@ def _check_line_ends(body: bytes, line: bytes, pause: Pause) -> None:
 
 
 def _find_line(body: bytes, line: bytes, start: int, pause: Pause) -> int:
-    """Where a line begins that begins so; -1 if there is none."""
+    """Return the offset of the next line that starts with `line`, or -1."""
     wanted = b"\r\n" + line
     for at in range(start, len(body), SLICE_BYTES):
         found = body.find(wanted, at, at + SLICE_BYTES + len(wanted))
@@ -256,16 +262,16 @@ def _find_line(body: bytes, line: bytes, start: int, pause: Pause) -> int:
 
 
 def _part(body: bytes, start: int, stop: int) -> str:
-    """A part's text; of one that is too long for a name no more than shows that it is."""
+    """Decode a part; one that is too long for a name is cut, but stays too long."""
     raw = body[start : min(stop, start + MAX_NAME_BYTES + 1)]
     return overlong(raw) if len(raw) > MAX_NAME_BYTES else raw.decode("utf-8", "replace")
 
 
 def _names_model(head: bytes) -> bool:
-    """Whether a part is the field `model`; a part that has a file name is a file.
+    """Return whether a part is the field `model`, and not a file.
 
     Raises:
-        BadRequest: Parsers differ on what it is.
+        BadRequest: Parsers would disagree.
     """
     lines = [line.partition(b":") for line in _FOLD.sub(b" ", head).split(b"\r\n")]
     fields = [(name.strip().lower(), value) for name, _, value in lines]
@@ -275,7 +281,7 @@ def _names_model(head: bytes) -> bool:
     pairs = _parameters(dispositions[0]) if dispositions else []
     given = dict(pairs)
     if any(each.startswith(b"name*") for each in given):
-        # RFC 2231; Go's parser reads it, and hardly any other.
+        # RFC 2231: Go's parser reads it, hardly any other does.
         raise BadRequest("A part of the form has its name as 'name*': write it as 'name'")
     is_called_model = given.get(b"name") == b"model"
     if not is_called_model and (b"name", b"model") in pairs:
@@ -289,7 +295,7 @@ def _names_model(head: bytes) -> bool:
 
 
 def _is_file(given: dict[bytes, bytes]) -> bool:
-    """Whether parameters name a file; raises BadRequest if only some parsers see it."""
+    """Return whether parameters name a file; raises BadRequest if parsers would disagree."""
     names = {key: value for key, value in given.items() if key.startswith(b"filename")}
     if not names:
         return False

@@ -1,4 +1,4 @@
-"""Headers: lookup, and the selection of those that pass to a backend or to a client."""
+"""Headers: lookup, and which of them are forwarded to a backend or to a client."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ OVERRIDE = b"model-override"
 FORWARDED_FOR = b"x-forwarded-for"
 
 HINTS = frozenset({b"x-llmux-switch", b"x-llmux-priority", b"x-llmux-max-wait"})
-"""A header for llmux only; see `llmux.switching.hints`."""
+"""Headers for llmux alone; see `llmux.switching.hints`."""
 
-# RFC 9110, section 7.6.1, and what older agents send. `Connection` may name more.
+# RFC 9110, section 7.6.1, and what older agents send. `Connection` may name others.
 HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
 
-# llmux's own to set (the framing, the name of the backend's host), and what is meant for llmux.
+# Besides: what llmux sets for each hop (framing, host), and what is meant for llmux itself.
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", OVERRIDE} | HINTS
 
 
 def header(headers: Headers, wanted: bytes) -> bytes:
-    """The first header of a lower-case name, stripped; empty if there is none."""
+    """Return the value of the first header with a (lower-case) name, stripped; empty if none."""
     length = len(wanted)
     for name, value in headers:
         if len(name) == length and name.lower() == wanted:
@@ -33,20 +33,20 @@ def header(headers: Headers, wanted: bytes) -> bytes:
 
 
 def header_value(name: str) -> bytes:
-    """A configured name as a header value; what ISO 8859-1 lacks goes as UTF-8 bytes."""
+    """Encode a configured name as a header value: in UTF-8, as some names are not ISO 8859-1."""
     return name.encode("utf-8", "replace")
 
 
 def request_headers(
     headers: Headers, *, client: str | None, scheme: str, extra: Mapping[str, str]
 ) -> list[tuple[bytes, bytes]]:
-    """Return the headers for the backend: end-to-end ones, the client's address, the config's own.
+    """Return the headers for a backend: end-to-end ones, `X-Forwarded-*`, and the config's.
 
     Args:
         headers: As received.
-        client: The client's address, where it is known.
+        client: Address of the client; None if unknown.
         scheme: http or https, as the client used it.
-        extra: The config's headers; each replaces all of its name.
+        extra: Headers of the config; each replaces all received ones of its name.
     """
     fields = [(name.lower(), (name, value)) for name, value in headers]
     present = dict(fields)
@@ -70,25 +70,26 @@ def request_headers(
 
 
 def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, bytes]]:
-    """One header in place of all there are, since not all servers join them."""
+    """Append the client to X-Forwarded-For, joined into one header: some servers read only one."""
     hops = [value for name, value in headers if name.lower() == FORWARDED_FOR]
     others = [(name, value) for name, value in headers if name.lower() != FORWARDED_FOR]
     return [*others, (b"X-Forwarded-For", b", ".join([*hops, client]))]
 
 
 def response_headers(headers: Headers, status: int = 200) -> list[tuple[bytes, bytes]]:
-    """Return the headers for the client: end-to-end ones, and for event streams no buffering.
+    """Return the headers for a client: end-to-end ones, and for event streams no buffering.
 
     Args:
         headers: As received from the backend.
-        status: The answer's. Of one that has no body the length is not passed on (RFC 9110,
-            section 8.6), nor that of one in chunks (RFC 9112, section 6.3).
+        status: Status code. `Content-Length` is dropped if the status allows no body (RFC 9110,
+            section 8.6), or if the body is chunked (RFC 9112, section 6.3).
     """
     fields = [(name.lower(), (name, value)) for name, value in headers]
     present = dict(fields)
     dropped = HOP_BY_HOP
     if b"connection" in present:
-        dropped |= _named_by_connection(headers) - {b"content-length"}  # the body is sent as framed
+        # `Connection: content-length` must not remove the framing that the body is sent with.
+        dropped |= _named_by_connection(headers) - {b"content-length"}
     if status == 204 or status < 200 or b"transfer-encoding" in present:
         dropped |= {b"content-length"}
     kept = [

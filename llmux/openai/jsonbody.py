@@ -1,7 +1,8 @@
-"""The key `model` of a JSON body: what it says, and where its values stand.
+"""The key `model` of a JSON body: its values and their positions.
 
-Servers differ in what they take for that key. Most want it as it is written; Go's parser, and so
-Ollama, ignores case, and of several takes the last. So every spelling is found, and told apart.
+Servers differ in what they accept as that key. Most want exactly `model`; Go's parser, and so
+Ollama, ignores case, and takes the last of several. So every spelling is found, and marked as exact
+or not.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from llmux.openai.scanning import MAX_MATCHES, SLICE_BYTES, Pause, end_of_run, f
 
 
 class Value(NamedTuple):
-    """What a key says.
+    """Value of one key or form field.
 
     Attributes:
-        name: A string's text; empty for anything else.
-        start: Where the raw value begins in the body.
-        stop: Where it has ended; for an object or array the same.
-        is_exact: Whether the key is `model` as the API writes it, and not `Model`, say.
+        name: Text of a string; empty for other types.
+        start: Offset of the raw value in the body.
+        stop: Offset of its end; equal to `start` for an object or array.
+        is_exact: True if the key is spelled `model`, and not `Model`, say.
     """
 
     name: str
@@ -39,14 +40,14 @@ class Value(NamedTuple):
 
 
 class JsonBody(NamedTuple):
-    """A body that is JSON, or begins like a JSON object.
+    """Findings in a body that is JSON, or starts like a JSON object.
 
     Attributes:
-        values: What its keys `model` say, in order; if it is no JSON, those of all depths, each
-            name once.
-        asks_for_stream: Whether it says `"stream": true`.
-        stores: Whether it says `"store": true`.
-        mistake: Why it is no JSON, and where; empty if it is.
+        values: Values of the keys `model` at the top level, in order. If the body is not JSON:
+            those at any depth, each name once.
+        asks_for_stream: True if it contains `"stream": true`.
+        stores: True if it contains `"store": true`.
+        mistake: Why and where it is not JSON; empty if it is.
     """
 
     values: list[Value]
@@ -56,28 +57,29 @@ class JsonBody(NamedTuple):
 
 
 LARGE_BYTES = 256 << 10
-"""From here on a body is looked through in slices: a smaller one takes less than 1 ms."""
+"""Larger bodies are searched in slices, since they take more than 1 ms."""
 
 MAX_PARSED_WEIGHT = 8 << 20
-"""Bytes outside of strings, and escapes, up to which a large body is parsed to see if it is valid.
+"""Limit for the bytes outside strings, plus escapes, of a large body that is parsed as a whole.
 
-That is one call, which takes up to 10 ns for each of them. Prompts and images stay far below. Lists
-of millions of token ids do not: of those that name a model only strings and brackets are looked at,
-and the backend finds out the rest.
+Parsing is one call, which cannot pause and takes up to 10 ns for each of these. Prompts and images
+stay far below the limit; lists of millions of token ids do not. If such a list's body names a
+model, only its strings and brackets are read, and its validity is left to the backend.
 """
 
 MAX_STRINGS = 4_000_000
-"""Strings before the last key `model`; as many take a second."""
+"""Limit for strings before the last key `model`; this many take a second."""
 
 MAX_UNPARSED = 100_000
-"""Keys `model` in what cannot be parsed, such as an object on each line; as many take 0.2 s."""
+"""Limit for keys `model` at any depth, as in a batch with an object per line; this many take
+0.2 s."""
 
 MAX_RAW_BYTES = 6 * MAX_NAME_BYTES + 2
-"""The longest name in quotes: each byte of it may be written as an escape of six, `\\u0061`."""
+"""Longest name in quotes: each of its bytes may be an escape of six bytes, such as `\\u0061`."""
 
 _UNSET = msgspec.UNSET
 
-# Every spelling is a field, so that one pass of msgspec finds them all, escapes in keys included.
+# Each spelling is a field, so that one pass of msgspec finds them all, escaped keys included.
 _SPELLINGS = ["".join(each) for each in itertools.product(*zip("model", "MODEL", strict=True))]
 _Top = msgspec.defstruct(
     "_Top",
@@ -92,7 +94,8 @@ _WIDE_MARK = re.compile(rb"\xff\xfe|\0*+\xfe\xff")
 
 _decode_string = msgspec.json.Decoder(str).decode
 
-# The first quote is found fast, and cannot be inside of a string: it would have a backslash before.
+# A leading literal quote makes the search fast. A match cannot be the inside of a string: there,
+# the quote would follow a backslash.
 _EXACT_KEY = re.compile(rb'"%b"' % spelled(b"model", rb"\\u00"))
 _KEY = re.compile(rb'"(?<!\\")%b"(?=[ \t\r\n:])' % spelled(b"model", rb"\\u00", any_case=True))
 _STREAM_KEY = re.compile(rb'"(?<!\\")%b"(?=[ \t\r\n:])' % spelled(b"stream", rb"\\u00"))
@@ -107,11 +110,12 @@ _NAME = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
-    """The name in a small body, and whether it asks for a stream and stores, in the shortest way.
+    """Read a small body by the fast path: one pass of msgspec, for nearly all requests.
 
     Returns:
-        None if the body is anything but valid JSON with at most one key that may be `model`, as the
-        API spells it and a string: see `read_json`.
+        The model's name, and the fields `asks_for_stream` and `stores` of `JsonBody`. None if
+        `read_json` must look closer: the body is large or not strictly valid, has another spelling
+        of `model` or several, or a value of it that is no string.
     """
     if body[:1] != b"{" or len(body) > LARGE_BYTES:
         return None
@@ -130,17 +134,20 @@ def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
 
 
 def read_json(body: bytes, pause: Pause, *, must_be: bool = False) -> JsonBody | None:
-    """What a body says of its model; None if it does not look like a JSON object, nor must be JSON.
+    """Read a body of any size and validity.
 
     Args:
-        body: In UTF-8, perhaps behind a byte order mark.
+        body: Body in UTF-8, with or without a byte order mark.
         pause: Called between two slices.
-        must_be: Whether it is said to be JSON.
+        must_be: True if the request's Content-Type says JSON.
+
+    Returns:
+        The findings; None if the body does not look like JSON and need not be.
 
     Raises:
-        BadRequest: That would take too long to find out.
+        BadRequest: The search would take too long.
     """
-    # Python's parser skips a byte order mark, and so do Node's ways to read a body.
+    # Python's parser skips a byte order mark, and so do Node's body parsers.
     start = len(codecs.BOM_UTF8) if body.startswith(codecs.BOM_UTF8) else 0
     begin = end_of_run(_SPACE, body, start, pause)
     first = body[begin : begin + 1]
@@ -148,7 +155,7 @@ def read_json(body: bytes, pause: Pause, *, must_be: bool = False) -> JsonBody |
         if not must_be and first != b"[":
             return None
         mistake = _mistake(body, start, pause)
-        # Prose may begin with a bracket, too.
+        # A text that starts with a bracket need not be meant as JSON.
         return None if mistake and not must_be else JsonBody([], False, mistake=mistake)
     is_heavy = len(body) > LARGE_BYTES and _weight(body, pause) > MAX_PARSED_WEIGHT
     if is_heavy:
@@ -170,7 +177,10 @@ def read_json(body: bytes, pause: Pause, *, must_be: bool = False) -> JsonBody |
 
 
 def _top(body: bytes) -> tuple[msgspec.Raw | msgspec.UnsetType, ...] | None:
-    """The keys that matter, and None for what msgspec refuses; it looks into no other strings."""
+    """Return the raw values of the keys of `_Top`; None if msgspec refuses the body.
+
+    msgspec does not validate strings that it skips, so an accepted body may still not be UTF-8.
+    """
     try:
         return msgspec.structs.astuple(_decode_top(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -178,7 +188,7 @@ def _top(body: bytes) -> tuple[msgspec.Raw | msgspec.UnsetType, ...] | None:
 
 
 class _Mentions(msgspec.Struct):
-    """What of a body without a model says which model has made what it goes on with."""
+    """Members of a body without a model that refer to stored objects, which imply the model."""
 
     previous_response_id: Any = None
     conversation: Any = None
@@ -189,39 +199,41 @@ class _Mentions(msgspec.Struct):
 
 _decode_mentions = msgspec.json.Decoder(_Mentions).decode
 
-MAX_MENTIONING = 8 << 20
-"""Bodies over this are not looked through for ids: that is one call, of 10 ns a byte at worst."""
+MAX_MENTIONS_BYTES = 8 << 20
+"""Larger bodies are not searched for ids: parsing is one call, of up to 10 ns per byte."""
 
 
 def read_mentions(body: bytes) -> list[str]:
-    """The ids of stored objects that a JSON body goes on with; none if it is no JSON object."""
-    if len(body) > MAX_MENTIONING:
+    """Return the ids of stored objects that a JSON body refers to."""
+    if len(body) > MAX_MENTIONS_BYTES:
         return []
     try:
-        said = msgspec.structs.astuple(_decode_mentions(body))
+        values = msgspec.structs.astuple(_decode_mentions(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _lenient_mentions(body) if len(body) <= LARGE_BYTES else []
-    return _ids(said)
+    return _ids(values)
 
 
 def _lenient_mentions(body: bytes) -> list[str]:
-    """The same of JSON that only Python's parser takes."""
+    """Return the same ids for JSON that only Python's parser accepts."""
     try:
-        said = json.loads(body)
+        decoded = json.loads(body)
     except (ValueError, RecursionError):
         return []
-    return (
-        _ids(said.get(key) for key in _Mentions.__struct_fields__) if isinstance(said, dict) else []
-    )
+    if not isinstance(decoded, dict):
+        return []
+    return _ids(decoded.get(key) for key in _Mentions.__struct_fields__)
 
 
-def _ids(said: Iterable[Any]) -> list[str]:
-    ids = [each.get("id") if isinstance(each, dict) else each for each in said]
+def _ids(values: Iterable[Any]) -> list[str]:
+    # A reference is an id, or an object with one: `"conversation": {"id": "conv_..."}`.
+    ids = [each.get("id") if isinstance(each, dict) else each for each in values]
     return [each for each in ids if isinstance(each, str) and each]
 
 
 def is_plain_object(body: bytes) -> bool:
-    """Whether what is said to be compressed is a JSON object: its first bytes mostly tell."""
+    """Return whether a body is a JSON object, and not compressed as its headers claim."""
+    # The first byte settles it for nearly all compressed bodies.
     start = end_of_run(_SPACE, body, 0, no_pause)
     return body[start : start + 1] == b"{" and _top(body) is not None
 
@@ -239,12 +251,13 @@ def _is_true(value: msgspec.Raw | msgspec.UnsetType) -> bool:
 
 
 def wide_codec(body: bytes, pause: Pause, *, must_be: bool = False) -> str:
-    """The codec of JSON in UTF-16 or UTF-32, which Python's parser detects; empty for other bodies.
+    """Return the codec of JSON in UTF-16 or UTF-32, which Python's parser accepts; else empty.
 
     Args:
-        body: What to look at.
+        body: Body of any kind.
         pause: Called between two slices.
-        must_be: Whether it is said to be JSON; else it has to look like an object.
+        must_be: True if the request's Content-Type says JSON; otherwise the body must look like a
+            JSON object.
     """
     codec = json.detect_encoding(body[:4])
     if codec in _NARROW:
@@ -255,7 +268,7 @@ def wide_codec(body: bytes, pause: Pause, *, must_be: bool = False) -> str:
 
 
 def may_be_wide(body: bytes) -> bool:
-    """Whether `wide_codec` has to look at it."""
+    """Return False if `wide_codec` would return nothing; decided by the first bytes."""
     return json.detect_encoding(body[:4]) not in _NARROW
 
 
@@ -263,7 +276,7 @@ _NARROW = frozenset({"utf-8", "utf-8-sig"})
 
 
 def _weight(body: bytes, pause: Pause) -> int:
-    """How much there is to parse: see `MAX_PARSED_WEIGHT`; counts little further than that."""
+    """Return how much there is to parse, as `MAX_PARSED_WEIGHT` counts it; stops beyond that."""
     weight = 0
     for bare, quotes, escapes in _outside(body, 0, len(body)):
         weight += len(bare) + quotes + escapes
@@ -274,24 +287,24 @@ def _weight(body: bytes, pause: Pause) -> int:
 
 
 def find_values(body: bytes, pause: Pause) -> list[Value]:
-    """The values of all keys `model` of the outermost object, however it is spelled.
+    """Return the values of all keys `model` at the top level, in any spelling.
 
     Raises:
         BadRequest: There are too many.
     """
-    # Of a value that is no string, only a server that knows no other spelling makes anything.
+    # A value that is no string matters only under the exact key.
     return [each for each in _outermost(body, pause, _KEY) if each.is_exact or each.name]
 
 
 def _is_set(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> bool:
-    raw = b""
+    raw = b""  # of several keys, parsers take the last
     for value in _outermost(body, pause, key):
         raw = body[value.start : value.stop]
     return raw == b"true"
 
 
 def _outermost(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> Iterator[Value]:
-    """The values of a key of the outermost object; raises BadRequest at too many."""
+    """Yield the values of a key at the top level; raises BadRequest if there are too many."""
     depth = quotes = end = 0
     for start, value in _at_any_depth(body, pause, MAX_MATCHES, key):
         for bare, more, _ in _outside(body, end, start):
@@ -306,7 +319,7 @@ def _outermost(body: bytes, pause: Pause, key: re.Pattern[bytes]) -> Iterator[Va
 
 
 def names_inside(body: bytes, pause: Pause) -> list[str]:
-    """What any key `model` of JSON says, at any depth and however it is spelled; each name once.
+    """Return the names of all keys `model`, at any depth and in any spelling, each name once.
 
     Raises:
         BadRequest: There are too many.
@@ -318,7 +331,7 @@ def names_inside(body: bytes, pause: Pause) -> list[str]:
 def _at_any_depth(
     body: bytes, pause: Pause, most: int, wanted: re.Pattern[bytes] = _KEY
 ) -> Iterator[tuple[int, Value]]:
-    """Where a key begins, and its value; raises BadRequest at too many."""
+    """Yield each key's offset and its value; raises BadRequest if there are too many."""
     for key in few_matches(wanted, body, _LONGEST_KEY, pause, most):
         colon = end_of_run(_SPACE, body, key.end(), pause)
         if body[colon : colon + 1] == b":":
@@ -328,7 +341,6 @@ def _at_any_depth(
 
 
 def _value(body: bytes, start: int, *, is_exact: bool, pause: Pause) -> Value:
-    """The value that begins there."""
     first = body[start : start + 1]
     if first == b'"':
         if found := _NAME.match(body, start, start + MAX_RAW_BYTES):
@@ -340,7 +352,7 @@ def _value(body: bytes, start: int, *, is_exact: bool, pause: Pause) -> Value:
 
 
 def _string(raw: bytes) -> str:
-    """The text of a string, also where only a lenient parser takes it for one."""
+    """Return the text of a string, even if only a lenient parser accepts it."""
     try:
         return _decode_string(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -352,13 +364,13 @@ def _string(raw: bytes) -> str:
 
 
 def _outside(body: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """What of a piece of JSON, which begins outside of strings, is outside of them.
+    """Yield the parts of JSON outside strings; `start` must be outside of them.
 
     Yields:
-        For each slice: that, the number of quotes, and of backslashes.
+        For each slice: those parts, the number of quotes, and the number of backslashes.
     """
     is_inside = 0
-    rest = b""
+    rest = b""  # a backslash at the end of a slice, whose escape is in the next
     for at in range(start, stop, SLICE_BYTES):
         text = rest + body[at : min(at + SLICE_BYTES, stop)]
         escapes = text.count(b"\\")

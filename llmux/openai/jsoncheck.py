@@ -1,9 +1,9 @@
-"""Whether bytes are JSON, as Python's `json` and JavaScript's `JSON.parse` have it, in slices.
+"""Check in slices that bytes are JSON, as leniently as Python's `json` and JavaScript's parser.
 
-msgspec says so of most bodies in no time. This is for the rest: it takes whatever one of the two
-takes (NaN and Infinity, lone surrogates, numbers of any size, any depth), needs no stack and no
-objects, and says where something else stands. Bytes that are no UTF-8 pass inside of strings: Node
-and Go replace them.
+msgspec decides for most bodies, and much faster. This check is for the others: it accepts whatever
+one of those two parsers accepts (NaN and Infinity, lone surrogates, numbers of any size, any
+depth), creates no objects, does not recurse, and reports the position of a mistake. Inside strings
+it accepts bytes that are not UTF-8, since Node and Go replace them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from llmux.errors import BadRequest, NotJson
 from llmux.openai.scanning import SLICE_BYTES, Pause
 
 MAX_STEPS = 250_000
-"""Arrays and objects that are looked at one by one, since they nest deeper than three levels; as
-many take up to 3 s. More are refused."""
+"""Limit for arrays and objects that contain more than three levels, and so are checked one by one;
+this many take up to 3 s."""
 
 STEPS_BETWEEN_PAUSES = 256
 
-LONGEST_ESCAPE = len(rb"\ud83d")
+MAX_ESCAPE_BYTES = len(rb"\ud83d")
 
 _SPACE = rb"[ \t\r\n]*+"
 _TEXT = rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})[^"\\\x00-\x1f]*+)*+'
@@ -30,10 +30,10 @@ _SCALAR = rb"(?:%b|%b|%b)" % (_STRING, _WORD, _NUMBER)
 
 
 def _nested(value: bytes) -> bytes:
-    """A value that is scalar, or an array or object of such values.
+    """Return a pattern for a scalar, or an array or object of values that match `value`.
 
-    `value` stands only twice in it: a third level has eight of them, not 64, which takes a
-    quarter of a second to compile.
+    It contains `value` only twice: so a third level has eight copies of the innermost, not 64,
+    which would take a quarter of a second to compile.
     """
     items = rb"%b%b(?:,%b(?!\])|(?=\]))" % (value, _SPACE, _SPACE)
     members = rb"%b%b:%b%b%b(?:,%b(?!\})|(?=\}))" % (
@@ -44,7 +44,7 @@ def _nested(value: bytes) -> bytes:
 
 _VALUE = _nested(_nested(_nested(_SCALAR)))
 
-# What stands in an array or object and is followed by a comma; both at once in C, piece by piece.
+# Runs of elements or members, each with its comma: the loop over them runs in C.
 _RUNS = {
     b"[": re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _VALUE, _SPACE)),
     b"{": re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, _VALUE, _SPACE)),
@@ -52,24 +52,24 @@ _RUNS = {
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
 _BLANK = re.compile(_SPACE)
-_LETTERS = re.compile(_TEXT)
+_CHARACTERS = re.compile(_TEXT)
 _DIGITS = re.compile(rb"[0-9]*+")
 _WORDS = re.compile(_WORD)
 
 
 def check_json(body: bytes, start: int, pause: Pause) -> None:
-    """Do nothing if it is JSON.
+    """Check that a body is JSON.
 
     Args:
-        body: What to look at.
-        start: Where it begins, behind a byte order mark.
+        body: Bytes to check.
+        start: Offset of the text, after any byte order mark.
         pause: Called between two slices.
 
     Raises:
-        NotJson: It is not, and where.
-        BadRequest: That would take too long to find out.
+        NotJson: It is not; the message contains the position.
+        BadRequest: The check would take too long.
     """
-    stack = bytearray()
+    stack = bytearray()  # the opening brackets of the levels around `at`
     at = paused = _end(_BLANK, body, start, pause)
     for step in range(MAX_STEPS):
         if at - paused > SLICE_BYTES or not step % STEPS_BETWEEN_PAUSES:
@@ -95,10 +95,11 @@ def check_json(body: bytes, start: int, pause: Pause) -> None:
 
 
 def _end(pattern: re.Pattern[bytes], body: bytes, at: int, pause: Pause) -> int:
-    """Where a run ends; a slice may end within an escape, which is then looked at once more."""
+    """Return the end of the run that a pattern matches, slice by slice."""
     while (found := pattern.match(body, at, at + SLICE_BYTES)) is not None:
         end = found.end()
-        if end <= at + SLICE_BYTES - LONGEST_ESCAPE:
+        # Nearer to the slice's end, the match may have stopped inside an escape: match from there.
+        if end <= at + SLICE_BYTES - MAX_ESCAPE_BYTES:
             return end
         at = end
         pause()
@@ -106,7 +107,7 @@ def _end(pattern: re.Pattern[bytes], body: bytes, at: int, pause: Pause) -> int:
 
 
 def _end_of_levels(body: bytes, at: int, stack: bytearray, pause: Pause) -> int:
-    """Behind a value: where the next comma is, or the end of all; closes what ends before."""
+    """Close the levels that end after a value; return the offset of the comma or of the end."""
     while True:
         at = _end(_BLANK, body, at, pause)
         if not stack:
@@ -121,7 +122,7 @@ def _end_of_levels(body: bytes, at: int, stack: bytearray, pause: Pause) -> int:
 
 
 def _next_value(body: bytes, at: int, level: bytes | bytearray, pause: Pause) -> int:
-    """Where the next value begins that needs a look of its own, in an array or object."""
+    """Skip a run of values in an array or object; return the offset of the next single value."""
     at = _end(_BLANK, body, _end(_RUNS[bytes(level)], body, at, pause), pause)
     if level == b"[":
         return at
@@ -142,7 +143,7 @@ def _end_of_scalar(body: bytes, at: int, pause: Pause) -> int:
 
 
 def _end_of_string(body: bytes, at: int, pause: Pause) -> int:
-    end = _end(_LETTERS, body, at + 1, pause)
+    end = _end(_CHARACTERS, body, at + 1, pause)
     following = body[end : end + 1]
     if following == b'"':
         return end + 1
@@ -169,7 +170,8 @@ def _end_of_number(body: bytes, at: int, pause: Pause) -> int:
 
 
 MAX_COLUMNS = 65536
-"""Bytes of a line up to which its characters are counted, not its bytes."""
+"""Bytes before a mistake, in its line, up to which the message gives a column: it must decode them
+to count characters."""
 
 
 def _not_json(body: bytes, at: int, reason: str) -> NotJson:

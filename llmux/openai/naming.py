@@ -1,4 +1,7 @@
-"""Find the model that a request names: in a header, its path, its body or its query."""
+"""Find the model that a request names: in a header, the path, the body or the query.
+
+`Meanings` answers the reverse question: which of llmux's models a name may stand for.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from llmux.openai.headers import OVERRIDE, Headers
 
 
 class Named(NamedTuple):
-    """The name of a model in a request, and the path to forward.
+    """Model that a request names, and the target to forward.
 
     Attributes:
-        name: The model, as the client wrote it: a name, an alias, or nothing known.
-        target: The raw path and query to forward.
+        name: Name as the client wrote it: a model's, an alias, or an unknown one.
+        target: Raw path and query, without the model's name if the path had it.
     """
 
     name: str
@@ -28,21 +31,21 @@ class Named(NamedTuple):
 
 
 def find_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> Named:
-    """The model that a request names; the first place that names one counts.
+    """Return the model that a request names: in `model-override`, path, body or query, in order.
 
     Args:
         target: Raw path and query.
         headers: As received.
-        fields: Of its body.
-        names: Every name that clients may use; for paths, where a name may hold slashes.
+        fields: Fields of its body.
+        names: All names that clients may use; needed for paths, where names may contain slashes.
 
     Raises:
-        NoModel: It names none.
-        BadRequest: Its body names two, or may name one but cannot be read.
+        NoModel: The request names no model.
+        BadRequest: The body names two models, or may name one but cannot be read.
     """
     if fields.is_ambiguous:
-        # Parsers differ in which of two equal keys they take, and whether case matters, so that a
-        # backend could see another model than llmux.
+        # Parsers differ on which of two equal keys they take, and on whether case matters: the
+        # backend could read another model than llmux.
         raise BadRequest("The request names two models: its body has two different 'model'")
     if override := _override(headers):
         return Named(_text(override), target)
@@ -57,7 +60,8 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
 
 def _override(headers: Headers) -> bytes:
     for name, value in headers:
-        if len(name) == 14 and name.lower() == OVERRIDE:  # a constant: half the time of `header`
+        # Not `header`: every request passes here, and a constant length takes half the time.
+        if len(name) == 14 and name.lower() == OVERRIDE:
             return value.strip()
     return b""
 
@@ -72,7 +76,7 @@ def _text(raw: bytes) -> str:
 
 
 def _named_by_path(target: bytes, names: Collection[str]) -> Named | None:
-    """`/upstream/<model>/<rest>`: the longest known name, or else the first segment."""
+    """Read `/upstream/<model>/<rest>`: the longest known name, or else the first segment."""
     path, mark, query = target.partition(b"?")
     found: Named | None = None
     if path.startswith(UPSTREAM):
@@ -81,16 +85,16 @@ def _named_by_path(target: bytes, names: Collection[str]) -> Named | None:
             return found
     elif not path.startswith(b"//"):
         return None
-    # Slashes that are too many count only where no name has them.
+    # Doubled slashes are ignored, but only if no known name contains them.
     path = merged(path)
     if not path.startswith(UPSTREAM):
         return found
-    tidied, is_known = _named_segments(path.removeprefix(UPSTREAM), mark + query, names)
-    return tidied if is_known or not target.startswith(UPSTREAM) else found
+    by_merged, is_known = _named_segments(path.removeprefix(UPSTREAM), mark + query, names)
+    return by_merged if is_known or not target.startswith(UPSTREAM) else found
 
 
 def _named_segments(path: bytes, query: bytes, names: Collection[str]) -> tuple[Named | None, bool]:
-    """The model that a path's first segments name, and whether it is known."""
+    """Return the model that a path's first segments name, and whether it is known."""
     patterns = names.patterns if isinstance(names, Names) else None
     most = 1 + max((name.count("/") for name in names), default=0)
     if patterns is not None:
@@ -101,7 +105,7 @@ def _named_segments(path: bytes, query: bytes, names: Collection[str]) -> tuple[
         _text(unquote_to_bytes(b"/".join(segments[:n])[: MAX_ENCODED_BYTES + 3])) for n in counts
     ]
     known = next((each for each in zip(counts, found, strict=True) if each[1] in names), None)
-    if known is None and patterns is not None:  # a name that is written out wins
+    if known is None and patterns is not None:  # exact names take precedence over patterns
         known = next(
             (each for each in zip(counts, found, strict=True) if patterns.find_in_path(each[1])),
             None,
@@ -117,16 +121,16 @@ def _model_of_query(target: bytes) -> str:
 
 
 class Meanings:
-    """Which models a name may mean, to llmux or to a backend that knows several.
+    """The models that a name may stand for, in llmux or in a backend that serves several models.
 
     Args:
-        models: For each its name, all others that clients may use, where its backend is, and what
-            that calls it.
+        models: For each model: its name, its aliases, its backend's URL, and the name to send to
+            the backend (None to send the client's).
     """
 
     def __init__(self, models: Iterable[tuple[str, Iterable[str], str, str | None]]) -> None:
-        self._meant: dict[str, set[str]] = {}
-        self._meant_at: dict[tuple[str, str], set[str]] = {}
+        self._by_name: dict[str, set[str]] = {}
+        self._by_upstream_name: dict[tuple[str, str], set[str]] = {}
         self._backends: dict[str, str] = {}
         wild: dict[str, str] = {}
         for model, aliases, backend, upstream_model in models:
@@ -135,35 +139,36 @@ class Meanings:
                 if name != model and is_pattern(name):
                     wild[folded(name)] = model
                 else:
-                    self._meant.setdefault(folded(name), set()).add(model)
+                    self._by_name.setdefault(folded(name), set()).add(model)
             if upstream_model is not None:
                 key = (backend, folded(upstream_model))
-                self._meant_at.setdefault(key, set()).add(model)
+                self._by_upstream_name.setdefault(key, set()).add(model)
         self._patterns = Patterns(wild) if wild else None
 
     def _meant_by(self, key: str, backend: str | None) -> Collection[str]:
-        """The models that a folded name means, by a pattern only those at one backend.
+        """Return the models that a folded name stands for; patterns count for one backend only.
 
-        No other backend can know what a name means that is not even written out here.
+        A name that only a pattern matches is not in the config, so no other backend can know it.
         """
-        meant = self._meant.get(key)
+        meant = self._by_name.get(key)
         if meant is None and self._patterns is not None:
             model = self._patterns.find(key)
             if model is not None and self._backends[model] == backend:
                 return (model,)
-        return meant or _NOBODY
+        return meant or _NO_MODELS
 
     def is_own(self, name: str, model: str) -> bool:
-        """Whether a name is one of a model's own."""
+        """Return whether a name is one of the model's own."""
         return model in self._meant_by(folded(name), self._backends.get(model))
 
     def is_other(self, name: str, model: str) -> bool:
-        """Whether a model's backend may take a name for another of llmux's models."""
+        """Return whether the model's backend may read a name as another of llmux's models."""
         key = folded(name)
         backend = self._backends.get(model, "")
         meant = self._meant_by(key, backend)
-        meant_there = self._meant_at.get((backend, key), _NOBODY)
-        return bool(meant or meant_there) and model not in meant and model not in meant_there
+        meant_upstream = self._by_upstream_name.get((backend, key), _NO_MODELS)
+        is_known = bool(meant or meant_upstream)
+        return is_known and model not in meant and model not in meant_upstream
 
 
-_NOBODY: frozenset[str] = frozenset()
+_NO_MODELS: frozenset[str] = frozenset()

@@ -1,4 +1,7 @@
-"""Rewrite a request for its backend: no other model's name in its body or query, no codings."""
+"""Rewrite a request for its backend: no name of another model in its body or query, no codings.
+
+llmux has chosen the model; a backend that serves several must not read a different one.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from llmux.openai.jsonbody import Value
 from llmux.openai.naming import Meanings
 
 
-def disagrees(fields: Fields, meanings: Meanings, model: str, upstream_model: str | None) -> bool:
-    """Whether `agreed_body` is another one; arguments and errors are the same."""
+def needs_rewrite(
+    fields: Fields, meanings: Meanings, model: str, upstream_model: str | None
+) -> bool:
+    """Return whether `rewrite_body` would change the body; same arguments, same errors."""
     for name in fields.suspects:
         if meanings.is_other(name, model):
             raise BadRequest(
@@ -24,41 +29,42 @@ def disagrees(fields: Fields, meanings: Meanings, model: str, upstream_model: st
                 "body: send valid JSON, or a form, with its own Content-Type"
             )
     if upstream_model is not None:
-        return fields.names(lambda name: name != upstream_model)
-    return fields.names(lambda name: meanings.is_other(name, model))
+        return fields.has_name(lambda name: name != upstream_model)
+    return fields.has_name(lambda name: meanings.is_other(name, model))
 
 
-def agreed_body(
+def rewrite_body(
     body: bytes, fields: Fields, meanings: Meanings, model: str, upstream_model: str | None
 ) -> bytes:
-    """The body as a model's backend gets it: it names no other model.
+    """Return the body for a model's backend, which names no other model.
 
     Args:
-        body: As it was read, or returned from here; decoded first if it disagrees.
-        fields: Of it.
-        meanings: Which names are other models'.
-        model: The model that the request is for.
-        upstream_model: What its backend calls it, to be written in place of any name; None: only
-            another model's name is replaced, by this one's.
+        body: Body as it was read, or as this function last returned it. If it needs a rewrite, its
+            codings must have been undone.
+        fields: Fields of the body.
+        meanings: The models that names stand for.
+        model: Model that serves the request.
+        upstream_model: Its name in the backend, which replaces every other name; None to replace
+            only names of other models, by `model`.
 
     Raises:
         BadRequest: Another model is named where it cannot be replaced.
     """
-    if not disagrees(fields, meanings, model, upstream_model):
+    if not needs_rewrite(fields, meanings, model, upstream_model):
         return body
-    assert not fields.codings, "decoded before"
+    assert not fields.codings, "names cannot be replaced in a compressed body"
     if upstream_model is not None:
         return fields.replace(body, upstream_model, lambda name: name != upstream_model)
     return fields.replace(body, model, lambda name: meanings.is_other(name, model))
 
 
-def agreed_target(
+def rewrite_target(
     target: bytes, meanings: Meanings, model: str, upstream_model: str | None
 ) -> bytes:
-    """Path and query as a model's backend gets them: the query names no other model.
+    """Return path and query for a model's backend, with no other model in the query.
 
-    With `upstream_model`, that stands in place of the model's own names, too; of a `model` that is
-    none of llmux's names nobody knows what it means.
+    `upstream_model`, if set, also replaces the model's own names. Other values of a parameter
+    `model` stay: they may mean something else to the backend.
     """
     path, mark, query = target.partition(b"?")
     if not query:
@@ -77,10 +83,10 @@ def agreed_target(
 
 
 def decoded_headers(headers: Headers, codings: Sequence[str]) -> Headers:
-    """The headers that are right for a body once its codings have been undone."""
+    """Return the headers for a body whose codings have been undone."""
     kept = [field for field in headers if field[0].lower() != CONTENT_ENCODING]
     if any(coding.startswith("utf") for coding in codings):
-        return [_without_charset(field) for field in kept]
+        return [_without_charset(field) for field in kept]  # the text is UTF-8 now
     return kept
 
 
@@ -90,5 +96,5 @@ def _without_charset(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
 
 
 def decoded_text(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
-    """A body without its codings, as `read_coded` has read it."""
+    """Undo a body's codings, with the same result as in `read_coded`."""
     return decoded(body, codings, bounds.for_utf8())

@@ -1,7 +1,7 @@
-"""Looking through a body in slices, so that nothing else waits for the whole of it.
+"""Search a body in slices, so that other tasks and threads can run in between.
 
-One search through 64 MiB holds Python's interpreter lock for up to seconds. Between two slices the
-caller's `pause` lets others have it.
+One search through 64 MiB holds Python's interpreter lock for up to seconds, even in a thread.
+Between two slices the caller's `pause` lets others have the lock, or stops the work.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ from collections.abc import Callable, Iterator
 from llmux.errors import BadRequest
 
 Pause = Callable[[], object]
-"""Called between two slices; may raise, to end the work."""
+"""Called between two slices; may raise to stop the work."""
 
 SLICE_BYTES = 65536
-"""One slice: at most 3 ms of work (measured with nothing but quotes in it), mostly 50 us."""
+"""One slice takes 50 us as a rule, and at most 3 ms (measured on nothing but quotes)."""
 
 MAX_MATCHES = 10_000
-"""Parts of a form, or keys `model` in JSON: more are refused. Web frameworks take 1,000 parts."""
+"""Limit for parts of a form, and for keys `model` in JSON. Web frameworks allow 1,000 parts."""
 
 
 MATCHES_BETWEEN_PAUSES = 128
-"""Of fields, parts and keys: each takes up to 10 us, however small it is."""
+"""Fields, parts or keys between two pauses: each takes up to 10 us, however short it is."""
 
 
 def no_pause() -> None:
-    """For bodies that are looked through in no time."""
+    """Do nothing between slices, for data that is searched in no time."""
 
 
 class TooLong(Exception):
-    """There is more to look at than was asked for."""
+    """The body is larger, or takes longer to search, than the caller allows."""
 
 
-class Hurry:
-    """A pause for what is done on the event loop: it ends work that should be done in a thread."""
+class PauseBudget:
+    """Limits a search on the event loop to a number of pauses; longer ones belong in a thread.
+
+    It may be used for one search at a time: the next `begin` resets it.
+    """
 
     def __init__(self) -> None:
         self._left = 0
 
     def begin(self) -> Pause:
-        """Use this for one body; it raises TooLong once that has taken as long as some should."""
+        """Return the `pause` for one search; it raises TooLong once the budget is spent."""
         self._left = MAX_PAUSES
         return self._pause
 
@@ -51,7 +54,7 @@ class Hurry:
 
 
 MAX_PAUSES = 16
-"""Pauses while a body of up to 256 KiB is looked through: there are few unless it nests deeply."""
+"""Pauses allowed on the event loop; a body of up to 256 KiB needs fewer, unless it nests deeply."""
 
 
 def few_matches(
@@ -61,21 +64,22 @@ def few_matches(
     pause: Pause,
     most: int = MAX_MATCHES,
 ) -> Iterator[re.Match[bytes]]:
-    """All matches of a pattern.
+    """Yield all matches of a pattern.
 
     Args:
-        pattern: What to look for.
-        data: Where.
-        most_bytes: How long a match can be.
+        pattern: Pattern to search for.
+        data: Data to search.
+        most_bytes: Length of the longest possible match.
         pause: Called between two slices.
-        most: How many there may be.
+        most: Limit for the number of matches.
 
     Raises:
-        BadRequest: There are too many.
+        BadRequest: There are more matches.
     """
     count = start = 0
     while start < len(data):
         stop = start + SLICE_BYTES
+        # Slices overlap, so that a match across their border is found, once: in the first.
         for match in pattern.finditer(data, start, stop + most_bytes):
             if match.start() >= stop:
                 break
@@ -91,7 +95,7 @@ def few_matches(
 
 
 def end_of_run(pattern: re.Pattern[bytes], data: bytes, start: int, pause: Pause) -> int:
-    """Where a run ends that a pattern matches piece by piece."""
+    """Return the end of the run of matches at `start`; the pattern must match any part of a run."""
     while (end := pattern.match(data, start, start + SLICE_BYTES)) and end.end() > start:
         start = end.end()
         pause()
@@ -99,5 +103,4 @@ def end_of_run(pattern: re.Pattern[bytes], data: bytes, start: int, pause: Pause
 
 
 def too_many(most: int) -> BadRequest:
-    """What is said of a body that would take too long."""
     return BadRequest(f"The request has more than {most} fields")

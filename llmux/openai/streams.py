@@ -1,23 +1,20 @@
-"""What the headers of an answer say of how it comes: as a stream, and in which form.
+"""Streamed responses: whether a client expects one, and the form in which a backend sends it.
 
-Media types are compared without regard to case, and without their parameters (RFC 9110, section
-8.3.1).
+Media types are compared without case and without their parameters (RFC 9110, section 8.3.1).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from llmux.openai.decoding import codings, content_encoding
+from llmux.openai.decoding import content_encoding, listed_codings
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
-from llmux.openai.headers import header
+from llmux.openai.headers import Headers, header
 from llmux.openai.jsonbody import LARGE_BYTES
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 EVENT_STREAM = b"text/event-stream"
 
@@ -26,71 +23,80 @@ JSON_LINES = frozenset({
     b"application/jsonlines", b"application/x-jsonlines", b"application/json-lines",
     b"application/json-seq", b"application/stream+json", b"application/x-json-stream",
 })  # fmt: skip
-"""One JSON text a line. None but `json-seq` (RFC 7464) is registered: Ollama has the first, Spring
-`stream+json`."""
+"""Media types of streams with one JSON text per line. Ollama uses the first, Spring `stream+json`;
+only `json-seq` (RFC 7464) is registered."""
 
 UNBUFFERED = (b"X-Accel-Buffering", b"no")
-"""Tells nginx, and others in its place, to pass an answer on as it comes (proxy_buffering)."""
+"""Tells nginx, and other proxies that copy it, not to buffer a response (proxy_buffering)."""
 
 
 def media_type(headers: Headers) -> bytes:
-    """Of the content, in lower case; empty if it is not said."""
+    """Return the media type of the content in lower case; empty if there is none."""
     return header(headers, b"content-type").partition(b";")[0].rstrip().lower()
 
 
 def is_event_stream(headers: Headers) -> bool:
-    """Whether these are server-sent events."""
     return media_type(headers) == EVENT_STREAM
 
 
 def is_token_stream(headers: Headers) -> bool:
-    """Whether a body of unknown length comes token by token: as events, or as JSON lines."""
+    """Return whether the body arrives token by token: as events, or as JSON lines."""
     kind = media_type(headers)
     return kind == EVENT_STREAM or kind in JSON_LINES
 
 
 def is_json_lines(headers: Headers, dialect: Dialect) -> bool:
-    """Whether these are lines of JSON; some servers of Ollama's API call them JSON."""
+    """Return whether the body is JSON lines, which some servers with Ollama's API label as JSON."""
     kind = media_type(headers)
     return kind in JSON_LINES or (dialect is OLLAMA and kind == b"application/json")
 
 
 def json_line(headers: Headers, payload: Mapping[str, Any]) -> bytes:
-    """One line more of these."""
-    begun = b"\x1e" if media_type(headers) == b"application/json-seq" else b""
-    return begun + msgspec.json.encode(payload) + b"\n"
+    """Encode a line of a stream of JSON lines that has these headers."""
+    start = b"\x1e" if media_type(headers) == b"application/json-seq" else b""
+    return start + msgspec.json.encode(payload) + b"\n"
 
+
+# ---- Server-sent events ----
 
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-"""How an event ends (WHATWG HTML, section 9.2.5)."""
+"""Ends of an event (WHATWG HTML, section 9.2.5)."""
 
 
-def stands_between(headers: Headers, tail: bytes) -> bool:
-    """Whether another event, or another line, may follow what was sent of a stream.
+def is_at_boundary(headers: Headers, tail: bytes) -> bool:
+    """Return whether llmux may add an event or a line to what has been sent of a stream.
 
     Args:
-        headers: Of the answer.
-        tail: The last bytes of the body that were sent; nothing if none was.
+        headers: Headers of the response.
+        tail: Last bytes sent of the body; empty if none were.
     """
-    if codings(content_encoding(headers)):
-        return False
+    if listed_codings(content_encoding(headers)):
+        return False  # plain text would corrupt a compressed body
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
+
+
+def event_data(text: bytes) -> list[bytes]:
+    """Return the data of each `data:` line, in order; these APIs have one line per event."""
+    return [line[5:] for line in text.splitlines() if line.startswith(b"data:")]
+
+
+# ---- What clients expect ----
 
 
 def waits_for_events(
     method: bytes, target: bytes, headers: Headers, *, asks_for_stream: bool
 ) -> bool:
-    """Whether a client waits for an answer that is a stream of events.
+    """Return whether a client expects a stream of server-sent events.
 
-    Ollama's paths stream JSON lines, and others audio, though their bodies ask in the same way.
-    What a client says that it accepts counts where its path says nothing; OpenAI's and Anthropic's
-    packages accept `application/json` only, and get events all the same.
+    The body alone does not tell: Ollama's paths stream JSON lines, and others audio, after the same
+    `"stream": true`. Nor does `Accept`: OpenAI's and Anthropic's libraries send `application/json`
+    and still expect events.
 
     Args:
-        method: Of the request.
-        target: Its raw path and query.
+        method: Method of the request.
+        target: Raw path and query.
         headers: As received.
-        asks_for_stream: Whether its body does.
+        asks_for_stream: True if the body contains `"stream": true`.
     """
     if method == b"HEAD":
         return False
@@ -98,8 +104,10 @@ def waits_for_events(
     asks_for_stream = asks_for_stream or b"stream=true" in query.split(b"&")
     accepted = _accepted(headers)
     if EVENT_STREAM in accepted:
-        is_meant = asks_for_stream or accepted == {EVENT_STREAM}
-        return is_meant and dialect_of(target) is not OLLAMA
+        # Clients that accept several types (`text/event-stream, application/json`) need not want
+        # a stream.
+        wants_events = asks_for_stream or accepted == {EVENT_STREAM}
+        return wants_events and dialect_of(target) is not OLLAMA
     if accepted and accepted.isdisjoint(_MAY_BE_EVENTS):
         return False
     return asks_for_stream and streams_events(target)
@@ -110,22 +118,22 @@ _NO_STREAM = re.compile(rb'"stream"[ \t\r\n]*+:[ \t\r\n]*+false')
 
 
 def streams_unasked(target: bytes, body: bytes) -> bool:
-    """Whether the answer is a stream though the body asks for none.
+    """Return whether the backend streams although the body does not ask for it.
 
-    Ollama streams unless it is told not to, text-generation-inference's path always. A large body
-    is not looked through, and taken to say no.
+    Ollama streams unless the body says `"stream": false`, and text-generation-inference's
+    `/generate_stream` always does. A large body is not searched, and taken to say false.
     """
     if b"/api/" not in target and b"generate_stream" not in target:
         return False
-    is_meant = _STREAMS_UNASKED.fullmatch(plain_path(target)) is not None
-    return is_meant and len(body) <= LARGE_BYTES and _NO_STREAM.search(body) is None
+    streams_by_default = _STREAMS_UNASKED.fullmatch(plain_path(target)) is not None
+    return streams_by_default and len(body) <= LARGE_BYTES and _NO_STREAM.search(body) is None
 
 
 _MAY_BE_EVENTS = frozenset({b"*/*", b"text/*", b"application/*", b"application/json"})
 
 
 def _accepted(headers: Headers) -> set[bytes]:
-    """The media types that a client accepts, bare (RFC 9110, section 12.5.1)."""
+    """Return the media types that a client accepts, without parameters (RFC 9110, 12.5.1)."""
     accepted = set()
     for name, value in headers:
         if name.lower() == b"accept":
@@ -140,7 +148,7 @@ _REFUSED = re.compile(rb"q\s*=\s*0(?:\.0*)?")
 
 
 def unbuffered(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers of a stream, which is not to be held up on its way, unless they say otherwise."""
+    """Return the headers of a stream with one that stops proxies from buffering it, if missing."""
     kept = list(headers)
     if not header(kept, UNBUFFERED[0].lower()):
         kept.append(UNBUFFERED)

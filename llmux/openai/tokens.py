@@ -1,7 +1,8 @@
-"""Tokens of answers, as the servers themselves count them, and how many come in a second.
+"""Token counts of responses, as reported by the backends, and tokens per second by model.
 
-An answer says it at its end, and some say a part of it at their beginning: so those are looked at,
-once, when it is over. Nothing is guessed: an answer that does not say it has no tokens here.
+Backends report usage at the end of a response, and Anthropic's API a part of it at the start. So
+the two ends are searched once, after the response; nothing is parsed while it is relayed. Nothing
+is estimated: a response without usage has no counts.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ import msgspec
 
 from llmux.http.chunks import without_chunk_heads
 from llmux.observe.schemas import TokenRates
-from llmux.openai.headers import header
-from llmux.openai.streams import EVENT_STREAM, Headers, media_type
+from llmux.openai.headers import Headers, header
+from llmux.openai.streams import EVENT_STREAM, event_data, media_type
 
 LOOK_BYTES = 16384
-"""How much of an answer's end is looked at."""
+"""Bytes at the end of a response that are searched."""
 
-MOST_LINES = 16
-"""How many lines of a stream are looked at, from its end."""
+MAX_LINES = 16
+"""Lines at the end of a stream that are searched."""
 
-MOST_TOKENS = 100_000_000
-"""More are no number of tokens of one request."""
+MAX_TOKENS = 100_000_000
+"""Limit for one request; a larger count is ignored, since it would spoil the metrics for good."""
 
-RECENT_S = 60
+WINDOW_S = 60
 SLOT_S = 5
-"""Rates are of the last minute, in steps of this many seconds."""
+"""Rates are means over the last minute, which slides in steps of a slot."""
 
 
 class Tokens(NamedTuple):
-    """The tokens of a request; None: its answer does not say.
+    """Token counts of a request; None for those that the response does not report.
 
     Attributes:
-        prompt: Of what was asked, those from a cache included.
-        completion: Of the answer.
-        cached: Those of `prompt` that came from a cache.
+        prompt: Tokens of the prompt, including those from a cache.
+        completion: Tokens generated.
+        cached: Tokens of the prompt that came from a cache.
     """
 
     prompt: int | None = None
@@ -47,116 +48,113 @@ class Tokens(NamedTuple):
 
 NO_TOKENS = Tokens()
 
-KINDS = Tokens._fields
-"""Every value of the label `kind`."""
+
+# ---- Finding counts ----
 
 
-# ---- Finding them ----
-
-
-class _Said(msgspec.Struct):
-    """What may be at the top of an answer or of a stream's event."""
+class _Usage(msgspec.Struct):
+    """Members that may report usage, at the top of a response or of a stream's event."""
 
     usage: Any = None  # OpenAI, Anthropic
     timings: Any = None  # llama.cpp
     prompt_eval_count: Any = None  # Ollama
     eval_count: Any = None
-    response: msgspec.Raw = msgspec.Raw()  # OpenAI's events of /v1/responses
+    response: msgspec.Raw = msgspec.Raw()  # the events of OpenAI's /v1/responses
     message: msgspec.Raw = msgspec.Raw()  # Anthropic's event message_start
 
 
-_decode = msgspec.json.Decoder(_Said).decode
+_decode = msgspec.json.Decoder(_Usage).decode
 
 _KEYS = (b'"usage"', b'"timings"', b'"prompt_eval_count"', b'"eval_count"')
 
 _OPENINGS = (b"{", b'{"response":{')
-"""What a key may stand in. If it stands in more, what follows it does not close these only."""
+"""Objects that may contain such a key: put before the key, they complete a text whose beginning is
+missing. A key nested otherwise leaves brackets unmatched, so that decoding fails."""
 
 
 def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool) -> Tokens:
-    """The tokens that an answer tells of.
+    """Read the token counts that a response reports.
 
     Args:
-        headers: Of the answer.
-        opening: The beginning of its body, as it came over the wire.
-        ending: The end of its body, as it came over the wire.
-        is_chunked: Whether there is the framing of chunks in both.
+        headers: Headers of the response.
+        opening: First bytes of its body, as they came over the wire.
+        ending: Last bytes of its body, as they came over the wire.
+        is_chunked: True if both contain chunked framing.
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
         opening, ending = without_chunk_heads(opening), without_chunk_heads(ending)
-    if not (_may_tell(ending) or _may_tell(opening)):  # nearly all that have none
+    if not (_mentions_usage(ending) or _mentions_usage(opening)):  # cheap, and mostly decisive
         return NO_TOKENS
     if header(headers, b"content-encoding").lower() not in {b"", b"identity"}:
         return NO_TOKENS
     kind = media_type(headers)
     if kind == EVENT_STREAM:
-        return _of_events(opening, ending)
+        return _from_events(opening, ending)
     if b"json" not in kind:
         return NO_TOKENS
-    found = _of_object(ending)
-    return _of_lines(reversed(ending.splitlines())) if found == NO_TOKENS else found
+    found = _from_object(ending)
+    return _from_lines(reversed(ending.splitlines())) if found == NO_TOKENS else found
 
 
-def _may_tell(data: bytes) -> bool:
+def _mentions_usage(data: bytes) -> bool:
     return b'"usage"' in data or b'eval_count"' in data or b'"timings"' in data
 
 
-def _of_events(opening: bytes, ending: bytes) -> Tokens:
-    cut, *lines = ending.splitlines() or [b""]
-    events = [line[5:] for line in reversed(lines) if line.startswith(b"data:")]
-    found = _of_lines([*events, cut.removeprefix(b"data:")])
+def _from_events(opening: bytes, ending: bytes) -> Tokens:
+    # The first line may have lost its beginning: a long event with usage at its end.
+    found = _from_lines(reversed(event_data(b"data:" + ending.removeprefix(b"data:"))))
     if b'"message_start"' not in opening:
         return found
-    # Anthropic's first event has the prompt, and the last one may have it, too, or 0.
+    # Anthropic's first event counts the prompt; the last one may repeat the count, or say 0.
     first = NO_TOKENS
-    for line in opening.splitlines():
-        if line.startswith(b"data:") and (said := _read(line[5:])) is not None and said.message:
-            inner = _read(bytes(said.message))
-            first = NO_TOKENS if inner is None else _of_said(inner)
+    for data in event_data(opening):
+        if (event := _read(data)) is not None and event.message:
+            message = _read(bytes(event.message))
+            first = NO_TOKENS if message is None else _counts(message)
             break
     return Tokens(found.prompt or first.prompt, found.completion, found.cached or first.cached)
 
 
-def _of_lines(lines: Iterable[bytes]) -> Tokens:
-    """Of the first of these lines that tells of some."""
-    for line in islice(lines, MOST_LINES):
-        if _may_tell(line) and (found := _of_object(line)) != NO_TOKENS:
+def _from_lines(lines: Iterable[bytes]) -> Tokens:
+    """Read the counts of the first line that reports any."""
+    for line in islice(lines, MAX_LINES):
+        if _mentions_usage(line) and (found := _from_object(line)) != NO_TOKENS:
             return found
     return NO_TOKENS
 
 
-def _of_object(text: bytes) -> Tokens:
-    """Of a JSON object, of which the beginning may be missing."""
-    if (said := _read(text)) is not None:
-        return _of_said(said)
+def _from_object(text: bytes) -> Tokens:
+    """Read the counts of a JSON object whose beginning may be missing."""
+    if (usage := _read(text)) is not None:
+        return _counts(usage)
     for key in _KEYS:
         if (start := text.rfind(key)) < 0:
             continue
         for before in _OPENINGS:
-            if (said := _read(before + text[start:])) is not None:
-                return _of_said(said)
+            if (usage := _read(before + text[start:])) is not None:
+                return _counts(usage)
     return NO_TOKENS
 
 
-def _read(text: bytes) -> _Said | None:
+def _read(text: bytes) -> _Usage | None:
     try:
         return _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _of_said(said: _Said) -> Tokens:
-    if said.response and isinstance(inner := _read(bytes(said.response)), _Said):
-        said.usage = said.usage or inner.usage
-    for found in (_of_usage(said.usage), _of_timings(said.timings)):
-        if found != NO_TOKENS:
-            return found
-    return Tokens(_number(said.prompt_eval_count), _number(said.eval_count))
+def _counts(found: _Usage) -> Tokens:
+    if found.response and isinstance(inner := _read(bytes(found.response)), _Usage):
+        found.usage = found.usage or inner.usage
+    for tokens in (_from_usage(found.usage), _from_timings(found.timings)):
+        if tokens != NO_TOKENS:
+            return tokens
+    return Tokens(_number(found.prompt_eval_count), _number(found.eval_count))
 
 
-def _of_usage(usage: Any) -> Tokens:
-    """OpenAI's two forms, and Anthropic's, in which the prompt is counted without its cache."""
+def _from_usage(usage: Any) -> Tokens:
+    """Read either form of OpenAI's `usage`, or Anthropic's."""
     if not isinstance(usage, dict):
         return NO_TOKENS
     if "prompt_tokens" in usage or "completion_tokens" in usage:
@@ -168,14 +166,14 @@ def _of_usage(usage: Any) -> Tokens:
     prompt, completion = _number(usage.get("input_tokens")), _number(usage.get("output_tokens"))
     if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
         cached = _number(usage.get("cache_read_input_tokens"))
-        if prompt is not None:
+        if prompt is not None:  # Anthropic's input_tokens leave out the cache
             prompt += (cached or 0) + (_number(usage.get("cache_creation_input_tokens")) or 0)
         return _tokens(prompt, completion, cached)
     return _tokens(prompt, completion, _number(_inside(usage, "input_tokens_details")))
 
 
-def _of_timings(timings: Any) -> Tokens:
-    """llama.cpp's, where `prompt_n` are those that were not in its cache."""
+def _from_timings(timings: Any) -> Tokens:
+    """Read llama.cpp's `timings`, whose `prompt_n` leaves out tokens from the cache."""
     if not isinstance(timings, dict):
         return NO_TOKENS
     prompt, cached = _number(timings.get("prompt_n")), _number(timings.get("cache_n"))
@@ -195,34 +193,32 @@ def _tokens(prompt: int | None, completion: int | None, cached: int | None) -> T
 
 
 def _number(value: Any) -> int | None:
-    """A number of tokens, if it is one: no truth value, nothing negative, nothing absurd."""
-    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
+    """Return a token count; None for a boolean, a negative or implausible number, or no number."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
-# ---- How many a second ----
+# ---- Tokens per second ----
 
 
-class Recent:
-    """How many there were in the last minute, in steps of a few seconds."""
+class SlidingCount:
+    """A count over the last minute; times are in seconds, on any monotonic clock."""
 
     __slots__ = ("_counts", "_slot")
 
     def __init__(self) -> None:
-        self._counts = [0] * (RECENT_S // SLOT_S)
+        self._counts = [0] * (WINDOW_S // SLOT_S)  # a ring, indexed by slot modulo its length
         self._slot = 0
 
     def add(self, count: int, now: float) -> None:
-        """There were some more; `now` in seconds."""
-        self._turn(now)
+        self._advance(now)
         self._counts[self._slot % len(self._counts)] += count
 
     def per_second(self, now: float) -> float:
-        """Their mean over the minute."""
-        self._turn(now)
-        return round(sum(self._counts) / RECENT_S, 1)
+        self._advance(now)
+        return round(sum(self._counts) / WINDOW_S, 1)
 
-    def _turn(self, now: float) -> None:
-        """Forget what is older than a minute."""
+    def _advance(self, now: float) -> None:
+        """Clear the slots that began since the last call."""
         slot = int(now // SLOT_S)
         for passed in range(self._slot + 1, min(slot, self._slot + len(self._counts)) + 1):
             self._counts[passed % len(self._counts)] = 0
@@ -230,34 +226,35 @@ class Recent:
 
 
 class Rates:
-    """Tokens of answers a second, by model.
+    """Tokens generated per second, by model.
 
     Args:
-        now: The time of what is told, in seconds since 1970.
-        clock: The time that passes, in seconds.
+        now: Returns the Unix time, for the feed's events, in seconds.
+        clock: Returns the time of a monotonic clock, in seconds.
     """
 
     def __init__(self, now: Callable[[], float], clock: Callable[[], float]) -> None:
         self._now = now
         self._clock = clock
-        self._recent: dict[str, Recent] = {}
-        self._told: dict[str, float] = {}
+        self._generated: dict[str, SlidingCount] = {}
+        self._published: dict[str, float] = {}
 
     def add(self, model: str, count: int) -> None:
-        """A model's answer had so many."""
-        recent = self._recent.get(model)
-        if recent is None:
-            recent = self._recent[model] = Recent()
-        recent.add(count, self._clock())
+        """Count the tokens of a finished response."""
+        generated = self._generated.get(model)
+        if generated is None:
+            generated = self._generated[model] = SlidingCount()
+        generated.add(count, self._clock())
 
     def per_second(self, model: str) -> float:
-        """How many a second it was in the last minute."""
-        recent = self._recent.get(model)
-        return 0.0 if recent is None else recent.per_second(self._clock())
+        generated = self._generated.get(model)
+        return 0.0 if generated is None else generated.per_second(self._clock())
 
     def news(self) -> tuple[str, TokenRates] | None:
-        """What has changed since this was called last, for the feed."""
-        rates = {model: self.per_second(model) for model in self._recent}
-        changed = {model: rate for model, rate in rates.items() if self._told.get(model) != rate}
-        self._told = rates
+        """Return the rates that have changed since the last call, as an event for the feed."""
+        rates = {model: self.per_second(model) for model in self._generated}
+        changed = {
+            model: rate for model, rate in rates.items() if self._published.get(model) != rate
+        }
+        self._published = rates
         return ("tokens", TokenRates(at=self._now(), models=changed)) if changed else None

@@ -74,10 +74,6 @@ class Latencies:
         _, most, _ = self._buckets[max(self._buckets)]
         return seconds * max(1.0, in_flight / most)
 
-    def points(self) -> list[tuple[float, float]]:
-        """The means: requests in flight and seconds, by the former."""
-        return [self._buckets[bucket][1:] for bucket in sorted(self._buckets)]
-
 
 class Rate:
     """How often something happens, by its last few times."""

@@ -9,14 +9,39 @@ from __future__ import annotations
 import trio
 
 from llmux.base.names import MAX_SHOWN
+from llmux.config import Config
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
-from llmux.proxy.summary import RequestSummary, milliseconds
+from llmux.observe.summary import RequestSummary, milliseconds
 
 CLIENT_LEFT = 499
 """Status under which a request is counted whose client left before its answer (as nginx does)."""
 
 log = get_logger(__name__)
+
+
+class AccessLog:
+    """Logs the requests that end, while the config says so.
+
+    Attributes:
+        is_on: True if it does.
+    """
+
+    def __init__(self, config: Config, events: Events) -> None:
+        self._ended = events.request_ended
+        self.is_on = False
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Use another config from now on."""
+        if config.access_log == self.is_on:
+            return
+        self.is_on = config.access_log
+        if self.is_on:
+            self._ended.listen(log_request)
+        else:
+            self._ended.leave(log_request)
 
 
 def log_request(summary: RequestSummary) -> None:
@@ -95,14 +120,16 @@ class OwnRequest:
 
     def _summary(self) -> RequestSummary:
         return RequestSummary(
+            id="",
             method=self._scope["method"].encode(),
             path=self._scope["raw_path"],
             model="",
             status=self._status,
             outcome="done" if self._has_ended else "client_left",
+            arrived_at=self._arrived_at,
+            ended_at=trio.current_time(),
             wait_s=0.0,
             first_byte_s=self._first_byte_s,
-            duration_s=trio.current_time() - self._arrived_at,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
             client=self._client,

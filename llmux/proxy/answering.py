@@ -1,9 +1,8 @@
-"""The answering phase: a backend's answer relayed, and llmux's own refusals and last words.
+"""The answering phase: relay a backend's answer, or tell the client of an error.
 
-Every error is answered here, in the words of the client's API. Before the status line is out it is
-an answer. Behind comments it is an event. Amid a stream it is that stream's last event, line or
-Close frame, if the stream stands between two of its own; the lane then leaves the answer without
-its end.
+Every error is reported here, in the form of the client's API: before the status line as an answer,
+after comments as an event. Within a stream it is the stream's last event, line or Close frame, if
+the stream was cut between two of its own; the lane then leaves the answer without its end.
 """
 
 from __future__ import annotations
@@ -21,14 +20,21 @@ from llmux.errors import (
 from llmux.http.paths import UPSTREAM, Whereabouts, may_redirect, merged, relative, segments
 from llmux.observe.logs import get_logger
 from llmux.openai.answers import error_answer
-from llmux.openai.dialects import FRESH, close_reason, dialect_of, realtime_event, seen_of, told
+from llmux.openai.dialects import (
+    NOTHING_SENT,
+    close_reason,
+    dialect_of,
+    error_info,
+    realtime_event,
+    stream_state,
+)
 from llmux.openai.headers import header, response_headers
 from llmux.openai.streams import is_event_stream, is_json_lines, json_line, unbuffered
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey
 from llmux.proxy.lane import HeaderList
-from llmux.proxy.late import LateAnswer, comes_as_events
-from llmux.proxy.opening import agreed_protocol
+from llmux.proxy.late import LateAnswer, is_event_answer
+from llmux.proxy.opening import missing_protocol
 from llmux.upstream import Answer
 
 OF_COMMENTS = frozenset({
@@ -40,7 +46,7 @@ log = get_logger(__name__)
 
 
 async def relay(journey: Journey, answer: Answer, bodies: Bodies) -> None:
-    """Send a backend's answer to its end: as it came, or as events behind comments."""
+    """Send a backend's answer to its end: as received, or as events behind comments."""
     lane, alive = journey.lane, journey.kept_alive
     kept = _passed_on(journey, answer)
     if alive is not None and not await _comes_in_time(journey, answer, kept):
@@ -56,10 +62,10 @@ async def relay(journey: Journey, answer: Answer, bodies: Bodies) -> None:
 
 
 async def _comes_in_time(journey: Journey, answer: Answer, kept: HeaderList) -> bool:
-    """Return whether an answer goes out with its own status line: no comment preceded it."""
+    """Return True if no comment preceded the answer, so that its own status line goes out."""
     alive = journey.kept_alive
     assert alive is not None
-    if comes_as_events(answer):
+    if is_event_answer(answer):
         # Comments go on until the first event: some backends send their head at once.
         alive.answered = [each for each in kept if each[0].lower() not in OF_COMMENTS]
         await answer.wait_begun()
@@ -73,18 +79,18 @@ def _passed_on(journey: Journey, answer: Answer) -> list[tuple[bytes, bytes]]:
     if answer.is_stream:
         kept = unbuffered(kept)
     if lane.upgrade and answer.stream is not None:
-        kept += agreed_protocol(lane.headers, answer.headers)
+        kept += missing_protocol(lane.headers, answer.headers)
     if may_redirect(answer.status):
         kept = _whereabouts(journey).applied(kept)
     return kept if journey.sharing is None else journey.sharing.applied(kept)
 
 
 def _whereabouts(journey: Journey) -> Whereabouts:
-    """Return how URLs of the backend are to be written so that this client can follow them."""
+    """Return the translation of the backend's URLs to those that this client can follow."""
     asked = journey.lane.target.partition(b"?")[0]
     below = b""
     if merged(asked).startswith(UPSTREAM):
-        # The path ends with the backend's own path, but for surplus slashes.
+        # The path is /upstream/NAME and the backend's own path, apart from surplus slashes.
         count = len(segments(journey.target.partition(b"?")[0]))
         parts = segments(asked)
         below = b"".join(b"/" + part for part in parts[: len(parts) - count])
@@ -120,8 +126,8 @@ async def fail(journey: Journey, error: Exception, bodies: Bodies) -> None:
         log.warning("response_cut", model=journey.model, reason=reason)
         await _say_last(journey, cause)
     elif isinstance(error, LlmuxError):
-        # Its traceback would keep what it was raised from in memory, perhaps half a body, for as
-        # long as the client takes to hear of it.
+        # Its traceback would keep frames in memory, perhaps with half a body, for as long as the
+        # client takes to receive the error.
         cause = journey.cancelled_with or error.with_traceback(None)
         journey.outcome = cause.code
     else:
@@ -132,7 +138,7 @@ async def fail(journey: Journey, error: Exception, bodies: Bodies) -> None:
 
 
 async def _say_last(journey: Journey, error: LlmuxError) -> None:
-    """Say why a stream or a WebSocket ends that the client has begun to receive."""
+    """Tell the client why a stream or WebSocket that it has begun to receive ends."""
     lane = journey.lane
     if not lane.has_answered or journey.hears_events:
         return
@@ -150,10 +156,10 @@ def _last_words(journey: Journey, error: LlmuxError) -> bytes:
     dialect = dialect_of(lane.target, lane.headers)
     has_comments = journey.kept_alive is not None and journey.kept_alive.has_begun
     if has_comments or is_event_stream(answer.headers):
-        stream = seen_of(answer.seen.opening, answer.seen.ending())
-        return dialect.events(told(error), stream)
+        stream = stream_state(answer.seen.opening, answer.seen.ending())
+        return dialect.events(error_info(error), stream)
     if is_json_lines(answer.headers, dialect):
-        return json_line(answer.headers, dialect.line(told(error)))
+        return json_line(answer.headers, dialect.line(error_info(error)))
     return b""
 
 
@@ -165,7 +171,7 @@ async def _refuse(journey: Journey, error: LlmuxError, bodies: Bodies) -> None:
         if journey.hears_events:
             events = lane.events
             assert events is not None
-            await events.send_events(dialect.events(told(error), FRESH))
+            await events.send_events(dialect.events(error_info(error), NOTHING_SENT))
             await events.end_events()
         return
     status, headers, body = error_answer(error, dialect)

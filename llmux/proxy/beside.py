@@ -22,18 +22,19 @@ class _Failed:
 
 
 async def run_beside(work: Callable[[Pause], T], limiter: trio.CapacityLimiter) -> T:
-    """Work in a thread, one that ends at its next pause once nobody waits for it.
+    """Run work in a thread, and cancel it at its next pause if the caller is cancelled.
 
-    A thread that was given up on would go on, with a body in memory that nobody counts.
+    An abandoned thread would continue, with a body in memory that is not counted.
 
     Args:
-        work: What to do. Its argument lets the event loop have the interpreter, and ends the work.
-        limiter: How many may work at a time.
+        work: The work. It must call its argument often, which yields to the event loop, and ends
+            the work when cancelled.
+        limiter: Limits concurrent threads.
 
     Raises:
-        LlmuxError, TooLong: What the work raises, without its traceback. In Trio, an error from a
-            thread is part of a reference cycle with all frames that it has come through, and these
-            hold the body: it would stay in memory until the next garbage collection.
+        LlmuxError, TooLong: The work's own errors, without their tracebacks. In Trio, an error from
+            a thread forms a reference cycle with all frames that it passed, and these hold the
+            body: it would stay in memory until the next garbage collection.
     """
     done = await trio.to_thread.run_sync(_without_frames, work, limiter=limiter)
     if not isinstance(done, _Failed):
@@ -55,6 +56,6 @@ def _without_frames(work: Callable[[Pause], T]) -> T | _Failed:
 
 
 def _pause() -> None:
-    """Let the event loop have the interpreter; raises trio.Cancelled once nobody waits any more."""
+    """Yield the interpreter lock to the event loop; raises trio.Cancelled if the caller left."""
     trio.from_thread.check_cancelled()
     time.sleep(0)

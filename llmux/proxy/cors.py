@@ -1,7 +1,7 @@
 """CORS: which pages of other origins may use models from a browser (Fetch standard, section 3.3).
 
-llmux answers preflights itself, since they carry no key and must wake no model, and says on every
-other answer whether the page that asked may read it. The control API is never shared.
+llmux answers preflights itself, since they carry no key and must wake no model. Every other answer
+says whether the page that sent the request may read it. The control API is never shared.
 """
 
 from __future__ import annotations
@@ -17,57 +17,57 @@ Fields = Sequence[tuple[bytes, bytes]]
 SHARED_OWN_PATHS = (
     b"/v1/models", b"/models", b"/health", b"/api/tags", b"/api/ps", b"/api/version",
 )  # fmt: skip
-"""llmux's own paths that pages may read, and what is below them; beside all model traffic."""
+"""llmux's own paths that pages may read, with all paths below them; model traffic is all shared."""
 
 MAX_AGE_S = 600
-"""How long a browser need not ask again; so a narrowed config counts for all after ten minutes."""
+"""Seconds that browsers cache a preflight. A stricter config takes as long to reach all of them."""
 
 MAX_ASKED_BYTES = 4096
-"""What a preflight may ask for: it comes back. Browsers send the names of a page's own headers."""
+"""Limit for what a preflight asks for, since the answer repeats it."""
 
-BACKENDS_OWN = b"access-control-"
-"""What a backend's headers begin with in whose place llmux's own are sent."""
+CORS_PREFIX = b"access-control-"
+"""Start of a backend's headers that llmux replaces by its own."""
 
 EXPOSED = b"x-llmux-model, x-llmux-wait-ms, x-llmux-request-id, *"
-"""What a page may read of the headers; the names are for browsers that know no asterisk."""
+"""Response headers that a page may read; the names are for browsers that ignore the asterisk."""
 
 VARY = (b"vary", b"Origin")
 
 
 class Sharing(NamedTuple):
-    """What an answer says to the page that asked.
+    """The CORS headers of an answer.
 
     Attributes:
-        added: Headers for the answer.
-        is_allowed: Whether the page may read it; then a backend's own opinion does not count.
+        added: Headers to add.
+        is_allowed: True if the page may read the answer; a backend's CORS headers are then dropped.
     """
 
     added: Fields
     is_allowed: bool
 
     def applied(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """A backend's headers without those that llmux sets; `added` is still to be added."""
+        """Return a backend's headers without those that `added` replaces; does not add it."""
         if not self.is_allowed:
             return headers
-        return [field for field in headers if not field[0].lower().startswith(BACKENDS_OWN)]
+        return [field for field in headers if not field[0].lower().startswith(CORS_PREFIX)]
 
 
 FOREIGN = Sharing([VARY], is_allowed=False)
-"""Says nothing to the page, and to caches that others may hear something else."""
+"""For pages that are not allowed. Caches must still know that answers depend on the origin."""
 
 
 class Cors:
     """The origins that may use llmux.
 
     Args:
-        origins: As browsers send them, or an asterisk for all.
+        origins: Origins as browsers send them, or an asterisk for all.
     """
 
     def __init__(self, origins: Sequence[str] | Literal["*"]) -> None:
         self._origins = None if origins == "*" else {origin.encode() for origin in origins}
 
     def sharing(self, headers: Fields) -> Sharing:
-        """What every answer to a request with these headers says."""
+        """Return the CORS headers for the answer to a request."""
         origin = header(headers, b"origin")
         if not origin:
             return FOREIGN
@@ -83,10 +83,10 @@ class Cors:
         return Sharing(added, is_allowed=True)
 
     def preflight(self, method: bytes, headers: Fields) -> Fields | None:
-        """What the answer to a preflight says beside `sharing`; None for any other request.
+        """Return the headers that answer a preflight, beside `sharing`; None for other requests.
 
-        Whatever method and headers it asks for are allowed: they are the backend's business. A
-        wildcard would not do, since it does not hold for `Authorization`.
+        Allows all methods and headers that the preflight asks for, since judging them is up to the
+        backend. A wildcard is not enough: it does not cover `Authorization`.
         """
         if method != b"OPTIONS":
             return None
@@ -106,12 +106,12 @@ class Cors:
 
 
 def is_shared_path(path: bytes) -> bool:
-    """Whether a raw path of llmux's own may be read by pages."""
+    """Return whether pages may read a raw path of llmux's own."""
     return any(path == own or path.startswith(own + b"/") for own in SHARED_OWN_PATHS)
 
 
 def shared(cors: Cors, app: ASGIApp) -> ASGIApp:
-    """An app for llmux's own paths, so that pages may read what it answers."""
+    """Wrap the app of llmux's own paths to answer preflights and add CORS headers."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         sharing = cors.sharing(scope["headers"])

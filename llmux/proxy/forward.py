@@ -3,8 +3,8 @@
     begin ─ authenticate ─ read ─ route ─ admit ─ forward ─ answer ─ finish
 
 `serve` runs them in this order; the `Journey` is the one object that they share, and each phase
-fills in what it finds out. Admission and forwarding are the inner loop: a backend that refuses the
-connection sends the request back in line, and one that still loads is asked again.
+fills in what it finds out. Admission and forwarding form the inner loop: if the backend refuses the
+connection, the request goes back in line; if the backend still loads, it is asked again.
 
 Model traffic is answered here, below Quart: one coroutine sees a request from its head to the last
 byte of its response, so that an ordinary `async with` holds the model for exactly that long. How
@@ -23,15 +23,12 @@ from llmux.config import Config, ModelConfig
 from llmux.errors import BackendRefused, BadRequest, InvalidKey
 from llmux.http.clients import ClientLines
 from llmux.http.targets import check_request_line
+from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.journal import NO_JOURNAL, Journal
-from llmux.observe.metrics import Metrics
 from llmux.openai.headers import request_headers
 from llmux.openai.naming import Meanings
-from llmux.openai.rewriting import agreed_body, agreed_target, disagrees
+from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
-from llmux.openai.tokens import KINDS
-from llmux.proxy.access_log import log_request
 from llmux.proxy.answering import fail, redirect, relay
 from llmux.proxy.cors import Cors
 from llmux.proxy.held import Bodies
@@ -51,14 +48,14 @@ if TYPE_CHECKING:  # it needs an extra
     from llmux.proxy.tracing import Tracing
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-"""Pauses between two tries while a server loads: the first one, doubling up to the second."""
+"""Pauses between tries while a server loads: from the first, doubling, up to the second."""
 
 ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Answers to these methods do not show that a model has loaded: llama.cpp lists it before."""
 
 
 class StillLoads(Exception):
-    """The backend of a model that was just woken answers that it is not ready."""
+    """The backend of a model that was just woken answers 503: it is not ready yet."""
 
 
 class ModelProxy:
@@ -68,17 +65,15 @@ class ModelProxy:
         self,
         config: Config,
         board: Switchboard,
-        metrics: Metrics,
-        journal: Journal = NO_JOURNAL,
+        events: Events,
         *,
         feed: Feed | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._tracing = tracing
         self._board = board
-        self._metrics = metrics
-        self._journal = journal
-        self.journeys = Journeys(feed or Feed())
+        self._events = events
+        self.journeys = Journeys(feed or Feed(), events)
         self._passing = InFlight()  # to the fallback
         self.bodies = Bodies(config.limits)
         self.upstreams = Upstreams(config)
@@ -86,13 +81,11 @@ class ModelProxy:
         self._reader = Reader(config, self.bodies)
         self._router = Router(config, board, self.upstreams, self._lines)
         self._read_config(config)
-        for name in config.models:
-            self._show_tokens(name)
 
     # ---- Configuration ----
 
     def apply(self, config: Config) -> None:
-        """Use another config from now on, except for its models, which `use` is told of."""
+        """Use another config from now on, except for its models: see `use`."""
         self.bodies.apply(config.limits)
         self.upstreams.apply(config)
         self._lines.limit = config.limits.queued_per_client
@@ -105,7 +98,6 @@ class ModelProxy:
             (model.name, model.aliases, model.base_url, model.name_sent)
             for model in config.models.values()
         )
-        self.logs_access = config.access_log
         self._websocket = config.policy.websocket
         self._keepalive_s = config.policy.waiting_keepalive_secs
         self._api_keys = config.api_keys or None
@@ -118,20 +110,13 @@ class ModelProxy:
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Replace a model's config, or remove the model (None)."""
         self.upstreams.use(name, model)
-        if model is not None:
-            self._show_tokens(name)
-
-    def _show_tokens(self, model: str) -> None:
-        """Export token counters from zero on: Prometheus sees no increase in a new series."""
-        for kind in KINDS:
-            self._metrics.tokens.labels(model, kind)
 
     def client_of(self, peer: str | None, headers: HeaderList) -> str | None:
         """Return the address of the client, as trusted proxies forward it."""
         return self._proxies.client(peer, headers)
 
     def stop(self) -> None:
-        """Refuse WebSockets that wait for their first message: no model would get it any more."""
+        """Refuse WebSockets that wait for their first message: no model would be woken for them."""
         self._reader.stop()
 
     # ---- The phases of a request ----
@@ -144,7 +129,7 @@ class ModelProxy:
         try:
             if self._tracing is not None:
                 journey.trace = self._tracing.begin(
-                    lane.method, lane.target, lane.headers, journey.client
+                    journey.id, lane.method, lane.target, lane.headers, journey.client
                 )
             await self._carry(journey)
             journey.outcome = "done"
@@ -170,7 +155,7 @@ class ModelProxy:
         await self._reader.read(journey)
         self._route(journey)
         if journey.redirects:
-            journey.serving = None  # it asks nothing of the model
+            journey.serving = None  # a redirect needs no model
             await redirect(journey)
             return
         self._expect(journey)
@@ -182,9 +167,9 @@ class ModelProxy:
                     await self._admit(journey)
 
     def _authenticate(self, journey: Journey) -> None:
-        """Check keys, the page that asks and the request line; sets the headers to pass on.
+        """Check the key, the page behind the request and the request line; set `journey.headers`.
 
-        Nothing of the body is read before, nor is the head counted.
+        Comes before the body is read and the head is counted: strangers must not fill the memory.
         """
         lane = journey.lane
         headers = lane.headers if self._api_keys is None else self._without_key(lane.headers)
@@ -197,7 +182,7 @@ class ModelProxy:
         journey.headers = headers
 
     def _without_key(self, headers: HeaderList) -> HeaderList:
-        """Return the headers without llmux's own key, unless backends are to get it."""
+        """Return the headers without llmux's key, unless backends get it; raises InvalidKey."""
         assert self._api_keys is not None
         carriers = self._api_keys.accepts(headers)
         if not carriers:
@@ -207,9 +192,9 @@ class ModelProxy:
         return self._api_keys.without(headers, carriers)
 
     def _route(self, journey: Journey) -> None:
-        """Find the model; keep the text of a decoded body only if a name in it is to be replaced.
+        """Find the model; keep a decoded body's text only if a name in it is to be replaced.
 
-        Without a checkpoint, since nobody counts the text until it is kept.
+        Has no checkpoint: the text is not counted until it is kept.
         """
         fields = journey.fields
         try:
@@ -220,7 +205,7 @@ class ModelProxy:
             fields.decoded = None
 
     def _expect(self, journey: Journey) -> None:
-        """Note whether the client waits for a stream, and may be sent comments until it begins."""
+        """Note whether the client expects a stream, and may get comments until it begins."""
         lane, fields = journey.lane, journey.fields
         journey.expects_stream = fields.asks_for_stream or (
             not fields.codings and streams_unasked(lane.target, lane.body.data)
@@ -233,8 +218,8 @@ class ModelProxy:
                 lane.method, lane.target, lane.headers, asks_for_stream=journey.expects_stream
             )
         ):
-            # The status line may be out before it is known how the answer is encoded. Without the
-            # header any coding would do (RFC 9110, section 12.5.3).
+            # Comments go out as plain text before the backend chooses a coding. Without the header
+            # it could choose any (RFC 9110, section 12.5.3).
             kept = [each for each in journey.headers if each[0].lower() != b"accept-encoding"]
             journey.headers = [*kept, (b"Accept-Encoding", b"identity")]
             journey.kept_alive = KeptAlive(
@@ -242,13 +227,13 @@ class ModelProxy:
             )
 
     async def _admit(self, journey: Journey) -> None:
-        """Get the request through; once more if the backend accepts no connection."""
+        """Wait for the model and forward the request; retry once if the backend refuses it."""
         try:
             await self._enter(journey)
         except BackendRefused:
             if journey.serving is None or journey.serving.is_passive:
                 raise
-            # It has seen nothing of the request, which may wait until the model is up again.
+            # Nothing was sent, so the request can wait until the model is up again.
             with trio.CancelScope() as journey.pause, journey.serving.waiting_beside_line():
                 await self._board.refused(journey.model)
             await self._enter(journey, has_looked=True)
@@ -258,10 +243,10 @@ class ModelProxy:
 
         Args:
             journey: The request.
-            has_looked: Whether the model's health was checked since the backend refused.
+            has_looked: True if the model's health was checked since the backend refused.
         """
         lane = journey.lane
-        if journey.cancelled_with is not None:  # before it got here
+        if journey.cancelled_with is not None:  # during an earlier phase
             raise journey.cancelled_with
         if journey.serving is None:
             with self._passing.enter(lane.cut_scope) as journey.passing:
@@ -271,9 +256,9 @@ class ModelProxy:
         async with journey.serving as serving:
             assert serving.flight is not None
             serving.flight.on_cut = lane.unblock
-            if journey.cancelled_with is not None:  # in the instant between grant and entry
+            if journey.cancelled_with is not None:  # between grant and entry
                 raise journey.cancelled_with
-            # A new config may have come while it waited.
+            # The config may have been reloaded while it waited.
             journey.upstream = self.upstreams.get(journey.model, journey.upstream)
             try:
                 await self._forward(journey)
@@ -288,15 +273,15 @@ class ModelProxy:
             await self._forward_once_loaded(journey)
 
     async def _forward_once_loaded(self, journey: Journey) -> None:
-        """Try again until the backend has loaded, or its time to load is over.
+        """Retry until the backend has loaded, or its time to load is over.
 
-        In flight, so that no switch comes between; nothing of an answer has been passed on, and the
-        backend has done nothing with the request, whose body is still held.
+        The request stays in flight, so that no switch comes between. Retrying is safe: the body is
+        still held, nothing was sent to the client, and the backend has not worked on the request.
         """
         serving, pause_s = journey.serving, FIRST_PAUSE_S
         assert serving is not None
         while True:
-            journey.backend = None  # it has refused: nothing is expected of it
+            journey.backend = None  # `QuietWatch` must not wait for it meanwhile
             await serving.pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             try:
@@ -317,30 +302,30 @@ class ModelProxy:
         async with self._exchange(journey) as answer:
             if journey.serving is not None:
                 self._check_loaded(journey, answer)
-            # From here on the request cannot be sent once more.
+            # From here on the request cannot be retried.
             journey.lane.body.release()
             await relay(journey, answer, self.bodies)
 
     def _disagrees(self, journey: Journey) -> bool:
-        """Return whether the body names the model otherwise than its backend may read it."""
+        """Return whether the body must change, since it has another name than the backend's."""
         model, name = journey.model, journey.upstream.upstream_model
-        return bool(model) and disagrees(journey.fields, self._meanings, model, name)
+        return bool(model) and needs_rewrite(journey.fields, self._meanings, model, name)
 
     def _exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
-        """Make the request agree with its upstream; entering the result sends it.
+        """Rewrite the request for its upstream; entering the result sends it.
 
-        Not done before admission: a new config may come while the request waits.
+        Done after admission only, since a reload may change the upstream while the request waits.
 
         Raises:
-            BadRequest: It cannot be sent, or names another model where that cannot be replaced.
+            BadRequest: Not sendable, or names another model where that cannot be replaced.
         """
         lane, upstream, target = journey.lane, journey.upstream, journey.target
         if model := journey.model:
             name = upstream.upstream_model
-            lane.body.data = agreed_body(
+            lane.body.data = rewrite_body(
                 lane.body.data, journey.fields, self._meanings, model, name
             )
-            target = agreed_target(target, self._meanings, model, name)
+            target = rewrite_target(target, self._meanings, model, name)
             if journey.first is not None and name is not None:
                 assert lane.tunnel is not None
                 lane.tunnel.replace_first_message(journey.first.renamed(name))
@@ -354,7 +339,7 @@ class ModelProxy:
             try:
                 return upstream.backend.exchange(lane.method, target, headers, lane.body.data)
             except ValueError as error:
-                raise BadRequest(f"The request cannot be passed on: {error}") from None
+                raise BadRequest(f"The request cannot be forwarded: {error}") from None
 
         if journey.trace is None:
             return exchange(headers)
@@ -362,7 +347,7 @@ class ModelProxy:
         return journey.trace.forward(exchange, headers, base_url=base_url, target=target)
 
     def _check_loaded(self, journey: Journey, answer: Answer) -> None:
-        """Note that the model has loaded; raises StillLoads if the answer says that it has not."""
+        """Note that the model has loaded; raises StillLoads if its answer shows that it has not."""
         serving = journey.serving
         assert serving is not None
         assert serving.flight is not None
@@ -380,15 +365,7 @@ class ModelProxy:
             serving.flight.open_socket(tunnel, journey.upstream.websocket or self._websocket)
 
     def _finish(self, journey: Journey) -> None:
-        """Tell of a request that has just ended: count it, and log, journal and trace it."""
+        """Tell of a request that has just ended; each ends exactly once, here."""
         self.journeys.end(journey)
-        journey.count(self._metrics)
-        serving = journey.serving
-        if serving is not None and not serving.is_passive and self._journal.is_kept:
-            self._journal.add(serving.entry(journey.status))
-        if self.logs_access or journey.trace is not None:
-            summary = journey.summary()
-            if self.logs_access:
-                log_request(summary)
-            if journey.trace is not None:
-                journey.trace.end(summary)
+        journey.read_tokens()
+        self._events.request_ended.tell(journey.summary())

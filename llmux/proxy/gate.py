@@ -1,6 +1,6 @@
-"""The optional gate: how many requests wait inside of the active backends, by their own word.
+"""The optional gate: the requests queued inside active backends, as their metrics report them.
 
-vLLM says it in its metrics. While it has requests of its own waiting, a model is not closed.
+vLLM exports that number. While its own queue holds requests, its model is not drained.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from llmux.switching.model import Model
 from llmux.upstream import Backend
 
 LOOK_S = 1.0
-"""How often a backend is asked, and how long it may take to answer."""
+"""Seconds between two looks at a backend's metrics, and the time limit for its answer."""
 
 MANY = 1e9
-"""More than that is not a number of requests."""
+"""Cap for reported counts, which may be absurd."""
 
 _WAITING = re.compile(
     rb"^vllm:num_requests_waiting(?:\{.*\})?[ \t]+([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*$",
@@ -27,11 +27,11 @@ _WAITING = re.compile(
 )
 
 Fetch = Callable[[], Awaitable[bytes]]
-"""Gets a backend's metrics; raises LlmuxError."""
+"""Fetches a backend's metrics; raises LlmuxError or BackendBroke."""
 
 
 def metrics_of(backend: Backend) -> Fetch:
-    """Gets the metrics of a backend."""
+    """Return a function that fetches a backend's metrics."""
 
     async def fetch() -> bytes:
         async with backend.exchange(b"GET", b"/metrics", [], b"") as answer:
@@ -41,10 +41,10 @@ def metrics_of(backend: Backend) -> Fetch:
 
 
 async def watch_backends(models: Callable[[], Iterable[tuple[Model, Fetch]]]) -> None:
-    """Keep `backend_queued` of each model that is awake up to date, for ever.
+    """Keep `Model.backend_queued` of the awake models up to date, for ever.
 
     Args:
-        models: Those that are watched now.
+        models: Returns the models to watch, which a reload may change.
     """
     before: list[Model] = []
     while True:
@@ -64,7 +64,7 @@ async def watch_backends(models: Callable[[], Iterable[tuple[Model, Fetch]]]) ->
 
 
 async def _look(model: Model, fetch: Fetch) -> None:
-    metrics = b""  # a backend that does not say has nobody waiting
+    metrics = b""  # no answer counts as an empty queue: a broken backend must not stop switching
     with trio.move_on_after(LOOK_S):
         with suppress(LlmuxError, BackendBroke):
             metrics = await fetch()
@@ -72,5 +72,5 @@ async def _look(model: Model, fetch: Fetch) -> None:
 
 
 def queued_in(metrics: bytes) -> int:
-    """How many requests wait, by metrics in Prometheus's text format; 0 if they do not say."""
+    """Return the queue length in metrics of Prometheus's text format; 0 if there is none."""
     return round(min(sum(float(value) for value in _WAITING.findall(metrics)), MANY))

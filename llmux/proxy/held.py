@@ -1,8 +1,8 @@
-"""What is held in memory for clients, counted against `limits.queued_bytes`.
+"""Memory held for clients, counted against `limits.queued_bytes`.
 
-A request counts with its head from when that was parsed, and with its body from the first byte,
-until its backend has begun to answer: until then it may have to be sent once more. An answer of
-llmux's own counts until the client has taken it.
+A request's head counts once it is parsed, and its body from the first byte, until the backend
+begins to answer: until then the request may have to be sent again. An answer of llmux's own counts
+until the client has received it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from llmux.config import Limits
 from llmux.errors import BodyTooLarge, QueueFull
 
 RETRY_AFTER_S = 5.0
-"""When a client that was sent away may try again: nobody knows yet what its request was for."""
+"""Fixed delay for `Retry-After`: the request's model, and so its likely wait, is not known yet."""
 
 FIELD_BYTES = 176
-"""What a parsed header field takes beside its text: two objects of bytes, rounded up, in a tuple in
-a list (CPython 3.11 on 64 bits: 33 + 33 + 56 + 8, and up to 46 of rounding)."""
+"""Memory overhead of a parsed header field: two bytes objects, rounded up, in a tuple in a list
+(CPython 3.11 on 64 bits: 33 + 33 + 56 + 8, and up to 46 of rounding)."""
 
 SMALL_OWN_BYTES = 65536
-"""Up to here a request for llmux's own paths, and its answer, is never refused: the memory is
-bounded by the number of connections, and health, errors and an operator's orders must get through
-when everything is full."""
+"""Requests for llmux's own paths, and their answers, are never refused up to this size. Health
+checks, errors and operators' orders must get through when memory is full, and the number of
+connections bounds what they take."""
 
 
 class Bodies:
-    """All of it together.
+    """The total of all bodies, messages and answers in memory, and its limits.
 
     Attributes:
-        held_bytes: How much there is.
-        most_bytes: The largest body that is taken.
-        longest_s: How long one may take to arrive, in seconds.
-        limit_bytes: How many there may be.
+        held_bytes: The total.
+        most_bytes: Limit for one body.
+        longest_s: Seconds that one body may take to arrive.
+        limit_bytes: Limit for the total.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -48,10 +48,10 @@ class Bodies:
 
     @contextmanager
     def answering(self, length_bytes: int) -> Iterator[None]:
-        """Count an answer of llmux's own for as long as its client takes.
+        """Count an answer of llmux's own while it is sent.
 
         Raises:
-            QueueFull: It is large, and there is no room.
+            QueueFull: No room for a large answer.
         """
         if length_bytes > SMALL_OWN_BYTES:
             self.check_room(length_bytes)
@@ -60,7 +60,7 @@ class Bodies:
 
     @contextmanager
     def streaming(self, length_bytes: int) -> Iterator[None]:
-        """Count a piece of an answer that has begun: it is too late to refuse it."""
+        """Count part of an answer that has begun; it is too late to refuse it."""
         self.held_bytes += length_bytes
         try:
             yield
@@ -68,30 +68,27 @@ class Bodies:
             self.held_bytes -= length_bytes
 
     def check_room(self, for_bytes: int) -> None:
-        """Raise QueueFull if there is none."""
+        """Raise QueueFull unless there is room for so many more bytes."""
         if self.held_bytes + for_bytes > self.limit_bytes:
             message = f"Waiting requests and answers fill {self.limit_bytes} bytes"
             raise QueueFull(message, retry_after_s=RETRY_AFTER_S)
 
 
 class Message:
-    """A message of a WebSocket that is coming, or that waits to be taken.
+    """The memory of one WebSocket message that is arriving, or waits to be consumed.
 
-    One of up to `SMALL_OWN_BYTES` is never refused: WebSockets that are in use must go on when
-    everything is full.
+    It is never refused up to `SMALL_OWN_BYTES`: WebSockets in use must go on when memory is full.
+
+    Args:
+        bodies: The total to count it in; None to count nothing.
     """
 
     def __init__(self, bodies: Bodies | None) -> None:
-        """Count nothing yet.
-
-        Args:
-            bodies: What it belongs to; None: it is not counted.
-        """
         self._bodies = bodies
         self._held = 0
 
     def grow(self, by: int) -> None:
-        """Count more bytes of it; raises QueueFull."""
+        """Count more bytes; raises QueueFull."""
         if self._bodies is not None:
             if self._held + by > SMALL_OWN_BYTES:
                 self._bodies.check_room(by)
@@ -99,18 +96,24 @@ class Message:
             self._held += by
 
     def release(self) -> None:
-        """Stop counting it. May be called again."""
+        """Stop counting the message; idempotent."""
         if self._bodies is not None:
             self._bodies.held_bytes -= self._held
             self._held = 0
 
 
 class Body:
-    """One request's body, and what its head takes.
+    """One request's body, and the memory of its head and body.
+
+    Args:
+        bodies: The total to count them in.
+        text_bytes: Length of the head.
+        fields: Number of header fields.
+        free_bytes: Size up to which the request is never refused for lack of room.
 
     Attributes:
-        data: What of it is there; empty once it was released.
-        received_bytes: How much of it has come, in all.
+        data: The body as far as it was read; empty once released.
+        received_bytes: Bytes of the body received in all.
     """
 
     __slots__ = ("_bodies", "_free_bytes", "_head_bytes", "_held", "data", "received_bytes")
@@ -118,14 +121,6 @@ class Body:
     def __init__(
         self, bodies: Bodies, *, text_bytes: int = 0, fields: int = 0, free_bytes: int = 0
     ) -> None:
-        """Count nothing yet.
-
-        Args:
-            bodies: What it belongs to.
-            text_bytes: How long the head is.
-            fields: How many header fields it has.
-            free_bytes: Up to where it is never refused for want of room.
-        """
         self._bodies = bodies
         self._free_bytes = free_bytes
         self._head_bytes = text_bytes + FIELD_BYTES * fields
@@ -135,34 +130,30 @@ class Body:
 
     @property
     def most_bytes(self) -> int:
-        """How long it may be."""
+        """See `Bodies`."""
         return self._bodies.most_bytes
 
     @property
     def longest_s(self) -> float:
-        """How long it may take to arrive, in seconds."""
+        """See `Bodies`."""
         return self._bodies.longest_s
 
     def announce(self, length: int) -> None:
-        """The client says how long it will be; raises BodyTooLarge."""
+        """Check a length that the client announces; raises BodyTooLarge."""
         if length > self._bodies.most_bytes:
             raise BodyTooLarge(self._bodies.most_bytes)
 
     def count_head(self) -> None:
-        """The request is taken: its head counts from now on, however often this is called.
-
-        Raises:
-            QueueFull: There is no room for it.
-        """
+        """Count the head from now on; idempotent. Raises QueueFull."""
         self._hold(self._head_bytes)
         self._head_bytes = 0
 
     def grow(self, by: int) -> None:
-        """So many bytes of it have been received.
+        """Count bytes that were received.
 
         Raises:
-            BodyTooLarge, QueueFull: It is not taken, and what there is of it counts no more: to
-                tell the client may take a while, in which others could have the room.
+            BodyTooLarge, QueueFull: The body is refused, and released already: sending the error
+                may take a while, and other requests could use the room.
         """
         self.received_bytes += by
         if self.received_bytes > self._bodies.most_bytes:
@@ -172,10 +163,10 @@ class Body:
 
     @contextmanager
     def copying(self) -> Iterator[Callable[[int], None]]:
-        """Count a copy of it, decompressed, for as long as that is looked at.
+        """Count a decompressed copy of the body while it is searched.
 
         Yields:
-            Called with the number of bytes by which it has grown; raises QueueFull.
+            A function to call with the number of bytes by which the copy grew; raises QueueFull.
         """
         held = 0
 
@@ -191,12 +182,12 @@ class Body:
             self._bodies.held_bytes -= held
 
     def swap(self, data: bytes) -> None:
-        """Hold this in its place, decompressed; raises QueueFull."""
+        """Replace the body by its decompressed text; raises QueueFull."""
         self._hold(len(data) - len(self.data))
         self.data = data
 
     def release(self) -> None:
-        """It is not needed any more; harmless when repeated."""
+        """Drop the body and stop counting the request; idempotent."""
         self._bodies.held_bytes -= self._held
         self._held = 0
         self.data = b""

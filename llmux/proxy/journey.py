@@ -1,7 +1,6 @@
-"""One request's journey: the one object that the phases of a request share.
+"""One request's journey: the object that the phases of a request share.
 
-It says where the request is, holds what the phases have found out, and can end the request from
-outside.
+It holds what the phases find out, tells how far the request is, and can end it from outside.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from llmux.errors import LlmuxError, ModelAsleep
-from llmux.observe.metrics import Metrics
+from llmux.errors import LlmuxError
 from llmux.observe.schemas import RequestPhase
+from llmux.observe.summary import Outcome, RequestSummary, path_of
 from llmux.openai.fields import Fields
 from llmux.openai.headers import header_value
 from llmux.openai.streams import is_token_stream
-from llmux.openai.tokens import KINDS, NO_TOKENS, tokens_of
+from llmux.openai.tokens import NO_TOKENS, tokens_of
 from llmux.proxy.access_log import CLIENT_LEFT
 from llmux.proxy.cors import Sharing
 from llmux.proxy.keepalive import KeptAlive
 from llmux.proxy.lane import HeaderList, Lane
 from llmux.proxy.opening import FirstMessage
-from llmux.proxy.stored import tells_again
-from llmux.proxy.summary import Outcome, RequestSummary, path_of
+from llmux.proxy.stored import repeats_answer
 from llmux.proxy.upstreams import Upstream
 from llmux.switching.admission import Serving
 from llmux.switching.inflight import Flight
@@ -35,48 +33,47 @@ if TYPE_CHECKING:  # it needs an extra
 
 
 class Journey:
-    """One request on its way.
+    """One request under way.
 
     Attributes:
         id: Unique in this process, and shown to the client.
         lane: The client's side: the request as it came, and the way back.
         client: Address of the client, as trusted proxies forward it; None if unknown.
         arrived_at: When its head had come (Trio's clock).
-        ended_at: When it ended; None before.
         sharing: CORS headers for the answer; None without CORS.
         trace: Its trace; None without tracing.
 
-        headers: To pass on; set by authentication, later phases replace it.
+        headers: Headers to forward; set by authentication, replaced by later phases.
         fields: Fields of the body that name a model; set by reading.
         first: First message of a WebSocket, if that names the model; set by reading.
         model: Name of its model; empty for the fallback, and before routing.
-        upstream: Where it goes, as far as is known; set by routing, renewed at admission.
+        upstream: Its destination; set by routing, and again at admission: a reload may change it.
         target: Path and query to forward; set by routing.
         redirects: True if the client is sent to the backend's root instead.
         serving: Its stay at the model, in line or in flight.
         passing: Its stay at the fallback.
         expects_stream: True if the answer should be a stream.
-        kept_alive: Sends comments while it waits; None if the client can take none.
+        kept_alive: Sends comments while it waits; None if the client gets none.
         pause: Scope of the wait between a refused connection and the next try.
-        backend: Where it was sent; None before, and once it was refused.
+        backend: The backend that it was sent to; None before, and after a refused connection.
 
         answer: The backend's answer; None before, and for answers of llmux's own.
         head_s: Seconds from arrival to the head of the answer; None before.
-        status: Of the answer, or the one that it is counted under.
+        status: Of the answer; 499 while there is none.
         outcome: How it ended.
-        tokens: As the answer states them, once it is over.
-        cancelled_with: Ends it wherever it is; None if it may go on.
-        told: The phase that the event feed was told last.
+        tokens: Token counts that the answer states; set at the end.
+        cancelled_with: The error that ends it; None if it was not cancelled.
+        told: The phase that the event feed last reported.
     """
 
     __slots__ = (
-        "answer", "arrived_at", "backend", "cancelled_with", "client", "ended_at",
-        "expects_stream", "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
+        "answer", "arrived_at", "backend", "cancelled_with", "client", "expects_stream",
+        "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
         "model", "outcome", "passing", "pause", "redirects", "serving", "sharing", "status",
         "target", "tokens", "told", "trace", "upstream",
     )  # fmt: skip
 
-    # Each is set by the phase that finds it out, and read by later ones only.
+    # Set by one phase and read by later ones only, so they need no value before.
     headers: HeaderList
     fields: Fields
     upstream: Upstream
@@ -87,7 +84,6 @@ class Journey:
         self.lane = lane
         self.client = lane.peer
         self.arrived_at = trio.current_time()
-        self.ended_at: float | None = None
         self.first: FirstMessage | None = None
         self.model = ""
         self.redirects = False
@@ -109,38 +105,53 @@ class Journey:
 
     @property
     def flight(self) -> Flight | None:
-        """Its stay where it is forwarded to; None: it has not got there."""
+        """Its stay at the backend, the fallback's too; None before admission."""
         return self.passing or (self.serving.flight if self.serving else None)
 
     @property
     def waited_s(self) -> float:
-        """How long it was in line, in seconds."""
+        """Seconds in line."""
         return self.serving.waited_s if self.serving else 0.0
 
     def summary(self) -> RequestSummary:
-        """Sum up the request, which has ended."""
-        lane = self.lane
+        """Sum up the request until now; the event of a request that has ended."""
+        lane, serving, first_byte_s = self.lane, self.serving, self.first_byte_s
+        prompt, completion, cached = self.tokens
+        has_queued = uses_model = False
+        wait_s, flight = 0.0, None
+        if serving is not None:
+            has_queued, uses_model = serving.queued, not serving.is_passive
+            wait_s, flight = serving.waited_so_far_s, serving.flight
+        # By position: so many keywords would take longer than all the rest.
         return RequestSummary(
-            method=lane.method,
-            path=path_of(lane.target),
-            model=self.model,
-            status=self.status,
-            outcome=self.outcome,
-            wait_s=self.waited_s,
-            first_byte_s=self.first_byte_s,
-            duration_s=trio.current_time() - self.arrived_at,
-            bytes_in=lane.body.received_bytes,
-            bytes_out=lane.sent_bytes,
-            client=self.client,
-            tokens_in=self.tokens.prompt,
-            tokens_out=self.tokens.completion,
+            self.id,
+            lane.method,
+            path_of(lane.target),
+            self.model,
+            self.client,
+            self.status,
+            self.outcome,
+            self.arrived_at,
+            trio.current_time(),
+            wait_s,
+            first_byte_s,
+            lane.body.received_bytes,
+            lane.sent_bytes,
+            prompt,
+            completion,
+            cached,
+            first_byte_s is not None and self.is_token_stream,
+            has_queued,
+            uses_model,
+            None if flight is None else flight.entered_at,
+            0 if flight is None else flight.company,
         )
 
     @property
     def first_byte_s(self) -> float | None:
-        """When the first byte of its answer's body came, in seconds since it arrived.
+        """Seconds from arrival to the first byte of the answer's body; None if none has come.
 
-        Of one without a body it is the head's; comments of llmux's own are none.
+        An answer without a body counts by its head, and llmux's own comments do not count.
         """
         if self.answer is None:
             has_comments_only = self.kept_alive is not None and self.kept_alive.has_begun
@@ -152,12 +163,12 @@ class Journey:
 
     @property
     def hears_events(self) -> bool:
-        """Whether the client has been sent comments only, so that an error is one more event."""
-        return self.kept_alive is not None and self.kept_alive.hears_events_of_llmux
+        """True if the client got nothing but comments, so that an error goes out as an event."""
+        return self.kept_alive is not None and self.kept_alive.has_only_comments
 
     @property
     def is_token_stream(self) -> bool:
-        """Whether its answer is one that comes token by token."""
+        """True if the answer comes token by token."""
         answer = self.answer
         return (
             answer is not None
@@ -168,9 +179,6 @@ class Journey:
 
     @property
     def phase(self) -> RequestPhase:
-        """Where it is."""
-        if self.ended_at is not None:
-            return "ended"
         if self.first_byte_s is not None:
             return "answering"
         if self.passing is not None or (self.serving is not None and self.serving.is_in):
@@ -178,11 +186,11 @@ class Journey:
         return "reading" if self.serving is None else "waiting"
 
     def answers(self, status: int, answer: Answer | None = None) -> list[tuple[bytes, bytes]]:
-        """Note that the head goes out now; returns the headers that llmux adds.
+        """Note that the answer's head goes out now; returns the headers that llmux adds to it.
 
         Args:
-            status: In that head.
-            answer: The backend's; None: llmux answers itself.
+            status: Of the answer.
+            answer: The backend's answer; None if llmux itself answers.
         """
         self.status = status
         self.answer = answer
@@ -198,7 +206,7 @@ class Journey:
         return added
 
     def cancel(self, error: LlmuxError) -> None:
-        """Have it end with an error, wherever it is."""
+        """End the request with an error, whatever phase it is in."""
         self.cancelled_with = error
         flight = self.flight
         if flight is not None and flight.is_in:
@@ -216,7 +224,7 @@ class Journey:
             self.lane.unblock()
 
     def read_tokens(self) -> None:
-        """Look for the tokens of its answer, which is over."""
+        """Read the token counts from an answer that has ended."""
         answer = self.answer
         if answer is not None and 200 <= self.status < 300 and answer.seen.last:
             self.tokens = tokens_of(
@@ -225,23 +233,6 @@ class Journey:
                 answer.seen.ending(),
                 is_chunked=answer.framing == "chunked",
             )
-            if self.tokens != NO_TOKENS and tells_again(self.lane.method, self.lane.target):
+            # Checked last: few answers state tokens.
+            if self.tokens != NO_TOKENS and repeats_answer(self.lane.method, self.lane.target):
                 self.tokens = NO_TOKENS
-
-    def count(self, metrics: Metrics) -> None:
-        """Count the request; each ends exactly once, here.
-
-        One that has only looked whether its model is awake is no failure, and no alert's business.
-        """
-        if self.outcome == ModelAsleep.code:
-            return
-        queued = self.serving is not None and self.serving.queued
-        first_byte_s = self.first_byte_s
-        metrics.requests.count(self.model, self.status, waited=queued, first_byte_s=first_byte_s)
-        for kind, count in zip(KINDS, self.tokens, strict=True):
-            if count:
-                metrics.tokens.labels(self.model, kind).value += count
-        if first_byte_s is not None and self.is_token_stream:
-            metrics.first_token.labels(self.model).observe(first_byte_s)
-        if self.serving is not None and queued:
-            metrics.queue_wait.labels(self.model).observe(self.serving.waited_s)

@@ -8,12 +8,13 @@ from itertools import islice
 import trio
 
 from llmux.errors import RequestCancelled, RequestNotFound
+from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.schemas import RequestChanges, RequestInfo, RequestList
+from llmux.observe.schemas import RequestChanges, RequestInfo, RequestList, RequestPhase
+from llmux.observe.summary import RequestSummary
 from llmux.openai.tokens import Rates
 from llmux.proxy.journey import Journey
 from llmux.proxy.lane import Lane
-from llmux.proxy.summary import path_of
 
 MOST_TOLD = 50
 """Requests in one batch of the feed: two hundred a second are more than anybody can look at."""
@@ -26,7 +27,7 @@ MOST_METHOD_BYTES = 32
 class Journeys:
     """All requests that are on their way, oldest first."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, events: Events) -> None:
         self._feed = feed
         self._under_way: dict[str, Journey] = {}
         self.rates = Rates(feed.clock.now, trio.current_time)
@@ -35,6 +36,7 @@ class Journeys:
         self._omitted = 0
         feed.look_up(self._look)
         feed.look_up(self.rates.news)
+        events.request_ended.listen(self._note_end)
 
     def __iter__(self) -> Iterator[Journey]:
         """Those that are on their way now; nobody may be added meanwhile."""
@@ -50,13 +52,14 @@ class Journeys:
     def end(self, journey: Journey) -> None:
         """It has ended."""
         del self._under_way[journey.id]
-        journey.read_tokens()
-        if journey.tokens.completion:
-            self.rates.add(journey.model, journey.tokens.completion)
-        journey.ended_at = trio.current_time()
+
+    def _note_end(self, summary: RequestSummary) -> None:
+        """Keep for the feed that a request has ended, and how many tokens it got."""
+        if summary.tokens_out:
+            self.rates.add(summary.model, summary.tokens_out)
         if self._feed.is_heard:
             if len(self._ended) < MOST_TOLD:
-                self._ended.append(self._info(journey))
+                self._ended.append(self._info(summary, "ended"))
             else:
                 self._omitted += 1
 
@@ -65,7 +68,10 @@ class Journeys:
         return RequestList(
             at=self._feed.clock.now(),
             total=len(self._under_way),
-            requests=[self._info(each) for each in islice(self._under_way.values(), limit)],
+            requests=[
+                self._info(each.summary(), each.phase)
+                for each in islice(self._under_way.values(), limit)
+            ],
         )
 
     def cancel(self, id: str) -> None:  # noqa: A002
@@ -90,7 +96,7 @@ class Journeys:
             journey.told = journey.phase
         return "requests", RequestChanges(
             at=self._feed.clock.now(),
-            changed=[self._info(journey) for journey in told],
+            changed=[self._info(journey.summary(), journey.phase) for journey in told],
             ended=ended,
             omitted=omitted,
         )
@@ -98,23 +104,23 @@ class Journeys:
     def _changed(self) -> Iterator[Journey]:
         return (each for each in self._under_way.values() if each.told != each.phase)
 
-    def _info(self, journey: Journey) -> RequestInfo:
-        unix, lane = self._feed.clock.unix, journey.lane
-        has_ended, first_byte_s = journey.ended_at is not None, journey.first_byte_s
+    def _info(self, summary: RequestSummary, phase: RequestPhase) -> RequestInfo:
+        unix, first_byte_s = self._feed.clock.unix, summary.first_byte_s
+        has_ended = phase == "ended"
         return RequestInfo(
-            id=journey.id,
-            model=journey.model,
-            phase=journey.phase,
-            arrived=unix(journey.arrived_at),
-            waited_secs=round(journey.serving.waited_so_far_s, 3) if journey.serving else 0.0,
-            client=journey.client,
-            method=lane.method[:MOST_METHOD_BYTES].decode("latin-1"),
-            path=path_of(lane.target)[:MOST_PATH_BYTES].decode("latin-1"),
-            bytes_in=lane.body.received_bytes,
-            bytes_out=lane.sent_bytes,
-            ended=None if journey.ended_at is None else unix(journey.ended_at),
-            status=journey.status if has_ended or first_byte_s is not None else None,
+            id=summary.id,
+            model=summary.model,
+            phase=phase,
+            arrived=unix(summary.arrived_at),
+            waited_secs=round(summary.wait_s, 3),
+            client=summary.client,
+            method=summary.method[:MOST_METHOD_BYTES].decode("latin-1"),
+            path=summary.path[:MOST_PATH_BYTES].decode("latin-1"),
+            bytes_in=summary.bytes_in,
+            bytes_out=summary.bytes_out,
+            ended=unix(summary.ended_at) if has_ended else None,
+            status=summary.status if has_ended or first_byte_s is not None else None,
             first_byte_secs=None if first_byte_s is None else round(first_byte_s, 3),
-            tokens_in=journey.tokens.prompt,
-            tokens_out=journey.tokens.completion,
+            tokens_in=summary.tokens_in,
+            tokens_out=summary.tokens_out,
         )

@@ -1,7 +1,7 @@
-"""Comments for clients that wait for a stream, so that nobody on the way gives up on a silent line.
+"""Keep-alive comments for clients that wait for a stream, so that no proxy times out on silence.
 
-Off unless `policy.waiting_keepalive_secs` is set: whoever gets them has its 200 before it is known
-how its request ends, and hears of a failure in an event.
+Off unless `policy.waiting_keepalive_secs` is set, since it has a price: the client gets its 200
+before the outcome is known, and errors come as events.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 from llmux.switching.inflight import is_cancellation
 
 COMMENT = b": waiting for the model\n\n"
-"""A line that begins with a colon says nothing (WHATWG HTML, section 9.2.6)."""
+"""Clients ignore a line that begins with a colon (WHATWG HTML, section 9.2.6)."""
 
 HEADERS = (
     (b"content-type", b"text/event-stream"),
@@ -27,34 +27,30 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Events(Protocol):
-    """A client that may be sent a stream of events."""
+    """A response that may become a stream of events; part of `lane.EventStream`."""
 
     async def begin_events(self, headers: Headers) -> None:
-        """Send a status line, 200, and headers."""
+        """Send status 200 and these headers."""
         ...
 
-    async def send_events(self, data: bytes) -> None:
-        """Send some of the stream."""
-        ...
+    async def send_events(self, data: bytes) -> None: ...
 
 
 class KeptAlive:
-    """One client that is told every so often that its request still waits.
+    """Sends one client a comment at intervals while its request waits.
+
+    Args:
+        client: The response.
+        interval_s: Seconds between comments, and before the first.
+        headers: Called when the status line goes out, for headers to add.
 
     Attributes:
-        has_begun: Whether it has its 200; all that follows are events.
-        is_over: Whether its backend has begun to answer.
-        answered: Headers of the answer whose body is waited for; nothing before.
+        has_begun: True once the client has its 200; only events may follow.
+        is_over: True once the backend has begun to answer; no more comments are sent.
+        answered: Headers of a backend's answer whose body is still to come, to send with the 200.
     """
 
     def __init__(self, client: Events, interval_s: float, headers: Callable[[], Headers]) -> None:
-        """Send nothing yet.
-
-        Args:
-            client: Who is told.
-            interval_s: How often, in seconds.
-            headers: Called for more headers when the status line goes out.
-        """
         self.has_begun = False
         self.is_over = False
         self.answered: Headers = ()
@@ -65,23 +61,23 @@ class KeptAlive:
         self._sending = trio.Lock()  # a comment goes out whole, or not at all
 
     @property
-    def hears_events_of_llmux(self) -> bool:
-        """Whether it has its 200, and nothing but comments yet."""
+    def has_only_comments(self) -> bool:
+        """True if the client has its 200, and nothing but comments yet."""
         return self.has_begun and not self.is_over
 
     def give_way(self) -> bool:
-        """Send nothing from now on, if nothing has been sent; returns whether that is so."""
+        """Stop before the first comment; returns False if that is too late."""
         self.is_over = self.is_over or not self.has_begun
         return not self.has_begun
 
     async def stop(self) -> None:
-        """Send no more, and return when the last is out."""
+        """Send no more comments; returns once the last is out."""
         async with self._sending:
             self.is_over = True
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """Send comments for as long as the context lasts, or until `stop`."""
+        """Send comments while the context lasts, or until `stop`."""
         error: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -92,7 +88,7 @@ class KeptAlive:
                     error = caught  # raised again outside, or the nursery would wrap it in a group
                 nursery.cancel_scope.cancel()
         except BaseException as ended:
-            # A cut has cancelled the connection's scope, too; what it raised says more.
+            # A cut also cancels the connection's scope; the error raised inside says more.
             if error is None or not is_cancellation(ended):
                 raise
         error = error or self._broke_with

@@ -20,7 +20,7 @@ HeaderList = Sequence[tuple[bytes, bytes]]
 
 
 class ClientLeft(Exception):
-    """The client closed its connection."""
+    """The client has closed its connection."""
 
 
 class EventStream(Protocol):

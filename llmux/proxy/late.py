@@ -1,7 +1,8 @@
-"""An answer that may come late: its client has a status line and comments already, or may get them.
+"""Send a backend's answer to a client that was sent keep-alive comments before it.
 
-Comments go on until the first byte of the answer's body. Then it is passed on as events, whatever
-its backend has made of it, if these can say it.
+The client has its status line (200, an event stream) already, so whatever the backend answers must
+become events: an event stream is passed on, JSON lines and whole bodies are translated. Comments
+continue until the first byte of the body.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ from llmux.proxy.keepalive import Events, KeptAlive
 from llmux.upstream import Answer
 
 MOST_WHOLE_BYTES = 16 << 20
-"""Of an answer, or a line of one, that must be there as a whole to become events: as much as of a
-WebSocket's message."""
+"""Limit for an answer, or a line of one, that must be complete before it can become events; the
+same as for a WebSocket message."""
 
-FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\xef\xbb\xbf")
-"""What a stream of events may begin with (WHATWG HTML, section 9.2.5)."""
+EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\xef\xbb\xbf")
+"""Possible starts of an event stream: field names, a comment, a byte order mark (WHATWG HTML,
+section 9.2.5)."""
 
-UNTOLD = frozenset({b"", b"text/plain", b"application/octet-stream"})
-"""Types of servers that do not say what they send."""
+UNSPECIFIC_TYPES = frozenset({b"", b"text/plain", b"application/octet-stream"})
+"""Media types of servers that do not label their answers; the body shows whether it is events."""
 
 
-def comes_as_events(answer: Answer) -> bool:
-    """Whether it is what a client of events waits for."""
+def is_event_answer(answer: Answer) -> bool:
     return is_success(answer) and media_type(answer.headers) == EVENT_STREAM
 
 
 def is_success(answer: Answer) -> bool:
-    """Whether it is no error, and no redirection."""
+    """Return whether the status is 2xx: neither an error nor a redirect."""
     return HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 class LateAnswer:
-    """An answer on its way to a client that has been sent comments.
+    """An answer to send behind comments.
 
     Args:
-        client: It.
-        alive: What sends the comments.
-        answer: What it gets now.
-        dialect: What it speaks.
-        bodies: Where what is held is counted.
+        client: The response that has begun, or may begin any moment.
+        alive: Sends the comments until the answer stops it.
+        answer: The backend's.
+        dialect: The client's API, which words errors.
+        bodies: Counts the memory that the answer takes.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class LateAnswer:
         self._bodies = bodies
 
     async def send(self) -> None:
-        """Send all of it.
+        """Send the whole answer, without the end of the stream.
 
         Raises:
-            BackendError: It cannot be made events; the client has been sent nothing of it.
+            BackendError: It cannot become events; nothing of it was sent.
             BackendBroke: It broke off.
         """
         async with aclosing(self._pieces()) as pieces:
@@ -72,11 +73,11 @@ class LateAnswer:
 
     async def _send(self, first: bytes, pieces: AsyncIterator[bytes]) -> None:
         kind = media_type(self._answer.headers)
-        if kind in UNTOLD:
-            first = await _with_field(first, pieces)
+        if kind in UNSPECIFIC_TYPES:
+            first = await _read_start(first, pieces)
         if not is_success(self._answer):
             await self._send_whole(first, pieces)
-        elif kind == EVENT_STREAM or (kind in UNTOLD and first.startswith(FIELDS)):
+        elif kind == EVENT_STREAM or (kind in UNSPECIFIC_TYPES and first.startswith(EVENT_STARTS)):
             await self._pass(first)
             async for piece in pieces:
                 await self._pass(piece)
@@ -86,7 +87,7 @@ class LateAnswer:
             await self._send_whole(first, pieces)
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
-        """Its body, decoded; never an empty piece."""
+        """Yield the decoded body; no piece is empty."""
         decoder = Decoder(content_encoding(self._answer.headers))
         async for data in self._answer.chunks():
             for piece in decoder.decode(data):
@@ -107,7 +108,7 @@ class LateAnswer:
         with self._bodies.streaming(len(body)):
             whole = bytes(body)
             if media_type(self._answer.headers) == EVENT_STREAM:  # of an error
-                whole = whole.rpartition(b"data:")[2] or whole
+                whole = whole.rpartition(b"data:")[2] or whole  # its last event has the error
             await self._pass(as_events(self._answer.status, whole, self._dialect))
 
     async def _send_lines(self, first: bytes, pieces: AsyncIterator[bytes]) -> None:
@@ -118,17 +119,18 @@ class LateAnswer:
         await self._send_ended(rest + b"\n")
 
     async def _send_ended(self, text: bytes) -> bytes:
-        """Send the lines that have ended; returns the rest."""
+        """Send the complete lines as events; returns the incomplete rest."""
         *lines, rest = text.split(b"\n")
-        said = [line.strip(b"\x1e\r ") for line in lines]
-        if events := b"".join(b"data: %b\n\n" % line for line in said if line):
+        # JSON text sequences begin each line with a record separator (RFC 7464).
+        payloads = [line.strip(b"\x1e\r ") for line in lines]
+        if events := b"".join(b"data: %b\n\n" % each for each in payloads if each):
             await self._pass(events)
         return rest
 
 
-async def _with_field(first: bytes, pieces: AsyncIterator[bytes]) -> bytes:
-    """Read on until the beginning of a body shows whether it holds events."""
-    while any(field.startswith(first) and field != first for field in FIELDS):
+async def _read_start(first: bytes, pieces: AsyncIterator[bytes]) -> bytes:
+    """Read on until the start of a body shows whether it is an event stream."""
+    while any(start.startswith(first) and start != first for start in EVENT_STARTS):
         if not (more := await anext(pieces, b"")):
             break
         first += more

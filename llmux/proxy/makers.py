@@ -1,4 +1,4 @@
-"""Which model made a stored object, learned from answers, also from those still being sent."""
+"""Learn from answers, complete or still being sent, which models made which stored objects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ class Makers:
     """Remembers the ids of the objects that models have made.
 
     Args:
-        most: How many ids to remember.
+        most: Limit for remembered ids.
     """
 
     def __init__(self, most: int) -> None:
         self._stored = Stored(most)
-        # Requests whose answer may hold the id of something to be asked for later, already while
-        # it is being sent; with the length of the opening that was searched, so that none is
-        # searched twice.
+        # Requests whose answers may hold ids. A client may use an id while the answer is still
+        # being sent, so openings are searched on demand; the number says how much was searched.
         self._watched: dict[Journey, int] = {}
 
     def limit(self, most: int) -> None:

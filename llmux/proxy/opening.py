@@ -1,7 +1,7 @@
-"""The beginning of a WebSocket whose first message names its model; pure functions and readers.
+"""WebSockets whose handshake names no model: read it from the first message, without I/O.
 
-Its handshake names none, so llmux accepts it and looks at the first message; then the backend is
-asked for a WebSocket of its own, and gets what the client has sent until then.
+llmux accepts such a WebSocket itself and reads the first message. Then it opens one to the backend
+of the model named there, and forwards all that the client has sent so far.
 """
 
 from __future__ import annotations
@@ -37,38 +37,39 @@ from llmux.openai.naming import find_model
 from llmux.openai.scanning import no_pause
 
 MOST_FIRST_BYTES = 1 << 20
-"""Of a first message: it is read in a quarter of a second at most. Sessions have a few thousand."""
+"""Limit for the first message: parsing takes up to 0.25 s. Real ones have a few thousand bytes."""
 
 MOST_HELD_BYTES = 2 * MOST_FIRST_BYTES
-"""Of its frames, which may be many and empty."""
+"""Limit for all frames held until the first message is complete; they may be many, and empty."""
 
 MOST_FRAMES = 100_000
-"""Before there is a backend: each costs some microseconds, however small it is."""
+"""Limit for frames before there is a backend: each costs some microseconds, however small it is."""
 
 SILENCE_S = 1.0
-"""A client that says nothing for so long after the handshake waits for the server to speak."""
+"""Seconds of silence after the handshake that show a client to wait for the server's greeting."""
 
 REALTIME = b"realtime"
-"""OpenAI's subprotocol. Beside it, browsers send keys and the like as if they were some, too."""
+"""OpenAI's subprotocol."""
 
-NOT_SPOKEN = b"openai-"
-"""What those begin with."""
+CREDENTIAL_PREFIX = b"openai-"
+"""Start of values that are no subprotocols. Browsers cannot set headers on a WebSocket, so OpenAI's
+API takes keys and the like in the list of subprotocols."""
 
 GREETING = (
     b'{"type":"session.created","event_id":"event_llmux",'
     b'"session":{"id":"sess_llmux","object":"realtime.session"}}'
 )
-"""What servers of the realtime API say first; some clients name the model only then (vLLM's)."""
+"""First message of a realtime server; some clients (vLLM's) name the model only in reply to it."""
 
 _PLACES = (("model",), ("session", "model"), ("response", "model"), ("setup", "model"))
-"""OpenAI: session.update, session.start, response.create; vLLM: at the top; Google: setup."""
+"""Paths to the model's name. OpenAI: session.update, session.start, response.create; vLLM: at the
+top; Google: setup."""
 
 _TRANSCRIPTION = (
     ("session", "audio", "input", "transcription", "model"),
     ("session", "input_audio_transcription", "model"),
 )
-"""A session that does nothing but transcribe names its model here only."""
-
+"""Paths to it in a session that only transcribes; in others, to one beside the session's model."""
 
 _STEPS = frozenset(step for place in (*_PLACES, *_TRANSCRIPTION) for step in place)
 
@@ -76,7 +77,7 @@ _TOO_DEEP = "The first message is nested too deeply"
 
 
 def names_no_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> bool:
-    """Whether a handshake leaves it to the first message to name the model."""
+    """Return whether the first message has to name the model, since the handshake does not."""
     path = target.partition(b"?")[0]
     if own_path(path) is not None or merged(path).startswith(UPSTREAM):
         return False
@@ -92,13 +93,13 @@ class FirstMessage:
 
     Args:
         data: The message.
-        names: Every name that clients may use.
+        names: All names that clients may use.
 
     Attributes:
-        fields: What it names, as for a body.
+        fields: The model's name, in the form that bodies have it.
 
     Raises:
-        BadRequest: It cannot be read, or names two models.
+        BadRequest: Not readable, or names two models.
     """
 
     def __init__(self, data: bytes, names: Names) -> None:
@@ -109,7 +110,7 @@ class FirstMessage:
             raise BadRequest("The first message names two models")
         self._written = name = next(iter(found), "")
         if names.find(name) is None:
-            name = name.removeprefix("models/") or name  # so Google's API has it
+            name = name.removeprefix("models/") or name  # Google's API
         self.fields = Fields(name, msgspec.json.encode, [])
         if not name:
             self.fields.elsewhere = names_inside(data, no_pause)
@@ -119,9 +120,10 @@ class FirstMessage:
         self._marked = _with_name(content, places, self._mark) if places else data
 
     def renamed(self, name: str) -> bytes:
-        """The message with another name for the model in it; raises BadRequest.
+        """Return the message with another name for the model; raises BadRequest.
 
-        One without a name, or with that one, is left as it is: it may be audio.
+        A message without a name, or with that name already, is returned as received: it may be
+        audio.
         """
         if self._written in {"", name}:
             return self._data
@@ -143,18 +145,18 @@ def _find(content: Any, places: Sequence[Sequence[str]]) -> Iterator[tuple[dict[
 def _with_name(
     content: Any, places: Sequence[tuple[dict[str, Any], str]], name: str
 ) -> bytes | None:
-    """A message with this name in all places; None if it nests too deeply to be written."""
+    """Return the message with this name in all places; None if it is nested too deeply."""
     for parent, _ in places:
         parent["model"] = name
     try:
         # In ASCII: half of a character, written as an escape, is no UTF-8.
         return json.dumps(content).encode()
-    except RecursionError:  # there is less room for it than when it was read
+    except RecursionError:  # writing needs more stack than reading did
         return None
 
 
 def _read(data: bytes) -> Any:
-    """What a message holds; what is no JSON object names nothing."""
+    """Parse a message; returns None for anything but a JSON object, which names no model."""
     text = data.removeprefix(b"\xef\xbb\xbf").strip()
     if not text.startswith(b"{"):
         return None
@@ -168,16 +170,19 @@ def _read(data: bytes) -> Any:
 
 def _loaded(text: bytes) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError:
-        # More digits than Python turns into an integer; JavaScript has floats only.
-        return json.loads(text, object_pairs_hook=_without_twins, parse_int=float)
+        # Too many digits for an integer in Python. JavaScript reads them all as floats.
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_int=float)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; readers differ on which of two equal keys counts, so none may lead to a model."""
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; raises BadRequest if a key on the way to the model's name is repeated.
+
+    Parsers differ on which of two equal keys counts, so the backend might read another model.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:
@@ -189,23 +194,23 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # ---- Subprotocols ----
 
 
-def spoken(headers: Headers) -> bytes:
-    """The subprotocol that a client may be answered with; empty if it has offered none."""
+def chosen_protocol(headers: Headers) -> bytes:
+    """Return the subprotocol to accept of those that the client offers; empty for none."""
     offered = _offered(headers)
     if REALTIME in offered:
         return REALTIME
-    return next((each for each in offered if not each.startswith(NOT_SPOKEN)), b"")
+    return next((each for each in offered if not each.startswith(CREDENTIAL_PREFIX)), b"")
 
 
-def agreed_protocol(offer: Headers, answer: Headers) -> list[tuple[bytes, bytes]]:
-    """A header for the answer to a handshake, where the backend's lacks it.
+def missing_protocol(offer: Headers, answer: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the subprotocol header that a backend's handshake answer lacks; mostly nothing.
 
-    Browsers give up a WebSocket for which they have offered subprotocols and none was chosen, and
-    model servers know none.
+    Browsers fail a WebSocket if they offered subprotocols and none was chosen, and model servers
+    choose none.
 
     Args:
         offer: The client's headers.
-        answer: The backend's.
+        answer: The backend's headers.
     """
     if header(answer, PROTOCOLS) or REALTIME not in _offered(offer):
         return []
@@ -213,18 +218,21 @@ def agreed_protocol(offer: Headers, answer: Headers) -> list[tuple[bytes, bytes]
 
 
 def opened_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Headers for the backend's handshake, now that the client's is answered.
+    """Return the headers for the backend's handshake, once the client's was accepted.
 
-    They offer what was agreed with the client only, and no extensions: there are none.
+    The backend must not choose otherwise: they offer only the subprotocol that the client got, and
+    no extensions, since it got none.
     """
-    protocol = spoken(headers)
+    protocol = chosen_protocol(headers)
     kept = [
         field
         for field in headers
         if field[0].lower() not in (PROTOCOLS, b"sec-websocket-extensions")
     ]
-    agreed = [each for each in _offered(headers) if each == protocol or each.startswith(NOT_SPOKEN)]
-    return [*kept, (b"Sec-WebSocket-Protocol", b", ".join(agreed))] if agreed else kept
+    offered = [
+        each for each in _offered(headers) if each == protocol or each.startswith(CREDENTIAL_PREFIX)
+    ]
+    return [*kept, (b"Sec-WebSocket-Protocol", b", ".join(offered))] if offered else kept
 
 
 def _offered(headers: Headers) -> list[bytes]:
@@ -236,18 +244,18 @@ def _offered(headers: Headers) -> list[bytes]:
 
 
 def check_handshake(method: bytes, headers: Headers) -> None:
-    """Raise BadRequest if it is none (section 4.2.1)."""
+    """Raise BadRequest unless this is a WebSocket handshake (section 4.2.1)."""
     try:
         key = base64.b64decode(header(headers, b"sec-websocket-key"), validate=True)
     except ValueError:
         key = b""
     version = header(headers, b"sec-websocket-version")
     if method != b"GET" or version != b"13" or len(key) != 16:
-        raise BadRequest("Not the handshake of a WebSocket: RFC 6455, section 4.2.1")
+        raise BadRequest("Not a WebSocket handshake: RFC 6455, section 4.2.1")
 
 
 def handshake_answer(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers that accept a client's handshake (section 4.2.2)."""
+    """Return the headers that accept a client's handshake (section 4.2.2)."""
     key = header(headers, b"sec-websocket-key") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
     token = base64.b64encode(hashlib.sha1(key, usedforsecurity=False).digest())
     accepted = [
@@ -255,12 +263,12 @@ def handshake_answer(headers: Headers) -> list[tuple[bytes, bytes]]:
         (b"Upgrade", b"websocket"),
         (b"Sec-WebSocket-Accept", token),
     ]
-    protocol = spoken(headers)
+    protocol = chosen_protocol(headers)
     return [*accepted, (b"Sec-WebSocket-Protocol", protocol)] if protocol else accepted
 
 
 class Frame(NamedTuple):
-    """A frame of a client, and the bytes that it came as."""
+    """A client's frame; `raw` is all of it as received."""
 
     opcode: int
     is_last: bool
@@ -269,12 +277,12 @@ class Frame(NamedTuple):
 
 
 class EarlyFrames:
-    """What a client sends before there is a backend for it, frame by frame.
+    """The frames that a client sends before there is a backend; they are held for it.
 
     Attributes:
-        message: What there is of the first message.
-        is_whole: Whether that is all of it.
-        has_closed: Whether the client has closed the WebSocket.
+        message: The first message as far as received.
+        is_whole: True once the first message is complete.
+        has_closed: True once the client has closed the WebSocket.
     """
 
     def __init__(self) -> None:
@@ -282,16 +290,16 @@ class EarlyFrames:
         self.is_whole = self.has_closed = False
         self._count = 0
         self._opcode = TEXT
-        self._is_amid = False  # a message in several frames
-        self._first_bytes = 0  # of the frames of the first message
-        self._held = bytearray()  # whole frames, for the backend
-        self._rest = bytearray()  # the beginning of one
+        self._is_amid = False  # between two frames of one message
+        self._first_bytes = 0  # length of the first message's frames, at the start of `_held`
+        self._held = bytearray()  # complete data frames, for the backend
+        self._rest = bytearray()  # an incomplete frame
 
     def feed(self, data: bytes) -> bytes:
-        """Take what was received; returns what the client gets for it: pongs, or a Close.
+        """Read received bytes; returns the frames to answer with: pongs, or a Close.
 
         Raises:
-            BadRequest: These are no frames of a client.
+            BadRequest: Not frames of a client.
             BodyTooLarge: The first message is too large.
         """
         self._rest += data
@@ -303,18 +311,18 @@ class EarlyFrames:
         return answer
 
     @property
-    def is_coming(self) -> bool:
-        """Whether there is something of a message."""
+    def has_begun(self) -> bool:
+        """True if the client has sent any part of a message."""
         return bool(self._held or self._rest)
 
     def replace_first(self, message: bytes) -> None:
-        """Have the backend get this in place of the first message."""
+        """Replace the first message by another, in one frame."""
         new = frame(self._opcode, message, os.urandom(4))
         self._held[: self._first_bytes] = new
         self._first_bytes = len(new)
 
     def take(self) -> bytes:
-        """All that is for the backend, as it came; nothing from then on."""
+        """Hand over the bytes for the backend, and keep none."""
         held = bytes(self._held + self._rest)
         self._held, self._rest = bytearray(), bytearray()
         return held
@@ -322,7 +330,7 @@ class EarlyFrames:
     def _take(self, each: Frame) -> bytes:
         self._count += 1
         if self._count > MOST_FRAMES:
-            raise BadRequest(f"More than {MOST_FRAMES} frames before the model is there")
+            raise BadRequest(f"More than {MOST_FRAMES} frames before the model is awake")
         if each.opcode == PING:
             return frame(PONG, each.payload)
         if each.opcode == PONG:
@@ -331,7 +339,7 @@ class EarlyFrames:
             self.has_closed = True
             return frame(CLOSE, each.payload[:2])
         if self._is_amid != (each.opcode == CONTINUATION):
-            raise BadRequest("A WebSocket's message begins amid another, or goes on without one")
+            raise BadRequest("A WebSocket message begins within another, or continues none")
         self._is_amid = not each.is_last
         self._held += each.raw
         if not self.is_whole:
@@ -350,9 +358,9 @@ class EarlyFrames:
         opcode, length = rest[0] & 0x0F, rest[1] & 0x7F
         is_control = opcode >= CLOSE
         if rest[0] & 0x70 or not rest[1] & 0x80 or opcode not in (0, 1, 2, 8, 9, 10):
-            raise BadRequest("Not a frame of a WebSocket's client, or of an extension")
+            raise BadRequest("Not a WebSocket frame of a client, or one of an extension")
         if is_control and (length > MOST_CONTROL_BYTES or not rest[0] & 0x80):
-            raise BadRequest("A WebSocket's control frame is too long, or in pieces")
+            raise BadRequest("A WebSocket control frame is too long, or fragmented")
         start = 2 + {126: 2, 127: 8}.get(length, 0)
         if length > MOST_CONTROL_BYTES:
             length = int.from_bytes(rest[2:start], "big")
@@ -365,24 +373,24 @@ class EarlyFrames:
         return Frame(opcode, bool(raw[0] & 0x80), payload, raw)
 
 
-# ---- What a client hears of an error ----
+# ---- Errors ----
 
 
 def close_code(status: int) -> int:
-    """The code of a Close frame for an HTTP status (section 7.4.1, and IANA's registry)."""
+    """Return the close code for an HTTP status (section 7.4.1, and IANA's registry)."""
     if status == 413:
-        return 1009
+        return 1009  # message too big
     if status in (429, 503, 504):
         return 1013  # try again later
-    return 1008 if status < 500 else 1011
+    return 1008 if status < 500 else 1011  # policy violation; internal error
 
 
 def error_message(answer: bytes) -> bytes:
-    """The body of an error as an event of the realtime API."""
-    said = answer.removeprefix(b"{").removeprefix(b'"type":"error",')  # as Anthropic's has it
-    return b'{"type":"error",' + said
+    """Turn the JSON body of an error into an error event of the realtime API."""
+    members = answer.removeprefix(b"{").removeprefix(b'"type":"error",')  # Anthropic's has it, too
+    return b'{"type":"error",' + members
 
 
 def close_payload(status: int) -> bytes:
-    """What a Close frame holds for an HTTP status."""
+    """Return the payload of a Close frame for an HTTP status."""
     return close_code(status).to_bytes(2, "big")

@@ -1,8 +1,9 @@
-"""Which web pages may use a llmux without keys: its own, and those of `cors_origins`.
+"""Which web pages may use an llmux without keys: its own, and those of `cors_origins`.
 
-Without keys, being able to connect is all it takes, and every browser of the network can. So pages
-of other sites are refused by what browsers say of them and no page can change: `Host`, `Origin` and
-`Sec-Fetch-Site`. Where there are keys, these are the check, and pages have none.
+Without keys, anybody who can connect may send requests, and so may every page that a browser on the
+network shows. So pages of other sites are refused, by headers that browsers set and no page can
+change: `Host`, `Origin` and `Sec-Fetch-Site`. With keys, the key is the check, and foreign pages
+have none.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ PRIVATE_SUFFIXES = (
     "intranet", "private", "corp", "home", "lan",  # RFC 6762, appendix G
     "localdomain",
 )  # fmt: skip
-"""What ends names that no public name server answers for, so that no page can have one."""
+"""Suffixes that public DNS never resolves, so that no page of another site can have such a host."""
 
-# What no top-level domain looks like, since those are of letters, or IDNA (RFC 3696, section 2):
-# Docker's network names, for one.
+# Top-level domains are letters only, or IDNA (RFC 3696, section 2), so a last label with digits,
+# "-" or "_" is private: Docker's network names, for one.
 _PRIVATE_TOP = re.compile(r"(?!xn--)[a-z]*[0-9_-][a-z0-9_-]*")
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]@/?#\\]*))(?::[0-9]*)?")
 
 MOST_HOST_BYTES = 300
-"""A host name has 253 characters at most, and a port five."""
+"""Limit for a Host header: a name has up to 253 characters, a port up to five."""
 
 CONFIRMED = frozenset({b"same-origin", b"none"})
-"""Values of `Sec-Fetch-Site` of requests that no other site has caused (W3C Fetch Metadata)."""
+"""Values of `Sec-Fetch-Site` for requests that no other site caused (W3C Fetch Metadata)."""
 
-FOREIGN = frozenset({b"cross-site", b"same-site"})
+FOREIGN = frozenset({b"cross-site", b"same-site"})  # same-site: another port or subdomain
 
 _MARKS = frozenset({
     b"host", b"origin", b"sec-fetch-site", b"x-forwarded-host", b"x-forwarded-proto",
@@ -49,14 +50,14 @@ _MARKS = frozenset({
 _MARK_LENGTHS = frozenset(map(len, _MARKS))
 
 OPEN_PATHS = (b"/health", b"/metrics", b"/control", b"/ui")
-"""llmux's own paths that have a door of their own, or need none; and what is below them."""
+"""llmux's own paths that check access themselves, or need no check, with all paths below them."""
 
 _OF_PAGES = frozenset({b"origin", b"referer"})
 _OF_PAGES_PREFIXES = (b"sec-fetch-", b"access-control-request-")
 
 
 class Marks(NamedTuple):
-    """What a request says of the page it comes from, each header's values in order."""
+    """The headers that tell of the page behind a request; each field lists all values, in order."""
 
     hosts: list[bytes]
     origins: list[bytes]
@@ -66,7 +67,7 @@ class Marks(NamedTuple):
 
 
 class OwnSite:
-    """The names by which clients reach llmux, and the pages that are its own."""
+    """Checks whether requests come from llmux's own site, or from an allowed page."""
 
     def __init__(self, config: Config) -> None:
         self._has_keys = bool(config.api_keys)
@@ -75,27 +76,28 @@ class OwnSite:
         self._is_public = pages == "*"
         self._pages = frozenset(origin.encode() for origin in pages)
         self._takes_any_host = config.hosts == "*"
-        hosts = [_plain(name) for name in config.hosts]
-        self._names = {_plain(config.host), _plain(socket.gethostname())}
+        hosts = [_normalized(name) for name in config.hosts]
+        self._names = {_normalized(config.host), _normalized(socket.gethostname())}
         self._names |= {name for name in hosts if not name.startswith("*.")}
         self._suffixes = tuple(name[1:] for name in hosts if name.startswith("*."))
         self._is_own = lru_cache(maxsize=1024)(self._look_up)
 
     def vet(self, peer: str | None, headers: Fields) -> bool:
-        """Let a request in, unless a page of another site has caused it.
+        """Refuse a request that a page of another site caused.
 
         Args:
-            peer: Who has connected.
-            headers: What was sent.
+            peer: Address of the connection; None on a Unix socket.
+            headers: As received.
 
         Returns:
-            Whether it comes from a page that may use llmux: no backend need judge that again.
+            True if an allowed page sent the request. A backend need not check that again, and would
+            take the page for a foreign one.
 
         Raises:
-            Forbidden: There are no keys, and it comes from a page of another site, or by a name
-                that may be one's.
+            Forbidden: There are no keys, and the request comes from a page of another site, or
+                names a host that such a page could have.
         """
-        if self._is_plain(headers):
+        if self._names_host_only(headers):
             return False
         marks = _marks(headers)
         origin = marks.origins[0] if marks.origins else None
@@ -114,15 +116,15 @@ class OwnSite:
         is_foreign = any(site.lower() in FOREIGN for site in marks.sites)
         if origin is None:
             if is_foreign:
-                raise Forbidden(f"{ABOUT_PAGES}, and this is the request of one")
+                raise Forbidden(f"{ABOUT_PAGES}, and this request comes from one")
             return False
         is_confirmed = bool(marks.sites) and all(site.lower() in CONFIRMED for site in marks.sites)
         if is_foreign or not (is_confirmed or _are_same(marks.origins, hosts)):
-            raise Forbidden(f"{ABOUT_PAGES}: {_way_in(origin)}")
+            raise Forbidden(f"{ABOUT_PAGES}: {_advice(origin)}")
         return True
 
-    def _is_plain(self, headers: Fields) -> bool:
-        """Whether a request has no mark but one host, which may ask: as nearly all of them."""
+    def _names_host_only(self, headers: Fields) -> bool:
+        """Return whether the only mark is one acceptable Host, as in nearly all requests."""
         host = None
         for name, value in headers:
             if len(name) in _MARK_LENGTHS and (lower := name.lower()) in _MARKS:
@@ -143,17 +145,20 @@ class OwnSite:
                 )
 
     def _look_up(self, host: bytes) -> bool:
-        """Whether no page of another site can have this host: DNS rebinding needs a public name."""
+        """Return whether no page of another site can have this host.
+
+        DNS rebinding points a name of the attacker's at llmux, so that takes a public name.
+        """
         found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
         if found is None:
             return False
         address, text = found.groups()
         if address is not None:
             return address_of(address) is not None
-        name = _plain(text)
+        name = _normalized(text)
         return (
             self._takes_any_host
-            or "." not in text  # a name of this network: nobody else's DNS is asked for it
+            or "." not in text  # a name of this network: public DNS is not asked for it
             or address_of(name) is not None
             or name in self._names
             or name.endswith(self._suffixes)
@@ -168,23 +173,23 @@ NO_NAME = b"null"
 """The origin of pages from files, and of any page in a sandboxed frame (WHATWG HTML, 7.1.1)."""
 
 
-def _way_in(origin: bytes) -> str:
+def _advice(origin: bytes) -> str:
     if origin == NO_NAME:
-        return "this one has no name, so that only api_keys, or cors_origins: '*', let it in"
+        return "this one has no origin to allow, so it takes api_keys, or cors_origins: '*'"
     return f"name {shown(origin.decode('latin-1'))!r} under cors_origins if it may use llmux"
 
 
 def is_open_path(path: bytes) -> bool:
-    """Whether a raw path of llmux's own is answered whatever page asks."""
+    """Return whether a raw path of llmux's own is exempt from this check."""
     return any(path == own or path.startswith(own + b"/") for own in OPEN_PATHS)
 
 
 def without_page(headers: Fields) -> list[tuple[bytes, bytes]]:
-    """Headers without what browsers say of the page: to a backend it would be foreign.
+    """Remove the headers that tell of the page: a backend would refuse it as a foreign one.
 
-    Servers judge by `Origin` (gin's CORS, as in Ollama, refuses it with 403), some first by
-    `Sec-Fetch-Site` (Go's CrossOriginProtection), and some by `Referer` where `Origin` is missing
-    (Django); what only preflights ask is llmux's to answer.
+    Servers check `Origin` (gin's CORS, as in Ollama, answers 403), some `Sec-Fetch-Site` first
+    (Go's CrossOriginProtection), and some `Referer` if `Origin` is missing (Django). Headers of
+    preflights go too, since llmux answers those.
     """
     return [field for field in headers if not _is_of_page(field[0].lower())]
 
@@ -216,9 +221,9 @@ def _are_same(origins: Iterable[bytes], hosts: Sequence[bytes]) -> bool:
 
 
 def _is_same(origin: bytes, hosts: Iterable[bytes]) -> bool:
-    """Whether an origin is that of one of these hosts, by http or https.
+    """Return whether an origin is one of these hosts, by http or https.
 
-    Behind a proxy that ends TLS, llmux is asked by http for what the page knows as https.
+    Behind a proxy that terminates TLS, a page's https origin meets a request by http.
     """
     scheme, _, authority = origin.lower().partition(b"://")
     if scheme not in (b"http", b"https"):
@@ -227,7 +232,7 @@ def _is_same(origin: bytes, hosts: Iterable[bytes]) -> bool:
     return any(authority == host.strip().lower().removesuffix(usual) for host in hosts)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.lower().removesuffix(".")
 
 

@@ -1,9 +1,9 @@
-"""Looks for what is quiet: streams whose backend sends nothing, WebSockets that nobody uses.
+"""Find streams whose backend has gone silent, and WebSockets that nobody uses.
 
-One task looks at all of them, now and then: nothing is done for each chunk, since the kernel keeps
-the time of the last one. What counts is the time between two looks in which a stream waits for its
-backend. So a client that takes nothing does not make its backend late, nor does a process that was
-stopped, or a machine that was suspended, make all of them so at once.
+One task polls all of them. That costs nothing per chunk, since the kernel keeps the time of the
+last one. A stream's silence is the sum of the polling intervals in which it waited for its backend:
+so neither a client that does not read, nor a process that was stopped or a machine that was
+suspended, makes backends look silent.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from llmux.switching.switchboard import Switchboard
 from llmux.upstream import Backend
 
 LOOK_S = 1.0
-"""How often everything is looked at, unless a limit is short."""
+"""Polling interval, unless a limit is short."""
 
 LOOKS = 4
-"""So many fit into the shortest limit, unless it is shorter than anybody needs."""
+"""Polls within the shortest limit, at least."""
 
 SHORTEST_LOOK_S = 0.05
-"""A look at 1000 streams takes a few milliseconds."""
+"""Shortest polling interval, whatever the limit: polling 1000 streams takes a few milliseconds."""
 
 log = get_logger(__name__)
 
 
 class QuietWatch:
-    """Ends what has been quiet for too long.
+    """Cuts silent streams, and has unused WebSockets give way.
 
     Args:
-        journeys: The requests on their way.
+        journeys: The requests under way.
         board: Their models.
-        config: The config that is used now.
+        config: Returns the config in use.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class QuietWatch:
         self._silent_s: dict[Journey, float] = {}
 
     async def run(self) -> None:
-        """Look now and then, for ever."""
+        """Poll for ever."""
         async with trio.open_nursery() as nursery:
             looked_at = trio.current_time()
             while True:
                 interval_s = self._interval_s()
                 await trio.sleep(interval_s)
                 now = trio.current_time()
+                # Capped: a process that was stopped must not find every stream silent.
                 passed_s, looked_at = min(now - looked_at, 2 * interval_s), now
                 for model in self.end_silent(passed_s):
                     nursery.start_soon(self._board.silent, model)
@@ -72,13 +73,13 @@ class QuietWatch:
         return max(SHORTEST_LOOK_S, min(LOOK_S, shortest_s / LOOKS))
 
     def end_silent(self, passed_s: float) -> list[str]:
-        """Cut streams whose backend has sent nothing of them for too long.
+        """Cut the streams of which the backend has sent nothing for too long.
 
         Args:
-            passed_s: Seconds since the last look, as far as they count.
+            passed_s: Seconds since the last call, capped.
 
         Returns:
-            The model of each that has failed, where nothing else came from its backend either.
+            The models of those streams whose backend has sent nothing else either: it has failed.
         """
         before, self._silent_s = self._silent_s, {}
         heard_at: dict[Backend, float] = {}
@@ -104,7 +105,7 @@ class QuietWatch:
         return failed
 
     def _is_awaited(self, journey: Journey) -> bool:
-        """Whether it is the backend's turn to send something of a stream."""
+        """Return whether the backend is to send the next part of a stream."""
         flight, answer = journey.flight, journey.answer
         if flight is None or not flight.is_in or journey.lane.is_sending:
             return False
@@ -123,10 +124,10 @@ class QuietWatch:
 
 
 def _last_sign(journey: Journey, backend_heard_at: float) -> float:
-    """When something came of a stream, or was a sign that it will (Trio's clock, seconds).
+    """Return the time of the stream's last sign of life (Trio's clock, seconds).
 
-    Before its first byte a request may wait for others inside of its backend, for as long as these
-    take: then what comes for them is a sign of life, too.
+    Before its first byte, a request may wait for others inside its backend. So until then, any byte
+    from that backend is a sign of life.
     """
     answer = journey.answer
     if answer is None or answer.seen.first_at is None:

@@ -20,7 +20,7 @@ from llmux.openai.dialects import plain_path
 from llmux.openai.fields import Fields, read_coded, read_fields
 from llmux.openai.jsonbody import LARGE_BYTES, may_be_wide
 from llmux.openai.rewriting import decoded_headers, decoded_text
-from llmux.openai.scanning import Hurry, Pause, TooLong
+from llmux.openai.scanning import Pause, PauseBudget, TooLong
 from llmux.proxy.beside import run_beside
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey
@@ -30,7 +30,7 @@ from llmux.proxy.opening import GREETING, FirstMessage, names_no_model, opened_h
 T = TypeVar("T")
 
 HUGE_BYTES = 8 << 20
-"""Larger bodies are searched in a queue of their own: few prompts are so long."""
+"""Larger bodies get a thread of their own, so that normal prompts need not wait for them."""
 
 LARGE_MESSAGE_BYTES = 16 << 10
 """Larger first messages are read in a thread: 1 MiB of empty objects takes 0.5 s."""
@@ -40,17 +40,17 @@ class Reader:
     """Reads requests as far as it takes to know their models.
 
     Args:
-        config: The config to begin with.
+        config: The first config.
         bodies: Counts what is held in memory.
     """
 
     def __init__(self, config: Config, bodies: Bodies) -> None:
         self._bodies = bodies
-        # One thread at a time: more would only share the interpreter, with the event loop, too.
+        # One thread at a time: more would only take the interpreter lock from the event loop.
         self._threads = trio.CapacityLimiter(1)
-        # Seconds of work at worst; a prompt of a usual size need not wait behind it.
+        # Takes seconds at worst.
         self._threads_for_huge = trio.CapacityLimiter(1)
-        self._hurry = Hurry()
+        self._pause_budget = PauseBudget()
         self._opening: set[trio.CancelScope] = set()  # WebSockets without their first message
         self._is_stopping = False
         self.apply(config)
@@ -60,16 +60,16 @@ class Reader:
         self._names = config.names
 
     def stop(self) -> None:
-        """Refuse WebSockets that wait for their first message: no model would get it any more."""
+        """Refuse WebSockets that wait for their first message: no model would be woken for them."""
         self._is_stopping = True
         for scope in self._opening:
             scope.cancel()
 
     async def read(self, journey: Journey) -> None:
-        """Read the body, and of a WebSocket that names no model yet the first message.
+        """Read the body, and the first message of a WebSocket whose handshake names no model.
 
         Raises:
-            BadRequest, BodyTooLarge, QueueFull, ShuttingDown: It is refused.
+            BadRequest, BodyTooLarge, QueueFull, ShuttingDown: The request is refused.
             ClientLeft: The client left.
         """
         lane = journey.lane
@@ -88,7 +88,7 @@ class Reader:
         if len(data) > LARGE_BYTES or (data and content_codings(headers)):
             return None
         try:
-            return read_fields(headers, data, self._hurry.begin())
+            return read_fields(headers, data, self._pause_budget.begin())
         except TooLong:
             return None
 
@@ -104,11 +104,11 @@ class Reader:
     async def decode(self, journey: Journey) -> None:
         """Replace the body by its decoded text, so that a name in it can be replaced.
 
-        For a large body that is the second time: it waits in line as it came, since the text may
-        take a thousand times the memory. So it is for any body whose name a reload has changed.
+        A large body is decoded a second time here: it waits in line compressed, since its text may
+        take a thousand times the memory. So is any body whose name a reload has changed meanwhile.
 
         Raises:
-            BodyTooLarge, QueueFull: There is no room for the text.
+            BodyTooLarge, QueueFull: No room for the text.
         """
         codings = journey.fields.codings
         work = partial(decoded_text, journey.lane.body.data, codings)
@@ -117,7 +117,7 @@ class Reader:
 
     @staticmethod
     def keep_decoded(journey: Journey) -> None:
-        """Replace the body by the text that is there already; raises QueueFull."""
+        """Replace the body by its text, which is decoded already; raises QueueFull."""
         fields = journey.fields
         assert fields.decoded is not None
         journey.lane.body.swap(fields.decoded)
@@ -125,19 +125,19 @@ class Reader:
         fields.codings, fields.decoded = (), None
 
     async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
-        """Do work that decodes the body: at once if the text is small, else in a thread.
+        """Do work that decodes the body: on the event loop if the text is small, else in a thread.
 
-        How large the text is shows on the way only. What exceeds one queue's bound begins again in
-        the next queue.
+        The size of the text is only known once it is decoded. So work that exceeds one bound starts
+        again in the queue for larger texts.
 
         Raises:
-            BodyTooLarge: The text is larger than a body may be.
-            QueueFull: There is no room for it.
+            BodyTooLarge: The text exceeds the limit for bodies.
+            QueueFull: No room for the text.
         """
         most = self._bodies.most_bytes
         if len(lane.body.data) <= LARGE_BYTES:
             with suppress(TooLong):
-                return work(Bounds(min(LARGE_BYTES, most), self._hurry.begin()))
+                return work(Bounds(min(LARGE_BYTES, most), self._pause_budget.begin()))
         for limiter, limit in ((self._threads, HUGE_BYTES), (self._threads_for_huge, most)):
             with suppress(TooLong), lane.body.copying() as count:
                 done = partial(_within, work, min(limit, most), _on_loop(count))

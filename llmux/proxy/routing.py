@@ -1,4 +1,4 @@
-"""The routing phase: from a request that was read to the model, and the backend, that it is for."""
+"""The routing phase: find the model, and the backend, that a request is for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Router:
     """Finds the model of each request.
 
     Args:
-        config: The config to begin with.
+        config: The first config.
         board: The models.
         upstreams: Their backends.
         lines: Places in line, by client.
@@ -47,8 +47,8 @@ class Router:
         """Set the request's model, its stay there, its upstream and the target to forward.
 
         Raises:
-            ModelNotFound, NoModel, IdNotFound: It is for no model, and there is no fallback.
-            BadRequest: It cannot be told which model it is for.
+            ModelNotFound, NoModel, IdNotFound: No model is found, and there is no fallback.
+            BadRequest: Which model the request is for is ambiguous, or not readable.
         """
         lane, fields = journey.lane, journey.fields
         try:
@@ -57,7 +57,7 @@ class Router:
             if self._upstreams.fallback is None:
                 raise
             is_named = isinstance(missing, ModelNotFound)
-            fields.check_stranger(
+            fields.check_foreign(
                 lambda name: self._names.find(name) is not None, names_model=is_named
             )
             journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)
@@ -65,7 +65,8 @@ class Router:
             journey.model = model
             journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
             if named.target is not lane.target and _lacks_slash(named.target, lane.target):
-                # The browser's relative links would miss the backend's name; an upgrade has none.
+                # Without the slash, relative links would lose the last segment, the model's name.
+                # An upgrade returns no page.
                 journey.redirects = not lane.upgrade
             journey.serving = self._board.serving(
                 model,
@@ -98,7 +99,7 @@ class Router:
         """Return the maker of a stored object that the request refers to, else the default model.
 
         Raises:
-            NoModel: There is none, or the object is the fallback's.
+            NoModel: There is no default model, or the fallback made the object.
             IdNotFound: No model here is known to have made the object.
             BadRequest: The body may name a model, but cannot be read.
         """
@@ -116,7 +117,7 @@ class Router:
                 raise NoModel
         if ids:
             if in_path and not lane.body.data and fallback is not None:
-                raise NoModel  # nothing but the id leaves the house
+                raise NoModel  # safe to ask the fallback: without a body only the id leaves llmux
             raise IdNotFound(ids[0])
         if self._default_model is None:
             raise NoModel
@@ -130,7 +131,7 @@ class Router:
             return PASSIVE
         if self._takes_hints:
             return read_hints(lane.headers)
-        # To ask for no switch takes nothing from anybody, so it needs no permission.
+        # Needs no permission: a client that wants no switch takes nothing from others.
         stays_put = header(lane.headers, b"x-llmux-switch").lower() == b"never"
         return NEVER_SWITCH if stays_put else NO_HINTS
 

@@ -1,15 +1,15 @@
-"""Which model has made what: responses, files, batches, threads and their kin, by their ids.
+"""Stored objects (responses, files, batches, threads, ...): which model made them, by their ids.
 
-A request for such an object names no model: only the server that made it knows it. So the ids are
-read off the answers. An id stands in the first bytes of a body or in the first event, which a
-connection keeps anyway (`llmux.upstream.seen`), or at the end of a short one: nothing is looked at
-while it is relayed. Only what a backend itself says counts: the ids at the top of its answer.
+A request for such an object names no model, and only the server that made it knows it. So llmux
+learns the ids from answers. An id is in the first bytes of a body or in its first event, or at the
+end of a short body. Connections keep these bytes anyway (`llmux.upstream.seen`), so nothing is
+searched while it is relayed. Only ids at the top level of an answer count: text that a model
+generates must not claim any.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
@@ -18,27 +18,28 @@ import msgspec
 
 from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
-from llmux.openai.headers import header
-from llmux.openai.streams import EVENT_STREAM, Headers, media_type
+from llmux.openai.headers import Headers, header
+from llmux.openai.inflating import inflate_start
+from llmux.openai.streams import EVENT_STREAM, event_data, media_type
 
 MOST_ID_BYTES = 256
-"""A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""
+"""Limit for an id; longer ones are ignored. OpenAI's have about 50 bytes, vLLM's fewer."""
 
 LOOK_BYTES = 16384
-"""How much of an answer's end is looked at."""
+"""Bytes of an answer's end that are searched."""
 
 INFLATED_BYTES = 4096
-"""How much is made of a compressed beginning."""
+"""Limit for what is inflated of a compressed opening."""
 
 _COLLECTIONS = (
     b"responses", b"chat/completions", b"conversations", b"files", b"uploads", b"batches",
     b"messages/batches", b"threads", b"assistants", b"vector_stores", b"fine_tuning/jobs", b"evals",
     b"containers", b"videos", b"skills",
 )  # fmt: skip
-"""Below `/v1/`: of OpenAI and Anthropic, and of what speaks like them."""
+"""Paths below `/v1/`, of OpenAI's and Anthropic's APIs."""
 
 _NO_IDS = frozenset({b"runs", b"input_tokens", b"compact", b"alpha"})
-"""What follows such a collection and is a verb, or one more collection."""
+"""Segments in the place of an id that are a verb, or another collection."""
 
 _IN_COLLECTION = re.compile(
     rb"/+(?:openai/+)?v1/+(?:%b)(?P<below>/[^?]*)?(?:\?.*)?"
@@ -50,7 +51,7 @@ _CHAT = b"/v1/chat/completions"
 
 
 def id_of(target: bytes) -> str:
-    """The id of the stored object that a path is about; empty if it is about none."""
+    """Return the id of the stored object that a path names; empty if none."""
     found = _IN_COLLECTION.fullmatch(target)
     parts = segments(found["below"] or b"") if found else []
     if not parts or parts[0] in _NO_IDS:
@@ -59,12 +60,12 @@ def id_of(target: bytes) -> str:
 
 
 def makes_stored(method: bytes, target: bytes, *, stores: bool) -> bool:
-    """Whether the answer to a request may have the id of something that can be asked for later.
+    """Return whether a request may create a stored object, whose id is in the answer.
 
     Args:
-        method: The request's.
+        method: Of the request.
         target: Its path and query.
-        stores: Whether its body says `"store": true`, without which no chat is stored.
+        stores: True if its body says `"store": true`, without which no chat is stored.
     """
     if method != b"POST":
         return False
@@ -74,24 +75,24 @@ def makes_stored(method: bytes, target: bytes, *, stores: bool) -> bool:
     return found is not None and (stores or b"/chat/" not in target[: found.start("below")])
 
 
-def tells_again(method: bytes, target: bytes) -> bool:
-    """Whether an answer repeats an earlier one, so that its tokens were counted before.
+def repeats_answer(method: bytes, target: bytes) -> bool:
+    """Return whether the answer repeats an earlier one, whose tokens were counted before.
 
     Args:
-        method: The request's.
+        method: Of the request.
         target: Its path and query.
     """
-    if method != b"POST":  # none of these APIs generates on another
+    if method != b"POST":  # none of these APIs generates with another method
         return True
-    # To change or to cancel a response, a chat or a batch answers with the whole of it.
+    # A POST to a stored response, chat or batch (update, cancel) returns the whole object.
     return id_of(target) != "" and b"/threads/" not in target
 
 
 class Stored:
-    """A bounded memory: whoever was not asked for for the longest time is forgotten first.
+    """The models that made stored objects, by id; the least recently used ids are forgotten.
 
     Attributes:
-        most: How many ids it holds.
+        most: Limit for the number of ids.
     """
 
     def __init__(self, most: int) -> None:
@@ -102,9 +103,10 @@ class Stored:
         return len(self._makers)
 
     def note(self, id: str, model: str) -> None:  # noqa: A002
-        """A model has made this; an empty name is the fallback's.
+        """Remember the model that made an object; an empty name stands for the fallback.
 
-        The first counts: some servers let clients choose an id, which must take it from nobody.
+        The first maker stays: some servers let clients choose ids, and a chosen id must not take an
+        object away from the model that has it.
         """
         self._makers.setdefault(id, model)
         self._makers.move_to_end(id)
@@ -112,7 +114,7 @@ class Stored:
             self._makers.popitem(last=False)
 
     def maker(self, id: str) -> str | None:  # noqa: A002
-        """The model that has made this; None if nobody knows."""
+        """Return the model that made an object; None if unknown."""
         model = self._makers.get(id)
         if model is not None:
             self._makers.move_to_end(id)
@@ -128,7 +130,7 @@ class _Top(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Top).decode
 
-# A string, or what opens or closes something; all else of JSON is between them.
+# A string or a bracket; the rest of JSON can be skipped.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\]]', re.DOTALL)
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*+")', re.DOTALL)
 
@@ -139,22 +141,23 @@ _PLACES = frozenset({
 
 
 def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool) -> list[str]:
-    """The ids that an answer says its object has; of a response also its conversation's.
+    """Find the id of the object in an answer, and for a response also its conversation's.
 
     Args:
         headers: Of the answer.
-        opening: The beginning of its body, as it came over the wire.
-        ending: The end of its body, as it came over the wire.
-        is_chunked: Whether there is the framing of chunks in both.
+        opening: The start of its body, as received.
+        ending: The end of its body, as received.
+        is_chunked: True if both contain the framing of chunks.
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
         opening, ending = without_chunk_heads(opening), without_chunk_heads(ending)
-    opening = _inflated(opening, header(headers, b"content-encoding").lower())
+    coding = header(headers, b"content-encoding").lower()
+    if coding not in {b"", b"identity"}:
+        opening = inflate_start(opening, coding, INFLATED_BYTES)
     kind = media_type(headers)
     if kind == EVENT_STREAM:
-        events = (line[5:] for line in opening.splitlines() if line.startswith(b"data:"))
-        found = next((list(_ids_in(event)) for event in events), [])
+        found = next((list(_ids_in(event)) for event in event_data(opening)), [])
     elif b"json" in kind:
         found = list(_ids_in(opening)) or _ids_at_end(ending)
     else:
@@ -162,22 +165,8 @@ def ids_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool)
     return [each for each in found if 0 < len(each.encode()) <= MOST_ID_BYTES]
 
 
-def _inflated(data: bytes, encoding: bytes) -> bytes:
-    """The beginning of what is compressed; nothing if it is in a way that is not known here."""
-    if encoding in {b"", b"identity"}:
-        return data
-    if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
-        return b""
-    try:
-        return zlib.decompressobj(wbits=47 if encoding != b"deflate" else 15).decompress(
-            data, INFLATED_BYTES
-        )
-    except zlib.error:
-        return b""
-
-
 def _ids_in(data: bytes) -> Iterator[str]:
-    """The ids at the known places of a JSON object, of which the end may be missing."""
+    """Find the ids at `_PLACES` of a JSON object that may be cut off."""
     path: list[bytes] = []
     key = b""
     for found in _TOKEN.finditer(data):
@@ -195,7 +184,7 @@ def _ids_in(data: bytes) -> Iterator[str]:
             if (*path[1:], key) in _PLACES and (value := _VALUE.match(data, found.end())):
                 yield _text(value[1])
         elif not path:
-            return  # no object
+            return  # not an object
 
 
 def _text(raw: bytes) -> str:
@@ -206,12 +195,12 @@ def _text(raw: bytes) -> str:
 
 
 def _ids_at_end(ending: bytes) -> list[str]:
-    """The id of an object whose beginning may be missing: llama.cpp has it behind the text."""
+    """Find the id of an object whose start may be missing: llama.cpp puts it behind the text."""
     start = ending.rfind(b'"id"')
     for text in (ending, b"{" + ending[start:] if start >= 0 else b""):
         try:
-            said = _decode(text)
+            top = _decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
-        return [said.id] if isinstance(said.id, str) else []
+        return [top.id] if isinstance(top.id, str) else []
     return []

@@ -1,12 +1,14 @@
-"""OpenTelemetry traces: a span for each request, with what it waited for and where it went.
+"""OpenTelemetry traces: one span per request, with children for its wait and its exchange.
 
     request (server) ─┬─ wait ── switch, for each switch of its group while it was in line
                       └─ forward (client): its id is the `traceparent` that the backend gets
 
-One switch serves many requests: each gets a span of its own for it, as long as it waited for it.
-The only file that imports OpenTelemetry, and imported only where the config says `tracing: true`.
-Where spans go, which are kept and what they are called is for the standard `OTEL_*` variables to
-say; a thread of OpenTelemetry's own sends them.
+One switch may serve many requests. Each trace gets its own span for it, clipped to the time that
+its request waited.
+
+This is the only file that imports OpenTelemetry, and it is imported only with `tracing: true`. The
+standard `OTEL_*` variables set exporter, sampling and service name; a thread of OpenTelemetry's own
+sends the spans.
 """
 
 from __future__ import annotations
@@ -35,22 +37,22 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import SwitchEnded
 from llmux.observe.journal import Switch
 from llmux.observe.listeners import switch_entry
-from llmux.proxy.summary import RequestSummary, milliseconds, path_of
+from llmux.observe.summary import RequestSummary, milliseconds, path_of
 from llmux.switching.admission import Serving
 
 FLUSH_S = 2.0
-"""How long a shutdown waits for the last spans to be sent."""
+"""Seconds that a shutdown waits for the last spans to be sent."""
 
 SWITCHES_KEPT = 256
-"""Switches whose times are remembered for the requests that waited for them."""
+"""Limit for switches remembered for the requests that wait for them."""
 
 W3C = TraceContextTextMapPropagator()
 W3C_HEADERS = (b"traceparent", b"tracestate")
 
 MAX_CARRIED_BYTES = 4096
-"""Of a longer header nothing is kept; W3C Trace Context, section 3.3.1.5, wants 512 at least."""
+"""Longer trace headers are dropped; W3C Trace Context, section 3.3.1.5, requires 512 at least."""
 
-# HTTP methods that may be a span's name; others would be as many names as clients like.
+# HTTP methods allowed as span names, since clients could make up any number of others.
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"}
 )
@@ -59,7 +61,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class HasStatus(Protocol):
-    """A backend's answer, as far as a trace wants to know."""
+    """The part of a backend's answer that a trace needs."""
 
     status: int
 
@@ -68,19 +70,19 @@ A = TypeVar("A", bound=HasStatus)
 
 
 class Tracing:
-    """Makes the spans of one app."""
+    """Makes the spans of one app; starts the thread that sends them."""
 
     def __init__(self, config: Config) -> None:
-        """Start the thread that sends spans; nothing is sent before there are some."""
         own = Resource({"service.name": "llmux", "service.version": __version__})
-        said = OTELResourceDetector().detect()
+        from_environment = OTELResourceDetector().detect()
         self._provider = TracerProvider(
-            resource=Resource.create(own.merge(said).attributes),
-            shutdown_on_exit=False,  # that would wait for as long as the exporter tries
+            resource=Resource.create(own.merge(from_environment).attributes),
+            shutdown_on_exit=False,  # it would wait for as long as the exporter retries
         )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer = self._provider.get_tracer("llmux", __version__)
         self.switches: deque[Switch] = deque(maxlen=SWITCHES_KEPT)
+        self._under_way: dict[str, Trace] = {}  # by the request's id
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -91,12 +93,25 @@ class Tracing:
         """Remember a switch for the requests that waited for it."""
         self.switches.append(switch_entry(event)(0.0))  # in Trio's time
 
-    def begin(self, method: bytes, target: bytes, headers: Headers, client: str | None) -> Trace:
-        """A request has come."""
-        return Trace(self, method, target, headers, client)
+    def begin(
+        self,
+        id: str,  # noqa: A002
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        client: str | None,
+    ) -> Trace:
+        """Begin the trace of a request; `request_ended` ends it."""
+        trace = self._under_way[id] = Trace(self, method, target, headers, client)
+        return trace
+
+    def request_ended(self, summary: RequestSummary) -> None:
+        """End the request's trace."""
+        if (trace := self._under_way.pop(summary.id, None)) is not None:
+            trace.end(summary)
 
     def switches_during(self, model: str, started_at: float, ended_at: float) -> list[Switch]:
-        """Those of a model's group that were going on then (Trio's clock, seconds)."""
+        """Return the switches of a model's group that overlap a time (Trio's clock, seconds)."""
         group = self._groups.get(model)
         return [
             switch
@@ -107,7 +122,7 @@ class Tracing:
         ]
 
     async def close(self) -> None:
-        """Send what is there, in a while that ends whatever the collector does."""
+        """Send the remaining spans, or give up after `FLUSH_S`: the collector may not answer."""
         with trio.move_on_after(FLUSH_S, shield=True):
             await trio.to_thread.run_sync(self._provider.shutdown, abandon_on_cancel=True)
 
@@ -125,11 +140,11 @@ class Trace:
     ) -> None:
         self._tracing = tracing
         self._clock = WallClock()
-        self._noted_s = 0.0  # of its wait
+        self._noted_s = 0.0  # seconds of its wait that have a span already
         self._serving: Serving | None = None
         self._model = ""
-        given = method.decode("latin-1")
-        self._method = given if given in METHODS else "_OTHER"
+        name = method.decode("latin-1")
+        self._method = name if name in METHODS else "_OTHER"
         attributes = {
             "http.request.method": self._method,
             "url.path": shown(_text(path_of(target))),
@@ -146,12 +161,12 @@ class Trace:
         self._here = set_span_in_context(self._span)
 
     def named(self, asked_for: str, model: str, serving: Serving) -> None:
-        """The request names a model.
+        """Note the model that the request is for.
 
         Args:
-            asked_for: As the client calls it.
-            model: As the config does.
-            serving: Its stay there.
+            asked_for: The client's name for it.
+            model: Its configured name.
+            serving: The request's stay at the model.
         """
         self._model = model
         self._serving = serving
@@ -168,13 +183,13 @@ class Trace:
         base_url: str,
         target: bytes,
     ) -> AsyncIterator[A]:
-        """A span around an exchange with the backend.
+        """Run an exchange with the backend in a span of its own.
 
         Args:
-            exchange: Sends the request with these headers.
-            headers: What it would be sent with; now with the span's id.
+            exchange: Sends the request with the headers that it is called with.
+            headers: The request's; the span's id replaces the client's trace headers.
             base_url: Of the backend.
-            target: What it is asked for.
+            target: Path and query at the backend.
         """
         self._note_wait()
         url, address = _server(base_url)
@@ -210,7 +225,7 @@ class Trace:
             span.end(self._clock.unix_ns(trio.current_time()))
 
     def end(self, summary: RequestSummary) -> None:
-        """End the spans of a request that has ended."""
+        """End the request's spans."""
         self._note_wait()
         span = self._span
         span.set_attributes(
@@ -235,7 +250,10 @@ class Trace:
         span.end(self._clock.unix_ns(trio.current_time()))
 
     def _note_wait(self) -> None:
-        """The request may have been in line since this was called last."""
+        """Make a span for the wait since the last call, if the request was in line.
+
+        A request waits more than once if its backend refuses the connection.
+        """
         if self._serving is None or self._serving.waited_s <= self._noted_s:
             return
         ended_at = self._serving.left_line_at
@@ -284,9 +302,9 @@ def _carrier(headers: Headers) -> dict[str, list[str]]:
 
 @lru_cache
 def _server(base_url: str) -> tuple[str, dict[str, str | int]]:
-    """What URLs of a backend begin with, and the attributes that say where it is.
+    """Return the URL to show for a backend, and the attributes of its address.
 
-    `server.address` of a Unix socket is its path (OpenTelemetry's semantic conventions).
+    For a Unix socket, `server.address` is its path (OpenTelemetry's semantic conventions).
     """
     if (path := socket_path(base_url)) is not None:
         return "http://localhost", {"server.address": path, "network.transport": "unix"}

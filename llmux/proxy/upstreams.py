@@ -10,7 +10,7 @@ from llmux.upstream import Backend
 
 
 class Upstream:
-    """A model, or the fallback, as the proxy sees it: its address and what to send along."""
+    """The proxy's view of a model, or of the fallback: its address, and what to send along."""
 
     def __init__(self, backend: Backend, config: ModelConfig | None = None) -> None:
         self.backend = backend

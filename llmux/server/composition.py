@@ -15,7 +15,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
-from llmux.api.control import Steered, control_routes
+from llmux.api.control import Controlled, control_routes
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -24,10 +24,12 @@ from llmux.downstream.asgi import ModelTraffic
 from llmux.errors import LlmuxError
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
+from llmux.observe.events import Events
 from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Started
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
+from llmux.proxy.access_log import AccessLog
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
 from llmux.proxy.quiet import QuietWatch
@@ -65,6 +67,7 @@ class Service:
         proxy: Carries model traffic, for lanes beside the app's own.
         traffic: The app's own lane.
         reloader: Puts another config into use.
+        metrics: Every series, for `GET /metrics`.
         feed: Recent events, for event streams and `GET /control/history`.
         journal: The record of requests and switches for `llmux replay`.
         lifecycle: Starts the background tasks, and ends them in order.
@@ -75,6 +78,7 @@ class Service:
     proxy: ModelProxy
     traffic: ModelTraffic
     reloader: Reloader
+    metrics: Metrics
     feed: Feed
     journal: Journal
     lifecycle: Lifecycle
@@ -113,24 +117,25 @@ def build_service(
     use_rules(config)
     MASKER.use(config.secrets)
     clock = WallClock()
-    metrics, feed = Metrics(), Feed(clock)
+    metrics, feed = metrics_of_models(config), Feed(clock)
     journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None, clock)
     record = AwakeRecord(config.state_dir / "awake.json")
-    shell = shell_hooks(config, metrics, record.mark, feed)
-    tracing = tracing_of(config)
     events = observed(metrics, journal, feed)
-    if tracing:
-        events.switch_ended.listen(tracing.switch_ended)
+    tracing = tracing_of(config, events)
+    shell = shell_hooks(config, events, record.mark)
     board = Switchboard(config, hooks or shell, events, record=record)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
-    proxy = ModelProxy(config, board, metrics, journal, feed=feed, tracing=tracing)
+    proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
+    access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
     board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
     reloader = Reloader(config, board, events)
     reloader.tell(lambda new: MASKER.use(new.secrets))
+    reloader.tell(of_models=metrics.use)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
+    reloader.tell(access_log.apply)
     reloader.tell(lambda new: journal.add(started(new)))
     if tracing:
         reloader.tell(tracing.apply)
@@ -140,14 +145,17 @@ def build_service(
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
     app = new_app()
-    app.register_blueprint(public_routes(lambda: reloader.config, board, metrics))
-    app.register_blueprint(visitor_routes(lambda: reloader.config, board))
-    steered = Steered(board, feed, proxy.journeys, journal, shell, reloader)
-    app.register_blueprint(control_routes(steered))
-    app.register_blueprint(page_routes(lambda: reloader.config))
+    for routes in (
+        public_routes(lambda: reloader.config, board, metrics),
+        visitor_routes(lambda: reloader.config, board),
+        control_routes(Controlled(board, feed, proxy.journeys, journal, shell, reloader)),
+        page_routes(lambda: reloader.config),
+    ):
+        app.register_blueprint(routes)
     traffic = ModelTraffic(
         app.asgi_app,
         proxy,
+        access_log,
         nursery=lambda: app.nursery,
         stall_s=config.limits.client_stall_secs,
         is_apart=config.control is not None,
@@ -184,7 +192,15 @@ def build_service(
         finally:
             app.nursery.cancel_scope.cancel()
 
-    return Service(app, board, proxy, traffic, reloader, feed, journal, lifecycle)
+    return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
+
+
+def metrics_of_models(config: Config) -> Metrics:
+    """Return metrics that show the counters of the config's models from zero on."""
+    metrics = Metrics()
+    for name, model in config.models.items():
+        metrics.use(name, model)
+    return metrics
 
 
 def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[Model, Fetch]]:
@@ -228,26 +244,26 @@ def new_app() -> QuartTrio:
     return app
 
 
-def tracing_of(config: Config) -> Tracing | None:
+def tracing_of(config: Config, events: Events) -> Tracing | None:
     """Return the tracing if it is configured; OpenTelemetry is imported only then."""
     if not config.tracing:
         return None
     from llmux.proxy.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import
 
-    return Tracing(config)
+    tracing = Tracing(config)
+    events.request_ended.listen(tracing.request_ended)
+    events.switch_ended.listen(tracing.switch_ended)
+    return tracing
 
 
-def shell_hooks(
-    config: Config, metrics: Metrics, marks: Marks, feed: Feed | None = None
-) -> ShellHooks:
+def shell_hooks(config: Config, events: Events, marks: Marks) -> ShellHooks:
     """Return the config's hooks, with their logs under its `state_dir`."""
     return ShellHooks(
         config.models,
         directory=config.directory,
         log_dir=config.state_dir / "logs",
-        metrics=metrics,
+        events=events,
         marks=marks,
         secret_variables=config.secret_variables,
-        feed=feed,
         shows_output=config.errors.hook_output == "clients",
     )

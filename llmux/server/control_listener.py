@@ -21,7 +21,7 @@ import trio
 from hypercorn.config import Config as ServerConfig
 from hypercorn.utils import repr_socket_addr
 
-from llmux.api.doors import PORT, SOCKET, marked
+from llmux.api.listeners import PORT, SOCKET, mark_listener
 from llmux.config import Config
 from llmux.http.asgi_types import ASGIApp
 from llmux.observe.logs import get_logger
@@ -165,7 +165,7 @@ class ControlListener:
 
     def __init__(self, opened: Opened, app: ASGIApp) -> None:
         self._opened = opened
-        self._side = HypercornSide(marked(app, opened.kind), _settings())
+        self._side = HypercornSide(mark_listener(app, opened.kind), _settings())
         self._accepting = trio.CancelScope()
         self._ended = trio.Event()
         self._count = 0

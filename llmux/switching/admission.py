@@ -19,7 +19,6 @@ from llmux.errors import (
     WouldSwitch,
 )
 from llmux.http.clients import NO_PLACE, Place
-from llmux.observe.journal import Request
 from llmux.observe.logs import get_logger
 from llmux.switching.group import Group
 from llmux.switching.hints import NO_HINTS, Hints
@@ -138,21 +137,6 @@ class Serving:
     def refuse(self, error: LlmuxError) -> None:
         """Refuse the request if it waits in line."""
         self._model.waiters.refuse(error, only=lambda waiter: waiter.request == self._request)
-
-    def entry(self, status: int) -> Callable[[float], Request]:
-        """Return the journal entry of the request, which ends now; see `Journal.add`."""
-        ended_at = trio.current_time()
-        flight = self.flight
-        admitted_at = flight.entered_at if flight else None
-        arrived_at = (ended_at if admitted_at is None else admitted_at) - self.waited_s
-        return lambda offset_s: Request(
-            self._model.name,
-            arrived_at + offset_s,
-            ended_at + offset_s,
-            status,
-            None if admitted_at is None else admitted_at + offset_s,
-            flight.company if flight else 0,
-        )
 
     async def __aenter__(self) -> Serving:
         """Wait until the request is admitted.

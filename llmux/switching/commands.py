@@ -116,7 +116,7 @@ class Wake(Command):
 
     Attributes:
         evict: The models that have to sleep first, in this order. The placement names them when
-            the command starts.
+            the command starts; models that are added later are not among them.
         is_unasked: True for a standby, which is woken though no request waits for it.
     """
 

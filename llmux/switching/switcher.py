@@ -21,7 +21,8 @@ Rules, which the other modules rely on:
     sleep. The task holds the switch lock from its start until the settle barrier (rule 7); `run`
     starts no other command before that.
 2.  A command names the model to wake and the models to evict. The placement decides which evictions
-    make room (`placement`); no other module knows how many models fit on a GPU.
+    make room (`placement`); no other module knows how many models fit on a GPU. It is asked when
+    the command starts, and again before the wake: a reload may have added a model left awake.
 3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
     Other tasks may run between a decision and the start of its command. So the start checks, again
     without a checkpoint, which models to evict and whether the target still exists.
@@ -33,8 +34,9 @@ Rules, which the other modules rely on:
     `abandon_wakes` permits it.
 7.  *Settle barrier*: a switch ends only when each request that it admitted is in flight or gone.
     So no request is woken only to find that its model is leaving again.
-8.  A command uses the hooks that its models had when it began. A model's hooks change, and a model
-    is removed, only while it sleeps and no command runs, or as the last act of its sleep.
+8.  A command uses the hooks that its models had when it began, or when they were added. A model's
+    hooks change, and a model is removed, only while it sleeps and no command runs, or as the last
+    act of its sleep.
 9.  Each command ends exactly once, with an outcome. When `run` ends, for whatever reason, it closes
     the group, so that no request and no caller is left waiting.
 
@@ -51,7 +53,7 @@ would reveal a second one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -73,7 +75,7 @@ from llmux.switching.health import Health, HeardSince
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.membership import Membership
 from llmux.switching.model import NO_TRAITS, Model, Phase, Traits
-from llmux.switching.observer import Chronicle
+from llmux.switching.observer import Chronicle, Tally
 from llmux.switching.steps import Hooks, ModelHooks, Steps, SwitchAbandoned
 from llmux.switching.takeover import take_over
 from llmux.switching.waits import eta_s
@@ -277,23 +279,22 @@ class Switcher:
                 awake again or sleep.
         """
         group, steps, target = self._group, self._steps, wake.target
-        evictions = [(model, steps.hooks_of(model)) for model in wake.evict]
         first = wake.evict[0] if wake.evict else None
         source = first.name if first else None
         with self._chronicle.switch(wake, first) as tally:
             prefetch = steps.prefetch(target, source, hooks, switch)
             try:
-                for model, its_hooks in evictions:
-                    tally.drain_s += await self._drain(model, wake)
-                    group.check_open()
-                    tally.sleeps_s[model.name] = await steps.put_to_sleep(model, target, its_hooks)
+                await self._evict(wake.evict, wake, tally)
                 # The switch costs only the part of the prefetch that outlasts drain and sleep.
                 tally.prefetch_s = await steps.wait_prefetched(
                     prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
                 )
-                group.check_open()
-                if not wake.goes_on(group):
-                    raise SwitchAbandoned
+                self._check_goes_on(wake)
+                # Meanwhile a reload may have added a model that an earlier llmux left awake.
+                while late := group.evictions_for(target):
+                    await self._evict(late, wake, tally)
+                    self._check_goes_on(wake)
+                # No checkpoint since the placement was asked, until the target holds the GPU.
                 tally.wake_s = await steps.wake_while(
                     lambda: wake.is_wake_wanted(group), target, source, hooks
                 )
@@ -301,6 +302,19 @@ class Switcher:
                 prefetch.abandon()
         if source is not None and source not in self.models:  # removed once it slept
             self.measures.forget(source)
+
+    async def _evict(self, models: Sequence[Model], wake: Wake, tally: Tally) -> None:
+        """Drain models and put them to sleep, in this order; raises like `_switch`."""
+        steps = self._steps
+        for model, hooks in [(model, steps.hooks_of(model)) for model in models]:
+            tally.drain_s += await self._drain(model, wake)
+            self._group.check_open()
+            tally.sleeps_s[model.name] = await steps.put_to_sleep(model, wake.target, hooks)
+
+    def _check_goes_on(self, wake: Wake) -> None:
+        self._group.check_open()
+        if not wake.goes_on(self._group):
+            raise SwitchAbandoned
 
     async def _retire(self, command: Command, hooks: ModelHooks) -> None:
         """Put a model to sleep without waking another one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from llmux.errors import BackendBroke
+from llmux.http import wire
 from llmux.http.responses import (
     CHUNKED_HEAD,
     MAX_HEAD_BYTES,
@@ -17,25 +18,73 @@ from llmux.http.responses import (
     Head,
     Reader,
 )
-from llmux.upstream.connections import Connection, Stream
+from llmux.upstream.connections import Connection, Stream, broken_off
+from llmux.upstream.seen import UNSEEN
 
 
-class CountedBody:
-    """A body with a Content-Length."""
+class WireBody:
+    """A body as it came, with its framing.
 
-    __slots__ = ("_connection", "_left_bytes")
+    It can be iterated over, or be read piece by piece by a caller that receives by itself: see
+    `take`.
+    """
 
-    def __init__(self, connection: Connection, length_bytes: int) -> None:
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._left_bytes = length_bytes
 
-    def __aiter__(self) -> CountedBody:
+    @property
+    def is_over(self) -> bool:
+        """True once its end was taken."""
+        return self._connection.has_ended
+
+    @property
+    def is_short(self) -> bool:
+        """True if what is left of it is known to fit into one receive buffer."""
+        return False
+
+    def take(self, data: bytes) -> bytes:
+        """Check the next bytes received, empty at the end of the connection.
+
+        Returns:
+            The bytes that belong to the body; empty only at the end of a body without length.
+
+        Raises:
+            BackendBroke: The body broke off, or is framed wrongly.
+        """
+        raise NotImplementedError
+
+    def __aiter__(self) -> WireBody:
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._left_bytes:
+        if self._connection.has_ended:
             raise StopAsyncIteration
-        data = await self._connection.receive_more()
+        data = self.take(await self._connection.receive())
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+class CountedBody(WireBody):
+    """A body with a Content-Length."""
+
+    __slots__ = ("_left_bytes",)
+
+    def __init__(self, connection: Connection, length_bytes: int) -> None:
+        super().__init__(connection)
+        self._left_bytes = length_bytes
+
+    @property
+    def is_short(self) -> bool:
+        """See `WireBody`."""
+        return self._left_bytes <= wire.RECEIVE_BYTES
+
+    def take(self, data: bytes) -> bytes:
+        """See `WireBody`."""
+        if not data:
+            raise broken_off()
         excess = data[self._left_bytes :]
         if excess:
             data = data[: self._left_bytes]
@@ -45,42 +94,31 @@ class CountedBody:
         return data
 
 
-class BodyUntilClose:
+class BodyUntilClose(WireBody):
     """A body that ends with the connection."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ()
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __aiter__(self) -> BodyUntilClose:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = b"" if self._connection.has_ended else await self._connection.receive()
+    def take(self, data: bytes) -> bytes:
+        """See `WireBody`."""
         if not data:
             self._connection.end(b"")
-            raise StopAsyncIteration
         return data
 
 
-class ChunkedWire:
-    """A chunked body with its framing, which is checked and passed on as it came."""
+class ChunkedWire(WireBody):
+    """A chunked body: its framing is checked and passed on."""
 
-    __slots__ = ("_connection", "_end", "_reader")
+    __slots__ = ("_reader",)
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._end = ChunkedEnd()
-        self._reader = Reader(self._end, CHUNKED_HEAD)
+        super().__init__(connection)
+        self._reader = Reader(ChunkedEnd(), CHUNKED_HEAD)
 
-    def __aiter__(self) -> ChunkedWire:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._end.is_done:
-            raise StopAsyncIteration
-        data = await self._connection.receive_more()
+    def take(self, data: bytes) -> bytes:
+        """See `WireBody`."""
+        if not data:
+            raise broken_off()
         excess = self._reader.feed(data)
         if excess is None:
             return data
@@ -140,12 +178,13 @@ class Answer:
         framing: How the body ends on the wire; with "close" it ends with the connection.
         stream: After 101, the connection, for the new protocol; else None.
         early: After 101, bytes already received of the new protocol.
+        connection: Where it comes from.
         seen: The first and the last bytes of its body.
     """
 
     __slots__ = (
-        "_connection",
         "_length_bytes",
+        "connection",
         "early",
         "framing",
         "headers",
@@ -167,9 +206,10 @@ class Answer:
         self.stream: Stream | None = None
         self.early = b""
         self.seen = connection.seen
-        self._connection = connection
+        self.connection = connection
         if head.status == 101:
             self.stream, self.early = connection.stream, connection.pending
+            connection.seen = UNSEEN
             return
         connection.keeps_alive = self.framing != "close" and head.keeps_alive()
         if self.has_body:
@@ -180,7 +220,7 @@ class Answer:
     @property
     def has_ended(self) -> bool:
         """True once all of the body has been handed out, or if it has none."""
-        return self._connection.has_ended
+        return self.connection.has_ended
 
     @property
     def has_body(self) -> bool:
@@ -195,11 +235,11 @@ class Answer:
     @property
     def has_data(self) -> bool:
         """True if some of the body was received together with the head."""
-        return bool(self._connection.pending) and not self._connection.has_ended
+        return bool(self.connection.pending) and not self.connection.has_ended
 
     def heard_at(self) -> float:
         """Return when its last byte arrived (Trio's clock, seconds)."""
-        return self._connection.heard_at()
+        return self.connection.heard_at()
 
     async def wait_begun(self) -> None:
         """Return once some of the body's data has arrived, or its end; it is still to be read.
@@ -207,7 +247,7 @@ class Answer:
         Raises:
             BackendBroke: The connection broke, or ended too early.
         """
-        connection = self._connection
+        connection = self.connection
         receive = connection.receive if self.framing == "close" else connection.receive_more
         while not (connection.has_ended or self._has_begun(connection.pending)):
             before, connection.pending = connection.pending, b""
@@ -224,7 +264,7 @@ class Answer:
 
     def take_whole(self) -> bytes | None:
         """Return the body and end the answer, if its length is known and it came with the head."""
-        connection = self._connection
+        connection = self.connection
         if connection.has_ended or self.framing != "length":
             return None
         data = connection.pending
@@ -240,16 +280,16 @@ class Answer:
             BackendBroke: The body broke off, or is framed wrongly.
         """
         if self.framing == "chunked":
-            return ChunkedData(self._connection, self.trailers)
+            return ChunkedData(self.connection, self.trailers)
         return self.wire()
 
-    def wire(self) -> AsyncIterator[bytes]:
-        """Iterate over the body as it arrives, with its framing. Raises BackendBroke."""
+    def wire(self) -> WireBody:
+        """Return the body as it arrives, with its framing."""
         if self.framing == "chunked":
-            return ChunkedWire(self._connection)
+            return ChunkedWire(self.connection)
         if self.framing == "close":
-            return BodyUntilClose(self._connection)
-        return CountedBody(self._connection, self._length_bytes)
+            return BodyUntilClose(self.connection)
+        return CountedBody(self.connection, self._length_bytes)
 
     async def read(self) -> bytes:
         """Return the whole body. Raises BackendBroke."""

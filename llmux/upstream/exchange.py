@@ -72,8 +72,8 @@ class Exchange:
     """Context manager: send a request, and hold the connection while its answer is read.
 
     Leaving returns the connection to the pool if the answer was read to its end, and else closes
-    it at once, so that the backend stops work that nobody waits for. Both are synchronous
-    underneath, and work when cancelled.
+    it at once, so that the backend stops work that nobody waits for. Neither blocks, so both work
+    when cancelled.
     """
 
     __slots__ = ("_connection", "_origin", "_pool", "_request", "sender")
@@ -131,7 +131,7 @@ class Exchange:
         try:
             self._connection = await self._origin.connect()
         except BackendRefused as error:
-            # Not refused: if the first try has got there, it may be what brought the backend down.
+            # Not BackendRefused, which allows a retry: the first try may have crashed the backend.
             raise BackendError(f"closed the connection, then refused: {error}") from error
         return await self._ask(self._connection)
 

@@ -33,11 +33,11 @@ class Seen:
 
     __slots__ = ("first_at", "is_opening", "last", "opening")
 
-    def __init__(self) -> None:
+    def __init__(self, most_pieces: int = MOST_PIECES) -> None:
         self.first_at: float | None = None
         self.is_opening = False
         self.opening = b""
-        self.last: deque[bytes] = deque(maxlen=MOST_PIECES)
+        self.last: deque[bytes] = deque(maxlen=most_pieces)
 
     def begin(self, data: bytes) -> None:
         """Start keeping, at the end of the head; `data` came with it."""
@@ -67,5 +67,5 @@ class Seen:
         return b"".join(reversed(pieces))
 
 
-UNSEEN = Seen()
-"""For a connection that carries no answer, where nothing is received."""
+UNSEEN = Seen(most_pieces=0)
+"""Keeps nothing: for connections that carry no answer, or another protocol."""

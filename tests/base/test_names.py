@@ -16,12 +16,12 @@ from llmux.base.names import MAX_NAME_BYTES, MAX_SHOWN, folded, overlong, shown
 from llmux.config import parse_config
 from llmux.config.schema import config_schema
 from llmux.errors import ConfigError, GroupNotFound, LlmuxError, ModelNotFound, RequestNotFound
+from llmux.observe.summary import shown_path
 from llmux.openai.answers import error_answer
 from llmux.openai.dialects import MAX_MESSAGE
 from llmux.openai.fields import read_fields
 from llmux.openai.naming import find_model
 from llmux.proxy.access_log import _text
-from llmux.proxy.summary import shown_path
 from tests.downstream.test_lanes import body_of, post, status
 from tests.http.test_two_readers import FORM, MULTIPART, part
 from tests.lanes import LANES, Site, running_lane

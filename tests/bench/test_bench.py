@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import msgspec
 import pytest
+import yaml
 
 from bench import decision
+from bench.contestants import LLAMA_SWAP, Stage, starters
 from bench.decision import SHARES, SITUATIONS, WAITING, decision_in
 from bench.echo import ANSWER, ANSWER_BYTES
 from bench.native import Load
-from bench.proxy import DIRECT, TARGETS, Figure, Sample, Target, headroom, report, summarize
+from bench.processes import CannotRun
+from bench.proxy.figures import Figure, summarize
+from bench.proxy.measure import DIRECT
+from bench.proxy.report import headroom, report, table
+from bench.proxy.samples import Sample
+from bench.proxy.targets import TARGETS, Target
 from bench.switch import Switch, line, percentile
 from bench.table import number, render
 from llmux.policy import LookAgain, SwitchTo
@@ -61,6 +71,55 @@ def test_a_target_is_judged_by_its_ratio_or_against_another_contestant() -> None
     assert Target("t", "requests", "llmux", 0.25, "nginx").judge(figures)[1:] == ("0.300", "ok")
     assert Target("t", "requests", "llmux", 5, "echo").judge(figures)[1:] == ("3.00", "SHORT")
     assert TARGETS[2].judge(figures)[1:] == ("-", "not measured")
+
+
+def test_the_spread_of_rounds_is_shown_below_the_medians() -> None:
+    rounds = [
+        {"posts": {DIRECT: sample(900), "nginx": sample(100), "llmux": sample(llmux, 50.0)}}
+        for llmux in (50, 60, 40)
+    ]
+    figures = summarize(rounds)
+    assert figures["requests"]["llmux"].spread() == "20.00 to 30.00"
+    assert figures["requests"]["nginx"].spread() == "50.00 to 50.00"
+    lines = table(figures)
+    assert lines[0] == ["median (ratio to nginx)", DIRECT, "nginx", "llmux"]
+    assert lines[2] == ["  min to max", "450 to 450", "50.00 to 50.00", "20.00 to 30.00"]
+    assert Target("t", "requests", "llmux", 0.25, "nginx").line(figures) == (
+        "t", "0.500", "0.400 to 0.600", "ok",
+    )  # fmt: skip
+
+
+def test_ratios_to_any_contestant_are_those_of_each_round() -> None:
+    rounds = [
+        {"posts": {DIRECT: sample(900), "rust": sample(rust), "llmux": sample(llmux)}}
+        for rust, llmux in ((100, 50), (200, 60), (100, 40))
+    ]
+    line = Target("t", "requests", "llmux", 0.5, "rust").line(summarize(rounds))
+    assert line == ("t", "0.400", "0.300 to 0.500", "SHORT")
+    assert table(summarize(rounds))[0][0] == "median (nginx took no part)"
+
+
+def test_instructions_have_a_line_where_they_were_counted() -> None:
+    counted = replace(sample(100, 50.0), instructions=2e6)
+    rounds = [{"posts": {DIRECT: sample(900), "nginx": counted, "llmux": counted}}]
+    assert summarize(rounds)["request_instructions"]["llmux"] == Figure(20.0, 1.0)
+    titles = [line[0] for line in table(summarize(rounds))]
+    assert "thousand instructions per request" in titles
+    rounds = [{"posts": {DIRECT: sample(900), "llmux": sample(100, 50.0)}}]
+    titles = [line[0] for line in table(summarize(rounds))]
+    assert "thousand instructions per request" not in titles
+
+
+def test_binaries_that_are_given_take_part(tmp_path: Path) -> None:
+    assert "rust" not in starters()
+    found = starters(rust=tmp_path / "llmux", llama_swap=tmp_path / "llama-swap")
+    assert list(found)[-2:] == ["rust", "llama-swap"]
+    stage = Stage(tmp_path, 8001, 1000)
+    with pytest.raises(CannotRun, match="llama-swap is no program"):
+        found["llama-swap"](stage)
+    config = yaml.safe_load(stage.write("llama-swap.yaml", LLAMA_SWAP).read_text())
+    assert config["models"]["m"]["concurrencyLimit"] == 100_000
+    assert config["models"]["m"]["proxy"] == "http://127.0.0.1:8001"
 
 
 def test_a_line_of_switches_shows_what_is_added_to_the_hooks() -> None:

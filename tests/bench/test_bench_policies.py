@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 from bench.policies import PARTS, Scale, main, page, policy_names, run_all, run_and_print
-from bench.policy_cases import (
-    BASELINE,
-    HOT_SLOTS,
-    Agents,
-    GridCase,
-    OriginalFifo,
-    StarvationCase,
-    TraceCase,
-    allowed_waits,
-    grid_a,
-    grid_b,
-    read_traces,
-    traces,
-)
+from bench.policy_cases.closed import Agents
+from bench.policy_cases.grids import GridCase, grid_a, grid_b
+from bench.policy_cases.setup import BASELINE, OriginalFifo
+from bench.policy_cases.starvation import HOT_SLOTS, StarvationCase
+from bench.policy_cases.traces import TraceCase, read_traces, traces
+from bench.policy_cases.waits import allowed_waits
 from bench.policy_random import RandomCase
 from bench.policy_report import (
     ADAPTIVE,

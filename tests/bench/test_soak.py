@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.soak.ask import Ask, Seen, judge, upstream_name
-from bench.soak.backend import MARKER, plain_body
+from bench.soak.backend.answers import MARKER, plain_body
 from bench.soak.checks import json_mistakes, logged_faults, text_mistakes
 from bench.soak.hostile import Foe
 from bench.soak.hostile_clients import ACTS, WEIGHTS

@@ -15,7 +15,7 @@ from llmux.cli.main import config_table
 from llmux.config import Config, load_config, parse_config
 from llmux.config.keys import KeyRing
 from llmux.errors import ConfigError
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.server.composition import shell_hooks
 from tests.lanes import LANES, Site, running_lane
 
@@ -433,7 +433,7 @@ async def test_hooks_do_not_get_the_variables(
         },
         directory=tmp_path,
     )
-    await shell_hooks(config, Metrics(), lambda _: "").of("a").run("wake")
+    await shell_hooks(config, Events(), lambda _: "").of("a").run("wake")
     environment = (tmp_path / "environment").read_text()
     assert "NO_SECRET=stays" in environment
     for gone in ("TEAM_KEYS", "STEERING_KEYS", SECRET, CONTROL):

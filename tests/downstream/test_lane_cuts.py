@@ -100,7 +100,7 @@ def count(site: Site) -> dict[str, int]:
     """How often requests for the model were counted, by status."""
     (family,) = [
         family
-        for family in site.service.proxy._metrics.registry.collect()
+        for family in site.service.metrics.registry.collect()
         if family.name == "llmux_requests"
     ]
     counted: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from llmux.config.masking import MASKER, Masker, header_secrets
 from llmux.errors import HookError
 from llmux.hooks.shell import ShellHooks
 from llmux.observe import logs
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from tests.servers import ALL_FORMS, LlmuxProcess, chat, running_backends, running_llmux
 
 CHAT = "/v1/chat/completions"
@@ -165,7 +165,7 @@ def test_what_the_config_holds_of_secrets(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_a_secret_at_the_edge_of_the_last_lines(tmp_path: Path) -> None:
     script = f"printf '%s' {TOKEN}; head -c 2040 /dev/zero | tr '\\0' x; exit 1"
     model = ModelConfig(name="m", port=1, wake=script, sleep="true", alive="true")
-    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, metrics=Metrics())
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, events=Events())
     with pytest.raises(HookError) as raised:
         await shell.of("m").run("wake")
     assert TOKEN[-6:] not in raised.value.output
@@ -180,7 +180,7 @@ async def test_many_secrets_leave_no_half_of_one(tmp_path: Path, size: int, betw
     MASKER.use([secret])
     script = f"for i in $(seq 25); do printf '%s{between}' {secret}; done; exit 1"
     model = ModelConfig(name="m", port=1, wake=script, sleep="true", alive="true")
-    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, metrics=Metrics())
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, events=Events())
     with pytest.raises(HookError) as raised:
         await shell.of("m").run("wake")
     assert "***" in raised.value.output

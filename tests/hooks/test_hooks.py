@@ -25,7 +25,10 @@ from llmux.hooks import environment, log_file, process_group
 from llmux.hooks.environment import shell_command
 from llmux.hooks.log_file import log_name
 from llmux.hooks.shell import ShellHooks
+from llmux.observe.events import HookEnded
+from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
+from llmux.observe.schemas import HookRun
 
 KILL_AFTER_S = 0.1
 PATIENCE_S = 10.0
@@ -67,7 +70,7 @@ class Bench:
             {model: config},
             directory=directory or self.directory,
             log_dir=self.log_dir,
-            metrics=self.metrics,
+            events=observed(self.metrics),
             kill_after_s=KILL_AFTER_S,
         )
         with trio.fail_after(PATIENCE_S):
@@ -343,10 +346,36 @@ async def test_no_descriptor_left(bench: Bench) -> None:
     assert event(events, "hook_log_unusable")["model"] == "m"
 
 
+async def test_listeners_hear_the_start_and_the_end_of_each_run(tmp_path: Path) -> None:
+    events, told = observed(), list[HookRun | HookEnded]()
+    events.hook_started.listen(told.append)
+    events.hook_ended.listen(told.append)
+    config = ModelConfig(name="m", port=1, wake="true", sleep="exit 3", alive="exit 1")
+    hooks = ShellHooks({"m": config}, directory=tmp_path, log_dir=tmp_path, events=events).of("m")
+    await hooks.run("wake")
+    with pytest.raises(HookError) as asleep:
+        await hooks.run("sleep")
+    with pytest.raises(HookError):
+        await hooks.run("alive", expects_failure=True)
+    starts, ends = told[::2], told[1::2]
+    assert [(e.model, e.hook, e.ok) for e in starts if isinstance(e, HookRun)] == [
+        ("m", "wake", None), ("m", "sleep", None), ("m", "alive", None),
+    ]  # fmt: skip
+    ended = [each for each in ends if isinstance(each, HookEnded)]
+    assert [(e.run.hook, e.run.ok, e.has_failed) for e in ended] == [
+        ("wake", True, False), ("sleep", False, True), ("alive", False, False),
+    ]  # fmt: skip
+    assert ended[1].error is asleep.value
+    assert ended[1].run.error == "exited with 3"
+
+
 async def test_which_hooks_a_model_has(bench: Bench) -> None:
     config = ModelConfig(name="m", port=1, wake="true", sleep="true", alive="true", prefetch="true")
     shell_hooks = ShellHooks(
-        {"m": config}, directory=bench.directory, log_dir=bench.log_dir, metrics=bench.metrics
+        {"m": config},
+        directory=bench.directory,
+        log_dir=bench.log_dir,
+        events=observed(bench.metrics),
     )
     assert shell_hooks.of("m").has("prefetch")
     assert not shell_hooks.of("m").has("verify_asleep")

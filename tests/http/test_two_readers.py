@@ -17,7 +17,7 @@ from llmux.errors import BadRequest
 from llmux.http.targets import check_request_line, origin_form
 from llmux.openai.fields import read_fields
 from llmux.openai.naming import Meanings
-from llmux.openai.rewriting import agreed_body, agreed_target
+from llmux.openai.rewriting import rewrite_body, rewrite_target
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.lanes import LANES, Site, play, read_all, running_lane
 
@@ -37,7 +37,7 @@ def part(value: bytes) -> bytes:
 
 def agreed(body: bytes, kind: bytes = b"", upstream: str | None = None, model: str = "a") -> bytes:
     headers = [(b"Content-Type", kind.partition(b": ")[2])]
-    return agreed_body(body, read_fields(headers, body), MEANINGS, model, upstream)
+    return rewrite_body(body, read_fields(headers, body), MEANINGS, model, upstream)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_body_can_be_made_to_agree_again() -> None:
     body = b'{"y":1,"model":"b","Model":"b","z":"model"}'
     fields = read_fields([], body)
     for name in ("long/" * 20, "x", "longer"):
-        body = agreed_body(body, fields, MEANINGS, "a", name)
+        body = rewrite_body(body, fields, MEANINGS, "a", name)
         assert json.loads(body) == {"y": 1, "model": name, "Model": name, "z": "model"}
 
 
@@ -166,8 +166,8 @@ def test_a_query_agrees_too() -> None:
         (b"/props?model=its/own", b"/props?model=its/own"),
         (b"/props", b"/props"),
     ]:
-        assert agreed_target(target, MEANINGS, "a", None) == after
-    assert agreed_target(b"/p?model=b", MEANINGS, "a", "x y") == b"/p?model=x%20y"
+        assert rewrite_target(target, MEANINGS, "a", None) == after
+    assert rewrite_target(b"/p?model=b", MEANINGS, "a", "x y") == b"/p?model=x%20y"
 
 
 def forwarded(site: Site) -> list[bytes]:

@@ -30,7 +30,7 @@ from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
 from llmux.simulate.replay import admitted, load_recordings
 from llmux.switching.model import SERVES, Traits
-from tests.fakes import FakeHooks, Rig
+from tests.fakes import FakeHooks, Rig, journal_entry
 
 MODELS = ("a", "b", "c")
 HOOKS = {(model, hook): 2.0 for model in MODELS for hook in ("sleep", "wake")}
@@ -63,7 +63,7 @@ async def record(path: Path, policy: str, requests: int = 300, freezes: Sequence
             while seconds > 0:
                 await trio.sleep(0.25)
                 seconds -= 0.25 * (rig.switcher.models[model].phase in SERVES)
-        kept.add(serving.entry(200))
+        kept.add(journal_entry(model, serving))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.run)

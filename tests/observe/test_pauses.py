@@ -17,7 +17,7 @@ from llmux.config import HookTimeouts, ModelConfig
 from llmux.errors import HookError
 from llmux.hooks.shell import ShellHooks
 from llmux.observe import pauses
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.observe.pauses import LEFT_OUT, PauseWatch
 from tests.servers import ALL_FORMS, chat, running_backends, running_llmux
 
@@ -84,7 +84,7 @@ async def test_a_hook_that_has_ended_before_it_is_killed_has_succeeded(tmp_path:
         alive="true",
         hook_timeouts=HookTimeouts(wake=0.3, sleep=0.3),
     )
-    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, metrics=Metrics())
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path, events=Events())
 
     async def hold_up() -> None:
         await trio.sleep(0.01)

@@ -135,7 +135,7 @@ def test_what_was_rendered_is_given_to_all_for_a_second() -> None:
 
 async def test_metrics_come_in_pieces(tmp_path: Path) -> None:
     async with running_lane("asgi", tmp_path) as site, site.client() as client:
-        metrics = site.service.proxy._metrics
+        metrics = site.service.metrics
         for source, target in permutations(NAMES, 2):
             metrics.switch_duration.labels(source, target).observe(1)
         answer = await client.get("/metrics")

@@ -15,7 +15,15 @@ import pytest
 from llmux.errors import BackendBroke, BackendError, BackendSaid, NoStream
 from llmux.openai.as_events import as_events
 from llmux.openai.decoding import Decoder
-from llmux.openai.dialects import ANTHROPIC, COHERE, FRESH, OPENAI, RESPONSES, Dialect, told
+from llmux.openai.dialects import (
+    ANTHROPIC,
+    COHERE,
+    NOTHING_SENT,
+    OPENAI,
+    RESPONSES,
+    Dialect,
+    error_info,
+)
 
 
 def events(said: dict[str, Any], dialect: Dialect) -> bytes:
@@ -158,7 +166,7 @@ def test_what_should_be_a_word_may_be_anything(odd: Any) -> None:
         assert events(said, dialect)
         with pytest.raises(BackendSaid) as caught:
             as_events(400, json.dumps({"error": {"message": "x", "type": odd}}).encode(), dialect)
-        assert dialect.events(told(caught.value), FRESH)
+        assert dialect.events(error_info(caught.value), NOTHING_SENT)
 
 
 @pytest.mark.parametrize(

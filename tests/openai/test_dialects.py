@@ -21,23 +21,23 @@ from llmux.http.chunks import tail_of_chunks
 from llmux.openai.dialects import (
     ANTHROPIC,
     COHERE,
-    FRESH,
     MAX_CLOSE_BYTES,
+    NOTHING_SENT,
     OLLAMA,
     OPENAI,
     RESPONSES,
     TEI,
     Dialect,
-    Stream,
+    StreamState,
     close_reason,
     dialect_of,
     dialect_of_head,
+    error_info,
     realtime_event,
-    seen_of,
+    stream_state,
     streams_events,
-    told,
 )
-from llmux.openai.streams import stands_between, waits_for_events
+from llmux.openai.streams import is_at_boundary, waits_for_events
 
 PATHS = {
     OPENAI: [
@@ -102,7 +102,7 @@ ERRORS: list[tuple[LlmuxError, str]] = [
 
 @pytest.mark.parametrize(("error", "kind"), ERRORS, ids=str)
 def test_anthropic(error: LlmuxError, kind: str) -> None:
-    body = ANTHROPIC.body(told(error))
+    body = ANTHROPIC.body(error_info(error))
     assert body == {
         "type": "error",
         "error": {
@@ -113,23 +113,26 @@ def test_anthropic(error: LlmuxError, kind: str) -> None:
         },
     }
     encoded = msgspec.json.encode(body)
-    assert ANTHROPIC.events(told(error), FRESH) == b"event: error\ndata: %b\n\n" % encoded
+    assert (
+        ANTHROPIC.events(error_info(error), NOTHING_SENT) == b"event: error\ndata: %b\n\n" % encoded
+    )
 
 
 def test_openai_and_ollama() -> None:
-    said = told(NotReady("x"))
+    said = error_info(NotReady("x"))
     detail = {
         "message": "Model not ready: x", "type": "llmux_error", "param": None, "code": "not_ready",
     }  # fmt: skip
     assert OPENAI.body(said) == RESPONSES.body(said) == {"error": detail}
     assert (
-        OPENAI.events(said, FRESH) == b"data: " + msgspec.json.encode({"error": detail}) + b"\n\n"
+        OPENAI.events(said, NOTHING_SENT)
+        == b"data: " + msgspec.json.encode({"error": detail}) + b"\n\n"
     )
     assert OLLAMA.line(said) == {"error": "Model not ready: x", "code": "not_ready"}
 
 
 def test_responses_end_with_an_error_and_a_failure() -> None:
-    events = RESPONSES.events(told(NotReady("x")), Stream(7, "resp_1")).decode()
+    events = RESPONSES.events(error_info(NotReady("x")), StreamState(7, "resp_1")).decode()
     first, second = events.strip().split("\n\n")
     assert first.startswith("event: error\ndata: ")
     assert second.startswith("event: response.failed\ndata: ")
@@ -143,10 +146,10 @@ def test_responses_end_with_an_error_and_a_failure() -> None:
 
 
 def test_cohere_and_text_embeddings() -> None:
-    said = told(QueueFull("full"))
+    said = error_info(QueueFull("full"))
     assert COHERE.body(said)["message"] == "full"
     assert COHERE.body(said)["error"]["code"] == "queue_full"
-    assert b'"finish_reason":"ERROR"' in COHERE.events(said, FRESH)
+    assert b'"finish_reason":"ERROR"' in COHERE.events(said, NOTHING_SENT)
     assert COHERE.line(said)["is_finished"] is True
     assert TEI.body(said) == {
         "error": "full", "error_type": "overloaded", "message": "full", "code": "queue_full",
@@ -155,18 +158,18 @@ def test_cohere_and_text_embeddings() -> None:
 
 def test_what_a_backend_says_keeps_its_own_words() -> None:
     extra = {"message": "too long", "type": "invalid_request_error", "code": 400, "n_ctx": 512}
-    said = told(BackendSaid(400, "too long", extra))
+    said = error_info(BackendSaid(400, "too long", extra))
     assert OPENAI.body(said)["error"] == {**extra, "param": None}
     assert ANTHROPIC.body(said)["error"]["type"] == "invalid_request_error"
-    vllm = told(BackendSaid(400, "too long", {**extra, "type": "BadRequestError"}))
+    vllm = error_info(BackendSaid(400, "too long", {**extra, "type": "BadRequestError"}))
     assert ANTHROPIC.body(vllm)["error"]["type"] == "invalid_request_error"
 
 
 def test_numbers_go_on() -> None:
     opening = b'event: response.created\ndata: {"response":{"id": "resp_a1"}}\n\n'
     ending = b'data: {"sequence_number":4}\n\ndata: {"sequence_number": 5}\n\n'
-    assert seen_of(opening, ending) == Stream(6, "resp_a1")
-    assert seen_of(b"", b"") == FRESH
+    assert stream_state(opening, ending) == StreamState(6, "resp_a1")
+    assert stream_state(b"", b"") == NOTHING_SENT
 
 
 def test_close_reasons() -> None:
@@ -235,9 +238,9 @@ def test_who_waits_for_events() -> None:
 )
 def test_where_something_may_follow(kind: bytes, tail: bytes, stands: bool) -> None:
     headers = [(b"Content-Type", kind)]
-    assert stands_between(headers, tail) == stands
-    assert not stands_between([*headers, (b"Content-Encoding", b"gzip")], tail)
-    assert stands_between([*headers, (b"Content-Encoding", b"identity")], tail) == stands
+    assert is_at_boundary(headers, tail) == stands
+    assert not is_at_boundary([*headers, (b"Content-Encoding", b"gzip")], tail)
+    assert is_at_boundary([*headers, (b"Content-Encoding", b"identity")], tail) == stands
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from llmux.openai.codings import Bounds
 from llmux.openai.fields import is_json_type, read_coded, read_fields
 from llmux.openai.jsoncheck import check_json
 from llmux.openai.naming import find_model
-from llmux.openai.rewriting import agreed_body, decoded_text
+from llmux.openai.rewriting import decoded_text, rewrite_body
 from llmux.openai.scanning import Pause, no_pause
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.http.test_two_readers import MEANINGS
@@ -234,7 +234,7 @@ def test_a_name_in_utf_16_is_replaced_in_utf_8(codec: str) -> None:
     fields = read_coded([], body, (), Bounds(len(body)))
     plain = decoded_text(body, fields.codings, Bounds(len(body)))
     fields.codings = ()
-    assert agreed_body(plain, fields, MEANINGS, "a", None) == '{"x":"é😀","model":"a"}'.encode()
+    assert rewrite_body(plain, fields, MEANINGS, "a", None) == '{"x":"é😀","model":"a"}'.encode()
 
 
 # ---- In the lanes ----

@@ -16,7 +16,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.openai.tokens import LOOK_BYTES, NO_TOKENS, Recent, Tokens, tokens_of
+from llmux.openai.tokens import LOOK_BYTES, NO_TOKENS, SlidingCount, Tokens, tokens_of
 from tests.lanes import LANES, Site, play, running_lane
 
 BODY = b'{"model": "a"}'
@@ -415,7 +415,7 @@ async def test_those_who_watch_are_told(tmp_path: Path, lane: str) -> None:
 
 
 def test_the_last_minute() -> None:
-    recent = Recent()
+    recent = SlidingCount()
     recent.add(600, 1000)
     assert recent.per_second(1000) == 10
     recent.add(60, 1030)

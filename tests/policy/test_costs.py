@@ -75,6 +75,8 @@ def steps(call: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    # CPython 3.12 reports opcodes only if a frame asks for them before tracing starts.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()

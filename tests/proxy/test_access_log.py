@@ -11,8 +11,8 @@ import structlog
 import trio
 
 from llmux.config import parse_config
+from llmux.observe.summary import RequestSummary
 from llmux.proxy.access_log import log_request
-from llmux.proxy.summary import RequestSummary
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, OK, Site, play, running_lane
 
@@ -158,7 +158,8 @@ async def test_a_reload_switches_it(tmp_path: Path) -> None:
 
 
 def test_what_a_client_writes_cannot_steer_a_terminal() -> None:
-    ended = RequestSummary(b"GET", b"/\x1b[2J\xff", "", 404, "no_model", 0, 0, 0, 0, 0, None)
+    path = b"/\x1b[2J\xff"
+    ended = RequestSummary("", b"GET", path, "", None, 404, "no_model", 0, 0, 0, 0, 0, 0)
     with structlog.testing.capture_logs() as entries:
         log_request(ended)
     assert requests(entries)[0]["path"] == "/\\x1b[2J\\xff"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from llmux.openai.streams import stands_between
+from llmux.openai.streams import is_at_boundary
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, play, running_lane, settled
 
@@ -130,7 +130,7 @@ async def test_a_coding_in_a_second_header_counts(lane: str, tmp_path: Path) -> 
     async with slow_to_wake(lane, tmp_path) as site:
         site.backend.play = play(answer(encoded, b"text/event-stream", *twice))
         assert await behind_comments(site, post()) == EVENTS
-    assert not stands_between(
+    assert not is_at_boundary(
         [(b"Content-Encoding", b"identity"), (b"content-encoding", b"br")], b""
     )
 

@@ -20,13 +20,13 @@ from llmux.proxy.opening import (
     MOST_FRAMES,
     EarlyFrames,
     FirstMessage,
-    agreed_protocol,
     check_handshake,
+    chosen_protocol,
     close_code,
     error_message,
     handshake_answer,
+    missing_protocol,
     opened_headers,
-    spoken,
 )
 
 NAMES = Names({"a": "a", "org/b": "org/b"})
@@ -151,15 +151,15 @@ def offer(*values: bytes) -> list[tuple[bytes, bytes]]:
 )
 def test_the_subprotocol(offered: list[bytes], answer: bytes, to_backend: bytes) -> None:
     headers = [(b"A", b"1"), *offer(*offered), (b"Sec-WebSocket-Extensions", b"deflate")]
-    assert spoken(headers) == answer
+    assert chosen_protocol(headers) == answer
     assert opened_headers(headers) == [(b"A", b"1"), *(offer(to_backend) if to_backend else [])]
 
 
 def test_realtime_is_agreed_where_the_backend_knows_no_subprotocols() -> None:
-    assert agreed_protocol(offer(b"x, realtime"), []) == offer(b"realtime")
-    assert agreed_protocol(offer(b"x, realtime"), offer(b"x")) == []
-    assert agreed_protocol(offer(b"x"), []) == []
-    assert agreed_protocol([], []) == []
+    assert missing_protocol(offer(b"x, realtime"), []) == offer(b"realtime")
+    assert missing_protocol(offer(b"x, realtime"), offer(b"x")) == []
+    assert missing_protocol(offer(b"x"), []) == []
+    assert missing_protocol([], []) == []
 
 
 # ---- Handshake and frames ----

@@ -138,8 +138,9 @@ class Rig:
         )
         self.hooks = FakeHooks()
         self.metrics = Metrics()
-        self.board = Switchboard(config, self.hooks, observed(self.metrics))
-        self.proxy = ModelProxy(config, self.board, self.metrics)
+        events = observed(self.metrics)
+        self.board = Switchboard(config, self.hooks, events)
+        self.proxy = ModelProxy(config, self.board, events)
 
     def counted(self, model: str, status: int, waited: bool) -> float | None:
         labels = {"model": model, "status": str(status), "waited": str(waited).lower()}

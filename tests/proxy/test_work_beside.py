@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from llmux.openai.fields import read_fields
-from llmux.openai.scanning import Hurry, TooLong
+from llmux.openai.scanning import PauseBudget, TooLong
 from llmux.proxy import reading as proxy
 from llmux.proxy.opening import FirstMessage
 from tests.lanes import LANES, read_all, running_lane
@@ -33,7 +33,7 @@ def test_many_small_things_are_not_looked_at_on_the_loop(
     headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     with pytest.raises(TooLong):
-        read_fields(headers, body, Hurry().begin())
+        read_fields(headers, body, PauseBudget().begin())
     read_fields(headers, body)
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from llmux.config import ModelConfig
 from llmux.hooks.shell import ShellHooks
-from llmux.observe.metrics import Metrics
+from llmux.observe.events import Events
 from llmux.server.statelock import state_lock
 from llmux.switching.awake import AwakeRecord
 from tests.servers import (
@@ -74,9 +74,7 @@ def test_the_record_says_so_once_until_it_works_again(tmp_path: Path) -> None:
 async def test_hooks_say_so_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     model = ModelConfig(name="m", port=1, wake="true", sleep="true", alive="true")
-    shell = ShellHooks(
-        {"m": model}, directory=tmp_path, log_dir=tmp_path / "file", metrics=Metrics()
-    )
+    shell = ShellHooks({"m": model}, directory=tmp_path, log_dir=tmp_path / "file", events=Events())
     with capture_logs() as events:
         for _ in range(3):
             await shell.of("m").run("wake")

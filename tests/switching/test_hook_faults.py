@@ -54,12 +54,12 @@ class Site:
             "alive": "true",
         }
         configs = {name: ModelConfig(name=name, **own | models.get(name, {})) for name in "ab"}
-        metrics, settings = Metrics(), PolicyConfig()
+        events, settings = observed(Metrics()), PolicyConfig()
         self.hooks = ShellHooks(
-            configs, directory=folder, log_dir=folder / "logs", metrics=metrics, kill_after_s=0.2
+            configs, directory=folder, log_dir=folder / "logs", events=events, kill_after_s=0.2
         )
         policy = FifoPolicy(settings)
-        self.switcher = Switcher("ab", self.hooks, policy, observed(metrics), settings=settings)
+        self.switcher = Switcher("ab", self.hooks, policy, events, settings=settings)
 
     @property
     def ran(self) -> list[str]:

@@ -576,3 +576,31 @@ async def test_a_reload_while_llmux_takes_over(
             rig.switcher.remove("b", lambda: None)
         await trio.sleep(10)
         assert rig.switcher.active is rig.switcher.models["a"]
+
+
+COMES = {"while it drains": [5], "while it sleeps": [12], "while the hook prefetches": [20]}
+
+
+@pytest.mark.parametrize("moments", [*COMES.values(), [20, 33]], ids=[*COMES, "one after another"])
+async def test_a_model_that_was_left_awake_and_comes_in_mid_switch_sleeps_first(
+    autojump_clock: MockClock, tmp_path: Path, moments: list[float]
+) -> None:
+    """The fake GPU checks, as a wake hook starts, that nothing else is awake."""
+    path = tmp_path / "awake.json"
+    path.write_text('{"models": {"c": {"state": "awake"}, "d": {"state": "awake"}}}')
+    record = AwakeRecord(path)
+    record.load(["a", "b"])
+    seconds = {("a", "sleep"): 5.0, ("b", "prefetch"): 30.0, ("c", "sleep"): 5.0}
+    rig = Rig(hooks=FakeHooks(seconds=seconds, prefetchers={"b"}), record=record)
+    began_at = trio.current_time()
+    late = "cd"[: len(moments)]
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 10)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b")
+        for name, at in zip(late, moments, strict=True):
+            await trio.sleep_until(began_at + at)
+            rig.hooks.awake.add(name)  # it was all along, which no fake GPU would have borne
+            rig.switcher.add(name)
+    slept = [("a", "sleep"), *((name, "sleep") for name in late)]
+    assert rig.hooks.calls == [("a", "wake"), ("b", "prefetch"), *slept, ("b", "wake")]

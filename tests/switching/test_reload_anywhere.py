@@ -17,10 +17,11 @@ from llmux.config import Config, ModelConfig, parse_config
 from llmux.errors import ConfigError, LlmuxError, ModelNotFound, StreamCut
 from llmux.observe.events import Events
 from llmux.observe.schemas import Pin
+from llmux.switching.awake import AwakeRecord
 from llmux.switching.reload import Reloader
 from llmux.switching.steps import ModelHooks
 from llmux.switching.switchboard import Switchboard
-from tests.fakes import FakeHooks, FakeModelHooks
+from tests.fakes import FakeHooks, FakeModelHooks, Rig
 
 OPTIONAL: dict[str, Any] = {
     "prefetch": "p",
@@ -220,3 +221,30 @@ async def test_a_switch_runs_with_the_hooks_it_began_with(
             assert site.board.is_healthy
             assert site.board.active_model == "b"
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("prefetchers", [set[str](), {"b"}])
+async def test_a_model_that_was_left_awake_comes_at_any_step_of_a_switch(
+    autojump_clock: MockClock, tmp_path: Path, prefetchers: set[str]
+) -> None:
+    slept_first = 0
+    for step in range(60):
+        path = tmp_path / "awake.json"
+        path.write_text('{"models": {"c": {"state": "awake"}}}')
+        record = AwakeRecord(path)
+        record.load(["a", "b"])
+        rig = Rig(hooks=FakeHooks(prefetchers=prefetchers), record=record)
+        steps = iter(range(1000))
+
+        def add(rig: Rig = rig) -> None:
+            rig.hooks.awake.add("c")  # which the GPU checks as a wake hook starts
+            rig.switcher.add("c")
+
+        async with rig.running():
+            await rig.ask("a")
+            instrument = EveryTick(add, lambda: next(steps) == step)  # noqa: B023
+            trio.lowlevel.add_instrument(instrument)
+            await rig.ask("b")
+            trio.lowlevel.remove_instrument(instrument)
+        slept_first += ("c", "sleep") in rig.hooks.calls
+    assert slept_first >= 5  # the others came before the switch, or once b was being woken

@@ -25,7 +25,7 @@ from llmux.cli.main import main
 from llmux.config import Config, HookName, load_config, parse_config
 from llmux.errors import HookError
 from llmux.hooks.orphans import marked
-from llmux.observe.metrics import Metrics
+from llmux.observe.listeners import observed
 from llmux.server.composition import shell_hooks
 from llmux.server.statelock import state_lock
 from llmux.switching.awake import AwakeRecord, Entry
@@ -356,7 +356,7 @@ async def validated(
     record.load(config.models)
     settings = config.models[model]
     question = Question(path, settings.upstream_model or model, "Who are you?")
-    hooks = shell_hooks(config, Metrics(), record.mark)
+    hooks = shell_hooks(config, observed(), record.mark)
     ask = Asker(settings, question, timeout_s).ask
     steps: list[Step] = []
     with trio.fail_after(20):

@@ -1,76 +1,49 @@
-"""A stand-in model server for `bench.soak`: a process that holds a GPU, and misbehaves when asked.
-
-Started by a wake hook with nothing but the standard library (`python -I -S`), so that it is up at
-once. The GPU is a file that it locks for as long as it lives; a server that finds it locked has
-been woken beside another. Each request says in its `x-soak` header what is to become of it; those
-of hostile clients have none. No request may come that llmux should have refused.
-"""
+"""The stand-in server: holds the group's GPU, serves, misbehaves, and reports violations."""
 
 from __future__ import annotations
 
 import argparse
-import base64
 import fcntl
-import hashlib
 import json
 import os
 import re
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-GPU_S = 0.5
-"""A probe may hold the lock for a moment; a model that is awake holds it for good."""
-
-LOOK_S = 0.02
-"""How often it is looked whether the mark is gone under a request."""
-
-MARKER = b"soak-marker"
-"""In the path of each request that hostile clients hide in another."""
-
-MOST_FRAME_BYTES = 1 << 20
-
-PORT_S = 3.0
-"""Longest wait for the port, which the model's last server may not have left quite yet."""
-
-GARBAGE = (
-    b"\x16\x03\x01\x00\xee\x01\x00\x00\xff\xfe\r\n\r\n",
-    b"HTTP/1.1 abc OK\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 50\r\n\r\nhello",
-    b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 300_000 + b"\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n",
-    b"HTTP/1.1 200",
-    b"",
+from bench.soak.backend.answers import (
+    GARBAGE,
+    MARKER,
+    asked_of,
+    models_named,
+    plain_body,
+    stream_events,
+)
+from bench.soak.backend.wire import (
+    frame,
+    header,
+    is_gone,
+    receive,
+    reset,
+    unmasked,
+    upgrade_head,
 )
 
+GPU_S = 0.5
+"""Longest wait for the GPU's lock: a probe may hold it for a moment, an awake model keeps it."""
 
-# ---- What a right answer is, for both sides ----
+LOOK_S = 0.02
+"""Interval between checks that no request is inside a model that is going to sleep."""
 
-
-def plain_body(model: str, request_id: str, checksum: int, size: int) -> bytes:
-    """The response to a plain request: model, request id, and `size` unique bytes."""
-    head = json.dumps({"model": model, "id": request_id, "checksum": checksum}).encode()
-    unit = f"\n{request_id}".encode()
-    return head + (unit * (size // len(unit) + 1))[:size]
-
-
-def stream_events(model: str, request_id: str, checksum: int, count: int) -> list[bytes]:
-    """The answer to a streaming request, event by event."""
-    events = [b'data: {"id": "%s", "n": %d}\n\n' % (request_id.encode(), n) for n in range(count)]
-    last = {"model": model, "id": request_id, "checksum": checksum}
-    return [*events, b"data: %s\n\n" % json.dumps(last).encode(), b"data: [DONE]\n\n"]
-
-
-# ---- The server ----
+PORT_S = 3.0
+"""Longest wait for the port: the model's previous server may not have closed it yet."""
 
 
 class Server:
@@ -119,16 +92,16 @@ class Server:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             buffer = b""
             while True:
-                head, body, buffer = _receive(connection, buffer)
+                head, body, buffer = receive(connection, buffer)
                 if head.startswith(b"GET /health "):
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                     continue
                 self._inspect(head, body)
-                asked = _asked(head)
+                asked = asked_of(head)
                 self._inside[connection] = asked["id"]
                 try:
                     self._check(connection, asked["id"])
-                    if _header(head, b"upgrade").lower() == b"websocket":
+                    if header(head, b"upgrade").lower() == b"websocket":
                         self._websocket(connection, head, buffer, asked["id"])
                         return
                     self._answer(connection, asked, zlib.crc32(body))
@@ -144,7 +117,7 @@ class Server:
         if not path.startswith(b"/") or b"/../" in path + b"/":
             self._complain(f"a target that is not normal: {head[:300]!r}")
         if b"\r\nx-soak:" not in head.lower() and b"model" in body.lower():
-            for name in _models_named(body):
+            for name in models_named(body):
                 if re.match(r"(maker/)?model-\d", name) and name != self._model:
                     self._complain(f"{self._model} is asked in its body for {name!r}")
 
@@ -152,18 +125,13 @@ class Server:
         self, connection: socket.socket, head: bytes, buffer: bytes, request_id: str
     ) -> None:
         """Echo frame by frame, until the client closes (RFC 6455, section 5)."""
-        key = _header(head, b"sec-websocket-key") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        accept = base64.b64encode(hashlib.sha1(key).digest())
-        connection.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept
-        )
+        connection.sendall(upgrade_head(head))
         while True:
-            first, payload, buffer = _frame(connection, buffer)
+            first, payload, buffer = frame(connection, buffer)
             opcode = first & 0x0F
             if opcode == 8:
                 self._leave(connection, request_id)
-            connection.sendall(_unmasked(first if opcode != 9 else 0x8A, payload))
+            connection.sendall(unmasked(first if opcode != 9 else 0x8A, payload))
             if opcode == 8:
                 raise EOFError
 
@@ -225,7 +193,7 @@ class Server:
             connection.sendall(GARBAGE[asked["size"] % len(GARBAGE)])
             raise EOFError
         if lie == "resets":
-            _reset(connection)
+            reset(connection)
         elif lie == "crashes":
             _end_with(signal.SIGKILL)
         elif lie == "hangs":
@@ -240,14 +208,14 @@ class Server:
         if lie == "breaks off":
             raise EOFError
         if lie == "resets half-way":
-            _reset(connection)
+            reset(connection)
         if lie == "breaks framing":
             connection.sendall(b"no chunk size\r\n")
             raise EOFError
         if lie == "crashes half-way":
             _end_with(signal.SIGKILL)
         if lie == "stalls":
-            while not _is_gone(connection):
+            while not is_gone(connection):
                 time.sleep(0.05)
             raise EOFError
 
@@ -265,7 +233,7 @@ class Server:
         """
         if self._awake.exists() or self._lost.exists():
             return
-        if not _is_gone(connection) and connection in self._inside:
+        if not is_gone(connection) and connection in self._inside:
             self._inside.pop(connection, None)  # once is enough
             self._complain(f"{self._model} is not awake, but has request {request_id}")
 
@@ -281,104 +249,13 @@ class Server:
             output.write(line.encode())
 
 
-def _receive(connection: socket.socket, buffer: bytes) -> tuple[bytes, bytes, bytes]:
-    """One request: head, body, and what follows; raises EOFError."""
-    while (end := buffer.find(b"\r\n\r\n")) < 0:
-        buffer += _some(connection)
-    head, received = buffer[:end], bytearray(buffer[end + 4 :])
-    length = int(_header(head, b"content-length") or 0)
-    while len(received) < length:
-        received += _some(connection)
-    return head, bytes(received[:length]), bytes(received[length:])
-
-
-def _some(connection: socket.socket) -> bytes:
-    data = connection.recv(1 << 18)
-    if not data:
-        raise EOFError
-    return data
-
-
-def _header(head: bytes, name: bytes) -> bytes:
-    for line in head.split(b"\r\n")[1:]:
-        key, _, value = line.partition(b":")
-        if key.lower() == name:
-            return value.strip()
-    return b""
-
-
-def _asked(head: bytes) -> Mapping[str, Any]:
-    """The answer that the request asks for; a small one if it asks for none."""
-    asked: dict[str, Any] = {"id": "hostile", "lie": "", "size": 0, "chunks": 0, "gap_s": 0.0}
-    asked["work_s"] = 0.0
-    text = _header(head, b"x-soak")
-    return asked | json.loads(text) if text else asked
-
-
-def _models_named(body: bytes) -> Iterator[str]:
-    """The models that a body names, in any spelling that some server may take."""
-    with suppress(ValueError, RecursionError):
-        fields = json.loads(body, object_pairs_hook=list)
-        for entry in fields if isinstance(fields, list) else ():
-            key, value = entry if isinstance(entry, tuple) else ("", None)
-            if key.lower() == "model" and isinstance(value, str):
-                yield value
-
-
-def _frame(connection: socket.socket, buffer: bytes) -> tuple[int, bytes, bytes]:
-    """A client's frame: its first byte, its payload, and what follows."""
-
-    def need(count: int) -> None:
-        nonlocal buffer
-        while len(buffer) < count:
-            buffer += _some(connection)
-
-    need(2)
-    first, length, at = buffer[0], buffer[1] & 0x7F, 2
-    if extended := {126: 2, 127: 8}.get(length, 0):
-        need(2 + extended)
-        at = 2 + extended
-        length = int.from_bytes(buffer[2:at], "big")
-    if length > MOST_FRAME_BYTES or not buffer[1] & 0x80:
-        raise EOFError
-    need(at + 4 + length)
-    mask = buffer[at : at + 4] * (length // 4 + 1)
-    masked = buffer[at + 4 : at + 4 + length]
-    plain = int.from_bytes(masked, "big") ^ int.from_bytes(mask[:length], "big")
-    return first, plain.to_bytes(length, "big"), buffer[at + 4 + length :]
-
-
-def _unmasked(first: int, payload: bytes) -> bytes:
-    length = len(payload)
-    if length < 126:
-        return bytes([first, length]) + payload
-    size, code = (2, 126) if length < 1 << 16 else (8, 127)
-    return bytes([first, code]) + length.to_bytes(size, "big") + payload
-
-
-def _is_gone(connection: socket.socket) -> bool:
-    """Return whether the other side has closed, with everything it sent read."""
-    try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _reset(connection: socket.socket) -> NoReturn:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
-    raise EOFError
-
-
 def _end_with(number: signal.Signals) -> NoReturn:
     os.kill(os.getpid(), number)
     while True:  # another thread may get it, and this one go on for a moment
         time.sleep(1)
 
 
-def _retry(attempt: Any, longest_s: float) -> bool:
+def _retry(attempt: Callable[[], object], longest_s: float) -> bool:
     deadline = time.monotonic() + longest_s
     while True:
         try:
@@ -406,7 +283,3 @@ def main() -> None:
         group=options.group,
         port=options.port,
     ).run()
-
-
-if __name__ == "__main__":
-    main()

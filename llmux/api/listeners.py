@@ -1,4 +1,4 @@
-"""Which listener answers which path, where the control API has a listener of its own."""
+"""Assign paths to listeners, if the control API has a listener of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llmux.errors import LlmuxError, NotHere
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
 
 LISTENER = "llmux.listener"
-"""ASGI scope key: the control listener that the request came by; missing for the main one."""
+"""ASGI scope key for the control listener that received the request; missing on the main one."""
 
 SOCKET: Literal["socket"] = "socket"
 PORT: Literal["port"] = "port"
@@ -16,11 +16,11 @@ PORT: Literal["port"] = "port"
 ON_BOTH = frozenset({b"/health", b"/metrics"})
 
 ABOUT_CONTROL = "The control API has a listener of its own: `control` in llmux's config says where"
-ABOUT_OTHERS = "Only the control API is answered here; all else by llmux's main listener"
+ABOUT_OTHERS = "This listener serves the control API only; all else is on llmux's main listener"
 
 
-def marked(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
-    """Wrap an app so that its requests carry the control listener that they came by."""
+def mark_listener(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
+    """Wrap an app to mark its requests with the control listener that received them."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, LISTENER: kind}, receive, send)
@@ -28,12 +28,12 @@ def marked(app: ASGIApp, kind: Literal["socket", "port"]) -> ASGIApp:
     return serve
 
 
-def refusal(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
-    """Return why a request's listener does not answer it, or None if it does.
+def wrong_listener(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
+    """Return the error for a request on the wrong listener, or None.
 
     Args:
-        scope: With a path of origin form.
-        is_apart: Whether the control API has a listener of its own.
+        scope: Of the request, with a path in origin form.
+        is_apart: True if the control API has a listener of its own.
     """
     path: bytes = scope["raw_path"]
     is_control = path in {b"/control", b"/ui"} or path.startswith((b"/control/", b"/ui/"))
