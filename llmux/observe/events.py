@@ -4,8 +4,9 @@
 
 Code that does something tells of it here and knows nothing of the listeners; a new metric, say, is
 one more listener. Listeners are called at once, in the order in which they came, by the task that
-tells: they must neither wait nor raise. Each kind of event has a channel of its own, so that
-telling is one loop over the few that want that kind, and costs nothing where nobody does.
+tells: they must neither wait nor raise. Most are in `llmux.observe.listeners`. Each kind of event
+has a channel of its own, so that telling is one loop over the few that want that kind, and costs
+nothing where nobody does.
 
 Counts that change with every request are not told but looked up, by those who want them
 (`Metrics.watch_counts`, `Feed.watch_counts`).

@@ -39,7 +39,8 @@ class RequestSummary(msgspec.Struct, frozen=True, gc=False):
         tokens_cached: Those of `tokens_in` that came from a cache, likewise.
         is_token_stream: True if its answer came token by token.
         has_queued: True if it had to wait in line.
-        uses_model: True if it needed its model awake: no passive path, no redirect.
+        uses_model: True if it asked something of its model: it was not for the fallback, not
+            redirected, and its path not a passive one.
         admitted_at: When the model admitted it (Trio's clock); None if it never did.
         company: Requests in flight on the model then, itself included.
     """

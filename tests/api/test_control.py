@@ -622,4 +622,6 @@ async def test_the_document_names_every_path(site: Site) -> None:
         for method in rule.methods or ()
         if method in {"GET", "POST", "DELETE"}
     }
-    assert routes == {(each.path, each.method) for each in OPERATIONS}
+    documented = {(each.path, each.method) for each in OPERATIONS}
+    assert routes - documented == set(), "add an Operation to OPERATIONS (llmux/api/openapi.py)"
+    assert documented - routes == set(), "OPERATIONS (llmux/api/openapi.py) has no such route"

@@ -24,8 +24,10 @@ import trio
 
 from docs import generate
 from llmux import errors
+from llmux.api.openapi import OPERATIONS
 from llmux.config import config_schema, parse_config
 from llmux.hooks.process_group import KILL_AFTER_S
+from llmux.policy import POLICIES
 from llmux.switching.reload import FIXED
 from tests.lanes import LANES, read_all, running_lane
 from tests.servers import FORMS, chat, running_backends, running_llmux, start_in_vain
@@ -288,6 +290,24 @@ def test_every_key_of_the_config_is_described() -> None:
             assert re.fullmatch(r"[A-Z].*\.", text), f"{path}.{key}: a sentence, please: {text}"
     sections = {path for path, _ in generate.sections(schema["$defs"], "", schema["$ref"])}
     assert len(sections) == len(schema["$defs"])
+
+
+def test_every_policy_is_described() -> None:
+    key = config_schema()["$defs"]["PolicyConfig"]["properties"]["name"]["description"]
+    page = (DOCS / "policies.md").read_text()
+    unnamed = {name for name in POLICIES if name not in key}
+    assert not unnamed, "add it to the description of `name` in llmux/config/policy.py"
+    without_row = {name for name in POLICIES if f"`{name}`" not in page}
+    assert not without_row, "add it to the table of docs/policies.md"
+
+
+def test_every_path_of_llmux_is_described() -> None:
+    page = (DOCS / "http-api.md").read_text().partition("\n## llmux's own paths")[2]
+    for operation in OPERATIONS:
+        path = operation.path.partition("{")[0].rstrip("/")
+        name = path.rpartition("/")[2]  # `POST /control/pin`, `unpin`
+        is_described = path in page or f"`{name}`" in page
+        assert is_described, f"docs/http-api.md needs a row for {operation.path}"
 
 
 def test_what_needs_a_restart_is_in_the_config() -> None:

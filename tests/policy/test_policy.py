@@ -237,7 +237,7 @@ def test_nobody_waits_longer_than_the_bound(policy: str) -> None:
 def test_min_active_secs_comes_before_all_else(policy: str) -> None:
     rest: dict[str, Any] = {"since": 95.0, "min_active_secs": 20, "max_wait_secs": 1}
     decision = ask(policy, line("a"), line("b", 1.0), measures=known(1.0), **rest)
-    assert isinstance(decision, LookAgain)
+    assert isinstance(decision, LookAgain), "ask may_leave_at (llmux/policy/choices.py)"
     assert 100 < decision.at <= 115
     assert target_of(ask(policy, line("a"), line("b", 1.0), now=115.0, **rest)) == "b"
 

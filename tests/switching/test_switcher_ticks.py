@@ -214,7 +214,8 @@ async def test_without_draining_models_with_slots_get_on(
     async with rig.running() as requests:
         for model in "abab":
             requests.start_soon(work, model)
-    assert sum(hook == "wake" for _, hook in hooks.calls) < 20
+    wakes = sum(hook == "wake" for _, hook in hooks.calls)
+    assert wakes < 20, "a model must be given time: ask may_leave_at (llmux/policy/choices.py)"
 
 
 COSTS = {(m, h): s for m in "ab" for h, s in (("sleep", 5.0), ("wake", 20.0))}
