@@ -175,7 +175,7 @@ def _bad_request_line(data: bytes) -> BadRequest:
         return BadRequest("The request line is not METHOD TARGET VERSION, one space in between")
     method, target, _ = line.split(b" ")
     if not METHOD.fullmatch(method):
-        return BadRequest("The request's method is no token")
+        return BadRequest("The request's method is not a token")
     if not VISIBLE.fullmatch(target):
         return BadRequest("The request's target holds characters that must be percent-encoded")
     return BadRequest("The request is not HTTP/1.1")

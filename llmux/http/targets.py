@@ -62,7 +62,7 @@ def check_request_line(method: bytes, target: bytes) -> None:
         BadRequest: It cannot be forwarded as it is, or could be read in two ways.
     """
     if method not in _COMMON_METHODS and not _TOKEN.fullmatch(method):
-        raise BadRequest("The request's method is no token")
+        raise BadRequest("The request's method is not a token")
     if _PLAIN.fullmatch(target):
         return
     if target == ASTERISK:

@@ -1,7 +1,8 @@
-"""Accept many connections at a time, so that a flood of them does not delay the next ones.
+"""Accept many connections at a time, so that a burst of them does not delay later ones.
 
-Trio's listeners accept one in each round of its loop. With hundreds of requests a round takes tens
-of milliseconds: behind 400 connections that came together, a new one then waits for seconds.
+Trio's listeners accept one connection per round of the event loop. With hundreds of requests, a
+round takes tens of milliseconds, so that after a burst of 400 connections a new one would wait for
+seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from socket import socket as stdlib_socket
 import trio
 
 ACCEPTED = 32
-"""Connections accepted in one round, which takes 3 ms. Where a round takes 20 ms, a connection
-behind 400 others is served after 0.7 s; accepted one by one, after 9.5 s."""
+"""Connections accepted in one round, which takes 3 ms. If a round takes 20 ms, a connection behind
+400 others is served after 0.7 s, instead of 9.5 s when they are accepted one by one."""
 
 
 class BatchListener(trio.abc.Listener[trio.SocketStream]):
@@ -30,13 +31,13 @@ class BatchListener(trio.abc.Listener[trio.SocketStream]):
         return self._listener.socket
 
     async def accept(self) -> trio.SocketStream:
-        """Return the next connection, without a checkpoint if it is already accepted.
+        """Return the next connection; raises OSError, as Trio's listener does.
 
-        So none of those is lost when this is cancelled. Raises OSError, like Trio's.
+        If it has been accepted already there is no checkpoint, so that a cancellation loses none.
         """
         if not self._accepted:
             self._accepted.append(await self._listener.accept())
-            # An error here (no descriptors are left, say) is raised again by the next wait.
+            # An error here (for example, no descriptors left) is raised again by the next wait.
             with suppress(OSError):
                 while len(self._accepted) < ACCEPTED:
                     self._accepted.append(_stream(self._plain.accept()[0]))

@@ -51,7 +51,7 @@ MAX_ORDER_BYTES = 65536
 
 
 class AnyPath(PathConverter):
-    """A rest of a path that may also begin with a slash, as `/data/model` does."""
+    """Matches the rest of a path, which may begin with a slash, as in `/data/model`."""
 
     regex = ".+?"
     part_isolating = False
@@ -87,7 +87,7 @@ class Service:
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
     """Make an app and its switchers; nothing is started before the app is served.
 
-    Where the config gives the control API a listener of its own, that is not opened.
+    The control API's own listener, if the config has one, is not opened.
 
     Raises:
         ConfigError: The policy cannot be loaded.
@@ -109,7 +109,7 @@ def build_service(
         config: What to serve.
         hooks: Runs hooks; by default the config's shell hooks.
         on_switcher_death: Called when a switcher has died; `/health` is 503 by then.
-        control: Where the control API listens by itself.
+        control: The socket of the control API's own listener, if any.
 
     Raises:
         ConfigError: The policy cannot be loaded.
@@ -204,7 +204,7 @@ def metrics_of_models(config: Config) -> Metrics:
 
 
 def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[Model, Fetch]]:
-    """The models whose backends are asked for their own queue length, and how (`policy.gate`)."""
+    """Return the models whose backend's queue is watched (`policy.gate`), each with a fetcher."""
     if not config.policy.gate:
         return []
     return [
@@ -213,10 +213,10 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
 
 
 def started(config: Config) -> Callable[[float], Started]:
-    """Return the journal's entry for a start at this instant."""
+    """Return a journal entry for a start, or a reload, at the current time."""
     now = trio.current_time()
     options: dict[str, Any] = {}
-    with suppress(TypeError, ValueError, RecursionError):  # YAML says more than JSON
+    with suppress(TypeError, ValueError, RecursionError):  # YAML has values that JSON lacks
         options = msgspec.json.decode(msgspec.json.encode(config.policy.options))
     return lambda offset_s: Started(
         at=now + offset_s,
@@ -232,11 +232,11 @@ def started(config: Config) -> Callable[[float], Started]:
 
 
 def new_app() -> QuartTrio:
-    """An app without routes, with llmux's settings in place of the framework's."""
+    """Return an app without routes, with llmux's settings in place of the framework's."""
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = math.inf  # None cancels `stop` of the lifespan
-    app.config["MAX_CONTENT_LENGTH"] = MAX_ORDER_BYTES  # nobody counts what the framework reads
+    app.config["MAX_CONTENT_LENGTH"] = MAX_ORDER_BYTES  # these bodies count in no other limit
     app.url_map.merge_slashes = False  # model names may begin with one
     app.url_map.converters["path"] = AnyPath
     app.register_error_handler(LlmuxError, answer_llmux_error)
@@ -245,7 +245,7 @@ def new_app() -> QuartTrio:
 
 
 def tracing_of(config: Config, events: Events) -> Tracing | None:
-    """Return the maker of traces, if the config wants some; OpenTelemetry is imported only then."""
+    """Return the tracing if it is configured; OpenTelemetry is imported only then."""
     if not config.tracing:
         return None
     from llmux.proxy.tracing import Tracing  # noqa: PLC0415 - it needs an extra, and time to import
@@ -257,7 +257,7 @@ def tracing_of(config: Config, events: Events) -> Tracing | None:
 
 
 def shell_hooks(config: Config, events: Events, marks: Marks) -> ShellHooks:
-    """The config's hooks, with their logs under its `state_dir`."""
+    """Return the config's hooks, with their logs under its `state_dir`."""
     return ShellHooks(
         config.models,
         directory=config.directory,

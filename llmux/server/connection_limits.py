@@ -1,4 +1,4 @@
-"""How many connections are served at a time: descriptors, the limit in all, each client's share."""
+"""Limits on connections: by descriptors, in total, and per client."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ Serve = Callable[[trio.SocketStream], Awaitable[None]]
 def raise_descriptor_limit() -> None:
     """Raise the soft descriptor limit to the hard one; hooks get the original limit back."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS: "unlimited" is more than it takes
+    with suppress(ValueError, OSError):  # macOS reports "unlimited", but does not accept it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def most_connections(groups: int, reserve: int = 0) -> int:
-    """Return how many clients the descriptor limit allows: each needs one, and one to its backend.
+    """Return how many clients the descriptor limit allows.
 
-    Idle backend connections come on top: for each further group no more than all clients have
-    asked at once, and no more than a pool keeps.
+    Each client needs a descriptor, and another one for its backend connection. Idle backend
+    connections come on top: for each further group, up to the number of clients, or up to
+    `MAX_IDLE`, whichever is less.
 
     Args:
         groups: Number of groups of models.
-        reserve: Descriptors that something else needs.
+        reserve: Descriptors reserved for other purposes.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -50,12 +51,12 @@ def most_connections(groups: int, reserve: int = 0) -> int:
 def at_most(
     limit: int, serve: Serve, share_of: Callable[[str | None], int | None] = lambda _peer: None
 ) -> Serve:
-    """Limit how many connections are served at a time; the others get an error and are closed.
+    """Limit the number of concurrent connections; further ones get an error and are closed.
 
     Args:
-        limit: Connections in all.
+        limit: Connections in total.
         serve: Serves one connection.
-        share_of: Returns how many of them a peer may have; None: all.
+        share_of: Returns the limit for a peer's address; None: no limit of its own.
     """
     count = 0
     tally = Tally()
@@ -101,10 +102,13 @@ async def _refuse(stream: trio.SocketStream, error: TooManyConnections) -> None:
 def connection_shares(
     most: int, config: Callable[[], Config]
 ) -> Callable[[str | None], int | None]:
-    """Apply `limits.connections_per_client`; by default one address gets at most half of all.
+    """Return the limit for a peer's address, by `limits.connections_per_client`.
+
+    By default one address may hold half of all connections; this machine and trusted proxies may
+    hold all.
 
     Args:
-        most: Connections in all.
+        most: Connections in total.
         config: Returns the config in use.
     """
 

@@ -1,8 +1,8 @@
 """The control API's own listener: a port, or a Unix socket for the user that llmux runs as.
 
-It is served by Hypercorn's classes on Trio, in the lifespan of the app: so it is the same under
-`llmux`, under `hypercorn -k trio`, and where Trio is a guest of asyncio. It goes on answering when
-clients have taken all of the main listener's connections.
+Hypercorn's classes for Trio serve it in the app's lifespan, so it is the same under `llmux`, under
+`hypercorn -k trio`, and where Trio is a guest of asyncio. It still answers when clients hold all of
+the main listener's connections.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from llmux.observe.logs import get_logger
 from llmux.server.hypercorn_side import HypercornSide
 
 MOST_CONNECTIONS = 64
-"""Connections at a time; more are closed at once. An open page takes two, one for its events."""
+"""Limit of concurrent connections; more are closed at once. An open page uses two."""
 
 BACKLOG = 64
 
 STALE_S = 1.0
-"""Time limit for finding out whether another program listens on an existing socket file."""
+"""Time limit for checking whether another program listens on an existing socket file."""
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A socket that listens.
+    """A listening socket.
 
     Attributes:
         sock: The socket.
         kind: Unix socket or TCP port.
-        url: Its address, for people: `http://127.0.0.1:3001`, `unix:/run/llmux/control.sock`.
+        url: Its address for logs: `http://127.0.0.1:3001`, `unix:/run/llmux/control.sock`.
     """
 
     sock: socket.socket
@@ -55,7 +55,7 @@ class Opened:
 
 @contextmanager
 def control_socket(config: Config) -> Iterator[Opened | None]:
-    """Listen on `control` for as long as the context lasts; yields None if the config has none.
+    """Listen on `control` as long as the context lasts; yields None if the config has none.
 
     Raises:
         OSError: The address or the path cannot be used.
@@ -92,7 +92,7 @@ def _tcp_socket(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _unix_socket(path: Path) -> Iterator[socket.socket]:
-    """Listen on a Unix socket, and remove its file at the end if it is still the same one."""
+    """Listen on a Unix socket; at the end, remove its file unless it has been replaced."""
     try:
         _remove_stale(path)
         sock = _bound(path)
@@ -111,12 +111,13 @@ def _unix_socket(path: Path) -> Iterator[socket.socket]:
 
 
 def _bound(path: Path) -> socket.socket:
-    """Bind and listen, with a file that is private to this user from its first moment on.
+    """Bind and listen, with a file that only this user may access.
 
-    bind(2) makes the file or fails: it follows no link in the last place, not even a broken one.
+    bind(2) creates the file or fails: it follows no symbolic link at the end of the path, not even
+    a broken one.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before = os.umask(0o177)  # not chmod afterwards: others could connect before that
     try:
         sock.bind(os.fspath(path))
         sock.listen(BACKLOG)
@@ -129,10 +130,10 @@ def _bound(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file on which nobody listens any more, and no other file.
+    """Remove a socket file on which no program listens any more, and no other file.
 
     Raises:
-        OSError: Something else is there.
+        OSError: The path is in use by something else.
     """
     try:
         mode = path.lstat().st_mode
@@ -149,16 +150,16 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except TimeoutError:  # its backlog is full
+        except TimeoutError:  # it has a listener, whose backlog is full
             pass
     raise OSError(errno.EADDRINUSE, "another program listens there")
 
 
 class ControlListener:
-    """Serves the control API on a socket of its own, for as long as `run` does.
+    """Serves the control API on its own socket while `run` runs.
 
     Args:
-        opened: Its socket.
+        opened: The socket.
         app: llmux's app.
     """
 
@@ -172,7 +173,7 @@ class ControlListener:
     async def run(self) -> None:
         """Serve until `stop`, and then until the current requests have ended."""
         log.info("control_listening", where=self._opened.url)
-        # Closed with the listener: connections that nobody accepts would hang.
+        # The socket is closed with the listener: otherwise new connections would hang unaccepted.
         sock = trio.socket.from_stdlib_socket(self._opened.sock)
         try:
             async with trio.open_nursery() as connections:
@@ -186,7 +187,7 @@ class ControlListener:
             self._ended.set()
 
     def stop(self) -> None:
-        """Stop accepting connections; `run` then closes those that are idle."""
+        """Stop accepting connections; `run` then closes idle ones."""
         self._accepting.cancel()
 
     async def wait_ended(self) -> None:
@@ -208,7 +209,7 @@ class ControlListener:
 
 
 def _settings() -> ServerConfig:
-    """Hypercorn's settings; as for the main listener."""
+    """Return Hypercorn's settings, as for the main listener."""
     settings = ServerConfig()
     settings.keep_alive_timeout = 75
     settings.h11_max_incomplete_size = 64 * 1024

@@ -1,4 +1,4 @@
-"""How the process ends: exit codes, and the ways out that unwind nothing."""
+"""Exit codes, and an exit that unwinds nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EXIT_AT_ONCE = 4
 def exit_at_once() -> None:
     """End a process that can no longer switch.
 
-    `os._exit`, because there is nobody to raise to: Hypercorn only logs a crashed lifespan and
-    serves on, and a hook that cannot be killed would hold its nursery open for ever.
+    By `os._exit`, since an exception would not end it: Hypercorn only logs a crashed lifespan and
+    continues to serve, and a hook that cannot be killed would keep its nursery open forever.
     """
     sys.stderr.flush()
     os._exit(EXIT_SWITCHER_DIED)

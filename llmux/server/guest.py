@@ -5,13 +5,14 @@
     lifespan ───────── start_guest_run ───────────────────────▶ the main task, a nursery
     any other call ─── nursery.start_soon ────────────────────▶ a task: app(scope, ...)
     receive(), send() in tasks of asyncio ◀─── create_task ──── await receive(), send()
-        what came of them ─── trio.Event.set ─────────────────▶ the message, or an error
+        their results ─── trio.Event.set ─────────────────────▶ the message, or an error
     the call returns, raises ◀─── Future.set_result ─────────── the app's end
     the call is cancelled ─── CancelScope.cancel ─────────────▶ the app is cancelled
 
-Both loops run in the same thread, Trio's ticks as callbacks of asyncio's loop, so no data needs a
-lock, and each side calls the other's sync functions directly: in guest mode these wake Trio up.
-What a hop costs is waking the loop that slept; a task of asyncio for each message is little of it.
+Both loops run in the same thread, with Trio's ticks as callbacks of asyncio's loop. So no data
+needs a lock, and each side calls the other's sync functions directly; in guest mode these wake Trio
+up. The cost of a hop is mostly that of waking the other loop; the asyncio task that each message
+needs adds little.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import trio
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 
 End: TypeAlias = outcome.Outcome[None]
-"""How an app, or the whole guest run, ended."""
+"""The result of an app, or of the whole guest run."""
 
 Receiving: TypeAlias = asyncio.Task[outcome.Maybe[Message]]
 
@@ -35,14 +36,14 @@ Receiving: TypeAlias = asyncio.Task[outcome.Maybe[Message]]
 class GuestBridge:
     """Serves a Trio ASGI app from an asyncio loop, from the lifespan's start to its end.
 
-    Trio runs while the lifespan call does. That call returns, or is cancelled, only when Trio has
-    ended, with every call in it.
+    Trio runs during the lifespan call. That call only returns, or ends as cancelled, when Trio has
+    ended with all its calls.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._nursery: trio.Nursery | None = None  # None: no lifespan
-        self._calls: set[_Call] = set()  # the lifespan's is not among them
+        self._calls: set[_Call] = set()  # without the lifespan's
 
     def __repr__(self) -> str:
         state = "stopped" if self._nursery is None else "running"
@@ -51,13 +52,13 @@ class GuestBridge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection; called in asyncio.
 
-        Cancelled, it cancels the app and waits for its end.
+        When cancelled, it cancels the app and waits for its end.
 
         Raises:
-            RuntimeError: There is no lifespan, or it ended before the app did; an error that it
-                ended with is the cause.
-            BaseException: What the app raised, without the groups that nurseries wrap a single
-                error in; for the lifespan also what Trio itself died of.
+            RuntimeError: There is no lifespan, or it ended before the app did. If it ended with an
+                error, that is the cause.
+            BaseException: Raised by the app, without the groups in which nurseries wrap a single
+                error; for the lifespan, also any error that ended Trio itself.
         """
         if scope["type"] == "lifespan":
             await self._serve_lifespan(scope, receive, send)
@@ -75,10 +76,9 @@ class GuestBridge:
             self._calls.remove(call)
 
     async def _serve_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run Trio; tell the server that the shutdown is complete only when Trio has ended.
-
-        Hypercorn cancels the lifespan as soon as it hears so, and passes that on to its caller.
-        """
+        """Run Trio until the lifespan has ended."""
+        # Pass on the message that the shutdown is complete only when Trio has ended: Hypercorn
+        # cancels the lifespan as soon as it gets this message.
         last: list[Message] = []
 
         async def send_all_but_last(message: Message) -> None:
@@ -134,12 +134,12 @@ class _Call:
         self._ended: asyncio.Future[End] = self._loop.create_future()
 
     def end(self, end: End) -> None:
-        """Let the asyncio side go on with this; the first end counts."""
+        """Let `wait_ended` return with this result; only the first call counts."""
         if not self._ended.done():
             self._ended.set_result(_ungrouped(end))
 
     async def wait_ended(self) -> None:
-        """In asyncio: wait for the app's end and raise its error; cancelled, cancel it first."""
+        """In asyncio: wait for the app's end and raise its error; if cancelled, cancel the app."""
         cancelled: asyncio.CancelledError | None = None
         while not self._ended.done():
             try:
@@ -152,16 +152,16 @@ class _Call:
             raise cancelled
 
     async def run(self) -> None:
-        """In Trio: serve, and tell asyncio how it ended."""
+        """In Trio: serve, and pass the result to asyncio."""
         end = await outcome.acapture(self.serve)
         if isinstance(end, outcome.Error) and _is_cancellation(end.error):
             if not self._scope.cancel_called:
-                return  # Trio ends: the bridge will tell why
-            end = outcome.Value(None)  # asyncio cancelled it too, and knows
+                return  # Trio is ending; `_guest_ended` will pass on why
+            end = outcome.Value(None)  # asyncio cancelled it; `wait_ended` raises that itself
         self.end(end)
 
     async def serve(self) -> None:
-        """In Trio: run the app, unless and until asyncio cancels it."""
+        """In Trio: run the app until it ends or asyncio cancels it."""
         try:
             with self._scope:
                 await self._app(self._asgi_scope, self.receive, self.send)
@@ -170,7 +170,7 @@ class _Call:
                 await _cancel(self._unread.pop())
 
     async def receive(self) -> Message:
-        """In Trio: the server's next message; none is lost when this is cancelled."""
+        """In Trio: return the server's next message; a cancellation loses none."""
         receiving = self._unread.popleft() if self._unread else self._start_receiving()
         try:
             await _wait_done(receiving)
@@ -183,7 +183,7 @@ class _Call:
         return self._loop.create_task(outcome.acapture(self._receive))
 
     async def send(self, message: Message) -> None:
-        """In Trio: hand the server a message; cancelled, cancel the server's send."""
+        """In Trio: pass a message to the server; if cancelled, cancel the server's send."""
         sending = self._loop.create_task(outcome.acapture(self._send, message))
         try:
             await _wait_done(sending)
@@ -194,7 +194,7 @@ class _Call:
 
 
 async def _wait_done(task: asyncio.Task[object]) -> None:
-    """In Trio: wait for a task of asyncio, whatever comes of it."""
+    """In Trio: wait for the end of an asyncio task, without raising its error."""
     done = trio.Event()
 
     def set_done(_: object) -> None:
@@ -208,9 +208,10 @@ async def _wait_done(task: asyncio.Task[object]) -> None:
 
 
 async def _cancel(task: asyncio.Task[object]) -> None:
-    """In Trio: cancel a task of asyncio, and wait for its end.
+    """In Trio: cancel an asyncio task, and wait for its end.
 
-    The shield has no deadline: the task ends at its next step, unless the server resists.
+    The shield has no deadline, since the task ends at its next step, unless the server suppresses
+    the cancellation.
     """
     task.cancel()
     with trio.CancelScope(shield=True):
@@ -233,7 +234,7 @@ def _ungrouped(end: End) -> End:
 
 
 def _cut_short(guest_end: End) -> End:
-    """The end of a call that the guest run did not outlive."""
+    """Return the result of a call that was still running when the guest run ended."""
     error = RuntimeError("the lifespan has ended before this call")
     if isinstance(guest_end, outcome.Error):
         error.__cause__ = guest_end.error

@@ -5,10 +5,10 @@
     3. settle           a running hook may use the rest of the grace; then `on_shutdown: sleep`
     4. close            control listener, backend connections, traces; the journal is flushed last
 
-Who drives it differs with the lane, the stages do not. `llmux serve` owns its connections, so it
-runs 1 to 3 itself and leaves 4 to the lifespan. Under an ASGI server the connections are gone, or
-cancelled, by the time `lifespan.shutdown` arrives: there `stop` runs all of them. Each stage does
-nothing when it is run again, so neither driver needs to know how far the other got.
+The stages are the same for all lanes, but not their driver. `llmux serve` owns its connections, so
+it runs 1 to 3 itself and leaves 4 to the lifespan. Under an ASGI server, the connections are closed
+or cancelled by the time `lifespan.shutdown` arrives, and `stop` runs all stages. Each stage is
+idempotent, so neither driver needs to know how far the other got.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ class Lifecycle:
         tasks: Iterable[Task],
         on_death: Callable[[], object],
     ) -> None:
-        """Start nothing yet.
+        """Take the parts to start and to end.
 
         Args:
             config: Returns the config in use.
-            board: Its `run` is started, too.
-            proxy: Stops admitting, and closes its backend connections last.
+            board: The switchers; `start` starts them, too.
+            proxy: Stops admitting at first, and closes its backend connections last.
             feed: Ends its event streams.
             traffic: The ASGI lane.
             control: The control API's own listener, if it has one.
             tracing: Flushed at the end.
-            tasks: Run beside requests; none of them may crash unseen.
-            on_death: Called when one of them has.
+            tasks: Background tasks; the crash of any of them ends the service.
+            on_death: Called when one of them, or a switcher, has crashed.
         """
         self.has_died = False
         self._config = config
@@ -84,18 +84,17 @@ class Lifecycle:
         board.on_death = self._die
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Start the background tasks in the lifespan's own nursery.
-
-        Not with Quart's `add_background_task`, whose tasks may crash without ending the server.
-        """
+        """Start the background tasks in the lifespan's own nursery."""
+        # Not with Quart's `add_background_task`, whose tasks may crash without ending the server.
         for task in self._tasks:
             nursery.start_soon(self._run_vital, task)
 
     async def _run_vital(self, task: Task) -> None:
-        """Run a task whose crash ends the service: else its siblings die, and llmux serves on."""
+        """Run a background task; if it crashes, end the service."""
         try:
             await task()
         except Exception:
+            # Raised, it would only cancel the other background tasks, and llmux would serve on.
             log.exception("switcher_died" if task == self._board.run else "task_died")
             self._board.stop()
             self._die()
@@ -108,8 +107,8 @@ class Lifecycle:
         """Stop admitting requests and end event streams.
 
         Returns:
-            When the grace for requests in flight ends, in Trio's time. It begins with the first
-            call.
+            The end of the grace for requests in flight, in Trio's time. The grace begins with the
+            first call.
         """
         self._board.stop()
         self._proxy.stop()
@@ -129,16 +128,16 @@ class Lifecycle:
         with trio.move_on_at(self._grace_ends_at) as patience:
             await self._board.wait_ended()
         if self.has_died and patience.cancelled_caught:
-            exit_at_once()  # its hook cannot be ended, and would be waited for for ever
+            exit_at_once()  # its hook cannot be ended, and waiting for it would never end
         self._board.end()
-        # A group whose switcher died is in a state that nobody knows; hooks may make it worse.
+        # The state of a group whose switcher died is unknown, so running its hooks may do harm.
         if self._config().on_shutdown == "sleep" and not self.has_died:
             await self._board.put_to_sleep()
 
     async def stop(self) -> None:
-        """Run the stages that nobody has run yet; called when the lifespan ends."""
+        """Run the stages that have not been run yet; called when the lifespan ends."""
         self.stop_admitting()
-        # Only `sleep` waits for hooks here: the grace is the ASGI server's, and it has used it.
+        # Without `sleep`, do not wait for hooks: the ASGI server has used up the grace already.
         if self._config().on_shutdown == "sleep":
             await self.settle()
         await self._close()

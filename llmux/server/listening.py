@@ -1,4 +1,4 @@
-"""The main listener: its sockets, and Hypercorn's settings for the connections that it serves."""
+"""The main listener: its sockets, and the settings of Hypercorn's connections."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def listeners(sockets: Sockets) -> list[BatchListener]:
 
 
 def server_config(host: str, port: int, llmux: Config) -> ServerConfig:
-    """Hypercorn's settings, each with the reason why its default is not good enough."""
+    """Return Hypercorn's settings, each with the reason why its default is not good enough."""
     config = ServerConfig()
     config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     config.graceful_timeout = llmux.shutdown_grace_secs  # the default cuts streams after 3 s
     config.keep_alive_timeout = 75  # as nginx; 5 s make clients reconnect between questions
     config.keep_alive_max_requests = sys.maxsize  # nothing here needs fresh connections
     config.h11_max_incomplete_size = 64 * 1024  # long cookies and tokens
-    config.backlog = 1024  # 100 is few for a burst
+    config.backlog = 1024  # 100 are too few for a burst
     config.errorlog = logging.getLogger("hypercorn.error")
     return config

@@ -23,10 +23,10 @@ def return_freed_memory() -> None:
 def calm_collector() -> None:
     """Run the garbage collector less often, and not on objects that stay for good.
 
-    Nearly everything here is freed by its reference count. With Python's own thresholds, thousands
-    of waiting requests are walked through again and again: 9,800 of them took 2.5 times as long to
-    serve (`bench.switch`). Not less often than this, either: a connection on Hypercorn's side
-    leaves about 25 objects in cycles, 8 KB, so that up to 8 MB of them wait to be collected.
+    Reference counts free nearly all objects of llmux. With Python's default thresholds, the
+    collector traverses thousands of waiting requests again and again: 9,800 of them took 2.5 times
+    as long to serve (`bench.switch`). It must not run less often than this, though: each connection
+    served by Hypercorn leaves about 25 objects (8 KB) in cycles, up to 8 MB before a collection.
     """
     gc.collect()
     gc.freeze()

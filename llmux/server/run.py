@@ -1,4 +1,4 @@
-"""Run `llmux serve`: sockets, lanes and signals; `lifecycle.py` has the stages of its end."""
+"""Run `llmux serve`: sockets, lanes and signals. For the stages of its end, see `lifecycle.py`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def serve_config(
     watch: bool = False,
     control: Opened | None = None,
 ) -> int:
-    """Serve until a signal comes or a switcher dies; returns the exit code.
+    """Serve until a signal arrives or a switcher dies; returns the exit code.
 
     A second signal ends everything at once: clients are cut, and a running hook is ended. SIGHUP
     reloads the config.
@@ -55,7 +55,7 @@ async def serve_config(
     rest = HypercornSide(service.app, server)
     serve_connection: Serve = partial(rest.serve, data=b"")
     lane: FastLane | None = None
-    if hasattr(select, "epoll"):  # on other systems than Linux, all goes through Hypercorn
+    if hasattr(select, "epoll"):  # without it (not Linux), Hypercorn serves all connections
         lane = FastLane(
             service.proxy,
             rest.serve,
@@ -82,7 +82,7 @@ async def serve_config(
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     accept = partial(trio.serve_listeners, handler_nursery=connections)
-                    for sock in sockets.insecure_sockets:  # what they accept inherits it
+                    for sock in sockets.insecure_sockets:  # accepted sockets inherit the options
                         limits = config.limits
                         wire.notice_death(sock, limits.dead_peer_secs, limits.client_stall_secs)
                     accepting.start_soon(accept, serve_connection, listeners(sockets))

@@ -27,7 +27,7 @@ log = logs.get_logger(__name__)
 class ServedApp:
     """The app of `hypercorn llmux.app:app`.
 
-    Importing it does nothing; when the server starts it, it reads the default config. Under an
+    Importing it does nothing; it reads the default config when the server starts it. Under an
     asyncio server (Hypercorn's default worker), Trio runs as a guest of the server's loop.
     """
 
@@ -62,16 +62,16 @@ class ServedApp:
 def end_with_parent() -> None:
     """End this worker process as soon as its parent is gone.
 
-    Hypercorn's parent binds the socket and its worker serves. If the parent alone is killed, the
-    worker would serve on, unseen, with the port and the lock of `state_dir`: no other llmux could
-    start. The next llmux adopts the models that it leaves awake, as after any kill.
+    Hypercorn's parent binds the socket and its worker serves. If only the parent is killed, the
+    worker would continue unsupervised, and keep the port and the lock of `state_dir`, so that no
+    other llmux could start. The next llmux adopts models left awake, as after any kill.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return  # `-w 0`, or a server that is its own worker
 
     def wait() -> None:
-        parent.join()  # by a pipe that breaks when it dies, whatever ended it
+        parent.join()  # waits on a pipe that breaks however the parent ends
         log.critical("parent_died", hint="its worker ends, too")
         exit_at_once()
 

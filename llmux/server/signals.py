@@ -1,4 +1,4 @@
-"""The signals that llmux handles, held back until a handler is there."""
+"""Block the signals that llmux handles until their handler is installed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def hold_back() -> None:
-    """Block the signals: while llmux starts, each would end it in its own way."""
+    """Block the signals, since their default actions would end llmux while it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
 
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Unblock the signals, pending ones included; processes started in here inherit no mask."""
+    """Unblock the signals, which delivers pending ones; child processes then inherit no mask."""
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     try:
         yield

@@ -1,4 +1,4 @@
-"""One switcher per config: the lock that a second one finds held."""
+"""The lock on `state_dir`, which ensures that only one llmux serves a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmux.base.plainfiles import NotOurs, open_own, unsafe_folder
 from llmux.observe.logs import get_logger
 
 OWN_TEXT = re.compile(rb"pid [0-9]+, config .*|", re.DOTALL)
-"""What an earlier holder may have left; anything else is a file of somebody's, and stays."""
+"""The text of an earlier holder; a file with any other text is not llmux's, and is left alone."""
 
 MOST_BYTES = 64 << 10
 
@@ -26,22 +26,22 @@ class LockHeld(Exception):
 
 @contextmanager
 def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
-    """Hold `state_dir/lock` for as long as the context lasts.
+    """Hold `state_dir/lock` as long as the context lasts.
 
-    The lock is the kernel's (`flock`), so it cannot outlive its holder; what stands in the file is
-    only for the message that the next one prints.
+    The lock is the kernel's (`flock`), so it cannot outlive its holder. The file's text is only for
+    the error message of a second llmux.
 
     Raises:
-        LockHeld: Another process has it; the message names it.
-        OSError: `state_dir` cannot be made or written; its text says what to do. Or something else
-            stands in the lock's place, which is left as it is.
+        LockHeld: Another process holds it; the message names that process.
+        OSError: `state_dir` cannot be created or written, in which case the message says what to
+            do; or the lock's path is taken by something else, which is left alone.
     """
     path = state_dir / "lock"
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (why := unsafe_folder(state_dir)) is not None:
             log.warning("state_dir_unsafe", path=str(state_dir), reason=why)
-        # Not inheritable, as all of Python's descriptors: servers that hooks leave behind lack it.
+        # Python's descriptors are not inheritable, so servers that hooks start do not hold it.
         descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     except NotOurs:
         raise
@@ -62,7 +62,7 @@ def state_lock(state_dir: Path, config_path: Path | None) -> Iterator[None]:
             ) from None
         if not OWN_TEXT.fullmatch(found):
             raise NotOurs(path, "is a file that is not llmux's lock")
-        with suppress(OSError):  # a full disk: it is only for the message
+        with suppress(OSError):  # the disk may be full; the text is only for a message
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()}, config {config_path}\n".encode(), 0)
         yield

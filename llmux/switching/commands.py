@@ -18,7 +18,7 @@ from llmux.switching.model import Model
 
 
 class Outcome:
-    """How a command ended; set once.
+    """The result of a command; set once.
 
     Args:
         on_failure: Called if it ends with an error, even if no task waits for it any more.
@@ -116,7 +116,7 @@ class Wake(Command):
 
     Attributes:
         evict: The models that have to sleep first, in this order. The placement names them when
-            the command starts; models that come later are not among them.
+            the command starts; models that are added later are not among them.
         is_unasked: True for a standby, which is woken though no request waits for it.
     """
 

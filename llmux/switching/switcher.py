@@ -290,7 +290,7 @@ class Switcher:
                     prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
                 )
                 self._check_goes_on(wake)
-                # Meanwhile a reload may have added a model that an earlier llmux has left awake.
+                # Meanwhile a reload may have added a model that an earlier llmux left awake.
                 while late := group.evictions_for(target):
                     await self._evict(late, wake, tally)
                     self._check_goes_on(wake)
@@ -304,7 +304,7 @@ class Switcher:
             self.measures.forget(source)
 
     async def _evict(self, models: Sequence[Model], wake: Wake, tally: Tally) -> None:
-        """Drain models and put them to sleep, in this order; raises as `_switch`."""
+        """Drain models and put them to sleep, in this order; raises like `_switch`."""
         steps = self._steps
         for model, hooks in [(model, steps.hooks_of(model)) for model in models]:
             tally.drain_s += await self._drain(model, wake)
