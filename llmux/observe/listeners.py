@@ -56,8 +56,10 @@ def log_events(events: Events) -> None:
         run, error = event.run, event.error
         about = {"model": run.model, "hook": run.hook, "duration_secs": run.duration_secs}
         if error is None:
-            write = log.debug if is_routine(run) else log.info
-            write("hook_completed", **about)
+            if is_routine(run):
+                log.debug("hook_completed", **about)
+            else:
+                log.info("hook_completed", **about)
             return
         why = {"reason": error.reason, "exit_code": error.exit_code}
         if event.expects_failure:
