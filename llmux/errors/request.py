@@ -149,7 +149,7 @@ class InvalidKey(LlmuxError):
 
 
 class Forbidden(LlmuxError):
-    """The control API does not serve this peer, or, without keys, not this website's page."""
+    """The control API refuses this peer or, without keys, requests from other sites' pages."""
 
     status = 403
     code = "forbidden"
