@@ -45,11 +45,6 @@ MULTIPART = b"multipart/form-data"
 def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> list[Field]:
     """Return every field `model` of a form; none if the body is no form.
 
-    Args:
-        content_type: As the client sent it.
-        body: The whole body.
-        pause: Called between two slices.
-
     Raises:
         BadRequest: There are too many fields, or parsers would disagree on them.
     """
@@ -201,7 +196,7 @@ def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Fi
             pause()
         if delimiter.is_last:
             if not _LINE_END.match(body, delimiter.stop):  # Go's parser would not see a boundary
-                raise BadRequest("The line of the form's last boundary goes on behind it")
+                raise BadRequest("Text follows the form's last boundary in its line")
             return
         stop = following.start - len(b"\r\n")
         most = delimiter.stop + MAX_HEAD_BYTES

@@ -58,12 +58,7 @@ _WORDS = re.compile(_WORD)
 
 
 def check_json(body: bytes, start: int, pause: Pause) -> None:
-    """Check that a body is JSON.
-
-    Args:
-        body: Bytes to check.
-        start: Offset of the text, after any byte order mark.
-        pause: Called between two slices.
+    """Check that a body is JSON from `start` on, where any byte order mark has ended.
 
     Raises:
         NotJson: It is not; the message contains the position.
@@ -89,7 +84,7 @@ def check_json(body: bytes, start: int, pause: Pause) -> None:
             break
         at = _next_value(body, at + 1, stack[-1:], pause)
     else:
-        raise BadRequest(f"The body has more than {MAX_STEPS} arrays or objects that nest deeply")
+        raise BadRequest(f"The body has more than {MAX_STEPS} deeply nested arrays or objects")
     if at < len(body):
         raise _not_json(body, at, "Extra data")
 
