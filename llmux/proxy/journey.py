@@ -113,11 +113,9 @@ class Journey:
 
     @property
     def waited_s(self) -> float:
-        """Seconds in line."""
         return self.serving.waited_s if self.serving else 0.0
 
     def summary(self) -> RequestSummary:
-        """Sum up the request, which has ended."""
         lane = self.lane
         return RequestSummary(
             method=lane.method,
@@ -156,7 +154,6 @@ class Journey:
 
     @property
     def is_token_stream(self) -> bool:
-        """True if the answer comes token by token."""
         answer = self.answer
         return (
             answer is not None
