@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from llmux.openai.decoding import content_encoding, listed_codings
+from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
 from llmux.openai.headers import header
 from llmux.openai.jsonbody import LARGE_BYTES
@@ -72,7 +72,7 @@ def stands_between(headers: Headers, tail: bytes) -> bool:
         headers: Of the answer.
         tail: The last bytes of the body that were sent; nothing if none was.
     """
-    if listed_codings(content_encoding(headers)):
+    if codings(content_encoding(headers)):
         return False
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
 
