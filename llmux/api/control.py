@@ -51,7 +51,6 @@ class Controlled:
 
     @property
     def config(self) -> Config:
-        """The config in use."""
         return self.reloader.config
 
     def model(self, name: str) -> str:
@@ -190,7 +189,6 @@ def _add_orders(routes: Blueprint, controlled: Controlled) -> None:
 
 
 def answer(what: Any) -> Response:
-    """Answer with JSON."""
     return Response(msgspec.json.encode(what), 200, content_type="application/json")
 
 

@@ -161,7 +161,6 @@ OPERATIONS = (
 
 @functools.cache
 def openapi() -> dict[str, Any]:
-    """Return the document."""
     shapes = {
         each for o in OPERATIONS for each in (o.response, o.request) if isinstance(each, type)
     }

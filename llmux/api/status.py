@@ -18,7 +18,6 @@ from llmux.switching.switcher import Switcher
 
 
 def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> Status:
-    """Return the status at this instant."""
     return Status(
         at=feed.clock.now(),
         version=__version__,

@@ -138,7 +138,6 @@ class Tally:
         return len(self._counts)
 
     def of(self, client: str | None) -> int:
-        """Return this client's count."""
         return self._counts.get(client_key(client), 0)
 
     @contextmanager
@@ -193,7 +192,6 @@ class CountedPlace(Place):
         self._client = client
 
     def check(self) -> None:
-        """See `Place`."""
         limit, count = self._lines.limit, self._lines.tally.of(self._client)
         if limit is not None and count >= limit:
             message = f"{count} requests of this client wait already: limits.queued_per_client"
@@ -201,6 +199,5 @@ class CountedPlace(Place):
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """See `Place`."""
         with self._lines.tally.one_more(self._client):
             yield

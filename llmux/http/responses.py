@@ -126,11 +126,9 @@ class Head:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header line."""
         self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """End the head, at its blank line."""
         self.is_done = True
 
     def check(self) -> None:
@@ -210,5 +208,4 @@ class ChunkedParts(ChunkedEnd):
         self.trailers = trailers
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a trailer line."""
         self.trailers.append((name, value.rstrip(b" \t")))

@@ -13,7 +13,6 @@ _UNIX = re.compile(SCHEME, re.IGNORECASE)
 
 
 def is_socket_url(url: str) -> bool:
-    """Return whether a URL names a Unix socket."""
     return _UNIX.match(url) is not None
 
 

@@ -43,13 +43,9 @@ class Adjustable(Protocol):
     """A socket of Trio, asyncio or the standard library."""
 
     @property
-    def family(self) -> int:
-        """Its address family."""
-        ...
+    def family(self) -> int: ...
 
-    def setsockopt(self, level: int, option: int, value: int, /) -> Any:
-        """Set an option; raises OSError."""
-        ...
+    def setsockopt(self, level: int, option: int, value: int, /) -> Any: ...
 
 
 def notice_death(sock: Adjustable, dead_s: float | None, stall_s: float = 0.0) -> None:

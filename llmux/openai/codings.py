@@ -1,4 +1,7 @@
-"""The content codings of requests: name them, and decode a body within bounds of memory."""
+"""Content codings of request bodies: find them, and decompress within bounds.
+
+Responses have their own decoder, `llmux.openai.decoding`, which works as they arrive.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ import brotli
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
-from llmux.openai.decoding import content_encoding, listed_codings
+from llmux.openai.decoding import codings as named_codings
+from llmux.openai.decoding import content_encoding
 from llmux.openai.inflating import GZIP, InflateError, Inflater, deflate_format
 from llmux.openai.scanning import SLICE_BYTES, Pause, TooLong, no_pause
 
@@ -26,33 +30,32 @@ else:
 CONTENT_ENCODING = b"content-encoding"
 
 MAX_CODINGS = 5
-"""Limit for the codings of one body, as in curl and urllib3."""
+"""Limit for one body, as in curl and urllib3."""
 
 MAX_MEMBERS = 4096
-"""Limit for the members of a gzip body, and the frames of a zstd body. `bgzip` makes a member of
-each 64 KiB."""
+"""Limit for members of a gzip body and frames of a zstd body: each costs a new decompressor, even
+if it is empty. `bgzip` writes a member per 64 KiB, so 256 MiB of text pass."""
 
 MAX_WINDOW_LOG = 23
-"""Limit for zstd's window: 8 MiB, as HTTP's coding has it (RFC 9659). A frame may ask for
-gigabytes."""
+"""Window of zstd, 2**23 bytes: the limit for HTTP (RFC 9659). A frame could ask for gigabytes."""
 
-COUNTED_BYTES = 1 << 20
-"""Bytes decoded between two calls of `Bounds.grow`."""
+GROW_BYTES = 1 << 20
+"""Decompressed bytes between two calls of `Bounds.grow`."""
 
-MOST_GROWTH = 2
-"""Limit for the bytes of UTF-8 made of one byte of UTF-16: three of two, rounded up."""
+MAX_GROWTH = 2
+"""Bytes of UTF-8 per byte of UTF-16: at most three for two, rounded up."""
 
 Pieces = Iterator[bytes]
 
 
 class Bounds(NamedTuple):
-    """Limits for decoding one body.
+    """Limits for decompressing.
 
     Attributes:
-        most_bytes: Limit for the decoded body.
+        most_bytes: Limit for the result, in bytes.
         pause: Called between two slices.
-        grow: Called with the number of bytes by which the decoded copy has grown; may raise, to end
-            the work.
+        grow: Called with the number of bytes by which the result has grown; may raise to stop the
+            work.
     """
 
     most_bytes: int
@@ -60,24 +63,25 @@ class Bounds(NamedTuple):
     grow: Callable[[int], object] | None = None
 
     def for_utf8(self) -> Bounds:
-        """Return the bounds for recoding to UTF-8 a text that may be in UTF-16."""
-        return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
+        """Return the bounds for the UTF-8 form of a UTF-16 text that is within these."""
+        return self._replace(most_bytes=MAX_GROWTH * self.most_bytes)
 
 
 def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    """Return the codings of a body in the order in which to undo them; empty for most bodies.
+    """Return the codings of a body, in the order in which they must be undone.
 
     Raises:
-        UnsupportedCoding: An unknown coding, or too many.
+        UnsupportedCoding: A coding is unknown, or there are too many.
     """
     for name, _ in headers:
-        if len(name) == 16 and name.lower() == CONTENT_ENCODING:  # few have this length
+        # Every request passes here: comparing lengths first saves most calls of `lower`.
+        if len(name) == 16 and name.lower() == CONTENT_ENCODING:
             return _codings(headers)
     return ()
 
 
 def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    names = [each.decode("latin-1") for each in listed_codings(content_encoding(headers))]
+    names = [each.decode("latin-1") for each in named_codings(content_encoding(headers))]
     codings = [_ALIASES.get(name, name) for name in names]
     for coding in codings:
         if coding not in _DECODERS:
@@ -87,31 +91,31 @@ def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
             )
     if len(codings) > MAX_CODINGS:
         raise UnsupportedCoding(f"Content-Encoding names more than {MAX_CODINGS} codings")
-    return tuple(reversed(codings))
+    return tuple(reversed(codings))  # listed in the order applied (RFC 9110, section 8.4)
 
 
 def decoded(body: bytes, codings: Sequence[str], bounds: Bounds) -> bytes:
-    """Decode a body.
+    """Undo codings of a body.
 
     Args:
-        body: The body as received.
-        codings: What to undo, in this order: names of `content_codings`, or Python's text codecs,
-            whose text is recoded to UTF-8.
-        bounds: Limits for the result, and for the output of each coding on the way to it.
+        body: Body as received.
+        codings: Codings to undo, in this order: those of `content_codings`, or Python codecs, whose
+            text is re-encoded as UTF-8.
+        bounds: Limits for the result and for each intermediate form.
 
     Raises:
         TooLong: A limit is exceeded.
-        BadRequest: The body does not match its codings.
+        BadRequest: The body does not have these codings.
     """
     pieces: Pieces = (body[at : at + SLICE_BYTES] for at in range(0, len(body), SLICE_BYTES))
     for coding in codings:
         decode = _DECODERS.get(coding) or partial(_recoded, codec=coding)
         pieces = _bounded(decode(pieces, bounds.pause), bounds.most_bytes)
-    copy = io.BytesIO()  # its buffer becomes the result; joining pieces would need twice the memory
+    copy = io.BytesIO()  # hands over its buffer, where b"".join(pieces) would hold all of it twice
     counted = 0
     for piece in pieces:
         size = copy.tell() + len(piece)
-        if bounds.grow is not None and size >= counted + COUNTED_BYTES:
+        if bounds.grow is not None and size >= counted + GROW_BYTES:
             bounds.grow(size - counted)
             counted = size
         copy.write(piece)
@@ -209,7 +213,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
             while not (decompressor.can_accept_more_data() or decompressor.is_finished()):
                 yield decompressor.process(b"", output_buffer_limit=SLICE_BYTES)
                 pause()
-        while not decompressor.is_finished():  # it may hold back output
+        while not decompressor.is_finished():  # output that the limit per call held back
             if not (more := decompressor.process(b"", output_buffer_limit=SLICE_BYTES)):
                 raise _corrupt("br", _CUT_OFF)
             yield more
@@ -219,7 +223,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
 
 
 def _recoded(pieces: Pieces, pause: Pause, codec: str) -> Pieces:
-    """Recode text to UTF-8, with lone surrogates, as Python's `json` takes them."""
+    """Re-encode text as UTF-8, with lone surrogates, since Python's `json` accepts them."""
     decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
     try:
         for piece in pieces:

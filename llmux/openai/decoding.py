@@ -1,4 +1,8 @@
-"""The content codings of backends' answers: decode a body piece by piece, in bounded memory."""
+"""Content codings of responses: decompress piece by piece, in bounded memory.
+
+Backends of streams are asked for no coding, and some compress anyway. Requests have their own
+decoders, `llmux.openai.codings`, which need a whole body.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +12,43 @@ from llmux.errors import BackendBroke, BackendError
 from llmux.openai.inflating import GZIP_OR_ZLIB, RAW, InflateError, Inflater, deflate_format
 
 PIECE_BYTES = 65536
-"""Limit for one decoded piece: one deflated byte may inflate to a thousand."""
+"""Limit for one decoded piece: a compressed byte may expand to a thousand."""
 
 
-def listed_codings(value: bytes) -> list[bytes]:
-    """Return the codings that a Content-Encoding lists, in lower case, without `identity`."""
+def codings(value: bytes) -> list[bytes]:
+    """Return the codings that a Content-Encoding names, without those that change nothing."""
     names = (each.strip().lower() for each in value.split(b","))
     return [each for each in names if each not in {b"", b"identity"}]
 
 
 def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Return the values of all Content-Encoding headers as one list (RFC 9110, section 5.3)."""
+    """Return the values of all Content-Encoding headers, joined (RFC 9110, section 5.3)."""
     return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 
 
 class Decoder:
-    """Removes the content coding of one body.
+    """Removes the coding of a body that arrives in pieces.
 
     Args:
         encoding: Value of Content-Encoding.
 
     Raises:
-        BackendError: Several codings, or one that is not supported.
+        BackendError: The coding is not supported: only gzip and deflate are.
     """
 
     def __init__(self, encoding: bytes) -> None:
-        codings = listed_codings(encoding)
-        if codings not in ([], [b"gzip"], [b"x-gzip"], [b"deflate"]):
+        wanted = codings(encoding)
+        if wanted not in ([], [b"gzip"], [b"x-gzip"], [b"deflate"]):
             raise BackendError(
                 f"answered with Content-Encoding {encoding.decode('latin-1')!r}, though it was "
                 "asked for none"
             )
-        self._is_plain = not codings
-        self._is_deflate = codings == [b"deflate"]
+        self._is_plain = not wanted
+        self._is_deflate = wanted == [b"deflate"]
         self._inflater: Inflater | None = None
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Decode the next data; raises BackendBroke if it is corrupt."""
+        """Decode the next bytes of the body; raises BackendBroke if they are corrupt."""
         if not data:
             return
         if self._is_plain:
@@ -56,11 +60,9 @@ class Decoder:
         try:
             yield from filter(None, self._inflater.feed(data))
         except InflateError as error:
-            raise BackendBroke(
-                f"sent a body that does not match its Content-Encoding: {error}"
-            ) from None
+            raise BackendBroke(f"sent a body unlike its Content-Encoding: {error}") from None
 
     def check_end(self) -> None:
-        """Raise BackendBroke if the body ends before its compressed data does."""
+        """Check that the compressed data ends where the body does; raises BackendBroke."""
         if self._inflater is not None and not self._inflater.is_complete:
-            raise BackendBroke("sent a compressed body that is cut off")
+            raise BackendBroke("sent a compressed body without its end")

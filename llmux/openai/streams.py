@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llmux.openai.decoding import content_encoding, listed_codings
+from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
 from llmux.openai.headers import Headers, header
 from llmux.openai.jsonbody import LARGE_BYTES
@@ -65,7 +65,7 @@ EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 def is_at_boundary(headers: Headers, tail: bytes) -> bool:
     """Return whether llmux may add an event or a line after `tail`, the last bytes sent."""
-    if listed_codings(content_encoding(headers)):
+    if codings(content_encoding(headers)):
         return False  # plain text would corrupt a compressed body
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
 

@@ -125,6 +125,7 @@ def shared(cors: Cors, app: ASGIApp) -> ASGIApp:
         if allowed is None:
             await app(scope, receive, send_shared)
             return
+        # Not for the app, which would want a key.
         await send_shared({"type": "http.response.start", "status": 204, "headers": allowed})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -116,7 +116,6 @@ class ModelProxy:
         return self._proxies.client(peer, headers)
 
     def stop(self) -> None:
-        """Refuse WebSockets that wait for their first message: no model would be woken for them."""
         self._reader.stop()
 
     # ---- The phases of a request ----
@@ -295,7 +294,6 @@ class ModelProxy:
                 return
 
     async def _forward(self, journey: Journey) -> None:
-        """Send the request to its backend, and relay the answer."""
         journey.backend = journey.upstream.backend
         if journey.fields.codings and self._disagrees(journey):
             await self._reader.decode(journey)

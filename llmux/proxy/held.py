@@ -41,7 +41,6 @@ class Bodies:
         self.apply(limits)
 
     def apply(self, limits: Limits) -> None:
-        """Use other limits from now on."""
         self.most_bytes = limits.body_bytes
         self.longest_s = limits.body_secs
         self.limit_bytes = limits.queued_bytes
@@ -130,12 +129,10 @@ class Body:
 
     @property
     def most_bytes(self) -> int:
-        """See `Bodies`."""
         return self._bodies.most_bytes
 
     @property
     def longest_s(self) -> float:
-        """See `Bodies`."""
         return self._bodies.longest_s
 
     def announce(self, length: int) -> None:
@@ -193,6 +190,7 @@ class Body:
         self.data = b""
 
     def _hold(self, by: int) -> None:
+        # Released before the error is sent: see `grow`.
         if self._held + by > self._free_bytes:
             try:
                 self._bodies.check_room(by)

@@ -110,7 +110,6 @@ class Journey:
 
     @property
     def waited_s(self) -> float:
-        """Seconds in line."""
         return self.serving.waited_s if self.serving else 0.0
 
     def summary(self) -> RequestSummary:
@@ -168,7 +167,6 @@ class Journey:
 
     @property
     def is_token_stream(self) -> bool:
-        """True if the answer comes token by token."""
         answer = self.answer
         return (
             answer is not None

@@ -75,7 +75,7 @@ class LateAnswer:
         kind = media_type(self._answer.headers)
         if kind in UNSPECIFIC_TYPES:
             first = await _read_start(first, pieces)
-        if not is_success(self._answer):
+        if not is_success(self._answer):  # the client has its 200: the status must be in the event
             await self._send_whole(first, pieces)
         elif kind == EVENT_STREAM or (kind in UNSPECIFIC_TYPES and first.startswith(EVENT_STARTS)):
             await self._pass(first)
@@ -95,7 +95,7 @@ class LateAnswer:
         decoder.check_end()
 
     async def _pass(self, data: bytes) -> None:
-        if not self._alive.is_over:
+        if not self._alive.is_over:  # as late as this, so that comments bridge the whole wait
             await self._alive.stop()
         if data:
             await self._client.send_events(data)

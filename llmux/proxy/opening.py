@@ -306,6 +306,7 @@ class EarlyFrames:
         answer = b""
         while not self.has_closed and (each := self._next()) is not None:
             answer += self._take(each)
+        # What follows the first message is bounded by its caller, which counts it like a body.
         if not self.is_whole and len(self._held) + len(self._rest) > MOST_HELD_BYTES:
             raise BodyTooLarge(MOST_FIRST_BYTES)
         return answer
@@ -345,7 +346,7 @@ class EarlyFrames:
         if not self.is_whole:
             if len(self.message) + len(each.payload) > MOST_FIRST_BYTES:
                 raise BodyTooLarge(MOST_FIRST_BYTES)
-            self._opcode = each.opcode or self._opcode
+            self._opcode = each.opcode or self._opcode  # continuations have 0
             self.message += each.payload
             self._first_bytes += len(each.raw)
             self.is_whole = each.is_last
@@ -357,6 +358,7 @@ class EarlyFrames:
             return None
         opcode, length = rest[0] & 0x0F, rest[1] & 0x7F
         is_control = opcode >= CLOSE
+        # Reserved bits belong to extensions, and none was accepted; clients must mask.
         if rest[0] & 0x70 or not rest[1] & 0x80 or opcode not in (0, 1, 2, 8, 9, 10):
             raise BadRequest("Not a WebSocket frame of a client, or one of an extension")
         if is_control and (length > MOST_CONTROL_BYTES or not rest[0] & 0x80):

@@ -106,15 +106,17 @@ class OwnSite:
         )
         if is_shared:
             return origin is not None
+        # A trusted proxy may replace Host by its own and forward the client's.
         is_trusted = bool(marks.forwarded_hosts or marks.forwarded_protos) and peer in self._proxies
         hosts = [*marks.hosts, *marks.forwarded_hosts] if is_trusted else marks.hosts
-        if self._has_keys:
+        if self._has_keys:  # refuses nothing, but tells whether the page is llmux's own
             return origin is not None and _is_same(origin, hosts)
+        # A rebound name cannot pass TLS, since its owner has no certificate of llmux's.
         is_secure = is_trusted and set(marks.forwarded_protos) == {b"https"}
         if not is_secure:
             self._check_hosts(hosts)
         is_foreign = any(site.lower() in FOREIGN for site in marks.sites)
-        if origin is None:
+        if origin is None:  # programs, and GETs of pages: those have Sec-Fetch-Site
             if is_foreign:
                 raise Forbidden(f"{ABOUT_PAGES}, and this request comes from one")
             return False

@@ -52,7 +52,6 @@ class QuietWatch:
         self._silent_s: dict[Journey, float] = {}
 
     async def run(self) -> None:
-        """Poll for ever."""
         async with trio.open_nursery() as nursery:
             looked_at = trio.current_time()
             while True:
@@ -82,7 +81,7 @@ class QuietWatch:
             The models of those streams whose backend has sent nothing else either: it has failed.
         """
         before, self._silent_s = self._silent_s, {}
-        heard_at: dict[Backend, float] = {}
+        heard_at: dict[Backend, float] = {}  # one system call for each connection in use
         failed: list[str] = []
         now = trio.current_time()
         for journey in self._journeys:
@@ -94,11 +93,12 @@ class QuietWatch:
                 continue
             if backend not in heard_at:
                 heard_at[backend] = backend.heard_at()
+            # Add up intervals, as the module says, and start again after each byte.
             silent_s = before[journey] + passed_s if journey in before else 0.0
             silent_s = min(silent_s, now - _last_sign(journey, heard_at[backend]))
             self._silent_s[journey] = silent_s
             if silent_s >= limit_s:
-                del self._silent_s[journey]
+                del self._silent_s[journey]  # it is cut once
                 self._end(journey, limit_s)
                 if journey.model and heard_at[backend] <= now - limit_s:
                     failed.append(journey.model)

@@ -56,7 +56,6 @@ class Reader:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        """Use the names of another config from now on."""
         self._names = config.names
 
     def stop(self) -> None:

@@ -36,7 +36,6 @@ class Router:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        """Use another config from now on."""
         self._names = config.names
         self._default_model = config.default_model
         self._passive = {name: PassivePaths(config.passive_of(name)) for name in config.models}

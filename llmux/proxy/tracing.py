@@ -86,7 +86,6 @@ class Tracing:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        """Use another config from now on."""
         self._groups = {model.name: model.group for model in config.models.values()}
 
     def switch_ended(self, event: SwitchEnded) -> None:
@@ -225,7 +224,6 @@ class Trace:
             span.end(self._clock.unix_ns(trio.current_time()))
 
     def end(self, summary: RequestSummary) -> None:
-        """End the request's spans."""
         self._note_wait()
         span = self._span
         span.set_attributes(

@@ -22,10 +22,10 @@ class Upstream:
 
 
 class Upstreams:
-    """Every upstream of the running config, by the name of its model.
+    """The upstreams of the config in use, by model.
 
     Attributes:
-        fallback: Takes requests for models that are not here; None if there is none.
+        fallback: Gets requests for unknown models; None if not configured.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,7 +44,7 @@ class Upstreams:
         return self._by_model.get(model, default)
 
     def apply(self, config: Config) -> None:
-        """Use the fallback of a new config; models are told apart, to `use`."""
+        """Use the fallback of a new config; models come separately, to `use`."""
         before = self.fallback.backend if self.fallback else None
         if before is None or before.base_url != config.fallback:
             if before is not None:
@@ -73,7 +73,6 @@ class Upstreams:
             upstream.backend.close_idle()
 
     def close(self) -> None:
-        """Close the idle connections to all backends."""
         for upstream in (*self._by_model.values(), self.fallback):
             if upstream is not None:
                 upstream.backend.close()

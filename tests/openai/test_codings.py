@@ -103,7 +103,7 @@ def test_a_bomb_ends_at_the_bound(coding: str) -> None:
         with pytest.raises(TooLong):
             decoded(body, order, Bounds(8 << 20, pause, held.append))
         assert sum(held) <= 8 << 20
-        assert max(held) < 1.2 * codings.COUNTED_BYTES
+        assert max(held) < 1.2 * codings.GROW_BYTES
     assert pauses >= 2 * (8 << 20) / (SLICE_BYTES * 2)
 
 
