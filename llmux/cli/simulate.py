@@ -34,20 +34,19 @@ from llmux.simulate.outcome import Outcome
 from llmux.simulate.replay import Recording, load_recordings
 from llmux.simulate.report import NoPlots, figures, plot, plot_formats, render, row
 
-MOST = 1_000_000
-"""Largest number of models, slots or agents: more would only fill the memory."""
+MAX_COUNT = 1_000_000
+"""Largest number of models, slots or agents; more would run out of memory."""
 
-MADE_UP = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
-"""Options of made-up traffic, which a trace brings itself."""
+SYNTHETIC = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
+"""Options of synthetic traffic, which have no effect with a trace."""
 
 
 class Number(click.FloatRange):
-    """A number in a range; nan is in none."""
+    """A number in a range; NaN is rejected."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """From the command line."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number.", param, ctx)
@@ -55,11 +54,11 @@ class Number(click.FloatRange):
 
 
 SECONDS = Number(0, LONGEST_S)
-COUNT = click.IntRange(1, MOST)
+COUNT = click.IntRange(1, MAX_COUNT)
 CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-def _policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
+def _parse_policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
         if name not in POLICIES and ":" not in name:
@@ -72,22 +71,24 @@ def _policies(_context: click.Context, _option: click.Parameter, value: str) -> 
     return names
 
 
-def _own_or_ours(config: PolicyConfig) -> Policy:
-    """Make a policy; one that cannot be made is a mistake of the command line."""
-    with _policy_mistakes():
+def _load_policy(config: PolicyConfig) -> Policy:
+    """Create a policy; report an error in it as a command line error."""
+    with _policy_errors():
         return load_policy(config, Path.cwd())
 
 
 @contextmanager
-def _policy_mistakes() -> Iterator[None]:
+def _policy_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
         raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
 
 
-def _plot_to(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse what cannot be drawn before anything is simulated."""
+def _check_plot_path(
+    _context: click.Context, _option: click.Parameter, path: Path | None
+) -> Path | None:
+    """Reject a file that cannot be plotted to, before the simulations run."""
     if path is None:
         return None
     if not path.parent.is_dir():
@@ -106,15 +107,15 @@ policies_option = click.option(
     "policies",
     default="fifo,exhaustive,adaptive",
     show_default=True,
-    callback=_policies,
+    callback=_parse_policies,
     help="Policies to compare, separated by commas.",
 )
 plot_option = click.option(
     "--plot",
     "plot_to",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_plot_to,
-    help="Draw when each model was awake (needs llmux[plot]).",
+    callback=_check_plot_path,
+    help="Plot when each model was awake (needs llmux[plot]).",
 )
 
 
@@ -127,14 +128,14 @@ plot_option = click.option(
 @click.option(
     "--switch-costs",
     type=CSV_FILE,
-    help="Hook times of a file (CSV: source, target, seconds; source may be empty).",
+    help="CSV file of hook times (source, target, seconds; source may be empty).",
 )
 @click.option(
     "--load",
     default=0.5,
     show_default=True,
     type=Number(0.001, 1000),
-    help="Of what the GPU can do.",
+    help="Demand as a multiple of the GPU's capacity.",
 )
 @click.option(
     "--slots",
@@ -143,17 +144,19 @@ plot_option = click.option(
     type=COUNT,
     help="Requests a backend serves at once.",
 )
-@click.option("--sharing", is_flag=True, help="All at once, each the slower; not by slots.")
+@click.option(
+    "--sharing", is_flag=True, help="Run all requests at once, more slowly the more there are."
+)
 @click.option(
     "--service-secs",
     default=8.0,
     show_default=True,
     type=Number(0.001, LONGEST_S),
-    help="Mean time of a request.",
+    help="Mean service time of a request.",
 )
-@click.option("--max-in-flight", type=COUNT, help="Most requests inside of a model.")
+@click.option("--max-in-flight", type=COUNT, help="Limit on requests in flight per model.")
 @click.option(
-    "--preserves-in-flight", is_flag=True, help="Models sleep with their requests, undrained."
+    "--preserves-in-flight", is_flag=True, help="Freeze requests instead of draining them."
 )
 @click.option(
     "--failing-wakes",
@@ -170,36 +173,44 @@ plot_option = click.option(
     type=click.Choice(["poisson", "bursty", "closed"]),
     default="poisson",
     show_default=True,
-    help="How requests come; closed: agents that wait for each answer, and think.",
+    help="Arrivals of requests; closed: agents that wait for each answer, then think.",
 )
 @click.option(
     "--agents",
     default=12,
     show_default=True,
     type=COUNT,
-    help="Agents of the closed pattern.",
+    help="Number of agents in the closed pattern.",
 )
 @click.option(
-    "--think-secs", default=20.0, show_default=True, type=SECONDS, help="How long each thinks."
+    "--think-secs",
+    default=20.0,
+    show_default=True,
+    type=SECONDS,
+    help="Mean think time of an agent.",
 )
 @click.option(
     "--hours",
     default=6.0,
     show_default=True,
-    type=Number(0, MOST, min_open=True),
-    help="Length of the closed pattern.",
+    type=Number(0, MAX_COUNT, min_open=True),
+    help="Duration of the closed pattern.",
 )
-@click.option("--trace", type=CSV_FILE, help="Requests of a file.")
+@click.option("--trace", type=CSV_FILE, help="Replay the requests of a CSV file.")
 @click.option("--requests", default=20_000, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--max-wait-secs", default=300.0, show_default=True, type=SECONDS, help="The policies' bound."
+    "--max-wait-secs",
+    default=300.0,
+    show_default=True,
+    type=SECONDS,
+    help="Bound on waits that the policies aim for.",
 )
 @click.option(
     "--min-active-secs",
     default=0.0,
     show_default=True,
     type=SECONDS,
-    help="Least time that a model stays awake.",
+    help="Shortest time that a model stays awake.",
 )
 @click.option("--seed", default=0, show_default=True)
 @plot_option
@@ -207,9 +218,9 @@ plot_option = click.option(
 def simulate_command(
     context: click.Context, /, policies: list[str], plot_to: Path | None, **options: Any
 ) -> None:
-    """Compare policies on made-up traffic, or on a trace (CSV: arrival_s, model, service_s).
+    """Compare policies on synthetic traffic, or on a trace (CSV: arrival_s, model, service_s).
 
-    Waits are all that a request waits, in llmux's line and inside of its backend, in seconds.
+    A wait is the total wait of a request, in llmux's line and inside its backend, in seconds.
     """
     _check_together(context, options)
     models = [str(index) for index in range(options["models"])]
@@ -224,30 +235,30 @@ def simulate_command(
     rows = []
     outcomes = {}
     for name in policies:
-        outcome = outcomes[name] = _simulated(name, **options)
+        outcome = outcomes[name] = _run(name, **options)
         rows.append(row(name, outcome.waits(), outcome))
     click.echo(render(rows))
     for name, outcome in outcomes.items():
         if outcome.failed:
-            click.echo(f"{name}: failed wakes refused {outcome.failed} requests more")
-    _draw(outcomes, plot_to)
+            click.echo(f"{name}: failed wakes refused {outcome.failed} more requests")
+    _plot(outcomes, plot_to)
 
 
 def _check_together(context: click.Context, options: dict[str, Any]) -> None:
-    """Refuse options that would have no effect, or a wrong one, beside the others."""
+    """Reject combinations of options in which one has no effect or a wrong one."""
     if options["trace"] is not None:
         given = click.core.ParameterSource.COMMANDLINE
-        names = [name for name in MADE_UP if context.get_parameter_source(name) is given]
+        names = [name for name in SYNTHETIC if context.get_parameter_source(name) is given]
         if names:
             flags = ", ".join("--" + name.replace("_", "-") for name in names)
-            raise click.UsageError(f"--trace says what comes and when: leave out {flags}")
+            raise click.UsageError(f"--trace provides the traffic: leave out {flags}")
     elif options["pattern"] == "closed" and options["failing_wakes"]:
         raise click.UsageError(
-            "--failing-wakes does not go with --pattern closed: who fails leaves"
+            "--failing-wakes does not go with --pattern closed: agents with a failed request stop"
         )
 
 
-def _simulated(name: str, **options: Any) -> Outcome:
+def _run(name: str, **options: Any) -> Outcome:
     rng = random.Random(options["seed"])  # noqa: S311
     work = exponential(options["service_secs"])
     slots, models, costs = options["slots"], options["models"], options["switch_costs"]
@@ -276,7 +287,7 @@ def _simulated(name: str, **options: Any) -> Outcome:
         server=lambda _model: (
             Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
         ),
-        policy=partial(_own_or_ours, config),
+        policy=partial(_load_policy, config),
         max_in_flight=options["max_in_flight"],
         preserves_in_flight=options["preserves_in_flight"],
         failing_wakes=options["failing_wakes"],
@@ -291,11 +302,11 @@ def _simulated(name: str, **options: Any) -> Outcome:
 @policies_option
 @plot_option
 def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path | None) -> None:
-    """What other policies would have made of a recorded day (journal.jsonl in state_dir).
+    """Replay recorded traffic (journal.jsonl in state_dir) under several policies.
 
-    Waits are those in llmux's line, and frozen with a model, in seconds. The row "observed" is what
-    really happened, and the policy that was really used should come near it. Several files may be
-    given in any order.
+    A wait is the time in llmux's line or frozen with a model, in seconds. The row "observed" shows
+    what really happened; the policy in use at the time should come close to it. Several files may
+    be given, in any order.
     """
     try:
         recordings = load_recordings(files, partial(click.echo, err=True))
@@ -303,21 +314,21 @@ def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path |
         raise click.ClickException(str(error)) from None
     outcomes = {}
     for group, recording in recordings.items():
-        away = f", {recording.turned_away} were not let in" if recording.turned_away else ""
+        away = f", {recording.turned_away} not admitted" if recording.turned_away else ""
         click.echo(
             f"group {group}: {len(recording.requests)} requests for {len(recording.models)} models"
             f"{away}; policy {recording.started.policy}"
         )
         if not recording.is_drained:
-            click.echo("drain_before_switch was off; the replay drains: waits may differ by that")
+            click.echo("drain_before_switch was off, but the replay drains: waits may differ")
         rows = [_observed(recording)]
         for name in policies:
-            with _policy_mistakes(), _progress(name, len(recording.requests)) as note:
+            with _policy_errors(), _progress(name, len(recording.requests)) as note:
                 outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
             outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
             rows.append(row(name, outcome.held_waits(), outcome))
         click.echo(render(rows))
-    _draw(outcomes, plot_to)
+    _plot(outcomes, plot_to)
 
 
 def _observed(recording: Recording) -> list[str]:
@@ -330,7 +341,7 @@ def _observed(recording: Recording) -> list[str]:
     return ["observed", *figures(recording.held_waits()), str(len(done)), *shares, "-"]
 
 
-def _draw(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
+def _plot(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
     if plot_to is None:
         return
     try:
@@ -341,7 +352,7 @@ def _draw(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
 
 @contextmanager
 def _progress(name: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; each call passes how many requests were answered."""
+    """Show a progress bar on a terminal; call the result with the number of requests answered."""
     if not sys.stderr.isatty():
         yield lambda _count: None
         return

@@ -1,8 +1,9 @@
-"""When to switch: policies decide on a view of their group; they never wait and keep no time.
+"""When to switch: policies map a view of their group to a decision, without waiting or clocks.
 
-The same views in the same order get the same decisions: notes are all that a policy may keep.
+The same views in the same order must give the same decisions; a policy may keep state, but depends
+on nothing else.
 
-A policy of your own is a class with a `decide` method, named in the config by its dotted path::
+To use your own policy, write a class with a `decide` method and name it in the config::
 
     policy:
       name: my_package.my_module:MyPolicy

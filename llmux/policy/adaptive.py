@@ -1,7 +1,7 @@
-"""Close a model when those who wait elsewhere have suffered as much as its own users will.
+"""Close a model once the requests waiting elsewhere have suffered as much as its own users will.
 
-The rule in words, and where its parts come from: docs/policies.md. What it needs to know it
-measures (`llmux.policy.estimates`); there is nothing to configure but the bound.
+docs/policies.md explains the rule and where its parts come from. It decides on measured values
+(`llmux.policy.estimates`); only the bound is configurable.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from llmux.policy.deadlines import Deadlines
 from llmux.policy.estimates import ARRIVALS
 
 TICK_S = 0.25
-"""Least time to the next look, where nothing happens before."""
+"""Shortest interval to the next decision if nothing happens in between."""
 
 TURN_SHARE = 0.3
-"""A turn that the bound ends has lasted at least this share of the absence before it. Larger ones
-lower the mean wait under overload and raise the longest (docs/policies.md has the table)."""
+"""A turn ended by the bound lasts at least this share of the absence before it. Larger values lower
+the mean wait under overload and raise the longest wait (table in docs/policies.md)."""
 
 SUSPENDED = 2.0
-"""What a request in flight suffers that is frozen for an absence A, in A squared. It has waited for
-half of one already, on average: (A/2 + A)^2 - (A/2)^2. Simulated, 1 and 4 are worse."""
+"""Cost, in units of A squared, of freezing a request in flight for an absence of A seconds. On
+average it has already been frozen for A/2: (A/2 + A)^2 - (A/2)^2. In simulation, 1 and 4 are
+worse."""
 
 MOMENT_S = 1e-3
-"""The least that a switch is taken to cost where something is divided by it."""
+"""Lower limit for the cost of a switch where it is a divisor."""
 
 
 class AdaptivePolicy:
-    """The policy that llmux uses if the config names none."""
+    """The default policy."""
 
     def __init__(self, config: PolicyConfig) -> None:
         self._max_wait_s = config.max_wait_secs
@@ -50,26 +51,27 @@ class AdaptivePolicy:
         self._deadlines = Deadlines(config.max_wait_secs)
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
         self._deadlines.note(group)
         others = wanted(group)
         if not others:
             return Stay()
-        ready = may_be_chosen(others, group.now)
+        ready, retry_at = may_be_chosen(others, group.now), next_retry(others, group.now)
         if not ready:
-            return look_again(next_retry(others, group.now))
+            return look_again(retry_at)
         if group.active is None:
             return first_come(oldest(ready), group.now, COLD)
-        return self._weigh(group, group.models[group.active], ready)
+        return self._weigh(group, group.models[group.active], ready, retry_at)
 
-    def _weigh(self, group: GroupView, active: ModelView, others: Sequence[ModelView]) -> Decision:
-        """Bound, then stay open, then close; and if none applies, when to look again."""
+    def _weigh(
+        self, group: GroupView, active: ModelView, others: Sequence[ModelView], retry_at: float
+    ) -> Decision:
+        """Apply the rules in order: bound, stay open, close; else say when to decide again."""
         now, due_at = group.now, self._deadlines.due_at
         leaves_at = may_leave_at(group, self._min_active_s, self._max_wait_s)
         overdue_at = max(due_at(oldest(others)), leaves_at)
         ranked = _ranked(group, active, others)
 
-        # Who has the least time, and how much, takes a while to find out, and mostly nobody asks.
+        # A function, since the answer is expensive and most decisions do not need it.
         def tightest() -> tuple[ModelView, float]:
             return self._deadlines.tightest(group, active, others)
 
@@ -86,31 +88,32 @@ class AdaptivePolicy:
             return look_by(now + TICK_S)
         closing_at = max(leaves_at, _open_until(group, active, ranked))
         next_at = math.inf
-        ripe: list[ModelView] = []
-        for view in ranked:
-            close_at = max(closing_at, _suffered_enough_at(group, active, view))
+        closable: list[ModelView] = []
+        for view, pays_at in _closing_pays_at(group, active, ranked):
+            close_at = max(closing_at, pays_at)
             if close_at > now:
                 next_at = min(next_at, close_at)
             else:
-                ripe.append(view)
-        if ripe and (found := next(self._in_time(group, ripe, *tightest()), None)):
+                closable.append(view)
+        if closable and (found := next(self._in_time(group, closable, *tightest()), None)):
             return SwitchTo(found.name, _reason(found, now), "close")
-        # Sooner than the sums say: the rate of arrivals in them falls while none come.
+        # Decide again before `next_at`: it was computed with today's arrival rate, which falls
+        # while no requests arrive.
         rate = group.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
         soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
-        return look_by(min(soon, next_retry(wanted(group), now)))
+        return look_by(min(soon, retry_at))
 
     def _in_time(
         self, group: GroupView, views: Sequence[ModelView], tightest: ModelView, slack_s: float
     ) -> Iterator[ModelView]:
-        """Nobody goes before the one with the least time who would take more than that."""
+        """Yield the models that can go first without making the tightest deadline late."""
         for view in views:
             if view is tightest or self._detour_s(group, view, tightest) <= slack_s:
                 yield view
 
     def _detour_s(self, group: GroupView, via: ModelView, to: ModelView) -> float:
-        """How much later than at once a model is reached if another has a short turn before it."""
+        """Return how much later `to` wakes if `via` has its shortest turn first, in seconds."""
         assert group.active is not None
         measures = group.measures
         leave_s = measures.cost_s(via.name, to.name)
@@ -128,11 +131,11 @@ def _round_trip_s(group: GroupView, active: ModelView, view: ModelView) -> float
 def _turn_ends_at(
     group: GroupView, active: ModelView, tightest: ModelView, slack_s: float
 ) -> float:
-    """Until when a model stays though others have waited for too long.
+    """Return until when the active model stays although a request elsewhere is overdue.
 
-    When more is asked for than the GPU can give, everyone waits for too long; going round in
-    shorter turns would only make it worse. But who has the least time is to be let in in time, if a
-    turn as long as the switch is enough for that.
+    When demand exceeds the GPU, every request becomes overdue, and shorter turns would only lose
+    more time to switches. The model with the tightest deadline is still let in on time if a turn as
+    long as the switch to it allows that.
     """
     assert group.active_since is not None
     absence_s = group.measures.absence_s(active.name) or 0.0
@@ -145,10 +148,10 @@ def _turn_ends_at(
 def _ranked(
     group: GroupView, active: ModelView, others: Sequence[ModelView]
 ) -> Sequence[ModelView]:
-    """Who is next: the most suffering ended for each second that the switch takes.
+    """Sort models by the suffering that each second of their switch would end, highest first.
 
-    All are weighed at the same time, a round trip ahead with the quickest of them: each at its own
-    would make slow switches look good.
+    All are compared at the same time, one round trip ahead with the cheapest switch: a time of its
+    own for each would favour expensive switches.
     """
     costs_s = {view.name: group.measures.cost_s(active.name, view.name) for view in others}
     then = group.now + 2 * min(costs_s.values())
@@ -160,10 +163,10 @@ def _ranked(
 
 
 def _open_until(group: GroupView, active: ModelView, others: Sequence[ModelView]) -> float:
-    """Until when to stay open: one more request costs those who wait elsewhere little.
+    """Return until when admitting one more request costs those waiting elsewhere little.
 
     It lengthens the drain by its share of a batch; turned away, it would wait for the model's next
-    turn. -inf: not at all.
+    turn. -inf: closing may start at once.
     """
     measures = group.measures
     in_flight = active.in_flight
@@ -182,23 +185,30 @@ def _open_until(group: GroupView, active: ModelView, others: Sequence[ModelView]
     return group.now + (enough - waited) / waiting
 
 
-def _suffered_enough_at(group: GroupView, active: ModelView, view: ModelView) -> float:
-    """When those in a line will have suffered as much, once served, as a closing will cost here.
+def _closing_pays_at(
+    group: GroupView, active: ModelView, others: Sequence[ModelView]
+) -> Iterator[tuple[ModelView, float]]:
+    """Yield each model, and from when on closing the active one for it pays.
 
-    Suffering grows with the square of the wait. Whoever comes for the active model while it is away
-    for a round trip S waits for what is left of it: rate times the integral of t^2 from 0 to S.
-    Those who are frozen in flight with it wait for its whole absence, again.
+    From then on, the requests in its line will have suffered as much by the time they are served as
+    closing costs the users of the active model. Suffering is the square of a wait. A request that
+    arrives while the active model is away for a round trip S waits for the rest of S, which adds up
+    to the arrival rate times the integral of t^2 from 0 to S. Requests frozen in flight wait for
+    the whole absence, in addition to earlier ones.
     """
-    measures = group.measures
-    drain_s = measures.drain_s(active.name) if active.in_flight else 0.0
-    served_after_s = measures.cost_s(active.name, view.name) + drain_s
-    rate = measures.arrivals_per_s(active.name, group.now)
-    round_trip_s = _round_trip_s(group, active, view)
-    at_stake = rate * round_trip_s**3 / 3
-    if active.freezes:
-        absence_s = max(round_trip_s, measures.absence_s(active.name) or 0.0)
-        at_stake += SUSPENDED * (active.in_flight + active.queued) * absence_s**2
-    return view.ages.squares_reach(at_stake) - served_after_s
+    measures, here = group.measures, active.name
+    cost_s = measures.cost_s
+    rate = measures.arrivals_per_s(here, group.now)
+    drain_s = measures.drain_s(here) if active.in_flight else 0.0
+    absence_s = measures.absence_s(here) or 0.0
+    for view in others:
+        leave_s = cost_s(here, view.name)
+        round_trip_s = leave_s + cost_s(view.name, here)
+        at_stake = rate * round_trip_s**3 / 3
+        if active.freezes:
+            frozen = active.in_flight + active.queued
+            at_stake += SUSPENDED * frozen * max(round_trip_s, absence_s) ** 2
+        yield view, view.ages.squares_reach(at_stake) - (leave_s + drain_s)
 
 
 def _reason(view: ModelView, now: float) -> str:

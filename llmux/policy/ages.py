@@ -1,4 +1,4 @@
-"""Sums over the ages of the requests in one line: a decision costs the same for any length."""
+"""Sums over the ages of the requests in one line, so that decisions do not iterate over it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 
 import msgspec
 
-from llmux.policy.gone import gone
+from llmux.policy.removed import with_removed_names
 
-GONE = {
+REMOVED = {
     "add": "a view is a value, and nothing can be added to it",
     "remove": "a view is a value, and nothing can be removed from it",
     "total_reaches": "ask total() at two times; it grows by `weight` each second",
 }
-"""Names that policies written for an older llmux use, and what to use instead."""
+"""Names from older versions of llmux, and what to use instead."""
 
 
-@gone(GONE)
+@with_removed_names(REMOVED)
 class Ages(msgspec.Struct, frozen=True, gc=False):
-    """The sums over the requests in one line from which those over their ages follow at any time.
+    """Sums over one line from which the sums over its ages follow for any time.
 
-    A value: `plus` and `minus` return the sums with one request more or less. Each takes the same
-    time however long the line is. An age is the time since the arrival, in seconds; a weight is the
-    factor by which it counts: 1 unless the request asked for another, and from 0.001 to 1,000.
+    Immutable: `plus` and `minus` return the sums with one request more or less, in constant time.
+    An age is the time since the arrival, in seconds. Its weight is a factor from 0.001 to 1,000; 1
+    unless the request asked for another.
 
     Attributes:
         count: Number of requests.
@@ -31,7 +31,7 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
 
     count: int = 0
     weight: float = 0.0
-    # Arrivals count from that of the first request: small numbers lose no digits.
+    # Arrivals are relative to the first one: sums of large clock values would lose precision.
     _origin: float = 0.0
     _first: float = 0.0  # sum of weight times arrival
     _second: float = 0.0  # sum of weight times arrival squared
@@ -40,7 +40,7 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
         return f"<Ages of {self.count}>"
 
     def plus(self, arrived_at: float, weight: float = 1.0) -> Ages:
-        """Return the sums with one request more."""
+        """Return the sums with one more request."""
         count = self.count
         origin = self._origin if count else arrived_at
         since = arrived_at - origin
@@ -54,9 +54,9 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
         )
 
     def minus(self, arrived_at: float, weight: float = 1.0) -> Ages:
-        """Return the sums without a request that was added with the same numbers."""
+        """Return the sums without a request, given the numbers that it was added with."""
         if self.count == 1:
-            return NO_AGES  # without what rounding has left
+            return NO_AGES  # drops rounding errors
         since = arrived_at - self._origin
         moment = weight * since
         return Ages(
@@ -68,20 +68,23 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
         )
 
     def total(self, now: float) -> float:
-        """Sum of weight times age, in seconds."""
+        """Return the sum of weight times age, in seconds."""
         if not self.count:
             return 0.0
         return max(0.0, self.weight * (now - self._origin) - self._first)
 
     def squares(self, then: float) -> float:
-        """Sum of weight times the square of the age at a time, in seconds squared."""
+        """Return the sum of weight times age squared at time `then`, in seconds squared."""
         if not self.count:
             return 0.0
         since = then - self._origin
         return max(0.0, (self.weight * since - 2 * self._first) * since + self._second)
 
     def squares_reach(self, wanted: float) -> float:
-        """The time at which `squares` will reach a value; past if it has, -inf if always."""
+        """Return when `squares` reaches `wanted`: in the past if it already has.
+
+        -inf if it is above that at any time, infinity for an empty line.
+        """
         if not self.count:
             return math.inf
         mean = self._first / self.weight

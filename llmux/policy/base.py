@@ -1,6 +1,6 @@
 """The interface between llmux and a policy: the view of a group, and the decisions.
 
-A view is a value. Policies cannot write to it, and one that a policy keeps does not change.
+Views are immutable: a policy cannot write to one, and one that it keeps does not change.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class ModelView(msgspec.Struct, frozen=True):
         in_flight: Number of requests being served.
         queued: Number of requests waiting: in line, or frozen with their model.
         oldest_arrival: When the first of those arrived, in seconds of the view's clock.
-        retry_at: It must not be chosen before this time: its last wake failed.
+        retry_at: Earliest time at which it may be chosen, after a failed wake.
         ages: Sums over the ages of the requests that wait.
-        backend_queued: Requests that wait inside of the backend; 0 where that is not watched.
-        has_slots: True if it takes only so many requests at a time (`max_in_flight`).
-        freezes: True if it sleeps with its requests, to go on with them (`preserves_in_flight`).
+        backend_queued: Number of requests waiting inside the backend; 0 if that is not monitored.
+        has_slots: True if its number of requests in flight is limited (`max_in_flight`).
+        freezes: True if sleep freezes its requests instead of draining (`preserves_in_flight`).
     """
 
     name: str
@@ -43,14 +43,14 @@ class ModelView(msgspec.Struct, frozen=True):
 
 
 class GroupView(msgspec.Struct, frozen=True):
-    """A group of models at the moment of a decision; no switch is running.
+    """A group of models at the moment of a decision, while no switch is running.
 
     Attributes:
         now: The time, in seconds of a monotonic clock.
-        active: The model that is awake; None after a start or a failed wake.
+        active: The model that is awake; None after startup or a failed wake.
         active_since: When it woke.
         models: Every model of the group, by name.
-        measures: Estimates from what was measured: costs, drains, absences, rates, latencies.
+        measures: Estimates of costs, drains, absences, rates and latencies, from measurements.
     """
 
     now: float
@@ -61,11 +61,11 @@ class GroupView(msgspec.Struct, frozen=True):
 
 
 Snapshot = GroupView
-"""The name that `GroupView` had before; policies written for it go on working."""
+"""Former name of `GroupView`, kept for existing policies."""
 
 
 def by_name(views: Iterable[ModelView]) -> Mapping[str, ModelView]:
-    """Views as the read-only mapping that a `GroupView` has."""
+    """Return views as a read-only mapping, as in `GroupView.models`."""
     return MappingProxyType({view.name: view for view in views})
 
 
@@ -76,7 +76,7 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Do nothing until something changes, or until this time at the latest."""
+    """Do nothing until something changes, or until time `at`."""
 
     at: float
 
@@ -87,10 +87,10 @@ class SwitchTo:
 
     Attributes:
         model: The model to wake.
-        reason: Why, for people.
-        rule: Name of the rule that has decided.
-        evict: Models to put to sleep for it. Empty, as with every policy of llmux: those that the
-            placement says. Not used yet: a group holds one model, so that all others must sleep.
+        reason: Explanation for humans.
+        rule: Name of the rule that decided.
+        evict: Models to put to sleep for it. Empty, as in every built-in policy: the placement
+            chooses. Not used yet, since a group holds one model and all others must sleep.
     """
 
     model: str
@@ -103,13 +103,13 @@ Decision = Stay | LookAgain | SwitchTo
 
 
 class Policy(Protocol):
-    """Decides when to switch, and to what.
+    """Decides when to switch, and to which model.
 
-    `decide` is called whenever something changed while no switch runs: a request joined or left
-    the line or a model, a switch ended, or the time of the last `LookAgain` came. It must be
-    quick, and must not keep time itself: all that it may know is in the view.
+    `decide` is called after every change while no switch is running: a request joined or left a
+    line or a model, a switch ended, or the time of the last `LookAgain` came. It must return
+    quickly, and must not read a clock: all of its input is in the view.
     """
 
     def decide(self, view: GroupView, /) -> Decision:
-        """Say what to do now."""
+        """Return what to do now."""
         ...

@@ -1,8 +1,8 @@
-"""The policies of llmux 0.9, with their known faults fixed, for people who move.
+"""The policies of llmux 0.9, for people who migrate from it, with their known bugs fixed.
 
-What the original did wrong and these do not: a deferred decision was taken once and then never
-again until another request came; the longest wait was looked at on arrivals only, so that a lone
-request waited for ever; and a failed wake was tried again at once.
+The original reconsidered a deferred decision once, and then not until another request arrived. It
+checked the longest wait on arrivals only, so that a lone request could wait forever. And it retried
+a failed wake immediately.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from llmux.policy.choices import (
 )
 
 COALESCE_S = 2.0
-"""How long the first in a line waits for more, if `options.coalesce_secs` does not say."""
+"""Default of `options.coalesce_secs`: how long the first request in a line waits for more."""
 
 AMORTIZATION = 0.5
-"""Requests for a second of switching, if `options.amortization_factor` does not say."""
+"""Default of `options.amortization_factor`: requests per second of switching."""
 
 
 class CostAwarePolicy:
-    """Let a model serve for as long as the switch away costs, and gather a line that is worth it.
+    """Serve for as long as the switch away costs, then switch for a line that is worth it.
 
-    A model that has served so long is left for one whose line is as long as `amortization_factor`
-    times the seconds of the switch, or whose first request has waited for `coalesce_secs`; and for
-    any whose first request has waited for `max_wait_secs`.
+    A line is worth it if its length is `amortization_factor` times the seconds of the switch, or if
+    its first request has waited for `coalesce_secs`. A request that has waited for `max_wait_secs`
+    ends any stay.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -45,7 +45,6 @@ class CostAwarePolicy:
         self._amortization = _option(config, "amortization_factor", AMORTIZATION)
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
         others, now = wanted(group), group.now
         ready = may_be_chosen(others, now)
         if not ready:
@@ -61,7 +60,7 @@ class CostAwarePolicy:
         )
 
     def _due_at(self, group: GroupView, view: ModelView) -> float:
-        """When this model's turn comes if nothing changes."""
+        """Return when this model's turn comes if nothing changes."""
         assert group.active_since is not None
         arrived_at = group.now - waited_s(view, group.now)
         cost_s = group.measures.cost_s(group.active, view.name)
@@ -84,7 +83,7 @@ def _option(config: PolicyConfig, name: str, default: float) -> float:
 class TimeSlicePolicy:
     """Serve the active model until it is idle, then the model with the longest line.
 
-    A request that has waited for `max_wait_secs` does not wait for that.
+    A request that has waited for `max_wait_secs` ends the stay early.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -92,7 +91,6 @@ class TimeSlicePolicy:
         self._min_active_s = config.min_active_secs
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
         others, now = wanted(group), group.now
         if not others:
             return Stay()

@@ -1,4 +1,4 @@
-"""By when waiting requests must be let in: invariant 7 of docs/guarantees.md."""
+"""Deadlines for admitting waiting requests, from invariant 7 of docs/guarantees.md."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from llmux.policy.choices import arrival_of, drain_ahead_s, least_stay_s
 
 
 class Place(NamedTuple):
-    """Somebody in a line: when it came, and for how many turns it may have to wait."""
+    """A request in a line: when it arrived, and for how many turns it may have to wait."""
 
-    came_at: float
+    arrived_at: float
     turns: int
 
 
 @dataclass(slots=True)
 class Line:
-    """Those who wait for one model, as far as their deadlines differ.
+    """The requests waiting for one model whose deadlines may be the earliest.
 
     Attributes:
-        queued: How many they were when last looked at.
-        places: The first in line, and each behind it who has fewer turns than all before.
+        queued: Number of waiting requests at the last decision.
+        places: The first in line, and each one behind it with fewer turns than all before it.
     """
 
     queued: int
     places: list[Place]
 
     def add(self, place: Place) -> None:
-        """One more has come; it matters if it has fewer turns, and so perhaps less time."""
+        """Add a new arrival if it has fewer turns, and so possibly an earlier deadline."""
         if place.turns < self.places[-1].turns:
             self.places.append(place)
 
 
 class Deadlines:
-    """For how many turns those in each line may have to wait, and so until when.
+    """Tracks how many turns the requests in each line may have to wait, and so their deadlines.
 
-    A request may wait for `max_wait_secs`; and, for its own model and each for which an older
-    request waited when it came, for twice the switch and one drain; or, where models go on with
-    frozen requests, for the time that they stay for those. How long drains take is only known
-    afterwards: the longest of the last few stands for each.
+    A request may wait for `max_wait_secs`, plus one turn for its own model and one for each model
+    that an older request waited for when it arrived. A turn is two switches plus a drain (or, where
+    models resume frozen requests, their shortest stay). Drain times are known only afterwards: the
+    longest of the last few stands for each.
     """
 
     def __init__(self, max_wait_s: float) -> None:
@@ -50,10 +50,10 @@ class Deadlines:
         self._lines: dict[str, Line] = {}
 
     def note(self, group: GroupView) -> None:
-        """Look at the lines.
+        """Update the lines from a view.
 
-        A request is seen when it comes, or once the switch is over in which it came: older ones
-        may be gone by then, and it gets less time than it could have.
+        A request that arrives during a switch is noticed once that is over. Older ones may be gone
+        by then, in which case it gets an earlier deadline than it could have.
         """
         models = group.models.values()
         for view in models:
@@ -62,27 +62,28 @@ class Deadlines:
                 self._lines.pop(view.name, None)
                 continue
             line = self._lines.get(view.name)
-            if line is None or line.places[0].came_at != arrival:
+            if line is None or line.places[0].arrived_at != arrival:
                 behind = line.places[1:] if line else ()
                 older = sum(arrival_of(other) < arrival for other in models)
                 line = self._lines[view.name] = Line(view.queued, [Place(arrival, 1 + older)])
                 for place in behind:
-                    if place.came_at > arrival:
+                    if place.arrived_at > arrival:
                         line.add(place)
             elif view.queued > line.queued:
                 line.add(Place(group.now, sum(other.queued > 0 for other in models)))
             line.queued = view.queued
 
     def due_at(self, view: ModelView) -> float:
-        """When the first in this line will have waited for `max_wait_secs`."""
+        """Return when the oldest request will have waited for `max_wait_secs`."""
         return arrival_of(view) + self._max_wait_s
 
     def tightest(
         self, group: GroupView, active: ModelView, others: Sequence[ModelView]
     ) -> tuple[ModelView, float]:
-        """The line with the least time left, and how much later than now it may be left for.
+        """Return the model with the earliest deadline, and how long its switch can be put off.
 
-        Below zero: somebody in it will not be let in in time. The group is the one last noted.
+        That slack is in seconds; if negative, a deadline will be missed. `group` must be the view
+        that was last passed to `note`.
         """
         measures = group.measures
         drain_s = measures.longest_drain_s()

@@ -1,4 +1,4 @@
-"""Estimates that no config gives: measured while the models are switched and used."""
+"""Estimates of costs, drains, absences, rates and latencies, measured in operation."""
 
 from __future__ import annotations
 
@@ -7,36 +7,34 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmux.policy.costs import SMOOTHING, SwitchCosts
-from llmux.policy.gone import gone
+from llmux.policy.removed import with_removed_names
 
 NOTICED = 4.0
-"""An absence counts as at most so many times what the first in line has waited: else a night in
-which nobody came would look like a very long one. Simulated, 1 and 2 are worse."""
+"""Upper limit of an absence, in multiples of the wait of the first request in line. Without it, a
+night without requests would count as a very long absence. In simulation, 1 and 2 are worse."""
 
 ARRIVALS = 16
-"""Over how many of the last arrivals a rate is taken."""
+"""Number of recent arrivals that a rate covers."""
 
 DRAINS = 16
-"""Of how many of a group's last drains the longest is remembered. Simulated, 4 and 8 are worse, 64
-is no better."""
+"""Number of recent drains of a group that are kept. In simulation, 4 and 8 are worse, and 64 is no
+better."""
 
 DRAIN_MARGIN = 2.0
-"""A drain is expected to take up to so many times what those of as many requests took on average.
-Simulated, 1 and 1.5 are too short for the bound; always to expect the longest drain waits longer
-under overload."""
+"""Safety factor on the average drain of the same number of requests. In simulation, 1 and 1.5 break
+the bound, and always expecting the longest drain makes waits longer under overload."""
 
 LATENCY_SMOOTHING = 0.1
-"""Weight of the newest latency in its bucket, once there are ten."""
-
+"""Weight of the newest latency in its bucket, after the first ten."""
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Latencies:
-    """How long a model takes to answer, or to drain, by how many requests it has at once.
+    """Latencies of a model, or durations of its drains, by its number of requests in flight.
 
-    One bucket for each power of two, with the running mean of both numbers; between buckets the
-    mean latency is interpolated, beyond the last known ones it is that of the nearest.
+    There is one bucket per power of two, with the running mean of both numbers. Estimates are
+    interpolated between buckets; outside of them, the nearest bucket counts.
     """
 
     __slots__ = ("_buckets",)
@@ -45,7 +43,7 @@ class Latencies:
         self._buckets: dict[int, tuple[int, float, float]] = {}  # samples, in flight, seconds
 
     def note(self, in_flight: int, seconds: float) -> None:
-        """Take in one answer, to a request that made the number `in_flight`; or one drain."""
+        """Record an answer to a request that raised the number to `in_flight`, or a drain."""
         bucket = in_flight.bit_length()
         samples, mean_count, mean_s = self._buckets.get(bucket, (0, 0.0, 0.0))
         weight = max(LATENCY_SMOOTHING, 1 / (samples + 1))
@@ -54,7 +52,7 @@ class Latencies:
         self._buckets[bucket] = (samples + 1, mean_count, mean_s)
 
     def estimate(self, in_flight: int) -> float | None:
-        """Seconds for a request that makes the number in flight `in_flight`; None if unknown."""
+        """Return the seconds for a request that raises the number to `in_flight`, or None."""
         below: tuple[float, float] | None = None
         for bucket in sorted(self._buckets):
             _, count, seconds = self._buckets[bucket]
@@ -67,7 +65,7 @@ class Latencies:
         return below[1] if below else None
 
     def extrapolate(self, in_flight: int) -> float | None:
-        """As `estimate`, but beyond the last known ones in proportion to the number in flight."""
+        """Return the same, but beyond the last bucket in proportion to the number in flight."""
         seconds = self.estimate(in_flight)
         if seconds is None:
             return None
@@ -76,7 +74,7 @@ class Latencies:
 
 
 class Rate:
-    """How often something happens, by its last few times."""
+    """The rate of an event, from its most recent times."""
 
     __slots__ = ("_times",)
 
@@ -84,18 +82,17 @@ class Rate:
         self._times: deque[float] = deque(maxlen=ARRIVALS)
 
     def note(self, now: float) -> None:
-        """It has happened."""
         self._times.append(now)
 
     def per_second(self, now: float) -> float:
-        """The rate now: it falls while nothing happens; 0 until it has happened twice."""
+        """Return the present rate; it falls while nothing happens, and is 0 before two events."""
         if len(self._times) < 2:
             return 0.0
         return len(self._times) / max(now - self._times[0], 1e-9)
 
 
-class _Known:
-    """The numbers that `Measures` takes in and `Estimates` reads; of models by name."""
+class _Measurements:
+    """The numbers that `Measures` writes and `Estimates` reads, by model name."""
 
     def __init__(self) -> None:
         self.costs = SwitchCosts()
@@ -105,7 +102,7 @@ class _Known:
         self.last_drains_s: deque[float] = deque(maxlen=DRAINS)
         self.drains = defaultdict[str, Latencies](Latencies)
         self.absences_s: dict[str, float] = {}
-        self.line_first: dict[str, tuple[float, int]] = {}  # seconds, and with how many requests
+        self.line_first: dict[str, tuple[float, int]] = {}  # seconds, number of requests
         self.closed_at: dict[str, float] = {}
         self.rates: dict[str, Rate] = {}
         self.latencies = defaultdict[str, Latencies](Latencies)
@@ -125,63 +122,64 @@ NOTES = (
     "note_served",
     "note_switched",
 )
-GONE = {
+REMOVED = {
     "costs": "use cost_s(), known_cost_s() or typical_cost_s()",
     **dict.fromkeys(NOTES, "a policy only reads estimates; llmux itself measures"),
 }
-"""Names that policies written for an older llmux use, and what to use instead."""
+"""Names from older versions of llmux, and what to use instead."""
 
 
-@gone(GONE)
+@with_removed_names(REMOVED)
 class Estimates:
-    """Read-only estimates for one group of models, from measurements."""
+    """Read-only estimates for one group of models.
 
-    def __init__(self, known: _Known) -> None:
+    Durations are in seconds.
+    """
+
+    def __init__(self, known: _Measurements) -> None:
         self._known = known
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._known.costs!r}>"
 
     def cost_s(self, source: str | None, target: str) -> float:
-        """Hook time of a switch; where unseen the mean of those into the target, or else of all.
+        """Return the hook time of a switch; of an unseen one, the typical cost of its target.
 
-        0 while nothing is known, so that everything is tried.
+        That is 0 while nothing is known, so that every switch is tried.
         """
-        costs = self._known.costs
-        known = costs.estimate(source, target)
-        return costs.typical(target) if known is None else known
+        return self._known.costs.expected(source, target)
 
     def known_cost_s(self, source: str | None, target: str) -> float | None:
-        """Hook time of a switch; None if there was none yet."""
+        """Return the hook time of a switch; None if unseen."""
         return self._known.costs.estimate(source, target)
 
     def typical_cost_s(self, target: str) -> float:
-        """Mean hook time of the switches into a model, or else of all; 0 while there was none."""
+        """Return the mean hook time of switches to a model, else of all switches, else 0."""
         return self._known.costs.typical(target)
 
     def sleep_s(self, model: str) -> float | None:
-        """Hook time of putting the model to sleep, `verify_asleep` included; None while unknown.
+        """Return the hook time of putting the model to sleep, `verify_asleep` included, or None.
 
-        No policy uses it yet, nor `wake_s`.
+        No built-in policy uses this or `wake_s` yet.
         """
         return self._known.sleeps_s.get(model)
 
     def wake_s(self, model: str) -> float | None:
-        """Hook time of waking the model, up to its first sign of life; None while unknown."""
+        """Return the hook time of waking the model, up to its first sign of life, or None."""
         return self._known.wakes_s.get(model)
 
     def drain_s(self, model: str) -> float:
-        """How long the model takes to drain; 0 while unknown."""
+        """Return the average drain of the model; 0 while unknown."""
         return self._known.drains_s.get(model, 0.0)
 
     def longest_drain_s(self) -> float:
-        """The longest of the group's last drains; 0 while there was none."""
+        """Return the longest of the group's recent drains; 0 while there was none."""
         return max(self._known.last_drains_s, default=0.0)
 
     def drain_ahead_s(self, model: str, in_flight: int) -> float:
-        """How long a drain of so many requests will take, rather too much than too little.
+        """Return a pessimistic estimate of a drain of `in_flight` requests.
 
-        But no longer than the longest of late, which also stands for what is not known.
+        The longest recent drain of the group is its upper limit, and stands for unknown ones.
         """
         if not in_flight:
             return 0.0
@@ -191,34 +189,34 @@ class Estimates:
         return longest_s if usual_s is None else min(longest_s, DRAIN_MARGIN * usual_s)
 
     def absence_s(self, model: str) -> float | None:
-        """How long the model is away once it closes; None while unknown."""
+        """Return how long the model usually stays away after it closes; None while unknown."""
         return self._known.absences_s.get(model)
 
     def arrivals_per_s(self, model: str, now: float) -> float:
-        """How many requests for the model come per second."""
+        """Return the rate at which requests for the model arrive."""
         rate = self._known.rates.get(model)
         return rate.per_second(now) if rate else 0.0
 
     def latency_s(self, model: str, in_flight: int) -> float | None:
-        """How long a request takes that makes the number in flight `in_flight`; None: unknown."""
+        """Return the latency of a request that raises the number to `in_flight`, or None."""
         latencies = self._known.latencies.get(model)
         return latencies.estimate(in_flight) if latencies else None
 
 
 class Measures(Estimates):
-    """Takes in what is measured of one group of models."""
+    """Records the measurements of one group of models."""
 
     def __init__(self) -> None:
-        super().__init__(_Known())
+        super().__init__(_Measurements())
 
     @property
     def costs(self) -> SwitchCosts:
-        """Hook time of the switches seen, by pair."""
+        """Hook times of the switches seen, by pair."""
         return self._known.costs
 
     @property
     def estimates(self) -> Estimates:
-        """The same for policies, read-only."""
+        """A read-only view, for policies."""
         return Estimates(self._known)
 
     def note_switched(
@@ -230,14 +228,14 @@ class Measures(Estimates):
         sleeps_s: Mapping[str, float] = NOTHING,
         wake_s: float | None = None,
     ) -> float:
-        """A switch has succeeded; returns the new estimate of its cost.
+        """Record a successful switch and return the new estimate of its cost.
 
         Args:
-            source: The model that it has left; None: nothing was awake.
-            target: The model that it has woken.
-            hooks_s: Seconds of hook time in all.
-            sleeps_s: The part of each model that it has put to sleep.
-            wake_s: The part of the wake; None: not known apart.
+            source: The model that was active; None if nothing was awake.
+            target: The model that was woken.
+            hooks_s: Total hook time, in seconds.
+            sleeps_s: Its part for each model put to sleep, in seconds.
+            wake_s: Its part for the wake, in seconds; None if not measured separately.
         """
         for model, seconds in sleeps_s.items():
             _smooth(self._known.sleeps_s, model, seconds)
@@ -246,7 +244,7 @@ class Measures(Estimates):
         return self.costs.record(source, target, hooks_s)
 
     def note_arrival(self, model: str, now: float) -> None:
-        """A request for the model has come, and was not refused."""
+        """Record the arrival of a request that was not refused."""
         rates = self._known.rates
         rate = rates.get(model)
         if rate is None:
@@ -254,26 +252,33 @@ class Measures(Estimates):
         rate.note(now)
 
     def note_line_first(self, model: str, seconds: float, in_flight: int) -> None:
-        """Before the model closes, now: those in its line were let in first, which took so long.
+        """Record, as the model closes, how long it took to admit its own line first.
 
-        They count as in flight.
+        Args:
+            model: The model.
+            seconds: Duration since the switch was decided.
+            in_flight: Number of requests to drain, those in line included.
         """
         self._known.line_first[model] = seconds, in_flight
 
     def note_closed(self, model: str, now: float) -> None:
-        """The model does not admit any more."""
+        """Record that the model stopped admitting requests."""
         line_s, _ = self._known.line_first.get(model, (0.0, 0))
         self._known.closed_at[model] = now - line_s
 
     def note_reopened(self, model: str) -> None:
-        """The switch away from it was abandoned: it was not absent."""
+        """Record that the switch away from the model was abandoned: it was not absent."""
         self._known.closed_at.pop(model, None)
         self._known.line_first.pop(model, None)
 
     def note_open(self, model: str, now: float, wanted_since: float | None) -> None:
-        """The model admits again, for those who have wanted it since then (None: nobody).
+        """Record that the model admits requests again.
 
-        An absence that hardly anybody noticed was not as long as the clock says.
+        Args:
+            model: The model.
+            now: The time.
+            wanted_since: Arrival time of the oldest request that needs it, or None. An absence that
+                nobody noticed is not recorded, and one noticed late counts as shorter.
         """
         self._known.line_first.pop(model, None)
         closed_at = self._known.closed_at.pop(model, None)
@@ -282,9 +287,10 @@ class Measures(Estimates):
             _smooth(self._known.absences_s, model, min(now - closed_at, noticed_s))
 
     def note_drained(self, model: str, in_flight: int, seconds: float) -> float:
-        """The requests that were in flight when the model closed have taken so long.
+        """Record the drain of the requests that were in flight when the model closed.
 
-        The time of those let in before that belongs to it; returns how long it was in all.
+        Returns:
+            Its total duration in seconds, including the time to admit the model's own line first.
         """
         line_s, in_all = self._known.line_first.pop(model, (0.0, 0))
         in_flight, seconds = max(in_flight, in_all), seconds + line_s
@@ -294,11 +300,11 @@ class Measures(Estimates):
         return seconds
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
-        """A request that made the number in flight `in_flight` was served."""
+        """Record the latency of a request that raised the number in flight to `in_flight`."""
         self._known.latencies[model].note(in_flight, seconds)
 
     def forget(self, model: str) -> None:
-        """The model was removed."""
+        """Drop everything about a removed model."""
         known = self._known
         known.costs.forget(model)
         for by_model in (

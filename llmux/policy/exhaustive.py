@@ -1,4 +1,4 @@
-"""Exhaustive service: serve the active model until it has nothing left to do."""
+"""Exhaustive service: serve the active model until it has no work left."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from llmux.policy.choices import (
 
 
 class ExhaustivePolicy:
-    """Stay while the active model has work; then the oldest waiting request decides.
+    """Stay while the active model has work, then switch to the model of the oldest request.
 
-    Work is a request that waits for a slot of the active model where `max_in_flight` is set, else
-    one in flight. A request that has waited for `max_wait_secs` ends the stay all the same.
+    Work is a request waiting for a slot of the active model if `max_in_flight` is set, otherwise a
+    request in flight. A request elsewhere that has waited for `max_wait_secs` ends the stay early.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -29,7 +29,6 @@ class ExhaustivePolicy:
         self._min_active_s = config.min_active_secs
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
         others, now = wanted(group), group.now
         ready = may_be_chosen(others, now)
         if not others:

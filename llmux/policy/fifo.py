@@ -1,4 +1,4 @@
-"""First come, first served: the oldest waiting request decides."""
+"""First come, first served: switch to the model of the oldest waiting request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from llmux.policy.choices import first_come, may_be_chosen, may_leave_at, next_r
 
 
 class FifoPolicy:
-    """Switch to the model of the oldest waiting request, at once, after `min_active_secs`."""
+    """Switch to the model of the oldest waiting request as soon as `min_active_secs` allows."""
 
     def __init__(self, config: PolicyConfig) -> None:
         self._min_active_s = config.min_active_secs
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
         others = wanted(group)
         if not others:
             return Stay()

@@ -1,4 +1,4 @@
-"""Before a model is left, let in its own line, which without a limit would be inside of it."""
+"""Admit a model's own line before a switch away from it; without a limit it would be in flight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from llmux.policy.choices import arrival_of, look_again
 from llmux.policy.estimates import Measures
 
 
-class Held(NamedTuple):
-    """A switch that was decided, and waits for the line: in which stay, since when.
+class DeferredSwitch(NamedTuple):
+    """A switch that was decided and waits for the line of the active model.
 
-    `in_flight` is how many there were then, those in line included.
+    Attributes:
+        decision: The switch.
+        active_since: When the stay that it ends began.
+        since: When it was decided.
+        in_flight: Number of requests in flight and in line at that time.
     """
 
     decision: SwitchTo
@@ -24,38 +28,36 @@ class Held(NamedTuple):
 
 
 class LineFirst:
-    """Any policy, but a switch serves those first who stood in line when it was decided.
+    """Wrap a policy so that a switch first admits the requests that were in line at its decision.
 
-    `max_in_flight` says how many requests a backend gets at once, not how many a turn is for.
-    Without it all who came before a switch was decided are inside of the backend, and the drain
-    serves them. With it some are still in line for a slot; were they left there, each turn would be
-    for one batch, and a loaded GPU would do little but switch. So they belong to the drain, which
-    begins with them: the model stays awake, whoever comes later stands behind them, and it closes
-    once the last of them is in. The policy is asked again meanwhile only if nobody waits for the
-    one that it has chosen any more.
+    `max_in_flight` limits how many requests a backend gets at once, not how many a turn serves.
+    Without it, all requests that arrived before the decision are in flight, and the drain serves
+    them. With it, some are still in line for a slot; if a switch left them there, each turn would
+    serve one batch, and a loaded GPU would do little but switch. So the drain begins with them: the
+    model stays awake, later arrivals queue behind them, and it closes once the last of them is in
+    flight. Meanwhile the policy is asked again only if nobody waits for the chosen target any more.
 
-    Not where models sleep with their requests: there leaving early is what is wanted.
+    Models that freeze their requests are exempt: there, leaving early is the point.
 
     Args:
-        policy: Decides everything else.
-        config: Its `drain_timeout_secs` holds for this part of the drain, too.
-        measures: Is told how long it took.
+        policy: The wrapped policy.
+        config: `drain_timeout_secs` limits this part of the drain, too.
+        measures: Receives the duration of this part.
     """
 
     def __init__(self, policy: Policy, config: PolicyConfig, measures: Measures) -> None:
         self._policy = policy
         self._measures = measures
-        self._held: Held | None = None
+        self._deferred: DeferredSwitch | None = None
         limit_s, cuts = config.drain_timeout_secs, config.on_drain_timeout == "cut"
         self._limit_s = limit_s if cuts and limit_s is not None else math.inf
 
     def decide(self, group: GroupView) -> Decision:
-        """Say what to do now."""
-        held, self._held = self._held, None
-        if held is not None and held.active_since != group.active_since:
-            held = None
-        if held is not None and _is_wanted(held.decision, group):
-            decision: Decision = held.decision
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None and deferred.active_since != group.active_since:
+            deferred = None
+        if deferred is not None and _is_wanted(deferred.decision, group):
+            decision: Decision = deferred.decision
         else:
             decision = self._policy.decide(group)
         if group.active is None or not isinstance(decision, SwitchTo):
@@ -63,14 +65,14 @@ class LineFirst:
         active = group.models[group.active]
         if decision.model == active.name:
             return Stay()
-        if active.freezes or not (active.queued or held):
+        if active.freezes or not (active.queued or deferred):
             return decision
-        since = held.since if held else group.now
-        in_all = held.in_flight if held else active.in_flight + active.queued
+        since = deferred.since if deferred else group.now
+        in_all = deferred.in_flight if deferred else active.in_flight + active.queued
         if arrival_of(active) > since or group.now >= since + self._limit_s:
             self._measures.note_line_first(active.name, group.now - since, in_all)
             return decision
-        self._held = Held(decision, group.active_since, since, in_all)
+        self._deferred = DeferredSwitch(decision, group.active_since, since, in_all)
         return look_again(since + self._limit_s)
 
 

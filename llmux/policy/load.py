@@ -1,4 +1,4 @@
-"""From `policy.name` in the config to a policy."""
+"""Create the policy that `policy.name` in the config refers to."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ POLICIES: dict[str, Callable[[PolicyConfig], Policy]] = {
     "cost_aware": CostAwarePolicy,
     "time_slice": TimeSlicePolicy,
 }
-"""The policies that come with llmux, by name."""
+"""The built-in policies, by name."""
 
 OPTIONS = {"cost_aware": ("coalesce_secs", "amortization_factor")}
-"""What those of them take in `policy.options` that take any."""
+"""The keys of `policy.options` that built-in policies accept."""
 
 
 def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
-    """The policy that `config.name` names: one of llmux's own, or `package.module:Class`.
+    """Create the policy `config.name`: a built-in one, or `package.module:Class`.
 
-    The class is called with the `policy` section of the config, whose `options` are its own. Its
-    module may also lie in `directory`, the config file's folder.
+    The class is called with the `policy` section of the config; `options` in it are for the policy.
+    Its module may also be in `directory`, the config file's folder.
 
     Raises:
-        ConfigError: There is no such policy, it has no such option, or it cannot be made.
+        ConfigError: Unknown policy or option, or its constructor failed.
     """
     if directory is not None and str(directory) not in sys.path:
         sys.path.append(str(directory))

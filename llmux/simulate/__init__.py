@@ -1,4 +1,4 @@
-"""What would have happened: llmux's policies on simulated models, faster than time."""
+"""Simulation of llmux's policies on synthetic or recorded traffic, faster than real time."""
 
 from llmux.simulate.arrivals import Arrival, Closed, bursty, one_hot, poisson, zipf
 from llmux.simulate.backends import Sharing, Slots

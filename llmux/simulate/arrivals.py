@@ -1,4 +1,4 @@
-"""Who asks for what, and when: drawn at random by seed, or read from a trace."""
+"""Request arrivals: drawn at random from a seed, or read from a trace."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import NamedTuple, TypeVar
 
 from llmux.simulate.backends import Job
 
-Made = TypeVar("Made")
+RowT = TypeVar("RowT")
 
 Draw = Callable[[random.Random], float]
-"""Draws one value, in seconds."""
+"""Draws one duration, in seconds."""
 
 BURST_SHARE = 0.2
-"""Of the time `bursty` arrivals come in bursts, and then 1 / BURST_SHARE times as often."""
+"""Share of time taken up by bursts in `bursty`; their rate is 1 / BURST_SHARE times as high."""
 
 LONGEST_S = 10**10
-"""300 years; the seconds of Unix are below it, and its milliseconds above."""
+"""Upper limit of times, 300 years: it admits Unix times in seconds, but not in milliseconds."""
 
 
 class Arrival(NamedTuple):
-    """One request that comes.
+    """The arrival of one request.
 
     Attributes:
-        at: When, in seconds of simulated time.
-        model: What it names.
-        work_s: How long it takes on a server that does nothing else.
+        at: Seconds of simulated time.
+        model: The requested model.
+        work_s: Service time on an otherwise idle server, in seconds.
     """
 
     at: float
@@ -41,30 +41,29 @@ class Arrival(NamedTuple):
 
 
 def zipf(count: int) -> list[float]:
-    """Shares of `count` models of which the n-th is asked for 1/n as often as the first."""
+    """Return the shares of `count` models, where the n-th gets 1/n of the traffic of the first."""
     weights = [1 / rank for rank in range(1, count + 1)]
     return [weight / sum(weights) for weight in weights]
 
 
 def one_hot(count: int, hot: float = 0.8) -> list[float]:
-    """Shares of `count` models of which the first gets `hot` and the others the rest."""
+    """Return the shares of `count` models: `hot` for the first, equal parts for the others."""
     return [hot, *[(1 - hot) / (count - 1)] * (count - 1)] if count > 1 else [1.0]
 
 
 def exponential(mean_s: float) -> Draw:
-    """Exponential with this mean; 0: always that."""
+    """Return an exponential distribution; with a mean of 0, a constant 0."""
     return lambda rng: rng.expovariate(1 / mean_s) if mean_s else 0.0
 
 
 def constant(value_s: float) -> Draw:
-    """Always the same."""
     return lambda _rng: value_s
 
 
 def poisson(
     shares: Sequence[float], per_second: float, work: Draw, count: int, rng: random.Random
 ) -> Iterator[Arrival]:
-    """`count` independent arrivals, `per_second` on average, for models named by their index."""
+    """Yield `count` independent arrivals, `per_second` on average, for models "0", "1", ..."""
     now = 0.0
     pick = _picker(shares, rng)
     for _ in range(count):
@@ -81,7 +80,7 @@ def bursty(
     *,
     burst_s: float = 30.0,
 ) -> Iterator[Arrival]:
-    """Like `poisson`, but each model's arrivals come in bursts of `burst_s` on average."""
+    """Yield arrivals like `poisson`, but in bursts per model, of `burst_s` seconds on average."""
     streams = [
         _bursts(str(index), share * per_second, work, rng, burst_s)
         for index, share in enumerate(shares)
@@ -109,7 +108,7 @@ def _picker(shares: Sequence[float], rng: random.Random) -> Callable[[], str]:
 
 
 class Closed:
-    """Agents, each of which asks, waits for the answer, thinks, and asks again: a closed loop."""
+    """A closed loop of agents, which send a request, wait for the answer, think, and repeat."""
 
     def __init__(
         self, agents: int, shares: Sequence[float], think: Draw, work: Draw, rng: random.Random
@@ -121,29 +120,29 @@ class Closed:
         self._agents = agents
 
     def first(self) -> Iterator[Arrival]:
-        """The first request of each."""
-        return iter(sorted(self._ask(0.0) for _ in range(self._agents)))
+        """Return the first request of each agent, in order of time."""
+        return iter(sorted(self._request(0.0) for _ in range(self._agents)))
 
     def follow(self, job: Job, now: float) -> Arrival:
-        """What the agent asks next whose request was answered now."""
+        """Return the next request of the agent whose `job` was answered now."""
         del job
-        return self._ask(now)
+        return self._request(now)
 
-    def _ask(self, now: float) -> Arrival:
+    def _request(self, now: float) -> Arrival:
         return Arrival(now + self._think(self._rng), self._pick(), self._work(self._rng))
 
 
 def read_trace(path: Path, *, work_s: float, speed: float = 1.0) -> list[Arrival]:
-    """A trace in CSV with the columns arrival_s and model; service_s where it is known.
+    """Read a trace in CSV with the columns arrival_s and model, and optionally service_s.
 
     Args:
-        path: The file. Its first request comes at time 0, whatever clock it was recorded by.
-        work_s: Service time of rows that do not say one.
-        speed: By how much faster than recorded the requests come.
+        path: The file. Times are shifted so that the first request arrives at 0.
+        work_s: Service time of rows without one, in seconds.
+        speed: Factor by which arrivals are faster than recorded.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no such trace; says where.
+        OSError: The file cannot be read.
+        ValueError: The file is not a trace; the message names the line.
     """
 
     def arrival(row: Mapping[str, str]) -> Arrival:
@@ -160,11 +159,11 @@ def read_trace(path: Path, *, work_s: float, speed: float = 1.0) -> list[Arrival
 
 
 def read_costs(path: Path, models: Sequence[str]) -> dict[tuple[str | None, str], float]:
-    """Hook times in CSV with the columns source (empty: nothing awake), target and seconds.
+    """Read hook times in CSV with the columns source (empty: nothing awake), target and seconds.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no such file, or names others than these models; says where.
+        OSError: The file cannot be read.
+        ValueError: A row is invalid or names an unknown model; the message names the line.
     """
 
     def cost(row: Mapping[str, str]) -> tuple[tuple[str | None, str], float]:
@@ -176,34 +175,34 @@ def read_costs(path: Path, models: Sequence[str]) -> dict[tuple[str | None, str]
     return dict(read_rows(path, cost))
 
 
-def read_rows(path: Path, make: Callable[[Mapping[str, str]], Made]) -> list[Made]:
-    """What is made of each row of a CSV file whose first line names the columns.
+def read_rows(path: Path, make: Callable[[Mapping[str, str]], RowT]) -> list[RowT]:
+    """Convert each row of a CSV file whose first line names the columns.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: Nothing can be made of a row; says which line that is.
+        OSError: The file cannot be read.
+        ValueError: A row cannot be converted; the message names its line.
     """
-    # Spreadsheets write a byte order mark. What is no UTF-8 can be in names only.
+    # Spreadsheets write a byte order mark. Only names can contain invalid UTF-8: replace it.
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file, restval="", strict=True)
-        made = []
+        rows = []
         try:
             for row in reader:
                 if None in row:
                     raise ValueError("has more cells than the first line")
-                made.append(make(row))
+                rows.append(make(row))
         except KeyError as error:
             raise ValueError(f"{path}:1: there is no column {error.args[0]}") from None
         except (csv.Error, OverflowError, ValueError) as error:
             raise ValueError(f"{path}:{reader.reader.line_num}: {error}") from None
-    return made
+    return rows
 
 
 def seconds(row: Mapping[str, str], column: str) -> float:
-    """A time in a row of a CSV file.
+    """Return a number of seconds from a column of a CSV row.
 
     Raises:
-        ValueError: It is none, or is beyond all sense.
+        ValueError: It is not a number, or not between 0 and `LONGEST_S`.
     """
     try:
         value = float(row[column])

@@ -1,4 +1,4 @@
-"""Simulated model servers: when each request that they were given is done."""
+"""Simulated model servers, which decide when each request ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Job:
     """One simulated request.
 
     Attributes:
-        model: The model that it names.
-        arrived_at: When it came, in seconds of simulated time.
-        work_s: How long it takes on a server that does nothing else.
-        admitted_at: When it was let in.
-        in_flight: How many were in flight then, itself included.
-        frozen_s: For how long it was frozen with its model, once it is done.
-        weight: The factor by which its age counts in line.
+        model: The requested model.
+        arrived_at: Arrival, in seconds of simulated time.
+        work_s: Service time on an otherwise idle server, in seconds.
+        admitted_at: When it was admitted.
+        in_flight: Number of requests in flight at that time, itself included.
+        frozen_s: Seconds for which it was frozen with its model; valid once it has ended.
+        weight: Factor by which its age counts in line.
     """
 
     __slots__ = ("admitted_at", "arrived_at", "frozen_s", "in_flight", "model", "weight", "work_s")
@@ -35,35 +35,35 @@ class Job:
 
 
 class Server(Protocol):
-    """What a simulated model server does.
+    """A simulated model server.
 
     Attributes:
-        done_at: When the next job will be done if none is added; infinity if there is none.
+        done_at: When the next job will end if none is added; infinity if there is none.
     """
 
     done_at: float
 
     def add(self, job: Job, now: float) -> None:
-        """Begin with one more job."""
+        """Start a job, or queue it."""
         ...
 
     def pop(self, now: float) -> Job:
-        """Take out the job that is done at `done_at`, which is now."""
+        """Remove and return the job that ends at `done_at`, which is now."""
         ...
 
     def freeze(self, now: float) -> None:
-        """Make no progress from now on."""
+        """Stop all progress."""
         ...
 
     def thaw(self, now: float) -> None:
-        """Go on where it was frozen."""
+        """Resume after `freeze`."""
         ...
 
 
 class Slots:
-    """A server that works on `slots` jobs at a time, at full speed each; the others wait in order.
+    """A server with `slots` slots: so many jobs run at full speed, and the others wait in order.
 
-    As llama.cpp's server with `--parallel`.
+    llama.cpp's server with `--parallel` works like this.
     """
 
     def __init__(self, slots: int) -> None:
@@ -71,11 +71,10 @@ class Slots:
         self._free = slots
         self._line: deque[Job] = deque()
         self._running: list[tuple[float, int, Job]] = []
-        self._count = 0  # keeps the heap from comparing jobs
+        self._count = 0  # breaks ties in the heap, so that it never compares jobs
         self._frozen_at = 0.0
 
     def add(self, job: Job, now: float) -> None:
-        """Begin with one more job."""
         if self._free:
             self._free -= 1
             self._start(job, now)
@@ -88,7 +87,6 @@ class Slots:
         self.done_at = self._running[0][0]
 
     def pop(self, now: float) -> Job:
-        """Take out the job that is done at `done_at`, which is now."""
         job = heapq.heappop(self._running)[2]
         if self._line:
             self._start(self._line.popleft(), now)
@@ -98,26 +96,25 @@ class Slots:
         return job
 
     def freeze(self, now: float) -> None:
-        """Make no progress from now on."""
         self._frozen_at = now
         self.done_at = math.inf
 
     def thaw(self, now: float) -> None:
-        """Go on where it was frozen."""
         lost_s = now - self._frozen_at
-        # The same shift for all keeps the order of the heap.
+        # All shift by the same amount, so the heap stays in order.
         self._running = [(at + lost_s, count, job) for at, count, job in self._running]
         self.done_at = self._running[0][0] if self._running else math.inf
 
 
 class Sharing:
-    """A server that works on all jobs at once, each the slower the more there are.
+    """A server that runs all jobs at once, more slowly the more there are (processor sharing).
 
-    As a batching engine does (vLLM, SGLang). Progress is kept as the work that each job would have
-    got done since the server began: then jobs end in the order of where they will stand.
+    Batching engines work like this (vLLM, SGLang). All running jobs progress at the same rate, so
+    one counter of progress since the start serves for all: a job ends when the counter reaches its
+    value at admission plus the job's work.
 
     Args:
-        speed: Of each job, by how many there are; 1 is the speed of one that is alone.
+        speed: Speed of each job by the number of jobs; 1 for a job that runs alone.
     """
 
     def __init__(self, speed: Callable[[int], float]) -> None:
@@ -142,27 +139,23 @@ class Sharing:
         self.done_at = now + left_s / self._speed(len(self._jobs))
 
     def add(self, job: Job, now: float) -> None:
-        """Begin with one more job."""
         self._advance(now)
         self._count += 1
         heapq.heappush(self._jobs, (self._progress_s + job.work_s, self._count, job))
         self._plan(now)
 
     def pop(self, now: float) -> Job:
-        """Take out the job that is done at `done_at`, which is now."""
         self._advance(now)
         job = heapq.heappop(self._jobs)[2]
         self._plan(now)
         return job
 
     def freeze(self, now: float) -> None:
-        """Make no progress from now on."""
         self._advance(now)
         self._is_frozen = True
         self.done_at = math.inf
 
     def thaw(self, now: float) -> None:
-        """Go on where it was frozen."""
         self._at = now
         self._is_frozen = False
         self._plan(now)

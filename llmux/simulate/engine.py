@@ -1,8 +1,8 @@
-"""One group of models, simulated event by event, under the very policies that the server runs.
+"""Discrete-event simulation of one group of models, running the same policies as the server.
 
-Each model is a `ModelState`, the class that the server's models are built on: admission, lines,
-frozen requests, transitions and retries are not written twice. What is simulated here is the rest:
-time, the backends, and a switch with nothing that can go wrong but its wake.
+Each model is a `ModelState`, the base class of the server's models, so that admission, lines,
+frozen requests, transitions and retries have one implementation. This module simulates the rest:
+time, the backends, and switches, of which only the wake can fail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmux.switching.core import Line, ModelState, Occupancy, Phase, Traits
 ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
 
 Cost = Callable[[str | None, str], float]
-"""Seconds of hook time of a switch; from None: nothing was awake."""
+"""Returns the hook time of a switch in seconds; a source of None means that nothing was awake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,14 @@ class Setup:
 
     Attributes:
         models: Their names.
-        cost: Hook time of a switch from one (None: nothing awake) to another, in seconds; asked
-            once for each switch.
-        server: Makes a model's server.
-        policy: Makes the policy.
-        max_in_flight: Most requests in flight on a model, for all or by name; the rest wait.
-        preserves_in_flight: The models (True: all) that sleep with their requests, undrained.
+        cost: Returns the hook time of a switch, in seconds; called once per switch.
+        server: Creates a model's server.
+        policy: Creates the policy.
+        max_in_flight: Limit on requests in flight, for all models or by name; the rest wait.
+        preserves_in_flight: The models (True: all) that freeze their requests instead of draining.
         failing_wakes: Share of wakes that fail.
-        asks_when_idle: Ask the policy also when nobody waits for another model; real ones then
-            answer `Stay`. One that always switches goes on for ever: then say `until`.
+        asks_when_idle: Ask the policy even when no requests wait for another model, which built-in
+            policies answer with `Stay`. A policy that always switches then needs `until`.
         on_queued: Called with the model of each request that joins a line.
     """
 
@@ -57,7 +56,7 @@ class Setup:
     on_queued: Callable[[str], object] | None = None
 
     def traits(self, model: str) -> Traits:
-        """The same of one model, as its config would say it."""
+        """Return the traits of one model, as its config would give them."""
         limits, freezing = self.max_in_flight, self.preserves_in_flight
         limit = limits.get(model) if isinstance(limits, Mapping) else limits
         return Traits(
@@ -70,8 +69,8 @@ class Station(ModelState):
     """A model with a simulated server.
 
     Attributes:
-        index: Its place among the models.
-        server: Works on its requests.
+        index: Its position among the models.
+        server: Serves its requests.
     """
 
     waiters: Line[Job]
@@ -91,14 +90,14 @@ def simulate(
     seed: int = 0,
     progress: Callable[[int], None] = lambda _count: None,
 ) -> Outcome:
-    """Run to the end of the arrivals and of all that they asked for.
+    """Run until all requests have ended.
 
     Args:
         setup: The models, their costs and the policy.
-        arrivals: In order of time.
-        follow: What comes because a request was answered; for closed loops.
-        until: Seconds of simulated time after which nothing is done any more.
-        seed: Of what is drawn at random here: which wakes fail.
+        arrivals: The requests, in order of time.
+        follow: Returns the request that an answer triggers, or None; for closed loops.
+        until: Simulated time in seconds at which the run stops early.
+        seed: Seed of the random choice of wakes that fail.
         progress: Called with the number of requests answered, every 10,000.
     """
     run = Simulation(setup, iter(arrivals), follow, random.Random(seed), progress)  # noqa: S311
@@ -132,37 +131,37 @@ class Simulation:
             for index, name in enumerate(setup.models)
         }
         self._views = {name: station.view() for name, station in self._stations.items()}
-        self._changed: set[Station] = set()  # since their views were made
-        self._serving: Station | None = None  # awake, or drains; its server works
-        self._target: Station | None = None  # being switched to
+        self._changed: set[Station] = set()  # stations whose view is outdated
+        self._serving: Station | None = None  # awake or draining
+        self._target: Station | None = None  # of the running switch
         self._source: Station | None = None
         self._waiting = 0  # in all lines, and frozen
         self._events: list[tuple[float, int, int, Arrival | None]] = []
         self._count = 0
-        self._coming = 0  # arrivals among the events
+        self._coming = 0  # number of arrivals among the events
         self._look_at = math.inf
         self._drain_began = 0.0
-        self._draining = 0  # requests, when it began
+        self._draining = 0  # number of requests when it began
         self._hooks_s = 0.0
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
 
     # ---- Time ----
 
     def run(self, until: float) -> None:
-        """Go from event to event."""
+        """Process events in order of time, up to `until`."""
         self._draw_arrival()
         events = self._events
         now = 0.0
         while True:
-            working = self._serving
-            done_at = working.server.done_at if working else math.inf
+            serving = self._serving
+            done_at = serving.server.done_at if serving else math.inf
             at = min(done_at, events[0][0] if events else math.inf)
             if at == math.inf or at > until or self._is_over(done_at):
                 break
-            self._seconds[self._doing()] += at - now
+            self._seconds[self._activity()] += at - now
             now = at
-            if done_at <= at and working is not None:
-                self._end(working, now)
+            if done_at <= at and serving is not None:
+                self._end(serving, now)
             else:
                 _, _, kind, arrival = heapq.heappop(events)
                 if arrival is not None:
@@ -173,7 +172,7 @@ class Simulation:
                 elif kind == SWITCHED:
                     self._switched(now)
                 elif now < self._look_at:
-                    continue  # a look that was put off
+                    continue  # superseded by a later LookAgain
             if self._target is None:
                 self._ask(now)
         if self._target is None and self._serving is not None:
@@ -181,12 +180,12 @@ class Simulation:
         self.outcome.seconds = self._seconds
 
     def _is_over(self, done_at: float) -> bool:
-        """Whether nothing is left but looks that were put off."""
+        """Return whether only superseded `LookAgain` events are left."""
         return (
             not self._coming and done_at == math.inf and self._target is None and not self._waiting
         )
 
-    def _doing(self) -> str:
+    def _activity(self) -> str:
         if self._target is not None:
             return "draining" if self._serving else "switching"
         return "serving" if self._serving and self._serving.in_flight.in_use else "idle"
@@ -244,7 +243,7 @@ class Simulation:
             self._progress(self.outcome.count)
         if self._follow is not None and (arrival := self._follow(job, now)) is not None:
             self._schedule(arrival.at, FOLLOWED, arrival)
-        if station.is_awake:
+        if self._target is None:  # still awake: it drains only during a switch
             if station.waiters.count:
                 self._admit_line(station, now)
         elif not in_flight.in_use:
@@ -254,8 +253,8 @@ class Simulation:
 
     def _ask(self, now: float) -> None:
         active = self._serving
-        here = active.waiters.count if active else 0
-        if self._waiting == here and not self._setup.asks_when_idle:
+        in_own_line = active.waiters.count if active else 0
+        if self._waiting == in_own_line and not self._setup.asks_when_idle:
             return
         decision = self._policy.decide(self._view(active, now))
         if isinstance(decision, SwitchTo):
@@ -267,7 +266,7 @@ class Simulation:
                 self._schedule(decision.at, LOOK)
 
     def _view(self, active: Station | None, now: float) -> GroupView:
-        # Between two decisions mostly one model changes: the views of the others are kept.
+        # Usually one model changes between two decisions: the views of the others are reused.
         for station in self._changed:
             self._views[station.name] = station.view()
         self._changed.clear()
@@ -321,7 +320,7 @@ class Simulation:
         assert target is not None
         self._target = None
         self._changed.add(target)
-        # Only the time of both hooks together is known.
+        # Both hooks are simulated as one delay, so the sleep ends only now.
         if source is not None:
             source.move_to(Phase.ASLEEP, now)
         target.move_to(Phase.WAKING, now)
@@ -343,7 +342,7 @@ class Simulation:
         target.move_to(Phase.SLEEPING, now)
         target.move_to(Phase.FAILED, now)
         target.note_wake_failed(now)
-        refused = target.waiters.take_first()  # those frozen with it wait on
+        refused = target.waiters.take_first()  # frozen requests keep waiting
         for job in refused:
             target.waiters.settle(job)
         self.outcome.failed += len(refused)

@@ -1,4 +1,4 @@
-"""What a simulation has seen, in figures."""
+"""The results of a simulation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from llmux.simulate.backends import Job
 
 @dataclass
 class Outcome:
-    """The requests that were answered, in the order of their ends, and where the time went.
+    """The answered requests in the order in which they ended, and how the time was spent.
+
+    Times are seconds of simulated time. The arrays have one item per request.
 
     Attributes:
-        models: For each request, the index of its model in `names`.
-        arrived_at: Seconds of simulated time.
-        admitted_at: When it was let in.
-        ended_at: When its last byte was there.
-        work_s: How long it would have taken alone.
-        frozen_s: For how long it was frozen with its model.
-        switches: Successful switches.
-        failed: Requests that a failed wake has refused.
-        seconds: Where the time went: serving, draining, switching, idle.
-        spans: Of each stay: its model's index, from when to when it was open.
-        drains: Of each drain: its model's index, from when to when.
-        longest_drain_s: From when it was decided: those who were let in first belong to it.
+        names: The models.
+        models: The index of the request's model in `names`.
+        arrived_at: Its arrival.
+        admitted_at: Its admission.
+        ended_at: Its end.
+        work_s: Its service time on an otherwise idle server.
+        frozen_s: Seconds for which it was frozen with its model.
+        switches: Number of successful switches.
+        failed: Number of requests refused because of a failed wake.
+        seconds: Seconds spent serving, draining, switching and idle.
+        spans: For each stay, the model's index, its start and its end.
+        drains: For each drain, the model's index, its start and its end.
+        longest_drain_s: Longest drain, including the time to admit the model's own line first.
     """
 
     names: Sequence[str]
@@ -44,7 +47,7 @@ class Outcome:
     longest_drain_s: float = 0.0
 
     def add(self, index: int, job: Job, now: float) -> None:
-        """One more request has ended."""
+        """Add a request that ended now, of the model with this index."""
         self.models.append(index)
         self.arrived_at.append(job.arrived_at)
         self.admitted_at.append(job.admitted_at)
@@ -54,34 +57,34 @@ class Outcome:
 
     @property
     def count(self) -> int:
-        """How many requests were answered."""
+        """Number of answered requests."""
         return len(self.models)
 
     def waits(self) -> list[float]:
-        """All that each request waited, in line and inside of its backend, in seconds."""
+        """Return each request's total wait, in line and inside its backend, in seconds."""
         return [
             max(0.0, end - start - work)
             for start, end, work in zip(self.arrived_at, self.ended_at, self.work_s, strict=True)
         ]
 
     def line_waits(self) -> list[float]:
-        """What each request waited in llmux's line, in seconds."""
+        """Return each request's wait in llmux's line, in seconds."""
         return [
             admitted - arrived
             for arrived, admitted in zip(self.arrived_at, self.admitted_at, strict=True)
         ]
 
     def held_waits(self) -> list[float]:
-        """What llmux made each request wait: in its line, and frozen with its model; in seconds."""
+        """Return each request's wait in llmux's line and frozen with its model, in seconds."""
         waits = zip(self.line_waits(), self.frozen_s, strict=True)
         return [in_line + frozen for in_line, frozen in waits]
 
     def responses(self) -> list[float]:
-        """From each request's arrival to its end, in seconds."""
+        """Return each request's response time, from arrival to end, in seconds."""
         return [end - start for start, end in zip(self.arrived_at, self.ended_at, strict=True)]
 
     def fairness(self) -> float:
-        """Jain's index of the models' mean waits: 1 if all wait alike, 1/n if one bears all."""
+        """Return Jain's index of the models' mean waits: 1 if equal, 1/n if only one waits."""
         totals: dict[int, list[float]] = {}
         for index, wait in zip(self.models, self.waits(), strict=True):
             totals.setdefault(index, []).append(wait)
@@ -91,12 +94,12 @@ class Outcome:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean; not a number if there is nothing."""
+    """Return the arithmetic mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all are not above (nearest rank); not a number if none."""
+    """Return the percentile for a share from 0 to 1, by nearest rank; NaN without values."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,9 +1,10 @@
-"""From a journal to a simulation: what each request needed, and what switches cost.
+"""Reconstruct a simulation from a journal: each request's work, and the switch costs.
 
-How fast a backend is with n requests at once is taken from the journal: one alone makes progress at
-1 second a second, n of them at L(1)/L(n) each, where L is the latency by requests in flight. What a
-request needed is its progress from its admission to its end. So a replay under the policy that was
-really used repeats what happened, and under another one what would have.
+The speed of a backend with n requests in flight is derived from the journal. A request that is
+alone progresses by 1 second of work per second; n requests progress by L(1)/L(n) each, where L is
+the latency by number in flight. The work of a request is its progress from admission to end. A
+replay under the recorded policy therefore reproduces what happened, and one under another policy
+predicts what would have happened.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from llmux.simulate.outcome import mean
 from llmux.simulate.spans import Spans
 
 Speed = Callable[[int], float]
-"""Progress that each of n requests makes in a second, in seconds of work."""
+"""Returns the progress of each of n requests per second, in seconds of work."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a journal says of one group.
+    """The part of a journal that concerns one group.
 
     Attributes:
-        started: The last start in it, with the models of all.
-        requests: Those that were let in, in order of arrival.
-        turned_away: How many were not: refused, too late, or their clients left. They are not
-            replayed.
-        switches: In order.
+        started: The last start, with the models of all starts.
+        requests: The admitted requests, in order of arrival.
+        turned_away: Number of requests that were refused, timed out, or whose clients left before
+            admission. They are not replayed.
+        switches: The switches, in order.
     """
 
     started: Started
@@ -50,16 +51,16 @@ class Recording:
 
     @property
     def models(self) -> list[str]:
-        """The models that it has requests for."""
+        """The models with recorded requests."""
         return sorted({request.model for request in self.requests})
 
     @property
     def is_drained(self) -> bool:
-        """Whether each model that was left finished or kept its requests, as in a simulation."""
+        """True if models drained or froze their requests before a switch, as simulations do."""
         return self.started.drains or set(self.models) <= set(self.started.freezes)
 
     def held_waits(self) -> list[float]:
-        """What llmux has made each request wait: in line, and frozen with its model; in seconds."""
+        """Return each request's wait in line and frozen with its model, in seconds."""
         waits = []
         for request in self.requests:
             frozen_s = self._frozen[request.model].between(admitted(request), request.ended)
@@ -67,11 +68,11 @@ class Recording:
         return waits
 
     def setup(self, policy: str, **settings: object) -> Setup:
-        """The simulation of these models under a policy.
+        """Return the setup for simulating these models under a policy.
 
         Args:
-            policy: One of llmux's, or one's own: `package.module:Class`, also in this directory.
-            settings: Of its config, where they are not to be those that were used.
+            policy: A built-in policy, or `package.module:Class`, also in the working directory.
+            settings: Policy settings that override the recorded ones.
         """
         used = {
             "max_wait_secs": self.started.max_wait_s,
@@ -90,7 +91,7 @@ class Recording:
         )
 
     def arrivals(self) -> list[Arrival]:
-        """The requests, each with the work that it was."""
+        """Return the requests, each with its work."""
         first = min(request.arrived for request in self.requests)
         work: dict[str, Iterator[float]] = {}
         for model in self.models:
@@ -102,7 +103,7 @@ class Recording:
         ]
 
     def _served(self, model: str) -> list[Served]:
-        """The requests of one model, by its own time: it stands still while the model is frozen."""
+        """Return a model's requests on a clock that stands still while the model is frozen."""
         frozen = self._frozen[model]
         return [
             Served(
@@ -116,7 +117,7 @@ class Recording:
 
     @cached_property
     def _frozen(self) -> Mapping[str, Spans]:
-        """When each model was frozen: from where it was left to where it was awake again."""
+        """When each model was frozen: from the switch away from it until it was awake again."""
         spans: dict[str, list[tuple[float, float]]] = {model: [] for model in self.models}
         left: dict[str, float] = {}
         for switch in self.switches:
@@ -126,10 +127,10 @@ class Recording:
                 left.setdefault(switch.source, switch.started)
             if switch.result == "success" and switch.target in left:
                 spans[switch.target].append((left.pop(switch.target), switch.ended))
-        return {model: Spans(those) for model, those in spans.items()}
+        return {model: Spans(intervals) for model, intervals in spans.items()}
 
     def _costs(self) -> Callable[[str | None, str], float]:
-        """Mean hook times: of the pair, else of switches into the target, else of all."""
+        """Return mean hook times: of the pair, else of switches to the target, else of all."""
         seen: dict[object, list[float]] = defaultdict(list)
         for switch in self.switches:
             if switch.result == "success":
@@ -141,17 +142,17 @@ class Recording:
 
 
 def admitted(request: Request) -> float:
-    """When a request was let in that was."""
+    """Return the admission time of an admitted request."""
     assert request.admitted is not None
     return request.admitted
 
 
 class BadLines:
-    """The lines of a file that are no entries.
+    """Lines of a journal that are not valid entries.
 
     Attributes:
-        count: How many.
-        first: Which is the first, and what is wrong with it.
+        count: Their number.
+        first: The first one's line number and error.
     """
 
     def __init__(self) -> None:
@@ -159,23 +160,22 @@ class BadLines:
         self.first = ""
 
     def note(self, number: int, error: ValueError) -> None:
-        """One more."""
         self.count += 1
         self.first = self.first or f"line {number}: {error}"
 
 
 def load_recordings(
-    paths: Iterable[Path], tell: Callable[[str], object] = lambda _remark: None
+    paths: Iterable[Path], report: Callable[[str], object] = lambda _remark: None
 ) -> dict[str, Recording]:
-    """The recordings of each group in a journal's files, whichever comes first.
+    """Load the recording of each group from the files of a journal.
 
     Args:
-        paths: The files.
-        tell: Called with a line for people on each thing that will not be replayed.
+        paths: The files, in any order.
+        report: Called with a message for the user about anything that will not be replayed.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: It is no journal, or there is nothing in it to replay.
+        ValueError: The files are not a journal, or contain nothing to replay.
     """
     starts: list[Started] = []
     requests: list[Request] = []
@@ -191,13 +191,13 @@ def load_recordings(
                 case Switch():
                     switches.append(entry)
         if bad.count:
-            tell(f"{path}: lines skipped: {bad.count}; {bad.first}")
+            report(f"{path}: lines skipped: {bad.count}; {bad.first}")
     if not starts or not requests:
         raise ValueError("the journal says of no request, or of no start")
     starts.sort(key=lambda start: start.at)
     requests.sort(key=lambda request: request.arrived)
     switches.sort(key=lambda switch: switch.ended)
-    recordings = _by_group(merged(starts), requests, switches, tell)
+    recordings = _by_group(merged(starts), requests, switches, report)
     if not recordings:
         raise ValueError("the journal has no request that can be replayed")
     return recordings
@@ -207,27 +207,28 @@ def _by_group(
     started: Started,
     requests: Sequence[Request],
     switches: Sequence[Switch],
-    tell: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> dict[str, Recording]:
     groups = started.groups
     recordings = {}
     for group in dict.fromkeys(groups.values()):
-        asked = [request for request in requests if groups.get(request.model) == group]
-        let_in = [request for request in asked if request.admitted is not None]
-        if let_in:
-            entered = [switch for switch in switches if groups.get(switch.target) == group]
-            recordings[group] = Recording(started, let_in, len(asked) - len(let_in), entered)
-        elif asked:
-            tell(f"group {group}: requests skipped: {len(asked)}; none was let in")
+        arrived = [request for request in requests if groups.get(request.model) == group]
+        admissions = [request for request in arrived if request.admitted is not None]
+        if admissions:
+            own = [switch for switch in switches if groups.get(switch.target) == group]
+            turned_away = len(arrived) - len(admissions)
+            recordings[group] = Recording(started, admissions, turned_away, own)
+        elif arrived:
+            report(f"group {group}: requests skipped: {len(arrived)}; none was let in")
     unknown = [request.model for request in requests if request.model not in groups]
     if unknown:
         names = ", ".join(sorted(set(unknown)))
-        tell(f"requests skipped: {len(unknown)}; no start in the journal names {names}")
+        report(f"requests skipped: {len(unknown)}; no start in the journal names {names}")
     return recordings
 
 
 def merged(starts: Sequence[Started]) -> Started:
-    """The last start, with the models of all: each as the last that names it says."""
+    """Return the last start with the models of all starts, each as last configured."""
     by_model = {model: start for start in starts for model in start.groups}
     return replace(
         starts[-1],
@@ -239,7 +240,7 @@ def merged(starts: Sequence[Started]) -> Started:
 
 
 class Served(NamedTuple):
-    """When a request began and ended, by its model's own time, and how many there were then."""
+    """A request's admission and end on its model's own clock, and the number in flight then."""
 
     begun: float
     ended: float
@@ -247,21 +248,21 @@ class Served(NamedTuple):
 
 
 def speed_of(requests: Iterable[Served]) -> Speed:
-    """How fast a backend has been with n requests at once; never faster with more."""
+    """Return a backend's speed by number of requests in flight, made non-increasing."""
     latencies = Latencies()
     for request in requests:
         latencies.note(request.company, max(0.0, request.ended - request.begun))
 
     @cache
     def latency_s(count: int) -> float:
-        here = latencies.estimate(count) or 1e-6
-        return here if count <= 1 else max(here, latency_s(count - 1))
+        seconds = latencies.estimate(count) or 1e-6
+        return seconds if count <= 1 else max(seconds, latency_s(count - 1))
 
     return lambda count: latency_s(1) / latency_s(count)
 
 
 def works(requests: Sequence[Served], speed: Speed) -> list[float]:
-    """What each request of one model needed: its progress while it was in flight."""
+    """Return the work of each request of one model: its progress while it was in flight."""
     lasting = [(index, each) for index, each in enumerate(requests) if each.ended > each.begun]
     moments = sorted(
         [(request.begun, 1, index) for index, request in lasting]

@@ -1,4 +1,4 @@
-"""Simulations and recordings for people: a table, and a timeline."""
+"""Reports on simulations and recordings: a table, and a plot of the timeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NoPlots(LlmuxError):
 
 
 def row(name: str, waits: Sequence[float], outcome: Outcome) -> list[str]:
-    """One line of the table: waits in seconds, shares of the time in percent."""
+    """Return a row of the table: waits in seconds, shares of the time in percent."""
     total = sum(outcome.seconds.values()) or 1.0
     shares = [
         f"{100 * outcome.seconds[part] / total:.0f} %"
@@ -31,13 +31,13 @@ def row(name: str, waits: Sequence[float], outcome: Outcome) -> list[str]:
 
 
 def figures(waits: Sequence[float]) -> list[str]:
-    """Mean, median, 99th percentile and maximum, in seconds."""
+    """Format mean, median, 99th percentile and maximum of waits in seconds."""
     values = (mean(waits), percentile(waits, 0.5), percentile(waits, 0.99), max(waits, default=0))
     return [f"{value:.2f}" for value in values]
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns, under `HEADS`."""
+    """Format rows as aligned columns under `HEADS`."""
     lines = [HEADS, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
     return "\n".join(
@@ -50,7 +50,7 @@ def render(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot_formats() -> Collection[str]:
-    """The endings of files that `plot` can write.
+    """Return the file extensions that `plot` can write, without dots.
 
     Raises:
         NoPlots: Matplotlib is not installed.
@@ -60,7 +60,7 @@ def plot_formats() -> Collection[str]:
 
 
 def plot(outcomes: Mapping[str, Outcome], path: Path) -> None:
-    """Draw when each model was open (dark) and when it drained (light) under each policy.
+    """Plot when each model was awake (dark) and draining (light) under each policy.
 
     Raises:
         NoPlots: Matplotlib is not installed.

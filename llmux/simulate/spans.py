@@ -1,4 +1,4 @@
-"""Times in which something was the case."""
+"""Total length of a set of time intervals, up to or between given times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 
 class Spans:
-    """From when to when, in order and apart from each other."""
+    """Disjoint intervals of time in ascending order; times are in seconds."""
 
     def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
         self._from = [start for start, _ in spans]
@@ -16,12 +16,12 @@ class Spans:
         self._before_s = [0.0, *accumulate(self._for_s)]
 
     def before(self, at: float) -> float:
-        """For how long it had been the case until then, in seconds."""
+        """Return the total length of the intervals before a time."""
         begun = bisect_right(self._from, at)
         if not begun:
             return 0.0
         return self._before_s[begun - 1] + min(at - self._from[begun - 1], self._for_s[begun - 1])
 
     def between(self, start: float, end: float) -> float:
-        """For how long it was the case from one time to another, in seconds."""
+        """Return the total length of the intervals between two times."""
         return self.before(end) - self.before(start)

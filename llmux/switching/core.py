@@ -340,7 +340,7 @@ class ModelState:
         A frozen request counts as having arrived when it was frozen.
         """
         in_line = self.waiters.oldest
-        if not self._frozen or self._frozen_at is None:
+        if self._frozen_at is None or not self._frozen:
             return in_line
         return self._frozen_at if in_line is None else min(in_line, self._frozen_at)
 
@@ -363,11 +363,12 @@ class ModelState:
             and shown.freezes is freezes
         ):
             return shown
+        queued = self.wanted_by
         view = self._shown = ModelView(
             self.name,
             in_flight,
-            self.wanted_by,
-            self.oldest,
+            queued,
+            self.oldest if queued else None,
             retry_at,
             ages,
             self.backend_queued,

@@ -90,5 +90,5 @@ def steps(call: Callable[[], object]) -> int:
 def test_a_decision_takes_longer_with_more_models_but_not_with_more_pairs(
     situation: str, share: float
 ) -> None:
-    few, many = (steps(decision_in(situation, models, share, waiting=120)) for models in (10, 40))
+    few, many = (steps(decision_in(situation, models, share, waiting=240)) for models in (20, 80))
     assert 3 < many / few < 5  # of pairs there are 16 times as many
