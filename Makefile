@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 ASYNC_EXCEPTIONS := llmux/server/guest.py:ASYNC102,ASYNC103 llmux/proxy/keepalive.py:ASYNC103
 ASYNC_EXCEPTIONS += llmux/proxy/beside.py:ASYNC103,ASYNC104
 
-# Without cached bytecode, each llmux process that a test starts would compile all of llmux.
+# Tests start many llmux processes; without cached bytecode each would compile all of llmux.
 unexport PYTHONDONTWRITEBYTECODE
 
 LINTS := lint-format lint-ruff lint-async lint-shell lint-types lint-imports
@@ -30,16 +30,16 @@ run: $(RUN_STAMP)  ## Serve llmux.yaml on port 3000, with two stand-in models
 	@echo "== llmux: serving llmux.yaml (stop with Ctrl-C)"
 	@exec $(BIN)/llmux -c llmux.yaml
 
-test: $(TEST_STAMP)  ## What CI runs: format, lint, types, import rules, tests
+test: $(TEST_STAMP)  ## Run format, lint, types, import rules and the fast tests, as CI does
 	@$(MAKE) --no-print-directory --jobs=2 lint compiled
 	@$(MAKE) --no-print-directory unit
 
-# Compile once, while the linters run, instead of in each process that runs tests.
+# Compile the tests once, while the linters run, instead of in each test process.
 compiled: $(TEST_STAMP)
 	@$(BIN)/python -m pytest --collect-only -q > /dev/null || true
 
 # .pre-commit-config.yaml calls the same targets.
-lint: $(LINTS)  ## Format, lint, types and import rules
+lint: $(LINTS)  ## Check format, lint, types and import rules
 
 lint-format: $(TEST_STAMP)
 	@echo "== format"
@@ -66,36 +66,36 @@ lint-imports: $(TEST_STAMP)
 	@echo "== import rules"
 	@$(BIN)/lint-imports --no-cache > .venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
 
-unit: $(TEST_STAMP)  ## The fast tests; they need only the loopback interface
+unit: $(TEST_STAMP)  ## Run the fast tests; they need only the loopback interface
 	@echo "== tests"
 	@$(BIN)/python -m pytest -n 4 --dist=worksteal -m "not slow and not real" $(ARGS)
 
-coverage: $(TEST_STAMP)  ## Branch coverage of the fast tests; fails below the floor (twice as slow)
+coverage: $(TEST_STAMP)  ## Measure branch coverage of the fast tests; fails below the floor (twice as slow)
 	@$(BIN)/coverage run -m pytest -q -m "not slow and not real" $(ARGS)
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
-test-slow: $(SLOW_STAMP)  ## Tests that take minutes, or need real clients or a browser
+test-slow: $(SLOW_STAMP)  ## Run tests that take minutes, or need real clients or a browser
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-pythons: $(TEST_STAMP)  ## The fast tests under every CPython from 3.11 to 3.14 found here
+test-pythons: $(TEST_STAMP)  ## Run the fast tests under every CPython from 3.11 to 3.14 found here
 	@tests/pythons.sh $(ARGS)
 
-test-real: $(TEST_STAMP)  ## Two real llama.cpp servers (compiles llama.cpp the first time: minutes)
+test-real: $(TEST_STAMP)  ## Test with two real llama.cpp servers (compiles llama.cpp the first time: minutes)
 	@tests/real.sh $(ARGS)
 
-docs: $(DOCS_STAMP)  ## Regenerate what is generated from the code, and build the site into site/
+docs: $(DOCS_STAMP)  ## Regenerate the documents that come from code, and build the site into site/
 	@$(BIN)/python -m docs.generate
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"
 
-bench: $(TEST_STAMP)  ## Throughput and latency against nginx and HAProxy, and the cost of a switch
+bench: $(TEST_STAMP)  ## Measure throughput and latency against nginx and HAProxy, and the cost of a switch
 	@$(BIN)/python -m bench.proxy $(ARGS)
 	@$(BIN)/python -m bench.switch
 
 bench-quick: $(TEST_STAMP)  ## Compare the working tree with a commit (BASE=HEAD~1), in two minutes
 	@$(BIN)/python -m bench.quick --base $(or $(BASE),HEAD~1) $(ARGS)
 
-soak: $(TEST_STAMP)  ## Ten minutes of random faults and hostile clients (ARGS="--lane trio --seed 2")
+soak: $(TEST_STAMP)  ## Run ten minutes of random faults and hostile clients (ARGS="--lane trio --seed 2")
 	@$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(TEST_STAMP)  ## Format the code

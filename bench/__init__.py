@@ -1,1 +1,1 @@
-"""Measurements: `python -m bench.proxy` and `python -m bench.switch` print one table each."""
+"""Benchmarks and long runs; each module that can be run says in its docstring what it measures."""

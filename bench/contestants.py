@@ -1,4 +1,4 @@
-"""The measured proxies: each is one process on one core, in front of one backend."""
+"""The proxies to compare: one process each, all on one core and in front of one backend."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Contestant:
     """A running proxy, or the backend itself.
 
     Attributes:
-        pid: Its process; None for the backend, whose costs are not compared.
+        pid: The process to measure; None for the backend, whose cost is not compared.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Stage:
     Attributes:
         directory: For config files, logs and state.
         backend: The backend's port.
-        descriptors: How many files a process may open.
+        descriptors: Limit of open files of a process.
     """
 
     directory: Path
@@ -122,14 +122,14 @@ class Stage:
     descriptors: int
 
     def write(self, name: str, text: str, **values: object) -> Path:
-        """Fill in a config and write it."""
+        """Fill in a config template, and write it."""
         path = self.directory / name
         filled = text.format(
             directory=self.directory,
             backend=self.backend,
             descriptors=self.descriptors,
             connections=self.descriptors // 2 - 100,
-            # It takes some for itself, and cuts clients off when it has no more.
+            # nginx uses some connections itself, and closes those of clients when it runs out.
             nginx_connections=self.descriptors + 2000,
             name=path.stem,
             **values,
@@ -205,7 +205,7 @@ def hypercorn(
 ) -> AbstractContextManager[Contestant]:
     """An app under Hypercorn's own command."""
     port = free_port()
-    # -w 0: a single process, so that its CPU time is all there is to measure.
+    # -w 0: no worker processes, as nginx and llmux have none.
     options = ["-k", "trio", "-w", "0", "--backlog", "1024", "-b", f"127.0.0.1:{port}"]
     command = [sys.executable, "-m", "hypercorn", *options, app]
     return standing(stage, name, port, command, environment)
@@ -219,7 +219,7 @@ def standing(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Contestant]:
-    """A server that listens on a port it was given."""
+    """Start a server that was told its port, and wait until it listens."""
     log = stage.directory / f"{name}.log"
     with running(command, core=PROXY_CORE, log=log, environment=environment) as process:
         wait_listening(process, port, log)
@@ -227,7 +227,7 @@ def standing(
 
 
 def which(program: str) -> str | None:
-    """Where a program is; servers are often outside of users' PATH."""
+    """Find a program; servers are often installed outside of the PATH of users."""
     return shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin:/sbin")
 
 

@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +60,7 @@ class Meter:
     def __enter__(self) -> Self:
         if self._pid is None:
             return self
-        with suppress(OSError):
-            for pid in tree(self._pid):
-                self._counters += counters(pid, self._event)
+        self._counters = counters(list(tree(self._pid)), self._event)
         self._before_us = cpu_by_process(self._pid)
         return self
 
@@ -77,8 +75,7 @@ class Meter:
         after_us = cpu_by_process(self._pid)
         cpu_us = sum(used - self._before_us.get(pid, 0.0) for pid, used in after_us.items())
         counted = [struct.unpack("q", os.read(each, 8))[0] for each in self._counters]
-        for each in self._counters:
-            os.close(each)
+        close(self._counters)
         self.cost = Cost(cpu_us, float(sum(counted)) if counted else None)
 
 
@@ -114,19 +111,25 @@ def threads(pid: int) -> list[int]:
     return []
 
 
-def counters(pid: int, event: tuple[int, int]) -> list[int]:
-    """Open a counter for each thread of a process; raises OSError.
+def counters(pids: Sequence[int], event: tuple[int, int]) -> list[int]:
+    """Open a counter for each thread of some processes; none if one cannot be counted.
 
-    A counter also counts the threads that its own one starts later.
+    A counter also counts the threads that its own thread starts later.
     """
     opened: list[int] = []
     try:
-        opened += [counter(thread, event) for thread in threads(pid)]
+        for pid in pids:
+            for thread in threads(pid):
+                opened.append(counter(thread, event))  # noqa: PERF401 - closed below on an error
     except OSError:
-        for each in opened:
-            os.close(each)
-        raise
+        close(opened)
+        return []
     return opened
+
+
+def close(descriptors: Sequence[int]) -> None:
+    for each in descriptors:
+        os.close(each)
 
 
 def counter(thread: int, event: tuple[int, int]) -> int:

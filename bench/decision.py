@@ -1,9 +1,9 @@
 """Measure how long a decision of `adaptive` takes: `python -m bench.decision`.
 
-One model is awake and busy, and the requests wait in equal lines for all others. It stays; or it
-closes, since they have waited for a while; or one of them is overdue, and it stays for its turn.
-Which pairs of models have been switched between is drawn by seed. CPU time, the best of several
-repeats. The view of the group is built for each decision, and that time belongs to it.
+One model is awake and busy, and equally many requests wait for each of the others. In the three
+situations the model stays awake, closes because requests have waited long enough, or stays although
+a request is overdue. A seed decides which pairs of models have known switch costs. Figures are CPU
+time, the best of several repeats, and include building the view of the group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmux.switching.core import Line, ModelState, Occupancy
 MODELS = (8, 27, 60, 100)
 WAITING = 1000
 SHARES = (0.5, 1.0)
-"""Of the pairs of models, how many are known."""
+"""Share of the pairs of models whose switch cost is known."""
 
 SITUATIONS = ("stays", "closes", "overdue")
 REPEATS, TIMES = 40, 20
@@ -36,7 +36,7 @@ SWITCH_S = 10.0
 
 
 def decision_in(situation: str, models: int, share: float, waiting: int) -> Callable[[], Decision]:
-    """A decision to be taken again and again; not the first, which sees all lines as new."""
+    """Make a repeatable decision; the first one, to which all queues are new, is already taken."""
     config = PolicyConfig()
     names = [f"m{index}" for index in range(models)]
     waited_s = 290.0 if situation == "closes" else 1.0
@@ -67,7 +67,7 @@ def _state(name: str, arrivals: Sequence[float], in_flight: int) -> ModelState:
 
 
 def _measured(names: Sequence[str], share: float) -> Measures:
-    """Of a group that has run for a while."""
+    """Measures of a group that has run for a while."""
     measures, draw = Measures(), random.Random(1)
     for source in (None, *names):
         for target in names:
@@ -83,7 +83,7 @@ def _measured(names: Sequence[str], share: float) -> Measures:
 
 
 def microseconds(decide: Callable[[], Decision], repeats: int, times: int) -> float:
-    """CPU time of one decision, in the best of several repeats."""
+    """CPU time of one decision in microseconds, the best of several repeats."""
     best_s = min(timeit.repeat(decide, timer=time.process_time, number=times, repeat=repeats))
     return 1e6 * best_s / times
 
@@ -102,7 +102,6 @@ def table(models: Sequence[int], waiting: int, repeats: int, times: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.decision", description=__doc__)
     parser.add_argument("--models", type=int, nargs="+", default=MODELS, help="2 or more")
     parser.add_argument("--waiting", type=int, default=WAITING, help="requests in line, in all")

@@ -1,4 +1,4 @@
-"""The least that Hypercorn can be asked to do: read a body, answer as the backend would."""
+"""The smallest ASGI app: reads a body, and sends the response that the backend would send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % A
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
-        raise NotImplementedError  # ASGI's way to have no lifespan
+        raise NotImplementedError  # tells the server that the app has no lifespan
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

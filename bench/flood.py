@@ -1,8 +1,8 @@
 """Measure llmux's memory under a flood of large bodies: `python -m bench.flood`.
 
-Many clients send bodies at once for a model whose wake hook does not end; the bodies together are
-several times `limits.queued_bytes`, so most clients must be sent away (429), and memory must stay
-near that limit. Then all leave, and the memory must come back.
+Many clients send bodies at once for a model whose wake hook never ends. The bodies together are
+several times `limits.queued_bytes`, so most clients must get a 429, and memory must stay near that
+limit. Then all clients disconnect, and llmux must free the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 async def send(port: int, size: int, answers: Counter[str], leave: trio.Event) -> None:
-    """One client: a body of so many bytes, sent in pieces; stays until told to leave."""
+    """Send a body of `size` bytes in pieces, and stay connected until told to leave."""
     body = b'{"model": "m", "x": "' + b"x" * size + b'"}'
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream, trio.open_nursery() as nursery:
@@ -51,7 +51,7 @@ async def send(port: int, size: int, answers: Counter[str], leave: trio.Event) -
 
 
 async def flood(pid: int, port: int, clients: int, size: int) -> list[tuple[str, str]]:
-    """Resident memory before, at its highest, and after; and what the clients heard."""
+    """Measure resident memory before, at its peak and after, and count the responses."""
     before = resident_bytes(pid)
     highest = before
     answers: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-/* The two ends of the bench: a model server that costs nearly nothing, and clients that check.
+/* Both ends of the bench: a model server that costs next to nothing, and clients that verify.
  *
  *   native backend                                    serve on a free port, printed as {"port": N}
  *   native load HOST PORT CONNS SECONDS CHUNKS INTERVAL_US BURST
@@ -6,7 +6,7 @@
  *                                                     BURST: chunks that share one send()
  *   native hold HOST PORT CONNS PATH MODEL            ask once on each connection, then hold all
  *
- * One thread and one epoll each. `load` and `hold` print one JSON object per report.
+ * Each has one thread and one epoll. `load` and `hold` print a JSON object per report.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -52,7 +52,7 @@ static int64_t now_us(void) {
     return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
 }
 
-/* `text` with its first '@' replaced by as many x as make it `size` bytes long. */
+/* Copy `text` with its first '@' replaced by x, as many as make it `size` bytes long. */
 static void pad(char *out, int size, const char *text) {
     const char *at = strchr(text, '@');
     int fill = size - ((int)strlen(text) - 1), before = (int)(at - text);
@@ -87,7 +87,7 @@ static void watch(int epoll, int op, int fd, void *conn, uint32_t events) {
     if (epoll_ctl(epoll, op, fd, &event) < 0) die("epoll_ctl");
 }
 
-/* Like epoll_wait, until a point in time: milliseconds are too coarse for paced streams. */
+/* Like epoll_wait with a deadline in microseconds: milliseconds are too coarse for paced streams. */
 static int wait_until(int epoll, struct epoll_event *events, int64_t at_us) {
     int64_t left = at_us == INT64_MAX ? 1000000 : at_us - now_us();
     if (left < 0) left = 0;
@@ -107,7 +107,7 @@ struct served {
     char in[HEAD_MAX], out[4096];
 };
 
-/* Paced streams in the order of their next chunk. One interval for all, so a list will do. */
+/* Paced streams in the order of their next chunk: a list, since all have the same interval. */
 static struct served *first_due, *last_due;
 
 static void enqueue(struct served *s) {
@@ -130,7 +130,7 @@ static void drop_served(struct served *s) {
     free(s);
 }
 
-/* Send what is in `out`; false if the client is gone. All of it went if out_bytes is 0 then. */
+/* Send `out`; return false if the client is gone. out_bytes is 0 once everything was sent. */
 static bool flush(struct served *s) {
     ssize_t n = send(s->fd, s->out + s->out_at, s->out_bytes - s->out_at, 0);
     if (n < 0) return errno == EAGAIN;
@@ -189,7 +189,7 @@ static void answer(struct served *s, char *head) {
     put(s, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
 }
 
-/* Take in what came, and answer a request once it is complete; false if the client is gone. */
+/* Read, and answer a request once it is complete; return false if the client is gone. */
 static bool read_requests(int epoll, struct served *s) {
     ssize_t n = recv(s->fd, s->in + s->in_bytes, sizeof s->in - 1 - s->in_bytes, 0);
     if (n <= 0) return n < 0 && errno == EAGAIN;
@@ -314,7 +314,7 @@ static void hang_up(struct client *c) {
     c->fd = -1;
 }
 
-/* Whether these are the bytes of the answer that belong here. */
+/* Return true if these are the expected bytes at this place of the response. */
 static bool is_right(struct client *c, const char *data, int64_t n) {
     const char *expected = stream_chunks ? chunk : json;
     int64_t period = stream_chunks ? CHUNK_BYTES : JSON_BYTES;
@@ -358,7 +358,7 @@ static void read_head(struct client *c, const char *data, int64_t *used, int64_t
     c->in_bytes = 0;  /* from here it gathers the digits of a chunk's size */
 }
 
-/* Parse what came; any deviation from what was asked for is BROKEN. */
+/* Parse received bytes; any deviation from the expected response is BROKEN. */
 static void parse(struct client *c, const char *data, int64_t n, int64_t at_us) {
     while (n > 0 && c->state != BROKEN) {
         int64_t used = 1;
@@ -397,7 +397,7 @@ static void parse(struct client *c, const char *data, int64_t n, int64_t at_us) 
     if (c->state == DONE && c->payload_bytes != expected) c->state = BROKEN;
 }
 
-/* Read what is there; true once the connection is ready for the next question. */
+/* Read; return true once the connection is ready for the next request. */
 static bool listen_to(struct client *c) {
     static char data[256 * 1024];
     ssize_t n = recv(c->fd, data, sizeof data, 0);
@@ -473,7 +473,7 @@ static void load(int count, double seconds) {
     printf("}\n");
 }
 
-/* Ask once on each connection; report when all have asked, and when each has its first byte. */
+/* Send one request per connection; report when all are sent, and when each has its first byte. */
 static void hold(int count) {
     int epoll = epoll_create1(0), answered = 0;
     struct client *all = make_clients(count);
@@ -505,7 +505,7 @@ int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "backend")) {
         serve();
     } else if (argc == 9 && !strcmp(argv[1], "load")) {
-        /* The orders to the backend stand in the query: llama-swap routes known paths only. */
+        /* The query tells the backend what to send: llama-swap routes known paths only. */
         char path[128] = "/v1/chat/completions";
         stream_chunks = atoi(argv[6]);
         is_paced = atoi(argv[7]) > 0;

@@ -1,4 +1,4 @@
-"""The compiled backend and load of `native.c`."""
+"""Compiles and runs `native.c`: the backend and the load generator."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Workload:
     """The clients' behaviour, in a closed loop.
 
     Attributes:
-        connections: Each asks again as soon as it has its answer.
-        seconds: How long they do so.
-        chunks: Chunks in each answer; 0 for a plain one.
-        interval_us: Time between chunks; 0 for as fast as they go.
+        connections: Each sends its next request as soon as it has the response.
+        seconds: Duration of the load.
+        chunks: Chunks in each response; 0 for one that is not streamed.
+        interval_us: Time between chunks; 0 for no pause.
         burst: Chunks that the backend sends with one system call.
     """
 
@@ -42,7 +42,7 @@ class Load(msgspec.Struct, frozen=True):
     """Results of `native load`; times in microseconds, None where nothing was counted.
 
     Attributes:
-        chunks: By the bytes of stream bodies, for proxies join and split chunks.
+        chunks: Computed from the bytes of the bodies, since proxies join and split chunks.
         reconnects: Connections that the server closed between two answers.
         first_chunk_p50_us: From the request to the first byte of the body.
         gap_p50_us: Between receive events of one paced stream.
@@ -63,13 +63,13 @@ class Load(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Held:
-    """Requests that were asked at once, each on a connection that is still open.
+    """Requests that were sent at once, each on a connection that is still open.
 
     Attributes:
-        start_s: When the first was sent (`time.monotonic`).
-        first_s: When the first of them had a byte of its answer's body.
-        last_s: When the last had.
-        errors: Answers that were not as they should be.
+        start_s: Time at which the first was sent (`time.monotonic`).
+        first_s: Time at which the first of them got a byte of its body.
+        last_s: Time at which the last of them did.
+        errors: Number of wrong responses.
     """
 
     start_s: float
@@ -91,13 +91,13 @@ class Native:
 
     @contextmanager
     def backend(self) -> Iterator[int]:
-        """Run the backend; gives its port."""
+        """Run the backend; yields its port."""
         log = self._directory / "backend.log"
         with running([self._program, "backend"], core=BACKEND_CORE, log=log) as process:
             yield int(wait_logged(process, r'"port": (\d+)', log))
 
     def load(self, port: int, work: Workload) -> Load:
-        """Let clients work; wrong answers are printed on stderr and counted."""
+        """Generate load; wrong responses are printed on stderr and counted."""
         numbers = [work.connections, work.seconds, work.chunks, work.interval_us, work.burst]
         command = [self._program, "load", HOST, str(port), *map(str, numbers)]
         done = subprocess.run(on_core(LOAD_CORE, command), stdout=subprocess.PIPE, check=True)
@@ -105,7 +105,7 @@ class Native:
 
     @contextmanager
     def holding(self, port: int, count: int, path: str, model: str = "m") -> Iterator[Asked]:
-        """Ask on many connections at once, and keep them open for as long as the context lasts."""
+        """Send requests on many connections at once, and keep these open within the context."""
         command = [self._program, "hold", HOST, str(port), str(count), path, model]
         with subprocess.Popen(
             on_core(LOAD_CORE, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -126,7 +126,7 @@ class Asked:
         self._reports = reports
 
     def wait_answered(self) -> Held:
-        """Wait until every request has the first byte of its answer; raises CannotRun."""
+        """Wait until every request has the first byte of its response; raises CannotRun."""
         asked, answered = (self._next_report() for _ in range(2))
         return Held(
             start_s=asked["start_s"],

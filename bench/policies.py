@@ -1,11 +1,17 @@
-"""Compares the policies by simulation: `python -m bench.policies`.
+"""Compare the policies by simulation: `python -m bench.policies`.
 
-Every policy meets the same traffic in `llmux.simulate`; figures are ratios to the original llmux's
-FIFO on it. Grid A: long requests in large batches; grid B: short ones, mostly little load; traces:
-recorded traffic; closed: agents who wait for their answers; starvation: the longest waits beside a
-model that never idles; limited: grid A with `max_in_flight`; frozen: models that sleep with
-their requests; random: the longest in traffic of all kinds. All is drawn by seed, so that
-it comes out the same everywhere.
+Every policy gets the same traffic in `llmux.simulate`; figures are ratios to the FIFO policy of the
+original llmux. The parts:
+
+- grid A: long requests in large batches; grid B: short requests, mostly under low load
+- traces: recorded traffic
+- closed: agents that wait for each response
+- starvation: the longest waits beside a model that never idles
+- limited: grid A with `max_in_flight`
+- frozen: models that sleep with requests inside them
+- random: the longest waits in randomly drawn traffic
+
+Random numbers come from seeds, so that results are the same on every machine.
 """
 
 from __future__ import annotations
@@ -48,22 +54,22 @@ from bench.table import render
 from llmux.policy import POLICIES
 
 REQUESTS, QUICK_REQUESTS = 8000, 1000
-"""Of each run of a grid."""
+"""Requests in each run of a grid."""
 
 RANDOM_CASES, QUICK_CASES = 1600, 12
-"""How many random runs there are, and how many of these or of a grid in a first look."""
+"""Number of random runs; and with `--quick`, of random runs or of cases of a grid."""
 
 SAY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run.
+    """The amount of work to do.
 
     Attributes:
-        requests: Of each run of a grid; None: as many as the figures in the documentation have.
-        quick: A few short runs of each part: a first look, for no conclusions.
-        seed: The first of all.
+        requests: Requests in each run of a grid; None for the number behind the documented figures.
+        quick: Run a few short cases of each part: a first look, not a basis for conclusions.
+        seed: The first seed; later cases count up from it.
         traces: Directory of the recorded traffic.
     """
 
@@ -73,7 +79,7 @@ class Scale:
     traces: Path = Path("traces")
 
     def grid(self, make: Callable[[int, int], Sequence[Case]]) -> Sequence[Case]:
-        """A grid, or a few of it, always the same."""
+        """The whole grid, or the same few cases of it each time."""
         requests = self.requests or (QUICK_REQUESTS if self.quick else REQUESTS)
         cases = make(requests, self.seed)
         if not self.quick:
@@ -81,7 +87,7 @@ class Scale:
         return [cases[at] for at in sorted(random.Random(0).sample(range(len(cases)), QUICK_CASES))]
 
     def recorded(self) -> Sequence[Case]:
-        """The traces; whole, unless told otherwise."""
+        """The traces, whole unless `--requests` or `--quick` shortens them."""
         requests = self.requests or (QUICK_REQUESTS if self.quick else None)
         return traces(self.traces, requests)
 
@@ -98,12 +104,12 @@ class Scale:
         return frozen(QUICK_REQUESTS if self.quick else FROZEN_REQUESTS, self.seed)
 
     def random(self) -> Sequence[Case]:
-        """Everything drawn at random."""
+        """Cases whose every parameter is drawn at random."""
         count = QUICK_CASES if self.quick else RANDOM_CASES
         return [RandomCase(seed) for seed in self.seeds(count)]
 
     def seeds(self, count: int) -> range:
-        """So many, from the first on."""
+        """Seeds that count up from the first."""
         return range(self.seed, self.seed + count)
 
 
@@ -229,12 +235,12 @@ def run_and_print(options: argparse.Namespace) -> None:
 
 
 def page(report: Report, *, verbose: bool) -> str:
-    """One part for people."""
+    """Format one part for people."""
     return "\n\n".join([report.title, *report.tables, *(report.details if verbose else [])])
 
 
 def run_rows(results: Results) -> Iterator[dict[str, Any]]:
-    """Every run, to be saved; a case holds its seed."""
+    """Every run, in the form that is saved; each case contains its seed."""
     for case, by_policy in results.items():
         for policy, figures in by_policy.items():
             yield {"case": case, "policy": policy, **figures}
@@ -256,17 +262,17 @@ Task = tuple[Case, str]
 
 def run_all(name: str, cases: Sequence[Case], policies: Sequence[str], jobs: int) -> Results:
     """Run every policy on every case, in `jobs` processes."""
-    # By case, so that neighbours read the same trace.
+    # Ordered by case: neighbouring runs read the same trace, which is cached.
     tasks = [(case, policy) for case in cases for policy in policies]
     found: dict[Case, dict[str, Figures]] = {case: {} for case in cases}
     for (case, policy), figures in progress(name, len(tasks), ran(tasks, jobs)):
         found[case][policy] = figures
-    # The order in which they ended is chance.
+    # Runs end in random order.
     return {case: {policy: of[policy] for policy in policies} for case, of in found.items()}
 
 
 def ran(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Figures]]:
-    """As they end."""
+    """Yield results in the order in which runs end."""
     if jobs == 1:
         yield from map(run_one, tasks)
         return
@@ -282,7 +288,7 @@ def run_one(task: Task) -> tuple[Task, Figures]:
 def progress(
     name: str, total: int, ended: Iterator[tuple[Task, Figures]]
 ) -> Iterator[tuple[Task, Figures]]:
-    """Say every few seconds how far it is, apart from the tables."""
+    """Print progress on stderr every few seconds."""
     next_at = time.monotonic() + SAY_EVERY_S
     for count, one in enumerate(ended, 1):
         yield one

@@ -1,4 +1,4 @@
-"""Models that sleep with their requests: whether it is better not to wait for those in flight."""
+"""Models that sleep with requests inside: is it better not to wait for those in flight?"""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llmux.simulate.arrivals import exponential
 from llmux.simulate.outcome import mean
 
 REQUESTS = 3000
-"""Of each run."""
+"""Requests in each run."""
 
 SWITCHES_S = (0.5, 2.0, 10.0)
-"""Where a process is frozen in place, nothing is loaded: seconds, not minutes."""
+"""Short: a process that is frozen in place loads nothing when it resumes."""
 
 LOADS = (0.3, 0.5, 0.7, 0.85)
 
@@ -36,12 +36,12 @@ class FrozenCase:
     """Poisson traffic for some models, with drains and with `preserves_in_flight`.
 
     Attributes:
-        models: How many there are.
+        models: Number of models.
         switch_s: Hook time of every switch.
         popularity: zipf, one_hot or equal.
-        load: Of the slots, if there were no switches.
-        requests: How many come.
-        seed: Of all that is drawn at random.
+        load: Share of the slots that would be busy if there were no switches.
+        requests: Number of requests.
+        seed: Seed of all random numbers.
     """
 
     models: int
@@ -60,7 +60,7 @@ class FrozenCase:
         return {name: getattr(self, name) for name in names}
 
     def run(self, policy: str) -> Figures:
-        """Simulate it under a policy both ways; the original knows drains only."""
+        """Simulate a policy with frozen requests and with drains; the original only with drains."""
         drained_s = self._response_s(policy, freezes=False)
         frozen_s = drained_s if policy == BASELINE else self._response_s(policy, freezes=True)
         return {"drained": drained_s, "frozen": frozen_s}
@@ -82,7 +82,7 @@ def frozen(requests: int, seed: int) -> list[FrozenCase]:
 
 
 def report_frozen(title: str, results: Results) -> Report:
-    """Mean responses with frozen requests over those with drains, and over the original's."""
+    """Mean response times with frozen requests, relative to drains and to the original."""
     report = Report(f"{title}: mean responses, frozen over drained, of {len(results)} systems")
     rows = [["policy", "over drained", "worst", "over the original", "worst at"]]
     for policy in policies_of(results):
@@ -103,7 +103,7 @@ def report_frozen(title: str, results: Results) -> Report:
 
 
 def by_load(results: Results) -> Sequence[Sequence[str]]:
-    """Mean responses in seconds with four models and switches of 2 s."""
+    """Mean response times in seconds with four models and switches of 2 s."""
     rows = [["4 models, switches of 2 s", BASELINE, f"{ADAPTIVE}, drained", f"{ADAPTIVE}, frozen"]]
     for case, of in results.items():
         axes = case.axes()

@@ -1,9 +1,9 @@
-"""The same traffic, live and simulated: `python -m bench.policies --live`.
+"""Compare live and simulated waits of the same traffic: `python -m bench.policies --live`.
 
-A real llmux, with `sleep` for hooks, in front of backends that behave as the simulator's do: so
-many slots, or all at once and each the slower. The same arrivals then go through the simulator,
-with the hook times that llmux has measured. What is compared is how long requests waited, in
-llmux's line and inside of the backend: the time to their answer, less their own work.
+A real llmux, with `sleep` for hooks, serves in front of backends that behave as the simulator's do:
+with a number of slots, or all requests at once and each the slower. The simulator then gets the
+same arrivals, and the hook times that llmux has measured. The waits to compare are in llmux's queue
+and inside the backend: the time to the response, less the request's own work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llmux.simulate.outcome import mean, percentile
 
 MODELS = 3
 HOOK_S = 1.0
-"""Of each of the two hooks of a switch."""
+"""Duration of each of the two hooks of a switch."""
 
 SLOTS = 4
 SERVICE_S = 1.0
@@ -43,7 +43,7 @@ LOAD = 0.5
 REQUESTS = 300
 POLICIES_LIVE = ("fifo", "adaptive")
 WITHIN = 0.15
-"""How far live and simulated means may be apart."""
+"""Largest accepted relative difference of live and simulated means."""
 
 CONFIG = """
 port: 0
@@ -56,7 +56,7 @@ MODEL = '  "{name}": {{port: {port}, wake: sleep {hook_s}, sleep: sleep {hook_s}
 
 
 class Gate:
-    """A backend that works on SLOTS requests at a time."""
+    """A backend that processes SLOTS requests at a time."""
 
     def __init__(self) -> None:
         self._slots = trio.CapacityLimiter(SLOTS)
@@ -68,7 +68,7 @@ class Gate:
 
 
 class Shared:
-    """A backend that works on all requests at once, each the slower the more there are."""
+    """A backend that processes all requests at once, each the slower the more there are."""
 
     def __init__(self) -> None:
         self._busy = 0
@@ -93,7 +93,7 @@ class Shared:
 
 
 def sharing_speed(busy: int) -> float:
-    """As much in all as SLOTS alone can have."""
+    """Total speed, in requests that run alone: that of SLOTS slots."""
     return min(1.0, SLOTS / busy)
 
 
@@ -113,7 +113,7 @@ KINDS = (
 
 
 class Body:
-    """What is needed of a request: when its body has come."""
+    """Reads requests, and tells when a body is complete."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -129,7 +129,7 @@ class Body:
 
 
 async def answer(backend: Gate | Shared, stream: trio.SocketStream) -> None:
-    """Answer the requests of one connection, each after the work that it asks for."""
+    """Answer the requests of one connection, each after the work it asks for."""
     async with stream:
         while True:
             body = Body()
@@ -158,14 +158,14 @@ async def backends(kind: Kind) -> AsyncIterator[list[int]]:
 
 
 def traffic(seed: int, requests: int) -> list[Arrival]:
-    """The same arrivals for everybody."""
+    """The arrivals, the same for each policy and backend."""
     rate = LOAD * SLOTS / SERVICE_S
     rng = random.Random(seed)
     return list(poisson(zipf(MODELS), rate, exponential(SERVICE_S), requests, rng))
 
 
 async def ask(client: httpx.AsyncClient, arrival: Arrival, waits: list[float]) -> None:
-    """One request; notes how long it has waited."""
+    """Send one request, and note its wait."""
     asked_at = trio.current_time()
     body = {"model": arrival.model, "work_s": arrival.work_s}
     response = await client.post("/v1/chat/completions", json=body)
@@ -174,7 +174,7 @@ async def ask(client: httpx.AsyncClient, arrival: Arrival, waits: list[float]) -
 
 
 async def run_live(url: str, arrivals: Sequence[Arrival]) -> list[float]:
-    """Send the arrivals at their times; returns what each waited, in seconds."""
+    """Send the arrivals at their times; returns the wait of each, in seconds."""
     waits: list[float] = []
     limits = httpx.Limits(max_connections=None)
     async with (
@@ -205,7 +205,7 @@ class Comparison:
 
 
 async def compare(kind: Kind, policy: str, arrivals: Sequence[Arrival]) -> Comparison:
-    """Run a policy live, then simulated with the hook times that were seen."""
+    """Run a policy live, then simulate it with the hook times that were measured."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         async with backends(kind) as ports:
@@ -252,7 +252,7 @@ def live(*, requests: int = REQUESTS, seed: int = 1) -> list[Comparison]:
 
 
 def report(found: Sequence[Comparison]) -> str:
-    """Live and simulated side by side, and by what adaptive is ahead of FIFO in both."""
+    """Report live and simulated waits, and the lead of adaptive over FIFO in both."""
     rows = [
         (
             "backends, policy",

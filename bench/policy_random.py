@@ -1,7 +1,7 @@
-"""Traffic of all kinds, drawn at random: whether anybody waits longer than the contract allows.
+"""Randomly drawn traffic: does a request wait longer than invariant 7 allows?
 
-The grids and traces have bounds that are long compared with a switch, and several slots. These have
-also neither: bounds from 0, one slot, engines that share themselves out, loads of up to 1.3.
+Grids and traces have several slots, and bounds that are long compared with a switch. Random cases
+go further: bounds from 0, one slot, backends that serve all requests at once, loads of up to 1.3.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmux.simulate.arrivals import exponential
 from llmux.simulate.backends import Server
 
 REQUESTS = 1500
-"""Of each run."""
+"""Requests in each run."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RandomCase:
     """One draw of everything.
 
     Attributes:
-        seed: Of all of it.
+        seed: Seed of all random numbers.
     """
 
     seed: int
@@ -36,7 +36,7 @@ class RandomCase:
         return f"seed {self.seed}"
 
     def axes(self) -> dict[str, Any]:
-        """Nothing is varied one by one."""
+        """Return no labels: no parameter is varied by itself."""
         return {}
 
     def run(self, policy: str) -> Figures:
@@ -71,7 +71,7 @@ class RandomCase:
 
 
 def report_random(title: str, results: Results) -> Report:
-    """How many runs had a wait beyond invariant 7, and by how much."""
+    """Count the runs with a wait beyond invariant 7, and say by how much."""
     report = Report(f"{title}: runs with a wait in line beyond invariant 7, of {len(results)}")
     rows = [["policy", "runs", "the most, s", "where"]]
     for policy in [BASELINE, *policies_of(results)]:

@@ -12,23 +12,23 @@ from bench.policy_cases.setup import BASELINE, UNBOUNDED, Case, Figures
 from bench.table import number, render
 
 ADAPTIVE = "adaptive"
-"""The policy that the targets are for."""
+"""The policy that the targets apply to."""
 
 HARM = 1.10
 """A configuration with a larger ratio of mean waits is counted as harmed."""
 
 MOMENT_S = 1e-3
-"""Added to both waits of a ratio, so that a wait of nothing can be compared."""
+"""Added to both waits of a ratio, so that a wait of 0 can be compared."""
 
 THROUGHPUT_TARGET = 1.25
 
 Results = Mapping[Case, Mapping[str, Figures]]
-"""Of each case, by policy."""
+"""Figures of each case, by policy."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target, and what was measured."""
+    """One target and the measured value."""
 
     text: str
     measured: str
@@ -70,8 +70,8 @@ class Summary:
         mean: Geometric mean of the ratios of mean waits.
         p99: The same of the 99th percentiles.
         worst: The largest ratio of mean waits.
-        worst_case: Where that was.
-        harmed: In how many cases it was above `HARM`.
+        worst_case: The case with that ratio.
+        harmed: Number of cases in which it was above `HARM`.
     """
 
     mean: float
@@ -101,12 +101,12 @@ def summarize(results: Results, policy: str, versus: str = BASELINE) -> Summary:
 
 
 def ratio(of: Mapping[str, Figures], policy: str, versus: str, figure: str) -> float:
-    """Of two waits in the same case."""
+    """Ratio of two waits in the same case."""
     return (of[policy][figure] + MOMENT_S) / (of[versus][figure] + MOMENT_S)
 
 
 def report_waits(title: str, results: Results, targets: WaitTargets) -> Report:
-    """One line for each policy; where `adaptive` is good and where not; its targets."""
+    """Report a line for each policy, the breakdown of `adaptive`, and its targets."""
     report = Report(f"{title}: {len(results)} runs, ratios to the original's FIFO")
     summaries = {policy: summarize(results, policy) for policy in policies_of(results)}
     heads = ["policy", "mean wait", "p99", "worst mean", f"above {HARM:.2f}", "worst at"]
@@ -167,7 +167,7 @@ def judge_bound(title: str, runs: Sequence[Figures]) -> Verdict:
 
 
 def cost_of_bound(results: Results) -> str:
-    """The average cost of bounding every wait."""
+    """Compare `adaptive` with and without its bound."""
     cost = summarize(results, ADAPTIVE, UNBOUNDED)
     longest = statistics.median(ratio(of, ADAPTIVE, UNBOUNDED, "max") for of in results.values())
     return (
@@ -178,7 +178,7 @@ def cost_of_bound(results: Results) -> str:
 
 
 def policies_of(results: Results) -> list[str]:
-    """Those that were run, but the original."""
+    """The policies that were run, without the original."""
     (first, *_) = results.values()
     return [policy for policy in first if policy != BASELINE]
 
@@ -187,7 +187,7 @@ def policies_of(results: Results) -> list[str]:
 
 
 def report_closed(title: str, results: Results) -> Report:
-    """Requests per hour by kind of agent and switch cost: the original's, and others over them."""
+    """Requests per hour by agent and switch cost: of the original, and of others relative to it."""
     report = Report(f"{title}: requests per hour, the original's and ratios to it (lowest seed's)")
     names = policies_of(results)
     rows = [["agents, switch", BASELINE, *names]]
@@ -218,12 +218,12 @@ def judge_throughput(title: str, ratios: Sequence[float]) -> Verdict:
 
 
 def throughput(of: Mapping[str, Figures], policy: str) -> float:
-    """Requests per hour over the original's."""
+    """Requests per hour relative to the original."""
     return of[policy]["requests_per_hour"] / of[BASELINE]["requests_per_hour"]
 
 
 def by_axes(results: Results) -> dict[str, list[Mapping[str, Figures]]]:
-    """The same but for the seed, together."""
+    """Group cases that differ only in their seed."""
     groups: dict[str, list[Mapping[str, Figures]]] = {}
     for case, of in results.items():
         groups.setdefault(str(case).partition(", seed")[0], []).append(of)
@@ -234,7 +234,7 @@ def by_axes(results: Results) -> dict[str, list[Mapping[str, Figures]]]:
 
 
 def report_starvation(title: str, results: Results) -> Report:
-    """The longest wait for a cold model, and by how much the promise was kept or broken."""
+    """Report the longest waits for cold models, and their distance from the bound."""
     report = Report(f"{title}: waits in llmux's line, in seconds")
     heads = [
         "switch, policy", "cold mean", "cold max", "hot mean", "longest drain", "switches/run",

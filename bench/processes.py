@@ -1,4 +1,4 @@
-"""Processes of the bench: started on one core, measured from /proc, and always ended."""
+"""Starts the bench's processes on one core each, and always ends them; their memory and ports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 START_S = 30.0
-"""Longest wait for a server to listen."""
+"""Longest wait until a server listens."""
 
 END_S = 10.0
 """Time between SIGTERM and SIGKILL."""
 
 SPARE_DESCRIPTORS = 300
-"""For a proxy's own files, beside two for each stream."""
+"""Descriptors for a proxy's own files, besides two for each stream."""
 
 CORES = sorted(os.sched_getaffinity(0))
 PROXY_CORE = CORES[0]
@@ -32,7 +32,7 @@ BACKEND_CORE = CORES[2] if len(CORES) > 2 else LOAD_CORE
 
 
 class CannotRun(Exception):
-    """Something that the bench needs is missing or did not start."""
+    """A program that the bench needs is missing or did not start."""
 
 
 def raise_descriptor_limit() -> int:
@@ -43,12 +43,12 @@ def raise_descriptor_limit() -> int:
 
 
 def most_streams(descriptors: int) -> int:
-    """How many streams a proxy with so many descriptors can carry."""
+    """Number of streams that a proxy with this descriptor limit can carry."""
     return (descriptors - SPARE_DESCRIPTORS) // 2
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does: by way of all `finally` blocks."""
+    """Let SIGTERM end this process as Ctrl-C does: through all `finally` blocks."""
 
     def stop(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -57,12 +57,12 @@ def end_on_sigterm() -> None:
 
 
 def free_port() -> int:
-    """A port for a server that cannot pick one itself; see `free_ports`."""
+    """Pick a port for a server that cannot pick one itself; see `free_ports`."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that the system gives to no client meanwhile; two runs hardly pick the same."""
+    """Pick ports outside of the range that the system gives to clients, at random."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     found: list[int] = []
     for port in random.sample(range(max(1025, lowest - 20_000), lowest), k=500):
@@ -83,7 +83,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command on one core, with its output in a file, for as long as the context lasts."""
+    """Run a command on one core within the context, with its output in a file."""
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -102,12 +102,12 @@ def running(
 
 
 def on_core(core: int, command: Sequence[str]) -> list[str]:
-    """The command, pinned. `taskset` becomes it, so that the pid is the command's own."""
+    """Pin a command to a core; `taskset` execs it, so that the pid is the command's own."""
     return ["taskset", "-c", str(core), *command]
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that this one started."""
+    """Terminate a process that this one started, and kill it if it does not end."""
     process.terminate()
     try:
         process.wait(END_S)
@@ -137,7 +137,7 @@ def wait_logged(process: subprocess.Popen[bytes], pattern: str, log: Path) -> st
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has resident (VmRSS)."""
+    """Resident memory of a process (VmRSS)."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found is not None, "a process that has ended"

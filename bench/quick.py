@@ -23,10 +23,10 @@ from bench import contestants
 from bench.contestants import Contestant, Stage
 from bench.counters import why_not_counted
 from bench.machine import machine
-from bench.native import Native, Workload
+from bench.native import Native
 from bench.processes import CORES, CannotRun, end_on_sigterm, raise_descriptor_limit
 from bench.proxy.figures import span
-from bench.proxy.measure import play_round
+from bench.proxy.measure import play_round, warm_up
 from bench.proxy.report import wrong_answers
 from bench.proxy.samples import Round, Sample
 from bench.proxy.workloads import ROWS, WORKLOADS, Row
@@ -78,8 +78,8 @@ def compare(base: str, rounds: int) -> list[Round]:
             stage = Stage(own, backend, descriptors)
             running = stack.enter_context(contestants.llmux(stage, source=source))
             standing.append(Contestant(side, running.port, running.pid))
-        for one in standing:  # wakes models, fills pools
-            native.load(one.port, Workload(connections=16, seconds=0.5))
+        for one in standing:
+            warm_up(native, one)
         return [play_round(native, standing, workloads, at + 1, rounds) for at in range(rounds)]
 
 

@@ -1,9 +1,9 @@
 """Measure what llmux adds to a switch beyond its hooks: `python -m bench.switch`.
 
-Two models with hooks that do nothing (`true`) take turns. Each switch is followed by two bare
-`sh -c true`, run as llmux runs hooks, on the same core; what it takes longer than these is llmux.
-With one waiter, the request that asks for the other model is timed. With more, a stream holds the
-first model until all are in line; the time is from its end to the last answer's first byte.
+Two models with hooks that do nothing (`true`) alternate. After each switch, two bare `sh -c true`
+are run as llmux runs hooks, on the same core; the switch's extra time is llmux's own. With one
+waiter, the time is that of the request for the other model. With more, a stream holds the first
+model until all are queued, and the time is from its end to the last response's first byte.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CROWDS = {100: 20, 10_000: 3}
 WARM_UP_SWITCHES = 4
 MODELS = ("other", "m")
 QUEUE_S = 120.0
-"""Longest time for a crowd to be in line."""
+"""Longest wait until a crowd is queued."""
 
 ADDED_TARGET_S = 0.015
 CROWD_TARGET_S = 2.0
@@ -58,14 +58,15 @@ QUEUED_TARGET_BYTES = 40_000
 
 @dataclass(frozen=True)
 class Switch:
-    """One switch, and its hooks' share.
+    """One switch, with the time of two bare hooks.
 
     Attributes:
-        whole_s: From the request, or the end of what held the other model, to the last answer.
-        hooks_s: Two runs of `sh -c true`.
-        spread_s: From the first answer to the last.
-        queued_bytes: Memory of each waiting request; None if there was one only.
-        errors: Requests that were not answered as they should be.
+        whole_s: From the request, or the end of the stream that held the other model, to the last
+            response.
+        hooks_s: Duration of two runs of `sh -c true`.
+        spread_s: From the first response to the last.
+        queued_bytes: Memory of each waiting request; None if there was only one.
+        errors: Number of wrong responses.
     """
 
     whole_s: float
@@ -82,22 +83,21 @@ class Client:
         self._connection = HTTPConnection(HOST, port)
 
     def ask(self, model: str) -> None:
-        """Ask and take the answer; raises CannotRun if it is no 200."""
+        """Send a request and read the response; raises CannotRun unless it is a 200."""
         self._send(model, "/v1/chat/completions").read()
 
     def hold(self, model: str) -> None:
-        """Begin a stream that ends when this client closes."""
+        """Start a stream that ends when this client closes."""
         self._send(model, "/idle").read1(1)
 
     def waiting(self, model: str) -> int:
-        """How many requests are in line."""
+        """Return the number of requests queued for a model."""
         self._connection.request("GET", "/metrics")
         text = self._connection.getresponse().read().decode()
         found = re.search(rf'llmux_request_queue_depth{{model="{model}"}} (\d+)', text)
         return int(found[1]) if found else 0
 
     def close(self) -> None:
-        """Leave."""
         self._connection.close()
 
     def _send(self, model: str, path: str) -> HTTPResponse:
@@ -110,7 +110,7 @@ class Client:
 
 
 async def run_two_hooks(log: int) -> float:
-    """Seconds that two bare hooks take, run in llmux's way."""
+    """Time two bare hooks, run as llmux runs them, in seconds."""
     start_s = time.monotonic()
     for _ in range(2):
         await trio.run_process(
@@ -134,7 +134,7 @@ class Bench:
             self._client.ask(model)
 
     def switch_for_one(self, model: str) -> Switch:
-        """Ask for the model that sleeps."""
+        """Send a request for the sleeping model."""
         with on_core(LOAD_CORE):
             start_s = time.monotonic()
             self._client.ask(model)
@@ -142,7 +142,7 @@ class Bench:
         return Switch(whole_s, self._hooks_s())
 
     def switch_for_crowd(self, model: str, count: int) -> Switch:
-        """Let many wait for the model that sleeps, then end what holds the other one."""
+        """Let many requests wait for the sleeping model, then end the stream on the other one."""
         assert self._llmux.pid is not None
         holder = Client(self._llmux.port)
         holder.hold(next(other for other in MODELS if other != model))
@@ -225,18 +225,18 @@ def line(count: int, switches: Sequence[Switch]) -> list[str]:
 
 
 def queued_kb(switches: Sequence[Switch]) -> float | None:
-    """Memory of a waiting request. Of the first crowd: later ones find memory to use again."""
+    """Memory of a waiting request, from the first crowd: later ones reuse freed memory."""
     queued_bytes = switches[0].queued_bytes
     return None if queued_bytes is None else queued_bytes / 1000
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that so many percent are at most (the nearest one, not interpolated)."""
+    """The percentile by nearest rank, without interpolation."""
     return sorted(values)[min(len(values) * percent // 100, len(values) - 1)]
 
 
 def targets(by_count: dict[int, list[Switch]]) -> list[tuple[str, str, str]]:
-    """A promise, the measured figure, and whether it is met."""
+    """Each target with the measured figure and a verdict."""
     added_s = percentile([one.whole_s - one.hooks_s for one in by_count[1]], 50)
     largest = max(by_count)
     crowd = by_count[largest]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns, the first row as heads; the first column to the left.
+    """Align rows in columns, under the first row as heads; only the first column is left-aligned.
 
     Args:
         rows: All of the same length.

@@ -1,7 +1,7 @@
-"""Measures what event readers cost model traffic: `python -m bench.watchers`.
+"""Measure the cost of event readers to model traffic: `python -m bench.watchers`.
 
-Two llmux stand in front of one backend, on one core. One has readers of its live events: half of
-them read, half have stopped reading. The load goes to the one and the other in turns.
+Two llmux run on one core, in front of one backend. One has readers of its live events: half of them
+read, half have stopped reading. The load alternates between the two.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORKLOADS = {
 
 
 class Readers:
-    """Connections that follow the events of a llmux; every other one has stopped reading."""
+    """Connections that follow the events of an llmux; every second one never reads."""
 
     def __init__(self, port: int, count: int) -> None:
         self.read_bytes = 0
@@ -63,7 +63,6 @@ class Readers:
                     self.closed += 1
 
     def close(self) -> None:
-        """End all of them."""
         self._is_over = True
         self._thread.join()
         for each in self._sockets:
@@ -72,7 +71,7 @@ class Readers:
 
 @contextmanager
 def readers(port: int, count: int) -> Iterator[Readers]:
-    """Readers for as long as the context lasts."""
+    """Keep readers connected within the context."""
     found = Readers(port, count)
     try:
         yield found
@@ -81,7 +80,6 @@ def readers(port: int, count: int) -> Iterator[Readers]:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--readers", type=int, default=100)
@@ -122,7 +120,7 @@ def main() -> None:
 
 
 def figure(load: Load, work: Workload) -> float:
-    """The workload's main figure, per second."""
+    """Return the workload's main figure: chunks or requests per second."""
     return (load.chunks if work.chunks else load.requests) / load.seconds
 
 

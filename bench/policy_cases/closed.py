@@ -16,10 +16,10 @@ from llmux.simulate.backends import Job
 
 AGENTS = 12
 THINK_S = (5.0, 20.0)
-"""Time between an answer and the next question: a tool runs, a person reads."""
+"""Mean times between a response and the next request: a tool runs, or a person reads."""
 
 STAYING = 0.95
-"""An agent that stays with its model asks it 20 times in a row, on average: about one task."""
+"""Probability of asking the same model again: 20 requests in a row on average, about one task."""
 
 
 class Agents(Closed):
@@ -32,7 +32,7 @@ class Agents(Closed):
         self._staying = staying
 
     def follow(self, job: Job, now: float) -> Arrival:
-        """The next request of an agent whose last one was answered now."""
+        """Return the next request of an agent whose last one was answered at `now`."""
         asked = super().follow(job, now)
         stays = self._dice.random() < self._staying
         return asked._replace(model=job.model) if stays else asked
@@ -40,14 +40,14 @@ class Agents(Closed):
 
 @dataclass(frozen=True)
 class ClosedCase:
-    """Twelve agents who wait for their answers, and four models with equal shares.
+    """Twelve agents that wait for each response, and four models with equal shares.
 
     Attributes:
-        agents: "roaming" pick a model for each request, "staying" stay with one for a while.
-        think_s: How long they think, on average.
+        agents: "roaming" ones pick a model for each request, "staying" ones keep it for a while.
+        think_s: Mean time between a response and the next request.
         switch_s: Hook time of every switch.
-        hours: Of simulated time.
-        seed: Of all that is drawn at random.
+        hours: Simulated time.
+        seed: Seed of all random numbers.
     """
 
     agents: str

@@ -16,19 +16,19 @@ from llmux.simulate.arrivals import exponential
 
 @dataclass(frozen=True)
 class GridCase:
-    """Made-up traffic.
+    """Generated traffic.
 
     Attributes:
-        models: How many there are.
+        models: Number of models.
         switch_s: Hook time of every switch.
         popularity: zipf or one_hot.
         pattern: poisson or bursty.
-        load: Of the slots, if there were no switches.
-        slots: Requests that a backend works on at a time.
+        load: Share of the slots that would be busy if there were no switches.
+        slots: Requests that a backend processes at a time.
         service_s: Mean of the (exponential) service time.
-        requests: How many come.
-        seed: Of all that is drawn at random.
-        limited: No more are in flight than there are slots (`max_in_flight`).
+        requests: Number of requests.
+        seed: Seed of all random numbers.
+        limited: Set `max_in_flight` to the number of slots.
     """
 
     models: int
@@ -54,7 +54,7 @@ class GridCase:
         return {name: getattr(self, name) for name in names}
 
     def arrivals(self) -> Iterator[Arrival]:
-        """The same, each time."""
+        """Return the same arrivals each time."""
         shares = {"zipf": zipf, "one_hot": one_hot}[self.popularity](self.models)
         arrive = {"poisson": poisson, "bursty": bursty}[self.pattern]
         rate = self.load * self.slots / self.service_s
@@ -78,12 +78,12 @@ def grid_a(requests: int, seed: int) -> list[GridCase]:
 
 
 def limited(requests: int, seed: int) -> list[GridCase]:
-    """Grid A again, with the line in llmux instead of inside of the backends."""
+    """Grid A with requests queued in llmux instead of inside the backends."""
     return [replace(case, limited=True) for case in grid_a(requests, seed)]
 
 
 def grid_b(requests: int, seed: int) -> list[GridCase]:
-    """Short requests, two at a time, mostly little load: 216 configurations."""
+    """Short requests, two at a time, mostly under low load: 216 configurations."""
     return _grid(LOADS_B, 2, 1.0, requests, seed)
 
 

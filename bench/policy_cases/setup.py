@@ -1,4 +1,4 @@
-"""The policies that are compared, the original llmux's FIFO among them, and the fleet they run."""
+"""The policies to compare, with the FIFO of the original llmux, and the simulated fleet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNBOUNDED = "unbounded"
 SWITCHES_S = (2.0, 10.0, 60.0)
 SLOTS = 8
 SERVICE_S = 8.0
-"""Slots of a backend and mean time of a request, except in grid B and of traces."""
+"""Slots of a backend and mean service time, except in grid B and traces."""
 
 Figures = Mapping[str, float]
 """Figures of a run, in seconds unless the name says otherwise."""
@@ -29,19 +29,19 @@ Figures = Mapping[str, float]
 class OriginalFifo:
     """FIFO as the original llmux (2.4, Rust) does it; only for comparison.
 
-    Each request that finds its model not active tries a switch of its own; the tries stand in line
-    for one lock. One whose turn it is gives up if its model is active, or if nobody waits for it.
+    Each request that finds its model inactive starts a switch attempt of its own, and the attempts
+    queue for one lock. An attempt that gets the lock ends without a switch if its model is active,
+    or if no request waits for the model.
     """
 
     def __init__(self) -> None:
         self._tries: deque[str] = deque()
 
     def note_queued(self, model: str) -> None:
-        """A request has joined a line; see `Setup.on_queued`."""
+        """Note a request that has joined a queue; see `Setup.on_queued`."""
         self._tries.append(model)
 
     def decide(self, view: GroupView, /) -> Decision:
-        """Say what to do now."""
         while self._tries:
             model = self._tries.popleft()
             if model != view.active and view.models[model].queued:
@@ -51,11 +51,11 @@ class OriginalFifo:
 
 NAMES = (BASELINE, UNBOUNDED, *POLICIES)
 BOUND_S = PolicyConfig().max_wait_secs
-"""Where a case says no other."""
+"""Bound on waits, unless a case sets another."""
 
 
 def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:
-    """A policy of llmux by its name, or one of the two that exist only here."""
+    """Make a policy of llmux by name, or one of the two that exist only here."""
     if name == BASELINE:
         return OriginalFifo()
     if name == UNBOUNDED:
@@ -64,7 +64,7 @@ def make_policy(name: str, bound_s: float = BOUND_S) -> Policy:
 
 
 def under(setup: Setup, name: str, bound_s: float = BOUND_S) -> Setup:
-    """The same for one run under another policy, by its name."""
+    """Return the same setup for one run under another policy."""
     policy = make_policy(name, bound_s)
     on_queued = policy.note_queued if isinstance(policy, OriginalFifo) else None
     return replace(setup, policy=lambda: policy, on_queued=on_queued)
@@ -73,9 +73,9 @@ def under(setup: Setup, name: str, bound_s: float = BOUND_S) -> Setup:
 def fleet(
     models: Sequence[str], switch_s: float, slots: int, policy: str, *, limited: bool = False
 ) -> Setup:
-    """Models of which each switch costs the same.
+    """Models with one switch cost.
 
-    Limited, no more are in flight than there are slots; the original knows no such limit.
+    With `limited`, `max_in_flight` is the number of slots; the original has no such limit.
     """
     setup = Setup(
         models=models,
@@ -88,12 +88,12 @@ def fleet(
 
 
 class Case(Protocol):
-    """One traffic, the same for every policy; a frozen dataclass, its fields are the axes."""
+    """Traffic that is the same for every policy: a frozen dataclass, whose fields are the axes."""
 
     def run(self, policy: str) -> Figures:
         """Simulate it under a policy."""
         ...
 
     def axes(self) -> dict[str, Any]:
-        """Its label in a table's breakdown."""
+        """Return the labels of this case in a table's breakdown."""
         ...

@@ -17,7 +17,7 @@ from llmux.simulate.outcome import mean
 HOT, *COLD = "hot", "cold 1", "cold 2", "cold 3"
 HOT_LOAD = 0.7
 HOT_SLOTS = 32
-"""On average 22 of them are busy: the hot model has nothing to do once in decades."""
+"""On average 22 are busy: the hot model idles once in decades."""
 
 COLD_EVERY_S = 600.0
 
@@ -28,8 +28,8 @@ class StarvationCase:
 
     Attributes:
         switch_s: Hook time of every switch.
-        hours: Of simulated time.
-        seed: Of all that is drawn at random.
+        hours: Simulated time.
+        seed: Seed of all random numbers.
     """
 
     switch_s: float
@@ -44,7 +44,7 @@ class StarvationCase:
         return {"switch_s": self.switch_s}
 
     def arrivals(self) -> Iterator[Arrival]:
-        """The same, each time."""
+        """Return the same arrivals each time."""
         rates = [HOT_LOAD * HOT_SLOTS / SERVICE_S, *[1 / COLD_EVERY_S] * len(COLD)]
         rate = sum(rates)
         count = round(3600 * self.hours * rate)
@@ -69,5 +69,5 @@ class StarvationCase:
 
 
 def starvation(hours: float, seeds: Sequence[int]) -> list[StarvationCase]:
-    """At each switch cost."""
+    """One case for each switch cost and seed."""
     return [StarvationCase(switch_s, hours, seed) for switch_s, seed in product(SWITCHES_S, seeds)]

@@ -21,26 +21,26 @@ TRACES: Mapping[str, Sequence[str]] = {
     "azure": ("AzureLLMInferenceTrace_code.csv", "AzureLLMInferenceTrace_conv.csv"),
 }
 """LMSYS Chatbot Arena as Prism samples it (27 models); alibaba/ServeGen (4 models); two services of
-Azure's public data set of 2023, taken for two models. They are not part of this repository:
-`--traces` says where they are."""
+Azure's public data set of 2023, taken for two models. This repository does not
+contain them: `--traces` names their directory."""
 
 TRACE_LOADS = (0.3, 0.6, 0.85)
 PROMPT_TOKEN_S = 0.0002
 OUTPUT_TOKEN_S = 0.015
-"""Where a trace says lengths and no times, a request takes 0.2 ms for each token of its prompt
-(5,000 a second) and 15 ms for each of its answer (66 a second): about an 8B model on one GPU."""
+"""Service time where a trace has only lengths: 0.2 ms for each token of the prompt (5,000 a second)
+and 15 ms for each token of the response (66 a second), about an 8B model on one GPU."""
 
 
 @lru_cache(maxsize=1)
 def read_traces(files: tuple[Path, ...], requests: int | None) -> list[Arrival]:
-    """The first requests (None: all) of the files together, by time.
+    """Merge the files by time, and return the first requests (None: all).
 
-    A file has the column arrival_s or TIMESTAMP; model, or it is one model; and service_s, or the
-    lengths in tokens.
+    A file has a column arrival_s or TIMESTAMP, and service_s or the lengths in tokens. Without a
+    column model, all its requests are for one model.
 
     Raises:
-        OSError: One cannot be read.
-        ValueError: One is no such file, or they have no load that another could be made of.
+        OSError: A file cannot be read.
+        ValueError: A file has other columns, or the requests have no load that could be scaled.
     """
     rows: list[Arrival] = []
     for path in files:
@@ -72,14 +72,14 @@ def _work_s(row: Mapping[str, str]) -> float:
 
 @dataclass(frozen=True)
 class TraceCase:
-    """Recorded traffic, as much faster or slower as the load needs.
+    """Recorded traffic, sped up or slowed down to a load.
 
     Attributes:
         trace: Its name in `TRACES`.
         switch_s: Hook time of every switch.
-        load: Of the slots, if there were no switches.
-        files: Where it is.
-        requests: Only so many are taken; None: all.
+        load: Share of the slots that would be busy if there were no switches.
+        files: The files of the trace.
+        requests: Number of requests to replay; None for all.
     """
 
     trace: str
@@ -96,7 +96,7 @@ class TraceCase:
         return {"trace": self.trace, "switch_s": self.switch_s, "load": self.load}
 
     def arrivals(self) -> list[Arrival]:
-        """From time 0 on, at the load."""
+        """Return the arrivals from time 0 on, scaled to the load."""
         recorded = read_traces(self.files, self.requests)
         begin, end = recorded[0].at, recorded[-1].at
         work_s = sum(arrival.work_s for arrival in recorded)
@@ -112,11 +112,11 @@ class TraceCase:
 
 
 def traces(directory: Path, requests: int | None) -> list[TraceCase]:
-    """Those whose files are there, at each switch cost and load.
+    """The traces whose files exist, at each switch cost and load.
 
     Raises:
-        OSError: One of them cannot be read.
-        ValueError: There is something wrong with one of them.
+        OSError: A file cannot be read.
+        ValueError: A file is malformed.
     """
     found = {
         name: tuple(directory / file for file in files)

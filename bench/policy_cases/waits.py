@@ -1,4 +1,4 @@
-"""Figures of a run's waits, and how near the waits came to invariant 7's bound."""
+"""Figures of a run's waits, and their distance from the bound of invariant 7."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmux.simulate.spans import Spans
 
 
 def wait_figures(outcome: Outcome, switch_s: float) -> dict[str, float]:
-    """State shared by all waits, in llmux's line and inside the backend."""
+    """Figures of all waits, in llmux's queues and inside the backends."""
     waits = outcome.waits()
     total_s = sum(outcome.seconds.values())
     return {
@@ -35,9 +35,9 @@ def nearest_to_bound(
 
 
 def waits_for_model(outcome: Outcome) -> list[float]:
-    """How long each request was in line while its own model was not open, in seconds.
+    """Time that each request was queued while its model was not open, in seconds.
 
-    While it was, it waited for one of its slots.
+    While the model was open, the request waited for a slot, which is not the policy's decision.
     """
     opened = [
         Spans([(start, end) for at, start, end in outcome.spans if at == index])
@@ -52,14 +52,14 @@ def waits_for_model(outcome: Outcome) -> list[float]:
 
 
 def allowed_waits(outcome: Outcome, bound_s: float, switch_s: float) -> list[float]:
-    """How long each request may wait in line: invariant 7 of docs/design.md.
+    """Longest time that each request may be queued: invariant 7 of docs/guarantees.md.
 
-    The bound; and for its own model and each with an older request in line, two switches and a
-    drain, for which the longest seen stands.
+    The sum of the bound and, for its own model and each model with an older queued request, two
+    switches and a drain. The longest drain of the run stands for all.
     """
     each_s = 2 * switch_s + outcome.longest_drain_s
     by_arrival = sorted(range(outcome.count), key=outcome.arrived_at.__getitem__)
-    # Lines are in order of arrival: if any older request waits for a model, so does its latest one.
+    # Queues are in order of arrival: if an older request is queued, so is the latest one before it.
     line_until = [0.0] * len(outcome.names)
     allowed = [0.0] * outcome.count
     for at in by_arrival:

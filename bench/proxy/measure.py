@@ -9,10 +9,15 @@ from bench.contestants import Contestant, Stage, Starter
 from bench.counters import Meter
 from bench.machine import say
 from bench.native import Native, Workload
+from bench.processes import CannotRun
 from bench.proxy.samples import Round, Sample
 
 DIRECT = "direct"
 """The backend without a proxy, as a contestant."""
+
+WARM_UP = Workload(connections=16, seconds=0.5)
+WARM_UPS = 20
+"""Most turns of warming up: on a busy machine, a model may take seconds to wake."""
 
 
 def measure(
@@ -33,9 +38,17 @@ def measure(
                 say(f"{name} is not installed: left out")
             else:
                 standing.append(contestant)
-        for contestant in standing:  # wakes models, fills pools
-            native.load(contestant.port, Workload(connections=8, seconds=0.3))
+        for contestant in standing:
+            warm_up(native, contestant)
         return [play_round(native, standing, workloads, at + 1, rounds) for at in range(rounds)]
+
+
+def warm_up(native: Native, contestant: Contestant) -> None:
+    """Load a contestant until it has woken its model and filled its pools; raises CannotRun."""
+    for _ in range(WARM_UPS):
+        if native.load(contestant.port, WARM_UP).requests:
+            return
+    raise CannotRun(f"{contestant.name} answers no request")
 
 
 def play_round(

@@ -1,4 +1,4 @@
-"""`python -m bench.soak`: sets the stage, lets everybody loose, judges, and prints."""
+"""`python -m bench.soak`: starts llmux, clients and faults, and prints the report."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from bench.soak.watch import note_bound, start_watching
 
 
 async def carry_out(run: Run) -> None:
-    """Run everything; findings are in the record."""
+    """Run everything; the record collects the findings."""
     async with reaping(run.llmux):
         await run.llmux.start()
         run.began_at = trio.current_time()
-        await run.status()  # what is opened with the first request, stays open
+        await run.status()  # descriptors that llmux opens with its first request stay open
         run.idle_descriptors = run.llmux.descriptors
         note_bound(run)
         reloads = Reloads(run)

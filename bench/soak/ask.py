@@ -21,19 +21,19 @@ class Ask:
     """A request as its client makes it, and how that client behaves.
 
     Attributes:
-        called: The name that it uses.
-        wants: The only code that llmux may answer it with; empty for a request that is right.
-        leave_after_s: When it goes, whatever has come.
-        pace: Bytes that it takes at a time, with pauses; 0 for all that there is.
-        is_slow_upload: Whether it sends its body in pieces, with pauses.
-        stalls: Whether it reads the head of the answer, and no more.
-        version: Of HTTP.
-        closes: Whether it says `Connection: close`.
-        extra_crlf: Whether an empty line follows its body, as old clients send.
-        half_closes: Whether it closes its sending side after its request.
-        stops_after: How much of its body it sends before it goes silent; -1 for all of it.
-        chunked: Whether its body comes in chunks.
-        own_path: llmux's own path that it asks for, instead of a model.
+        called: The model name that it uses: the name or an alias.
+        wants: The only error code that llmux may answer with; empty for a valid request.
+        leave_after_s: Time after which the client disconnects in any case.
+        pace: Bytes that the client reads at a time, with pauses; 0 for no limit.
+        is_slow_upload: The body is sent in pieces, with pauses.
+        stalls: The client reads only the head of the response.
+        version: HTTP version.
+        closes: Send `Connection: close`.
+        extra_crlf: Send an empty line after the body, as old clients do.
+        half_closes: Close the sending side after the request.
+        stops_after: Bytes of the body to send before going silent; -1 for all of it.
+        chunked: Send the body in chunks.
+        own_path: One of llmux's own paths to request, instead of a model.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Ask:
     body: bytes = b""
 
     def make_body(self) -> bytes:
-        """The request's body; the id makes each another."""
+        """Return the request's body, which its id makes unique."""
         if self.own_path:
             return b""
         model = {"model": self.called} if self.wants != "no_model" else {}
@@ -72,7 +72,7 @@ class Ask:
         return (text[:-1] + f', "filler": "{filler}"' + "}").encode()
 
     def expected(self) -> list[bytes]:
-        """The bodies of right answers: of the body as sent, and with `upstream_model` in it."""
+        """Return both right responses: to the body as sent, and with `upstream_model`."""
         as_called = json.dumps({"model": self.called})[:-1].encode()
         as_upstream = json.dumps({"model": upstream_name(self.model)})[:-1].encode()
         rewritten = self.body.replace(as_called, as_upstream, 1)
@@ -86,7 +86,7 @@ class Ask:
         return body[:-20] if self.lie == "length too short" else body
 
     def headers(self) -> list[tuple[str, str]]:
-        """The request's header fields that have nothing to do with its framing."""
+        """Return the request's header fields, except those for framing."""
         authorization = ("Authorization", f"Bearer {KEY}")
         if self.own_path:
             return [authorization]
@@ -96,12 +96,11 @@ class Ask:
 
     @property
     def target(self) -> str:
-        """Its path."""
         return self.own_path or "/v1/chat/completions"
 
 
 def upstream_name(model: str) -> str:
-    """The `upstream_model` that reloads give a model at times."""
+    """Return the `upstream_model` that reloads give a model at times."""
     return f"upstream/{model}"
 
 
@@ -111,11 +110,11 @@ class Seen:
 
     Attributes:
         outcome: ok, left, cut, lost, hang, wrong, unserved, or the code of llmux's error.
-        status: Of the status line, if one came.
-        model: As llmux named it.
-        detail: More for people.
-        request_id: As llmux named it.
-        kind: Of client: HTTP/1.1, HTTP/2, WebSocket.
+        status: Status code, if a status line came.
+        model: Model name from the response.
+        detail: More detail, for people.
+        request_id: Request id from the response.
+        kind: Kind of client: HTTP/1.1, HTTP/2 or WebSocket.
     """
 
     outcome: str
@@ -130,12 +129,12 @@ class Seen:
 
 
 def seen_of(outcome: str, status: int, header: Header, detail: str = "") -> Seen:
-    """The end of a request whose answer has a head."""
+    """Return the end of a request whose response has a head."""
     return Seen(outcome, status, header("x-llmux-model"), detail, header("x-llmux-request-id"))
 
 
 def judge(ask: Ask, status: int, header: Header, body: bytes) -> Seen:
-    """A whole answer: is it the right one?"""
+    """Judge a whole response: is it the right one?"""
     if ask.own_path:
         outcome = "ok" if status == 200 else "wrong"
         for code in ("too_many_connections", "queue_full"):  # for memory, that is
@@ -159,7 +158,7 @@ def judge(ask: Ask, status: int, header: Header, body: bytes) -> Seen:
 
 
 def describe(seen: Seen) -> str:
-    """A request and its end, for people."""
+    """Format a request and its end, for people."""
     ask = seen.ask
     assert ask is not None
     about = {

@@ -27,11 +27,11 @@ from bench.soak.stage import Fault, read_lines
 from bench.soak.watchdog import marked
 
 TRACKER_LINE = re.compile(r"resource_tracker: There appear|warnings\.warn\('resource_tracker")
-"""Of multiprocessing, when Hypercorn's processes are killed."""
+"""A warning of multiprocessing, when Hypercorn's processes are killed."""
 
 EXPECTED_ERRORS = frozenset({
     "model_down", "sleep_hook_failed", "switch_failed", "reload_failed", "hook_survived",
-    "parent_died",  # of Hypercorn's two processes, which are killed one after the other
+    "parent_died",  # from the two processes of Hypercorn, which are killed one after the other
 })  # fmt: skip
 """Events that llmux logs at level error or worse for faults that a run injects."""
 
@@ -46,7 +46,7 @@ HYPERCORN_LINE = re.compile(r"\[\d{4}-[^]]*\] \[\d+\] \[(INFO|WARNING)\] ")
 
 
 async def wait_idle(run: Run) -> None:
-    """Nobody asks any more: soon nothing may wait, nor be in flight."""
+    """Check that, without clients, soon no request waits or is in flight."""
     status: Mapping[str, Any] = {}
     with trio.move_on_after(END_S):
         while True:
@@ -85,7 +85,7 @@ async def judge_counts(run: Run) -> None:
 
 
 async def judge_descriptors(run: Run) -> None:
-    """None has leaked."""
+    """Check that no descriptor has leaked."""
     most = run.idle_descriptors + DESCRIPTOR_MARGIN
     ports = {member.port for member in run.stage.members}
     own = math.inf
@@ -101,7 +101,7 @@ async def judge_descriptors(run: Run) -> None:
 
 
 def judge_memory(run: Run) -> None:
-    """It has kept to its bound, and does not grow."""
+    """Check that memory has kept to its bound, and does not grow."""
     record = run.record
     if record.peak_bytes > record.bound_bytes:
         record.violations.append(
@@ -114,7 +114,7 @@ def judge_memory(run: Run) -> None:
 
 
 def growth_bytes(run: Run) -> float:
-    """Of the last life's second half: medians of its two halves."""
+    """Return the median memory of both halves of the second half of llmux's last life."""
     last = [sample for sample in run.record.samples if sample.life == run.llmux.lives]
     half = [sample.rss_bytes for sample in last[len(last) // 2 :]]
     if len(half) < 4:
@@ -129,7 +129,7 @@ def median(values: Sequence[float]) -> float:
 
 
 async def judge_end(run: Run) -> None:
-    """It ends when it is told to, and leaves nothing behind."""
+    """Check that llmux ends when told to, and leaves nothing behind."""
     code = await run.llmux.stop()
     if code != 0:
         run.record.violations.append(f"llmux ends with {code} on SIGTERM")
@@ -141,7 +141,7 @@ async def judge_end(run: Run) -> None:
 
 
 def judge_causes(run: Run) -> None:
-    """Each 502, 500 and cut has a cause, or is a violation."""
+    """Report each 502, 500 and cut that has no cause as a violation."""
     causes = run.stage.faults() + [fault for log in run.llmux.logs for fault in logged_faults(log)]
     causes = [cause for cause in causes if not cause.kind.startswith("control")]
     for seen in run.record.doubtful:
@@ -151,7 +151,7 @@ def judge_causes(run: Run) -> None:
 
 
 def logged_faults(log: Path) -> Iterator[Fault]:
-    """Requests that llmux itself has cut, for a reason."""
+    """Return the requests that llmux itself cut for a reason."""
     wanted = {"drain_cut", "model_down"}
     for entry in read_lines(log):
         if entry.get("event") in wanted:
@@ -165,7 +165,7 @@ def logged_faults(log: Path) -> Iterator[Fault]:
 
 
 def judge_logs(run: Run) -> None:
-    """No traceback, nothing internal, and not too much of it."""
+    """Check that the log has no traceback, no internal error, and not too many lines."""
     size = sum(log.stat().st_size for log in run.llmux.logs)
     asked = run.record.done + run.record.hostile.total()
     if size > LOG_BYTES_PER_REQUEST * max(asked, 100):
@@ -183,7 +183,7 @@ def judge_logs(run: Run) -> None:
 
 
 def json_mistakes(text: str) -> Iterator[tuple[str, str]]:
-    """Lines that must not be in a log in JSON: a kind, and the line."""
+    """Yield forbidden lines of a JSON log, each with its kind."""
     for line in text.splitlines():
         try:
             entry = json.loads(line)
@@ -198,7 +198,7 @@ def json_mistakes(text: str) -> Iterator[tuple[str, str]]:
 
 
 def text_mistakes(text: str) -> Iterator[tuple[str, str]]:
-    """Entries that must not be in a log for people: a kind, and the entry with its traceback."""
+    """Yield forbidden entries of a console log, each with its kind and with its traceback."""
     entry: list[str] = []
     for line in [*text.splitlines(), "[2026-01-01] [0] [INFO] end"]:
         found = TEXT_LINE.match(line)

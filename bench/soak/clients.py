@@ -30,11 +30,11 @@ from bench.soak.settings import (
 
 OWN_PATHS = ("/health", "/metrics", "/v1/models", "/control/status")
 WAITS_AFTER = {"lost", "queue_full", "manual_mode", "pinned", "too_many_connections"}
-"""Ends after which a client waits a little before it asks again."""
+"""Outcomes after which a client pauses before its next request."""
 
 
 def start_clients(run: Run, nursery: trio.Nursery) -> None:
-    """Start all of them; each ends with the run."""
+    """Start all good clients; each ends with the run."""
     for index in range(CLIENTS):
         nursery.start_soon(client, run, run.rng(f"client {index}"), index)
     for index in range(CLIENTS, CLIENTS + H2_CLIENTS if run.stage.http2 else CLIENTS):
@@ -44,7 +44,7 @@ def start_clients(run: Run, nursery: trio.Nursery) -> None:
 
 
 def address_of(index: int) -> str:
-    """Each client has its own: limits by address must not hit good ones for what others do."""
+    """Give each client an address of its own, so that limits by address treat each by itself."""
     return f"127.0.1.{1 + index}"
 
 
@@ -52,7 +52,7 @@ def address_of(index: int) -> str:
 
 
 async def client(run: Run, rng: random.Random, index: int) -> None:
-    """One connection after the other, each with some requests."""
+    """Open one connection after the other, each for some requests."""
     for turn in range(sys.maxsize):
         await trio.sleep(rng.expovariate(1 / THINK_S))
         count = rng.choice((1, 1, 3, 10))
@@ -66,7 +66,7 @@ async def client(run: Run, rng: random.Random, index: int) -> None:
 
 
 def mixed(rng: random.Random, asks: Sequence[Ask]) -> list[Ask]:
-    """Now and then with a request to an own path before or after one for a model."""
+    """Insert, now and then, a request to one of llmux's own paths."""
     if rng.random() < 0.7:
         return list(asks)
     own = Ask("own", "", "", 0, 0, 0, 0, 0, own_path=rng.choice(OWN_PATHS))
@@ -75,7 +75,7 @@ def mixed(rng: random.Random, asks: Sequence[Ask]) -> list[Ask]:
 
 
 def plain(ask: Ask) -> Ask:
-    """The same for a client that does not care to wait, and has more to ask."""
+    """Return a request that can be pipelined: without pauses, early ends or large bodies."""
     small = min(ask.body_bytes, 20_000)
     return replace(
         ask, body_bytes=small, leave_after_s=float("inf"), stalls=False, pace=0, stops_after=-1,
@@ -86,7 +86,7 @@ def plain(ask: Ask) -> Ask:
 
 
 async def keep_alive(run: Run, index: int, asks: Sequence[Ask]) -> None:
-    """Ask one after the other, over one connection if it lasts."""
+    """Send requests one after the other, over one connection if it lasts."""
     line: Line | None = None
     try:
         for ask in asks:
@@ -120,7 +120,7 @@ async def keep_alive(run: Run, index: int, asks: Sequence[Ask]) -> None:
 
 
 async def pipeline(run: Run, index: int, asks: Sequence[Ask]) -> None:
-    """Ask all at once over one connection."""
+    """Send all requests at once over one connection."""
     begun_at = time.time()
     for ask in asks:
         ask.body = ask.make_body()
@@ -146,7 +146,7 @@ def note_all(run: Run, asks: Sequence[Ask], seen: Sequence[Seen], begun_at: floa
 
 
 async def open_for(run: Run, index: int, ask: Ask) -> trio.SocketStream:
-    """A new connection; clients that do not read have a small buffer for what comes."""
+    """Open a connection; clients that do not read have a small receive buffer."""
     small = 16 << 10 if ask.pace or ask.stalls else 0
     return await connect(run.stage.port, address_of(index), receive_buffer=small)
 
@@ -155,7 +155,7 @@ async def open_for(run: Run, index: int, ask: Ask) -> trio.SocketStream:
 
 
 async def h2_client(run: Run, rng: random.Random, index: int) -> None:
-    """One HTTP/2 connection after the other, with several requests at a time."""
+    """Open one HTTP/2 connection after the other, with several requests at a time."""
     for turn in range(sys.maxsize):
         await trio.sleep(rng.expovariate(1 / THINK_S))
         if run.is_over:
@@ -193,7 +193,7 @@ async def h2_client(run: Run, rng: random.Random, index: int) -> None:
 
 
 async def websocket_client(run: Run, rng: random.Random, index: int) -> None:
-    """One WebSocket after the other, quiet or chatty."""
+    """Open one WebSocket after the other, quiet or chatty."""
     for turn in range(sys.maxsize):
         await trio.sleep(rng.expovariate(1 / THINK_S))
         if run.is_over:
@@ -226,7 +226,7 @@ async def websocket_client(run: Run, rng: random.Random, index: int) -> None:
 
 
 def make_ask(run: Run, rng: random.Random, request_id: str) -> Ask:
-    """The next thing that a client wants."""
+    """Draw a client's next request."""
     favourite = int((trio.current_time() - run.began_at) / FAVOURITE_S)
     members = run.stage.members
     ranks = [(index + favourite) % len(members) for index in range(len(members))]
@@ -260,7 +260,7 @@ def make_ask(run: Run, rng: random.Random, request_id: str) -> Ask:
 
 
 def behave(ask: Ask, rng: random.Random) -> None:
-    """Some clients are slow, odd, or wrong."""
+    """Make some clients slow, odd, or wrong."""
     style = rng.random()
     if style < 0.12:
         ask.leave_after_s = rng.choice((rng.random() * 0.05, rng.random() * 3))

@@ -1,4 +1,4 @@
-"""Injects faults: into hooks, model servers and llmux itself; and gives orders at random."""
+"""Injects faults into hooks, model servers and llmux itself, and gives orders at random."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ REFUSALS = {
     "pin": {"hook_failed", "not_ready", "pin_lost", "pinned", "model_not_found"},
     "sleep": {"hook_failed", "not_ready", "pinned", "model_not_found"},
 }
-"""The errors that an order may get; llmux knows no others for it."""
+"""The documented errors of an order."""
 
 
 def start_faults(run: Run, nursery: trio.Nursery, reloads: Reloads) -> None:
-    """Start all of them, until they are cancelled."""
+    """Start all faults; they run until cancelled."""
     nursery.start_soon(tickets, run)
     nursery.start_soon(servers, run)
     nursery.start_soon(operators, run)
@@ -43,7 +43,7 @@ def start_faults(run: Run, nursery: trio.Nursery, reloads: Reloads) -> None:
 
 
 async def tickets(run: Run) -> None:
-    """Hooks fail by tickets that they find, so that it is known which have."""
+    """Leave tickets for hooks: one that finds a ticket fails, and notes it."""
 
     def put(hook: str, kinds: Sequence[str], rng: random.Random, member: Member) -> None:
         path = run.stage.tickets / f"{hook}-{member.slug}"
@@ -96,7 +96,7 @@ async def servers(run: Run) -> None:
 
 
 async def operators(run: Run) -> None:
-    """Orders at random moments."""
+    """Give orders at random moments."""
 
     def one_of(rng: random.Random) -> str:
         return rng.choice(run.stage.members).name
@@ -108,7 +108,7 @@ async def operators(run: Run) -> None:
         await control(run, "sleep", {"model": one_of(rng)})
 
     async def manual(rng: random.Random) -> None:
-        # A request that was refused then may hear of it a little later.
+        # A client that was refused may get its response a little later.
         with run.record.window("manual"):
             try:
                 await control(run, "mode", {"mode": "manual"})
@@ -160,13 +160,13 @@ def excused(run: Run, begun_at: float) -> bool:
 
 
 async def excused_later(run: Run, begun_at: float) -> bool:
-    """The same, once it is known whether llmux has ended."""
+    """Return the same, once it is known whether llmux has ended."""
     await trio.sleep(2 * DEATH_S)
     return excused(run, begun_at)
 
 
 async def insist(run: Run, path: str, body: Mapping[str, Any]) -> None:
-    """Ask until llmux has heard it: one that is flooded with connections refuses orders, too."""
+    """Repeat an order until llmux accepts it: when flooded with connections, it refuses orders."""
     with trio.move_on_after(REQUEST_S) as scope:
         scope.shield = True
         while not await control(run, path, body):  # noqa: ASYNC110 - of another process
@@ -174,10 +174,10 @@ async def insist(run: Run, path: str, body: Mapping[str, Any]) -> None:
 
 
 async def control(run: Run, path: str, body: Mapping[str, Any]) -> bool:
-    """Ask the control API; an order may fail, but only as the table says.
+    """Call the control API; an order may fail, but only with a documented error.
 
     Returns:
-        Whether llmux has heard it.
+        True if llmux has answered.
     """
     begun_at = time.time()
     try:
@@ -198,7 +198,7 @@ async def control(run: Run, path: str, body: Mapping[str, Any]) -> bool:
 
 
 def code_of(answer: bytes) -> str:
-    """The code of an error of llmux's; "none" for anything else."""
+    """Return the code of an error of llmux; "none" for anything else."""
     with suppress(ValueError, KeyError, TypeError):
         return str(json.loads(answer)["error"]["code"])
     return "none"
@@ -208,7 +208,7 @@ def code_of(answer: bytes) -> str:
 
 
 async def kills(run: Run) -> None:
-    """SIGKILL for llmux, a few times in the first half, mostly while a hook runs."""
+    """Kill llmux (SIGKILL) a few times in the first half, mostly while a hook runs."""
     rng = run.rng("kills")
     count = max(1, min(MOST_KILLS, round(run.seconds / 30)))
     for instant in sorted(rng.uniform(0.15, 0.5) for _ in range(count)):

@@ -24,7 +24,7 @@ PIECE_BYTES = 16_000
 ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 REFUSED = b"HTTP/1.1 503 "
-"""llmux refuses a connection over its limits before it has read what that speaks."""
+"""llmux refuses a connection over its limits in HTTP/1.1, before it knows the protocol."""
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Stream:
     """One request on an HTTP/2 connection.
 
     Attributes:
-        rest: What of its body is still to be sent.
-        leaves_at: When its client gives it up (Trio's clock).
-        seen: How it ended; None: it has not.
+        rest: The part of the body that is still to be sent.
+        leaves_at: Time at which the client gives up (Trio's clock).
+        seen: Its end; None while it runs.
     """
 
     ask: Ask
@@ -46,21 +46,21 @@ class Stream:
 
     @property
     def status(self) -> int:
-        """Of its answer; 0: none has come."""
+        """Status of the response; 0 if none has come."""
         return int(self.headers.get(":status", 0))
 
     def header(self, name: str) -> str:
-        """A header of its answer; empty if there is none."""
+        """Look up a header of the response; empty if there is none."""
         return self.headers.get(name, "")
 
     def end(self, seen: Seen) -> None:
-        """It has ended, if it had not before."""
+        """Note the end, unless one was noted before."""
         if self.seen is None:
             seen.kind, seen.ended_at = "HTTP/2", time.time()
             self.seen = seen
 
     def break_off(self, detail: str) -> None:
-        """It has ended, and not as it should."""
+        """Note an end that is a fault."""
         if not self.status:
             self.end(Seen("lost", detail=f"no answer: {detail}"))
         else:
@@ -68,7 +68,7 @@ class Stream:
 
 
 class H2Line:
-    """An HTTP/2 connection of a client that knows that llmux speaks it."""
+    """An HTTP/2 connection with prior knowledge."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -78,7 +78,7 @@ class H2Line:
         self._streams: dict[int, Stream] = {}
 
     async def ask(self, asks: Sequence[Ask]) -> list[Seen]:
-        """Ask all at once; returns once each has ended."""
+        """Send all requests at once; returns once each has ended."""
         now = trio.current_time()
         new = [Stream(ask, ask.body, now + ask.leave_after_s) for ask in asks]
         try:
@@ -135,12 +135,12 @@ class H2Line:
                 piece, stream.rest = stream.rest[:size], stream.rest[size:]
                 try:
                     self._http.send_data(number, piece, end_stream=not stream.rest)
-                except h2.exceptions.StreamClosedError:  # it was answered, and is over
+                except h2.exceptions.StreamClosedError:  # it was answered before it was reset
                     stream.rest = b""
 
     async def _flush(self) -> None:
         if data := self._http.data_to_send():
-            # Of a connection that was refused, the answer can still be read.
+            # The response on a refused connection can still be read.
             with suppress(trio.BrokenResourceError):
                 await self.stream.send_all(data)
 
@@ -175,7 +175,7 @@ class H2Line:
 async def talk(
     stream: trio.SocketStream, ask: Ask, messages: int, pause_s: float, target: str
 ) -> Seen:
-    """A WebSocket to the end: it sends messages, and gets each back from its model."""
+    """Run a WebSocket to its end: the model echoes each message."""
     http = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
     headers = [(name.encode(), value.encode()) for name, value in ask.headers()]
     request = ws.Request(host="localhost", target=target, extra_headers=headers)
@@ -220,7 +220,7 @@ async def talk(
                     await stream.send_all(http.send(ws.CloseConnection(code=1000)))
                     right = _lookup(head)("x-llmux-model") == ask.model
                     return _ended(seen_of("ok" if right else "wrong", 101, _lookup(head)))
-                with trio.move_on_after(pause_s):  # it hears of a cut all the same
+                with trio.move_on_after(pause_s):  # it notices a cut all the same
                     early += (more := await stream.receive_some(1 << 16))
                     if not more:
                         raise EOFError("closed")

@@ -1,4 +1,4 @@
-"""Hostile clients beside the good ones: each does one evil thing after the other, for ever."""
+"""A hostile client: the connections and helpers that its acts need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Foe:
     """A hostile client, about to act.
 
     Attributes:
-        flooding: Held by the one that floods llmux with connections.
+        flooding: Lock of the client that floods llmux with connections.
     """
 
     run: Run
@@ -32,7 +32,7 @@ class Foe:
 
     @asynccontextmanager
     async def connection(self, *, reads: bool = True) -> AsyncIterator[trio.SocketStream]:
-        """A connection, reset or closed at the end."""
+        """Open a connection, to be reset or closed at the end."""
         buffer = 0 if reads else SMALL_BUFFER_BYTES
         stream = await connect(self.run.stage.port, self.address, receive_buffer=buffer)
         try:
@@ -41,12 +41,12 @@ class Foe:
             stream.socket.close()
 
     async def throw(self, *pieces: bytes, reads: bool = True, pause_s: float = 0.0) -> bytes:
-        """Send raw bytes on a connection of its own, and take what comes for a while.
+        """Send raw bytes on a new connection, and read the response for a while.
 
         Args:
             pieces: Sent one after the other.
-            reads: Whether it takes anything.
-            pause_s: After each piece.
+            reads: Read what comes.
+            pause_s: Pause after each piece.
         """
         async with self.connection(reads=reads) as stream, trio.open_nursery() as nursery:
             received = b""
@@ -68,26 +68,26 @@ class Foe:
 
     @property
     def model(self) -> str:
-        """A model that there is."""
+        """Pick an existing model."""
         return self.rng.choice(self.run.stage.members[:-1]).name
 
     def marked_path(self, how: str) -> str:
-        """A path that no backend may ever see, with a word on how it would have come there."""
+        """Make a path that no backend may ever see, with a word on how it would get there."""
         return f"/upstream/{self.model}/{MARKER.decode()}-{how}"
 
     def marked(self, how: str) -> bytes:
-        """A request that must never reach a backend."""
+        """Make a request that must never reach a backend."""
         return (
             f"GET {self.marked_path(how)} HTTP/1.1\r\nHost: localhost\r\n{self.key}\r\n"
         ).encode()
 
     @property
     def key(self) -> str:
-        """A header with the key, or none."""
+        """Make a header with the key, or none."""
         return self.rng.choice(("", f"Authorization: Bearer {KEY}\r\n"))
 
     def size(self, most: int) -> int:
-        """Some size up to this one, rather large."""
+        """Draw a size up to this one, more often a large one."""
         return int(most * self.rng.uniform(0.2, 1))
 
 

@@ -16,14 +16,14 @@ from bench.soak.settings import HOSTILE_CLIENTS, HOSTILE_S, HOSTILE_THINK_S
 
 ACTS: dict[str, Act] = {**HTTP_ACTS, **FRAMED_ACTS}
 WEIGHTS = {"smuggling": 3, "HTTP/2": 3, "WebSocket": 2, "odd targets": 2}
-"""There is more of these."""
+"""Acts that are drawn more often, with their weights."""
 
 MAY_COUNT = {"unread answers": 30, "HTTP/2": 20}
-"""Requests of one act that llmux may count for a model; of others at most four."""
+"""Most requests of one act that llmux may count for a model; four for other acts."""
 
 
 def start_hostile_clients(run: Run, nursery: trio.Nursery) -> None:
-    """Start all of them; each ends with the run."""
+    """Start all hostile clients; each ends with the run."""
     flooding = trio.Lock()
     for index in range(HOSTILE_CLIENTS):
         rng = run.rng(f"hostile {index}")
@@ -31,7 +31,7 @@ def start_hostile_clients(run: Run, nursery: trio.Nursery) -> None:
 
 
 async def hostile_client(foe: Foe) -> None:
-    """One act after the other."""
+    """Run one act after the other."""
     names = list(ACTS)
     weights = [WEIGHTS.get(name, 1) for name in names]
     for _ in range(sys.maxsize):
@@ -44,6 +44,6 @@ async def hostile_client(foe: Foe) -> None:
         try:
             with suppress(*BROKEN), trio.move_on_after(HOSTILE_S):
                 await ACTS[name](foe)
-        except Exception:  # a mistake of this program's must not end a long run
+        except Exception:  # a fault of this program must not end a long run
             text = traceback.format_exc()
             foe.run.record.violations.append(f"the soak's own mistake in {name}: {text}")

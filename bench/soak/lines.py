@@ -18,7 +18,7 @@ UPLOAD_PIECES = 20
 UPLOAD_PAUSE_S = 0.1
 
 ERROR_EVENT = b'data: {"error"'
-"""How the last event of a stream begins that llmux has cut."""
+"""Start of the last event of a stream that llmux has cut."""
 
 
 async def connect(port: int, source: str, *, receive_buffer: int = 0) -> trio.SocketStream:
@@ -27,7 +27,7 @@ async def connect(port: int, source: str, *, receive_buffer: int = 0) -> trio.So
     Args:
         port: Where llmux listens.
         source: The address to come from, one of 127.0.0.0/8.
-        receive_buffer: The kernel's, in bytes; 0 for its default.
+        receive_buffer: Size of the kernel's buffer in bytes; 0 for its default.
     """
     plain = trio.socket.socket()
     try:
@@ -42,7 +42,7 @@ async def connect(port: int, source: str, *, receive_buffer: int = 0) -> trio.So
 
 
 def reset(stream: trio.SocketStream) -> None:
-    """Leave with a RST."""
+    """Disconnect with a RST."""
     with suppress(OSError):
         option = struct.pack("ii", 1, 0)
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
@@ -50,7 +50,7 @@ def reset(stream: trio.SocketStream) -> None:
 
 
 def encode(ask: Ask) -> bytes:
-    """The whole request."""
+    """Return the whole request as bytes."""
     method = "GET" if ask.own_path else "POST"
     lines = [f"{method} {ask.target} HTTP/{ask.version}", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in ask.headers()]
@@ -79,11 +79,11 @@ def is_part(body: bytes, whole: Sequence[bytes]) -> bool:
 
 
 class Line:
-    """A client's connection; it carries requests until one side has enough.
+    """A client's connection; it carries requests until one side closes it.
 
     Attributes:
-        opened_at: When (wall clock): a llmux that was killed since then has closed it.
-        can_go_on: Whether it may carry another request.
+        opened_at: Time of opening (wall clock): a kill of llmux since then has closed it.
+        can_go_on: It may carry another request.
     """
 
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -97,13 +97,13 @@ class Line:
         self._body = bytearray()
 
     async def ask(self, asks: Sequence[Ask]) -> list[Seen]:
-        """Send requests in one go, and take their answers in order."""
+        """Send requests in one go, and read their responses in order."""
         data = b"".join(encode(ask) for ask in asks)
         seen: list[Seen] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send, data, asks[-1])
             for ask in asks:
-                if not self.can_go_on:  # what came before was the last on this connection
+                if not self.can_go_on:  # the previous response was the last on this connection
                     seen.append(Seen("unserved", ended_at=time.time()))
                     continue
                 seen.append(await self._take(ask))
@@ -171,7 +171,7 @@ class Line:
         body, status = bytes(self._body), self._head.status_code
         has_end = bool(self._header("content-length") or self._header("transfer-encoding"))
         if not has_end and is_part(body, ask.expected()):
-            return self._broken("closed")  # HTTP/1.0 has no other way to say so
+            return self._broken("closed")  # HTTP/1.0 cannot mark a cut in any other way
         return judge(ask, status, self._header, body)
 
     def _broken(self, detail: str) -> Seen:

@@ -32,7 +32,7 @@ LANES = {
 """The commands that serve llmux; each takes its config from $LLMUX_CONFIG."""
 
 READY = {"serve": b'"serving"', "trio": b"Running on ", "asyncio": b"Running on "}
-"""Printed by each once it listens and its lifespan has begun."""
+"""Log line of each command once it listens and its lifespan has begun."""
 
 STOPS_WITH = {"serve": {0}, "trio": {0}, "asyncio": {0}}
 
@@ -41,11 +41,11 @@ class Llmux:
     """The llmux process, which may be killed and started again.
 
     Attributes:
-        lane: How it is served.
-        pid: Of the process that serves, at present: on Hypercorn its worker.
-        lives: How many there were.
-        since: When the present one began to listen (wall clock).
-        away: From when to when there was none that listened (wall clock).
+        lane: Key of `LANES`.
+        pid: The process that serves at present: on Hypercorn its worker.
+        lives: Number of starts.
+        since: Time at which the present one began to listen (wall clock).
+        away: Intervals in which none listened (wall clock).
     """
 
     def __init__(self, stage: Stage, lane: str) -> None:
@@ -60,7 +60,7 @@ class Llmux:
         self.logs: list[Path] = []
 
     async def start(self) -> None:
-        """Start it; returns once it listens."""
+        """Start llmux; returns once it listens."""
         self.lives += 1
         log = self._stage.folder / f"llmux-{self.lives}.log"
         self.logs.append(log)
@@ -89,20 +89,20 @@ class Llmux:
         raise CannotRun(f"llmux does not start: {log.read_text(errors='replace')[-1000:]}")
 
     def _serving_pid(self) -> int:
-        """The process itself, or Hypercorn's worker, which is one of its children."""
+        """Return the process itself, or Hypercorn's worker, which is one of its children."""
         assert self._process is not None
         parent = self._process.pid
         if self.lane == "serve":
             return parent
         for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            # The other child keeps book of multiprocessing's semaphores.
+            # The other child is multiprocessing's resource tracker.
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
         raise CannotRun("Hypercorn has no worker")
 
     @property
     def parent_pid(self) -> int:
-        """The process that was started; others are not to wait for it."""
+        """Return the process that was started, which only `Llmux` waits for."""
         return self._process.pid if self._process is not None else 0
 
     @property
@@ -112,7 +112,7 @@ class Llmux:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has, wanted or not; or it does not listen any more, and soon will have."""
+        """True if it has ended, or no longer listens and is about to end."""
         if self._process is None or self._process.poll() is not None:
             return self._process is not None
         with suppress(OSError):
@@ -121,11 +121,11 @@ class Llmux:
         return True
 
     async def kill_and_restart(self, down_s: float, ended_s: float = 0.0) -> None:
-        """SIGKILL for all of its processes, and a new one after a while.
+        """Kill all processes of llmux (SIGKILL), and start it again after a while.
 
         Args:
-            down_s: How long there is none.
-            ended_s: How long it may have been gone already.
+            down_s: Pause before the new start.
+            ended_s: Longest time for which it may have been gone already.
         """
         async with self._restarting:
             assert self._process is not None
@@ -146,13 +146,13 @@ class Llmux:
         return any(begun_at <= until and since <= ended_at for since, until in self.away)
 
     def hang_up(self) -> None:
-        """SIGHUP: have it reload its config. On Hypercorn that is no signal of llmux's."""
+        """Send SIGHUP to reload the config; under Hypercorn, llmux does not handle it."""
         assert self.lane == "serve"
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGHUP)
 
     async def stop(self) -> int | None:
-        """SIGTERM; returns its exit code, None if it does not end."""
+        """Send SIGTERM; returns the exit code, or None if llmux does not end."""
         assert self._process is not None
         self._process.terminate()
         with trio.move_on_after(45):
@@ -162,7 +162,7 @@ class Llmux:
 
     @property
     def descriptors(self) -> int:
-        """How many it has open."""
+        """Return the number of open descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names only
 
     def open_files(self) -> list[str]:
@@ -176,7 +176,7 @@ class Llmux:
         return [ends.get(link, link) for link in links]
 
     def connections_to(self, ports: set[int]) -> int:
-        """How many of them lead to these ports: pools keep some, that is no leak."""
+        """Count those connected to these ports: pools keep some open, which is no leak."""
         remote: dict[str, int] = {}
         for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -189,7 +189,7 @@ class Llmux:
         return count
 
     def peak_bytes(self) -> int:
-        """The most memory that it has had resident (VmHWM)."""
+        """Return the peak of resident memory (VmHWM), in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         return int(found[1]) * 1024 if found else 0
@@ -211,7 +211,7 @@ def watchdog(mark: str) -> Iterator[None]:
 
 @asynccontextmanager
 async def reaping(llmux: Llmux) -> AsyncIterator[None]:
-    """Take the place of process 1 for what llmux leaves behind: reap it."""
+    """Reap orphans of llmux in the place of process 1 (PR_SET_CHILD_SUBREAPER)."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     async def reap_for_ever() -> None:
@@ -226,7 +226,7 @@ async def reaping(llmux: Llmux) -> AsyncIterator[None]:
 
 
 def reap(spared: set[int]) -> None:
-    """Reap children that have ended, until one comes that somebody else waits for."""
+    """Reap ended children; stop at one that a Popen waits for."""
     with suppress(ChildProcessError):
         while info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if info.si_pid in spared:
@@ -235,7 +235,7 @@ def reap(spared: set[int]) -> None:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, for people."""
+    """Return a process's command line, for people."""
     with suppress(OSError):
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         return command.replace(b"\0", b" ").decode(errors="replace")[:300]

@@ -1,4 +1,4 @@
-"""Keeps count of how requests end, and judges each."""
+"""Counts how requests end, and judges each end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPLAINED = {
     "too_many_connections": "flood",
     "queue_full": "",
 }
-"""Errors that are right at some times only, by what goes on then; empty: at all times."""
+"""Errors by the window in which they are right; empty for at any time."""
 
 MAY_PRECEDE = frozenset({"left", "unserved", "queue_full", "too_many_connections", "cancelled"})
 """Outcomes that can precede llmux's detection of a bad request."""
@@ -39,7 +39,7 @@ MAY_PRECEDE = frozenset({"left", "unserved", "queue_full", "too_many_connections
 
 @dataclass
 class Sample:
-    """llmux at one moment."""
+    """Measurements of llmux at one moment."""
 
     at_s: float
     life: int
@@ -54,22 +54,22 @@ class Record:
     """All observations of a run.
 
     Attributes:
-        llmux: What is watched.
-        outcomes: By label, for the table.
-        counted: In the present life: what llmux must have counted, by model and status.
-        unknown: How many left in it, or came while it began, or are a hostile client's: they are
-            counted in one way or another, or not at all.
-        doubtful: What needs a cause.
-        lost: Requests without any answer, and when their connections were opened.
-        violations: What must not be.
-        windows: From when to when something went on that explains errors (wall clock), by what.
-        cancelled: When a request was cancelled, by its id.
+        llmux: The process that is watched.
+        outcomes: Counts by label, for the table.
+        counted: Requests that llmux must have counted since its last start, by model and status.
+        unknown: Requests since then that llmux may have counted or not: their clients left or are
+            hostile, or they came while llmux started.
+        doubtful: Ends that need a cause.
+        lost: Requests without a response, each with the time its connection was opened.
+        violations: Broken promises.
+        windows: Intervals of conditions that explain errors (wall clock), by condition.
+        cancelled: Time of cancellation, by request id.
         hostile: Acts of hostile clients, by name.
-        latencies_s: Of cheap requests, by kind.
+        latencies_s: Latencies of cheap requests, by kind.
         longest: The request that took longest.
-        lag_s: By how much the soak itself woke up late, at most.
-        peak_bytes: The most memory that llmux has had, in all its lives.
-        bound_bytes: The most that its config allows.
+        lag_s: Longest delay of the soak's own timers.
+        peak_bytes: Peak memory of llmux over all its lives.
+        bound_bytes: Bound on memory that the config implies.
     """
 
     llmux: Llmux
@@ -94,7 +94,7 @@ class Record:
 
     @contextmanager
     def window(self, what: str, after_s: float = 1.0) -> Iterator[None]:
-        """Something goes on for as long as the context lasts, and shows for a little longer."""
+        """Keep a window open within the context, and a little longer for late effects."""
         index = len(self.windows[what])
         since = time.time()
         self.windows[what].append((since, math.inf))
@@ -108,7 +108,7 @@ class Record:
         return any(since <= ended_at and begun_at <= until for since, until in self.windows[what])
 
     def new_life(self) -> None:
-        """Llmux is killed: its counts begin again."""
+        """Reset the counts: llmux was killed, and starts its own at 0."""
         self.counted.clear()
         self.unknown = 0
 
@@ -151,7 +151,7 @@ class Record:
     def _mistake(self, seen: Seen, ask: Ask) -> str:
         """Name a mistake in how a request ended; empty if there is none for certain."""
         if ask.half_closes and seen.outcome in {"lost", "cut"}:
-            return ""  # it has left
+            return ""  # its client has left
         if seen.outcome in {"hang", "wrong"}:
             return "must not be"
         if ask.wants:
@@ -184,17 +184,16 @@ class Record:
         return len(lost)
 
     def violate(self, seen: Seen, why: str) -> None:
-        """This must not be."""
         self.violations.append(f"{why}: {describe(seen)}")
 
 
 def took_s(seen: Seen) -> float:
-    """How long a request took, in seconds."""
+    """Return the duration of a request, in seconds."""
     return seen.ended_at - seen.begun_at
 
 
 def label(seen: Seen, ask: Ask) -> str:
-    """The line of the table that a request counts in."""
+    """Return the line of the table that a request counts in."""
     if ask.own_path:
         return f"own path: {seen.status} {seen.outcome}"
     if seen.outcome == "ok":
@@ -221,7 +220,7 @@ def is_cause(cause: Fault, seen: Seen) -> bool:
     if cause.kind == f"cancelled {seen.request_id}":
         return True
     if seen.outcome == "hook_failed":
-        # That of its own model's wake hook, or of what would not sleep before it.
+        # The fault of its model's wake hook, or of the model that failed to sleep before it.
         found = re.match(r"Hook failed for (\S+): ", seen.detail)
         return found is not None and cause.model == found[1]
     return cause.model == seen.ask.model and FATAL.fullmatch(cause.kind) is not None

@@ -1,4 +1,4 @@
-"""Reloads at random moments: each optional key of the config comes and goes."""
+"""Reloads at random moments, which add and remove each optional key of the config."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from bench.soak.watch import DEATH_S
 
 Config = dict[str, Any]
 Change = Callable[[random.Random, Config, Member], None]
-"""Changes a key of a config that was like the base one, of a model or of none."""
+"""Changes one key of a base config, for a model or globally."""
 
 SIGHUP_S = 2.0
-"""How long a reload by signal may take to show."""
+"""Longest time until a reload by signal shows."""
 
 
 def change_prefetch(rng: random.Random, model: Config, member: Member) -> None:
-    """One of a model's optional hooks."""
+    """Add or remove a prefetch hook."""
     if model.pop("prefetch", None) is None:
         model["prefetch"] = "sleep 0.02"
 
 
 def change_verify(rng: random.Random, model: Config, member: Member) -> None:
-    """The other; it stays where a sleep hook may do nothing at all."""
+    """Add a verify_asleep hook to a model that has none of its own."""
     if not member.is_verified:
         model["verify_asleep"] = member.verify_asleep
 
 
 def change_slots(rng: random.Random, model: Config, member: Member) -> None:
-    """How many it takes at a time."""
+    """Set or remove `max_in_flight`."""
     if model.pop("max_in_flight", None) is None:
         model["max_in_flight"] = rng.choice((1, 4))
 
 
 def change_aliases(rng: random.Random, model: Config, member: Member) -> None:
-    """Names of it go, and others come."""
+    """Replace a model's aliases."""
     model["aliases"] = rng.choice(([], [f"other-{member.slug}"]))
 
 
 def change_timeouts(rng: random.Random, model: Config, member: Member) -> None:
-    """Longer ones than else, for some hooks."""
+    """Set the timeouts of hooks."""
     model["hook_timeouts"] = {**HOOK_S, "alive": rng.choice((1, 2)), "prefetch": None}
 
 
 def change_preserving(rng: random.Random, model: Config, member: Member) -> None:
-    """It says that it preserves its requests, and then loses them."""
+    """Declare that a model preserves its requests, which it then loses."""
     model["preserves_in_flight"] = True
     model["sleep"] = f". ./hooks.sh; lose_requests; go_to_sleep {member.group}"
 
 
 def set_key(key: str, value: Callable[[random.Random, Member], Any]) -> Change:
-    """A change that gives a model a key that it did not have."""
+    """Make a change that adds a key to a model."""
 
     def change(rng: random.Random, model: Config, member: Member) -> None:
         model[key] = value(rng, member)
@@ -82,7 +82,7 @@ MODEL_CHANGES: dict[str, Change] = {
 
 
 def change_policy(rng: random.Random, config: Config) -> None:
-    """Another policy, another patience."""
+    """Change the policy and `min_active_secs`."""
     name = rng.choice(("adaptive", "fifo", "exhaustive", "cost_aware", "time_slice"))
     config["policy"] = {**POLICY, "name": name, "min_active_secs": rng.choice((0, 0.3))}
     if name == "cost_aware":
@@ -90,18 +90,18 @@ def change_policy(rng: random.Random, config: Config) -> None:
 
 
 def change_policy_flags(rng: random.Random, config: Config) -> None:
-    """Switches of the policy, on or off."""
+    """Turn `gate` and `client_hints` on or off."""
     config["policy"] |= {"gate": rng.random() < 0.5, "client_hints": rng.random() < 0.5}
 
 
 def change_limits(rng: random.Random, config: Config) -> None:
-    """Smaller ones."""
+    """Lower some limits."""
     smaller = {"queued_per_model": rng.choice((5, 20)), "queued_bytes": rng.choice((4, 32)) << 20}
     config["limits"] = {**LIMITS, **smaller}
 
 
 def change_groups(rng: random.Random, config: Config) -> None:
-    """Standby and preload."""
+    """Set standby and preload."""
     for name, model in config["models"].items():
         if "idle_sleep_secs" not in model and rng.random() < 0.5:
             rules = {"standby": name, "standby_after_secs": rng.choice((0.5, 5)), "preload": name}
@@ -109,7 +109,7 @@ def change_groups(rng: random.Random, config: Config) -> None:
 
 
 def change_keys(rng: random.Random, config: Config) -> None:
-    """Clients need a key; the good ones have always sent it."""
+    """Require a key, which good clients always send."""
     config["api_keys"] = [KEY]
     config["forward_api_keys"] = rng.random() < 0.5
     if rng.random() < 0.5:
@@ -117,12 +117,12 @@ def change_keys(rng: random.Random, config: Config) -> None:
 
 
 def change_pages(rng: random.Random, config: Config) -> None:
-    """Origins whose pages may use models."""
+    """Allow some origins (CORS)."""
     config["cors_origins"] = rng.choice(("*", ["https://example.org"]))
 
 
 def change_rest(rng: random.Random, config: Config) -> None:
-    """The log of requests, and how llmux ends."""
+    """Change the access log, and the grace period of a shutdown."""
     config["access_log"] = rng.random() < 0.5
     config["shutdown_grace_secs"] = rng.choice((5, 10))
 
@@ -131,18 +131,18 @@ SITE_CHANGES = (
     change_policy, change_policy_flags, change_limits, change_keys, change_pages, change_rest,
     change_groups,
 )  # fmt: skip
-"""The last looks at what the others have made of the models."""
+"""Changes outside of models. `change_groups` is last: it reads keys of models."""
 
 
 class Reloads:
-    """Changes the config, and has llmux read it."""
+    """Changes the config, and makes llmux reload it."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._absent: dict[str, ExitStack] = {}
 
     async def act(self, rng: random.Random) -> None:
-        """One reload."""
+        """Make one reload."""
         if self._run.llmux.is_starting:
             return
         if rng.random() < 0.05:
@@ -152,11 +152,11 @@ class Reloads:
         await self._use(config, by_signal=self._run.llmux.lane == "serve" and rng.random() < 0.5)
 
     async def restore(self) -> None:
-        """Back to the config that the run began with."""
+        """Restore the config that the run began with."""
         await self._use(self._run.stage.base_config(), by_signal=False)
 
     def random_config(self, rng: random.Random) -> Config:
-        """The base config with some keys added and some removed."""
+        """Return the base config with some keys added and some removed."""
         stage = self._run.stage
         config = stage.base_config()
         for member in stage.members:
@@ -188,7 +188,7 @@ class Reloads:
             self._absent.pop(name).close()
 
     async def _reload_bad(self, rng: random.Random) -> None:
-        """A file that cannot be used changes nothing."""
+        """Check that an invalid file changes nothing."""
         before = json.loads(self._run.stage.config.read_text())
         bad = rng.choice(('{"models": ', json.dumps({**before, "prot": 1}), "[" * 5000))
         async with self._run.file_is_bad:
@@ -199,7 +199,7 @@ class Reloads:
                 self._run.stage.write(before)
 
     async def _ask(self, wanted: int) -> bool:
-        """POST /control/reload; returns whether llmux has answered."""
+        """POST /control/reload; returns True if llmux has answered."""
         begun_at = time.time()
         self._run.stage.note(f"reload ({wanted})", "")
         try:

@@ -14,11 +14,11 @@ from bench.soak.settings import ROWS
 from bench.table import number, render
 
 SHOWN = 3
-"""Violations of a kind that are printed."""
+"""Most violations of a kind to print."""
 
 
 def report(run: Run) -> str:
-    """All tables."""
+    """Return all tables of a run."""
     record = run.record
     kinds = Counter(
         "cancelled" if fault.kind.startswith("cancelled") else fault.kind
@@ -58,7 +58,7 @@ def report(run: Run) -> str:
 
 
 def examples(violations: Sequence[str]) -> Iterator[str]:
-    """Some of each kind, the most frequent first, with numbers and names aside."""
+    """Group violations that differ only in numbers and names, the most frequent kind first."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for violation in violations:
         kinds[re.sub(r"[\d.]+|'.*?'", "#", violation.partition(") ")[0][:60])].append(violation)
@@ -67,7 +67,7 @@ def examples(violations: Sequence[str]) -> Iterator[str]:
 
 
 def latencies(run: Run) -> str:
-    """How long cheap requests took, beside all the rest."""
+    """Return the latencies of cheap requests under the load of all others."""
     rows = [("cheap requests", "count", "p50 ms", "p99 ms", "longest ms")]
     for kind, taken_s in sorted(run.record.latencies_s.items()):
         ordered = sorted(taken_s)
@@ -80,12 +80,12 @@ def latencies(run: Run) -> str:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value that this share of them does not exceed."""
+    """Return the value that this share of them does not exceed."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """So many of them, the first and the last included."""
+    """Return a number of evenly spaced items, the first and the last included."""
     if len(samples) <= count:
         return list(samples)
     return [samples[index * (len(samples) - 1) // (count - 1)] for index in range(count)]

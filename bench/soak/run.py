@@ -1,4 +1,4 @@
-"""Shared by all parts of a run: its stage, its llmux, its clock, and the control API."""
+"""The state that all parts of a run share: stage, llmux, clock, and access to the control API."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Run:
     """One run.
 
     Attributes:
-        began_at: When, on Trio's clock.
-        lost: Requests that got no answer, for no reason; known at the end.
-        idle_descriptors: What llmux has open when nobody asks.
-        file_is_bad: Held while the config's file cannot be used: llmux must not start with it.
+        began_at: Start of the run, on Trio's clock.
+        lost: Requests without a response for no reason; known at the end.
+        idle_descriptors: Number of descriptors that an idle llmux has open.
+        file_is_bad: Lock held while the config file is invalid: llmux must not start with it.
     """
 
     stage: Stage
@@ -43,7 +43,7 @@ class Run:
     file_is_bad: trio.Lock = field(default_factory=trio.Lock)
 
     def rng(self, name: str) -> random.Random:
-        """The source of random decisions for one part of the run."""
+        """Return a random generator for one part of the run."""
         return random.Random(f"{self.seed} {name}")
 
     @property
@@ -54,14 +54,14 @@ class Run:
     async def now_and_then(
         self, what: str, act: Callable[[random.Random], Awaitable[None]]
     ) -> None:
-        """Do something for ever, at random moments."""
+        """Act for ever, at random moments."""
         rng = self.rng(what)
         while True:
             await trio.sleep(rng.expovariate(1 / EVERY_S[what]))
             await act(rng)
 
     async def fetch(self, method: str, target: str, body: str = "") -> tuple[int, bytes]:
-        """One request to llmux's own paths, on a connection of its own; raises one of BROKEN."""
+        """Request one of llmux's own paths, on a new connection; raises one of BROKEN."""
         http = h11.Connection(h11.CLIENT)
         async with await trio.open_tcp_stream("127.0.0.1", self.stage.port) as stream:
             headers = [
@@ -87,13 +87,13 @@ class Run:
                     return status, data
 
     async def status(self) -> Mapping[str, Any]:
-        """Llmux's own view of itself; raises one of BROKEN, or ValueError."""
+        """Return /control/status; raises one of BROKEN, or ValueError."""
         _, body = await self.fetch("GET", "/control/status")
         status: dict[str, Any] = json.loads(body)
         return status
 
     async def requests(self) -> list[dict[str, Any]]:
-        """The requests that llmux serves; none if it cannot be asked."""
+        """Return the requests that llmux serves; none if it does not answer."""
         with suppress(*BROKEN, ValueError, KeyError):
             _, body = await self.fetch("GET", "/control/requests")
             listed: list[dict[str, Any]] = json.loads(body)["requests"]

@@ -13,7 +13,7 @@ BODY_BYTES = 8 << 20
 QUEUED_BYTES = 64 << 20
 CONNECTIONS = 400
 KEY = "soak-key"
-"""Good clients always send it; reloads decide whether it is asked for."""
+"""Good clients always send this key; reloads decide if llmux requires it."""
 
 POLICY = {
     "max_wait_secs": 3,
@@ -34,8 +34,8 @@ LIMITS = {
 # ---- Memory ----
 
 SEND_BUFFER_BYTES = 256 << 10
-"""Of an answer that its client does not take: what a lane reads from a backend at a time, and
-Hypercorn's and asyncio's buffers (64 KiB is asyncio's high-water mark)."""
+"""Most bytes buffered of a response that its client does not read: what a lane reads from a backend
+at a time, and the buffers of Hypercorn and asyncio (64 KiB is asyncio's high-water mark)."""
 
 HEAD_BYTES = 64 << 10
 RECEIVE_BYTES = 64 << 10
@@ -44,7 +44,7 @@ FEED_BYTES = 48 << 20
 
 
 def memory_bound_bytes(base_bytes: int) -> int:
-    """The most that llmux may have resident by its config.
+    """Bound on resident memory that the config implies, in bytes.
 
     base + queued_bytes + 2 x body_bytes + feed
     + connections x (send buffer + head + receive buffer)
@@ -52,7 +52,7 @@ def memory_bound_bytes(base_bytes: int) -> int:
     The two bodies are copies: one body is joined or rewritten at a time, and one is parsed.
 
     Args:
-        base_bytes: Resident when it listens and nobody has come.
+        base_bytes: Resident memory when it listens and has had no clients.
     """
     per_connection = SEND_BUFFER_BYTES + HEAD_BYTES + RECEIVE_BYTES
     return base_bytes + QUEUED_BYTES + 2 * BODY_BYTES + CONNECTIONS * per_connection + FEED_BYTES
@@ -75,11 +75,11 @@ HOSTILE_S = 8.0
 """Longest act of a hostile client."""
 
 REQUEST_S = 90.0
-"""A request that takes longer is a hang: waits twice WAIT_S (refused once), a drain or the time to
-be found down each, and whatever hooks run meanwhile."""
+"""A request that takes longer hangs. The time covers two waits of WAIT_S (one refused), each with a
+drain or the time to find a model down, and the hooks that run meanwhile."""
 
 FAVOURITE_S = 20.0
-"""How long some models are asked for more than others."""
+"""Duration for which some models are more popular than others."""
 
 # ---- Faults: mean seconds between two ----
 
@@ -105,7 +105,7 @@ WAKE_FAULTS = (
 )  # fmt: skip
 SLEEP_FAULTS = ("fails", "hangs", "ignores SIGTERM")
 SLEEP_FAULTS_VERIFIED = (*SLEEP_FAULTS, "does nothing")
-"""A model without a verify_asleep hook is believed to be asleep (contract, section 3)."""
+"""Only for models with a verify_asleep hook: llmux believes the sleep hooks of others."""
 
 LIES = {
     "garbage head": 8, "resets": 6, "length too long": 6, "length too short": 4, "breaks off": 6,
@@ -147,33 +147,33 @@ NEEDS_CAUSE = frozenset({"backend_error", "cut", "not_ready", "hook_failed", "ca
 CAUSE_BEFORE_S = 15.0
 CAUSE_AFTER_S = 2.0
 CANCEL_S = 2.5
-"""A client that reads has its end so soon after its request was cancelled: twice the second in
-which the lanes look through their clients, and what the kernel still holds for it."""
+"""Longest time until a reading client sees the end of its cancelled request: twice the second in
+which the lanes check their clients, and what the kernel still buffers for it."""
 
 CUT_S = 45.0
-"""A client hears of a cut by then: not by the end of a keep-alive, which is 75 s."""
+"""Longest time until a client notices a cut; a keep-alive would end only after 75 s."""
 
 STOPPED_BODY_S = STALL_S + 3.0
-"""A body that stops coming is refused by then: the stall limit, and a second to look, twice."""
+"""Longest time until a stalled body is refused: the stall limit, and checks once a second."""
 
 DRAIN_OVER_S = DRAIN_S + 4.0
-"""A drain that lasts longer ignores its deadline. Looked at every 0.3 s, and a look takes time."""
+"""A drain that lasts longer ignores its deadline. The check runs every 0.3 s, and takes time."""
 
 STALL_VIOLATION_S = {True: 5.0, False: 10.0}
-"""A cheap request that takes longer has met a loop that stood still: on a connection that is kept
-alive; on a new one, where the kernel's own retries may add 1, 3 or 7 s (RFC 6298: SYN again)."""
+"""A cheap request that takes longer met a blocked loop: on a persistent connection; on a new one,
+where the kernel's own retries may add 1, 3 or 7 s (RFC 6298: SYN again)."""
 
 OWN_LAG_S = 1.0
-"""If the soak itself was delayed this long, so was the machine: llmux is not blamed for stalls."""
+"""If the soak's own timers were this late, the machine was: llmux is not blamed for stalls."""
 
 END_S = 60.0
 SAMPLE_S = 1.0
 ROWS = 10
 DESCRIPTOR_MARGIN = 4
 LOG_BYTES_PER_REQUEST = 2048
-"""Most that llmux may log for each request that it was sent, good or hostile."""
+"""Most bytes that llmux may log for each request, good or hostile."""
 
 MEMORY_FROM_MINUTES = 8.0
-"""Shorter runs have too short a second half to say anything of memory."""
+"""Memory is not judged in shorter runs: their second half is too short."""
 
 MEMORY_MARGIN_BYTES = 8 << 20

@@ -1,4 +1,4 @@
-"""The stage of a run: models, their folder with config and hooks, and what those have seen."""
+"""The stage of a run: models, the folder with config and hooks, and what those have recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Member:
 
     Attributes:
         is_verified: It has a verify_asleep hook that no reload takes away.
-        is_guest: Reloads remove it, and add it again.
+        is_guest: Reloads remove and add it.
     """
 
     name: str
@@ -40,21 +40,21 @@ class Member:
 
     @property
     def slug(self) -> str:
-        """Its name in file names; the hooks make the same."""
+        """Name in file names; the hooks compute the same."""
         return re.sub(r"[^A-Za-z0-9]", "_", self.name)
 
     @property
     def sleep(self) -> str:
-        """Its sleep hook."""
+        """The sleep hook."""
         return f". ./hooks.sh; go_to_sleep {self.group}"
 
     @property
     def verify_asleep(self) -> str:
-        """Its hook that looks whether it sleeps."""
+        """The verify_asleep hook."""
         return f". ./hooks.sh; is_asleep {self.group}"
 
     def config(self) -> dict[str, Any]:
-        """As in llmux's config."""
+        """The model in llmux's config."""
         keys: dict[str, Any] = {
             "port": self.port,
             "group": self.group,
@@ -75,7 +75,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that was done to a model; or by llmux, for a reason that is not a fault."""
+    """A fault injected into a model, or an act of llmux for a reason that is no fault."""
 
     at: float
     kind: str
@@ -83,7 +83,7 @@ class Fault:
 
 
 class Stage:
-    """The folder of a run: config, hooks, and what hooks and servers have seen."""
+    """The folder of a run: config, hooks, and the records of hooks and servers."""
 
     def __init__(
         self, folder: Path, *, models: int, groups: int, ports: Sequence[int], http2: bool
@@ -118,7 +118,7 @@ class Stage:
         self.write(self.base_config())
 
     def base_config(self) -> dict[str, Any]:
-        """The config that a run begins and ends with."""
+        """Return the config that a run begins and ends with."""
         config: dict[str, Any] = {
             "port": self.port,
             "state_dir": "state",
@@ -133,16 +133,16 @@ class Stage:
         return config
 
     def write(self, config: dict[str, Any] | str) -> None:
-        """Put another config in place, at once."""
+        """Replace the config atomically."""
         new = self.config.with_suffix(".new")
         new.write_text(config if isinstance(config, str) else json.dumps(config))
         new.replace(self.config)
 
     def restore_members(self) -> None:
-        """Have the config name all models that may be awake.
+        """Restore models that reloads removed, since they may be awake.
 
-        An llmux that was killed just when its config had lost one is followed by one that has no
-        hook to put that to sleep, and says so (`awake_unknown`).
+        If llmux is killed while its config lacks an awake model, the next llmux has no hook to put
+        that model to sleep, and reports `awake_unknown`.
         """
         with suppress(ValueError):
             config = json.loads(self.config.read_text())
@@ -151,16 +151,16 @@ class Stage:
             self.write(config)
 
     def faults(self) -> list[Fault]:
-        """All that hooks, servers and this program have noted."""
+        """Return all faults that hooks, servers and this program have recorded."""
         return [Fault(**entry) for entry in read_lines(self.folder / "faults")]
 
     def note(self, kind: str, model: str) -> None:
-        """Note a fault."""
+        """Record a fault."""
         with (self.folder / "faults").open("a") as file:
             print(json.dumps({"at": time.time(), "kind": kind, "model": model}), file=file)
 
     def server_of(self, member: Member) -> int | None:
-        """The process of a model's server, if it runs."""
+        """Return the process id of a model's server, if it runs."""
         with suppress(OSError, ValueError):
             pid = int((self.folder / f"ready-{member.slug}").read_text())
             wanted = f"--id={self.mark}-{member.slug}-".encode()
@@ -176,7 +176,7 @@ class Stage:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file that others append to, each whole."""
+    """Yield the objects of a file that others append whole lines to."""
     if path.exists():
         for line in path.read_text(errors="replace").splitlines():
             with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Watches memory, cheap requests, drains, and clients that wait in vain, for a whole run."""
+"""Watches memory, cheap requests, drains and stuck queues during a run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from bench.soak.settings import (
 
 LOOK_S = 0.3
 STUCK_LOOKS = 3
-"""So many looks in a row must show a model with a line and room: it may be on its way in."""
+"""Checks in a row that must show a queue despite room: a request may just be on its way in."""
 
 PROBE_S = 0.15
 """Pause between two cheap requests."""
 
 DEATH_S = 0.2
-"""How often it is looked whether llmux lives."""
+"""Interval between checks that llmux runs."""
 
 PROBE_LIMIT_S = 30.0
 PROBE_ADDRESS = "127.0.0.2"
@@ -46,11 +46,11 @@ UNKNOWN = (
     b'Content-Length: 18\r\n\r\n{"model":"nobody"}' % KEY.encode()
 )
 PROBES = {"GET /health": (HEALTH, {b"200"}), "404": (UNKNOWN, {b"404", b"429"})}
-"""Cheap requests, each with the statuses that it may get: 429 while bodies fill queued_bytes."""
+"""Cheap requests with their expected statuses: 429 while bodies fill queued_bytes."""
 
 
 def start_watching(run: Run, nursery: trio.Nursery) -> None:
-    """Start all that watches, until it is cancelled."""
+    """Start all watchers; they run until cancelled."""
     nursery.start_soon(sample, run)
     nursery.start_soon(supervise, run)
     nursery.start_soon(look, run)
@@ -67,7 +67,7 @@ async def sample(run: Run) -> None:
     backend_ports = {member.port for member in run.stage.members}
     record, llmux = run.record, run.llmux
     while True:
-        with suppress(OSError, AssertionError):  # it is just being started again
+        with suppress(OSError, AssertionError):  # llmux is being restarted
             record.samples.append(
                 Sample(
                     trio.current_time() - run.began_at,
@@ -83,7 +83,7 @@ async def sample(run: Run) -> None:
 
 
 async def supervise(run: Run) -> None:
-    """Start llmux again when it has ended by itself, so that the run can go on."""
+    """Restart llmux when it has ended by itself, so that the run can go on."""
     while True:
         await trio.sleep(DEATH_S)
         if run.llmux.has_ended and not run.llmux.was_away(time.time(), time.time()):
@@ -99,7 +99,7 @@ def note_bound(run: Run) -> None:
 
 
 async def look(run: Run) -> None:
-    """Nobody waits for a model that is awake and has room; no drain outlasts its deadline."""
+    """Check that no request waits for an awake model with room, and that drains end in time."""
     stuck: Counter[str] = Counter()
     reported: set[tuple[str, float]] = set()
     while True:
@@ -124,13 +124,13 @@ async def look(run: Run) -> None:
 
 
 def is_stuck(seen: Mapping[str, Any]) -> bool:
-    """Return whether a model has a line and room. Waits for a health check are in no line."""
+    """Return whether a model has a queue and room. Waits for a health check are not queued."""
     room = (seen["max_in_flight"] or float("inf")) - seen["in_flight"]
     return bool(seen["awake"] and seen["oldest_wait_secs"] is not None and room > 0)
 
 
 async def look_at_lag(run: Run) -> None:
-    """How late the soak itself is: that is the machine's fault, or its own."""
+    """Measure the delay of the soak's own timers, which llmux is not to blame for."""
     while True:
         before = trio.current_time()
         await trio.sleep(0.05)
@@ -167,7 +167,7 @@ async def probe(run: Run, kind: str, is_kept: bool) -> None:
         took_s = trio.current_time() - began_at
         if not mistake:
             run.record.latencies_s[label].append(took_s)
-        # One that was idle may be closed just then.
+        # An idle connection may be closed at this moment.
         elif (is_fresh or took_s > 1) and not explained(run, begun_at, is_refusal(mistake)):
             run.record.violations.append(f"{label}: {mistake} after {took_s:.2f} s")
         lagged = run.record.was("lag", begun_at, time.time())
@@ -183,7 +183,7 @@ async def probe(run: Run, kind: str, is_kept: bool) -> None:
 
 
 def clock(at: float | None = None) -> str:
-    """The time as logs have it."""
+    """Format the time as logs do."""
     return datetime.fromtimestamp(time.time() if at is None else at, tz=UTC).isoformat()
 
 
@@ -201,7 +201,7 @@ def explained(run: Run, begun_at: float, was_refused: bool) -> bool:
 
 
 async def read_answer(stream: trio.SocketStream) -> bytes:
-    """One answer with a Content-Length; raises one of BROKEN."""
+    """Read one response with a Content-Length; raises one of BROKEN."""
     data = b""
     while b"\r\n\r\n" not in data or len(data) < _length(data):
         more = await stream.receive_some(1 << 16)
@@ -223,7 +223,7 @@ def _length(data: bytes) -> int:
 
 
 async def follow(run: Run, rng: random.Random, index: int) -> None:
-    """Follow what happens in llmux, and drop it; read, slowly, or not at all."""
+    """Follow the event feed: read it, read it slowly, or not at all."""
     while True:
         await trio.sleep(rng.expovariate(1))
         path = rng.choice(

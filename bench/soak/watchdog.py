@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK_VARIABLE = "LLMUX_SOAK"
-"""In the environment of all processes of one run; what the watchdog ends them by."""
+"""Environment variable that marks all processes of one run, for the watchdog to find them."""
 
 
 def watch(mark: str) -> None:
@@ -30,10 +30,10 @@ def watch(mark: str) -> None:
 
 
 def marked(mark: str) -> Iterator[int]:
-    """The processes of the run that still live."""
+    """Yield the processes of the run that still live."""
     wanted = f"{MARK_VARIABLE}={mark}".encode()
     for entry in Path("/proc").iterdir():
-        # Of a zombie the environment is empty, and of other users' processes not readable.
+        # A zombie's environment is empty, and that of other users' processes is not readable.
         with suppress(OSError):
             if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
                 yield int(entry.name)

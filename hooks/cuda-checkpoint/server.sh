@@ -1,11 +1,11 @@
 # shellcheck shell=sh
-# Sourced by the other scripts: the server on $LLMUX_PORT, and what of it is on the GPU.
+# Sourced by the other scripts: the server on $LLMUX_PORT, and its GPU state.
 
 files=run/cuda-$LLMUX_PORT
 pid_file=$files.pid # process id, start time and boot of the server that wake.sh started
-# shellcheck disable=SC2034 # for those who source this
-log_file=$files.log # what that server prints
-toggled=$files.off  # is there while it is suspended by an old cuda-checkpoint, which cannot be asked
+# shellcheck disable=SC2034 # used by the sourcing script
+log_file=$files.log # output of that server
+toggled=$files.off  # exists while an old cuda-checkpoint, which reports no state, has suspended it
 
 answer='' left=''
 
@@ -13,7 +13,7 @@ say() { echo "${0##*/}: $*" >&2; }
 
 now() { date +%s; }
 
-# Whether the server answers. It may do so while it is suspended: nothing of that is on the GPU.
+# Succeeds if the server answers. It may while suspended: answering needs no GPU.
 answers() {
     curl --silent --fail --noproxy '*' --max-time 4 --output /dev/null \
         "http://127.0.0.1:$LLMUX_PORT${HEALTH_PATH:-/health}"
@@ -21,8 +21,8 @@ answers() {
 
 # ---- CUDA ----
 
-# cuda SECONDS ARGUMENTS: sets $answer to all that cuda-checkpoint prints; fails as it does, or after
-# so long. In llmux's process group (--foreground), so that llmux can end it.
+# cuda SECONDS ARGUMENTS: sets $answer to the output of cuda-checkpoint; fails as it does, or after
+# that time. In llmux's process group (--foreground), so that llmux can end it.
 cuda() {
     seconds=$1
     shift
@@ -34,7 +34,7 @@ cuda() {
     return "$code"
 }
 
-# Whether cuda-checkpoint can say in what state a process is, and suspend in steps (driver 570).
+# Succeeds if cuda-checkpoint reports a process's state and suspends in steps (driver 570).
 can_ask() {
     cuda 10 --help || :
     case $answer in
@@ -48,8 +48,8 @@ github.com/NVIDIA/cuda-checkpoint, or set CUDA_CHECKPOINT to its path"
     esac
 }
 
-# Sets $running, $locked and $checkpointed to the server's processes that are in that state, and
-# $broken to those that CUDA has given up. The rest have nothing to do with CUDA.
+# Sets $running, $locked and $checkpointed to the server's processes in that state, and $broken to
+# those that CUDA has given up. Other processes do not use CUDA.
 look() {
     running='' locked='' checkpointed='' broken=''
     left || return 0
@@ -64,7 +64,7 @@ look() {
     done
 }
 
-# each ACTION PROCESSES: does it to each, with a time limit; fails at the first that fails.
+# each ACTION PROCESSES: applies the action to each, with a time limit; stops at the first failure.
 each() {
     action=$1
     shift
@@ -79,7 +79,7 @@ each() {
     done
 }
 
-# Brings back all that is suspended, wholly or in part. Fails, with the reason in $answer.
+# Resumes every process that is wholly or partly suspended. On failure, $answer has the reason.
 resume() {
     look
     # shellcheck disable=SC2086 # one id a word
@@ -92,17 +92,17 @@ resume() {
 
 # ---- The process ----
 
-# Sets $leader if wake.sh has started a server since the machine has, which may have ended.
+# Sets $leader to the server that wake.sh started since the last boot; it may have ended.
 known() {
     leader='' started='' boot=''
     [ -r "$pid_file" ] && read -r leader started boot <"$pid_file"
     [ -n "$boot" ] && [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]
 }
 
-# Prints the state and, 20th, the start time of a process (proc(5)).
+# Prints fields of /proc/PID/stat: the 1st is the state, the 20th the start time (proc(5)).
 stat_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null; }
 
-# Whether the server's first process runs; the start time tells it from a later one of the same id.
+# Succeeds if the server's first process runs; its start time tells it from one that reuses its id.
 runs() {
     known || return 1
     # shellcheck disable=SC2046 # in words
@@ -110,7 +110,7 @@ runs() {
     [ "${20:-}" = "$started" ] && [ "$1" != Z ] && [ "$1" != X ]
 }
 
-# Sets $left to what runs of the server: its first process, or workers that outlived it.
+# Sets $left to the server's running processes: the first one, or workers that outlived it.
 left() {
     left=''
     known || return 1
@@ -131,7 +131,7 @@ wait_gone() {
     done
 }
 
-# stop_server SECONDS: SIGTERM, and SIGKILL to what still runs then. Leaves a server alone that
+# stop_server SECONDS: sends SIGTERM, then SIGKILL to what still runs. Does not touch a server that
 # wake.sh did not start.
 stop_server() {
     if left; then

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sleep hook: suspends the server on $LLMUX_PORT, with the requests inside it: what it has on the GPU
-# moves to the machine's memory. If none runs, or it is suspended, all is well.
+# moves to the machine's memory. Succeeds if none runs, or it is suspended already.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=server.sh
 . "$(dirname "$0")/server.sh"
@@ -32,7 +32,7 @@ wake.sh starts, and may llmux's user suspend it?"
     exit 0
 fi
 
-# All are locked before the first is copied: they may wait for each other.
+# Lock all before the first is copied: they may wait for each other.
 # shellcheck disable=SC2086 # one id a word
 if [ -z "$broken" ] && each lock $running && each checkpoint $running $locked; then
     exit 0
@@ -40,7 +40,7 @@ fi
 why=${broken:+CUDA has failed in process$broken}
 why=${why:-process $pid, $action: $answer}
 
-# As it was, or not at all: cuda-checkpoint may leave a process that it could not suspend unusable.
+# Resume it or stop it: cuda-checkpoint may leave a process that it could not suspend unusable.
 if resume; then
     say "cannot suspend the server ($why); it goes on, and the GPU is still taken"
 else

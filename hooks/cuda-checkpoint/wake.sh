@@ -9,7 +9,7 @@ set -eu
 
 deadline=$(($(now) + ${WAKE_SECS:-580}))
 
-# Leaves no server behind that does not work.
+# Stops the server, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     if left; then
@@ -28,7 +28,7 @@ start() {
     mkdir -p run
     rm -f "$toggled"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
-    # In a session of its own, so that it outlives this hook, and can be ended with its workers.
+    # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
     setsid "$@" >"$log_file" 2>&1 </dev/null &
     leader=$!
     # shellcheck disable=SC2046 # in words

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sleep hook: stops the server on $LLMUX_PORT and returns when it is gone. If none runs, all is well.
+# Sleep hook: stops the server on $LLMUX_PORT and returns when it is gone. Succeeds if none runs.
 set -eu
 
 "$(dirname "$0")/standin.sh" stop --pidfile "run/standin-$LLMUX_PORT.pid"

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Wake hook: starts a server for $LLMUX_MODEL on $LLMUX_PORT, if none runs, and waits until it
-# answers. What is given to this script goes on to the server: ./wake.sh --rate 20
+# answers. Arguments go to the server: ./wake.sh --rate 20
 set -eu
 standin=$(dirname "$0")/standin.sh
 
-# A server that is left in the background outlives this script; llmux lets it be.
+# A server in the background outlives this script; llmux does not end it.
 if ! "$standin" wait --timeout 0 --port "$LLMUX_PORT" >/dev/null 2>&1; then
     "$standin" serve --model "$LLMUX_MODEL" --port "$LLMUX_PORT" \
         --pidfile "run/standin-$LLMUX_PORT.pid" "$@" &

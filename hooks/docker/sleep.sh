@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sleep hook: stops a container, and returns when it has ended. If it does not run, all is well.
+# Sleep hook: stops a container, and returns when it has ended. Succeeds if it does not run.
 #
 #   ./sleep.sh [CONTAINER]    default: $LLMUX_MODEL
 set -eu

@@ -3,7 +3,7 @@
 set -eu
 
 # llama-server answers /health with 503 while it loads. llama_cpp.server has no such path, but
-# listens only once it has loaded: 404 is good news.
+# listens only once it has loaded: a 404 means that it is ready.
 exec "${LLAMA_PYTHON:-python3}" -c '
 import http.client, sys
 server = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=5)

@@ -4,8 +4,8 @@ set -eu
 
 pid=$(cat "run/llama-cpp-$LLMUX_PORT.pid" 2>/dev/null) || exit 1
 
-# Its command line tells it from a process that got the same id later, and a server that has ended
-# but was not reaped has none. (Linux has /proc, others have ps.)
+# The command line tells it from a later process with the same id; a server that has ended but was not
+# reaped has none. (Linux has /proc, other systems have ps.)
 if [ -d /proc/self ]; then
     command=$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") || exit 1
 else

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Sleep hook: stops the server on $LLMUX_PORT and returns when it is gone, and its memory free. If
-# none runs, all is well.
+# Sleep hook: stops the server on $LLMUX_PORT and returns when it is gone and its memory is free.
+# Succeeds if none runs.
 set -eu
 here=$(dirname "$0")
 
-# Fails if the server still runs after the given seconds.
+# Waits for the given seconds; fails if the server still runs.
 wait_until_gone() {
     deadline=$(($(date +%s) + $1))
     while "$here/pid.sh" >/dev/null; do

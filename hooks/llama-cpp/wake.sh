@@ -11,7 +11,7 @@ here=$(dirname "$0")
 file=$1
 shift
 
-# Leaves nothing behind that has not become a working server.
+# Ends the server that wake.sh started, since it does not work, and fails.
 fail() {
     "$here/sleep.sh" || :
     echo "wake.sh: $1" >&2
@@ -29,7 +29,7 @@ else
         LLAMA_SERVER=llama-server
     fi
     python=${LLAMA_PYTHON:-python3}
-    # Python's own words would name only a module that is missing.
+    # Python's own message would name only the missing module.
     if [ -z "${LLAMA_SERVER:-}" ] && ! "$python" -c 'import importlib.util, sys
 sys.exit(not importlib.util.find_spec("llama_cpp"))'; then
         fail "no server: llama-server is not on the PATH, and $python has no llama_cpp; \

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Sourced by the other scripts: the Ollama server on $LLMUX_PORT, and whether it has a model loaded.
+# Sourced by the other scripts: queries to the Ollama server on $LLMUX_PORT.
 
 method='' path='' status=000 body=''
 newline='
@@ -20,11 +20,11 @@ ask() {
     body=${answer%"$newline"*}
 }
 
-# about MODEL REST: the JSON of a request about a model.
+# about MODEL REST: prints the JSON of a request about a model.
 about() { printf '{"model": "%s", %s}' "$(printf %s "$1" | sed 's/[\\"]/\\&/g')" "$2"; }
 
-# look MODEL [SECONDS]: sets $loaded to yes, no, or unknown if the server does not answer. Ollama lists models with their
-# tag, which is `latest` unless given.
+# look MODEL [SECONDS]: sets $loaded to yes, no, or unknown if the server does not answer. Ollama lists
+# models with their tag, which is `latest` unless given.
 look() {
     loaded=unknown
     ask GET /api/ps "${2:-4}"
@@ -36,10 +36,10 @@ look() {
     esac
     loaded=no
     if printf %s "$body" | tr -d ' \n' | grep -qiF "\"name\":\"$full_name\""; then
-        # shellcheck disable=SC2034 # for those who source this
+        # shellcheck disable=SC2034 # used by the sourcing script
         loaded=yes
     fi
 }
 
-# What an error answer says, in one line.
+# Prints an error response in one line.
 reason() { echo "status $status $(printf %s "$body" | head -c 300)"; }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sleep hook: has the Ollama server on $LLMUX_PORT unload a model, and waits until it has. If it is
-# not loaded, or no server answers, all is well.
+# Sleep hook: makes the Ollama server on $LLMUX_PORT unload a model, and waits until it has. Succeeds if
+# it is not loaded, or no server answers.
 #
 #   ./sleep.sh [MODEL]    as `ollama list` calls it; default: $LLMUX_MODEL
 set -eu
@@ -19,7 +19,7 @@ case $status$loaded in
         ;;
 esac
 
-# Also when it is not listed: it may be loading still, for a wake that was broken off.
+# Also if it is not listed: it may still be loading for an interrupted wake.
 ask POST /api/generate 20 "$(about "$model" '"keep_alive": 0')"
 case $status in
     200 | 404) ;; # 404: there is no such model (any more)
@@ -28,7 +28,7 @@ case $status in
         exit 1
         ;;
 esac
-# The answer comes at once, whatever still runs.
+# Ollama answers at once, before it has unloaded the model.
 look "$model"
 while [ "$loaded" = yes ]; do
     [ "$(now)" -lt "$deadline" ] || {

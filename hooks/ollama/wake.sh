@@ -1,5 +1,5 @@
 #!/bin/sh
-# Wake hook: has the Ollama server on $LLMUX_PORT load a model, and keep it loaded.
+# Wake hook: makes the Ollama server on $LLMUX_PORT load a model, and keep it loaded.
 #
 #   ./wake.sh [MODEL]    as `ollama list` calls it; default: $LLMUX_MODEL
 set -eu
@@ -8,7 +8,7 @@ set -eu
 
 model=${1:-$LLMUX_MODEL}
 
-# Leaves no half loaded model behind.
+# Unloads a partly loaded model, and fails.
 fail() {
     trap '' TERM INT HUP
     ask POST /api/generate 2 "$(about "$model" '"keep_alive": 0')"
@@ -46,9 +46,9 @@ kept below the wake time-out in hook_timeouts)"
     look "$model"
 }
 
-# Also when it is loaded: whoever loaded it may have meant it for five minutes.
+# Also if it is loaded already: it may have been loaded for five minutes only.
 load
-# An unload that was under way when it was asked for may have taken it again.
+# An unload that was under way may have removed it again.
 [ "$loaded" = yes ] || load
 [ "$loaded" = yes ] || fail "Ollama said that it has loaded $model, but /api/ps does not list it: \
 $(reason)"

@@ -9,11 +9,11 @@ say() { echo "${0##*/}: $*" >&2; }
 
 now() { date +%s; }
 
-# In llmux's process group (--foreground), so that llmux can end it. Not every system has it.
+# `timeout` stays in llmux's process group (--foreground), so that llmux can end it. Not every system has it.
 limit='timeout --foreground -k 5'
 $limit 5 true 2>/dev/null || limit=''
 
-# podman SECONDS ARGUMENTS: sets $answer to all that it prints; fails as it does, or after so long.
+# podman SECONDS ARGUMENTS: sets $answer to its output; fails as it does, or after that time.
 podman() {
     seconds=$1
     shift
@@ -24,10 +24,10 @@ podman() {
     return "$code"
 }
 
-# Sets $state to what Podman calls it, or absent, $health to that of its health check, if any, and
-# $checkpointed to whether it was stopped by a checkpoint.
+# Sets $state to Podman's status or `absent`, $health to the health check's status, if any, and
+# $checkpointed to true if a checkpoint stopped it.
 look() {
-    # shellcheck disable=SC2154 # set by those who source this
+    # shellcheck disable=SC2154 # set by the sourcing script
     if podman 20 container inspect --format \
         '{{.State.Status}}/{{.State.Checkpointed}}/{{with .State.Health}}{{.Status}}{{end}}' \
         "$name"; then
@@ -46,22 +46,22 @@ look() {
     esac
 }
 
-# Whether the container, as `look` found it, holds nothing of the GPU.
+# Succeeds if the container, as `look` found it, holds nothing on the GPU.
 is_down() {
     case $state in
         running | restarting | paused | stopping | removing) return 1 ;;
     esac
 }
 
-# Whether the container, as `look` found it, has a server that answers. That it answers is enough while
-# its own health check still says `starting`: by default, that lasts for 30 s.
+# Succeeds if the container, as `look` found it, has a server that answers. A health check that still
+# says `starting` (for 30 s by default) does not count.
 serves() {
     [ "$state" = running ] && [ "$health" != unhealthy ] || return 1
     curl --silent --fail --noproxy '*' --max-time 4 --output /dev/null \
         "http://127.0.0.1:$LLMUX_PORT${HEALTH_PATH:-/health}"
 }
 
-# stop_container SECONDS: lets it end by itself for so long; fails if it still runs then.
+# stop_container SECONDS: stops it, and kills it after that time; fails if it still runs then.
 stop_container() {
     [ "$state" != paused ] || podman 20 unpause "$name" || :
     podman $(($1 + 15)) stop -t "$1" "$name" || {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sleep hook: writes a container to disk, with what it has on the GPU, and ends it. If it does not run,
-# all is well. If it cannot be written it is stopped, so that the GPU is free all the same.
+# Sleep hook: checkpoints a container to disk, with its GPU memory, which ends it. Succeeds if it does
+# not run. A container that cannot be checkpointed is stopped, so that the GPU is free anyway.
 #
 #   ./sleep.sh [CONTAINER]    default: $LLMUX_MODEL
 set -eu
@@ -14,7 +14,7 @@ if is_down; then
     exit 0
 fi
 [ "$state" != paused ] || podman 20 unpause "$name" || :
-# Idle connections of llmux's count as established. --keep: CRIU's dump.log and statistics.
+# llmux's idle connections count as established. --keep keeps CRIU's dump.log and statistics.
 if podman "${CHECKPOINT_SECS:-80}" container checkpoint --keep --tcp-established "$name"; then
     look
     if is_down; then

@@ -10,7 +10,7 @@ set -eu
 name=${1:-$LLMUX_MODEL}
 deadline=$(($(now) + ${WAKE_SECS:-580}))
 
-# Leaves no container running that does not work.
+# Stops the container, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     reason=$1
@@ -39,7 +39,7 @@ case $state in
     absent) fail "there is no container $name; make it once, with podman create (see README.md), as root" ;;
     paused) podman 30 unpause "$name" || fail "podman unpause $name: $answer" ;;
     *)
-        # Without --keep, the checkpoint is gone once it has been restored: it is as large as the model.
+        # Without --keep, restoring deletes the checkpoint, which is as large as the model.
         if [ "$checkpointed" = true ] &&
             ! podman "${WAKE_SECS:-580}" container restore --tcp-established "$name"; then
             say "cannot restore container $name, so it is started from scratch: $answer"

@@ -10,7 +10,7 @@ set -eu
 name=${1:-$LLMUX_MODEL}
 deadline=$(($(now) + ${WAKE_SECS:-580}))
 
-# Leaves no container running that does not work.
+# Stops the container, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     reason=$1

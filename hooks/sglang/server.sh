@@ -3,9 +3,9 @@
 
 files=run/sglang-$LLMUX_PORT
 pid_file=$files.pid         # process id, start time and boot of the server that wake.sh started
-# shellcheck disable=SC2034 # for those who source this
-log_file=$files.log         # what that server prints
-state_file=$files.state     # asleep; or between, while it falls asleep or wakes, or if that broke off
+# shellcheck disable=SC2034 # used by the sourcing script
+log_file=$files.log         # output of that server
+state_file=$files.state     # asleep; or between: it falls asleep or wakes, or was interrupted
 
 method='' path='' status=000 body='' left=''
 
@@ -25,12 +25,12 @@ ask() {
     answer=$(curl --silent --noproxy '*' --max-time "$seconds" --request "$method" \
         --write-out "$newline%{http_code}" "$@" "http://127.0.0.1:$LLMUX_PORT$path") || :
     status=${answer##*"$newline"}
-    # shellcheck disable=SC2034 # for those who source this
+    # shellcheck disable=SC2034 # used by the sourcing script
     body=${answer%"$newline"*}
 }
 
-# Sets $state to asleep, between, or awake, which it also is while it starts. Only these hooks know:
-# SGLang cannot be asked, and crashes when told to release its memory twice.
+# Sets $state to asleep, between, or awake (also while it starts). Only these hooks know the state:
+# SGLang does not report it, and crashes when told to release its memory twice.
 look() {
     state=awake
     [ ! -r "$state_file" ] || read -r state <"$state_file"
@@ -41,8 +41,8 @@ enter() {
     echo "$1" >"$state_file"
 }
 
-# Whether requests may come. SGLang answers /health by generating a token, which would crash a server
-# whose memory is released: so it is asked only when awake. It takes a second over it.
+# Succeeds if requests may come. SGLang answers /health by generating a token, which would crash a
+# server whose memory is released: so only an awake one is asked. The answer takes a second.
 serves() {
     look
     [ "$state" = awake ] || return 1
@@ -52,17 +52,17 @@ serves() {
 
 # ---- The process ----
 
-# Sets $leader if wake.sh has started a server since the machine has, which may have ended.
+# Sets $leader to the server that wake.sh started since the last boot; it may have ended.
 known() {
     leader='' started='' boot=''
     [ -r "$pid_file" ] && read -r leader started boot <"$pid_file"
     [ -n "$boot" ] && [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]
 }
 
-# Prints the state and, 20th, the start time of a process (proc(5)).
+# Prints fields of /proc/PID/stat: the 1st is the state, the 20th the start time (proc(5)).
 stat_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null; }
 
-# Whether the server's first process runs; the start time tells it from a later one of the same id.
+# Succeeds if the server's first process runs; its start time tells it from one that reuses its id.
 runs() {
     known || return 1
     # shellcheck disable=SC2046 # in words
@@ -70,7 +70,7 @@ runs() {
     [ "${20:-}" = "$started" ] && [ "$1" != Z ] && [ "$1" != X ]
 }
 
-# Sets $left to what runs of the server: its first process, or workers that outlived it.
+# Sets $left to the server's running processes: the first one, or workers that outlived it.
 left() {
     left=''
     known || return 1
@@ -91,7 +91,7 @@ wait_gone() {
     done
 }
 
-# stop_server SECONDS: SIGTERM, and SIGKILL to what still runs then. Leaves a server alone that
+# stop_server SECONDS: sends SIGTERM, then SIGKILL to what still runs. Does not touch a server that
 # wake.sh did not start.
 stop_server() {
     if left; then

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sleep hook: has the SGLang server on $LLMUX_PORT release its memory. If none runs, or it sleeps, all
-# is well. A server that cannot be put to sleep is stopped, so that the GPU is free all the same.
+# Sleep hook: makes the SGLang server on $LLMUX_PORT release its memory. Succeeds if none runs, or it
+# sleeps already. A server that cannot be put to sleep is stopped, so that the GPU is free anyway.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=server.sh
 . "$(dirname "$0")/server.sh"
@@ -30,7 +30,7 @@ if [ "$status" != 200 ]; then
 fi
 
 enter between
-# llmux has drained it: with a request inside, this would crash it.
+# llmux has drained it; a running request would make this crash it.
 ask POST /release_memory_occupation "${SGLANG_SLEEP_SECS:-100}" \
     --header 'Content-Type: application/json' --data '{}'
 case $status in

@@ -9,7 +9,7 @@ set -eu
 
 deadline=$(($(now) + ${SGLANG_WAKE_SECS:-580}))
 
-# Leaves no server behind that does not work.
+# Stops the server, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     if left; then
@@ -23,7 +23,7 @@ fail() {
 }
 trap 'fail "was told to end"' TERM INT HUP
 
-# must PATH JSON: a step without which the server is of no use.
+# must PATH JSON: a step that must succeed, or the server is unusable.
 must() {
     seconds=$((deadline - $(now)))
     [ "$seconds" -gt 0 ] || seconds=1 # to curl, 0 means for ever
@@ -37,7 +37,7 @@ start() {
     mkdir -p run
     rm -f "$state_file"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
-    # In a session of its own, so that it outlives this hook, and can be ended with its workers.
+    # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
     setsid "${SGLANG_PYTHON:-python3}" -m sglang.launch_server --model-path "$@" \
         --enable-memory-saver --host 127.0.0.1 --port "$LLMUX_PORT" \
         --served-model-name "$LLMUX_MODEL" >"$log_file" 2>&1 </dev/null &
@@ -47,7 +47,7 @@ start() {
     echo "$leader ${20:-ended} $(cat /proc/sys/kernel/random/boot_id)" >"$pid_file"
 }
 
-# The memory comes back empty: without its weights the model would answer garbage.
+# The memory comes back empty: without reloaded weights the model would answer garbage.
 wake_up() {
     enter between
     must /resume_memory_occupation '{}'

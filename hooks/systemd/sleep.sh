@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sleep hook: stops a systemd unit, and returns when nothing of it runs. If it is not active, all is
-# well.
+# Sleep hook: stops a systemd unit, and returns when nothing of it runs. Succeeds if it is not
+# active.
 #
 #   ./sleep.sh [--user] [UNIT]    default: $LLMUX_MODEL.service
 set -eu

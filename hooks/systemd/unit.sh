@@ -12,8 +12,8 @@ say() { echo "${0##*/}: $*" >&2; }
 
 now() { date +%s; }
 
-# systemctl SECONDS ARGUMENTS: sets $answer to all that it prints; fails as it does, or after so long.
-# In llmux's process group (--foreground), so that llmux can end it. What it asked systemd for goes on.
+# systemctl SECONDS ARGUMENTS: sets $answer to its output; fails as it does, or after that time.
+# In llmux's process group (--foreground), so that llmux can end it. systemd completes the job anyway.
 systemctl() {
     seconds=$1
     shift
@@ -40,15 +40,15 @@ look() {
         say "cannot look at unit $unit: $answer"
         exit 1
     }
-    # shellcheck disable=SC2034 # for those who source this
+    # shellcheck disable=SC2034 # used by the sourcing script
     loaded=$(echo "$answer" | sed -n 's/^LoadState=//p')
     state=$(echo "$answer" | sed -n 's/^ActiveState=//p')
 }
 
-# Whether the unit, as `look` found it, has nothing running.
+# Succeeds if nothing of the unit runs, as `look` found it.
 is_down() { [ "$state" = inactive ] || [ "$state" = failed ]; }
 
-# Whether the unit, as `look` found it, has a server that answers.
+# Succeeds if the unit, as `look` found it, has a server that answers.
 serves() {
     [ "$state" = active ] || return 1
     curl --silent --fail --noproxy '*' --max-time 4 --output /dev/null \

@@ -9,7 +9,7 @@ set -eu
 
 deadline=$(($(now) + ${WAKE_SECS:-580}))
 
-# Leaves no unit active that does not work.
+# Stops the unit, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     reason=$1
@@ -19,7 +19,7 @@ fail() {
         echo "$answer" >&2
     fi
     if ! is_down; then
-        # It goes on after 3 s; then sleep.sh, which llmux runs next, waits for it.
+        # The stop goes on after 3 s; sleep.sh, which llmux runs next, waits for it.
         systemctl 3 stop "$unit" || :
         reason="$reason; the unit has been told to stop"
     fi
@@ -43,7 +43,7 @@ esac
 case $state in
     active | activating) ;;
     *)
-        # Or it may not be started again so soon.
+        # A failed unit may have reached its start limit.
         [ "$state" != failed ] || systemctl 20 reset-failed "$unit" || :
         systemctl "${WAKE_SECS:-580}" start "$unit" || fail "cannot start unit $unit: $answer"
         ;;

@@ -3,11 +3,11 @@
 
 files=run/vllm-$LLMUX_PORT
 pid_file=$files.pid         # process id, start time and boot of the server that wake.sh started
-# shellcheck disable=SC2034 # for those who source this
-log_file=$files.log         # what that server prints
-level_file=$files.level     # the level that it was last put to sleep with
+# shellcheck disable=SC2034 # used by the sourcing script
+log_file=$files.log         # output of that server
+level_file=$files.level     # the level of the last sleep
 # shellcheck disable=SC2034
-model_file=$files.model     # whose server that is
+model_file=$files.model     # the model that it serves
 half_awake=$files.half-awake # there while a wake goes on, and after one that was broken off
 
 method='' path='' status=000 body='' sleeping=unknown left=''
@@ -41,7 +41,7 @@ look() {
     esac
 }
 
-# Whether requests may come. /health alone says 200 while asleep, too.
+# Succeeds if requests may come. /health alone is 200 while asleep, too.
 serves() {
     [ ! -e "$half_awake" ] || return 1
     ask GET /health 4
@@ -52,17 +52,17 @@ serves() {
 
 # ---- The process ----
 
-# Sets $leader if wake.sh has started a server since the machine has, which may have ended.
+# Sets $leader to the server that wake.sh started since the last boot; it may have ended.
 known() {
     leader='' started='' boot=''
     [ -r "$pid_file" ] && read -r leader started boot <"$pid_file"
     [ -n "$boot" ] && [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]
 }
 
-# Prints the state and, 20th, the start time of a process (proc(5)).
+# Prints fields of /proc/PID/stat: the 1st is the state, the 20th the start time (proc(5)).
 stat_of() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null; }
 
-# Whether the server's first process runs; the start time tells it from a later one of the same id.
+# Succeeds if the server's first process runs; its start time tells it from one that reuses its id.
 runs() {
     known || return 1
     # shellcheck disable=SC2046 # in words
@@ -70,7 +70,7 @@ runs() {
     [ "${20:-}" = "$started" ] && [ "$1" != Z ] && [ "$1" != X ]
 }
 
-# Sets $left to what runs of the server: its first process, or workers that outlived it.
+# Sets $left to the server's running processes: the first one, or workers that outlived it.
 left() {
     left=''
     known || return 1
@@ -91,7 +91,7 @@ wait_gone() {
     done
 }
 
-# stop_server SECONDS: SIGTERM, and SIGKILL to what still runs then. Leaves a server alone that
+# stop_server SECONDS: sends SIGTERM, then SIGKILL to what still runs. Does not touch a server that
 # wake.sh did not start.
 stop_server() {
     if left; then

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sleep hook: puts the vLLM server on $LLMUX_PORT to sleep. If none runs, or it sleeps, all is well.
-# A server that cannot be put to sleep is stopped, so that the GPU is free all the same.
+# Sleep hook: puts the vLLM server on $LLMUX_PORT to sleep. Succeeds if none runs or it sleeps already.
+# A server that cannot be put to sleep is stopped, so that the GPU is free anyway.
 #
 #   ./sleep.sh [LEVEL]    1: weights go to the machine's memory (default). 2: they are dropped.
 set -eu
@@ -28,13 +28,13 @@ give_up() {
     exit 1
 }
 
-# Part of its memory is back, yet it says that it sleeps, and would ignore another /sleep.
+# Part of its memory is back, but it reports that it sleeps, and ignores another /sleep.
 if [ -e "$half_awake" ] && left; then
     give_up "a wake was broken off"
 fi
 look 20
 if [ "$status" = 000 ]; then
-    # Nothing there; or it starts, or hangs, or has died and left workers.
+    # No server, or one that starts, hangs, or has died and left workers.
     if left; then
         say "the server does not answer; stopping it"
     fi
@@ -47,8 +47,8 @@ if [ "$sleeping" = yes ]; then
 fi
 [ "$sleeping" = no ] || give_up "GET /is_sleeping: status $status"
 
-# llmux has drained it. `wait` is for what came past llmux; older versions do not know it, and a
-# request that runs now would kill their engine, with the answer 200.
+# llmux has drained it. `wait` is for requests that bypassed llmux. Older versions ignore it: a running
+# request would kill their engine, although they answer 200.
 ask POST "/sleep?level=$level&mode=wait" "${VLLM_SLEEP_SECS:-100}"
 case $status in
     200) ;;
@@ -62,7 +62,7 @@ echo "$level" >"$level_file"
 deadline=$(($(now) + 10))
 look
 until [ "$sleeping" = yes ]; do
-    # Its engine answers this question, so a dead one does not say yes.
+    # The engine itself answers this, so that a dead one does not count as asleep.
     case $status in
         200) [ "$(now)" -lt "$deadline" ] || give_up "still awake 10 s after POST /sleep" ;;
         *) give_up "the engine died when it was put to sleep (a request was running?)" ;;

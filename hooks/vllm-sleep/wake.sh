@@ -9,7 +9,7 @@ set -eu
 
 deadline=$(($(now) + ${VLLM_WAKE_SECS:-580}))
 
-# Leaves no server behind that does not work.
+# Stops the server, since it does not work, and fails.
 fail() {
     trap '' TERM INT HUP
     if left; then
@@ -23,13 +23,13 @@ fail() {
 }
 trap 'fail "was told to end"' TERM INT HUP
 
-# Sets $seconds to what is left of the time, at least 1: to curl, 0 means for ever.
+# Sets $seconds to the remaining time, at least 1: for curl, 0 means no limit.
 remaining() {
     seconds=$((deadline - $(now)))
     [ "$seconds" -gt 0 ] || seconds=1
 }
 
-# must METHOD PATH [OPTIONS OF CURL]: a step without which the server is of no use.
+# must METHOD PATH [OPTIONS OF CURL]: a step that must succeed, or the server is unusable.
 must() {
     method=$1 path=$2
     shift 2
@@ -43,8 +43,8 @@ start() {
         fail "${VLLM:-vllm} not found; install vLLM, or set VLLM to the path of the program"
     mkdir -p run
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
-    # In a session of its own, so that it outlives this hook, and can be ended with its workers.
-    # The paths used here exist in the development mode only; they are why it must listen on loopback.
+    # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
+    # The paths used here exist only in development mode, which is why it must listen on loopback.
     say "starting ${VLLM:-vllm} serve $1; what it prints is in $PWD/$log_file"
     echo "$LLMUX_MODEL" >"$model_file"
     VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
@@ -56,8 +56,8 @@ start() {
     echo "$leader ${20:-ended} $(cat /proc/sys/kernel/random/boot_id)" >"$pid_file"
 }
 
-# Level 1 kept the weights. Level 2 has lost them: they are read from disk before there is room for
-# the KV cache, or the model would answer garbage. (Unknown: as level 2, which is right for both.)
+# Level 1 keeps the weights. Level 2 drops them: they must be read from disk before the KV cache is
+# allocated, or the model answers garbage. An unknown level is treated as 2, which is right for both.
 wake_up() {
     mkdir -p run
     : >"$half_awake"
@@ -84,7 +84,7 @@ give each model a port of its own, or end it if it was renamed"
         exit 1
     fi
     [ -e "$half_awake" ] || ask GET /health 4
-    # Half awake: it can neither be put to sleep nor be woken any more. 503: its engine has died.
+    # Half awake: it can no longer be put to sleep or woken. 503: its engine has died.
     if [ -e "$half_awake" ] || [ "$status" = 503 ]; then
         say "the server that was left is of no use (half awake, or its engine died); starting it again"
         stop_server 10
@@ -98,7 +98,7 @@ else
             start "$@"
             ;;
         200)
-            # Started by somebody else, with what it takes: it will do.
+            # Started by somebody else, with the settings that sleep needs: use it.
             look
             if [ -e "$half_awake" ]; then
                 [ "$sleeping" = no ] || fail "an earlier wake was broken off; restart the server"

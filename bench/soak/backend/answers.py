@@ -10,7 +10,7 @@ from typing import Any
 from bench.soak.backend.wire import header
 
 MARKER = b"soak-marker"
-"""In the path of each request that hostile clients hide in another."""
+"""Part of the path of each request that hostile clients hide in another one."""
 
 GARBAGE = (
     b"\x16\x03\x01\x00\xee\x01\x00\x00\xff\xfe\r\n\r\n",
@@ -26,21 +26,21 @@ GARBAGE = (
 
 
 def plain_body(model: str, request_id: str, checksum: int, size: int) -> bytes:
-    """The response to a plain request: model, request id, and `size` unique bytes."""
+    """Return the response to a plain request: model, request id, and `size` unique bytes."""
     head = json.dumps({"model": model, "id": request_id, "checksum": checksum}).encode()
     unit = f"\n{request_id}".encode()
     return head + (unit * (size // len(unit) + 1))[:size]
 
 
 def stream_events(model: str, request_id: str, checksum: int, count: int) -> list[bytes]:
-    """The answer to a streaming request, event by event."""
+    """Return the response to a streaming request, event by event."""
     events = [b'data: {"id": "%s", "n": %d}\n\n' % (request_id.encode(), n) for n in range(count)]
     last = {"model": model, "id": request_id, "checksum": checksum}
     return [*events, b"data: %s\n\n" % json.dumps(last).encode(), b"data: [DONE]\n\n"]
 
 
 def asked_of(head: bytes) -> Mapping[str, Any]:
-    """The answer that the request asks for; a small one if it asks for none."""
+    """Return the orders in a request's `x-soak` header; without one, those for a small response."""
     asked: dict[str, Any] = {"id": "hostile", "lie": "", "size": 0, "chunks": 0, "gap_s": 0.0}
     asked["work_s"] = 0.0
     text = header(head, b"x-soak")
@@ -48,7 +48,7 @@ def asked_of(head: bytes) -> Mapping[str, Any]:
 
 
 def models_named(body: bytes) -> Iterator[str]:
-    """The models that a body names, in any spelling that some server may take."""
+    """Yield the models that a body names, in any spelling that some server may accept."""
     with suppress(ValueError, RecursionError):
         fields = json.loads(body, object_pairs_hook=list)
         for entry in fields if isinstance(fields, list) else ():

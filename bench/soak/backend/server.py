@@ -50,7 +50,7 @@ class Server:
     """One model's server.
 
     Attributes:
-        folder: Of the run: locks, marks of who is awake, and what was seen.
+        folder: The run's folder: locks, marks of awake models, and records.
     """
 
     def __init__(self, folder: Path, *, model: str, slug: str, group: str, port: int) -> None:
@@ -65,7 +65,7 @@ class Server:
         self._inside: dict[socket.socket, str] = {}
 
     def run(self) -> NoReturn:
-        """Take the GPU, listen, say so, and serve for ever."""
+        """Take the GPU, listen, mark the server as ready, and serve for ever."""
         gpu = os.open(self._gpu, os.O_RDWR | os.O_CREAT, 0o600)
         if not _retry(lambda: fcntl.flock(gpu, fcntl.LOCK_EX | fcntl.LOCK_NB), GPU_S):
             holder = os.pread(gpu, 200, 0).decode()
@@ -109,7 +109,7 @@ class Server:
                     self._inside.pop(connection, None)
 
     def _inspect(self, head: bytes, body: bytes) -> None:
-        """Complain of a request that llmux must not let through."""
+        """Report a request that llmux must not let through."""
         target = head.split(b" ", 2)[1]
         path = target.partition(b"?")[0]
         if MARKER in path:
@@ -188,7 +188,7 @@ class Server:
         connection.sendall(b"0\r\n\r\n")
 
     def _misbehave(self, connection: socket.socket, lie: str, asked: Mapping[str, Any]) -> None:
-        """Before the answer; may not return."""
+        """Misbehave before the response; may not return."""
         if lie == "garbage head":
             connection.sendall(GARBAGE[asked["size"] % len(GARBAGE)])
             raise EOFError
@@ -220,16 +220,16 @@ class Server:
             raise EOFError
 
     def _leave(self, connection: socket.socket, request_id: str) -> None:
-        """Before the last byte, since the model may sleep after it."""
+        """Note the end of a request, before its last byte: after that the model may sleep."""
         self._check(connection, request_id)
         self._inside.pop(connection, None)
 
     def _check(self, connection: socket.socket, request_id: str) -> None:
-        """No request may be inside of a model whose sleep hook was started.
+        """Check that no request is inside a model whose sleep hook has started.
 
-        Contract, section 5, invariant 2: streams may be cut for it, but are so before the hook
-        starts. So a client that is still connected once the mark is gone has not been cut. A model
-        that is to preserve its requests, and does not, loses them.
+        Invariant 2 of docs/guarantees.md: llmux may cut streams for a switch, but does so before
+        the hook starts. So a client that is still connected once the mark is gone was not cut.
+        A model that claims to preserve its requests, and does not, loses them.
         """
         if self._awake.exists() or self._lost.exists():
             return

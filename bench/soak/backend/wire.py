@@ -12,7 +12,7 @@ MOST_FRAME_BYTES = 1 << 20
 
 
 def receive(connection: socket.socket, buffer: bytes) -> tuple[bytes, bytes, bytes]:
-    """One request: head, body, and what follows; raises EOFError."""
+    """Read one request: head, body, and the bytes that follow; raises EOFError."""
     while (end := buffer.find(b"\r\n\r\n")) < 0:
         buffer += some(connection)
     head, received = buffer[:end], bytearray(buffer[end + 4 :])
@@ -48,7 +48,7 @@ def upgrade_head(head: bytes) -> bytes:
 
 
 def frame(connection: socket.socket, buffer: bytes) -> tuple[int, bytes, bytes]:
-    """A client's frame: its first byte, its payload, and what follows."""
+    """Read a client's frame: its first byte, its payload, and the bytes that follow."""
 
     def need(count: int) -> None:
         nonlocal buffer
