@@ -1,4 +1,4 @@
-"""Errors, each of which carries its own HTTP response.
+"""Errors, each with its own HTTP response.
 
 An error raised anywhere below the proxy ends as one JSON response, written in one place
 (`llmux.openai.answers.error_answer`), from the attributes that the error carries.

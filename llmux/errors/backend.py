@@ -23,21 +23,21 @@ class BackendRefused(BackendError):
 
 
 class BackendSilent(BackendError):
-    """The backend sent nothing of a stream for the model's `stream_idle_secs`."""
+    """The backend's stream was silent for the model's `stream_idle_secs`."""
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"nothing came for {limit_s:g} s (the model's stream_idle_secs)")
 
 
 class NoStream(BackendError):
-    """The backend answered with no stream, though the client waits for one."""
+    """The client expects a stream, and the backend's response cannot be converted to one."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"answered {status}: {body[:2000].decode(errors='replace')}")
 
 
 class BackendSaid(BackendError):
-    """The backend's own error, which came too late for a status line.
+    """The backend's own error, for a client whose stream has already started.
 
     Args:
         status: The backend's status code.
@@ -47,9 +47,9 @@ class BackendSaid(BackendError):
 
     def __init__(self, status: int, message: str, extra: Mapping[str, Any]) -> None:
         LlmuxError.__init__(self, message)
-        self.status = status  # type: ignore[misc]  # the backend's, for this one alone
+        self.status = status  # type: ignore[misc]  # overrides the class's
         self.extra = extra
 
 
 class BackendBroke(Exception):
-    """The backend broke after its status line; the response can only be cut."""
+    """The backend failed after its status line, so the client's response can only be cut off."""

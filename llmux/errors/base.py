@@ -14,13 +14,13 @@ class LlmuxError(Exception):
 
     Attributes:
         status: HTTP status code.
-        code: Machine-readable `error.code`; a promise to clients.
-        may_be_repeated: False if clients that repeat requests by themselves after this status
-            should not repeat this one.
+        code: Machine-readable `error.code`, which clients may rely on.
+        may_be_repeated: False to keep clients from retrying as they otherwise would after this
+            status.
         challenge: Value of a `WWW-Authenticate` header; empty for no header.
         extra: Further members of a backend's own error object.
-        accepts: Value of an `Accept-Encoding` header, the codings that llmux reads; empty for no
-            header.
+        accepts: Value of an `Accept-Encoding` header, with the codings that llmux supports; empty
+            for no header.
         retry_after_s: Whole seconds for a `Retry-After` header, or None for no header.
     """
 
@@ -33,6 +33,7 @@ class LlmuxError(Exception):
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
+        # At least 1, since OpenAI's library ignores 0.
         self.retry_after_s = None if retry_after_s is None else max(1, math.ceil(retry_after_s))
 
     @property

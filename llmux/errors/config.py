@@ -6,10 +6,10 @@ from llmux.errors.request import BadRequest
 
 
 class ConfigError(Exception):
-    """A config that cannot be used.
+    """An invalid config.
 
     Attributes:
-        mistakes: One line each, `path.in.the.file: what is wrong`.
+        mistakes: One line for each mistake, `path.in.the.file: what is wrong`.
     """
 
     def __init__(self, mistakes: list[str]) -> None:
@@ -18,7 +18,7 @@ class ConfigError(Exception):
 
 
 class ConfigMistakes(BadRequest):
-    """The config to apply has mistakes."""
+    """A config sent to the control API is invalid."""
 
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))

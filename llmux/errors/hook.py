@@ -6,18 +6,18 @@ from llmux.errors.base import LlmuxError
 
 
 class HookError(LlmuxError):
-    """A hook failed, could not be run, or outlived its time.
+    """A hook failed, could not be started, or exceeded its time limit.
 
     Attributes:
         model: Name of the model.
         hook: wake, sleep, alive, prefetch or verify_asleep.
-        reason: The failure, to follow "the wake hook".
-        exit_code: The shell's exit code; None if llmux ended it or it never started.
+        reason: Failure, worded to follow "the wake hook".
+        exit_code: The shell's exit code; None if llmux killed it or it never started.
         output: The last lines that the hook printed.
-        was_started: False if it cannot have done anything.
-        log_name: Name of the log with all that it printed, in `logs` of the state folder; may be
-            empty.
-        shows_output: True if clients get its output, too, which may hold secrets.
+        was_started: False if it cannot have had any effect.
+        log_name: Name of the log with all its output, in `logs` of the state folder; empty if there
+            is none.
+        shows_output: True if clients get the output, too, which may contain secrets.
     """
 
     status = 500
@@ -35,7 +35,7 @@ class HookError(LlmuxError):
         log_name: str = "",
         shows_output: bool = False,
     ) -> None:
-        # After exit code 0 it was not the hook that failed, but what should come of it.
+        # After exit code 0 the hook itself did not fail: its effect is missing.
         subject = f"{hook} hook" if exit_code != 0 else hook
         summary = f"Hook failed for {model}: {subject} {reason}"
         super().__init__(summary + (f": {output}" if output else ""))
@@ -52,19 +52,19 @@ class HookError(LlmuxError):
 
     @property
     def message(self) -> str:
-        """Message for clients, without the output unless that is for clients, too."""
+        """Message for clients; contains the output only if `shows_output`."""
         return self._message
 
 
 class NotAlive(HookError):
-    """A wake hook succeeded, but its model was not alive within the hook's time limit."""
+    """The wake hook succeeded, but the model was not alive within the hook's time limit."""
 
     def __init__(self, model: str, waited_s: float, failure: HookError | None) -> None:
         """Report the last run of the `alive` hook.
 
         Args:
             model: Name of the model.
-            waited_s: How long its `alive` hook has failed, in seconds.
+            waited_s: Time for which its `alive` hook failed, in seconds.
             failure: The last failure; None if the hook did not return.
         """
         waited = f"{round(waited_s, None if waited_s >= 10 else 1):g} s"

@@ -1,4 +1,4 @@
-"""Errors in requests themselves: their syntax, size, keys and names."""
+"""Errors in requests: their syntax, size, keys, and the names in them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GroupNotFound(LlmuxError):
 
 
 class IdNotFound(LlmuxError):
-    """The request names no model, but an object, and llmux knows of no model that made it.
+    """The request refers to a stored object, and llmux does not know which model created it.
 
     Args:
         id: Id of the object (a response, a file, a batch, ...).
@@ -65,24 +65,24 @@ class RequestNotFound(LlmuxError):
 
 
 class NotHere(LlmuxError):
-    """Another listener of llmux answers this path."""
+    """This path belongs to another of llmux's listeners."""
 
     status = 404
     code = "not_found"
 
 
 class BadRequest(LlmuxError):
-    """The request cannot be read."""
+    """The request is malformed, or can be read in more than one way."""
 
     status = 400
     code = "bad_request"
 
 
 class NotJson(BadRequest):
-    """The request's body is not JSON, though its `Content-Type` says so, or its first byte.
+    """The body is not JSON, although its `Content-Type` says so or its first byte suggests it.
 
     Attributes:
-        reason: The mistake and its position.
+        reason: Mistake and its position.
     """
 
     def __init__(self, reason: str) -> None:
@@ -91,7 +91,7 @@ class NotJson(BadRequest):
 
 
 class HeadTooLarge(BadRequest):
-    """The request's line and headers are over the limit."""
+    """The request line and headers are larger than the limit."""
 
     status = 431
 
@@ -109,7 +109,7 @@ class TooManyFields(BadRequest):
 
 
 class RequestTooSlow(BadRequest):
-    """The request itself did not arrive in time."""
+    """The client took too long to send the request."""
 
     status = 408
 
@@ -126,7 +126,7 @@ class UnsupportedCoding(LlmuxError):
 
 
 class BodyTooLarge(LlmuxError):
-    """The request's body is over `limits.body_bytes`."""
+    """The request's body is larger than `limits.body_bytes`."""
 
     status = 413
     code = "body_too_large"
@@ -149,7 +149,7 @@ class InvalidKey(LlmuxError):
 
 
 class Forbidden(LlmuxError):
-    """The control API does not serve this peer, or no keys are set and another site's page asks."""
+    """The control API refuses this peer or, without keys, requests from other sites' pages."""
 
     status = 403
     code = "forbidden"

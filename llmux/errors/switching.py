@@ -1,4 +1,4 @@
-"""Errors of requests that get no model: limits, operators, switches that do not come."""
+"""Errors of requests that no model serves: limits, operators' decisions, failed switches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class QueueFull(LlmuxError):
 
 
 class TooManyConnections(LlmuxError):
-    """All clients together, or one of them, have as many connections as `limits` allow.
+    """One client, or all of them together, have as many connections as `limits` allow.
 
     Args:
         limit: The limit.
@@ -48,9 +48,9 @@ class WouldSwitch(LlmuxError):
 
 
 class ModelAsleep(LlmuxError):
-    """The request only looks at a model (`passive`), which is not awake, and wakes none.
+    """The model is not awake, and the request never wakes one: it only inspects it (`passive`).
 
-    It has no `Retry-After`: waiting does not help, since the request itself never wakes the model.
+    There is no `Retry-After`, since no retry of such a request wakes the model either.
     """
 
     status = 503
@@ -94,7 +94,7 @@ class PinLost(LlmuxError):
 
 
 class NotReady(LlmuxError):
-    """The model left before it answered: forced switch, drain timeout, or found down."""
+    """The model stopped before it answered: forced switch, drain timeout, or found down."""
 
     status = 503
     code = "not_ready"
@@ -115,10 +115,10 @@ class RequestCancelled(LlmuxError):
 
 
 class StreamCut(Exception):
-    """llmux cut a request in flight: a drain timeout, a model that is down, an operator.
+    """llmux cut a request in flight: drain timeout, model found down, or operator.
 
     Attributes:
-        why: The error for its client; None if the model is being put to sleep.
+        why: Error for the client; None if the model is being put to sleep.
     """
 
     def __init__(self, why: LlmuxError | None = None) -> None:

@@ -27,7 +27,7 @@ def error_answer(
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if not error.may_be_repeated:
-        headers.append((b"x-should-retry", b"false"))  # OpenAI's clients obey it
+        headers.append((b"x-should-retry", b"false"))  # stops the retries of OpenAI's libraries
     if error.accepts:
         headers.append((b"accept-encoding", error.accepts.encode()))
     if error.challenge:

@@ -135,7 +135,7 @@ def _corrupt(coding: str, reason: object) -> BadRequest:
 
 
 _CUT_OFF = "it is cut off"
-_GARBAGE = "something else follows its end"
+_GARBAGE = "data follows its end"
 
 
 def _gunzipped(pieces: Pieces, pause: Pause) -> Pieces:
@@ -229,7 +229,7 @@ def _unbrotli(pieces: Pieces, pause: Pause) -> Pieces:
             yield more
             pause()
     except brotli.error:
-        raise _corrupt("br", "no such data") from None
+        raise _corrupt("br", "invalid data") from None
 
 
 def _recoded(pieces: Pieces, pause: Pause, codec: str) -> Pieces:

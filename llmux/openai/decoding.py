@@ -66,7 +66,7 @@ class Decoder:
             try:
                 piece = self._inner.decompress(data, PIECE_BYTES)
             except zlib.error as error:
-                raise BackendBroke(f"sent what is not encoded as it says: {error}") from None
+                raise BackendBroke(f"sent a body unlike its Content-Encoding: {error}") from None
             if piece:
                 yield piece
             data = self._inner.unconsumed_tail or self._inner.unused_data
@@ -86,4 +86,4 @@ class Decoder:
     def check_end(self) -> None:
         """Check that the compressed data ends where the body does; raises BackendBroke."""
         if self._has_begun and not self._inner.eof:
-            raise BackendBroke("sent an encoded body without its end")
+            raise BackendBroke("sent a compressed body without its end")

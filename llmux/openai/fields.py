@@ -104,13 +104,13 @@ class Fields:
         self.check_read(names_model=names_model)
         if self.elsewhere is None and not names_model:
             raise BadRequest(
-                "body has more keys 'model' than are looked at, and one may name a model that is "
-                "here: it does not go to the fallback. Name its model in a header 'model-override'"
+                "body has too many keys 'model' to check that none names a local model: it does "
+                "not go to the fallback. Name its model in a header 'model-override'"
             )
         seen = self.suspects if names_model else [*self.suspects, *(self.elsewhere or ())]
         if (name := next(filter(is_here, seen), None)) is not None:
             raise BadRequest(
-                f"body names {shown(name)!r}, which is here, where only some servers look for it: "
+                f"body names the local model {shown(name)!r}, where only some servers look for it: "
                 "it does not go to the fallback. Name its model in a header 'model-override'"
             )
 
@@ -124,9 +124,8 @@ class Fields:
             raise BadRequest(self.mistake)
         if not self.is_read and not names_model:
             raise BadRequest(
-                "body is neither JSON nor a form, so that it may name a model that is here: what "
-                "cannot be read goes to no fallback and no default model. Name its model in a "
-                "header 'model-override'"
+                "body is neither JSON nor a form, so it may name a local model: it goes neither to "
+                "the fallback nor to a default model. Name its model in a header 'model-override'"
             )
 
     def replace(self, body: bytes, name: str, is_wrong: Callable[[str], bool]) -> bytes:

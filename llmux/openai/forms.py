@@ -201,7 +201,7 @@ def _multipart_fields(body: bytes, boundary: bytes, pause: Pause) -> Iterator[Fi
             pause()
         if delimiter.is_last:
             if not _LINE_END.match(body, delimiter.stop):  # Go's parser would not see a boundary
-                raise BadRequest("The line of the form's last boundary goes on behind it")
+                raise BadRequest("Text follows the form's last boundary in its line")
             return
         stop = following.start - len(b"\r\n")
         most = delimiter.stop + MAX_HEAD_BYTES

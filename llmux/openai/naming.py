@@ -46,7 +46,7 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
     if fields.is_ambiguous:
         # Parsers differ on which of two equal keys they take, and on whether case matters: the
         # backend could read another model than llmux.
-        raise BadRequest("The request names two models: its body has two different 'model'")
+        raise BadRequest("The request names two models: its body has two different values 'model'")
     if override := _override(headers):
         return Named(_text(override), target)
     if (named := _named_by_path(target, names)) is not None:

@@ -90,7 +90,7 @@ def _events(*payloads: dict[str, Any]) -> bytes:
 
 
 def _message(reply: Reply, text: str | None) -> dict[str, Any]:
-    """Make a message; without a text, one that has only begun."""
+    """Make a message; one without text has only started."""
     has_ended = text is not None
     return {
         "id": f"msg_{reply.number}",

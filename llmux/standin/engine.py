@@ -1,7 +1,7 @@
 """State of the model that a stand-in pretends to have: awake or asleep, and counters.
 
-It counts as mistakes what llmux must never do: send a request to a model that sleeps, and put a
-model to sleep under a request.
+It counts what llmux must never do: send a request to a sleeping model, and put a model to sleep
+during a request.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Engine:
         asleep: True if it would refuse a request.
         in_flight: Requests that it is answering.
         served: Requests that it has answered to the end.
-        mistakes: Requests that came while it slept, and sleeps that came during a request. vLLM's
-            engine may not survive the latter.
+        mistakes: Requests that arrived while it slept, and sleeps during a request, which vLLM's
+            engine may not survive.
     """
 
     def __init__(self, options: Options) -> None:
@@ -54,7 +54,7 @@ class Engine:
         if self.in_flight:
             self.mistakes += 1
         if not self.asleep:
-            self.asleep = True  # at once: a request that comes meanwhile is a mistake
+            self.asleep = True  # before the wait: a request that arrives meanwhile is a mistake
             await trio.sleep(self._options.sleep_s)
 
     async def wake(self) -> None:

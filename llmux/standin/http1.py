@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class HttpError(Exception):
-    """A request that gets an error for an answer."""
+    """An error to answer a request with."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -134,7 +134,7 @@ class Response:
             await self._stream.send_all(_chunk(data))
 
     async def end_stream(self, data: bytes) -> None:
-        """Write the last chunk and the end of the body together: no client sees one alone."""
+        """Write the last chunk and the end of the body in one piece."""
         await self._stream.send_all(_chunk(data) + b"0\r\n\r\n")
 
     async def event(self, payload: object) -> None:

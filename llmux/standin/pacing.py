@@ -1,4 +1,4 @@
-"""Made-up text, and the pace at which its tokens come."""
+"""Made-up text, and the pace at which its tokens are sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 
 
 def generate(model: str, count: int) -> Iterator[str]:
-    """Generate this many tokens, always the same ones, the model's name first."""
+    """Yield a number of made-up tokens, always the same; the model's name comes first."""
     words = f"{model} is a stand-in and makes these words up.".split()
     for index, word in enumerate(itertools.islice(itertools.cycle(words), count)):
         yield f" {word}" if index else word

@@ -15,8 +15,8 @@ import click
 def hold(path: Path) -> Iterator[None]:
     """Lock a file, and write this process's id to it.
 
-    The kernel drops the lock when the process ends, reaped or not. So a file without a lock belongs
-    to nobody, and the id in it is never taken for that of another process.
+    The kernel releases the lock when the process ends, reaped or not. So an unlocked file is stale,
+    and `holder` never returns an id that another process may have by now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

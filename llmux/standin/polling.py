@@ -1,4 +1,4 @@
-"""Polling, for what gives no notice."""
+"""Poll for conditions that send no notification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERIOD_S = 0.05
 
 
 def poll(obstacle: Callable[[], T | None], patience_s: float) -> T | None:
-    """Wait until there is no obstacle; return the one that remains after `patience_s`."""
+    """Call `obstacle` until it returns None, or for `patience_s`; return its last result."""
     deadline = time.monotonic() + patience_s
     while (found := obstacle()) is not None and time.monotonic() < deadline:
         time.sleep(PERIOD_S)

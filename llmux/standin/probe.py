@@ -10,11 +10,11 @@ from llmux.standin.param_types import PORT, SECONDS
 from llmux.standin.polling import poll
 
 LOOK_TIMEOUT_S = 5
-"""Bound for one look: a server that is loading may accept a connection and not answer."""
+"""Time limit for one request: a server that is loading may accept connections and not answer."""
 
 
 def _client(port: int, timeout_s: float | None) -> httpx.Client:
-    # Proxies of the environment are not for the loopback interface, and it needs no certificates.
+    # Plain HTTP on loopback: ignore the environment's proxies, and do not load certificates.
     return httpx.Client(
         base_url=f"http://{HOST}:{port}",
         timeout=timeout_s,
@@ -56,7 +56,7 @@ def _obstacle(client: httpx.Client, path: str, *, awake: bool) -> str | None:
 def call_command(port: int, method: str, path: str) -> None:
     """Send a request and print the answer; fail unless its status is 2xx."""
     try:
-        with _client(port, timeout_s=None) as client:  # a wake takes what it takes
+        with _client(port, timeout_s=None) as client:  # a large model wakes slowly
             response = client.request(method, path)
     except httpx.TransportError as error:
         raise click.ClickException(f"{HOST}:{port}: {error}") from None

@@ -253,7 +253,7 @@ class Validation:
                 return
             progress.result = "WARN"
             progress.detail = (
-                "says yes: llmux could not tell, should others put the model to sleep"
+                "says yes: llmux would not notice if something else put the model to sleep"
                 if self._hooks.of(self._model).has("verify_asleep")
                 else "says yes, and there is no verify_asleep hook: nothing shows that it sleeps"
             )

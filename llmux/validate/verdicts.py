@@ -218,8 +218,8 @@ def compare(first: Answer, second: Answer, after: Answer) -> tuple[Verdict, str]
     slack = VECTOR_SLACK if first.numbers else 0.0
     allowed = max(slack, ALLOWED_TIMES * apart)
     if far > allowed:
-        told = "" if not allowed else f" ({far:.3f} away, {allowed:.3f} allowed)"
-        raise Unfit(f"not as before{told}: {after}, was {first}")
+        distance = "" if not allowed else f" ({far:.3f} away, {allowed:.3f} allowed)"
+        raise Unfit(f"not as before{distance}: {after}, was {first}")
     if allowed >= 1:
         return "WARN", f"no garbage; no more can be told, as its answers differ: {after}, {first}"
     return "PASS", "the same" if not far else f"alike: {far:.3f} away, {allowed:.3f} allowed"
