@@ -15,13 +15,7 @@ from llmux.openai.dialects import OPENAI, Dialect, error_info
 def error_answer(
     error: LlmuxError, dialect: Dialect = OPENAI, *, to_operator: bool = False
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return status, headers and body of the response to an error.
-
-    Args:
-        error: The error.
-        dialect: The client's API, which decides the form of the body.
-        to_operator: True for the control API, whose responses contain details.
-    """
+    """Return status, headers and body of an error's response; operators get its details."""
     body = msgspec.json.encode(dialect.body(error_info(error, to_operator=to_operator)))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.retry_after_s is not None:
@@ -36,13 +30,7 @@ def error_answer(
 
 
 def model_object(name: str, created: int, facts: Mapping[str, Any]) -> bytes:
-    """Encode a model object of OpenAI's API.
-
-    Args:
-        name: Its id.
-        created: Unix time, in seconds.
-        facts: Value of its additional member `llmux`.
-    """
+    """Encode a model object of OpenAI's API, with `facts` as its additional member `llmux`."""
     return msgspec.json.encode(_model(name, created, facts))
 
 

@@ -32,12 +32,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def as_events(status: int, body: bytes, dialect: Dialect) -> bytes:
-    """Encode a whole response as events.
-
-    Args:
-        status: Status code of the response.
-        body: Its body, without any content coding.
-        dialect: The client's API.
+    """Encode a response, whose body has no content coding, as events.
 
     Raises:
         BackendError: The response is an error, or does not fit the client's API.

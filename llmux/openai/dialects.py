@@ -272,18 +272,14 @@ def plain_path(target: bytes) -> bytes:
 
 
 def dialect_of(target: bytes, headers: Headers = ()) -> Dialect:
-    """Return the dialect that a request's client expects; OpenAI's if nothing says otherwise.
-
-    Args:
-        target: Raw path and query, as received.
-        headers: As received; Anthropic's clients send `anthropic-version`.
-    """
+    """Return the dialect that a request's client expects; OpenAI's if nothing says otherwise."""
     path = plain_path(target)
     for dialect, pattern in _DIALECTS:
         if pattern.fullmatch(path):
             return dialect
     if path.endswith((b"completions", b"embeddings")):
         return OPENAI
+    # All requests of Anthropic's clients have this header, at any path (`/v1/models`, say).
     is_anthropic = any(name.lower() == b"anthropic-version" for name, _ in headers)
     return ANTHROPIC if is_anthropic else OPENAI
 

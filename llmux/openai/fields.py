@@ -62,14 +62,10 @@ class Fields:
         asks_for_stream: bool = False,
         stores: bool = False,
     ) -> None:
-        """Record what was found; arguments not listed are attributes.
+        """Record what was found.
 
-        Args:
-            name: See the attribute.
-            encode_name: Encodes a name as the body does.
-            values: All values, in order; None for plain JSON if they have not been searched for.
-            asks_for_stream: See the attribute.
-            stores: See the attribute.
+        `encode_name` encodes a name as the body does. `values` are all values, in order; None for
+        plain JSON, in which they are searched for only if a name must be replaced.
         """
         self.name = name
         self.asks_for_stream = asks_for_stream
@@ -95,11 +91,7 @@ class Fields:
         """Raise BadRequest if any server could read the name of one of llmux's models.
 
         Such a body must not go to the fallback. Batches and sessions name models in nested
-        objects, and Go's parser ignores case.
-
-        Args:
-            is_here: Returns whether a name is that of one of llmux's models.
-            names_model: True if the request names a model, which is none of llmux's.
+        objects, and Go's parser ignores case. `names_model`: the request names a foreign model.
         """
         self.check_read(names_model=names_model)
         if self.elsewhere is None and not names_model:
@@ -115,11 +107,7 @@ class Fields:
             )
 
     def check_read(self, *, names_model: bool) -> None:
-        """Raise BadRequest if the body could not be read, and so may name a model.
-
-        Args:
-            names_model: True if the request names a model outside its body.
-        """
+        """Raise BadRequest if the body could not be read, and so may name a model."""
         if self.mistake:
             raise BadRequest(self.mistake)
         if not self.is_read and not names_model:
@@ -129,12 +117,9 @@ class Fields:
             )
 
     def replace(self, body: bytes, name: str, is_wrong: Callable[[str], bool]) -> bytes:
-        """Return the body with some names replaced, and no other byte changed.
+        """Return the body with `name` in place of each wrong name, and no other byte changed.
 
-        Args:
-            body: Body as it was read, or as this method last returned it.
-            name: Name to write.
-            is_wrong: Returns whether a name is to be replaced.
+        The body must be as it was read, or as this method last returned it.
         """
         if self._values is None:
             if not is_wrong(self.name):
@@ -158,12 +143,7 @@ class Fields:
 
 
 def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Fields:
-    """Find the fields of a body that may name a model.
-
-    Args:
-        headers: As received.
-        body: The whole body, not compressed; see `read_coded`.
-        pause: Called between two slices of a large body.
+    """Find the fields that may name a model in a body that is not compressed.
 
     Raises:
         BadRequest: The body is not what its Content-Type says, or has too many fields.
@@ -187,12 +167,6 @@ def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Field
 
 def read_coded(headers: Headers, body: bytes, codings: tuple[str, ...], bounds: Bounds) -> Fields:
     """Find the fields of a body that is compressed, or JSON in UTF-16 or UTF-32.
-
-    Args:
-        headers: As received.
-        body: The whole body.
-        codings: Its codings, from `content_codings`.
-        bounds: Limits for the body without them.
 
     Raises:
         TooLong: A limit is exceeded.

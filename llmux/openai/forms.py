@@ -45,11 +45,6 @@ MULTIPART = b"multipart/form-data"
 def model_fields(content_type: bytes, body: bytes, pause: Pause = no_pause) -> list[Field]:
     """Return every field `model` of a form; none if the body is no form.
 
-    Args:
-        content_type: As the client sent it.
-        body: The whole body.
-        pause: Called between two slices.
-
     Raises:
         BadRequest: There are too many fields, or parsers would disagree on them.
     """

@@ -134,15 +134,11 @@ def read_plain(body: bytes) -> tuple[str, bool, bool] | None:
 
 
 def read_json(body: bytes, pause: Pause, *, must_be: bool = False) -> JsonBody | None:
-    """Read a body of any size and validity.
-
-    Args:
-        body: Body in UTF-8, with or without a byte order mark.
-        pause: Called between two slices.
-        must_be: True if the request's Content-Type says JSON.
+    """Read a body in UTF-8, of any size and validity, with or without a byte order mark.
 
     Returns:
-        The findings; None if the body does not look like JSON and need not be.
+        The findings; None if the body does not look like JSON, and its Content-Type does not say
+        so (`must_be`).
 
     Raises:
         BadRequest: The search would take too long.
@@ -253,11 +249,7 @@ def _is_true(value: msgspec.Raw | msgspec.UnsetType) -> bool:
 def wide_codec(body: bytes, pause: Pause, *, must_be: bool = False) -> str:
     """Return the codec of JSON in UTF-16 or UTF-32, which Python's parser accepts; else empty.
 
-    Args:
-        body: Body of any kind.
-        pause: Called between two slices.
-        must_be: True if the request's Content-Type says JSON; otherwise the body must look like a
-            JSON object.
+    Unless the Content-Type says JSON (`must_be`), the body has to look like a JSON object.
     """
     codec = json.detect_encoding(body[:4])
     if codec in _NARROW:

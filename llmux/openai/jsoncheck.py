@@ -58,12 +58,7 @@ _WORDS = re.compile(_WORD)
 
 
 def check_json(body: bytes, start: int, pause: Pause) -> None:
-    """Check that a body is JSON.
-
-    Args:
-        body: Bytes to check.
-        start: Offset of the text, after any byte order mark.
-        pause: Called between two slices.
+    """Check that a body is JSON from `start` on, where any byte order mark has ended.
 
     Raises:
         NotJson: It is not; the message contains the position.

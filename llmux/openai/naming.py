@@ -33,11 +33,8 @@ class Named(NamedTuple):
 def find_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> Named:
     """Return the model that a request names: in `model-override`, path, body or query, in order.
 
-    Args:
-        target: Raw path and query.
-        headers: As received.
-        fields: Fields of its body.
-        names: All names that clients may use; needed for paths, where names may contain slashes.
+    `names` are all names that clients may use, without which a name in a path has no clear end:
+    names may contain slashes.
 
     Raises:
         NoModel: The request names no model.

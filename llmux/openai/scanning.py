@@ -64,17 +64,10 @@ def few_matches(
     pause: Pause,
     most: int = MAX_MATCHES,
 ) -> Iterator[re.Match[bytes]]:
-    """Yield all matches of a pattern.
-
-    Args:
-        pattern: Pattern to search for.
-        data: Data to search.
-        most_bytes: Length of the longest possible match.
-        pause: Called between two slices.
-        most: Limit for the number of matches.
+    """Yield the matches of a pattern, none of which can be longer than `most_bytes`.
 
     Raises:
-        BadRequest: There are more matches.
+        BadRequest: There are more than `most`.
     """
     count = start = 0
     while start < len(data):

@@ -64,12 +64,7 @@ EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 def is_at_boundary(headers: Headers, tail: bytes) -> bool:
-    """Return whether llmux may add an event or a line to what has been sent of a stream.
-
-    Args:
-        headers: Headers of the response.
-        tail: Last bytes sent of the body; empty if none were.
-    """
+    """Return whether llmux may add an event or a line after `tail`, the last bytes sent."""
     if codings(content_encoding(headers)):
         return False  # plain text would corrupt a compressed body
     return not tail or tail.endswith(EVENT_ENDS if is_event_stream(headers) else b"\n")
@@ -91,12 +86,6 @@ def waits_for_events(
     The body alone does not tell: Ollama's paths stream JSON lines, and others audio, after the same
     `"stream": true`. Nor does `Accept`: OpenAI's and Anthropic's libraries send `application/json`
     and still expect events.
-
-    Args:
-        method: Method of the request.
-        target: Raw path and query.
-        headers: As received.
-        asks_for_stream: True if the body contains `"stream": true`.
     """
     if method == b"HEAD":
         return False

@@ -78,11 +78,8 @@ missing. A key nested otherwise leaves brackets unmatched, so that decoding fail
 def tokens_of(headers: Headers, opening: bytes, ending: bytes, *, is_chunked: bool) -> Tokens:
     """Read the token counts that a response reports.
 
-    Args:
-        headers: Headers of the response.
-        opening: First bytes of its body, as they came over the wire.
-        ending: Last bytes of its body, as they came over the wire.
-        is_chunked: True if both contain chunked framing.
+    `opening` and `ending` are the first and last bytes of its body as they came over the wire: in
+    chunks if `is_chunked`.
     """
     ending = ending[-LOOK_BYTES:]
     if is_chunked:
