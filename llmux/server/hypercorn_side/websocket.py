@@ -73,6 +73,9 @@ class HoldingWSStream(WSStream):
     It also negotiates compression, with which a frame of 1 MB becomes 400 MB; and after a message
     over the limit it reads on, and keeps, for as long as the client sends. Small messages cost more
     than they weigh: those that come too fast end the WebSocket.
+
+    Attributes:
+        is_torn: True once the app has left while part of a message may be out: nothing can follow.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -83,6 +86,7 @@ class HoldingWSStream(WSStream):
         self._opened = self.context.event_class()
         self._is_refused = False
         self._unsent = 0
+        self.is_torn = False
         self._budget = Budget(self.context.time(), SOCKET_BURST, SOCKET_REFILL_PER_S)
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
@@ -91,6 +95,7 @@ class HoldingWSStream(WSStream):
         Hypercorn would send a Close frame first, and wait for the client to take it.
         """
         if message is None and self._unsent and not self.closed:
+            self.is_torn = True
             await self.send(StreamClosed(stream_id=self.stream_id))
             return
         self._unsent += 1
