@@ -21,7 +21,6 @@ from llmux.openai.dialects import MAX_MESSAGE
 from llmux.openai.fields import read_fields
 from llmux.openai.naming import find_model
 from llmux.proxy.access_log import _text
-from llmux.proxy.summary import shown_path
 from tests.downstream.test_lanes import body_of, post, status
 from tests.http.test_two_readers import FORM, MULTIPART, part
 from tests.lanes import LANES, Site, running_lane
@@ -131,7 +130,6 @@ def test_shown() -> None:
     for error in (ModelNotFound, GroupNotFound, RequestNotFound):
         assert len(error("\1" * SOME).message) < 2 * MAX_SHOWN
     assert len(_text(b"\1" * SOME)) <= 4 * MAX_SHOWN + 1
-    assert len(shown_path(b"/" * SOME + b"?key=x")) == MAX_SHOWN + 1
 
 
 def test_no_message_is_longer_than_this() -> None:
