@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import trio
 
 from llmux.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Send
+from llmux.http.syntax import Headers
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
 from llmux.proxy.lane import ClientLeft
@@ -172,7 +171,7 @@ async def collect(
     body.data = bytes(received)
 
 
-def content_length(headers: Sequence[tuple[bytes, bytes]]) -> int:
+def content_length(headers: Headers) -> int:
     """Return the Content-Length in bytes; 0 if there is none. Raises BadRequest."""
     for name, value in headers:
         if name.lower() == b"content-length":

@@ -14,6 +14,7 @@ import brotli
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
+from llmux.http.syntax import Headers
 from llmux.openai.scanning import SLICE_BYTES, Pause, TooLong, no_pause
 
 if sys.version_info >= (3, 14):
@@ -59,7 +60,7 @@ class Bounds(NamedTuple):
         return self._replace(most_bytes=MOST_GROWTH * self.most_bytes)
 
 
-def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
+def content_codings(headers: Headers) -> tuple[str, ...]:
     """The codings of a body, in the order in which they are undone; none for most bodies.
 
     Raises:
@@ -71,7 +72,7 @@ def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
     return ()
 
 
-def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
+def _codings(headers: Headers) -> tuple[str, ...]:
     values = (value for name, value in headers if name.lower() == CONTENT_ENCODING)
     named = [each.strip().lower().decode("latin-1") for each in b",".join(values).split(b",")]
     codings = [_ALIASES.get(each, each) for each in named if each not in {"", "identity"}]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from llmux.errors import BackendBroke, BackendError
+from llmux.http.syntax import Headers
 
 PIECE_BYTES = 65536
 """The most that is decoded at a time: a deflated byte may become a thousand."""
@@ -21,7 +22,7 @@ def codings(value: bytes) -> list[bytes]:
     return [each for each in said if each not in {b"", b"identity"}]
 
 
-def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def content_encoding(headers: Headers) -> bytes:
     """What all headers of this name say, as one (RFC 9110, section 5.3)."""
     return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import msgspec
 
 from llmux.base.names import shown
 from llmux.errors import LlmuxError
+from llmux.http.syntax import Headers
 
 MAX_MESSAGE = 8192
 """Characters of one message: what is a client's is cut where it comes in, to much less."""
@@ -25,8 +26,6 @@ MAX_CLOSE_BYTES = 123
 
 INTERNAL_CLOSE, TRY_LATER_CLOSE = 1011, 1013
 """Codes of Close frames (RFC 6455, section 7.4, and IANA's registry)."""
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Told(NamedTuple):

@@ -7,17 +7,16 @@ Media types are compared without regard to case, and without their parameters (R
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from llmux.http.syntax import Headers
 from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
 from llmux.openai.headers import header
 from llmux.openai.jsonbody import LARGE_BYTES
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 EVENT_STREAM = b"text/event-stream"
 

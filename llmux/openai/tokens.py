@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmux.http.chunks import without_chunk_heads
+from llmux.http.syntax import Headers
 from llmux.observe.schemas import TokenRates
 from llmux.openai.headers import header
-from llmux.openai.streams import EVENT_STREAM, Headers, media_type
+from llmux.openai.streams import EVENT_STREAM, media_type
 
 LOOK_BYTES = 16384
 """How much of an answer's end is looked at."""

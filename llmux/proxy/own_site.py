@@ -17,8 +17,7 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import Forbidden
 from llmux.http.clients import TrustedProxies, address_of
-
-Fields = Sequence[tuple[bytes, bytes]]
+from llmux.http.syntax import Headers
 
 PRIVATE_SUFFIXES = (
     "localhost",  # RFC 6761, section 6.3
@@ -81,7 +80,7 @@ class OwnSite:
         self._suffixes = tuple(name[1:] for name in hosts if name.startswith("*."))
         self._is_own = lru_cache(maxsize=1024)(self._look_up)
 
-    def vet(self, peer: str | None, headers: Fields) -> bool:
+    def vet(self, peer: str | None, headers: Headers) -> bool:
         """Let a request in, unless a page of another site has caused it.
 
         Args:
@@ -121,7 +120,7 @@ class OwnSite:
             raise Forbidden(f"{ABOUT_PAGES}: {_way_in(origin)}")
         return True
 
-    def _is_plain(self, headers: Fields) -> bool:
+    def _is_plain(self, headers: Headers) -> bool:
         """Whether a request has no mark but one host, which may ask: as nearly all of them."""
         host = None
         for name, value in headers:
@@ -179,7 +178,7 @@ def is_open_path(path: bytes) -> bool:
     return any(path == own or path.startswith(own + b"/") for own in OPEN_PATHS)
 
 
-def without_page(headers: Fields) -> list[tuple[bytes, bytes]]:
+def without_page(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers without what browsers say of the page: to a backend it would be foreign.
 
     Servers judge by `Origin` (gin's CORS, as in Ollama, refuses it with 403), some first by
@@ -193,7 +192,7 @@ def _is_of_page(name: bytes) -> bool:
     return name in _OF_PAGES or name.startswith(_OF_PAGES_PREFIXES)
 
 
-def _marks(headers: Fields) -> Marks:
+def _marks(headers: Headers) -> Marks:
     marks = Marks([], [], [], [], [])
     for name, value in headers:
         if len(name) not in _MARK_LENGTHS or (lower := name.lower()) not in _MARKS:

@@ -18,8 +18,9 @@ import msgspec
 
 from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
+from llmux.http.syntax import Headers
 from llmux.openai.headers import header
-from llmux.openai.streams import EVENT_STREAM, Headers, media_type
+from llmux.openai.streams import EVENT_STREAM, media_type
 
 MOST_ID_BYTES = 256
 """A longer id is none: OpenAI's have about 50 bytes, vLLM's less."""

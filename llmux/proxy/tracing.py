@@ -12,7 +12,7 @@ say; a thread of OpenTelemetry's own sends them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -31,6 +31,7 @@ from llmux import __version__
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.http.socketpath import socket_path
+from llmux.http.syntax import Headers
 from llmux.observe.clock import WallClock
 from llmux.observe.events import SwitchEnded
 from llmux.observe.journal import Switch
@@ -54,8 +55,6 @@ MAX_CARRIED_BYTES = 4096
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"}
 )
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class HasStatus(Protocol):

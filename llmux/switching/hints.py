@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from llmux.errors import BadRequest
-from llmux.openai.headers import Headers, header
+from llmux.http.syntax import Headers
+from llmux.openai.headers import header
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0.001, 1000.0
 """One request must not drown a line's sums, nor be lost in them to rounding."""
