@@ -5,6 +5,7 @@ AsgiLane         one model request (`asgi_request`)
 WebSocketLane    one WebSocket (`asgi_websocket`)
 OwnRequest       one request for llmux's own paths (`asgi_own`)
 Watched          what the three share: the server's own task watches the client (`asgi_watch`)
+ModelRequest     what the first two share (`asgi_watch`)
 """
 
 from __future__ import annotations
