@@ -5,6 +5,7 @@ AsgiLane         one model request (`asgi_request`)
 WebSocketLane    one WebSocket (`asgi_websocket`)
 OwnRequest       one request for llmux's own paths (`asgi_own`)
 Watched          what the three share: the server's own task watches the client (`asgi_watch`)
+ModelRequest     what the first two share (`asgi_watch`)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llmux.downstream.asgi_request import AsgiLane
 from llmux.downstream.asgi_watch import Watched
 from llmux.downstream.asgi_websocket import WebSocketLane
 from llmux.downstream.own_answers import counted
-from llmux.errors import BadRequest
+from llmux.errors import BadRequest, ShuttingDown
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
 from llmux.http.paths import own_path
 from llmux.http.targets import origin_form
@@ -91,7 +92,11 @@ class ModelTraffic:
             else:
                 await refuse(not_here, scope, send)
             return
-        await self._serve(self._lane(scope, receive, send))
+        lane = self._lane(scope, receive, send)
+        if self._start(lane):
+            await self._watch(lane)
+        else:
+            await refuse(ShuttingDown(), scope, send)
 
     def _lane(self, scope: Scope, receive: Receive, send: Send) -> Watched:
         fields, target = scope["headers"], _target(scope)
@@ -117,9 +122,19 @@ class ModelTraffic:
             app = logged(app, self._proxy.client_of(peer, scope["headers"]))
         return app
 
-    async def _serve(self, lane: Watched) -> None:
+    def _start(self, lane: Watched) -> bool:
+        """Start to serve a request; returns False if the lifespan ends, or has ended."""
+        nursery = self._nursery()
+        if nursery.cancel_scope.cancel_called:  # the request would be cancelled before its answer
+            return False
+        try:
+            nursery.start_soon(lane.run, self._proxy)
+        except RuntimeError:  # closed: cancelled from outside
+            return False
+        return True
+
+    async def _watch(self, lane: Watched) -> None:
         self._watched.add(lane)
-        self._nursery().start_soon(lane.run, self._proxy)
         try:
             await lane.watch()
         finally:

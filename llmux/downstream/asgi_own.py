@@ -126,12 +126,13 @@ def _worded(error: LlmuxError, scope: Scope) -> tuple[int, list[tuple[bytes, byt
 
 
 async def refuse(error: LlmuxError, scope: Scope, send: Send) -> None:
-    """Answer with an error, and close the connection.
+    """Answer a request or a handshake with an error, and close the connection.
 
     Behind a CONNECT, Hypercorn would read nothing more.
     """
     status, headers, body = _worded(error, scope)
     closing = [*headers, (b"connection", b"close")]
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
     with suppress(*SERVER_BREAKS):
-        await send({"type": "http.response.start", "status": status, "headers": closing})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": f"{kind}.start", "status": status, "headers": closing})
+        await send({"type": f"{kind}.body", "body": body, "more_body": False})

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import trio
 
-from llmux.downstream.asgi_watch import Watched, collect, content_length
+from llmux.downstream.asgi_watch import ModelRequest, collect, content_length
 from llmux.errors import BackendBroke
 from llmux.http.asgi_types import Message, Receive, Scope, Send
 from llmux.openai.streams import EVENT_ENDS, is_at_boundary
@@ -22,7 +22,7 @@ NOTHING = nullcontext()
 SERVER_HEADERS = frozenset({b"date", b"server"})
 
 
-class AsgiLane(Watched):
+class AsgiLane(ModelRequest):
     """See `llmux.proxy.lane.Lane`.
 
     A response that is given up half-way is simply not finished: the server then closes the
@@ -41,21 +41,11 @@ class AsgiLane(Watched):
         *,
         stall_s: float,
     ) -> None:
-        super().__init__(receive, send)
-        self.body = body
+        super().__init__(scope, target, receive, send, body, stall_s=stall_s)
         self.method: bytes = scope["method"].encode("latin-1", "replace")
-        self.target = target
         self.headers: HeaderList = scope["headers"]
-        self.peer: str | None = scope["client"][0] if scope.get("client") else None
         self.scheme: str = scope["scheme"]
-        self.has_answered = False
         self.upgrade = b""  # an ASGI server does not pass these on
-        # Hypercorn sends nothing for a task that is cancelled.
-        self.cut_scope: trio.CancelScope | None = None
-        self.reading: trio.CancelScope | None = None
-        self.sent_bytes = 0
-        self._stall_s = stall_s
-        self._stands_between = False
         self._tail = b""  # of what was sent of a stream
         self._reads_no_more = trio.Event()
 

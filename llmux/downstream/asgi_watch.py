@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import trio
 
 from llmux.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from llmux.http import wire
-from llmux.http.asgi_types import Message, Receive, Send
+from llmux.http.asgi_types import Message, Receive, Scope, Send
+from llmux.http.syntax import Headers
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
 from llmux.proxy.lane import ClientLeft
@@ -125,6 +124,32 @@ class Watched:
             self.sending_since = None
 
 
+class ModelRequest(Watched):
+    """The part of `llmux.proxy.lane.Lane` that requests and WebSockets have in common here."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        target: bytes,
+        receive: Receive,
+        send: Send,
+        body: Body,
+        *,
+        stall_s: float,
+    ) -> None:
+        super().__init__(receive, send)
+        self.body = body
+        self.target = target
+        self.peer: str | None = scope["client"][0] if scope.get("client") else None
+        self.has_answered = False
+        # Hypercorn sends nothing for a task that is cancelled.
+        self.cut_scope: trio.CancelScope | None = None
+        self.reading: trio.CancelScope | None = None
+        self.sent_bytes = 0
+        self._stall_s = stall_s
+        self._stands_between = False  # True between two events, lines or messages to the client
+
+
 async def collect(
     receive: Receive,
     body: Body,
@@ -172,7 +197,7 @@ async def collect(
     body.data = bytes(received)
 
 
-def content_length(headers: Sequence[tuple[bytes, bytes]]) -> int:
+def content_length(headers: Headers) -> int:
     """Return the Content-Length in bytes; 0 if there is none. Raises BadRequest."""
     for name, value in headers:
         if name.lower() == b"content-length":

@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from llmux.downstream.asgi_watch import CUT_S, LEFT_S, Watched
+from llmux.downstream.asgi_watch import CUT_S, LEFT_S, ModelRequest
 from llmux.errors import BackendError, BodyTooLarge, LlmuxError, NoStream, RequestTooSlow
 from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Scope, Send
@@ -41,7 +41,7 @@ HANDSHAKE_HEADERS = frozenset(
 )
 
 
-class WebSocketLane(Watched):
+class WebSocketLane(ModelRequest):
     """One WebSocket of an ASGI server; see `llmux.proxy.lane.Lane` and `Tunnel`.
 
     Attributes:
@@ -60,25 +60,16 @@ class WebSocketLane(Watched):
         *,
         stall_s: float,
     ) -> None:
-        super().__init__(receive, send)
-        self.body = body
+        super().__init__(scope, target, receive, send, body, stall_s=stall_s)
         self.method = b"GET"
-        self.target = target
         self.headers: HeaderList = _handshake(scope["headers"])
-        self.peer: str | None = scope["client"][0] if scope.get("client") else None
         self.scheme = "https" if scope["scheme"] in ("wss", "https") else "http"
-        self.has_answered = False
         self.upgrade = b"websocket"
-        self.cut_scope: trio.CancelScope | None = None
-        self.reading: trio.CancelScope | None = None
-        self.sent_bytes = 0
         self.message_at = 0.0
-        self._stall_s = stall_s
         self._frames = Connection(ConnectionType.CLIENT)
         self._backend: Stream | None = None
         self._sending = trio.Lock()
         self._message = bytearray()  # the message that a backend is sending
-        self._stands_between = False  # True between two messages to the client
         self._has_closed = False
         self._is_open = False  # True if accepted before there was a backend
         self._early: deque[Event] = deque()

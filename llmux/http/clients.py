@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 from llmux.errors import QueueFull
+from llmux.http.syntax import Headers
 
 UNIX = "unix"
 """Stands for peers on Unix sockets, which have no address."""
@@ -107,9 +108,7 @@ class TrustedProxies:
                 break
         return client
 
-    def believed(
-        self, peer: str | None, headers: Sequence[tuple[bytes, bytes]]
-    ) -> Sequence[tuple[bytes, bytes]]:
+    def believed(self, peer: str | None, headers: Headers) -> Headers:
         """Return the headers without an untrusted peer's claims about the request's origin.
 
         `X-Forwarded-For` stays, since llmux appends the peer to it.

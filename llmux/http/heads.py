@@ -9,7 +9,6 @@ Content-Length. This module refuses what llhttp lets pass and should not. Every 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,7 +16,7 @@ import httptools
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, HeadTooLarge, TooManyFields
-from llmux.http.syntax import BLANK_LINE, CRLF, MAX_LENGTH_DIGITS, TOKEN
+from llmux.http.syntax import BLANK_LINE, CRLF, MAX_LENGTH_DIGITS, TOKEN, Headers
 
 MAX_HEAD_BYTES = 65536
 """Limit for request line and headers (nginx 32 KiB, Apache 64 KiB and more, node.js 16 KiB)."""
@@ -249,9 +248,7 @@ _STATUS_LINES = {
 }
 
 
-def response_head(
-    status: int, headers: Sequence[tuple[bytes, bytes]], reason: bytes | None = None
-) -> bytes:
+def response_head(status: int, headers: Headers, reason: bytes | None = None) -> bytes:
     """Return status line and headers of a response, with the blank line."""
     line = _STATUS_LINES.get(status) if reason is None else None
     line = line or b"HTTP/1.1 %d %b\r\n" % (status, reason or b"")

@@ -8,10 +8,11 @@ segments: `llmux.http.targets` refuses them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from llmux.base.wildcards import expression
+from llmux.http.syntax import Headers
 
 UPSTREAM = b"/upstream/"
 
@@ -175,7 +176,6 @@ def _known_as(path: bytes) -> bytes:
 
 # ---- Redirects ----
 
-Headers = Sequence[tuple[bytes, bytes]]
 
 _LOCATIONS = frozenset({b"location", b"content-location"})
 _OWN_MACHINE = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - compared only

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header fields in their order, each a name and a value. Names may be in any case."""
+
 CRLF = b"\r\n"
 BLANK_LINE = b"\r\n\r\n"
 

@@ -6,8 +6,6 @@ from typing import Literal
 
 import msgspec
 
-from llmux.base.names import MAX_SHOWN, shown
-
 Outcome = Literal["done", "cut", "client_left"] | str
 """How a request ended: answered to its last byte, cut by llmux or the backend after the first byte,
 abandoned by its client, or the code of the error that it was answered with."""
@@ -75,11 +73,6 @@ class RequestSummary(msgspec.Struct, frozen=True, gc=False):
 
 def path_of(target: bytes) -> bytes:
     return target.partition(b"?")[0]
-
-
-def shown_path(target: bytes) -> str:
-    """Return a target's path for messages: without its query, and shortened if it is long."""
-    return shown(path_of(target)[: MAX_SHOWN + 1].decode("latin-1"))
 
 
 def milliseconds(seconds: float) -> float:

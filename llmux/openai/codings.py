@@ -17,6 +17,7 @@ import brotli
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson, UnsupportedCoding
+from llmux.http.syntax import Headers
 from llmux.openai.decoding import codings as named_codings
 from llmux.openai.decoding import content_encoding
 from llmux.openai.inflating import GZIP, InflateError, Inflater, deflate_format
@@ -67,7 +68,7 @@ class Bounds(NamedTuple):
         return self._replace(most_bytes=MAX_GROWTH * self.most_bytes)
 
 
-def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
+def content_codings(headers: Headers) -> tuple[str, ...]:
     """Return the codings of a body, in the order in which they must be undone.
 
     Raises:
@@ -80,7 +81,7 @@ def content_codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
     return ()
 
 
-def _codings(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, ...]:
+def _codings(headers: Headers) -> tuple[str, ...]:
     names = [each.decode("latin-1") for each in named_codings(content_encoding(headers))]
     codings = [_ALIASES.get(name, name) for name in names]
     for coding in codings:

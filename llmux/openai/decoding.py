@@ -6,9 +6,10 @@ decoders, `llmux.openai.codings`, which need a whole body.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from llmux.errors import BackendBroke, BackendError
+from llmux.http.syntax import Headers
 from llmux.openai.inflating import GZIP_OR_ZLIB, RAW, InflateError, Inflater, deflate_format
 
 PIECE_BYTES = 65536
@@ -21,7 +22,7 @@ def codings(value: bytes) -> list[bytes]:
     return [each for each in names if each not in {b"", b"identity"}]
 
 
-def content_encoding(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def content_encoding(headers: Headers) -> bytes:
     """Return the values of all Content-Encoding headers, joined (RFC 9110, section 5.3)."""
     return b", ".join(value for name, value in headers if name.lower() == b"content-encoding")
 

@@ -17,7 +17,7 @@ import msgspec
 
 from llmux.base.names import shown
 from llmux.errors import LlmuxError
-from llmux.openai.headers import Headers
+from llmux.http.syntax import Headers
 
 MAX_MESSAGE = 8192
 """Characters of a message. It bounds what backends and hooks write; names that clients send are

@@ -12,9 +12,10 @@ import msgspec
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest, NotJson
+from llmux.http.syntax import Headers
 from llmux.openai.codings import Bounds, decoded
 from llmux.openai.forms import form_mistake, form_value, has_later_field, model_fields
-from llmux.openai.headers import Headers, header
+from llmux.openai.headers import header
 from llmux.openai.jsonbody import (
     LARGE_BYTES,
     Value,

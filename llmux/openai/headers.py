@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-Headers = Sequence[tuple[bytes, bytes]]
+from llmux.http.syntax import Headers
 
 OVERRIDE = b"model-override"
 

@@ -13,9 +13,10 @@ from llmux.base.names import MAX_NAME_BYTES, folded, overlong
 from llmux.base.wildcards import Names, Patterns, is_pattern
 from llmux.errors import BadRequest, NoModel
 from llmux.http.paths import UPSTREAM, merged
+from llmux.http.syntax import Headers
 from llmux.openai.fields import Fields
 from llmux.openai.forms import MAX_ENCODED_BYTES, urlencoded_fields
-from llmux.openai.headers import OVERRIDE, Headers
+from llmux.openai.headers import OVERRIDE
 
 
 class Named(NamedTuple):

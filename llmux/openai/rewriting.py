@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from llmux.base.names import shown
 from llmux.errors import BadRequest
+from llmux.http.syntax import Headers
 from llmux.openai.codings import CONTENT_ENCODING, Bounds, decoded
 from llmux.openai.fields import Fields
 from llmux.openai.forms import urlencoded_fields
-from llmux.openai.headers import Headers
 from llmux.openai.jsonbody import Value
 from llmux.openai.naming import Meanings
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from llmux.http.syntax import Headers
 from llmux.openai.decoding import codings, content_encoding
 from llmux.openai.dialects import OLLAMA, Dialect, dialect_of, plain_path, streams_events
-from llmux.openai.headers import Headers, header
+from llmux.openai.headers import header
 from llmux.openai.jsonbody import LARGE_BYTES
 
 EVENT_STREAM = b"text/event-stream"

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmux.http.chunks import without_chunk_heads
+from llmux.http.syntax import Headers
 from llmux.observe.schemas import TokenRates
-from llmux.openai.headers import Headers, header
+from llmux.openai.headers import header
 from llmux.openai.streams import EVENT_STREAM, event_data, media_type
 
 LOOK_BYTES = 16384

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llmux.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from llmux.http.syntax import Headers
 from llmux.openai.headers import header
-
-Fields = Sequence[tuple[bytes, bytes]]
 
 SHARED_OWN_PATHS = (
     b"/v1/models", b"/models", b"/health", b"/api/tags", b"/api/ps", b"/api/version",
@@ -42,7 +41,7 @@ class Sharing(NamedTuple):
         is_allowed: True if the page may read the answer; a backend's CORS headers are then dropped.
     """
 
-    added: Fields
+    added: Headers
     is_allowed: bool
 
     def applied(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -66,7 +65,7 @@ class Cors:
     def __init__(self, origins: Sequence[str] | Literal["*"]) -> None:
         self._origins = None if origins == "*" else {origin.encode() for origin in origins}
 
-    def sharing(self, headers: Fields) -> Sharing:
+    def sharing(self, headers: Headers) -> Sharing:
         """Return the CORS headers for the answer to a request."""
         origin = header(headers, b"origin")
         if not origin:
@@ -82,7 +81,7 @@ class Cors:
         ]
         return Sharing(added, is_allowed=True)
 
-    def preflight(self, method: bytes, headers: Fields) -> Fields | None:
+    def preflight(self, method: bytes, headers: Headers) -> Headers | None:
         """Return the headers that answer a preflight, beside `sharing`; None for other requests.
 
         Allows all methods and headers that the preflight asks for, since judging them is up to the

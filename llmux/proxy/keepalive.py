@@ -6,12 +6,13 @@ before the outcome is known, and errors come as events.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 import trio
 
+from llmux.http.syntax import Headers
 from llmux.switching.inflight import is_cancellation
 
 COMMENT = b": waiting for the model\n\n"
@@ -22,8 +23,6 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Events(Protocol):

@@ -20,6 +20,7 @@ from llmux.base.wildcards import Names
 from llmux.config.keys import PROTOCOLS, of_list
 from llmux.errors import BadRequest, BodyTooLarge, NoModel
 from llmux.http.paths import UPSTREAM, merged, own_path
+from llmux.http.syntax import Headers
 from llmux.http.wsframes import (
     CLOSE,
     CONTINUATION,
@@ -31,7 +32,7 @@ from llmux.http.wsframes import (
     masked,
 )
 from llmux.openai.fields import Fields
-from llmux.openai.headers import Headers, header
+from llmux.openai.headers import header
 from llmux.openai.jsonbody import names_inside
 from llmux.openai.naming import find_model
 from llmux.openai.scanning import no_pause

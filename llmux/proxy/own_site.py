@@ -18,8 +18,7 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import Forbidden
 from llmux.http.clients import TrustedProxies, address_of
-
-Fields = Sequence[tuple[bytes, bytes]]
+from llmux.http.syntax import Headers
 
 PRIVATE_SUFFIXES = (
     "localhost",  # RFC 6761, section 6.3
@@ -82,7 +81,7 @@ class OwnSite:
         self._suffixes = tuple(name[1:] for name in hosts if name.startswith("*."))
         self._is_own = lru_cache(maxsize=1024)(self._look_up)
 
-    def vet(self, peer: str | None, headers: Fields) -> bool:
+    def vet(self, peer: str | None, headers: Headers) -> bool:
         """Refuse a request that a page of another site caused.
 
         Args:
@@ -125,7 +124,7 @@ class OwnSite:
             raise Forbidden(f"{ABOUT_PAGES}: {_advice(origin)}")
         return True
 
-    def _names_host_only(self, headers: Fields) -> bool:
+    def _names_host_only(self, headers: Headers) -> bool:
         """Return whether the only mark is one acceptable Host, as in nearly all requests."""
         host = None
         for name, value in headers:
@@ -186,7 +185,7 @@ def is_open_path(path: bytes) -> bool:
     return any(path == own or path.startswith(own + b"/") for own in OPEN_PATHS)
 
 
-def without_page(headers: Fields) -> list[tuple[bytes, bytes]]:
+def without_page(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Remove the headers that tell of the page: a backend would refuse it as a foreign one.
 
     Servers check `Origin` (gin's CORS, as in Ollama, answers 403), some `Sec-Fetch-Site` first
@@ -200,7 +199,7 @@ def _is_of_page(name: bytes) -> bool:
     return name in _OF_PAGES or name.startswith(_OF_PAGES_PREFIXES)
 
 
-def _marks(headers: Fields) -> Marks:
+def _marks(headers: Headers) -> Marks:
     marks = Marks([], [], [], [], [])
     for name, value in headers:
         if len(name) not in _MARK_LENGTHS or (lower := name.lower()) not in _MARKS:

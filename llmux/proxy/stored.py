@@ -18,7 +18,8 @@ import msgspec
 
 from llmux.http.chunks import without_chunk_heads
 from llmux.http.paths import segments
-from llmux.openai.headers import Headers, header
+from llmux.http.syntax import Headers
+from llmux.openai.headers import header
 from llmux.openai.inflating import inflate_start
 from llmux.openai.streams import EVENT_STREAM, event_data, media_type
 

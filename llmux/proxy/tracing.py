@@ -14,7 +14,7 @@ sends the spans.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -33,6 +33,7 @@ from llmux import __version__
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.http.socketpath import socket_path
+from llmux.http.syntax import Headers
 from llmux.observe.clock import WallClock
 from llmux.observe.events import SwitchEnded
 from llmux.observe.journal import Switch
@@ -56,8 +57,6 @@ MAX_CARRIED_BYTES = 4096
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"}
 )
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class HasStatus(Protocol):

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from llmux.errors import BadRequest
-from llmux.openai.headers import Headers, header
+from llmux.http.syntax import Headers
+from llmux.openai.headers import header
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0.001, 1000.0
 """Bounds of a request's weight: it must neither dominate the sum of a line's ages, nor be lost in

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
 from llmux.errors import BackendBroke, BackendError, BackendRefused
+from llmux.http.syntax import Headers
 from llmux.upstream.answers import Answer, read_head
 from llmux.upstream.connections import Connection, Origin, Pool
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 JOINED_BODY_BYTES = 65536
 """Smaller bodies are sent with the head; larger ones in a task of their own."""

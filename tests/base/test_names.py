@@ -16,7 +16,6 @@ from llmux.base.names import MAX_NAME_BYTES, MAX_SHOWN, folded, overlong, shown
 from llmux.config import parse_config
 from llmux.config.schema import config_schema
 from llmux.errors import ConfigError, GroupNotFound, LlmuxError, ModelNotFound, RequestNotFound
-from llmux.observe.summary import shown_path
 from llmux.openai.answers import error_answer
 from llmux.openai.dialects import MAX_MESSAGE
 from llmux.openai.fields import read_fields
@@ -131,7 +130,6 @@ def test_shown() -> None:
     for error in (ModelNotFound, GroupNotFound, RequestNotFound):
         assert len(error("\1" * SOME).message) < 2 * MAX_SHOWN
     assert len(_text(b"\1" * SOME)) <= 4 * MAX_SHOWN + 1
-    assert len(shown_path(b"/" * SOME + b"?key=x")) == MAX_SHOWN + 1
 
 
 def test_no_message_is_longer_than_this() -> None:

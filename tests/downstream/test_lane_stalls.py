@@ -49,7 +49,11 @@ async def flood_messages(stream: trio.SocketStream, request: bytes) -> None:
 
 @pytest.mark.parametrize("lane", ALL_LANES)
 @pytest.mark.parametrize("how", ["stall", "cut", "left"])
-async def test_a_websocket_client_that_reads_nothing(lane: str, how: str, tmp_path: Path) -> None:
+async def test_a_websocket_client_that_reads_nothing(
+    lane: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it given time to finish sending, as one that may still read a last word is."""
+    monkeypatch.setattr("llmux.server.hypercorn_side.http1.LINGER_S", 1000.0)
     limits = STALL if how == "stall" else {}
     async with on_lane(lane, tmp_path, limits=limits) as site:
         site.backend.play = flood_messages

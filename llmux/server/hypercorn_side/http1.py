@@ -26,6 +26,7 @@ from llmux.openai.dialects import dialect_of_head
 from llmux.openai.headers import header
 from llmux.server.hypercorn_side.rules import LINGER_S, RULES
 from llmux.server.hypercorn_side.sockets import Sending, has_room
+from llmux.server.hypercorn_side.websocket import HoldingWSStream
 
 NO_HTTP2 = (
     b"\0\0\0\x04\0\0\0\0\0"  # SETTINGS, empty
@@ -225,7 +226,9 @@ class StrictH11Protocol(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         is_unread = not self._reader.has_ended and self.connection.their_state not in BUSY
-        if is_unread and not self._is_closed:
+        # Nothing can follow a message that was cut off, so the client need not read on.
+        is_torn = isinstance(self.stream, HoldingWSStream) and self.stream.is_torn
+        if is_unread and not is_torn and not self._is_closed:
             # The client is still sending: the rest of its request, or WebSocket frames.
             self._is_over = True
             await self._close_stream()

@@ -78,6 +78,9 @@ class HoldingWSStream(WSStream):
     - After a message over the limit it goes on reading and buffering. Here, the WebSocket ends.
     - It accepts small messages at any rate, although each costs far more time than its size
       suggests. Here, a flood of them ends the WebSocket.
+
+    Attributes:
+        is_torn: True once the app has ended while part of a message may be out: nothing can follow.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -88,6 +91,7 @@ class HoldingWSStream(WSStream):
         self._opened = self.context.event_class()
         self._is_refused = False
         self._unsent = 0
+        self.is_torn = False
         self._budget = Budget(self.context.time(), SOCKET_BURST, SOCKET_REFILL_PER_S)
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
@@ -95,6 +99,7 @@ class HoldingWSStream(WSStream):
         # The app was cancelled while it sent, so part of a frame may be out. Close at once:
         # Hypercorn would send a Close frame, and wait for the client to read it.
         if message is None and self._unsent and not self.closed:
+            self.is_torn = True
             await self.send(StreamClosed(stream_id=self.stream_id))
             return
         self._unsent += 1
