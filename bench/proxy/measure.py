@@ -15,9 +15,8 @@ from bench.proxy.samples import Round, Sample
 DIRECT = "direct"
 """The backend without a proxy, as a contestant."""
 
-WARM_UP = Workload(connections=16, seconds=0.5)
-WARM_UPS = 20
-"""Most turns of warming up: on a busy machine, a model may take seconds to wake."""
+WARM_UP_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Turns of warming up, until one has a response: waking a model takes seconds on a busy machine."""
 
 
 def measure(
@@ -45,8 +44,8 @@ def measure(
 
 def warm_up(native: Native, contestant: Contestant) -> None:
     """Load a contestant until it has woken its model and filled its pools; raises CannotRun."""
-    for _ in range(WARM_UPS):
-        if native.load(contestant.port, WARM_UP).requests:
+    for seconds in WARM_UP_S:
+        if native.load(contestant.port, Workload(connections=8, seconds=seconds)).requests:
             return
     raise CannotRun(f"{contestant.name} answers no request")
 
