@@ -198,7 +198,7 @@ async def test_history_and_events_tell_one_story(
         nursery.start_soon(listen)
         await until(lambda: bool(site.service.feed._readers))
         await client.post(CHAT, json={"model": "b"})
-        await until(lambda: any(name == "requests" for name, _ in events))
+        await until(lambda: any(name == "requests" and data["ended"] for name, data in events))
         nursery.cancel_scope.cancel()
     told = [(data["model"], data["state"]) for name, data in events if name == "phase"]
     assert told == [
@@ -206,7 +206,9 @@ async def test_history_and_events_tell_one_story(
     ]  # fmt: skip
     begun, ended = (data for name, data in events if name == "switch")
     assert (begun["id"], begun["result"], ended["result"]) == (ended["id"], None, "success")
-    (ended_request,) = next(data["ended"] for name, data in events if name == "requests")
+    (ended_request,) = (
+        each for name, data in events if name == "requests" for each in data["ended"]
+    )
     assert (ended_request["model"], ended_request["status"]) == ("b", 200)
     await until(lambda: not site.service.feed._readers)
 

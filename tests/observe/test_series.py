@@ -133,7 +133,8 @@ def test_what_was_rendered_is_given_to_all_for_a_second() -> None:
     assert series(metrics.scrape(), "llmux_requests_total") == {("a", "200", "false"): 1}
 
 
-async def test_metrics_come_in_pieces(tmp_path: Path) -> None:
+async def test_metrics_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.observe.metrics.FRESH_S", 60.0)  # GET and HEAD see the same text
     async with running_lane("asgi", tmp_path) as site, site.client() as client:
         metrics = site.service.metrics
         for source, target in permutations(NAMES, 2):
