@@ -18,7 +18,8 @@ from llmux.config import Config
 from llmux.config.masking import MASKER
 from llmux.errors import ConfigError
 from llmux.observe import logs
-from llmux.observe.listeners import observed
+from llmux.observe.clock import WallClock
+from llmux.observe.events import Events
 from llmux.server.composition import shell_hooks
 from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.server.statelock import LockHeld, state_lock
@@ -135,7 +136,8 @@ def run_validation(
             MASKER.use(config.secrets)
             record = AwakeRecord(config.state_dir / "awake.json")
             record.load(config.models)
-            hooks = shell_hooks(config, observed(), record.mark)
+            # Nobody listens: the table says what hooks do.
+            hooks = shell_hooks(config, Events(WallClock()), record.mark)
             settings = config.models[name]
             question = Question(path, settings.name_sent or name, prompt)
             asker = Asker(settings, question, timeout_s)
@@ -158,7 +160,7 @@ def run_validation(
 
 def _configure_logs() -> None:
     logs.configure()
-    # The table says what hooks do, and that alive fails while asleep is as it should be.
+    # The table says what hooks do; a failure of `alive` while asleep is as it should be.
     logging.getLogger("llmux.hooks").setLevel(logging.ERROR)
 
 

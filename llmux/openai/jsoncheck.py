@@ -84,7 +84,7 @@ def check_json(body: bytes, start: int, pause: Pause) -> None:
             break
         at = _next_value(body, at + 1, stack[-1:], pause)
     else:
-        raise BadRequest(f"The body has more than {MAX_STEPS} deeply nested arrays or objects")
+        raise BadRequest(f"The body has more than {MAX_STEPS} arrays or objects, deeply nested")
     if at < len(body):
         raise _not_json(body, at, "Extra data")
 
