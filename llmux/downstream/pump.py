@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import os
 import select
-from contextlib import suppress
 
 import outcome
 import trio
@@ -139,7 +138,7 @@ class Pump:
     def _remove(self, fileno: int) -> None:
         del self._relays[fileno]
         # The socket is open as long as its task waits here; only the pump itself may have ended.
-        with suppress(OSError, ValueError):
+        if not self._epoll.closed:
             self._epoll.unregister(fileno)
 
 
