@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
+from quart import Blueprint
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
@@ -144,14 +145,12 @@ def build_service(
         is_healthy=lambda: board.is_healthy,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    app = new_app()
-    for routes in (
+    app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
         control_routes(Controlled(board, feed, proxy.journeys, journal, shell, reloader)),
         page_routes(lambda: reloader.config),
-    ):
-        app.register_blueprint(routes)
+    )
     traffic = ModelTraffic(
         app.asgi_app,
         proxy,
@@ -179,19 +178,7 @@ def build_service(
         tasks=tasks,
         on_death=on_switcher_death,
     )
-
-    @app.before_serving
-    async def start() -> None:
-        journal.add(started(config))
-        lifecycle.start(app.nursery)
-
-    @app.after_serving
-    async def stop() -> None:
-        try:
-            await lifecycle.stop()
-        finally:
-            app.nursery.cancel_scope.cancel()
-
+    live_with(app, lifecycle, lambda: journal.add(started(config)))
     return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
 
 
@@ -231,8 +218,24 @@ def started(config: Config) -> Callable[[float], Started]:
     )
 
 
-def new_app() -> QuartTrio:
-    """Return an app without routes, with llmux's settings in place of the framework's."""
+def live_with(app: QuartTrio, lifecycle: Lifecycle, note_start: Callable[[], object]) -> None:
+    """Start the lifecycle when the app's lifespan begins, and stop it when that ends."""
+
+    @app.before_serving
+    async def start() -> None:
+        note_start()
+        lifecycle.start(app.nursery)
+
+    @app.after_serving
+    async def stop() -> None:
+        try:
+            await lifecycle.stop()
+        finally:
+            app.nursery.cancel_scope.cancel()
+
+
+def new_app(*routes: Blueprint) -> QuartTrio:
+    """Return an app with llmux's settings in place of the framework's."""
     app = QuartTrio("llmux")
     app.config["RESPONSE_TIMEOUT"] = None  # the default cuts a response after 60 s, silently
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = math.inf  # None cancels `stop` of the lifespan
@@ -241,6 +244,8 @@ def new_app() -> QuartTrio:
     app.url_map.converters["path"] = AnyPath
     app.register_error_handler(LlmuxError, answer_llmux_error)
     app.register_error_handler(HTTPException, answer_http_error)
+    for each in routes:
+        app.register_blueprint(each)
     return app
 
 
