@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Any, ClassVar, NoReturn, TypeVar, get_args
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import click
 
 from llmux import __version__
-from llmux.cli.options import config_option, find_config, with_options_before
-from llmux.cli.terminal.commands import COMMANDS as TERMINAL_COMMANDS
-from llmux.config import Config, HookName, config_schema, hook_remarks
-from llmux.errors import ConfigError
+from llmux.cli.options import config_option, with_options_before
 from llmux.server import signals
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+TERMINAL = (
+    "cancel", "logs", "mode", "pin", "reload", "requests", "sleep", "status", "switch", "top",
+    "unpin", "wake",
+)  # fmt: skip
+"""Commands that talk to a running llmux."""
+
+
 class Commands(click.Group):
-    """A group of commands, some of whose modules are imported on first use only.
+    """A group of commands whose modules are imported on first use only.
 
     The server, and all that it is made of, would take half a second of each `llmux status` and of
-    each Tab in a shell.
+    each Tab in a shell; reading configs half of the time of `llmux --version`.
     """
 
     elsewhere: ClassVar = {
+        "check": "llmux.cli.check:check_command",
+        "completion": "llmux.cli.terminal.completion:completion_command",
         "replay": "llmux.cli.simulate:replay_command",
+        "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",
         "validate": "llmux.cli.validate:validate_command",
+        **{name: f"llmux.cli.terminal.commands:{name}_command" for name in TERMINAL},
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -86,76 +93,3 @@ def run_server(options: dict[str, Any]) -> NoReturn:
     from llmux.cli.serve import ServeOptions, serve  # noqa: PLC0415
 
     sys.exit(serve(ServeOptions(**options)))
-
-
-@main.command()
-@config_option
-@click.pass_context
-def check(context: click.Context, /, **options: Any) -> None:
-    """Check a config and show what it says; exit code 2 if it cannot be used.
-
-    Warns of hooks whose files are missing or cannot be run here.
-    """
-    from llmux.policy import load_policy  # noqa: PLC0415
-    from llmux.server.exits import EXIT_CONFIG, print_mistake  # noqa: PLC0415
-
-    try:
-        loaded = find_config(with_options_before(context, options)["config"])
-        load_policy(loaded.policy, loaded.directory)
-    except ConfigError as error:
-        print_mistake(error)
-        sys.exit(EXIT_CONFIG)
-    click.echo(config_table(loaded))
-    for remark in hook_remarks(loaded):
-        click.echo(f"warning: {remark}", err=True)
-
-
-for terminal_command in TERMINAL_COMMANDS:
-    main.add_command(terminal_command)
-
-
-@main.command()
-def schema() -> None:
-    """Print the config's JSON Schema, for editors."""
-    click.echo(json.dumps(config_schema(), indent=2))
-
-
-def _control_of(config: Config) -> str:
-    """Return the address of the control API's own listener, or an empty string without one."""
-    if config.control is None:
-        return ""
-    if (path := config.control_socket) is not None:
-        return f"unix:{path}"
-    return f"{config.control.host or '127.0.0.1'}:{config.control.port}"
-
-
-def config_table(config: Config) -> str:
-    """Show a config to people: where it listens, and one line for each model."""
-    rows = [
-        ("model", "group", "backend", "aliases", "hooks"),
-        *(
-            (
-                model.name,
-                model.group,
-                model.base_url,
-                ", ".join(model.aliases) or "-",
-                " ".join(hook for hook in get_args(HookName) if model.script(hook)),
-            )
-            for model in config.models.values()
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    head = [
-        f"config     {config.path}",
-        f"listens on {config.host}:{config.port}",
-        *([f"control on {where}"] if (where := _control_of(config)) else []),
-        f"state in   {config.state_dir}",
-        f"policy     {config.policy.name}",
-        f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",
-        "",
-    ]
-    return "\n".join([*head, *table])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmux.config import Config, default_config_path, load_config
+if TYPE_CHECKING:
+    from llmux.config import Config
 
 config_option = click.option(
     "-c",
@@ -30,4 +31,6 @@ def with_options_before(context: click.Context, options: dict[str, Any]) -> dict
 
 def find_config(path: Path | None) -> Config:
     """Load the config at `path`, else the default one; raises ConfigError."""
+    from llmux.config import default_config_path, load_config  # noqa: PLC0415 - 70 ms
+
     return load_config(path or default_config_path(os.environ))

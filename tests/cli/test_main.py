@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmux import __version__
-from llmux.cli.main import config_table, main
+from llmux.cli.check import config_table
+from llmux.cli.main import main
 from llmux.config import load_config, parse_config
 from llmux.server.listening import server_config
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmux.cli.main import config_table
+from llmux.cli.check import config_table
 from llmux.config import Config, load_config, parse_config
 from llmux.config.keys import KeyRing
 from llmux.errors import ConfigError

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import click
 
 from llmux.cli.options import config_option
-from llmux.cli.terminal.completion import complete_models, complete_requests, completion_command
+from llmux.cli.terminal.completion import complete_models, complete_requests
 from llmux.cli.terminal.failures import EXIT_INTERRUPTED, EXIT_READER_LEFT, Failed, shown
 from llmux.cli.terminal.target import Target, target_of
 
@@ -303,10 +303,3 @@ def reload_command(terminal: Terminal) -> None:
     A bad one changes nothing, and its mistakes are printed.
     """
     terminal.order("/control/reload", None, "reloading ...")
-
-
-COMMANDS = (
-    status_command, top_command, requests_command, logs_command,
-    switch_command, wake_command, sleep_command, pin_command, unpin_command, mode_command,
-    cancel_command, reload_command, completion_command,
-)  # fmt: skip
