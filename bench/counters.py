@@ -32,7 +32,7 @@ _CLOEXEC = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """What a turn cost its contestant.
+    """The cost of a turn to its contestant.
 
     Attributes:
         cpu_us: CPU time, user and system, in microseconds.

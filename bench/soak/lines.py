@@ -73,7 +73,7 @@ def encode(ask: Ask) -> bytes:
 
 
 def is_part(body: bytes, whole: Sequence[bytes]) -> bool:
-    """Whether it is less than one of these; an event that tells of a cut may follow."""
+    """Return whether it is a part of one of these; an event about a cut may follow."""
     begun = body[: body.rfind(ERROR_EVENT)] if ERROR_EVENT in body else body
     return any(right != body and right.startswith(begun) for right in whole)
 

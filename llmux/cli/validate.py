@@ -172,6 +172,6 @@ def _print_step(step: Step) -> None:
 def _print_line(stage: str, step: str, seconds: str, result: str, detail: str) -> None:
     """Format in columns of fixed widths, since lines arrive one by one."""
     line = f"{stage:<5}  {step:<13}  {seconds:>8}  {result:<4}  {detail}"
-    # A reader that leaves must not keep the model from being put to sleep.
+    # If the reader of the output leaves, the model must still be put to sleep.
     with suppress(BrokenPipeError):
         click.echo(line.rstrip())

@@ -32,7 +32,7 @@ CLOSE_S = 0.25
 
 
 class Messages(WireBody):
-    """What a backend sends on a WebSocket, until it closes the connection.
+    """The data that a backend sends on a WebSocket, until it closes the connection.
 
     Args:
         answer: The answer that accepted the WebSocket.

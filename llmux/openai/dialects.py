@@ -47,7 +47,7 @@ class ErrorInfo(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """What an error event must continue from the stream that it ends.
+    """The state of a stream, which an error event that ends it must continue.
 
     Attributes:
         number: Sequence number of the next event, in APIs that number events.

@@ -66,7 +66,7 @@ def log_request(summary: RequestSummary) -> None:
 
 
 def _text(raw: bytes) -> str:
-    """What a client has written, not all of it, and with nothing that could steer a terminal."""
+    """Return a client's text, shortened, without characters that control terminals."""
     text = "".join(
         chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw[:MAX_SHOWN]
     )

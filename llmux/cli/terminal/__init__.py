@@ -1,1 +1,1 @@
-"""The terminal: what operators type to see and steer a llmux that runs."""
+"""The terminal: commands that watch and control a running llmux."""

@@ -1,4 +1,4 @@
-"""The control API's client: asks, decodes, and turns each failure into one clear line."""
+"""The control API's client: each failure becomes one clear line."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Client:
     """A connection to one llmux, for one thread at a time.
 
     Args:
-        target: Which.
-        transport: What sends the requests instead of the network.
-        answer_s: How long an answer may take that needs no hook.
+        target: The llmux to talk to.
+        transport: Sends the requests instead of the network.
+        answer_s: Limit for answers that need no hook, in seconds.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class Client:
             transport=transport,
             # Without TLS, reading the system's certificates would double a command's time.
             verify=target.url.startswith("https:"),
-            # A proxy of the environment has no business between two programs of one machine.
+            # Ignore `http_proxy` and the like between two programs of one machine.
             mounts=dict.fromkeys(LOOPBACK, None) if transport is None else None,
         )
 
     def ask(
         self, method: str, path: str, body: object = None, *, patient: bool = False, **query: Any
     ) -> bytes:
-        """One request and the JSON of its answer, as it came.
+        """Send a request; returns the JSON of its answer, as it came.
 
         Args:
             method: GET, POST or DELETE.
             path: Below the URL, percent-encoded.
-            body: What becomes its JSON body; None: it has none.
+            body: Encoded as its JSON body; None for no body.
             patient: Wait as long as it takes, since hooks run.
             **query: Its query.
 
         Raises:
-            Failed: There is no such answer.
+            Failed: No such answer came.
         """
         options: dict[str, Any] = {"params": query}
         if body is not None:
@@ -88,7 +88,7 @@ class Client:
         return self.decode(self.ask("GET", path, **query), kind)
 
     def decode(self, answer: bytes, kind: type[T]) -> T:
-        """Decode an answer; unknown fields are a newer llmux's. Raises Failed."""
+        """Decode an answer, ignoring fields of a newer llmux. Raises Failed."""
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.ValidationError as error:
@@ -103,7 +103,7 @@ class Client:
 
         Args:
             path: Below the URL, percent-encoded.
-            silent_s: How long nothing may come.
+            silent_s: Longest silence, in seconds.
             **query: Its query.
 
         Raises:

@@ -1,7 +1,6 @@
-"""The commands: what each asks llmux for, and how it prints the answer.
+"""The commands: each sends llmux a request, and prints the answer.
 
-What only one of them needs is imported by it: `llmux serve`, `--version` and the completion of a
-command's name draw nothing and send nothing.
+Modules that only some commands need are imported by these, on use.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
     from llmux.cli.terminal.client import Client
 
 WATCH_S = 1.0
-"""How often `requests --watch` looks."""
+"""Interval of `requests --watch`, in seconds."""
 
 FOLLOW_S = 24 * 3600.0
-"""How long a log that is followed may say nothing."""
+"""Longest silence of a log that is followed."""
 
 EXIT_CODES = """\b
 Exit codes:
@@ -43,18 +42,17 @@ Exit codes:
 
 
 def connect(target: Target) -> Client:
-    """A client of a llmux."""
     from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
 
     return Client(target)
 
 
 class Terminal:
-    """What a command works with: the llmux that is meant, and the form of what is printed.
+    """The llmux that a command is for, and the format of the output.
 
     Args:
-        target: Which llmux.
-        as_json: Whether llmux's own JSON is printed.
+        target: The llmux to talk to.
+        as_json: True to print llmux's own JSON.
     """
 
     def __init__(self, target: Target, *, as_json: bool = False) -> None:
@@ -63,19 +61,19 @@ class Terminal:
         self.client = connect(target)
 
     def tell(self, answer: bytes, draw: Callable[[], None]) -> None:
-        """Print an answer as it came, or drawn."""
+        """Print an answer: its JSON as it came, or by calling `draw`."""
         if self.as_json:
             click.echo(answer.rstrip(b"\n"))
         else:
             draw()
 
     def order(self, path: str, body: object, doing: str, *, method: str = "POST") -> None:
-        """Give an order, wait until it is done, and print what llmux says then.
+        """Send an order, wait until it is done, and print the result.
 
         Args:
             path: Below the URL.
-            body: Its JSON; None: it has none.
-            doing: What is shown on a terminal in the meantime.
+            body: Encoded as JSON; None for no body.
+            doing: Shown on a terminal in the meantime.
             method: POST or DELETE.
         """
         from rich.console import Console  # noqa: PLC0415 - 50 ms
@@ -90,10 +88,9 @@ class Terminal:
 
 
 class RemoteCommand(click.Command):
-    """A command that talks to llmux: however it ends, it ends with a line and an exit code."""
+    """A command that talks to llmux; every failure becomes one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -113,11 +110,11 @@ class RemoteCommand(click.Command):
 
 
 def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a command: it gets a `Terminal` and its own options and arguments.
+    """Turn a function into a command; it gets a `Terminal`, and its own options and arguments.
 
     Args:
-        name: Of the command.
-        has_json: Whether it can print JSON.
+        name: Name of the command.
+        has_json: True if it can print JSON.
     """
 
     def make(function: Callable[..., None]) -> click.Command:
@@ -165,7 +162,7 @@ model_argument = click.argument("model", shell_complete=complete_models)
 
 @remote("status")
 def status_command(terminal: Terminal) -> None:
-    """What is loaded, who waits, what it is doing: one screen."""
+    """Show models, waiting requests and the current activity on one screen."""
     from llmux.cli.terminal import views  # noqa: PLC0415
     from llmux.observe.schemas import Status  # noqa: PLC0415
 
@@ -178,7 +175,7 @@ def status_command(terminal: Terminal) -> None:
 
 @remote("top", has_json=False)
 def top_command(terminal: Terminal) -> None:
-    """The same live, with switches and requests; q quits.
+    """Show the status live, with switches and requests; q quits.
 
     Keys: up and down (or k and j) choose a model, s switches to it, p pins it, u unpins its group,
     z puts it to sleep, m changes the mode. Each asks first.
@@ -194,7 +191,7 @@ def top_command(terminal: Terminal) -> None:
 @click.option("--watch", is_flag=True, help="Look again every second, until Ctrl-C.")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1))
 def requests_command(terminal: Terminal, *, watch: bool, limit: int) -> None:
-    """The requests that are being served, oldest first."""
+    """List the requests in progress, oldest first."""
     from llmux.cli.terminal import views  # noqa: PLC0415
     from llmux.observe.schemas import RequestList  # noqa: PLC0415
 
@@ -221,7 +218,7 @@ def requests_command(terminal: Terminal, *, watch: bool, limit: int) -> None:
     "-n", "--tail", default=200, show_default=True, type=click.IntRange(0), help="How many lines."
 )
 def logs_command(terminal: Terminal, *, model: str, follow: bool, tail: int) -> None:
-    """What a model's hooks and its server have printed."""
+    """Show the output of a model's hooks and of its server."""
     path = f"/control/logs/{quote(model, safe='')}"
     query = {"tail": tail, **({"follow": "true"} if follow else {})}
     output = sys.stdout.buffer
@@ -271,14 +268,14 @@ def pin_command(terminal: Terminal, *, model: str, wait: bool) -> None:
 @remote("unpin")
 @click.option("--group", help="Whose pin. Default: every group's; and the mode becomes auto.")
 def unpin_command(terminal: Terminal, *, group: str | None) -> None:
-    """Pin a model no more."""
+    """Remove the pin."""
     terminal.order("/control/unpin", {} if group is None else {"group": group}, "unpinning ...")
 
 
 @remote("mode")
 @click.argument("mode", type=click.Choice(["auto", "manual"]))
 def mode_command(terminal: Terminal, *, mode: str) -> None:
-    """Switch by orders only, or as the policy decides.
+    """Let only orders switch models (manual), or the policy, too (auto).
 
     In manual mode, requests for a model that is not awake get 503.
     """
@@ -288,7 +285,7 @@ def mode_command(terminal: Terminal, *, mode: str) -> None:
 @remote("cancel")
 @click.argument("request", metavar="ID", shell_complete=complete_requests)
 def cancel_command(terminal: Terminal, *, request: str) -> None:
-    """End a request, at its client and its backend.
+    """Cancel a request, for its client and its backend.
 
     `llmux requests` has the ids.
     """

@@ -1,4 +1,4 @@
-"""Shell completion: click's own, with the names that the running llmux knows."""
+"""Shell completion: click's own, with the names of the running llmux."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def source(self) -> str:
-        """Return the script, whatever Bash is installed here."""
+        """Return the script without a look at the installed Bash."""
         return ShellComplete.source(self)
 
 

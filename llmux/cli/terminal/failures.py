@@ -1,4 +1,4 @@
-"""How a command fails: one line for people, an exit code for scripts."""
+"""Failures of commands: one line for people, an exit code for scripts."""
 
 from __future__ import annotations
 

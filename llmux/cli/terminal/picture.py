@@ -58,7 +58,7 @@ class Picture:
         self.status: Status | None = None
         self.switches: dict[int, SwitchRecord] = {}
         self.queues: dict[str, deque[int]] = {}
-        # By id, oldest first, and as of when.
+        # By id, oldest first, and the time of that list.
         self._requests: dict[str, tuple[float, RequestInfo]] = {}
         self._clock = clock
         self._offset_s = 0.0
@@ -66,11 +66,11 @@ class Picture:
 
     @property
     def now(self) -> float:
-        """The time at llmux, whose clock may differ from ours."""
+        """The time by llmux's clock, which may differ from ours."""
         return self._clock() + self._offset_s
 
     def apply(self, name: str, data: bytes) -> None:
-        """Apply an event; unknown ones are a newer llmux's.
+        """Apply an event; unknown ones, from a newer llmux, are ignored.
 
         Raises:
             msgspec.MsgspecError: It is not what it should be.

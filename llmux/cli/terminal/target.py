@@ -55,7 +55,7 @@ def target_of(context: click.Context) -> Target:
 
 
 def find_url(given: str | None, config: Path | None, environ: Mapping[str, str]) -> str:
-    """The URL of llmux: as given, else `$LLMUX_URL`, else by its config, else the default one.
+    """Return the URL of llmux: given, else `$LLMUX_URL`, else by its config, else the default one.
 
     Args:
         given: What the command line says.
@@ -120,7 +120,7 @@ def _url_by_config(path: Path) -> str:
 
 
 def find_key(given: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:
-    """The key to send: as given, else the first one of a file, else `$LLMUX_CONTROL_KEY`.
+    """Return the key to send: as given, else the first of a file, else `$LLMUX_CONTROL_KEY`.
 
     Raises:
         click.UsageError: What is given cannot be used; the message does not show it.

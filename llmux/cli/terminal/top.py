@@ -47,7 +47,7 @@ HELP = "q quit  k/j choose  s switch  p pin  u unpin  z sleep  m mode"
 
 
 def run_top(connect: Callable[[], Client]) -> None:
-    """Show what happens until somebody presses q or Ctrl-C.
+    """Show the state live until q or Ctrl-C is pressed.
 
     Args:
         connect: Makes a client; each thread has its own.
@@ -74,7 +74,7 @@ def run_top(connect: Callable[[], Client]) -> None:
 
 
 class Feed:
-    """The picture, and what keeps it up to date: events, and now and then the whole status.
+    """Keeps the picture up to date, by events and now and then by the whole status.
 
     The status has what no event tells: costs, ETAs, and who is first in line.
 
@@ -114,7 +114,7 @@ class Feed:
 
     def _follow_one(self, client: Client) -> None:
         with client.stream("/control/events", silent_s=SILENCE_S) as pieces:
-            # Behind the beginning of the stream, so that nothing falls in between.
+            # After the stream has begun, so that no event is missed in between.
             self._ask_status(client)
             history = client.get("/control/history", History, secs=HISTORY_S)
             requests = client.get("/control/requests", RequestList)
@@ -202,7 +202,7 @@ class Screen:
                 self._asked = None if status is None else self._order(status, key)
 
     def _order(self, status: Status, key: str) -> tuple[str, str, object] | None:
-        """Return the order of a key: in words, its path, its body."""
+        """Return the order for a key: its words, path and body."""
         if key == "m":
             mode = "manual" if status.mode == "auto" else "auto"
             return f"{mode} mode", "/control/mode", {"mode": mode}
@@ -277,7 +277,7 @@ def _cut(line: Text) -> Text:
 
 @contextmanager
 def _keys_at_once() -> Iterator[None]:
-    """Read keys one by one, without echo; Ctrl-Z is off, for it would leave a mess."""
+    """Read keys one by one, without echo or Ctrl-Z, which would leave the terminal in raw mode."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:

@@ -83,7 +83,7 @@ def size(count: int) -> str:
 
 
 def sparkline(values: Sequence[int], width: int) -> str:
-    """The last values as bars; the highest one is as high as a line."""
+    """Draw the last values as bars; the highest one fills a line."""
     last = list(values)[-width:]
     top = max(last, default=0) or 1
     bars = (" " if not value else SPARKS[(8 * value - 1) // top] for value in last)
@@ -99,7 +99,7 @@ def _count(count: int, style: str = "") -> Text:
 
 
 class Grid:
-    """A table without lines, that leaves columns out where there is no room.
+    """A table without lines that drops columns where there is no room.
 
     Args:
         columns: Heads and forms: `>` puts a column right, `~` lets its words be cut, `?` lets it be
@@ -154,7 +154,7 @@ def head_line(status: Status, url: str, now: float) -> Text:
 
 
 def show_status(status: Status, url: str) -> RenderableType:
-    """All of a status, on one screen."""
+    """Show all of a status on one screen."""
     parts: list[RenderableType] = [
         head_line(status, url, status.at),
         Text(),
@@ -167,7 +167,7 @@ def show_status(status: Status, url: str) -> RenderableType:
 
 
 def groups_table(status: Status, now: float) -> Grid:
-    """A line for each group: what it does, since when, how long it should take."""
+    """Show a line for each group: activity, since when, expected duration."""
     table = Grid(
         ("GROUP", "~?"), ("MODEL", "~"), ("STATE", ""), ("IN FLIGHT", ">?"), ("WAITING", ">?"),
         ("PINNED", "?"),
@@ -193,7 +193,7 @@ def _model_of(group: GroupStatus) -> str | None:
 
 
 def _doing(group: GroupStatus, status: Status, now: float) -> Text:
-    """What a group does and for how long: `waking 12 s of ~40 s`."""
+    """Return a group's activity and its duration: `waking 12 s of ~40 s`."""
     busy = [
         status.models[model].state
         for model in group.models
@@ -320,7 +320,7 @@ def requests_table(requests: Iterable[RequestInfo], now: float) -> Grid:
 
 
 def show_requests(found: RequestList) -> RenderableType:
-    """Show the requests in progress, and how many are left out."""
+    """Show the requests in progress, and the number left out."""
     if not found.total:
         return Text("no requests")
     more = found.total - len(found.requests)
