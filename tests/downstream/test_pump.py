@@ -256,3 +256,17 @@ async def test_no_stream_starves_another_nor_a_task(pump: Pump, sockets: ExitSta
     assert total <= (turns + 5) * PIECES_A_TURN
     assert len(taken) == count
     assert max(taken.values()) - min(taken.values()) <= 2
+
+
+async def test_a_body_that_begins_behind_the_pumps_end_waits_to_be_cancelled(
+    sockets: ExitStack,
+) -> None:
+    pump = Pump()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pump.run()
+    stream = Stream(pump, sockets)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.leftover()
+    assert scope.cancelled_caught
