@@ -270,3 +270,20 @@ async def test_a_body_that_begins_behind_the_pumps_end_waits_to_be_cancelled(
         scope.cancel()
         await stream.leftover()
     assert scope.cancelled_caught
+
+
+async def test_bytes_taken_before_a_cancel_are_counted(pump: Pump, sockets: ExitStack) -> None:
+    stream = Stream(pump, sockets)
+    stream.target.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    got = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.target.send, MORE_THAN_BUFFERED)
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+            got += len(await stream.client.recv(RECEIVE_BYTES))
+        nursery.cancel_scope.cancel()
+    with trio.move_on_after(0.1):
+        while True:
+            got += len(await stream.client.recv(RECEIVE_BYTES))
+    assert 0 < got < len(MORE_THAN_BUFFERED)
+    assert stream.target.sent_bytes == got
