@@ -117,9 +117,9 @@ class ClientConnection:
         """
         try:
             written = wire.write(self.socket, data)
+            self.sent_bytes += written
             if written < len(data):
                 await self._send_rest(memoryview(data)[written:])
-            self.sent_bytes += len(data)
         except (*wire.BREAKS, trio.TooSlowError):
             self.can_go_on = False
             raise ClientLeft from None
@@ -127,7 +127,10 @@ class ClientConnection:
     async def _send_rest(self, data: memoryview) -> None:
         self.is_sending = True
         try:
-            await wire.send(self.socket, data, self.lane.stall_s)
+            while data:
+                written = await wire.send_some(self.socket, data, self.lane.stall_s)
+                self.sent_bytes += written
+                data = data[written:]
         finally:
             self.is_sending = False
 

@@ -198,18 +198,19 @@ class FastRequest:
             await connection.send(head)
             head = b""
         rest = Rechunked(answer) if answer.framing == "close" else answer.wire()
-        data = sent = b""
+        is_sent = True
         try:
             async for data in connection.lane.pump.pieces(answer.connection, rest, connection):
+                is_sent = False
                 # The head goes out with the first of the body, since that is here already.
                 await connection.send(head + data if head else data)
-                sent, head = data, b""
+                is_sent, head = True, b""
         except BackendBroke:
             self.has_answered = not head  # it waits for the first of the body
             self._note_end(answer)
             raise
         except trio.Cancelled:
-            if data is sent and not head:
+            if is_sent and not head:
                 self._note_end(answer)
             raise
         connection.can_go_on = can_go_on

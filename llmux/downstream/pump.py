@@ -125,8 +125,10 @@ class Pump:
             ClientLeft: The client's connection broke.
         """
         fileno = source.fileno
+        # At a shutdown the pump may end first: then this only waits to be cancelled, too.
+        if not self._epoll.closed:
+            self._epoll.register(fileno, select.EPOLLIN)
         self._relays[fileno] = Relay(source, body, client)
-        self._epoll.register(fileno, select.EPOLLIN)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._remove(fileno)

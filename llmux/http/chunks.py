@@ -36,6 +36,7 @@ _TRAILER_BEGUN = re.compile(rb"\r?|%b(?::[^\x00-\x08\x0a-\x1f\x7f]*\r?)?" % TOKE
 # In the middle of a body, found by its shape: JSON has no such line, nor have events. Lenient,
 # since it reads backends' framing, which has been checked before.
 _HEAD_INSIDE = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:[ \t]*;[^\r\n]*)?\r\n")
+_HEAD_AT_END = re.compile(rb"%b\Z" % _HEAD_INSIDE.pattern)
 
 LAST_CHUNK = b"0\r\n\r\n"
 """The end of a chunked body without trailers."""
@@ -53,9 +54,10 @@ def without_chunk_heads(piece: bytes) -> bytes:
 
 def tail_of_chunks(raw: bytes) -> bytes | None:
     """Return the last bytes (up to 4) of the data in chunks; None in the middle of a chunk."""
-    if not raw.endswith(CRLF):
+    last = CRLF + raw[-64:]
+    if not raw.endswith(CRLF) or _HEAD_AT_END.search(last):
         return None
-    return _HEAD_INSIDE.sub(b"", CRLF + raw[-64:])[-6:-2]
+    return _HEAD_INSIDE.sub(b"", last)[-6:-2]
 
 
 class ChunkReader:

@@ -180,9 +180,20 @@ async def send(
     if sent < len(data):
         rest = memoryview(data)[sent:]
         while rest:
-            with trio.fail_after(stall_s):
-                await trio.lowlevel.wait_writable(_open_fileno(socket))
-            rest = rest[write(socket, rest) :]
+            rest = rest[await send_some(socket, rest, stall_s) :]
+
+
+async def send_some(
+    socket: trio.socket.SocketType, data: bytes | memoryview, stall_s: float
+) -> int:
+    """Send some of it, once the peer takes something; see `send`.
+
+    Returns:
+        The number of bytes, which may be zero.
+    """
+    with trio.fail_after(stall_s):
+        await trio.lowlevel.wait_writable(_open_fileno(socket))
+    return write(socket, data)
 
 
 async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> None:

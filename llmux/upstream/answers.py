@@ -119,7 +119,11 @@ class ChunkedWire(WireBody):
         """See `WireBody`."""
         if not data:
             raise broken_off()
-        excess = self._reader.feed(data)
+        try:
+            excess = self._reader.feed(data)
+        except BackendBroke:
+            self._connection.seen.last.pop()  # nobody gets it, so the body ends before it
+            raise
         if excess is None:
             return data
         self._connection.end(excess)

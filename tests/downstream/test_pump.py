@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -17,10 +18,13 @@ from trio.testing import wait_all_tasks_blocked
 from llmux.downstream.fast_connection import ClientConnection
 from llmux.downstream.pump import PIECES_A_TURN, Pump
 from llmux.errors import BackendBroke
+from llmux.http import wire
 from llmux.http.wire import RECEIVE_BYTES
 from llmux.proxy.lane import ClientLeft
 from llmux.upstream.answers import BodyUntilClose, ChunkedWire, CountedBody, WireBody
 from llmux.upstream.connections import TimedConnection
+from tests.downstream.test_lanes import post
+from tests.lanes import read_all, running_lane
 
 MORE_THAN_BUFFERED = bytes(RECEIVE_BYTES)
 
@@ -256,3 +260,80 @@ async def test_no_stream_starves_another_nor_a_task(pump: Pump, sockets: ExitSta
     assert total <= (turns + 5) * PIECES_A_TURN
     assert len(taken) == count
     assert max(taken.values()) - min(taken.values()) <= 2
+
+
+async def test_a_body_that_begins_behind_the_pumps_end_waits_to_be_cancelled(
+    sockets: ExitStack,
+) -> None:
+    pump = Pump()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pump.run()
+    stream = Stream(pump, sockets)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.leftover()
+    assert scope.cancelled_caught
+
+
+async def test_bytes_taken_before_a_cancel_are_counted(pump: Pump, sockets: ExitStack) -> None:
+    stream = Stream(pump, sockets)
+    stream.target.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    got = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.target.send, MORE_THAN_BUFFERED)
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+            got += len(await stream.client.recv(RECEIVE_BYTES))
+        nursery.cancel_scope.cancel()
+    with trio.move_on_after(0.1):
+        while True:
+            got += len(await stream.client.recv(RECEIVE_BYTES))
+    assert 0 < got < len(MORE_THAN_BUFFERED)
+    assert stream.target.sent_bytes == got
+
+
+class LastByteKeptBack:
+    """`os` for the pump: of each piece the client's socket does not take the last byte."""
+
+    read = staticmethod(os.read)
+
+    @staticmethod
+    def write(fileno: int, data: bytes) -> int:
+        return os.write(fileno, data[:-1])
+
+
+async def test_a_cut_in_front_of_the_last_byte_of_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same byte that was left over of the chunk before, and was sent then."""
+    piece = b"9\r\ndata: 1\n\n\r\n"
+    left: list[bytes] = []
+    write = wire.write
+
+    def write_once(sock: trio.socket.SocketType, data: bytes) -> int:
+        if data == b"\n":
+            left.append(data)
+            return write(sock, data) if len(left) == 1 else 0
+        return write(sock, data)
+
+    monkeypatch.setattr("llmux.downstream.pump.os", LastByteKeptBack)
+    monkeypatch.setattr(wire, "write", write_once)
+    async with running_lane("fast", tmp_path) as site, await site.connect() as stream:
+
+        async def answer(backend: trio.SocketStream, request: bytes) -> None:
+            head = b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await backend.send_all(b"HTTP/1.1 200 OK\r\n" + head)
+            for _ in range(2):
+                await trio.sleep(0.01)
+                await backend.send_all(piece)
+            await trio.sleep_forever()
+
+        site.backend.play = answer
+        await stream.send_all(post())
+        with trio.fail_after(20):
+            while len(left) < 2:
+                await trio.sleep(0.001)
+            site.service.board.models["a"].in_flight.cut()
+            received = await read_all(stream)
+    assert received.endswith(piece + piece[:-1])

@@ -251,6 +251,8 @@ def test_where_something_may_follow(kind: bytes, tail: bytes, stands: bool) -> N
         (b"6\r\nx\r\n\r\n\r\n", b"\r\n\r\n"),
         (b"4\r\nxx\n\n", None),
         (b"4\r\nxx", None),
+        (b"1c\r\n", None),
+        (b"4\r\nxx\n\n\r\n1C;a=b\r\n", None),
     ],
 )
 def test_the_tail_of_chunks(raw: bytes, tail: bytes | None) -> None:

@@ -193,6 +193,36 @@ async def test_where_nothing_can_be_said(lane: str, name: str, tmp_path: Path) -
     assert b"not_ready" not in received
 
 
+async def test_nothing_is_said_in_a_chunk_whose_rest_is_framed_wrongly(tmp_path: Path) -> None:
+    """The rest is not passed on, so that it does not matter how it ends."""
+    begun = b"20\r\ndata: 1\n\n"
+    async with running_lane("fast", tmp_path) as site:
+        goes_on = trio.Event()
+
+        async def answer(stream: trio.SocketStream, request: bytes) -> None:
+            await stream.send_all(stream_of(SSE, b"", "chunked") + begun)
+            await goes_on.wait()
+            await stream.send_all(bytes(0x20) + b"\n\n\r\n")
+
+        async def end() -> None:
+            goes_on.set()
+
+        site.backend.play = answer
+        received = await ask(site, "/v1/chat/completions", end)
+    assert received.endswith(begun)
+
+
+async def test_nothing_is_said_behind_the_size_of_a_chunk(tmp_path: Path) -> None:
+    async with running_lane("fast", tmp_path) as site:
+        site.backend.play = play(stream_of(SSE, b"", "chunked") + b"1c\r\n")
+
+        async def cut() -> None:
+            site.service.board.models["a"].in_flight.cut()
+
+        received = await ask(site, "/v1/chat/completions", cut)
+    assert received.endswith(b"\r\n\r\n1c\r\n")
+
+
 @pytest.mark.parametrize("lane", LANES)
 async def test_events_that_come_in_pieces(lane: str, tmp_path: Path) -> None:
     all_sent = trio.Event()
