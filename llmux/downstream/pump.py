@@ -21,7 +21,6 @@ import outcome
 import trio
 
 from llmux.downstream.fast_connection import ClientConnection
-from llmux.http.wire import RECEIVE_BYTES
 from llmux.proxy.lane import ClientLeft
 from llmux.upstream.answers import WireBody
 from llmux.upstream.connections import Connection
@@ -36,20 +35,24 @@ REST_S = 0.001
 """Rounds that follow each other within the first are put apart by the second, as network cards
 moderate their interrupts: a round costs as much as five pieces, and without a pause most rounds of
 256 streams would find one or two. At fewer than about 500 pieces a second there is no pause, and
-none while a backend sends faster than it is read."""
+none behind a piece of `BULK_BYTES`."""
+
+BULK_BYTES = 8192
+"""More than tokens come to: a pause would slow such a download down, since a Unix socket's buffer
+may hold less than a pause's worth (92 small writes)."""
 
 
 class Relay:
     """One body on its way, while its task waits in the pump."""
 
-    __slots__ = ("_body", "_client", "_source", "_target", "is_behind", "task")
+    __slots__ = ("_body", "_client", "_source", "_target", "is_bulk", "task")
 
     def __init__(self, source: Connection, body: WireBody, client: ClientConnection) -> None:
         self._source = source
         self._body = body
         self._client = client
         self._target = client.fileno
-        self.is_behind = False  # true if there was more to read than one piece
+        self.is_bulk = False  # true if the last piece was large
         self.task = trio.lowlevel.current_task()
 
     def step(self) -> outcome.Maybe[bytes] | None:
@@ -58,7 +61,7 @@ class Relay:
             data = self._source.receive_now()
             if data is None:
                 return None
-            self.is_behind = len(data) >= RECEIVE_BYTES
+            self.is_bulk = len(data) >= BULK_BYTES
             data = self._body.take(data)
         except Exception as error:
             return outcome.Error(error)
@@ -95,7 +98,7 @@ class Pump:
             self._epoll.close()
 
     def _relay_round(self) -> bool:
-        """Relay a piece of each body that has one; returns False if more is surely waiting."""
+        """Relay a piece of each body that has one; returns False if more is likely waiting."""
         relays = self._relays
         ready = self._epoll.poll(0, PIECES_A_TURN)
         may_rest = len(ready) < PIECES_A_TURN
@@ -106,7 +109,7 @@ class Pump:
             if (ended := relay.step()) is not None:
                 self._remove(fileno)
                 trio.lowlevel.reschedule(relay.task, ended)
-            elif relay.is_behind:
+            elif relay.is_bulk:
                 may_rest = False
         return may_rest
 

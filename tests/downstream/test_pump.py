@@ -262,6 +262,24 @@ async def test_no_stream_starves_another_nor_a_task(pump: Pump, sockets: ExitSta
     assert max(taken.values()) - min(taken.values()) <= 2
 
 
+async def test_large_pieces_are_not_put_apart(
+    pump: Pump, sockets: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Unix socket's buffer holds less than a backend can send within a pause."""
+    monkeypatch.setattr("llmux.downstream.pump.REST_S", 1000.0)
+    stream = Stream(pump, sockets)
+    piece = bytes(RECEIVE_BYTES // 4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.leftover)
+        with trio.fail_after(5):
+            for _ in range(20):
+                os.write(stream.backend.fileno(), piece)
+                got = 0
+                while got < len(piece):
+                    got += len(await stream.client.recv(RECEIVE_BYTES))
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_body_that_begins_behind_the_pumps_end_waits_to_be_cancelled(
     sockets: ExitStack,
 ) -> None:
