@@ -43,8 +43,10 @@ class Departures:
 
     def add(self, connection: ClientConnection) -> None:
         self._connections[connection.fileno] = connection
-        # One event is enough, and without EPOLLONESHOT it would come again until the close.
-        self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
+        # At a shutdown `run` may have ended already; then the connection is cancelled, too.
+        if not self._epoll.closed:
+            # One event is enough, and without EPOLLONESHOT it would come again until the close.
+            self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, connection: ClientConnection) -> None:
         """Stop watching; harmless when another connection has the number by now."""
