@@ -183,12 +183,12 @@ def _bad_request_line(data: bytes) -> BadRequest:
 def _read_headers(head: RequestHead, *, is_old: bool) -> None:
     hosts = 0
     for name, value in head.headers:
-        read = _READERS.get(name.lower())
-        if read is not None:
-            read(head, value)
-        elif name.lower() == b"host":
+        lower = name.lower()
+        if lower == b"host":
             hosts += 1
             check_host(value)
+        elif lower in _READERS:
+            _READERS[lower](head, value)
     # RFC 9112, section 3.2: else one server may route by the first, and another by the last.
     if hosts != 1 and not (is_old and hosts == 0):
         raise BadRequest("The request must have one Host header")
