@@ -21,6 +21,10 @@ class _Failed:
     error: BaseException
 
 
+PAUSE_EVERY_S = 0.0005
+"""Longest time for which work holds the interpreter lock, if it offers pauses as often."""
+
+
 async def run_beside(work: Callable[[Pause], T], limiter: trio.CapacityLimiter) -> T:
     """Run work in a thread, and cancel it at its next pause if the caller is cancelled.
 
@@ -48,14 +52,27 @@ async def run_beside(work: Callable[[Pause], T], limiter: trio.CapacityLimiter) 
 
 def _without_frames(work: Callable[[Pause], T]) -> T | _Failed:
     try:
-        return work(_pause)
+        return work(_Pauses().take)
     except (LlmuxError, TooLong, trio.Cancelled) as error:
         traceback.clear_frames(error.__traceback__)
         error.__context__ = error.__cause__ = error.__traceback__ = None
         return _Failed(error)
 
 
-def _pause() -> None:
-    """Yield the interpreter lock to the event loop; raises trio.Cancelled if the caller left."""
-    trio.from_thread.check_cancelled()
-    time.sleep(0)
+class _Pauses:
+    """The pauses of one piece of work; a pause that follows the last one closely is left out.
+
+    Some work offers one every few microseconds, and `time.sleep(0)` takes 60 (Linux adds its timer
+    slack). Without the sleep, the thread would mostly have the lock back before the event loop
+    could take it.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def take(self) -> None:
+        """Yield the interpreter lock to the event loop; raises trio.Cancelled once cancelled."""
+        if time.perf_counter() - self._last >= PAUSE_EVERY_S:
+            trio.from_thread.check_cancelled()
+            time.sleep(0)
+            self._last = time.perf_counter()
