@@ -18,29 +18,25 @@ from llmux.openai.streams import EVENT_ENDS, is_at_boundary
 from llmux.proxy.held import Bodies, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.upstream import Answer
-from llmux.upstream.answers import WireBody
+from llmux.upstream.answers import BodyUntilClose
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 
 NOTHING = nullcontext()
 
 
-class Rechunked(WireBody):
+class Rechunked(BodyUntilClose):
     """A body that ends with the backend's connection, in chunks.
 
     The client's connection can then carry another request, and a body that breaks off is no
     complete one (RFC 9112, section 8).
     """
 
-    __slots__ = ("_body",)
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.connection)
-        self._body = answer.wire()
+    __slots__ = ()
 
     def take(self, data: bytes) -> bytes:
         """See `WireBody`; the end is a chunk, too."""
-        data = self._body.take(data)
+        data = super().take(data)
         return LAST_CHUNK if self.is_over else chunk(data)
 
 
@@ -197,10 +193,12 @@ class FastRequest:
         if not answer.has_data:
             await connection.send(head)
             head = b""
-        rest = Rechunked(answer) if answer.framing == "close" else answer.wire()
+        rest = answer.wire()
+        if answer.framing == "close":
+            rest = Rechunked(answer.connection)
         is_sent = True
         try:
-            async for data in connection.lane.pump.pieces(answer.connection, rest, connection):
+            async for data in connection.lane.pump.pieces(rest, connection):
                 is_sent = False
                 # The head goes out with the first of the body, since that is here already.
                 await connection.send(head + data if head else data)

@@ -24,14 +24,14 @@ from llmux.proxy.held import Bodies
 from llmux.proxy.lane import ClientLeft, HeaderList, Tunnel
 from llmux.proxy.opening import check_handshake, close_payload, error_message, handshake_answer
 from llmux.upstream import Answer
-from llmux.upstream.answers import WireBody
+from llmux.upstream.answers import BodyUntilClose
 from llmux.upstream.connections import Stream
 
 CLOSE_S = 0.25
 """Time for a client to read why its WebSocket ends: closing on unread data would lose it that."""
 
 
-class Messages(WireBody):
+class Messages(BodyUntilClose):
     """The data that a backend sends on a WebSocket, until it closes the connection.
 
     Args:
@@ -49,9 +49,7 @@ class Messages(WireBody):
         """See `WireBody`."""
         if data:
             self._heard(data)
-        else:
-            self._connection.end(b"")
-        return data
+        return super().take(data)
 
 
 class FastWebSocket(FastRequest):
@@ -125,9 +123,7 @@ class FastWebSocket(FastRequest):
             nursery.start_soon(to_backend)
             with suppress(*wire.BREAKS, BackendBroke, ClientLeft):
                 messages = Messages(answer, self._heard)
-                async for data in self._connection.lane.pump.pieces(
-                    answer.connection, messages, self._connection
-                ):
+                async for data in self._connection.lane.pump.pieces(messages, self._connection):
                     frames, self._frames = self._frames, None  # nothing may follow meanwhile
                     await self._connection.send(data)
                     self._frames = frames

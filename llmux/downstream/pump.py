@@ -23,19 +23,17 @@ import trio
 from llmux.downstream.fast_connection import ClientConnection
 from llmux.proxy.lane import ClientLeft
 from llmux.upstream.answers import WireBody
-from llmux.upstream.connections import Connection
 
 PIECES_A_TURN = 64
 """Pieces relayed until other tasks get a turn: about a millisecond. The kernel hands out ready
 sockets in turn, so that one that is always ready delays the others by a piece a round."""
-
 
 BUSY_S = 0.002
 REST_S = 0.001
 """Rounds that follow each other within the first are put apart by the second, as network cards
 moderate their interrupts: a round costs as much as five pieces, and without a pause most rounds of
 256 streams would find one or two. At fewer than about 500 pieces a second there is no pause, and
-none behind a piece of `BULK_BYTES`."""
+none after a piece of `BULK_BYTES`."""
 
 BULK_BYTES = 8192
 """More than tokens come to: a pause would slow such a download down, since a Unix socket's buffer
@@ -47,8 +45,8 @@ class Relay:
 
     __slots__ = ("_body", "_client", "_source", "_target", "is_bulk", "task")
 
-    def __init__(self, source: Connection, body: WireBody, client: ClientConnection) -> None:
-        self._source = source
+    def __init__(self, body: WireBody, client: ClientConnection) -> None:
+        self._source = body.connection
         self._body = body
         self._client = client
         self._target = client.fileno
@@ -113,11 +111,11 @@ class Pump:
                 may_rest = False
         return may_rest
 
-    def pieces(self, source: Connection, body: WireBody, client: ClientConnection) -> Pieces:
+    def pieces(self, body: WireBody, client: ClientConnection) -> Pieces:
         """Relay a body; iterate over the result for the pieces that are left to the caller."""
-        return Pieces(self, source, body, client)
+        return Pieces(self, body, client)
 
-    async def leftover(self, source: Connection, body: WireBody, client: ClientConnection) -> bytes:
+    async def leftover(self, body: WireBody, client: ClientConnection) -> bytes:
         """Relay a body until its end, or until its client's socket is full.
 
         Returns:
@@ -127,11 +125,11 @@ class Pump:
             BackendBroke: The body broke off, or is framed wrongly.
             ClientLeft: The client's connection broke.
         """
-        fileno = source.fileno
+        fileno = body.connection.fileno
         # At a shutdown the pump may end first: then this only waits to be cancelled, too.
         if not self._epoll.closed:
             self._epoll.register(fileno, select.EPOLLIN)
-        self._relays[fileno] = Relay(source, body, client)
+        self._relays[fileno] = Relay(body, client)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._remove(fileno)
@@ -154,13 +152,10 @@ class Pieces:
     which has buffers of its own: there may be something to read while the socket is silent.
     """
 
-    __slots__ = ("_body", "_client", "_pump", "_source")
+    __slots__ = ("_body", "_client", "_pump")
 
-    def __init__(
-        self, pump: Pump, source: Connection, body: WireBody, client: ClientConnection
-    ) -> None:
+    def __init__(self, pump: Pump, body: WireBody, client: ClientConnection) -> None:
         self._pump = pump
-        self._source = source
         self._body = body
         self._client = client
 
@@ -168,12 +163,12 @@ class Pieces:
         return self
 
     async def __anext__(self) -> bytes:
-        source = self._source
+        source = self._body.connection
         if source.pending or source.is_tls or self._body.is_short:
             return await anext(self._body)
         if self._body.is_over:
             raise StopAsyncIteration
-        data = await self._pump.leftover(source, self._body, self._client)
+        data = await self._pump.leftover(self._body, self._client)
         if not data:
             raise StopAsyncIteration
         return data

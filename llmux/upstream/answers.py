@@ -27,17 +27,20 @@ class WireBody:
 
     It can be iterated over, or be read piece by piece by a caller that receives by itself: see
     `take`.
+
+    Attributes:
+        connection: Where it comes from.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("connection",)
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     @property
     def is_over(self) -> bool:
         """True once its end was taken."""
-        return self._connection.has_ended
+        return self.connection.has_ended
 
     @property
     def is_short(self) -> bool:
@@ -59,9 +62,9 @@ class WireBody:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._connection.has_ended:
+        if self.connection.has_ended:
             raise StopAsyncIteration
-        data = self.take(await self._connection.receive())
+        data = self.take(await self.connection.receive())
         if not data:
             raise StopAsyncIteration
         return data
@@ -90,7 +93,7 @@ class CountedBody(WireBody):
             data = data[: self._left_bytes]
         self._left_bytes -= len(data)
         if not self._left_bytes:
-            self._connection.end(excess)
+            self.connection.end(excess)
         return data
 
 
@@ -102,7 +105,7 @@ class BodyUntilClose(WireBody):
     def take(self, data: bytes) -> bytes:
         """See `WireBody`."""
         if not data:
-            self._connection.end(b"")
+            self.connection.end(b"")
         return data
 
 
@@ -122,11 +125,11 @@ class ChunkedWire(WireBody):
         try:
             excess = self._reader.feed(data)
         except BackendBroke:
-            self._connection.seen.last.pop()  # nobody gets it, so the body ends before it
+            self.connection.seen.last.pop()  # not passed on: the body ends before it
             raise
         if excess is None:
             return data
-        self._connection.end(excess)
+        self.connection.end(excess)
         return data[: len(data) - len(excess)]
 
 

@@ -10,7 +10,7 @@ from llmux.downstream.pump import Pump
 from tests.downstream.test_pump import Lane
 
 
-async def test_a_connection_that_comes_behind_the_end_is_served_unwatched() -> None:
+async def test_a_connection_that_comes_after_the_end_is_served_unwatched() -> None:
     """At a second signal all ends in any order: no error may come of that."""
     departures = Departures()
     with trio.CancelScope() as scope:

@@ -59,7 +59,7 @@ class Stream:
 
     async def leftover(self, body: WireBody | None = None) -> bytes:
         body = BodyUntilClose(self.source) if body is None else body
-        return await self.pump.leftover(self.source, body, self.target)
+        return await self.pump.leftover(body, self.target)
 
     def fill(self) -> None:
         """Make the client's socket full."""
@@ -74,7 +74,7 @@ class Stream:
             plain.detach()
 
     def unread(self) -> bytes | None:
-        """What the pump has left in the source's socket."""
+        """Return the data left in the source's socket."""
         return self.source.receive_now()
 
 
@@ -150,7 +150,7 @@ async def test_a_backend_that_resets_is_an_error(pump: Pump) -> None:
         backend.socket.close()
         lane = ClientConnection(Lane(pump), trio.SocketStream(target))
         with pytest.raises(BackendBroke, match="reset"):
-            await pump.leftover(connection, BodyUntilClose(connection), lane)
+            await pump.leftover(BodyUntilClose(connection), lane)
 
 
 async def test_a_client_that_has_left_ends_the_request(pump: Pump, sockets: ExitStack) -> None:
@@ -200,7 +200,7 @@ async def test_nothing_is_relayed_once_cancelled(pump: Pump, sockets: ExitStack)
 
 
 async def test_a_cancel_in_the_same_turn_as_a_piece_wins(pump: Pump, sockets: ExitStack) -> None:
-    """What arrived with the cancel is neither lost nor sent: it stays in the socket."""
+    """Data that arrives with the cancel is neither lost nor sent: it stays in the socket."""
     stream = Stream(pump, sockets)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.leftover)
@@ -231,7 +231,7 @@ class Endless(WireBody):
     taken: ClassVar[Counter[int]] = Counter()
 
     def take(self, data: bytes) -> bytes:
-        self.taken[self._connection.fileno] += 1
+        self.taken[self.connection.fileno] += 1
         return b""
 
 
@@ -280,7 +280,7 @@ async def test_large_pieces_are_not_put_apart(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_body_that_begins_behind_the_pumps_end_waits_to_be_cancelled(
+async def test_a_body_that_begins_after_the_pump_has_ended_waits_to_be_cancelled(
     sockets: ExitStack,
 ) -> None:
     pump = Pump()
