@@ -91,7 +91,7 @@ def complete_requests(context: click.Context, _parameter: click.Parameter, begun
 
 def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
     """GET a path; None if llmux does not answer soon."""
-    from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
+    from llmux.cli.terminal.client import Client  # noqa: PLC0415
 
     try:
         client = Client(target_of(context), answer_s=PATIENCE_S)
