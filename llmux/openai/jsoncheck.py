@@ -9,6 +9,7 @@ it accepts bytes that are not UTF-8, since Node and Go replace them.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from llmux.errors import BadRequest, NotJson
 from llmux.openai.scanning import SLICE_BYTES, Pause
@@ -42,19 +43,24 @@ def _nested(value: bytes) -> bytes:
     return rb"(?:%b|\[%b(?:%b)*+\]|\{%b(?:%b)*+\})" % (_SCALAR, _SPACE, items, _SPACE, members)
 
 
-_VALUE = _nested(_nested(_nested(_SCALAR)))
-
-# Runs of elements or members, each with its comma: the loop over them runs in C.
-_RUNS = {
-    b"[": re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _VALUE, _SPACE)),
-    b"{": re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, _VALUE, _SPACE)),
-}  # fmt: skip
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
 _BLANK = re.compile(_SPACE)
 _CHARACTERS = re.compile(_TEXT)
 _DIGITS = re.compile(rb"[0-9]*+")
 _WORDS = re.compile(_WORD)
+
+
+@cache  # few bodies need it, and to compile it takes a tenth of the server's start
+def _run_of(bracket: bytes) -> re.Pattern[bytes]:
+    """Return the pattern of a run of elements or members, each with its comma.
+
+    The loop over them runs in C.
+    """
+    value = _nested(_nested(_nested(_SCALAR)))
+    if bracket == b"[":
+        return re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, value, _SPACE))
+    return re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, value, _SPACE))
 
 
 def check_json(body: bytes, start: int, pause: Pause) -> None:
@@ -118,7 +124,7 @@ def _end_of_levels(body: bytes, at: int, stack: bytearray, pause: Pause) -> int:
 
 def _next_value(body: bytes, at: int, level: bytes | bytearray, pause: Pause) -> int:
     """Skip a run of values in an array or object; return the offset of the next single value."""
-    at = _end(_BLANK, body, _end(_RUNS[bytes(level)], body, at, pause), pause)
+    at = _end(_BLANK, body, _end(_run_of(bytes(level)), body, at, pause), pause)
     if level == b"[":
         return at
     if body[at : at + 1] != b'"':
