@@ -115,7 +115,7 @@ plot_option = click.option(
     "plot_to",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=_check_plot_path,
-    help="Plot when each model was awake (needs llmux[plot]).",
+    help="Plot when each model was awake (needs llmux-proxy[plot]).",
 )
 
 

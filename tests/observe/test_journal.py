@@ -252,7 +252,7 @@ def test_without_matplotlib_a_timeline_is_a_mistake_in_one_line(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = CliRunner().invoke(main, [*SHORT, "--plot", str(tmp_path / "out.png")])
     assert done.exit_code == 1
-    assert done.output.endswith("Error: --plot needs matplotlib: pip install 'llmux[plot]'\n")
+    assert done.output.endswith("Error: --plot needs matplotlib: pip install 'llmux-proxy[plot]'\n")
 
 
 def test_a_long_run_shows_its_progress_on_a_terminal() -> None:
