@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ from bench.policy_report import (
     report_waits,
 )
 from bench.table import render
+from llmux import __version__
 from llmux.policy import POLICIES
 
 REQUESTS, QUICK_REQUESTS = 8000, 1000
@@ -252,7 +252,7 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> str:
-    return f"llmux {version('llmux')}, Python {platform.python_version()}; simulated, by seed"
+    return f"llmux {__version__}, Python {platform.python_version()}; simulated, by seed"
 
 
 # ---- Running ----

@@ -1,7 +1,8 @@
 """Writes the parts of the documentation that say what the code says: `python -m docs.generate`.
 
 They stand in the pages between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of a page is
-written by hand. `tests/docs/test_docs.py` fails if a page is not what this makes of it.
+written by hand. `tests/docs/test_docs.py` fails if a page is not what this makes of it. The JSON
+Schema of the config is written into the package, where editors find it as a file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from llmux.observe.metrics import Metrics
 from llmux.switching.reload import FIXED
 
 DOCS = Path(__file__).parent
+
+SCHEMA = DOCS.parent / "llmux" / "config" / "llmux.schema.json"
 
 MIB = 1 << 20
 
@@ -204,6 +207,12 @@ def pages() -> list[Path]:
     return [page for page in sorted(DOCS.glob("*.md")) if "<!-- generated:" in page.read_text()]
 
 
+def schema_text() -> str:
+    """The config's JSON Schema, as `llmux schema` prints it."""
+    return json.dumps(config_schema(), indent=2) + "\n"
+
+
 if __name__ == "__main__":
+    SCHEMA.write_text(schema_text())
     for page in pages():
         page.write_text(renew(page.read_text()))

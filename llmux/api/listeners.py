@@ -6,12 +6,15 @@ from typing import Literal
 
 from llmux.errors import LlmuxError, NotHere
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
+from llmux.http.paths import ROOT
 
 LISTENER = "llmux.listener"
 """ASGI scope key for the control listener that received the request; missing on the main one."""
 
 SOCKET: Literal["socket"] = "socket"
 PORT: Literal["port"] = "port"
+
+READING = frozenset({"GET", "HEAD"})
 
 ON_BOTH = frozenset({b"/health", b"/metrics"})
 
@@ -38,5 +41,6 @@ def wrong_listener(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
     path: bytes = scope["raw_path"]
     is_control = path in {b"/control", b"/ui"} or path.startswith((b"/control/", b"/ui/"))
     if LISTENER in scope:
-        return None if is_control or path in ON_BOTH else NotHere(ABOUT_OTHERS)
+        is_root = path == ROOT and scope.get("method") in READING  # it leads to the page
+        return None if is_control or is_root or path in ON_BOTH else NotHere(ABOUT_OTHERS)
     return NotHere(ABOUT_CONTROL) if is_apart and is_control else None

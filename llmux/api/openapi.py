@@ -81,6 +81,7 @@ class Operation:
         request_is_optional: True if the body may be left out.
         errors: Errors beside those of every path.
         query: Query parameters.
+        redirect: When it answers 302, and where to; empty if never.
     """
 
     method: str
@@ -91,6 +92,7 @@ class Operation:
     request_is_optional: bool = False
     errors: tuple[type[LlmuxError], ...] = ()
     query: tuple[Query, ...] = field(default=())
+    redirect: str = ""
 
 
 COUNT = {"type": "number", "minimum": 0}
@@ -103,8 +105,9 @@ OPERATIONS = (
     Operation("get", "/models", "The same as /v1/models.", ModelList),
     Operation("get", "/models/{name}", "The same as /v1/models/{name}.", ModelObject,
               errors=(ModelNotFound,)),
-    Operation("get", "/", "A sign of life with the address of the live page, as HTML for browsers. "
-              "Other methods than GET and HEAD are model traffic.", TEXT),
+    Operation("get", "/", "A sign of life, which leads browsers to the live page. "
+              "Other methods than GET and HEAD are model traffic.", TEXT,
+              redirect="To /ui/, if text/html is accepted."),
     Operation("get", "/api/tags", "The models, as Ollama lists them.", OllamaTags),
     Operation("get", "/api/ps", "The awake models, as Ollama lists them.",
               OllamaProcesses),
@@ -234,6 +237,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     else:
         content = {JSON: {"schema": {"type": "object"}}}
     responses: dict[str, Any] = {"200": {"description": "Done", "content": content}}
+    if operation.redirect:
+        responses["302"] = {"description": operation.redirect}
     errors: list[type[LlmuxError]] = [InvalidKey, *operation.errors]
     if operation.path.startswith("/control"):
         errors.append(Forbidden)

@@ -20,15 +20,9 @@ PAGE_HEADERS = {
 }
 
 
-def root_page(*, has_page: bool) -> str:
-    """Return the page at the root.
-
-    Args:
-        has_page: True if `/ui` is on this listener.
-    """
-    # The link is relative, so that it works behind a proxy's prefix.
-    link = ' Its page: <a href="ui/">/ui</a>.' if has_page else ""
-    return f"<!doctype html><title>llmux</title><p>llmux is running.{link}\n"
+def root_page(more: str) -> str:
+    """Return the page at the root; `more` is HTML."""
+    return f"<!doctype html><title>llmux</title><p>llmux is running{more}\n"
 
 
 def ollama_tags(created: int, names: Iterable[str]) -> bytes:

@@ -38,6 +38,16 @@ HEADERS = {
 INDEX = "index.html"
 
 
+def check_visitor(config: Config) -> None:
+    """Admit everybody if there are control keys, which the page asks for, else this machine only.
+
+    Raises:
+        Forbidden: The request that is being served comes from elsewhere.
+    """
+    if not config.control_keys:
+        check_own_machine(config, may_be_linked=True)
+
+
 @dataclass(frozen=True)
 class _File:
     content: bytes
@@ -52,8 +62,7 @@ def page_routes(config: Callable[[], Config]) -> Blueprint:
 
     @routes.before_request
     async def guard() -> None:
-        if not config().control_keys:
-            check_own_machine(config(), may_be_linked=True)
+        check_visitor(config())
 
     @routes.get("/ui")
     async def add_slash() -> WerkzeugResponse:

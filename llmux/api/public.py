@@ -12,10 +12,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from llmux import __version__
 from llmux.api.guard import check_key, metrics_keys
+from llmux.api.listeners import LISTENER
 from llmux.api.own_lists import PAGE_HEADERS, ollama_running, ollama_tags, root_page
+from llmux.api.page import check_visitor
 from llmux.base.names import shown
 from llmux.config import Config
-from llmux.errors import BodyTooLarge, LlmuxError, ModelNotFound
+from llmux.errors import BodyTooLarge, Forbidden, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import Dialect, ErrorInfo, dialect_of
@@ -80,10 +82,10 @@ def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
 
     @routes.get("/")
     async def show_root() -> Response:
-        """Serve a page for people, which Ollama clients take for a sign of life."""
-        has_page = config().control is None
+        """Lead browsers to `/ui`; give others a sign of life, which Ollama clients ask for."""
+        has_page = config().control is None or LISTENER in request.scope
         if "text/html" in request.headers.get("Accept", ""):
-            return Response(root_page(has_page=has_page), headers=PAGE_HEADERS)
+            return _lead_to_page(config()) if has_page else _root(".")
         where = "; its page is at /ui" if has_page else ""
         return Response(f"llmux is running{where}\n", content_type="text/plain; charset=utf-8")
 
@@ -104,6 +106,22 @@ def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
         return _json(msgspec.json.encode({"version": __version__}))
 
     return routes
+
+
+def _lead_to_page(config: Config) -> Response:
+    """Redirect to `/ui/`, or say why the visitor may not see it."""
+    try:
+        check_visitor(config)
+    except Forbidden:
+        return _root(". Its page, /ui, answers this machine only, until there are control_keys.")
+    # Relative, so that it works behind a proxy's prefix.
+    page = _root('. Its page: <a href="ui/">/ui</a>.', 302)
+    page.headers["Location"] = "ui/"
+    return page
+
+
+def _root(more: str, status: int = 200) -> Response:
+    return Response(root_page(more), status, headers=PAGE_HEADERS)
 
 
 def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:

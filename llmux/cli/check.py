@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -16,15 +17,18 @@ from llmux.server.exits import EXIT_CONFIG, print_mistake
 
 
 @click.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @config_option
 @click.pass_context
-def check_command(context: click.Context, /, **options: Any) -> None:
-    """Check a config and show what it says; exit code 2 if it cannot be used.
+def check_command(context: click.Context, /, file: Path | None, **options: Any) -> None:
+    """Check a config (FILE or -c FILE) and show what it says; exit code 2 if it cannot be used.
 
     Warns of hooks whose files are missing or cannot be run here.
     """
+    if file is not None and options["config"] is not None:
+        raise click.UsageError("name one config: FILE or -c FILE, not both")
     try:
-        loaded = find_config(with_options_before(context, options)["config"])
+        loaded = find_config(file or with_options_before(context, options)["config"])
         load_policy(loaded.policy, loaded.directory)
     except ConfigError as error:
         print_mistake(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -15,6 +16,9 @@ from llmux.server import signals
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Settings of the command line, which all commands inherit."""
 
 TERMINAL = (
     "cancel", "logs", "mode", "pin", "reload", "requests", "sleep", "status", "switch", "top",
@@ -52,6 +56,14 @@ class Commands(click.Group):
         command: click.Command = resolve_name(place)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments begin with; say how to name a config instead."""
+        if self.get_command(ctx, args[0]) is None and Path(args[0]).is_file():
+            ctx.fail(f"No such command {args[0]!r}. To serve this file: llmux -c {args[0]}")
+        return super().resolve_command(ctx, args)
+
 
 def serve_options(command: Command) -> Command:
     """Add the options that `llmux` and `llmux serve` share."""
@@ -67,7 +79,7 @@ def serve_options(command: Command) -> Command:
     return command
 
 
-@click.group(cls=Commands, invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True, context_settings=HELP)
 @click.version_option(__version__, prog_name="llmux")
 @serve_options
 @click.pass_context

@@ -13,9 +13,12 @@ from typing import Any
 
 import click
 
+from llmux.cli.journals import find_journals
+from llmux.cli.options import config_option, with_options_before
 from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
 from llmux.policy import POLICIES, Policy, load_policy
+from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.simulate.arrivals import (
     LONGEST_S,
     Arrival,
@@ -115,7 +118,7 @@ plot_option = click.option(
     "plot_to",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=_check_plot_path,
-    help="Plot when each model was awake (needs llmux[plot]).",
+    help="Plot when each model was awake (needs llmux-proxy[plot]).",
 )
 
 
@@ -298,16 +301,32 @@ def _run(name: str, **options: Any) -> Outcome:
 
 
 @click.command("replay")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@config_option
 @policies_option
 @plot_option
-def replay_command(files: tuple[Path, ...], policies: list[str], plot_to: Path | None) -> None:
-    """Replay recorded traffic (journal.jsonl in state_dir) under several policies.
+@click.pass_context
+def replay_command(
+    context: click.Context,
+    /,
+    files: Sequence[Path],
+    config: Path | None,
+    policies: list[str],
+    plot_to: Path | None,
+) -> None:
+    """Replay recorded traffic under several policies: FILES, else the journal of the config.
 
     A wait is the time in llmux's line or frozen with a model, in seconds. The row "observed" shows
     what really happened; the policy in use at the time should come close to it. Several files may
     be given, in any order.
     """
+    if files and config is not None:
+        raise click.UsageError("give journals or a config (-c), not both")
+    try:
+        files = files or find_journals(with_options_before(context, {"config": config})["config"])
+    except ConfigError as error:
+        print_mistake(error)
+        sys.exit(EXIT_CONFIG)
     try:
         recordings = load_recordings(files, partial(click.echo, err=True))
     except (OSError, ValueError) as error:

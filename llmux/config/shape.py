@@ -183,7 +183,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 
 def _top_level_conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
     if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
-        yield ("tracing",), "needs OpenTelemetry: pip install 'llmux[otel]'"
+        yield ("tracing",), "needs OpenTelemetry: pip install 'llmux-proxy[otel]'"
     control = given.get("control")
     if isinstance(control, dict) and control.get("port") == given.get("port", 3000) != 0:
         yield ("control", "port"), "is the main listener's port"

@@ -20,6 +20,9 @@ from llmux.base.plainfiles import open_own
 from llmux.observe.clock import WallClock
 from llmux.observe.logs import get_logger
 
+FILE_NAME = "journal.jsonl"
+"""Its name in `state_dir`."""
+
 FLUSH_S = 1.0
 """Interval between writes, and so the most that is lost when the process is killed."""
 
@@ -190,7 +193,7 @@ class Journal:
         descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if os.fstat(descriptor).st_size + len(lines) > MAX_BYTES:
             os.close(descriptor)
-            path.replace(path.with_suffix(".1" + path.suffix))  # replaces a link, not its target
+            path.replace(_older(path))  # replaces a link, not its target
             descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
@@ -223,6 +226,16 @@ def _at(entry: Entry) -> float:
 
 NO_JOURNAL = Journal(None)
 """A journal that discards its entries."""
+
+
+def journal_files(state_dir: Path) -> list[Path]:
+    """Return the journals in a folder, the older one first; none if llmux has written none."""
+    path = state_dir / FILE_NAME
+    return [file for file in (_older(path), path) if file.is_file()]
+
+
+def _older(path: Path) -> Path:
+    return path.with_suffix(".1" + path.suffix)
 
 
 def read_journal(

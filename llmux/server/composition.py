@@ -27,7 +27,7 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.journal import Journal, Started
+from llmux.observe.journal import FILE_NAME, Journal, Started
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.proxy.access_log import AccessLog
@@ -119,7 +119,7 @@ def build_service(
     MASKER.use(config.secrets)
     clock = WallClock()
     metrics, feed = metrics_of_models(config), Feed(clock)
-    journal = Journal(config.state_dir / "journal.jsonl" if config.journal else None, clock)
+    journal = Journal(config.state_dir / FILE_NAME if config.journal else None, clock)
     record = AwakeRecord(config.state_dir / "awake.json")
     events = observed(metrics, journal, feed)
     tracing = tracing_of(config, events)

@@ -82,5 +82,5 @@ def _figure(**options: Any) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError:
-        raise NoPlots("--plot needs matplotlib: pip install 'llmux[plot]'") from None
+        raise NoPlots("--plot needs matplotlib: pip install 'llmux-proxy[plot]'") from None
     return Figure(**options)

@@ -18,7 +18,7 @@ from llmux.standin.server import Standin, serve
 from llmux.standin.stop import stop_command
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A stand-in for a model server, and what hooks need to drive one (or a real vLLM)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -13,6 +14,7 @@ from llmux.cli.check import config_table
 from llmux.cli.main import main
 from llmux.config import load_config, parse_config
 from llmux.server.listening import server_config
+from llmux.standin.cli import main as standin
 
 CONFIG = """
 port: 4000
@@ -43,6 +45,20 @@ def test_version() -> None:
     assert run("--version").output == f"llmux, version {__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["", *main.list_commands(click.Context(main))])
+def test_h_is_help(command: str) -> None:
+    words = command.split()
+    short, long = run(*words, "-h"), run(*words, "--help")
+    assert (short.exit_code, short.output) == (0, long.output)
+    assert short.output.startswith(f"Usage: main {command}".rstrip())
+
+
+def test_h_is_help_of_the_stand_in() -> None:
+    for words in ([], ["serve"], ["stop"], ["wait"], ["call"]):
+        short = CliRunner().invoke(standin, [*words, "-h"])
+        assert (short.exit_code, short.output[:6]) == (0, "Usage:"), words
+
+
 def test_check_shows_what_it_found(config: Path) -> None:
     result = run("check", "-c", str(config))
     assert result.exit_code == 0
@@ -54,6 +70,30 @@ def test_check_shows_what_it_found(config: Path) -> None:
     ]  # fmt: skip
     assert far.split()[-4:] == ["wake", "sleep", "alive", "verify_asleep"]
     assert config_table(load_config(config)) in result.output
+
+
+def test_check_takes_the_file_as_an_argument(config: Path) -> None:
+    assert run("check", str(config)).output == run("check", "-c", str(config)).output
+    # Beside the command, it counts more than what stands before.
+    assert run("-c", "nowhere.yaml", "check", str(config)).exit_code == 0
+    missing = run("check", str(config.with_name("none.yaml")))
+    assert missing.exit_code == 2
+    assert (
+        missing.stderr == f"{config.parent}/none.yaml: cannot be read: No such file or directory\n"
+    )
+
+
+def test_check_takes_one_config(config: Path) -> None:
+    result = run("check", str(config), "-c", str(config))
+    assert result.exit_code == 2
+    assert "name one config: FILE or -c FILE, not both" in result.stderr
+
+
+def test_a_file_for_a_command_is_told_how_it_is_served(config: Path) -> None:
+    result = run(str(config))
+    assert result.exit_code == 2
+    assert f"To serve this file: llmux -c {config}" in result.stderr
+    assert "No such command 'chek'" in run("chek").stderr
 
 
 def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:

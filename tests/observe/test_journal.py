@@ -160,6 +160,12 @@ async def test_a_disk_that_is_full_costs_entries_and_nothing_else(
 
 
 REQUEST = Request("a", arrived=10, ended=12, status=200, admitted=11, company=1)
+CONFIG = """
+state_dir: state
+models:
+  a: {port: 8001, wake: up, sleep: down, alive: ping}
+"""
+
 LINE = msgspec.json.encode(REQUEST) + b"\n"
 
 
@@ -204,6 +210,52 @@ async def test_replay_prints_what_happened_and_what_would_have(
     assert done.exit_code == 0, done.output
     names = [line.split()[0] for line in done.output.splitlines()]
     assert names == ["group", "policy", "observed", "fifo", "adaptive"]
+
+
+async def test_replay_finds_the_journal_of_the_config(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "llmux.yaml"
+    config.write_text(CONFIG)
+    state = tmp_path / "state"
+    replay = ["replay", "--policy", "fifo"]
+    named = [*replay, "-c", str(config)]
+    # Before llmux has written one:
+    done = CliRunner().invoke(main, named)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"Error: no journal.jsonl in {state} (llmux writes it while it serves)\n"
+    config.write_text(CONFIG + "journal: false")
+    done = CliRunner().invoke(main, named)
+    assert f"({config} says `journal: false`)" in done.stderr
+    # One that is in use, and an older one:
+    state.mkdir()
+    await record(state / "journal.jsonl", "fifo", requests=20)
+    await wait_all_tasks_blocked()
+    (state / "journal.1.jsonl").write_bytes((state / "journal.jsonl").read_bytes())
+    whole = CliRunner().invoke(main, named)
+    assert whole.exit_code == 0, whole.output
+    assert whole.stderr == f"journal {state}/journal.1.jsonl\njournal {state}/journal.jsonl\n"
+    assert whole.stdout.startswith("group default: 40 requests")
+    # The config is found as by the other commands.
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, replay).stdout == whole.stdout
+    assert CliRunner().invoke(main, ["-c", str(config), *replay]).stdout == whole.stdout
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("LLMUX_CONFIG", str(config))
+    assert CliRunner().invoke(main, replay).stdout == whole.stdout
+
+
+def test_replay_takes_journals_or_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.touch()
+    done = CliRunner().invoke(main, ["replay", str(path), "-c", str(path)])
+    assert done.exit_code == 2
+    assert "give journals or a config (-c), not both" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMUX_CONFIG", raising=False)
+    done = CliRunner().invoke(main, ["replay"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("no config: ")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +304,7 @@ def test_without_matplotlib_a_timeline_is_a_mistake_in_one_line(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = CliRunner().invoke(main, [*SHORT, "--plot", str(tmp_path / "out.png")])
     assert done.exit_code == 1
-    assert done.output.endswith("Error: --plot needs matplotlib: pip install 'llmux[plot]'\n")
+    assert done.output.endswith("Error: --plot needs matplotlib: pip install 'llmux-proxy[plot]'\n")
 
 
 def test_a_long_run_shows_its_progress_on_a_terminal() -> None:

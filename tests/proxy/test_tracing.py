@@ -287,7 +287,9 @@ def test_the_config_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert parse_config(config).tracing
     for missing in ("no_such_package.of.otel", "opentelemetry.no_such_exporter"):
         monkeypatch.setattr(shape, "TRACING_NEEDS", missing)
-        with pytest.raises(ConfigError, match=r"tracing: needs OpenTelemetry: pip .*llmux\[otel\]"):
+        with pytest.raises(
+            ConfigError, match=r"tracing: needs OpenTelemetry: pip .*llmux-proxy\[otel\]"
+        ):
             parse_config(config)
         assert not parse_config({**config, "tracing": False}).tracing
 

@@ -1,0 +1,116 @@
+"""The wheel, installed as users install it: with pipx, with uv, away from the repository, in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmux import __version__
+
+ROOT = Path(__file__).parents[2]
+INSTALL_S = 300.0
+"""An installation fetches about twenty packages."""
+
+
+class Stranger:
+    """A user who has the wheel and nothing of the repository.
+
+    Attributes:
+        home: An empty home.
+        tools: Folder of pipx and uv.
+        wheel: The built wheel.
+    """
+
+    def __init__(self, home: Path, tools: Path, wheel: Path) -> None:
+        self.home = home
+        self.tools = tools
+        self.wheel = wheel
+        self.bin = home / ".local" / "bin"
+        home.mkdir()
+        (home / "empty").mkdir()
+        kept = ("LANG", "TERM", "TMPDIR")
+        # Where packages come from, and how: proxies, certificates, an index of one's own.
+        passed = (
+            "PIP_",
+            "UV_INDEX",
+            "UV_DEFAULT_INDEX",
+            "SSL_",
+            "HTTP",
+            "http",
+            "NO_PROXY",
+            "no_proxy",
+            "ALL_PROXY",
+        )
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in kept or name.startswith(passed)
+        } | {
+            "HOME": str(home),
+            "PATH": f"{self.bin}:{tools}:/usr/local/bin:/usr/bin:/bin",
+            "UV_CACHE_DIR": str(home / ".cache" / "uv"),
+            "UV_PYTHON_DOWNLOADS": "never",
+        }
+
+    def run(self, *command: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a command in an empty folder, without a terminal."""
+        return subprocess.run(
+            command,
+            cwd=self.home / "empty",
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pipx, uv, and what builds a wheel."""
+    folder = tmp_path_factory.mktemp("tools")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "pipx", "uv", "hatchling"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"needs pipx and uv from a package index: {done.stderr.strip()[-200:]}")
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def wheel(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [str(tools / "python"), "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(params=["pipx", "uv tool"])
+def stranger(
+    request: pytest.FixtureRequest, tools: Path, wheel: Path, tmp_path: Path
+) -> Iterator[Stranger]:
+    """A user who has installed the wheel."""
+    user = Stranger(tmp_path / "home", tools, wheel)
+    python = ["--python", os.path.realpath(sys.executable)]
+    done = user.run(*request.param.split(), "install", *python, str(wheel), timeout_s=INSTALL_S)
+    assert done.returncode == 0, done.stderr
+    yield user
+    shutil.rmtree(user.home)
+
+
+@pytest.mark.slow
+def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) -> None:
+    assert (stranger.bin / "llmux").exists()
+    done = stranger.run("llmux", "--version")
+    assert (done.returncode, done.stdout) == (0, f"llmux, version {__version__}\n"), done.stderr
+    assert stranger.run("llmux", "schema").stdout.startswith("{")
