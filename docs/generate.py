@@ -68,9 +68,17 @@ def sections(defs: dict[str, Any], path: str, ref: str) -> Iterator[tuple[str, d
     for key, shape in section["properties"].items():
         inner = shape.get("additionalProperties")
         name = ".NAME" if isinstance(inner, dict) else ""
-        for below in (shape, inner if name else {}, *shape.get("anyOf", ())):
+        items = shape.get("items", {})
+        name = "[]" if items else name
+        for below in (shape, inner if name == ".NAME" else {}, *variants(shape), *variants(items)):
             if "$ref" in below:
                 yield from sections(defs, f"{path}.{key}{name}".lstrip("."), below["$ref"])
+
+
+def variants(shape: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The shapes of which a value has one."""
+    found: Iterable[dict[str, Any]] = shape.get("anyOf", ())
+    return found
 
 
 def unit(path: str, key: str) -> str:

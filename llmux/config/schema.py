@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from llmux.config.control import ControlConfig, ErrorsConfig
+from llmux.config.filters import AliasConfig
 from llmux.config.limits import Limits
 from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig
 from llmux.config.policy import PolicyConfig
@@ -16,7 +17,7 @@ from llmux.config.section import file_keys
 from llmux.config.shape import Config
 
 SECTIONS = (
-    Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
+    Config, ModelConfig, AliasConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
     ControlConfig,
 )  # fmt: skip
 
