@@ -102,6 +102,7 @@ def kind(shape: dict[str, Any], unit: str = "") -> str:
         return f"`{{{shape['required'][0]}: …}}`"
     words = {"object": "mapping", "boolean": "true or false", "integer": "integer"}
     name = shape.get("type", "anything")
+    name = name[0] if isinstance(name, list) else name  # the others are other ways to write it
     word = words.get(name, name)
     limits = [
         f"{sign} {shape[limit]:,}"

@@ -23,6 +23,7 @@ import msgspec
 import platformdirs
 
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
+from llmux.config.durations import duration_s
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.section import Keys, Section, file_keys
@@ -264,6 +265,8 @@ def _leaf(bare: Any, kind: Any, value: object) -> Any:
         return value
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
+    if bare is float and isinstance(value, str):  # all of them are seconds
+        value = duration_s(value)
     return _scalar(kind, value)
 
 
