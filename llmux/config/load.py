@@ -23,6 +23,7 @@ import msgspec
 import platformdirs
 
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
+from llmux.config.durations import duration_s
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.section import Keys, Section, file_keys
@@ -232,12 +233,20 @@ def _cut(text: str) -> str:
 
 
 def _choose(kind: Any, value: object) -> Any:
-    """Choose from a union with a literal: the literal if it has the value, else the union."""
-    if get_origin(kind) in (Union, types.UnionType):
-        for choice in get_args(kind):
-            if get_origin(choice) is Literal and value in get_args(choice):
-                return choice
-    return kind
+    """Choose from a union: a literal that has the value, a section or not; else the union."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    choices = get_args(kind)
+    for choice in choices:
+        if get_origin(choice) is Literal and value in get_args(choice):
+            return choice
+    is_section = [inspect.isclass(each) and issubclass(each, Section) for each in choices]
+    fitting = [
+        each
+        for each, is_one in zip(choices, is_section, strict=True)
+        if each is not types.NoneType and is_one == isinstance(value, dict)
+    ]
+    return fitting[0] if any(is_section) and fitting else kind
 
 
 def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
@@ -256,6 +265,8 @@ def _leaf(bare: Any, kind: Any, value: object) -> Any:
         return value
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
+    if bare is float and isinstance(value, str):  # all of them are seconds
+        value = duration_s(value)
     return _scalar(kind, value)
 
 

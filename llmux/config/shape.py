@@ -127,7 +127,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     def names(self) -> Names:
         """Model names by every name that clients may use: the models' own and their aliases."""
         own = {name: name for name in self.models}
-        return Names(own | {alias: m.name for m in self.models.values() for alias in m.aliases})
+        return Names(own | {alias: m.name for m in self.models.values() for alias in m.alias_names})
 
     def passive_of(self, model: str) -> tuple[str, ...]:
         """Return the passive paths of a model."""
@@ -219,7 +219,9 @@ def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:
     for name, model in models.items() if isinstance(models, dict) else ():
         aliases = model.get("aliases") if isinstance(model, dict) else None
         for index, alias in enumerate(aliases if isinstance(aliases, list | tuple) else ()):
-            if isinstance(alias, str):
+            if isinstance(alias, dict) and isinstance(alias.get("name"), str):
+                yield ("models", name, "aliases", index, "name"), alias["name"]
+            elif isinstance(alias, str):
                 yield ("models", name, "aliases", index), alias
 
 

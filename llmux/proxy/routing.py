@@ -61,7 +61,7 @@ class Router:
             )
             journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)
         else:
-            journey.model = model
+            journey.model, journey.asked = model, named.name
             journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
             if named.target is not lane.target and _lacks_slash(named.target, lane.target):
                 # Without the slash, relative links would lose the last segment, the model's name.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from llmux.config import Config, ModelConfig
+from llmux.openai.filtering import NO_RULES, Filters, Rules
 from llmux.upstream import Backend
 
 
@@ -19,6 +20,17 @@ class Upstream:
         idle_s = config.stream_idle_secs if config else None
         self.stream_idle_s = math.inf if idle_s is None else idle_s
         self.websocket = config.websocket if config else None
+        self.filters = filters_of(config) if config else None
+
+
+def filters_of(config: ModelConfig) -> Filters | None:
+    """Return the request filters of a model; None if it has none."""
+    own = Rules(config.set, config.force, config.drop)
+    by_name = {config.name: NO_RULES} | dict.fromkeys(config.alias_names, NO_RULES)
+    for alias in config.aliases:
+        if not isinstance(alias, str):
+            by_name[alias.name] = Rules(alias.set, alias.force, alias.drop)
+    return Filters(own, by_name) if own or any(by_name.values()) else None
 
 
 class Upstreams:

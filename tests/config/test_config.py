@@ -507,7 +507,8 @@ def test_schema_knows_every_key_and_no_other() -> None:
     shapes = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
     assert set(shapes) == {
-        "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig", "PolicyConfig",
+        "AliasConfig", "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig",
+        "PolicyConfig",
     }  # fmt: skip
     for shape in shapes.values():
         assert shape["additionalProperties"] is False
