@@ -64,6 +64,20 @@ class RequestNotFound(LlmuxError):
         super().__init__(f"No such request is being served: {shown(request)}")
 
 
+class LoopDetected(LlmuxError):
+    """The request has come back to the llmux that forwarded it (RFC 5842, section 7.2)."""
+
+    status = 508
+    code = "loop_detected"
+    may_be_repeated = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This llmux has forwarded the request before, and it has come back: the port or url of "
+            "a model, or the fallback, leads to llmux itself"
+        )
+
+
 class NotHere(LlmuxError):
     """This path belongs to another of llmux's listeners."""
 

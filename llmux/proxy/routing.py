@@ -24,14 +24,21 @@ class Router:
         board: The models.
         upstreams: Their backends.
         lines: Places in line, by client.
+        pseudonym: Name of this llmux in the `Via` of requests that it has forwarded.
     """
 
     def __init__(
-        self, config: Config, board: Switchboard, upstreams: Upstreams, lines: ClientLines
+        self,
+        config: Config,
+        board: Switchboard,
+        upstreams: Upstreams,
+        lines: ClientLines,
+        pseudonym: bytes,
     ) -> None:
         self._board = board
         self._upstreams = upstreams
         self._lines = lines
+        self._pseudonym = pseudonym
         self.makers = Makers(config.limits.remembered_ids)
         self.apply(config)
 
@@ -47,6 +54,7 @@ class Router:
 
         Raises:
             ModelNotFound, NoModel, IdNotFound: No model is found, and there is no fallback.
+            LoopDetected: This llmux has forwarded the request before.
             BadRequest: Which model the request is for is ambiguous, or not readable.
         """
         lane, fields = journey.lane, journey.fields
@@ -85,7 +93,9 @@ class Router:
         """Return the name and target as the request has them, and the model; see `find_model`."""
         lane = journey.lane
         try:
-            named = find_model(lane.target, lane.headers, journey.fields, self._names)
+            named = find_model(
+                lane.target, lane.headers, journey.fields, self._names, self._pseudonym
+            )
         except NoModel:
             model = self._model_of_unnamed(journey)
             return Named(model, lane.target), model
