@@ -17,14 +17,18 @@ class NoModel(LlmuxError):
 
 
 class ModelNotFound(LlmuxError):
-    """The request names a model that is not in the config."""
+    """The request names a model that is not in the config.
+
+    Attributes:
+        name: The name as the request has it.
+    """
 
     status = 404
     code = "model_not_found"
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"Model not found: {shown(model)}")
-        self.model = shown(model)
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Model not found: {shown(name)}")
+        self.name = name
 
 
 class GroupNotFound(LlmuxError):

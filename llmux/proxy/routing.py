@@ -53,7 +53,8 @@ class Router:
         """Set the request's model, its stay there, its upstream and the target to forward.
 
         Raises:
-            ModelNotFound, NoModel, IdNotFound: No model is found, and there is no fallback.
+            ModelNotFound, NoModel, IdNotFound: No model is found, and the fallback does not
+                get the request.
             LoopDetected: This llmux has forwarded the request before.
             BadRequest: Which model the request is for is ambiguous, or not readable.
         """
@@ -61,13 +62,12 @@ class Router:
         try:
             named, model = self._find(journey)
         except (NoModel, ModelNotFound) as missing:
-            if self._upstreams.fallback is None:
-                raise
+            fallback = self._upstreams.fallback_for(missing)
             is_named = isinstance(missing, ModelNotFound)
             fields.check_foreign(
                 lambda name: self._names.find(name) is not None, names_model=is_named
             )
-            journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)
+            journey.upstream, journey.target = fallback, tidy(lane.target)
         else:
             journey.model = model
             journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
