@@ -134,6 +134,11 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         own = {name: name for name in self.models}
         return Names(own | {alias: m.name for m in self.models.values() for alias in m.aliases})
 
+    @functools.cached_property
+    def listed(self) -> tuple[str, ...]:
+        """The names that clients are told of, in the file's order: the models', maybe aliases."""
+        return tuple(name for name, own in self.names.items() if self.list_aliases or name == own)
+
     def passive_of(self, model: str) -> tuple[str, ...]:
         """Return the passive paths of a model."""
         own = self.models[model].passive

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from llmux.base.names import shown
+from collections.abc import Collection
+
+from llmux.base.names import nearest, shown
 from llmux.errors.base import LlmuxError
+
+MOST_NAMES, MAX_LISTED = 10, 128
+"""Limits for known names in a message: their number, and the characters of one."""
 
 
 class NoModel(LlmuxError):
@@ -21,14 +26,26 @@ class ModelNotFound(LlmuxError):
 
     Attributes:
         name: The name as the request has it.
+        known: Names that the message lists, as far as there is room for them.
     """
 
     status = 404
     code = "model_not_found"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, known: Collection[str] = ()) -> None:
         super().__init__(f"Model not found: {shown(name)}")
         self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        """Return the message; names are compared only here, since a fallback may take over."""
+        text = super().__str__()
+        if not self.known:
+            return text
+        listed = [shown(each, MAX_LISTED) for each in nearest(self.name, self.known, MOST_NAMES)]
+        rest = len(self.known) - len(listed)
+        more = f", and {rest} more (GET /v1/models lists all)" if rest else ""
+        return f"{text}. Known names: {', '.join(listed)}{more}"
 
 
 class GroupNotFound(LlmuxError):

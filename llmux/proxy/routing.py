@@ -43,7 +43,7 @@ class Router:
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        self._names = config.names
+        self._names, self._listed = config.names, config.listed
         self._default_model = config.default_model
         self._passive = {name: PassivePaths(config.passive_of(name)) for name in config.models}
         self._takes_hints = config.policy.client_hints
@@ -101,7 +101,7 @@ class Router:
             return Named(model, lane.target), model
         model_found = self._names.find(named.name)
         if model_found is None:
-            raise ModelNotFound(named.name)
+            raise ModelNotFound(named.name, self._listed)
         return named, model_found
 
     def _model_of_unnamed(self, journey: Journey) -> str:
