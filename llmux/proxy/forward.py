@@ -26,7 +26,7 @@ from llmux.http.targets import check_request_line
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
 from llmux.openai.filtering import Filter
-from llmux.openai.headers import request_headers
+from llmux.openai.headers import own_pseudonym, request_headers
 from llmux.openai.naming import Meanings
 from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
@@ -80,7 +80,8 @@ class ModelProxy:
         self.upstreams = Upstreams(config)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._reader = Reader(config, self.bodies)
-        self._router = Router(config, board, self.upstreams, self._lines)
+        self._pseudonym = own_pseudonym()
+        self._router = Router(config, board, self.upstreams, self._lines, self._pseudonym)
         self._read_config(config)
 
     # ---- Configuration ----
@@ -343,7 +344,11 @@ class ModelProxy:
                 assert lane.tunnel is not None
                 lane.tunnel.replace_first_message(journey.first.renamed(name))
         headers = request_headers(
-            journey.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
+            journey.headers,
+            client=lane.peer,
+            scheme=lane.scheme,
+            extra=upstream.extra_headers,
+            pseudonym=self._pseudonym,
         )
         if lane.upgrade:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]
