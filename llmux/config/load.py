@@ -97,9 +97,14 @@ def default_config_path(environ: Mapping[str, str]) -> Path:
 
 
 def _default_state_dir(path: Path) -> Path:
-    """Return a folder that depends on the real path of the config alone."""
+    """Return a folder of the config's own, below the platform's place for state.
+
+    A service of systemd with `StateDirectory=` has it below that folder (systemd.exec(5)), since
+    its user may have no other place to write to.
+    """
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
-    root = platformdirs.user_state_path("llmux", appauthor=False)
+    of_service = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    root = Path(of_service or platformdirs.user_state_path("llmux", appauthor=False)).absolute()
     return root / f"{path.stem}-{digest[:8]}"
 
 

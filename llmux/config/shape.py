@@ -90,7 +90,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         hosts: Public names by which clients reach llmux, *.example.org for all below one; * for
             any. Needed without api_keys only: docs/http-api.md.
         state_dir: Folder for logs, lock and state; relative to the config's folder. By default each
-            config has its own, in the platform's place for state.
+            config has its own, in the platform's place for state, or in that of the systemd
+            service (StateDirectory=).
         path: Path of the config file, if there is one.
         directory: Working directory of hooks: the file's folder.
     """
