@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import socket
 
 import trio
 
@@ -14,8 +16,9 @@ from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.uncaught import log_uncaught
 from llmux.server.connection_limits import raise_descriptor_limit
-from llmux.server.control_listener import control_socket
+from llmux.server.control_listener import Opened, control_socket
 from llmux.server.exits import EXIT_CANNOT_LISTEN, EXIT_CONFIG, print_mistake
+from llmux.server.greeting import greet, greeting
 from llmux.server.listening import listen, server_config
 from llmux.server.memory import calm_collector, return_freed_memory
 from llmux.server.run import serve_config
@@ -36,8 +39,17 @@ class ServeOptions:
     watch: bool
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until stopped; returns the exit code."""
+Greeting = Callable[[Sequence[socket], Opened | None], Iterable[str]]
+"""Makes the lines for people from the main listener's sockets and the control API's own."""
+
+
+def serve(options: ServeOptions, welcome: Greeting = greeting) -> int:
+    """Serve until stopped; returns the exit code.
+
+    Args:
+        options: The command line's.
+        welcome: Makes what a terminal shows once requests are answered.
+    """
     logs.configure(options.log_format, verbose=options.verbose)
     if options.log_format == "json":
         log_uncaught()
@@ -57,8 +69,19 @@ def serve(options: ServeOptions) -> int:
             for remark in hook_remarks(config):
                 log.warning("hook_unusable", remark=remark)
             with control_socket(config) as control:
+
+                def on_serving() -> None:
+                    if options.log_format == "text":
+                        greet(welcome(sockets.insecure_sockets, control))
+
                 serving = partial(
-                    serve_config, config, server, sockets, watch=options.watch, control=control
+                    serve_config,
+                    config,
+                    server,
+                    sockets,
+                    watch=options.watch,
+                    control=control,
+                    on_serving=on_serving,
                 )
                 return trio.run(serving)
     except (ConfigError, LockHeld) as error:

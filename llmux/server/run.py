@@ -37,6 +37,7 @@ async def serve_config(
     *,
     watch: bool = False,
     control: Opened | None = None,
+    on_serving: Callable[[], object] = lambda: None,
 ) -> int:
     """Serve until a signal arrives or a switcher dies; returns the exit code.
 
@@ -49,6 +50,7 @@ async def serve_config(
         sockets: The main listener's sockets.
         watch: Reload the config whenever its file changes.
         control: The control API's own socket, if it has one.
+        on_serving: Called once requests are answered.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
@@ -88,6 +90,7 @@ async def serve_config(
                     accepting.start_soon(accept, serve_connection, listeners(sockets))
                     models = service.board.registered_models
                     log.info("serving", config=str(config.path), models=models)
+                    on_serving()
                     notify_systemd("READY=1")
                     await _wait_first(stopping.wait, died.wait)
                     notify_systemd("STOPPING=1")
