@@ -39,6 +39,7 @@ class Commands(click.Group):
         "check": "llmux.cli.check:check_command",
         "completion": "llmux.cli.terminal.completion:completion_command",
         "demo": "llmux.cli.demo:demo_command",
+        "examples": "llmux.cli.examples:examples_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",

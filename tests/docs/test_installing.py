@@ -150,6 +150,7 @@ def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) ->
     python = (stranger.bin / "llmux").read_text().splitlines()[0].removeprefix("#!").split()
     where = stranger.run(*python, "-c", code).stdout.strip()
     assert Path(where).is_relative_to(stranger.home)
+    assert "ExecStart=" in stranger.run("llmux", "examples", "llmux.service").stdout
     done = stranger.run("llmux")
     assert done.returncode == 2
     assert done.stderr.startswith("no config: ")
