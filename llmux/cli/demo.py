@@ -131,7 +131,9 @@ def run_demo(options: ServeOptions) -> int:
         return EXIT_CANNOT_LISTEN
 
 
-def welcome(sockets: Sequence[socket.socket], control: Opened | None) -> list[str]:
+def welcome(
+    sockets: Sequence[socket.socket], control: Opened | None, *, has_keys: bool
+) -> list[str]:
     """Return what to try; the arguments are those of `greeting`."""
     from llmux.server.greeting import greeting, root_url  # noqa: PLC0415
 
@@ -139,7 +141,7 @@ def welcome(sockets: Sequence[socket.socket], control: Opened | None) -> list[st
     ask = '{"model": "llama", "messages": [{"role": "user", "content": "Who are you?"}]}'
     return [
         "",
-        *greeting(sockets, control),
+        *greeting(sockets, control, has_keys=has_keys),
         "",
         "Two stand-in models take turns, as on a GPU with room for one. In another terminal, ask",
         "",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from socket import socket
+from typing import Protocol
 
 import trio
 
@@ -39,8 +40,12 @@ class ServeOptions:
     watch: bool
 
 
-Greeting = Callable[[Sequence[socket], Opened | None], Iterable[str]]
-"""Makes the lines for people from the main listener's sockets and the control API's own."""
+class Greeting(Protocol):
+    """Makes the lines for people, as `greeting` does."""
+
+    def __call__(
+        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool
+    ) -> Iterable[str]: ...
 
 
 def serve(options: ServeOptions, welcome: Greeting = greeting) -> int:
@@ -72,7 +77,8 @@ def serve(options: ServeOptions, welcome: Greeting = greeting) -> int:
 
                 def on_serving() -> None:
                     if options.log_format == "text":
-                        greet(welcome(sockets.insecure_sockets, control))
+                        keys = bool(config.control_keys)
+                        greet(welcome(sockets.insecure_sockets, control, has_keys=keys))
 
                 serving = partial(
                     serve_config,

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from socket import socket
 
 from llmux.api.listeners import PORT
+from llmux.http.clients import is_loopback
 from llmux.server.control_listener import Opened
 
 
@@ -17,28 +18,35 @@ def root_url(sock: socket) -> str:
 
     A listener on every address is reached by loopback.
     """
+    host, port = _place(sock)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _place(sock: socket) -> tuple[str, int]:
     host, port, *_ = sock.getsockname()
     address = ip_address(host.partition("%")[0])
     if address.is_unspecified:
         host = "127.0.0.1" if address.version == 4 else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return host, port
 
 
-def greeting(sockets: Sequence[socket], control: Opened | None) -> list[str]:
+def greeting(
+    sockets: Sequence[socket], control: Opened | None, *, has_keys: bool = False
+) -> list[str]:
     """Return the URL for clients, and that of the live page if a browser can reach it.
 
     Args:
         sockets: The main listener's, without TLS.
         control: The control API's own listener, if it has one; it then has the page, too.
+        has_keys: True if there are control keys: without them the page answers loopback only.
     """
     if not sockets:
         return []
-    root = root_url(sockets[0])
-    lines = [f"API  {root}/v1"]
-    if control is None:
-        lines.append(f"UI   {root}/ui")
-    elif control.kind == PORT:
-        lines.append(f"UI   {root_url(control.sock)}/ui")
+    lines = [f"API  {root_url(sockets[0])}/v1"]
+    if control is None or control.kind == PORT:
+        sock = sockets[0] if control is None else control.sock
+        needs_keys = not has_keys and not is_loopback(_place(sock)[0])
+        lines.append(f"UI   {root_url(sock)}/ui{' (needs control_keys)' if needs_keys else ''}")
     return lines
 
 

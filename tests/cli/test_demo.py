@@ -74,7 +74,7 @@ class Started:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         deadline = time.monotonic() + PATIENCE_S
-        while (found := re.search(pattern, self.shown)) is None:
+        while (found := re.search(pattern, self.shown, re.MULTILINE)) is None:
             assert time.monotonic() < deadline, self.shown
             if not self.read(0.1):
                 assert self.process.poll() is None, self.shown
@@ -119,6 +119,7 @@ class Started:
         return found
 
     def wait_until_nothing_is_left(self) -> None:
+        """A stand-in that has stopped lets go of its pid file, and then ends."""
         deadline = time.monotonic() + PATIENCE_S
         while self.standins():
             assert time.monotonic() < deadline
@@ -158,7 +159,7 @@ def test_without_a_config_a_terminal_is_offered_the_demo(tmp_path: Path) -> None
         assert list(folder.glob("*.pid"))
         llmux.press(CTRL_C)
         assert llmux.end() == 0
-        assert llmux.standins() == []
+        llmux.wait_until_nothing_is_left()
         assert list(llmux.temporary.iterdir()) == []
         assert "Traceback" not in llmux.shown
 
@@ -192,6 +193,23 @@ def test_without_a_config_and_a_terminal_the_text_is_an_error(
     ]
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_terminal_is_told_the_urls_when_llmux_serves(log_format: str, tmp_path: Path) -> None:
+    config = tmp_path / "llmux.yaml"
+    config.write_text(
+        "port: 0\nstate_dir: state\nmodels: {a: {port: 1, wake: up, sleep: down, alive: ping}}\n"
+    )
+    with started(tmp_path, "-c", str(config), "--log-format", log_format) as llmux:
+        root = llmux.wait_for(r"http://127\.0\.0\.1:\d+")[0]
+        if log_format == "text":
+            llmux.wait_for(rf"^API  {root}/v1\nUI   {root}/ui\n")
+        else:  # every line is an object
+            llmux.wait_for(r'"serving"')
+        llmux.press(CTRL_C)
+        assert llmux.end() == 0
+        assert ("API" in llmux.shown) == (log_format == "text")
+
+
 @needs_proc
 def test_a_killed_demo_takes_its_stand_ins_along(tmp_path: Path) -> None:
     with started(tmp_path, "demo", "-p", "0") as llmux:
@@ -217,7 +235,7 @@ def test_a_second_signal_ends_the_demo_at_once_and_its_stand_ins_too(tmp_path: P
             llmux.wait_for("stopping")
             llmux.press(CTRL_C)
             assert llmux.end() == 4
-        assert llmux.standins() == []
+        llmux.wait_until_nothing_is_left()
         assert list(llmux.temporary.iterdir()) == []
 
 

@@ -220,7 +220,9 @@ def test_a_wheel_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: P
     sdist = pytest.importorskip("hatchling.builders.sdist", reason="needs hatchling")
     (packed,) = sdist.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with tarfile.open(packed) as archive:
-        archive.extractall(tmp_path, filter="data")
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3 have none
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(tmp_path)
     again = build_wheel(tmp_path / f"llmux_proxy-{__version__}", tmp_path)
     assert names_in(again) == names_in(wheel)
 

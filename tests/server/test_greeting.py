@@ -20,6 +20,16 @@ class Terminal(io.StringIO):
         return True
 
 
+class Elsewhere(socket.socket):
+    """A socket that says it listens on an address that this machine does not have."""
+
+    def __init__(self, host: str) -> None:
+        self._name = (host, 3000)
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._name
+
+
 def listening(host: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family)
@@ -61,6 +71,12 @@ def test_the_page_is_where_the_control_api_is(main: socket.socket) -> None:
         assert page == f"UI   http://127.0.0.1:{port}/ui"
         # No browser opens a Unix socket.
         assert greeting([main], Opened(control, SOCKET, "")) == [api]
+
+
+def test_a_page_that_answers_nobody_without_keys_is_told_as_such() -> None:
+    elsewhere = Elsewhere("192.0.2.7")
+    assert greeting([elsewhere], None)[1] == "UI   http://192.0.2.7:3000/ui (needs control_keys)"
+    assert greeting([elsewhere], None, has_keys=True)[1] == "UI   http://192.0.2.7:3000/ui"
 
 
 def test_only_a_terminal_is_greeted(monkeypatch: pytest.MonkeyPatch) -> None:
