@@ -125,7 +125,8 @@ def run_demo(options: ServeOptions) -> int:
             folder = Path(name)
             with _held(folder / "demo.pid"), _standins_stopped(folder):
                 config = _write_config(folder)
-                return serve(replace(options, config=config), welcome)
+                options = replace(options, config=config)
+                return serve(options, welcome, ends_with_terminal=True)
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN

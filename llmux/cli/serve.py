@@ -48,12 +48,15 @@ class Greeting(Protocol):
     ) -> Iterable[str]: ...
 
 
-def serve(options: ServeOptions, welcome: Greeting = greeting) -> int:
+def serve(
+    options: ServeOptions, welcome: Greeting = greeting, *, ends_with_terminal: bool = False
+) -> int:
     """Serve until stopped; returns the exit code.
 
     Args:
         options: The command line's.
         welcome: Makes what a terminal shows once requests are answered.
+        ends_with_terminal: True to stop when the terminal is closed, and not to reload.
     """
     logs.configure(options.log_format, verbose=options.verbose)
     if options.log_format == "json":
@@ -88,6 +91,7 @@ def serve(options: ServeOptions, welcome: Greeting = greeting) -> int:
                     watch=options.watch,
                     control=control,
                     on_serving=on_serving,
+                    ends_with_terminal=ends_with_terminal,
                 )
                 return trio.run(serving)
     except (ConfigError, LockHeld) as error:

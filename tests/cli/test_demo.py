@@ -222,6 +222,18 @@ def test_a_killed_demo_takes_its_stand_ins_along(tmp_path: Path) -> None:
 
 
 @needs_proc
+def test_a_demo_ends_with_its_terminal(tmp_path: Path) -> None:
+    with started(tmp_path, "demo", "-p", "0") as llmux:
+        llmux.ask(llmux.wait_for(r"API  (\S+)/v1\n")[1], "llama")
+        assert llmux.standins()
+        os.close(llmux.host)
+        llmux.host = os.open(os.devnull, os.O_RDONLY)
+        assert llmux.process.wait(PATIENCE_S) == 0
+        llmux.wait_until_nothing_is_left()
+        assert list(llmux.temporary.iterdir()) == []
+
+
+@needs_proc
 @pytest.mark.slow
 def test_a_second_signal_ends_the_demo_at_once_and_its_stand_ins_too(tmp_path: Path) -> None:
     with started(tmp_path, "demo", "-p", "0") as llmux:
