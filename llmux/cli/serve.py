@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 
 from llmux.cli.options import find_config
-from llmux.config import hook_remarks
+from llmux.config import Config, hook_remarks
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.uncaught import log_uncaught
@@ -77,12 +77,6 @@ def serve(
             for remark in hook_remarks(config):
                 log.warning("hook_unusable", remark=remark)
             with control_socket(config) as control:
-
-                def on_serving() -> None:
-                    if options.log_format == "text":
-                        keys = bool(config.control_keys)
-                        greet(welcome(sockets.insecure_sockets, control, has_keys=keys))
-
                 serving = partial(
                     serve_config,
                     config,
@@ -90,7 +84,9 @@ def serve(
                     sockets,
                     watch=options.watch,
                     control=control,
-                    on_serving=on_serving,
+                    on_serving=partial(
+                        _greet, options, welcome, config, sockets.insecure_sockets, control
+                    ),
                     ends_with_terminal=ends_with_terminal,
                 )
                 return trio.run(serving)
@@ -100,3 +96,16 @@ def serve(
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN
+
+
+def _greet(
+    options: ServeOptions,
+    welcome: Greeting,
+    config: Config,
+    sockets: Sequence[socket],
+    control: Opened | None,
+) -> None:
+    """Tell people where llmux is; a log for programs stays free of it."""
+    if options.log_format == "text":
+        has_keys = bool(config.control_keys)
+        greet(welcome(sockets, control, has_keys=has_keys))
