@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ class Commands(click.Group):
         "check": "llmux.cli.check:check_command",
         "completion": "llmux.cli.terminal.completion:completion_command",
         "import": "llmux.cli.importing.command:import_command",
+        "demo": "llmux.cli.demo:demo_command",
+        "examples": "llmux.cli.examples:examples_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",
@@ -101,8 +104,16 @@ def serve(context: click.Context, /, **options: Any) -> None:
 
 
 def run_server(options: dict[str, Any]) -> NoReturn:
-    """Serve, and end with the exit code."""
+    """Serve, and end with the exit code; without a config, offer the demo."""
     signals.hold_back()  # before what takes long to import
+    from llmux.cli.demo import offer_demo  # noqa: PLC0415
     from llmux.cli.serve import ServeOptions, serve  # noqa: PLC0415
+    from llmux.config import default_config_path  # noqa: PLC0415
+    from llmux.errors import ConfigError  # noqa: PLC0415
 
+    if options["config"] is None:
+        try:
+            options["config"] = default_config_path(os.environ)
+        except ConfigError as error:
+            sys.exit(offer_demo(error, ServeOptions(**options)))
     sys.exit(serve(ServeOptions(**options)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import socket
+from typing import Protocol
 
 import trio
 
 from llmux.cli.options import find_config
-from llmux.config import hook_remarks
+from llmux.config import Config, hook_remarks
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.uncaught import log_uncaught
 from llmux.server.connection_limits import raise_descriptor_limit
-from llmux.server.control_listener import control_socket
+from llmux.server.control_listener import Opened, control_socket
 from llmux.server.exits import EXIT_CANNOT_LISTEN, EXIT_CONFIG, print_mistake
+from llmux.server.greeting import greet, greeting
 from llmux.server.listening import listen, server_config
 from llmux.server.memory import calm_collector, return_freed_memory
 from llmux.server.run import serve_config
@@ -36,8 +40,24 @@ class ServeOptions:
     watch: bool
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until stopped; returns the exit code."""
+class Greeting(Protocol):
+    """Makes the lines for people, as `greeting` does."""
+
+    def __call__(
+        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool
+    ) -> Iterable[str]: ...
+
+
+def serve(
+    options: ServeOptions, welcome: Greeting = greeting, *, ends_with_terminal: bool = False
+) -> int:
+    """Serve until stopped; returns the exit code.
+
+    Args:
+        options: The command line's.
+        welcome: Makes what a terminal shows once requests are answered.
+        ends_with_terminal: True to stop when the terminal is closed, and not to reload.
+    """
     logs.configure(options.log_format, verbose=options.verbose)
     if options.log_format == "json":
         log_uncaught()
@@ -58,7 +78,16 @@ def serve(options: ServeOptions) -> int:
                 log.warning("hook_unusable", remark=remark)
             with control_socket(config) as control:
                 serving = partial(
-                    serve_config, config, server, sockets, watch=options.watch, control=control
+                    serve_config,
+                    config,
+                    server,
+                    sockets,
+                    watch=options.watch,
+                    control=control,
+                    on_serving=partial(
+                        _greet, options, welcome, config, sockets.insecure_sockets, control
+                    ),
+                    ends_with_terminal=ends_with_terminal,
                 )
                 return trio.run(serving)
     except (ConfigError, LockHeld) as error:
@@ -67,3 +96,16 @@ def serve(options: ServeOptions) -> int:
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN
+
+
+def _greet(
+    options: ServeOptions,
+    welcome: Greeting,
+    config: Config,
+    sockets: Sequence[socket],
+    control: Opened | None,
+) -> None:
+    """Tell people where llmux is; a log for programs stays free of it."""
+    if options.log_format == "text":
+        has_keys = bool(config.control_keys)
+        greet(welcome(sockets, control, has_keys=has_keys))

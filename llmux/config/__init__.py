@@ -3,7 +3,8 @@
 from llmux.config.control import ControlConfig
 from llmux.config.hookfiles import hook_remarks
 from llmux.config.limits import Limits
-from llmux.config.load import default_config_path, load_config, parse_config
+from llmux.config.load import load_config, parse_config
+from llmux.config.lookup import default_config_path
 from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig, OnSwitch
 from llmux.config.policy import PolicyConfig
 from llmux.config.schema import config_schema

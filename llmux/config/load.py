@@ -15,7 +15,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -79,21 +79,6 @@ def parse_config(
     if config is None:
         raise ConfigError(reader.all_mistakes)
     return config
-
-
-def default_config_path(environ: Mapping[str, str]) -> Path:
-    """Return the default config: `$LLMUX_CONFIG`, `./llmux.yaml` or `./config.yaml`.
-
-    Raises:
-        ConfigError: There is none of them.
-    """
-    if named := environ.get("LLMUX_CONFIG"):
-        return Path(named)
-    for path in (Path("llmux.yaml"), Path("config.yaml")):
-        if path.is_file():
-            return path
-    looked_for = "$LLMUX_CONFIG is not set, and there is no ./llmux.yaml or ./config.yaml"
-    raise ConfigError([f"no config: {looked_for}; name one with -c FILE"])
 
 
 def _default_state_dir(path: Path) -> Path:

@@ -25,7 +25,6 @@ from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
 from llmux.server.signals import HANDLED, let_through
-from llmux.switching.reload import Reloader
 
 log = logs.get_logger(__name__)
 
@@ -37,6 +36,8 @@ async def serve_config(
     *,
     watch: bool = False,
     control: Opened | None = None,
+    on_serving: Callable[[], object] = lambda: None,
+    ends_with_terminal: bool = False,
 ) -> int:
     """Serve until a signal arrives or a switcher dies; returns the exit code.
 
@@ -49,6 +50,8 @@ async def serve_config(
         sockets: The main listener's sockets.
         watch: Reload the config whenever its file changes.
         control: The control API's own socket, if it has one.
+        on_serving: Called once requests are answered.
+        ends_with_terminal: True to stop at SIGHUP, which a closed terminal sends.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
@@ -74,7 +77,10 @@ async def serve_config(
         trio.CancelScope() as everything,
     ):
         async with rest.lifespan(), trio.open_nursery() as background:
-            background.start_soon(_handle_signals, signals, stopping, everything, reloader)
+            reload = None if ends_with_terminal else reloader.request
+            background.start_soon(
+                _handle_signals, signals, stopping, everything, reload, lambda: reloader.config
+            )
             if watch:
                 background.start_soon(reloader.watch)
             if lane is not None:
@@ -88,6 +94,7 @@ async def serve_config(
                     accepting.start_soon(accept, serve_connection, listeners(sockets))
                     models = service.board.registered_models
                     log.info("serving", config=str(config.path), models=models)
+                    on_serving()
                     notify_systemd("READY=1")
                     await _wait_first(stopping.wait, died.wait)
                     notify_systemd("STOPPING=1")
@@ -107,19 +114,20 @@ async def _handle_signals(
     signals: AsyncIterator[int],
     stopping: trio.Event,
     everything: trio.CancelScope,
-    reloader: Reloader,
+    reload: Callable[[], object] | None,
+    config: Callable[[], Config],
 ) -> None:
-    """Stop at the first signal, at once at the second; reload at SIGHUP."""
+    """Stop at the first signal, at once at the second; reload at SIGHUP, if that is wanted."""
     async for number in signals:
         name = signal.Signals(number).name
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and reload is not None:
             if not stopping.is_set():
-                reloader.request()
+                reload()
         elif stopping.is_set():
             log.warning("stopping_at_once", signal=name)
             everything.cancel()
         else:
-            grace_s = reloader.config.shutdown_grace_secs
+            grace_s = config().shutdown_grace_secs
             log.info("stopping", signal=name, grace_secs=grace_s)
             stopping.set()
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
-import trio
 
 from llmux.standin.options import HOST, Options
 from llmux.standin.param_types import FILE, PORT, SECONDS
 from llmux.standin.pidfile import hold
 from llmux.standin.probe import call_command, wait_command
-from llmux.standin.server import Standin, serve
 from llmux.standin.stop import stop_command
 
 
@@ -33,22 +30,13 @@ def main() -> None:
 @click.option("--sleep-secs", "sleep_s", type=SECONDS, default=0, help="How long /sleep takes.")
 @click.option("--asleep", is_flag=True, help="Start asleep.")
 @click.option("--pidfile", type=FILE, help="File for the process id, for `stop`.")
-def serve_command(pidfile: Path | None, **options: Any) -> None:
+@click.option("--while-held", "owner", type=FILE, help="Pid file of a process to end with.")
+def serve_command(pidfile: Path | None, owner: Path | None, **options: Any) -> None:
     """Serve until SIGTERM or SIGINT."""
+    from llmux.standin.running import run  # noqa: PLC0415 - Trio: hooks call the others often
+
     with hold(pidfile) if pidfile else nullcontext():
-        try:
-            trio.run(_serve_until_signal, Options(**options))
-        except* OSError as errors:
-            raise click.ClickException(str(errors.exceptions[0])) from None
-
-
-async def _serve_until_signal(options: Options) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            standin: Standin = await nursery.start(serve, options)
-            click.echo(f"stand-in for {options.model} on {standin.url}")
-            await anext(signals)
-            nursery.cancel_scope.cancel()
+        run(Options(**options), owner)
 
 
 for command in (stop_command, wait_command, call_command):

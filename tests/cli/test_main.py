@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -11,10 +12,13 @@ from click.testing import CliRunner, Result
 
 from llmux import __version__
 from llmux.cli.check import config_table
+from llmux.cli.examples import EXAMPLES
 from llmux.cli.main import main
 from llmux.config import load_config, parse_config
 from llmux.server.listening import server_config
 from llmux.standin.cli import main as standin
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 port: 4000
@@ -138,6 +142,16 @@ def test_no_config_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     result = run("serve")
     assert result.exit_code == 2
     assert result.stderr.startswith("no config: ")
+
+
+def test_examples_are_listed_and_printed() -> None:
+    listed = run("examples").output
+    for name, (source, what) in EXAMPLES.items():
+        assert re.search(rf"^{re.escape(name)} +{what}$", listed, re.MULTILINE)
+        assert run("examples", name).output == (ROOT / source).read_text()
+    result = run("examples", "llmux.servic")
+    assert result.exit_code == 2
+    assert "llmux.service" in result.stderr
 
 
 def test_schema_is_json() -> None:

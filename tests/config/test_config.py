@@ -495,12 +495,30 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert (config.path, config.directory) == (Path.cwd() / "config.json", Path.cwd())
 
 
+def test_a_config_that_may_be_meant_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").mkdir()
+    write(tmp_path, "", "llmux.yml")
+    with pytest.raises(ConfigError) as caught:
+        default_config_path({})
+    lines = str(caught.value).splitlines()
+    assert "$LLMUX_CONFIG is not set" in lines[0]
+    assert "./config.yaml is there, but is not a file" in lines
+    assert "./llmux.yml is there, but is not looked for: llmux -c llmux.yml" in lines
+
+
 def test_default_config_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         default_config_path({"LLMUX_CONFIG": ""})
     (line,) = caught.value.mistakes
     assert all(part in line for part in ("$LLMUX_CONFIG", "./llmux.yaml", "./config.yaml", "-c"))
+    assert f" in {tmp_path};" in line
+    assert "$LLMUX_CONFIG is empty" in line
+    assert "llmux init RECIPE" in line
+    assert "llmux demo" in line
     write(tmp_path, "", "config.yaml")
     assert default_config_path({}) == Path("config.yaml")
     write(tmp_path, "", "llmux.yaml")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tarfile
 import tomllib
 from email.message import Message
 from email.parser import Parser
@@ -21,6 +22,7 @@ import pytest
 from docs import generate
 from llmux import __version__
 from llmux.api.page import CONTENT_TYPES
+from llmux.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -149,9 +151,14 @@ def test_the_schema_in_the_package_is_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def build_wheel(project: Path, folder: Path) -> Path:
     builder = pytest.importorskip("hatchling.builders.wheel", reason="needs hatchling")
-    folder = tmp_path_factory.mktemp("wheel")
-    (built,) = builder.WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    (built,) = builder.WheelBuilder(str(project)).build(
+        directory=str(folder), versions=["standard"]
+    )
     return Path(built)
 
 
@@ -197,10 +204,27 @@ def page_files() -> list[str]:
     ]
 
 
+def test_the_wheel_has_the_examples_that_llmux_prints(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        for name, (source, _) in EXAMPLES.items():
+            assert archive.read(f"llmux/examples/{name}") == (ROOT / source).read_bytes()
+
+
 def test_the_wheel_has_nothing_else(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names_in(wheel)}
     assert tops == {"llmux", f"llmux_proxy-{__version__}.dist-info"}
     assert not [name for name in names_in(wheel) if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_a_wheel_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    sdist = pytest.importorskip("hatchling.builders.sdist", reason="needs hatchling")
+    (packed,) = sdist.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(packed) as archive:
+        if hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3 have none
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(tmp_path)
+    again = build_wheel(tmp_path / f"llmux_proxy-{__version__}", tmp_path)
+    assert names_in(again) == names_in(wheel)
 
 
 def test_the_schema_of_the_wheel_is_json(wheel: Path) -> None:

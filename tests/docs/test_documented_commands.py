@@ -160,7 +160,9 @@ class Terminal:
 
     def run(self, block: Block) -> None:
         """Run a block to its end, or until llmux answers if it serves."""
-        code = self.with_ports(block.script)
+        # The demo has no config in which another port could stand.
+        script = re.sub(r"^llmux demo\b", "llmux demo -p 3000", block.script, flags=re.MULTILINE)
+        code = self.with_ports(script)
         command = [sys.executable, "-c", code]
         if block.is_shell:
             command = ["bash", "-euo", "pipefail", "-c", code]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from llmux import __version__
@@ -32,9 +36,10 @@ class Stranger:
         self.tools = tools
         self.wheel = wheel
         self.bin = home / ".local" / "bin"
-        home.mkdir()
-        (home / "empty").mkdir()
-        kept = ("LANG", "TERM", "TMPDIR")
+        self.temporary = home / "tmp"
+        for folder in (home, home / "empty", self.temporary):
+            folder.mkdir()
+        kept = ("LANG", "TERM")
         # Where packages come from, and how: proxies, certificates, an index of one's own.
         passed = (
             "PIP_",
@@ -53,6 +58,7 @@ class Stranger:
             if name in kept or name.startswith(passed)
         } | {
             "HOME": str(home),
+            "TMPDIR": str(self.temporary),
             "PATH": f"{self.bin}:{tools}:/usr/local/bin:/usr/bin:/bin",
             "UV_CACHE_DIR": str(home / ".cache" / "uv"),
             "UV_PYTHON_DOWNLOADS": "never",
@@ -70,6 +76,31 @@ class Stranger:
             timeout=timeout_s,
             check=False,
         )
+
+    @contextmanager
+    def demo(self) -> Iterator[str]:
+        """Run `llmux demo`; yields its URL. At the end it must stop cleanly."""
+        log = self.home / "demo.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [self.bin / "llmux", "demo", "--port", "0"],
+                cwd=self.home / "empty",
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=output,
+            )
+        try:
+            deadline = time.monotonic() + INSTALL_S
+            while (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) is None:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield found[0]
+            process.terminate()
+            assert process.wait(INSTALL_S) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +145,22 @@ def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) ->
     done = stranger.run("llmux", "--version")
     assert (done.returncode, done.stdout) == (0, f"llmux, version {__version__}\n"), done.stderr
     assert stranger.run("llmux", "schema").stdout.startswith("{")
+    # Nothing is taken from the repository.
+    code = "import llmux; print(llmux.__file__)"
+    python = (stranger.bin / "llmux").read_text().splitlines()[0].removeprefix("#!").split()
+    where = stranger.run(*python, "-c", code).stdout.strip()
+    assert Path(where).is_relative_to(stranger.home)
+    assert "ExecStart=" in stranger.run("llmux", "examples", "llmux.service").stdout
+    done = stranger.run("llmux")
+    assert done.returncode == 2
+    assert done.stderr.startswith("no config: ")
+    assert "llmux demo" in done.stderr
+    with stranger.demo() as root:
+        for model in ("llama", "mistral"):
+            body = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
+            answer = httpx.post(f"{root}/v1/chat/completions", json=body, timeout=INSTALL_S)
+            assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
+        page = httpx.get(root, headers={"Accept": "text/html"}, follow_redirects=True)
+        assert (page.status_code, page.url.path) == (200, "/ui/")
+        assert "<script" in page.text
+    assert list(stranger.temporary.iterdir()) == []

@@ -23,6 +23,7 @@ from trio.testing import MockClock, memory_stream_pair
 from bench import processes
 from llmux.standin.cli import main
 from llmux.standin.options import Options
+from llmux.standin.pidfile import hold
 from llmux.standin.server import Standin, serve
 
 SERVE = [sys.executable, "-m", "llmux.standin", "serve", "--model=llama", "--port=0"]
@@ -383,6 +384,24 @@ def test_a_second_server_does_not_start(start: Callable[..., Served]) -> None:
     code, output = run(*serve, "--port", served.port)
     assert (code, len(output.splitlines())) == (1, 1)
     assert "in use" in output
+
+
+def test_a_server_may_end_with_the_holder_of_a_file(
+    start: Callable[..., Served], tmp_path: Path
+) -> None:
+    owner = tmp_path / "owner.pid"
+    with hold(owner):
+        served = start(f"--while-held={owner}")
+        assert run("wait", "--port", served.port) == (0, "")
+        assert served.process.poll() is None
+    assert served.process.wait(timeout=20) == 0
+
+
+def test_a_server_does_not_outlive_a_holder_that_is_gone_already(
+    start: Callable[..., Served], tmp_path: Path
+) -> None:
+    served = start(f"--while-held={tmp_path / 'none.pid'}")
+    assert served.process.wait(timeout=20) == 0
 
 
 # --- The demo's hooks ----------------------------------------------------------------------------
