@@ -9,6 +9,7 @@ import msgspec
 
 from llmux.config import Config
 from llmux.config.keys import MASK, KeyRing
+from llmux.config.places import Source
 
 
 def masked_config(config: Config) -> dict[str, Any]:
@@ -18,12 +19,15 @@ def masked_config(config: Config) -> dict[str, Any]:
     may read the file anyway.
     """
     plain: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_plain)
+    del plain["source"]
     for model in plain["models"].values():
         model["headers"] = dict.fromkeys(model["headers"], MASK)
     return plain
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Source):
+        return None
     if isinstance(value, KeyRing):
         return [MASK] * len(value)
     if isinstance(value, Path):

@@ -25,7 +25,7 @@ def check_command(context: click.Context, /, **options: Any) -> None:
     """
     try:
         loaded = find_config(with_options_before(context, options)["config"])
-        load_policy(loaded.policy, loaded.directory)
+        load_policy(loaded.policy, loaded.directory, loaded.source)
     except ConfigError as error:
         print_mistake(error)
         sys.exit(EXIT_CONFIG)

@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
 import os
 import re
@@ -22,11 +21,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import platformdirs
 
-from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
+from llmux.config.bounds import MOST_MISTAKES, misfit
 from llmux.config.durations import duration_s
-from llmux.config.files import decode, duplicates
+from llmux.config.files import decode_text, duplicates, is_yaml, read_text
 from llmux.config.keys import KeyRing, read_keys
-from llmux.config.section import Keys, Section, file_keys
+from llmux.config.places import Source, placed
+from llmux.config.section import MOST_TEXT, Keys, Section, file_keys, show_keys
 from llmux.config.shape import KEY_LISTS, Config
 from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
@@ -41,14 +41,20 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: The file cannot be read or is no config, with all mistakes found.
     """
-    data = decode(path)
+    text = read_text(path)
+    data = decode_text(path, text)
     if data is None:
         raise ConfigError([f"{path}: the file is empty"])
-    return parse_config(data, path=path)
+    source = Source(str(path), text, is_yaml=is_yaml(path))
+    return parse_config(data, path=path, source=source)
 
 
 def parse_config(
-    data: object, *, path: Path | None = None, directory: Path | None = None
+    data: object,
+    *,
+    path: Path | None = None,
+    directory: Path | None = None,
+    source: Source | None = None,
 ) -> Config:
     """Check a decoded config.
 
@@ -56,15 +62,16 @@ def parse_config(
         data: Output of a YAML or JSON decoder.
         path: File that it came from, if any; it is not read.
         directory: Working directory of hooks. Default: the file's folder, else the current one.
+        source: Text that it comes from, for the places of mistakes.
 
     Raises:
         ConfigError: With all mistakes found.
     """
     directory = (directory or (path.parent if path else Path())).absolute()
-    reader = _Reader("config" if path is None else str(path), directory)
+    reader = _Reader("config" if path is None else str(path), directory, source)
     if (found := misfit(data)) is not None:
         reader.note(*found)
-        raise ConfigError(reader.mistakes)
+        raise reader.error()
     for keys in duplicates(data):
         # Below a list of keys, any text may be a secret by mistake, so the path ends there.
         reader.note(keys[:1] if keys[0] in KEY_LISTS else keys, "duplicate key")
@@ -75,9 +82,10 @@ def parse_config(
         path=path and path.absolute(),
         directory=directory,
         state_dir=_default_state_dir(path or directory),
+        source=source,
     )
     if config is None:
-        raise ConfigError(reader.all_mistakes)
+        raise reader.error()
     return config
 
 
@@ -114,10 +122,12 @@ class _Reader:
     After the first mistake it builds no section any more, but checks the rest.
     """
 
-    def __init__(self, label: str, directory: Path) -> None:
+    def __init__(self, label: str, directory: Path, source: Source | None) -> None:
         self._label = label
         self._directory = directory
+        self._source = source
         self.mistakes: list[str] = []
+        self._lines: list[str] = []  # the same with their places
         self._not_shown = 0
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
@@ -218,14 +228,16 @@ class _Reader:
         if len(self.mistakes) == MOST_MISTAKES:
             self._not_shown += 1
             return
-        where = _cut(show_keys(keys)) or self._label
+        where = show_keys(keys) or self._label
         self.mistakes.append(f"{where}: {_cut(message)}")
+        if self._source is not None:
+            self._lines.append(placed(keys, _cut(message), self._source))
 
-    @property
-    def all_mistakes(self) -> list[str]:
-        """One line for each mistake, and one for those over `MOST_MISTAKES`."""
-        more = f"{self._label}: {self._not_shown} mistakes more"
-        return [*self.mistakes, more] if self._not_shown else self.mistakes
+    def error(self) -> ConfigError:
+        """Return the error with a line for each mistake, and one for those over `MOST_MISTAKES`."""
+        more = [f"{self._label}: {self._not_shown} mistakes more"] if self._not_shown else []
+        lines = self._lines or self.mistakes
+        return ConfigError([*self.mistakes, *more], [*lines, *more])
 
 
 def _cut(text: str) -> str:
@@ -313,17 +325,3 @@ def _unknown(key: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(key)[:MOST_TEXT], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     return f"unknown key, {hint}"
-
-
-def show_keys(keys: Keys) -> str:
-    """Format a path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
-    shown = ""
-    for key in keys:
-        if len(shown) > MOST_TEXT:
-            break  # the rest would be cut anyway
-        if isinstance(key, str) and re.fullmatch(r"[\w/-]+", key):
-            shown += f".{key}" if shown else key
-        else:
-            quoted = json.dumps(key) if isinstance(key, str) else repr(key)
-            shown += f"[{quoted}]"
-    return shown

@@ -17,6 +17,7 @@ from llmux.config.keys import KeyRing
 from llmux.config.limits import Limits
 from llmux.config.masking import header_secrets, variable_secrets
 from llmux.config.models import GroupConfig, ModelConfig, group_conflicts
+from llmux.config.places import Source
 from llmux.config.policy import PolicyConfig
 from llmux.config.section import Keys, NotAKey, Section
 from llmux.config.values import (
@@ -89,6 +90,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             config has its own, in the platform's place for state.
         path: Path of the config file, if there is one.
         directory: Working directory of hooks: the file's folder.
+        source: Text of the file, for the places of its keys.
     """
 
     host: Host = "127.0.0.1"
@@ -122,6 +124,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     state_dir: Path
     path: NotAKey[Path | None] = None
     directory: NotAKey[Path]
+    source: NotAKey[Source | None] = None
 
     @functools.cached_property
     def names(self) -> Names:

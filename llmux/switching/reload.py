@@ -15,6 +15,7 @@ import trio
 from trio_util import RepeatedEvent
 
 from llmux.config import Config, ModelConfig, load_config
+from llmux.config.places import mistaken
 from llmux.errors import ConfigError, ShuttingDown
 from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
@@ -136,7 +137,7 @@ class Reloader:
             new = await trio.to_thread.run_sync(load_config, path, abandon_on_cancel=True)
             fixed = self.apply(new)
         except ConfigError as error:
-            mistakes = error.mistakes
+            mistakes = error.lines
         except Exception as error:
             # No file may crash llmux, and neither may a lack of threads or memory.
             log.exception("reload_broke", config=str(path))
@@ -164,7 +165,7 @@ class Reloader:
         old = self.config
         mistakes = list(self._board.refuses(new))
         if mistakes:
-            raise ConfigError(mistakes)
+            raise mistaken(mistakes, new.source)
         # Before anything changes, since the constructor of a user's policy may raise.
         policies = self._board.policies_for(new)
         start = self._started_with

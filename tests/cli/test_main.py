@@ -65,7 +65,8 @@ def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:
     result = run("check", "-c", str(config))
     assert result.exit_code == 0
     assert result.stderr == (
-        f"warning: models.facebook/opt-125m.wake: there is no ./up in {config.parent}, where hooks run\n"
+        f"warning: {config}:4:35: models.facebook/opt-125m.wake: "
+        f"there is no ./up in {config.parent}, where hooks run\n"
     )
 
 
@@ -80,8 +81,8 @@ def test_a_bad_config_is_told_line_by_line(config: Path, command: list[str]) -> 
     result = run(*command, "-c", str(config))
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "port: expected int >= 0",
-        "models.facebook/opt-125m.port: expected int, got str",
+        f"{config}:2:1: port: expected int >= 0",
+        f"{config}:4:23: models.facebook/opt-125m.port: expected int, got str",
     ]
 
 
@@ -89,7 +90,10 @@ def test_check_knows_the_policies(config: Path) -> None:
     config.write_text(CONFIG + "policy: {name: fifoo}")
     result = run("check", "-c", str(config))
     assert result.exit_code == 2
-    assert result.stderr.startswith("policy.name: unknown policy 'fifoo', did you mean 'fifo'?")
+    line = CONFIG.count("\n") + 1
+    assert result.stderr.startswith(
+        f"{config}:{line}:10: policy.name: unknown policy 'fifoo', did you mean 'fifo'?"
+    )
 
 
 def test_no_config_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
