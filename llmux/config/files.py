@@ -27,12 +27,12 @@ def _integer(text: str, base: int = 10) -> int:
     return int(text, base)
 
 
-class _Object(dict[Any, Any]):
+class Object(dict[Any, Any]):
     """A decoded mapping, with the keys that the file gives more than once."""
 
     duplicates: tuple[str, ...] = ()
 
-    def with_keys(self, keys: Iterable[str]) -> _Object:
+    def with_keys(self, keys: Iterable[str]) -> Object:
         self.duplicates = tuple(key for key, times in Counter(keys).items() if times > 1)
         return self
 
@@ -142,7 +142,7 @@ def _advice(problem: str) -> str:
 def _decode_json(text: str) -> Any:
     return json.loads(
         text,
-        object_pairs_hook=lambda pairs: _Object(pairs).with_keys(key for key, _ in pairs),
+        object_pairs_hook=lambda pairs: Object(pairs).with_keys(key for key, _ in pairs),
         parse_constant=_refuse_constant,
         parse_int=_integer,
     )
@@ -169,6 +169,14 @@ _CORE_SCALARS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 )
 
 
+def core_scalar(text: str) -> Any:
+    """Return the value that a plain scalar of YAML 1.2 has: a number, true, false, null or text."""
+    for _, pattern, convert in _CORE_SCALARS:
+        if text and re.fullmatch(pattern, text):
+            return convert(text)
+    return text
+
+
 def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     for tag, pattern, convert in _CORE_SCALARS:
         if node.tag == _TAG + tag and re.fullmatch(pattern, str(node.value)):
@@ -181,8 +189,8 @@ def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     raise yaml.constructor.ConstructorError(None, None, f"not a YAML {kind}", node.start_mark)
 
 
-def _construct_mapping(loader: YamlLoader, node: yaml.MappingNode) -> Iterator[_Object]:
-    mapping = _Object().with_keys(loader.written_keys.get(node, ()))
+def _construct_mapping(loader: YamlLoader, node: yaml.MappingNode) -> Iterator[Object]:
+    mapping = Object().with_keys(loader.written_keys.get(node, ()))
     yield mapping  # before it is filled, for an anchor may contain itself
     mapping.update(loader.construct_mapping(node))
 

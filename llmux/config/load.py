@@ -23,6 +23,7 @@ import platformdirs
 
 from llmux.config.bounds import MOST_MISTAKES, misfit
 from llmux.config.durations import duration_s
+from llmux.config.environment import Environment, FromVariables, resolved, variables_of
 from llmux.config.files import decode_text, duplicates, is_yaml, read_text
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.places import Source, placed
@@ -75,6 +76,7 @@ def parse_config(
     for keys in duplicates(data):
         # Below a list of keys, any text may be a secret by mistake, so the path ends there.
         reader.note(keys[:1] if keys[0] in KEY_LISTS else keys, "duplicate key")
+    data = reader.with_variables(data)
     config = reader.read_section(
         Config,
         data,
@@ -83,6 +85,7 @@ def parse_config(
         directory=directory,
         state_dir=_default_state_dir(path or directory),
         source=source,
+        hidden=reader.environment.secrets,
     )
     if config is None:
         raise reader.error()
@@ -126,9 +129,19 @@ class _Reader:
         self._label = label
         self._directory = directory
         self._source = source
+        self.environment = Environment(os.environ)
         self.mistakes: list[str] = []
         self._lines: list[str] = []  # the same with their places
+        self._failed: set[Keys] = set()  # keys without a value, of which enough is said
         self._not_shown = 0
+
+    def with_variables(self, data: object) -> object:
+        """Return the data with references to environment variables replaced; notes mistakes."""
+        data = self.environment.replaced(data)
+        for keys, message in self.environment.mistakes:
+            self.note(keys, message)
+            self._failed.add(keys)
+        return data
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
         """Build a section; return None once there is any mistake.
@@ -143,9 +156,12 @@ class _Reader:
             self.note(keys, _mismatch("object", value))
             return None
         kinds = file_keys(section)
-        for key, item in value.items():
+        for key, item in list(value.items()):
             if key in kinds:
                 filled[key] = self._read(kinds[key], item, (*keys, key))
+                if isinstance(item, FromVariables):
+                    # For `conflicts`; the mapping is a copy. None also stands for a mistake.
+                    value[key] = resolved(item) if filled[key] is None else filled[key]
             elif keys or not str(key).startswith("x-"):
                 self.note((*keys, key), _unknown(key, kinds))
         for field in _fields(section):
@@ -157,15 +173,21 @@ class _Reader:
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
         kind = _choose(kind, value)
-        if value is None and types.NoneType in get_args(kind):
+        if (value is None and types.NoneType in get_args(kind)) or keys in self._failed:
             return None
         bare, checks = _unwrap(kind)
+        origin = ""
+        if isinstance(value, FromVariables):
+            origin = f" (from {', '.join(sorted(value.names))})" if value.names else ""
+            value = _typed(bare, value)
+            if value is None and types.NoneType in get_args(kind):
+                return None
         try:
             result = self._read_bare(bare, kind, value, keys)
             for check in checks if result is not None else ():
                 check(result)
         except ValueError as error:
-            self.note(keys, _plain(error))
+            self.note(keys, _plain(error) + origin)
             return None
         return result
 
@@ -214,6 +236,8 @@ class _Reader:
             return None
         found: list[bytes] = []
         for index, item in enumerate(value):
+            if (*keys, index) in self._failed:
+                continue
             try:
                 found += read_keys(item, self._directory)
             except ValueError as error:
@@ -221,13 +245,14 @@ class _Reader:
         if self.mistakes:
             return None
         variables = (item.get("env") for item in value if isinstance(item, dict))
-        return KeyRing(found, (name for name in variables if name))
+        return KeyRing(found, [*filter(None, variables), *variables_of(value)])
 
     def note(self, keys: Keys, message: str) -> None:
         """Note a mistake and its path; both may quote the file, and are cut."""
         if len(self.mistakes) == MOST_MISTAKES:
             self._not_shown += 1
             return
+        message = self.environment.masked(message)
         where = show_keys(keys) or self._label
         self.mistakes.append(f"{where}: {_cut(message)}")
         if self._source is not None:
@@ -272,9 +297,19 @@ def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
     return kind, []
 
 
+def _typed(bare: Any, value: FromVariables) -> Any:
+    """Return a text from variables as the type that its key wants, if it has that form."""
+    found = resolved(value)
+    if bare is Any or found is None:
+        return found
+    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
+    takes = kinds.get(bare, ())
+    return found if isinstance(found, takes) else str(value)
+
+
 def _leaf(bare: Any, kind: Any, value: object) -> Any:
     if bare is Any:
-        return value
+        return resolved(value)
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
     if bare is float and isinstance(value, str):  # all of them are seconds
@@ -316,7 +351,13 @@ def _plain(error: ValueError) -> str:
 
 
 def _mismatch(expected: str, value: object) -> str:
-    names = {"dict": "object", "_Object": "object", "list": "array", "NoneType": "null"}
+    names = {
+        "FromVariables": "str",
+        "dict": "object",
+        "Object": "object",
+        "list": "array",
+        "NoneType": "null",
+    }
     got = type(value).__name__
     return f"expected {expected}, got {names.get(got, got)}"
 
