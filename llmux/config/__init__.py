@@ -5,7 +5,10 @@ from llmux.config.hookfiles import hook_remarks
 from llmux.config.limits import Limits
 from llmux.config.load import default_config_path, load_config, parse_config
 from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig, OnSwitch
+from llmux.config.own_address import loop_mistakes
+from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
+from llmux.config.remarks import address_remarks, command_remarks
 from llmux.config.schema import config_schema
 from llmux.config.shape import USUAL_SECRETS, Config
 
@@ -20,9 +23,13 @@ __all__ = [
     "ModelConfig",
     "OnSwitch",
     "PolicyConfig",
+    "address_remarks",
+    "command_remarks",
     "config_schema",
     "default_config_path",
     "hook_remarks",
     "load_config",
+    "loop_mistakes",
+    "mistaken",
     "parse_config",
 ]

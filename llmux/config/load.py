@@ -25,6 +25,7 @@ from llmux.config.bounds import MOST_MISTAKES, misfit
 from llmux.config.durations import duration_s
 from llmux.config.environment import Environment, FromVariables, resolved, variables_of
 from llmux.config.files import decode_text, duplicates, is_yaml, read_text
+from llmux.config.foreign import of_llama_swap
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.places import Source, placed
 from llmux.config.section import MOST_TEXT, Keys, Section, file_keys, show_keys
@@ -71,6 +72,9 @@ def parse_config(
     directory = (directory or (path.parent if path else Path())).absolute()
     reader = _Reader("config" if path is None else str(path), directory, source)
     if (found := misfit(data)) is not None:
+        reader.note(*found)
+        raise reader.error()
+    if (found := of_llama_swap(data)) is not None:
         reader.note(*found)
         raise reader.error()
     for keys in duplicates(data):

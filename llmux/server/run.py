@@ -25,7 +25,7 @@ from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
 from llmux.server.signals import HANDLED, let_through
-from llmux.switching.reload import Reloader
+from llmux.switching.reload import Reloader, Vet, no_mistakes
 
 log = logs.get_logger(__name__)
 
@@ -37,6 +37,7 @@ async def serve_config(
     *,
     watch: bool = False,
     control: Opened | None = None,
+    vet: Vet = no_mistakes,
 ) -> int:
     """Serve until a signal arrives or a switcher dies; returns the exit code.
 
@@ -49,6 +50,7 @@ async def serve_config(
         sockets: The main listener's sockets.
         watch: Reload the config whenever its file changes.
         control: The control API's own socket, if it has one.
+        vet: Finds further mistakes in the configs of reloads.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
@@ -66,6 +68,7 @@ async def serve_config(
     reserve = MOST_CONNECTIONS if control else 0
     most = config.limits.connections or most_connections(len(service.board.groups), reserve)
     reloader = service.reloader
+    reloader.vet = vet
     shares = connection_shares(most, lambda: reloader.config)
     serve_connection = at_most(most, serve_connection, shares)
     with (

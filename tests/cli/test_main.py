@@ -17,8 +17,8 @@ from llmux.server.listening import server_config
 CONFIG = """
 port: 4000
 models:
-  facebook/opt-125m: {port: 8001, wake: up, sleep: down, alive: ping, aliases: [opt, tiny]}
-  far: {url: "http://10.0.0.5:8000", wake: up, sleep: down, alive: ping, verify_asleep: free}
+  facebook/opt-125m: {port: 8001, wake: sh, sleep: sh, alive: sh, aliases: [opt, tiny]}
+  far: {url: "http://10.0.0.5:8000", wake: sh, sleep: sh, alive: sh, verify_asleep: sh}
 """
 
 
@@ -58,9 +58,7 @@ def test_check_shows_what_it_found(config: Path) -> None:
 
 def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:
     config.write_text(
-        CONFIG.replace(
-            "wake: up, sleep: down, alive: ping, al", "wake: ./up, sleep: down, alive: ping, al"
-        )
+        CONFIG.replace("wake: sh, sleep: sh, alive: sh, al", "wake: ./up, sleep: sh, alive: sh, al")
     )
     result = run("check", "-c", str(config))
     assert result.exit_code == 0
@@ -113,3 +111,53 @@ def test_ipv6_addresses_are_bound_in_brackets() -> None:
     models = {"a": {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}}
     config = parse_config({"models": models, "state_dir": "state"}, directory=Path())
     assert server_config("::1", 3000, config).bind == ["[::1]:3000"]
+
+
+GOOD = """
+host: HOST
+port: 4000
+models:
+  a: {url: "http://10.0.0.5:8000", wake: "sh -c up", sleep: "true", alive: "true"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (("HOST", "127.0.0.1"), 0, ""),
+        (
+            ("sh -c up", "no-such-cmd x"),
+            1,
+            "5:36: models.a.wake: there is no command 'no-such-cmd'",
+        ),
+        (("sh -c up", "./no-such-file"), 1, "5:36: models.a.wake: there is no ./no-such-file in "),
+        (
+            ("sh -c up", "./plain.sh"),
+            1,
+            "5:36: models.a.wake: ./plain.sh is not executable: chmod +x",
+        ),
+        (("HOST", "0.0.0.0"), 1, "2:1: host: 0.0.0.0 is open to other machines"),
+        ((":8000", ":8000/v1"), 1, "5:7: models.a.url: ends in /v1"),
+        (("10.0.0.5:8000", "localhost:4000"), 2, "5:7: models.a.url: is llmux's own port (4000)"),
+    ],
+)
+def test_check_strict(tmp_path: Path, change: tuple[str, str], code: int, says: str) -> None:
+    path = tmp_path / "llmux.yaml"
+    (tmp_path / "plain.sh").write_text("#!/bin/sh\n")
+    path.write_text(GOOD.replace(*change).replace("HOST", "127.0.0.1"))
+    strict, lax = run("check", "--strict", "-c", str(path)), run("check", "-c", str(path))
+    assert (strict.exit_code, lax.exit_code) == (code, 2 if code == 2 else 0)
+    assert strict.stderr == lax.stderr
+    prefix = "" if code == 2 else "warning: "
+    assert strict.stderr.startswith(f"{prefix}{path}:{says}" if says else "")
+    assert len(strict.stderr.splitlines()) == (1 if says else 0)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-p", "8000", "-H", "0.0.0.0"], ["-p", "4001"]])
+def test_serve_refuses_to_forward_to_itself(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "llmux.yaml"
+    port = arguments[1] if arguments else "4000"
+    path.write_text(GOOD.replace("10.0.0.5:8000", f"127.0.0.1:{port}").replace("HOST", "127.0.0.1"))
+    result = run("serve", "-c", str(path), *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{path}:5:7: models.a.url: is llmux's own port ({port})")
