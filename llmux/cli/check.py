@@ -14,7 +14,7 @@ from llmux.config import (
     HookName,
     address_remarks,
     command_remarks,
-    config_schema,
+    editor_schema,
     hook_remarks,
     loop_mistakes,
     mistaken,
@@ -58,7 +58,7 @@ def check_command(context: click.Context, /, **options: Any) -> None:
 @click.command("schema")
 def schema_command() -> None:
     """Print the config's JSON Schema, for editors."""
-    click.echo(json.dumps(config_schema(), indent=2))
+    click.echo(json.dumps(editor_schema(), indent=2))
 
 
 def _control_of(config: Config) -> str:

@@ -9,7 +9,7 @@ from llmux.config.own_address import loop_mistakes
 from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
 from llmux.config.remarks import address_remarks, command_remarks
-from llmux.config.schema import config_schema
+from llmux.config.schema import config_schema, editor_schema
 from llmux.config.shape import USUAL_SECRETS, Config
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "command_remarks",
     "config_schema",
     "default_config_path",
+    "editor_schema",
     "hook_remarks",
     "load_config",
     "loop_mistakes",
