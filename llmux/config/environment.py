@@ -6,6 +6,7 @@ marks the texts that result, so that the loader can convert them and knows which
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,16 +36,20 @@ class FromVariables(str):
     Attributes:
         names: The variables that it was made of.
         is_whole: True if the text in the file was one reference and nothing else.
+        is_missing: True if a variable is missing, of which there is a mistake already.
     """
 
-    __slots__ = ("is_whole", "names")
+    __slots__ = ("is_missing", "is_whole", "names")
     names: frozenset[str]
     is_whole: bool
+    is_missing: bool
 
     @classmethod
-    def made(cls, text: str, names: Iterable[str], *, is_whole: bool) -> FromVariables:
+    def made(
+        cls, text: str, names: Iterable[str], *, is_whole: bool, is_missing: bool
+    ) -> FromVariables:
         made = cls(text)
-        made.names, made.is_whole = frozenset(names), is_whole
+        made.names, made.is_whole, made.is_missing = frozenset(names), is_whole, is_missing
         return made
 
 
@@ -118,18 +123,24 @@ class Environment:
             self.used[name] = value
             return value
 
-        whole = _REFERENCE.fullmatch(text)
+        whole, known = _REFERENCE.fullmatch(text), len(self.mistakes)
         is_whole = whole is not None and whole["name"] is not None
-        return FromVariables.made(_REFERENCE.sub(value_of, text), names, is_whole=is_whole)
+        made = _REFERENCE.sub(value_of, text)
+        is_missing = len(self.mistakes) > known
+        return FromVariables.made(made, names, is_whole=is_whole, is_missing=is_missing)
 
     @property
     def secrets(self) -> Hidden:
-        """Values of the variables whose names say that they are secret."""
-        return Hidden(value for name, value in self.used.items() if _SECRET_NAME.search(name))
+        """Values of the variables whose names say that they are secret; the shortest are none."""
+        return Hidden(
+            value
+            for name, value in self.used.items()
+            if _SECRET_NAME.search(name) and len(value) >= LEAST_CHARACTERS
+        )
 
     def masked(self, message: str) -> str:
         """Return a message with references in place of the values that it quotes."""
-        for name, value in self.used.items():
+        for name, value in sorted(self.used.items(), key=lambda item: -len(item[1])):
             if len(value) >= LEAST_CHARACTERS:
                 message = message.replace(value, f"${{env:{name}}}")
         return message
@@ -138,7 +149,9 @@ class Environment:
 def resolved(value: Any) -> Any:
     """Return data whose keys have no types: a value that is one reference is read as YAML is."""
     if isinstance(value, FromVariables):
-        return core_scalar(str(value)) if value.is_whole else str(value)
+        found = core_scalar(str(value)) if value.is_whole else str(value)
+        is_odd = isinstance(found, float) and not math.isfinite(found)  # JSON has no such number
+        return str(value) if is_odd else found
     if isinstance(value, dict):
         return {key: resolved(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -158,7 +171,7 @@ def decode_plainly(path: Path) -> Any:
 def hide(value: Any, secrets: Iterable[str]) -> Any:
     """Return plain data with secret texts masked in all its texts."""
     if isinstance(value, str):
-        for secret in secrets:
+        for secret in sorted(secrets, key=len, reverse=True):
             value = value.replace(secret, MASK)
         return value
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -173,7 +174,8 @@ def core_scalar(text: str) -> Any:
     """Return the value that a plain scalar of YAML 1.2 has: a number, true, false, null or text."""
     for _, pattern, convert in _CORE_SCALARS:
         if text and re.fullmatch(pattern, text):
-            return convert(text)
+            with suppress(ValueError):  # too many digits
+                return convert(text)
     return text
 
 

@@ -136,7 +136,6 @@ class _Reader:
         self.environment = Environment(os.environ)
         self.mistakes: list[str] = []
         self._lines: list[str] = []  # the same with their places
-        self._failed: set[Keys] = set()  # keys without a value, of which enough is said
         self._not_shown = 0
 
     def with_variables(self, data: object) -> object:
@@ -144,7 +143,6 @@ class _Reader:
         data = self.environment.replaced(data)
         for keys, message in self.environment.mistakes:
             self.note(keys, message)
-            self._failed.add(keys)
         return data
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
@@ -163,7 +161,7 @@ class _Reader:
         for key, item in list(value.items()):
             if key in kinds:
                 filled[key] = self._read(kinds[key], item, (*keys, key))
-                if isinstance(item, FromVariables):
+                if isinstance(item, FromVariables) and not item.is_missing:
                     # For `conflicts`; the mapping is a copy. None also stands for a mistake.
                     value[key] = resolved(item) if filled[key] is None else filled[key]
             elif keys or not str(key).startswith("x-"):
@@ -177,11 +175,13 @@ class _Reader:
 
     def _read(self, kind: Any, value: object, keys: Keys) -> Any:
         kind = _choose(kind, value)
-        if (value is None and types.NoneType in get_args(kind)) or keys in self._failed:
+        if value is None and types.NoneType in get_args(kind):
             return None
         bare, checks = _unwrap(kind)
         origin = ""
         if isinstance(value, FromVariables):
+            if value.is_missing:
+                return None
             origin = f" (from {', '.join(sorted(value.names))})" if value.names else ""
             value = _typed(bare, value)
             if value is None and types.NoneType in get_args(kind):
@@ -240,7 +240,7 @@ class _Reader:
             return None
         found: list[bytes] = []
         for index, item in enumerate(value):
-            if (*keys, index) in self._failed:
+            if isinstance(item, FromVariables) and item.is_missing:
                 continue
             try:
                 found += read_keys(item, self._directory)

@@ -113,6 +113,30 @@ models:
     ]
 
 
+def test_a_missing_variable_is_one_mistake_wherever_it_is_repeated(tmp_path: Path) -> None:
+    text = """\
+models:
+  a: &a {port: "${env:UNSET}", wake: w, sleep: s, alive: a}
+  b: *a
+"""
+    (line,) = lines(write(tmp_path, text))
+    assert line.startswith("@2:10: models.a.port: the environment variable UNSET is not set")
+
+
+def test_odd_values_stay_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("9" * 1000, ".inf", ".NaN", ""):
+        monkeypatch.setenv("ODD", text)
+        assert model(set={"t": "${env:ODD}"}).set == {"t": text}
+        assert len(mistakes(one_model(port="${env:ODD}"))) == 1
+
+
+def test_short_values_are_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("", "a"):
+        monkeypatch.setenv("MY_TOKEN", text)
+        config = parse_config(one_model(wake="up a ${env:MY_TOKEN}"))
+        assert masked_config(config)["models"]["llama"]["wake"] == f"up a {text}"
+
+
 def test_conflicts_see_the_values() -> None:
     data = one_model() | {"port": 8005, "control": {"port": "${env:PORT_}"}}
     assert mistakes(data) == ["control.port: is the main listener's port"]
