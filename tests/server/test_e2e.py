@@ -511,9 +511,10 @@ async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
     config = rack.write_config(port="x", prot=1)
     code, lines = await start_in_vain(config, form)
     assert code == (2 if form == "llmux" else 0)
+    column = config.read_text().index('"prot"') + 1
     assert lines == [
-        "port: expected int, got str",
-        "prot: unknown key, did you mean 'port'?",
+        f"{config}:1:2: port: expected int, got str",
+        f"{config}:1:{column}: prot: unknown key, did you mean 'port'?",
     ]
 
 
