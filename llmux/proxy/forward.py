@@ -299,8 +299,9 @@ class ModelProxy:
         journey.backend = journey.upstream.backend
         if journey.fields.codings and self._disagrees(journey):
             await self._reader.decode(journey)
-        if (chosen := self._filter_of(journey)) is not None and not journey.is_filtered:
-            await self._reader.filter(journey, chosen)
+        if journey.upstream.filters is not None and not journey.is_filtered:
+            if (chosen := self._filter_of(journey)) is not None:
+                await self._reader.filter(journey, chosen)
             journey.is_filtered = True
         async with self._exchange(journey) as answer:
             if journey.serving is not None:
