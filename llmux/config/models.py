@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ OnSwitch = Literal["hold", "ignore", "cut"]
 NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
 sleep hook that it was woken with."""
+
+_VERSION_AT_END = re.compile(r"/v\d+$")
 
 OWN_NAME = "name"
 """Value of `upstream_model` that stands for the model's own name in the file."""
@@ -71,6 +74,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             exact name wins, then the pattern with the most characters beside asterisks.
         upstream_model: Model name sent to the backend, in place of the client's; `name` for this
             model's name in the file. By default the client's name is sent unchanged.
+        unversioned_paths: The backend also has OpenAI's and Anthropic's paths without /v1, as
+            llama.cpp has /chat/completions. If false, requests for them get 404 and wake no model.
         passive: Replaces the top-level passive for this model; null for the top-level list.
         headers: Headers added to requests to the backend.
         group: Group of the model. Models of one group share a GPU and take turns on it.
@@ -96,6 +101,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     verify_asleep: Script | None = None
     aliases: tuple[Alias, ...] = ()
     upstream_model: Name | None = None
+    unversioned_paths: bool = False
     passive: tuple[PassivePath, ...] | None = None
     headers: dict[HeaderName, HeaderValue] = {}  # noqa: RUF012 - msgspec copies it
     group: Name = "default"
@@ -122,6 +128,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             return self.url.rstrip("/") if path is None else SCHEME + path
         host = self.host or "127.0.0.1"
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def has_unversioned_paths(self) -> bool:
+        """True if paths without /v1 can be right, also since the version is in the URL."""
+        return self.unversioned_paths or _VERSION_AT_END.search(self.base_url) is not None
 
     @property
     def name_sent(self) -> str | None:
