@@ -108,7 +108,7 @@ OPERATIONS = (
     Operation("get", "/api/tags", "The models, as Ollama lists them.", OllamaTags),
     Operation("get", "/api/ps", "The awake models, as Ollama lists them.",
               OllamaProcesses),
-    Operation("get", "/api/version", "llmux's version, in the form of Ollama's.",
+    Operation("get", "/api/version", "The version of Ollama whose answers llmux copies.",
               OllamaVersion),
     Operation("get", "/metrics", "Metrics for Prometheus.", TEXT),
     Operation("get", "/health", "llmux's health; 503 if the switcher has stopped.", Health),

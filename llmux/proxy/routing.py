@@ -9,6 +9,7 @@ from llmux.http.paths import UPSTREAM, PassivePaths, merged, own_path, tidy
 from llmux.openai.endpoints import wrong_path
 from llmux.openai.headers import header
 from llmux.openai.naming import Named, find_model
+from llmux.openai.ollama import name_to_show
 from llmux.proxy.journey import Journey
 from llmux.proxy.makers import Makers
 from llmux.proxy.stored import id_of, makes_stored
@@ -104,12 +105,18 @@ class Router:
                 lane.target, lane.headers, journey.fields, self._names, self._pseudonym
             )
         except NoModel:
+            if name := name_to_show(lane.target, lane.body.data):
+                return self._known(Named(name, lane.target))
             model = self._model_of_unnamed(journey)
             return Named(model, lane.target), model
-        model_found = self._names.find(named.name)
-        if model_found is None:
+        return self._known(named)
+
+    def _known(self, named: Named) -> tuple[Named, str]:
+        """Return a name and its model; raises ModelNotFound."""
+        model = self._names.find(named.name)
+        if model is None:
             raise ModelNotFound(named.name, self._listed)
-        return named, model_found
+        return named, model
 
     def _model_of_unnamed(self, journey: Journey) -> str:
         """Return the maker of a stored object that the request refers to, else the default model.

@@ -125,10 +125,12 @@ class OllamaRunning(OllamaModel, frozen=True):
         details: Empty fields.
         expires_at: A hundred years from now, since llmux decides when the model sleeps.
         size_vram: Always 0, since llmux does not know it.
+        context_length: Always 0, since llmux does not know it.
     """
 
     expires_at: str
     size_vram: int
+    context_length: int
 
 
 class OllamaProcesses(Shape, frozen=True):
@@ -145,7 +147,7 @@ class OllamaVersion(Shape, frozen=True):
     """The version, in Ollama's form.
 
     Attributes:
-        version: The version of llmux.
+        version: The version of Ollama whose answers llmux copies; clients refuse older ones.
     """
 
     version: str
