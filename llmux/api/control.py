@@ -11,7 +11,7 @@ import trio
 from quart import Blueprint, Response, request
 
 from llmux.api.forecasts import Forecasts
-from llmux.api.guard import check_key, check_own_machine
+from llmux.api.guard import check_control
 from llmux.api.logfile import LogReader
 from llmux.api.masked import masked_config
 from llmux.api.openapi import openapi
@@ -77,10 +77,7 @@ def control_routes(controlled: Controlled) -> Blueprint:
 
     @routes.before_request
     async def guard() -> None:
-        if keys := controlled.config.control_keys:
-            check_key(keys)
-            return
-        check_own_machine(controlled.config)
+        check_control(controlled.config)
 
     _add_queries(routes, controlled)
     _add_orders(routes, controlled)
