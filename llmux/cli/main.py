@@ -33,6 +33,7 @@ class Commands(click.Group):
     elsewhere: ClassVar = {
         "check": "llmux.cli.check:check_command",
         "completion": "llmux.cli.terminal.completion:completion_command",
+        "init": "llmux.cli.init:init_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",

@@ -13,6 +13,7 @@ from typing import get_args
 
 from llmux.config.load import show_keys
 from llmux.config.models import HookName
+from llmux.config.recipes import find_recipe, missing_programs
 from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
@@ -22,13 +23,24 @@ FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 
 def hook_remarks(config: Config) -> list[str]:
-    """Return one line for each hook whose file cannot be run as it is now."""
+    """Return one line for each hook whose file cannot be run, or whose program is not there."""
     return [
         f"{show_keys(('models', name, hook))}: {remark}"
         for name, model in config.models.items()
         for hook in get_args(HookName)
         if (script := model.script(hook)) is not None
         for remark in _remarks(script, config.directory)
+    ] + [
+        f"{show_keys(('models', model.name, 'with', parameter))}: there is no {program}"
+        + ("" if "/" in program else " on the PATH")
+        for model in config.models.values()
+        if model.recipe is not None
+        for parameter, program in missing_programs(
+            find_recipe(model.recipe, config.directory),
+            model.variables,
+            os.environ,
+            config.directory,
+        )
     ]
 
 

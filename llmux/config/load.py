@@ -25,7 +25,7 @@ import platformdirs
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
-from llmux.config.section import Keys, Section, file_keys
+from llmux.config.section import Keys, Section, attributes, file_keys
 from llmux.config.shape import KEY_LISTS, Config
 from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
@@ -136,15 +136,19 @@ class _Reader:
         if not isinstance(value, dict):
             self.note(keys, _mismatch("object", value))
             return None
-        kinds = file_keys(section)
+        completed = section.completed(value, self._directory)
+        for below, message in completed.mistakes:
+            self.note((*keys, *below), message)
+        value, filled = completed.given, {**filled, **completed.filled}
+        kinds, names = file_keys(section), attributes(section)
         for key, item in value.items():
             if key in kinds:
-                filled[key] = self._read(kinds[key], item, (*keys, key))
+                filled[names[key]] = self._read(kinds[key], item, (*keys, key))
             elif keys or not str(key).startswith("x-"):
                 self.note((*keys, key), _unknown(key, kinds))
         for field in _fields(section):
             if field.required and field.name not in filled:
-                self.note((*keys, field.name), "required key is missing")
+                self.note((*keys, field.encode_name), "required key is missing")
         for below, message in section.conflicts(value):
             self.note((*keys, *below), message)
         return None if self.mistakes else section(**filled)

@@ -527,7 +527,9 @@ def test_schema_knows_every_key_and_no_other() -> None:
     assert "name" not in shapes["ModelConfig"]["properties"]
     assert "name" in shapes["PolicyConfig"]["properties"]
     assert shapes["Config"]["required"] == ["models"]
-    assert set(shapes["ModelConfig"]["required"]) == {"wake", "sleep", "alive"}
+    own_hooks, recipe = shapes["ModelConfig"]["anyOf"]
+    assert set(own_hooks["required"]) == {"wake", "sleep", "alive"}
+    assert recipe["required"] == ["recipe"]
     assert shapes["Config"]["patternProperties"] == {"^x-": {}}
     assert shapes["Config"]["properties"]["state_dir"]["type"] == "string"
 
