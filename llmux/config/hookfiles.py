@@ -13,7 +13,8 @@ from typing import get_args
 
 from llmux.config.load import show_keys
 from llmux.config.models import HookName
-from llmux.config.recipes import find_recipe, missing_programs
+from llmux.config.recipe_programs import missing_programs
+from llmux.config.recipes import find_recipe
 from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")

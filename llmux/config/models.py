@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from llmux.config.keys import MASK
-from llmux.config.recipes import complete
+from llmux.config.recipe_values import complete
 from llmux.config.section import Completed, Keys, NotAKey, Section
 from llmux.config.values import (
     Alias,

@@ -543,6 +543,7 @@ KEYS = st.sampled_from(
         *GroupConfig.__struct_fields__,
         *PolicyConfig.__struct_fields__,
         *Limits.__struct_fields__,
+        "with",
         "a.b",
         "x-y",
         "prot",
@@ -554,7 +555,7 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["http://a", "~root", "/x", "a"])
+    | st.sampled_from(["http://a", "~root", "/x", "a", "process"])
 )
 ANYTHING = st.recursive(
     SCALARS,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +216,19 @@ def test_options_on_lines_of_their_own(command: str, *, is_wrong: bool) -> None:
         config_of(m=keys)
 
 
+def test_a_value_that_is_too_long_for_a_variable() -> None:
+    too_long: dict[str, Any] = PROCESS | {"with": {"command": "x" * 100_001}}
+    (line,) = mistakes(None, **too_long)
+    assert line.startswith("models.m.with.command: must have at most 100000 bytes")
+
+
+def test_many_models_may_share_a_long_command() -> None:
+    words = PROCESS | {"with": {"command": "'\n-'" * 20_000}}
+    started_at = time.process_time()
+    parse_config({"models": {f"m{n}": words for n in range(3000)}})
+    assert time.process_time() - started_at < 20
+
+
 def test_all_mistakes_show_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(a={"recipe": "x"}, b={"recipe": "process"}, c={"recipe": "vllm-sleep"})
@@ -257,6 +276,25 @@ def test_a_broken_recipe_is_one_line(tmp_path: Path, text: str | None, said: str
 
 
 # ---- Those in the package ----
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_installed_package_has_them(tmp_path: Path) -> None:
+    """As the wheel has it, and with an installer that keeps no modes of files."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = settings["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"hooks": "llmux/recipes"}
+    shutil.copytree(ROOT / "llmux", tmp_path / "llmux", ignore=shutil.ignore_patterns("ui"))
+    shutil.copytree(ROOT / "hooks", tmp_path / "llmux/recipes", copy_function=shutil.copyfile)
+    code = "from llmux.config.recipes import *; print(recipes_folder(), *recipe_names())"
+    printed = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    folder, *names = printed.decode().split()
+    assert folder == str(tmp_path / "llmux/recipes")
+    assert names == recipe_names()
+
 
 OWN = recipe_names()
 

@@ -151,7 +151,7 @@ class Bench:
                 env={
                     **os.environ,
                     "LLMUX_MODEL": model,
-                    "LLMUX_PORT": str(self.port(model)),
+                    "LLMUX_PORT": str(self.config.models[model].port or ""),
                     "LLMUX_HOOK": hook,
                     "LLMUX_SOURCE": "",
                     "LLMUX_TARGET": model,

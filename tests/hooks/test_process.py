@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llmux.config import HookName
 from tests.hooks.bench import HOOKS, Bench
 from tests.hooks.conftest import MakeBench
 
@@ -172,6 +173,29 @@ def test_without_proc_it_works_too(bench: Bench) -> None:
     assert bench.codes("alive", "wake", "wake", "alive", "verify_asleep") == [1, 0, 0, 0, 1]
     assert bench.codes("sleep", "alive", "verify_asleep") == [0, 1, 0]
     assert bench.running() == []
+
+
+def test_a_server_on_a_unix_socket(bench: Bench) -> None:
+    script = (
+        "import os, socketserver\n"
+        "class Answer(socketserver.StreamRequestHandler):\n"
+        "    def handle(self):\n"
+        "        self.rfile.readline()\n"
+        "        self.wfile.write(b'HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n')\n"
+        "socketserver.UnixStreamServer(os.environ['LLMUX_SOCKET'], Answer).serve_forever()"
+    )
+    path = bench.folder.parent / "s.sock"
+    command = [sys.executable, "-S", "-c", script]
+    bench.use_recipe(
+        m={"recipe": "process", "url": f"unix:{path}", "with": {"command": command}, "port": None}
+    )
+    bench.setenv("LLMUX_SOCKET", str(path))
+    bench.setenv("LLMUX_PORT", "")
+    hooks: list[tuple[HookName, int]] = [
+        ("alive", 1), ("wake", 0), ("alive", 0), ("sleep", 0), ("verify_asleep", 0),
+    ]  # fmt: skip
+    for hook, code in hooks:
+        assert bench.run(bench.config.models["m"].script(hook) or "", "m", hook).code == code, hook
 
 
 # ---- What goes wrong ----

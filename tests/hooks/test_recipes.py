@@ -54,6 +54,26 @@ def test_vllm_sleep(make_bench: MakeBench, level: int) -> None:
     assert sleep == f"POST /sleep?level={level}&mode=wait"
 
 
+@pytest.mark.parametrize(("name", "tool"), [("vllm-sleep", "vllm"), ("sglang", "python3")])
+def test_a_server_that_sleeps_is_started_again_for_other_options(
+    make_bench: MakeBench, name: str, tool: str
+) -> None:
+    bench = make_bench(name)
+    bench.install(tool, {"vllm": "vllm", "python3": "sglang"}[tool])
+    given = {"model": "org/m", "args": "--x 1"}
+    bench.use_recipe(m={"recipe": name, "with": given})
+    port = bench.port("m")
+    assert bench.codes("wake", "sleep") == [0, 0]
+    bench.calls()
+    changed = {"recipe": name, "port": port, "with": given | {"args": "--x 2"}}
+    bench.use_recipe(m=changed)
+    woken = bench.hook("wake")
+    assert woken.ok, woken
+    assert "was started with other options; starting it again" in woken.output
+    assert len([call for call in bench.calls() if "--x 2" in call]) == 1
+    assert bench.codes("alive", "sleep", "verify_asleep") == [0, 0, 0]
+
+
 def test_sglang(make_bench: MakeBench) -> None:
     bench = make_bench("sglang")
     bench.install("python-with-sglang", "sglang")

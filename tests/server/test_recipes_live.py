@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trio
 
 from llmux.hooks.orphans import processes_with
 from llmux.server.ports import chosen_ports
@@ -139,3 +140,13 @@ async def test_a_command_that_fails_says_so_to_the_operator(tmp_path: Path) -> N
             (log,) = [line for line in llmux.lines if "hook_failed" in line and "wake" in line]
             assert "cannot open qwen.gguf" in log
             assert "the server ended with exit code 2" in log
+
+
+@pytest.mark.slow
+async def test_validate_chooses_ports_too(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    async with cleaned(tmp_path):
+        command = [sys.executable, "-m", "llmux", "validate", "-c", str(config), "one"]
+        done = await trio.run_process(command, capture_stdout=True, check=False)
+        assert b"PASS: one" in done.stdout
+        assert not servers(tmp_path)
