@@ -17,6 +17,7 @@ from typing import Any
 from llmux import errors
 from llmux.config import config_schema
 from llmux.config.models import NEEDS_SLEEP
+from llmux.config.recipes import Parameter, find_recipe, recipe_names
 from llmux.errors import LlmuxError
 from llmux.http.paths import PASSIVE, PASSIVE_PATHS
 from llmux.observe.metrics import Metrics
@@ -28,8 +29,8 @@ SCHEMA = DOCS.parent / "llmux" / "config" / "llmux.schema.json"
 
 MIB = 1 << 20
 
-WHILE_ASLEEP = {"port", "host", "url", *NEEDS_SLEEP}
-"""Keys of a model; `base_url` is made of the first three."""
+WHILE_ASLEEP = {"port", "host", "url", "recipe", "with", *NEEDS_SLEEP}
+"""Keys of a model: its address is made of the first three, its variables of the next two."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -47,12 +48,12 @@ def config_tables() -> str:
     schema = config_schema()
     parts = []
     for path, section in sections(schema["$defs"], "", schema["$ref"]):
-        required = section.get("required", ())
+        required = section.get("anyOf", [section])
         rows = (
             (
                 f"`{key}`",
                 kind(shape, unit(path, key)),
-                "required" if key in required else default(shape),
+                needed(key, required) or default(shape),
                 shape["description"],
                 reload(path, key),
             )
@@ -62,6 +63,14 @@ def config_tables() -> str:
         head = ("key", "type", "default", "meaning", "on reload")
         parts += [f"## {title}", section["description"], table(head, rows)]
     return "\n\n".join(parts)
+
+
+def needed(key: str, ways: list[dict[str, Any]]) -> str:
+    """Whether a key is required, or is unless the section is written in another way."""
+    if key not in ways[0].get("required", ()):
+        return ""
+    others = [f"`{other}`" for way in ways[1:] for other in way["required"]]
+    return " or ".join(["required", *others])
 
 
 def sections(defs: dict[str, Any], path: str, ref: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,11 +202,51 @@ def passive_table() -> str:
     return table(("path", "why"), rows)
 
 
+# ---- Recipes ----
+
+
+def recipes_tables() -> str:
+    """A heading and a table for each recipe."""
+    parts = []
+    for name in recipe_names():
+        recipe = find_recipe(name, Path())
+        page = f"[What it does](../hooks/{name})."
+        rows = (
+            (
+                f"`{key}`",
+                parameter_kind(each),
+                "required" if each.required else stated(each.default),
+                each.doc + ".",
+                f"`{recipe.variable_of(key)}`" if each.variable else "-",
+            )
+            for key, each in recipe.parameters.items()
+        )
+        description = recipe.file.description
+        head = ("parameter", "type", "default", "meaning", "variable")
+        parts += [
+            f"### {name}",
+            f"{description[0].upper()}{description[1:]}. {page}",
+            table(head, rows),
+        ]
+    return "\n\n".join(parts)
+
+
+def stated(default: str | int | bool | None) -> str:
+    text = default if isinstance(default, str) else json.dumps(default)
+    return f"`{text}`" if text and default is not None else "-"
+
+
+def parameter_kind(parameter: Parameter) -> str:
+    """The type of a parameter, or its allowed values."""
+    return " or ".join(f"`{choice}`" for choice in parameter.choices) or parameter.type
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "config": config_tables,
     "metrics": metrics_table,
     "errors": errors_table,
     "passive": passive_table,
+    "recipes": recipes_tables,
 }
 
 

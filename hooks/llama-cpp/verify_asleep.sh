@@ -1,13 +1,14 @@
 #!/bin/sh
-# Verifies that no server runs on $LLMUX_PORT, so that nothing of it is on the GPU.
+# Verifies that no process of the server on $LLMUX_PORT runs, and that nothing listens on its port.
 set -eu
-here=$(dirname "$0")
+# shellcheck source-path=SCRIPTDIR source=server.sh
+. "$(dirname "$0")/server.sh"
 
-if pid=$("$here/pid.sh"); then
-    echo "verify_asleep.sh: the server still runs as process $pid" >&2
+if find_left; then
+    say "the server still runs as process $left"
     exit 1
 fi
-if "$here/alive.sh"; then
-    echo "verify_asleep.sh: a server that wake.sh did not start answers on port $LLMUX_PORT" >&2
+if is_taken; then
+    say "a server that wake.sh did not start answers on port $LLMUX_PORT"
     exit 1
 fi

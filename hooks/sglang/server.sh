@@ -6,6 +6,8 @@ files=$run/sglang-$LLMUX_PORT
 pid_file=$files.pid         # process id, start time and boot of the server that wake.sh started
 # shellcheck disable=SC2034 # used by the sourcing script
 log_file=$files.log         # output of that server
+# shellcheck disable=SC2034
+options_file=$files.options # the model and the options that it was started with
 state_file=$files.state     # asleep; or between: it falls asleep or wakes, or was interrupted
 
 method='' path='' status=000 body='' left=''
@@ -107,5 +109,5 @@ stop_server() {
             fi
         fi
     fi
-    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$state_file"
+    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$options_file" "$state_file"
 }

@@ -37,6 +37,7 @@ start() {
     mkdir -p "$run"
     rm -f "$state_file"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
+    printf '%s\n' "$*" >"$options_file"
     # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
     setsid "${SGLANG_PYTHON:-python3}" -m sglang.launch_server --model-path "$@" \
         --enable-memory-saver --host 127.0.0.1 --port "$LLMUX_PORT" \
@@ -70,6 +71,10 @@ if ! runs; then
     ask GET /get_model_info 4
     [ "$status" = 000 ] || fail "port $LLMUX_PORT is taken by a server that wake.sh did not start \
 (GET /get_model_info: status $status); stop it"
+    start "$@"
+elif [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$*" ]; then
+    say "the server was started with other options; starting it again"
+    stop_server 10
     start "$@"
 elif [ "$state" = between ]; then
     say "falling asleep or waking was broken off; starting the server again"

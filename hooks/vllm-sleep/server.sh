@@ -9,6 +9,8 @@ log_file=$files.log         # output of that server
 level_file=$files.level     # the level of the last sleep
 # shellcheck disable=SC2034
 model_file=$files.model     # the model that it serves
+# shellcheck disable=SC2034
+options_file=$files.options # the model and the options that it was started with
 half_awake=$files.half-awake # there while a wake goes on, and after one that was broken off
 
 method='' path='' status=000 body='' sleeping=unknown left=''
@@ -107,5 +109,5 @@ stop_server() {
             fi
         fi
     fi
-    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$level_file" "$model_file" "$half_awake"
+    [ ! -e "$pid_file" ] || rm -f "$pid_file" "$level_file" "$model_file" "$options_file" "$half_awake"
 }

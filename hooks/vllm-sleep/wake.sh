@@ -47,6 +47,7 @@ start() {
     # The paths used here exist only in development mode, which is why it must listen on loopback.
     say "starting ${VLLM:-vllm} serve $1; what it prints is in $log_file"
     echo "$LLMUX_MODEL" >"$model_file"
+    printf '%s\n' "$*" >"$options_file"
     VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
         --host 127.0.0.1 --port "$LLMUX_PORT" --served-model-name "$LLMUX_MODEL" \
         >"$log_file" 2>&1 </dev/null &
@@ -83,12 +84,18 @@ if runs; then
 give each model a port of its own, or end it if it was renamed"
         exit 1
     fi
-    [ -e "$half_awake" ] || ask GET /health 4
-    # Half awake: it can no longer be put to sleep or woken. 503: its engine has died.
-    if [ -e "$half_awake" ] || [ "$status" = 503 ]; then
-        say "the server that was left is of no use (half awake, or its engine died); starting it again"
+    if [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$*" ]; then
+        say "the server was started with other options; starting it again"
         stop_server 10
         start "$@"
+    else
+        [ -e "$half_awake" ] || ask GET /health 4
+        # Half awake: it can no longer be put to sleep or woken. 503: its engine has died.
+        if [ -e "$half_awake" ] || [ "$status" = 503 ]; then
+            say "the server that was left is of no use (half awake, or its engine died); starting it again"
+            stop_server 10
+            start "$@"
+        fi
     fi
 else
     ask GET /is_sleeping 4

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+import yaml
+from msgspec.structs import asdict, replace
 
 from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.config import (
     Config,
     HookName,
+    ModelConfig,
     address_remarks,
     command_remarks,
     editor_schema,
@@ -23,14 +27,18 @@ from llmux.config import (
 from llmux.errors import ConfigError
 from llmux.policy import load_policy
 from llmux.server.exits import EXIT_CONFIG, EXIT_WARNINGS, print_mistake
+from llmux.server.ports import chosen_ports
 
 
 @click.command("check")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @config_option
 @click.option("--strict", is_flag=True, help="Fail if there are warnings.")
+@click.option("--show", is_flag=True, help="Show each model as its recipe completes it.")
 @click.pass_context
-def check_command(context: click.Context, /, file: Path | None, **options: Any) -> None:
+def check_command(
+    context: click.Context, /, file: Path | None, *, show: bool, **options: Any
+) -> None:
     """Check a config (FILE or -c FILE) and show what it says.
 
     Warns of hooks that cannot be run here, of addresses that look wrong, and of models that are
@@ -48,6 +56,8 @@ def check_command(context: click.Context, /, file: Path | None, **options: Any) 
         print_mistake(error)
         sys.exit(EXIT_CONFIG)
     click.echo(config_table(loaded))
+    if show:
+        click.echo(f"\n{whole_models(loaded)}", nl=False)
     remarks = [
         *hook_remarks(loaded),
         *command_remarks(loaded),
@@ -74,15 +84,40 @@ def _control_of(config: Config) -> str:
     return f"{config.control.host or '127.0.0.1'}:{config.control.port}"
 
 
+def _backend_of(model: ModelConfig, config: Config, chosen: Mapping[str, int]) -> str:
+    """Return a model's URL; a port that llmux chooses as it has been chosen before, if it has."""
+    if not model.chooses_port:
+        return model.base_url
+    port = chosen.get(model.name)
+    return replace(model, port=port).base_url if port else f"a port of {config.ports}"
+
+
+def whole_models(config: Config) -> str:
+    """Show the models in YAML, with what their recipes give and their hooks get."""
+    chosen = chosen_ports(config.state_dir)
+    models = {
+        model.name: {
+            **({"recipe": model.recipe} if model.recipe else {}),
+            "url": _backend_of(model, config, chosen),
+            **{hook: script for hook in get_args(HookName) if (script := model.script(hook))},
+            "hook_timeouts": asdict(model.hook_timeouts),
+            **({"environment of hooks": model.variables} if model.recipe else {}),
+        }
+        for model in config.models.values()
+    }
+    return yaml.safe_dump({"models": models}, sort_keys=False, allow_unicode=True, width=1000)
+
+
 def config_table(config: Config) -> str:
     """Show a config to people: where it listens, and one line for each model."""
+    chosen = chosen_ports(config.state_dir)
     rows = [
         ("model", "group", "backend", "aliases", "hooks"),
         *(
             (
                 model.name,
                 model.group,
-                model.base_url,
+                _backend_of(model, config, chosen),
                 ", ".join(model.alias_names) or "-",
                 " ".join(hook for hook in get_args(HookName) if model.script(hook)),
             )

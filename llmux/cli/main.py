@@ -41,6 +41,7 @@ class Commands(click.Group):
         "import": "llmux.cli.importing.command:import_command",
         "demo": "llmux.cli.demo:demo_command",
         "examples": "llmux.cli.examples:examples_command",
+        "init": "llmux.cli.init:init_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",

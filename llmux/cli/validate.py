@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.server.composition import shell_hooks
 from llmux.server.exits import EXIT_CONFIG, print_mistake
+from llmux.server.ports import PortBook
 from llmux.server.statelock import LockHeld, state_lock
 from llmux.switching.awake import AwakeRecord
 from llmux.validate.run import Asker, Step, Validation
@@ -132,7 +133,11 @@ def run_validation(
         if name is None:
             known = ", ".join(config.models)
             raise ConfigError([f"no model {model!r} in {config.path}; there is: {known}"])
-        with state_lock(config.state_dir, config.path):
+        with (
+            state_lock(config.state_dir, config.path),
+            closing(PortBook(config.state_dir)) as ports,
+        ):
+            config = ports.assign(config)
             MASKER.use(config.secrets)
             record = AwakeRecord(config.state_dir / "awake.json")
             record.load(config.models)

@@ -13,6 +13,8 @@ from typing import get_args
 
 from llmux.config.models import HookName
 from llmux.config.places import placed
+from llmux.config.recipe_programs import missing_programs
+from llmux.config.recipes import find_recipe
 from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
@@ -22,13 +24,27 @@ FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 
 def hook_remarks(config: Config) -> list[str]:
-    """Return one line for each hook whose file cannot be run as it is now."""
+    """Return one line for each hook whose file cannot be run, or whose program is not there."""
     return [
         placed(("models", name, hook), remark, config.source)
         for name, model in config.models.items()
         for hook in get_args(HookName)
         if (script := model.script(hook)) is not None
         for remark in _remarks(script, config.directory)
+    ] + [
+        placed(
+            ("models", model.name, "with", parameter),
+            f"there is no {program}" + ("" if "/" in program else " on the PATH"),
+            config.source,
+        )
+        for model in config.models.values()
+        if model.recipe is not None
+        for parameter, program in missing_programs(
+            find_recipe(model.recipe, config.directory),
+            model.variables,
+            os.environ,
+            config.directory,
+        )
     ]
 
 

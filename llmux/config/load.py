@@ -28,7 +28,7 @@ from llmux.config.files import decode_text, duplicates, is_yaml, read_text
 from llmux.config.foreign import of_llama_swap
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.places import Source, placed
-from llmux.config.section import MOST_TEXT, Keys, Section, file_keys, show_keys
+from llmux.config.section import MOST_TEXT, Keys, Section, attributes, file_keys, show_keys
 from llmux.config.shape import KEY_LISTS, Config
 from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
@@ -147,19 +147,25 @@ class _Reader:
         if not isinstance(value, dict):
             self.note(keys, _mismatch("object", value))
             return None
-        kinds = file_keys(section)
-        for key, item in list(value.items()):
+        completed = section.completed(value, self._directory)
+        for below, message in completed.mistakes:
+            self.note((*keys, *below), message)
+        inner, filled = dict(completed.given), {**filled, **completed.filled}
+        kinds, names = file_keys(section), attributes(section)
+        for key, item in completed.given.items():
             if key in kinds:
-                filled[key] = self._read(kinds[key], item, (*keys, key))
+                found = filled[names[key]] = self._read(kinds[key], item, (*keys, key))
                 if isinstance(item, FromVariables) and not item.is_missing:
-                    # For `conflicts`; the mapping is a copy. None also stands for a mistake.
-                    value[key] = resolved(item) if filled[key] is None else filled[key]
+                    # For `conflicts`, of outer sections, too. None also stands for a mistake.
+                    inner[key] = resolved(item) if found is None else found
+                    if key in value:
+                        value[key] = inner[key]
             elif keys or not str(key).startswith("x-"):
                 self.note((*keys, key), _unknown(key, kinds))
         for field in _fields(section):
             if field.required and field.name not in filled:
-                self.note((*keys, field.name), "required key is missing")
-        for below, message in section.conflicts(value):
+                self.note((*keys, field.encode_name), "required key is missing")
+        for below, message in section.conflicts(inner):
             self.note((*keys, *below), message)
         return None if self.mistakes else section(**filled)
 

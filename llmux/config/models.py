@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from llmux.config.filters import AliasConfig, filter_conflicts
 from llmux.config.keys import MASK
-from llmux.config.section import Keys, NotAKey, Section
+from llmux.config.recipe_values import complete
+from llmux.config.section import Completed, Keys, NotAKey, Section
 from llmux.config.values import (
     Alias,
     FieldPath,
@@ -30,7 +34,7 @@ HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
 OnSwitch = Literal["hold", "ignore", "cut"]
 """Effect of an open WebSocket on a switch that waits for its model to drain."""
 
-NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
+NEEDS_SLEEP = ("address", "wake", "sleep", "variables", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
 sleep hook that it was woken with."""
 
@@ -64,7 +68,12 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     Attributes:
         name: Its key in the file.
-        port: Port of the backend; give this or url.
+        recipe: Ready hooks in place of your own: a name (`llmux init` lists them), or the path of a
+            folder with a recipe.yaml, such as ./my-recipe. Its hooks, their time limits and its
+            other keys count where the model does not give its own.
+        with: What the recipe needs, by its parameters: docs/recipes.md.
+        port: Port of the backend; give this or url. Most recipes need neither: llmux chooses one of
+            `ports`.
         host: Host of the backend, beside port; 127.0.0.1 by default.
         url: URL of the backend, or unix:/path for a Unix socket; give this or port.
         wake: Shell script that starts the model. The model is awake once alive succeeds afterwards.
@@ -99,6 +108,9 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     """
 
     name: NotAKey[str] = ""
+    recipe: Script | None = None
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict, name="with")
+    variables: NotAKey[dict[str, str]] = {}  # noqa: RUF012 - msgspec copies it
     port: Port | None = None
     host: Host | None = None
     url: Url | None = None
@@ -132,8 +144,19 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         return f"ModelConfig({', '.join(fields)})"
 
     @property
+    def chooses_port(self) -> bool:
+        """Whether llmux has to choose the backend's port, and has not done so."""
+        return self.port is None and self.url is None
+
+    @property
+    def address(self) -> str | None:
+        """URL of the backend as in `base_url`; None before llmux has chosen its port."""
+        return None if self.chooses_port else self.base_url
+
+    @property
     def base_url(self) -> str:
         """URL of the backend, without a slash at its end; one spelling for each Unix socket."""
+        assert not self.chooses_port, f"no port has been chosen for {self.name!r}"
         if self.url is not None:
             path = socket_path(self.url)
             return self.url.rstrip("/") if path is None else SCHEME + path
@@ -169,15 +192,20 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         return seconds
 
     @staticmethod
+    def completed(given: Mapping[Any, Any], directory: Path) -> Completed:
+        """Add what its recipe gives, if it names one."""
+        return complete(given, directory, "hook_timeouts")
+
+    @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
-        """Demand one of port and url, host only beside port, and filters that agree."""
+        """Demand an address, or a recipe that gives one, and filters that agree."""
         yield from filter_conflicts(given)
         port, url, host = (given.get(key) is not None for key in ("port", "url", "host"))
         if port and url:
             yield (), "give 'port' or 'url', not both"
         elif url and host:
             yield ("host",), "goes with 'port' only"
-        elif not port and not url:
+        elif not port and not url and given.get("recipe") is None:
             yield (), "give 'port' or 'url'"
 
 

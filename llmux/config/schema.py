@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from llmux.config.filters import AliasConfig
 from llmux.config.limits import Limits
 from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig
 from llmux.config.policy import PolicyConfig
+from llmux.config.recipes import Kind, Parameter, find_recipe, recipe_names
 from llmux.config.section import file_keys
 from llmux.config.shape import Config
 
@@ -37,6 +40,7 @@ def config_schema() -> dict[str, Any]:
         }
         for key in shape["properties"]:
             _allow_durations(shape["properties"][key])
+    _add_recipes(schema["$defs"]["ModelConfig"])
     config = schema["$defs"]["Config"]
     config["required"] = ["models"]  # the loader fills in the rest
     config["patternProperties"] = {"^x-": {}}
@@ -78,6 +82,47 @@ def _allow_durations(shape: dict[str, Any]) -> None:
     for each in (shape, *shape.get("anyOf", ())):
         if each.get("type") == "number":
             each |= {"type": ["number", "string"], "pattern": DURATION_PATTERN}
+
+
+def _add_recipes(model: dict[str, Any]) -> None:
+    """Demand hooks or a recipe, and describe what each of llmux's own recipes takes in `with`."""
+    names = recipe_names()
+    recipe = model["properties"]["recipe"]
+    recipe.pop("type", None)
+    recipe["anyOf"] = [{"enum": names}, {"type": "string", "pattern": "/"}, {"type": "null"}]
+    model["anyOf"] = [{"required": model.pop("required")}, {"required": ["recipe"]}]
+    model["allOf"] = [
+        {
+            "if": {"properties": {"recipe": {"const": name}}, "required": ["recipe"]},
+            "then": _with_of(find_recipe(name, Path()).parameters),
+        }
+        for name in names
+    ]
+
+
+def _with_of(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    needed = [name for name, each in parameters.items() if each.required]
+    taken = {
+        "properties": {name: _shape_of(each) for name, each in parameters.items()},
+        "required": needed,
+        "additionalProperties": False,
+    }
+    return {"properties": {"with": taken}, "required": ["with"] if needed else []}
+
+
+def _shape_of(parameter: Parameter) -> dict[str, Any]:
+    word: dict[str, Any] = {"type": ["string", "number"]}
+    shapes: dict[Kind, dict[str, Any]] = {
+        "text": {"type": "string"},
+        "words": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
+        "command": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
+        "integer": {"type": "integer", "minimum": parameter.minimum},
+        "boolean": {"type": "boolean"},
+    }
+    shape = {"description": parameter.doc, **shapes[parameter.type]}
+    if parameter.choices:
+        shape["enum"] = list(parameter.choices)
+    return shape if parameter.default is None else {**shape, "default": parameter.default}
 
 
 def _attributes(docstring: str) -> dict[str, str]:

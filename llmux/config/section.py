@@ -10,6 +10,8 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -28,11 +30,36 @@ NOT_A_KEY = "not a key of the file"
 NotAKey = Annotated[T, NOT_A_KEY]
 
 
+@dataclass(frozen=True)
+class Completed:
+    """A section with what it takes from elsewhere.
+
+    Attributes:
+        given: Its keys and values, in the form of the file.
+        filled: Fields that are no keys of the file.
+        mistakes: Path below the section, and message.
+    """
+
+    given: Mapping[Any, Any]
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    mistakes: list[tuple[Keys, str]] = field(default_factory=list)
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mapping of the file whose keys are known.
 
     The lines under "Attributes:" of a subclass are the descriptions in its JSON Schema.
     """
+
+    @staticmethod
+    def completed(given: Mapping[Any, Any], directory: Path) -> Completed:  # noqa: ARG004
+        """Add what the section takes from elsewhere, before it is read.
+
+        Args:
+            given: The section as the file has it.
+            directory: Folder of the config.
+        """
+        return Completed(given)
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:  # noqa: ARG004
@@ -51,7 +78,17 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def file_keys(section: type[Section]) -> dict[str, Any]:
     """Return the section's keys in the file, each with its type."""
     fields = msgspec.structs.fields(section)
-    return {f.name: f.type for f in fields if NOT_A_KEY not in getattr(f.type, "__metadata__", ())}
+    return {
+        f.encode_name: f.type
+        for f in fields
+        if NOT_A_KEY not in getattr(f.type, "__metadata__", ())
+    }
+
+
+@functools.cache
+def attributes(section: type[Section]) -> dict[str, str]:
+    """Return the section's attributes by their names in the file: `with` is a word of Python."""
+    return {f.encode_name: f.name for f in msgspec.structs.fields(section)}
 
 
 def show_keys(keys: Keys) -> str:

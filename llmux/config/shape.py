@@ -29,6 +29,7 @@ from llmux.config.values import (
     Origin,
     OwnHost,
     PassivePath,
+    PortRange,
     Proxy,
     Url,
     check_some,
@@ -56,6 +57,9 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         host: Address to listen on.
         port: Port to listen on; 0 lets the system pick one.
         models: Models by name.
+        ports: Ports of this machine for models that have a recipe and no port. Each model keeps its
+            own, also across restarts. The default is below the ports that systems give to
+            outgoing connections.
         groups: Behaviour of idle groups, by name.
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
@@ -105,6 +109,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     models: Annotated[
         dict[Name, ModelConfig], check_some, Meta(extra_json_schema={"minProperties": 1})
     ]
+    ports: PortRange = "29000-29999"
     groups: dict[Name, GroupConfig] = {}  # noqa: RUF012 - msgspec copies it
     policy: PolicyConfig = PolicyConfig()
     shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0

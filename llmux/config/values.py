@@ -169,6 +169,23 @@ def _check_field_path(text: str) -> None:
         raise ValueError("expected the name of a field, or a path such as options.num_ctx")
 
 
+def port_range(text: str) -> range:
+    """Return the ports of a text such as 29000-29999.
+
+    Raises:
+        ValueError: It is no range of ports.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,5})\s*-\s*([0-9]{1,5})\s*", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 0 < first <= last <= 65535:
+        raise ValueError(f"expected a range of ports such as 29000-29999, got {text!r}")
+    return range(first, last + 1)
+
+
+def _check_port_range(text: str) -> None:
+    port_range(text)
+
+
 def check_some(models: dict[str, Any]) -> None:
     if not models:
         raise ValueError("needs at least one model")
@@ -204,6 +221,11 @@ OwnHost = Annotated[
 HeaderName = Annotated[str, _check_header_name]
 HeaderValue = Annotated[str, _check_header_value]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+PortRange = Annotated[
+    str,
+    _check_port_range,
+    Meta(extra_json_schema={"pattern": r"^\s*[0-9]{1,5}\s*-\s*[0-9]{1,5}\s*$"}),
+]
 PositiveInt = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Proxy = Annotated[str, _check_proxy]

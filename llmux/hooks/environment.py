@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,6 +39,9 @@ def hook_environment(
 ) -> dict[str, str]:
     """Return the environment of one run: this process's own, without secrets, and `LLMUX_*`.
 
+    Hooks of a recipe also get its parameters, the model's URL, and a Python for what the shell
+    cannot do.
+
     Args:
         name: Name of the model.
         model: Its config.
@@ -55,6 +59,9 @@ def hook_environment(
     port = backend_port(model)
     if state_dir is not None:
         own[STATE_VARIABLE] = str(state_dir)
+    if model.recipe is not None:
+        own |= model.variables | {"LLMUX_URL": model.base_url, "LLMUX_PYTHON": sys.executable}
+        own["PORT"] = port
     own.pop(SOCKET_VARIABLE, None)
     if (path := socket_path(model.base_url)) is not None:
         own[SOCKET_VARIABLE] = path

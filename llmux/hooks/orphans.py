@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,12 +45,19 @@ async def end_marked(mark: str, *, kill_after_s: float = KILL_AFTER_S) -> None:
 
 def marked(mark: str) -> list[int]:
     """Return the ids of running processes that have the mark."""
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    return processes_with({MARK_VARIABLE: mark})
+
+
+def processes_with(variables: Mapping[str, str]) -> list[int]:
+    """Return the ids of running processes that have these variables in their environment."""
+    wanted = {f"{name}={text}".encode() for name, text in variables.items()}
     pids = []
     with suppress(FileNotFoundError):
         for entry in Path("/proc").iterdir():
             # A zombie's environment is empty, and another user's not readable.
             with suppress(OSError):
-                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                if not entry.name.isdigit():
+                    continue
+                if wanted.issubset((entry / "environ").read_bytes().split(b"\0")):
                     pids.append(int(entry.name))
     return [pid for pid in pids if pid != os.getpid()]

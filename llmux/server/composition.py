@@ -39,6 +39,7 @@ from llmux.server.control_listener import ControlListener, Opened
 from llmux.server.exits import exit_at_once
 from llmux.server.hypercorn_side import RULES, use_rules
 from llmux.server.lifecycle import Lifecycle, Task
+from llmux.server.ports import PortBook
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.model import Model
 from llmux.switching.reload import Reloader
@@ -114,10 +115,12 @@ def build_service(
         control: The socket of the control API's own listener, if any.
 
     Raises:
-        ConfigError: The policy cannot be loaded.
+        ConfigError: The policy cannot be loaded, or there is no port for a model.
     """
     use_rules(config)
     MASKER.use(config.secrets)
+    ports = PortBook(config.state_dir)
+    config = ports.assign(config)
     clock = WallClock()
     metrics, feed = metrics_of_models(config), Feed(clock)
     journal = Journal(config.state_dir / FILE_NAME if config.journal else None, clock)
@@ -132,7 +135,7 @@ def build_service(
     access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
     board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
-    reloader = Reloader(config, board, events)
+    reloader = Reloader(config, board, events, complete=ports.assign)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(of_models=metrics.use)
     reloader.tell(shell.apply, of_models=shell.use)
@@ -181,7 +184,7 @@ def build_service(
         tasks=tasks,
         on_death=on_switcher_death,
     )
-    live_with(app, lifecycle, lambda: journal.add(started(config)))
+    live_with(app, lifecycle, ports, lambda: journal.add(started(config)))
     return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
 
 
@@ -221,7 +224,9 @@ def started(config: Config) -> Callable[[float], Started]:
     )
 
 
-def live_with(app: QuartTrio, lifecycle: Lifecycle, note_start: Callable[[], object]) -> None:
+def live_with(
+    app: QuartTrio, lifecycle: Lifecycle, ports: PortBook, note_start: Callable[[], object]
+) -> None:
     """Start the lifecycle when the app's lifespan begins, and stop it when that ends."""
 
     @app.before_serving
@@ -234,6 +239,7 @@ def live_with(app: QuartTrio, lifecycle: Lifecycle, note_start: Callable[[], obj
         try:
             await lifecycle.stop()
         finally:
+            ports.close()
             app.nursery.cancel_scope.cancel()
 
 

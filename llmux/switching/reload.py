@@ -60,15 +60,24 @@ class Reloader:
         config: The config that llmux starts with.
         board: Its switchers.
         events: Gets an event for each reload.
+        complete: Fills in what a config leaves to llmux, in a thread; may raise ConfigError.
 
     Attributes:
         config: The config in use.
         vet: Finds mistakes that depend on how llmux was started.
     """
 
-    def __init__(self, config: Config, board: Switchboard, events: Events | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        board: Switchboard,
+        events: Events | None = None,
+        *,
+        complete: Callable[[Config], Config] = lambda config: config,
+    ) -> None:
         self.config = config
         self.vet: Vet = no_mistakes
+        self._complete = complete
         self._started_with = config
         self._board = board
         self._events = events or Events()
@@ -146,7 +155,7 @@ class Reloader:
         try:
             if path is None:
                 raise ConfigError(["the config comes from no file"])
-            new = await trio.to_thread.run_sync(load_config, path, abandon_on_cancel=True)
+            new = await trio.to_thread.run_sync(self._load, path, abandon_on_cancel=True)
             fixed = self.apply(new)
         except ConfigError as error:
             mistakes = error.lines
@@ -158,6 +167,9 @@ class Reloader:
             return self._told(ok=True, needs_restart=fixed)
         log.error("reload_failed", config=str(path), mistakes=mistakes)
         return self._told(ok=False, mistakes=mistakes)
+
+    def _load(self, path: Path) -> Config:
+        return self._complete(load_config(path))
 
     def _told(self, **how: Any) -> Reloaded:
         now = self._events.clock.now()

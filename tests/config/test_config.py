@@ -546,7 +546,9 @@ def test_schema_knows_every_key_and_no_other() -> None:
     assert "name" not in shapes["ModelConfig"]["properties"]
     assert "name" in shapes["PolicyConfig"]["properties"]
     assert shapes["Config"]["required"] == ["models"]
-    assert set(shapes["ModelConfig"]["required"]) == {"wake", "sleep", "alive"}
+    own_hooks, recipe = shapes["ModelConfig"]["anyOf"]
+    assert set(own_hooks["required"]) == {"wake", "sleep", "alive"}
+    assert recipe["required"] == ["recipe"]
     assert shapes["Config"]["patternProperties"] == {"^x-": {}}
     assert shapes["Config"]["properties"]["state_dir"]["type"] == "string"
 
@@ -560,6 +562,7 @@ KEYS = st.sampled_from(
         *GroupConfig.__struct_fields__,
         *PolicyConfig.__struct_fields__,
         *Limits.__struct_fields__,
+        "with",
         "a.b",
         "x-y",
         "prot",
@@ -571,7 +574,7 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["http://a", "~root", "/x", "a"])
+    | st.sampled_from(["http://a", "~root", "/x", "a", "process"])
 )
 ANYTHING = st.recursive(
     SCALARS,

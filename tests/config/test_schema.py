@@ -19,6 +19,8 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int, "number": (int, float),
 }  # fmt: skip
 
+NAMES = {"if": "if_"}
+
 
 class Validator:
     """As much of JSON Schema as the config's uses; an unknown keyword is an error."""
@@ -29,14 +31,16 @@ class Validator:
     def accepts(self, value: Any, shape: dict[str, Any] | None = None) -> bool:
         shape = self.schema if shape is None else shape
         return all(
-            getattr(self, key.strip("$"))(value, limit, shape)
+            getattr(self, NAMES.get(key, key.strip("$")))(value, limit, shape)
             for key, limit in shape.items()
             if self.knows(key)
         )
 
     def knows(self, key: str) -> bool:
-        ignored = {"$schema", "$defs", "title", "description", "default"}
-        assert key in ignored or hasattr(self, key.strip("$")), f"unknown keyword {key}"
+        ignored = {"$schema", "$defs", "title", "description", "default", "then"}
+        assert key in ignored or hasattr(self, NAMES.get(key, key.strip("$"))), (
+            f"unknown keyword {key}"
+        )
         return key not in ignored
 
     def ref(self, value: Any, name: str, _: Any) -> bool:
@@ -51,6 +55,15 @@ class Validator:
 
     def enum(self, value: Any, choices: list[Any], _: Any) -> bool:
         return value in choices
+
+    def const(self, value: Any, only: Any, _: Any) -> bool:
+        return bool(value == only)
+
+    def if_(self, value: Any, condition: Any, shape: dict[str, Any]) -> bool:
+        return not self.accepts(value, condition) or self.accepts(value, shape["then"])
+
+    def allOf(self, value: Any, choices: list[Any], _: Any) -> bool:  # noqa: N802
+        return all(self.accepts(value, choice) for choice in choices)
 
     def anyOf(self, value: Any, choices: list[Any], _: Any) -> bool:  # noqa: N802
         return any(self.accepts(value, choice) for choice in choices)

@@ -10,7 +10,8 @@ line before a block says what is special about it:
 
 So that a page can be run anywhere, well-known ports (3000, 8001, ...) become free ones, in blocks and in YAML
 files; `~` is a folder of the test; curl fails where the status is an error; `llama-server` is a stand-in
-(`tests/hooks/standins`); and commands know LLMUX_MODEL and LLMUX_PORT, as hooks do.
+(`tests/hooks/standins`); and commands know LLMUX_MODEL, LLMUX_PORT and
+LLMUX_STATE_DIR, as hooks do.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class Terminal:
             "XDG_STATE_HOME": str(self.home / "state"),
             "LLMUX_MODEL": "llama",
             "LLMUX_PORT": str(self.port("8101")),
+            "LLMUX_STATE_DIR": str(self.home / "state"),
         }
 
     def _copy_repository(self) -> None:
@@ -188,6 +190,14 @@ class Terminal:
                 process.wait(TIMEOUT_S)
             ended = f"{block}: exit code {process.returncode}"
             assert process.returncode == 0, f"{ended}\n{self._output.read_text()}"
+            self._move_from_the_default_port()
+
+    def _move_from_the_default_port(self) -> None:
+        """A config that `llmux init` has written leaves the port out; it may be in use here."""
+        for made in self.home.rglob("llmux.yaml"):
+            text = made.read_text()
+            if not re.search("^port:", text, re.MULTILINE):
+                made.write_text(f"port: {self.port('3000')}\n{text}")
 
     def _wait_until_it_listens(self, block: Block) -> None:
         assert self._server is not None

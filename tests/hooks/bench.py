@@ -87,6 +87,7 @@ class Bench:
         shutil.copytree(HOOKS / name, self.folder, ignore=shutil.ignore_patterns("run"))
         self.home = tmp_path / "standin"
         self.bin = tmp_path / "bin"
+        self.state_dir = tmp_path / "state"
         for made in (self.home, self.bin):
             made.mkdir()
         self._seen = (
@@ -125,6 +126,22 @@ class Bench:
         assert port is not None
         return port
 
+    def of_recipe(self, model: str) -> dict[str, str]:
+        """What llmux adds to the environment of a recipe's hooks."""
+        found = self.config.models.get(model)
+        if found is None or found.recipe is None:
+            return {}
+        about = {"LLMUX_URL": found.base_url, "LLMUX_PYTHON": sys.executable}
+        state = {"LLMUX_STATE_DIR": str(self.state_dir), "PORT": str(found.port)}
+        return {**found.variables, **about, **state}
+
+    def use_recipe(self, **models: dict[str, Any]) -> None:
+        """Put recipes in the place of the llmux.yaml; each gets a port."""
+        with_ports = {name: {"port": free_port(), **keys} for name, keys in models.items()}
+        self.config_file.write_text(json.dumps({"port": 0, "models": with_ports}))
+        self.config = load_config(self.config_file)
+        self.models = list(self.config.models)
+
     def start(self, script: str, model: str, hook: str = "wake") -> subprocess.Popen[bytes]:
         """Start a script as llmux does; what it prints goes into the file `output`."""
         with (self.folder.parent / "output").open("wb") as output:
@@ -134,10 +151,11 @@ class Bench:
                 env={
                     **os.environ,
                     "LLMUX_MODEL": model,
-                    "LLMUX_PORT": str(self.port(model)),
+                    "LLMUX_PORT": str(self.config.models[model].port or ""),
                     "LLMUX_HOOK": hook,
                     "LLMUX_SOURCE": "",
                     "LLMUX_TARGET": model,
+                    **self.of_recipe(model),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -236,6 +254,7 @@ class Bench:
             self.config.models,
             directory=self.folder,
             log_dir=self.folder.parent / "logs",
+            state_dir=self.state_dir,
             events=Events(),
         )
 

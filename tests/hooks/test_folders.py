@@ -16,11 +16,12 @@ from tests.hooks.bench import HOOKS
 
 FOLDERS = sorted(path.parent.name for path in HOOKS.glob("*/llmux.yaml"))
 SERVERS = [
-    "cuda-checkpoint", "docker", "llama-cpp", "ollama", "podman", "podman-criu", "sglang",
+    "cuda-checkpoint", "docker", "llama-cpp", "ollama", "podman", "podman-criu", "process", "sglang",
     "systemd", "vllm-sleep",
 ]  # fmt: skip
 NEEDED = {
-    "wake.sh", "sleep.sh", "alive.sh", "verify_asleep.sh", "llmux.yaml", "README.md",
+    "wake.sh", "sleep.sh", "alive.sh", "verify_asleep.sh", "llmux.yaml", "README.md", "recipe.yaml",
+    "init.yaml",
 }  # fmt: skip
 
 
@@ -115,3 +116,9 @@ def test_docker_and_podman_differ_in_their_names_only(path: Path) -> None:
         return re.sub("docker|podman", "engine", text, flags=re.IGNORECASE)
 
     assert unnamed(path.read_text()) == unnamed((HOOKS / "podman" / path.name).read_text())
+
+
+@pytest.mark.parametrize("script", ["server.sh", "sleep.sh", "verify_asleep.sh"])
+def test_llama_cpp_shares_the_scripts_of_process(script: str) -> None:
+    shared = (HOOKS / "process" / script).read_text()
+    assert (HOOKS / "llama-cpp" / script).read_text().replace("LLAMA_SLEEP", "SLEEP") == shared
