@@ -71,9 +71,17 @@ def sections(defs: dict[str, Any], path: str, ref: str) -> Iterator[tuple[str, d
     for key, shape in section["properties"].items():
         inner = shape.get("additionalProperties")
         name = ".NAME" if isinstance(inner, dict) else ""
-        for below in (shape, inner if name else {}, *shape.get("anyOf", ())):
+        items = shape.get("items", {})
+        name = "[]" if items else name
+        for below in (shape, inner if name == ".NAME" else {}, *variants(shape), *variants(items)):
             if "$ref" in below:
                 yield from sections(defs, f"{path}.{key}{name}".lstrip("."), below["$ref"])
+
+
+def variants(shape: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The shapes of which a value has one."""
+    found: Iterable[dict[str, Any]] = shape.get("anyOf", ())
+    return found
 
 
 def unit(path: str, key: str) -> str:
@@ -97,6 +105,7 @@ def kind(shape: dict[str, Any], unit: str = "") -> str:
         return f"`{{{shape['required'][0]}: …}}`"
     words = {"object": "mapping", "boolean": "true or false", "integer": "integer"}
     name = shape.get("type", "anything")
+    name = name[0] if isinstance(name, list) else name  # the others are other ways to write it
     word = words.get(name, name)
     limits = [
         f"{sign} {shape[limit]:,}"

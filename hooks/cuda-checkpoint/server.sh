@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # Sourced by the other scripts: the server on $LLMUX_PORT, and its GPU state.
 
-files=run/cuda-$LLMUX_PORT
+run=${LLMUX_STATE_DIR:-.}/run # runtime files; by hand, below the current folder
+files=$run/cuda-$LLMUX_PORT
 pid_file=$files.pid # process id, start time and boot of the server that wake.sh started
 # shellcheck disable=SC2034 # used by the sourcing script
 log_file=$files.log # output of that server

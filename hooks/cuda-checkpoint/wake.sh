@@ -25,7 +25,7 @@ trap 'fail "was told to end"' TERM INT HUP
 
 start() {
     command -v "$1" >/dev/null || fail "$1 not found; give the command that starts the server"
-    mkdir -p run
+    mkdir -p "$run"
     rm -f "$toggled"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
     # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.

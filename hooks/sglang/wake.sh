@@ -34,7 +34,7 @@ must() {
 start() {
     command -v "${SGLANG_PYTHON:-python3}" >/dev/null ||
         fail "${SGLANG_PYTHON:-python3} not found; set SGLANG_PYTHON to a Python that has sglang"
-    mkdir -p run
+    mkdir -p "$run"
     rm -f "$state_file"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
     # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.

@@ -56,7 +56,7 @@ case $status in
     000) give_up "POST /sleep: no answer within ${VLLM_SLEEP_SECS:-100} s; do requests come past llmux?" ;;
     *) give_up "POST /sleep: status $status; was it started with --enable-sleep-mode?" ;;
 esac
-mkdir -p run
+mkdir -p "$run"
 echo "$level" >"$level_file"
 
 deadline=$(($(now) + 10))

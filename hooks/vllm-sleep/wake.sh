@@ -41,11 +41,11 @@ must() {
 start() {
     command -v "${VLLM:-vllm}" >/dev/null ||
         fail "${VLLM:-vllm} not found; install vLLM, or set VLLM to the path of the program"
-    mkdir -p run
+    mkdir -p "$run"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
     # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
     # The paths used here exist only in development mode, which is why it must listen on loopback.
-    say "starting ${VLLM:-vllm} serve $1; what it prints is in $PWD/$log_file"
+    say "starting ${VLLM:-vllm} serve $1; what it prints is in $log_file"
     echo "$LLMUX_MODEL" >"$model_file"
     VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
         --host 127.0.0.1 --port "$LLMUX_PORT" --served-model-name "$LLMUX_MODEL" \
@@ -59,7 +59,7 @@ start() {
 # Level 1 keeps the weights. Level 2 drops them: they must be read from disk before the KV cache is
 # allocated, or the model answers garbage. An unknown level is treated as 2, which is right for both.
 wake_up() {
-    mkdir -p run
+    mkdir -p "$run"
     : >"$half_awake"
     if [ "$(cat "$level_file" 2>/dev/null)" = 1 ]; then
         must POST /wake_up

@@ -57,7 +57,7 @@ class Controlled:
         """Resolve a name or alias; raises ModelNotFound."""
         own = self.config.names.find_as_rest(name) or name
         if not self.board.is_registered(own):
-            raise ModelNotFound(name)
+            raise ModelNotFound(name, self.config.listed)
         return own
 
 

@@ -54,7 +54,7 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
         known = names.known_as(name)
         own = None if known is None else names.find(known)
         if known is None or own is None:
-            raise ModelNotFound(name)
+            raise ModelNotFound(name, config().listed)
         shown_as = known if config().list_aliases and known in names else own
         return _json(model_object(shown_as, created, _facts(board.models[own], shown_as)))
 
@@ -126,12 +126,8 @@ def _root(more: str, status: int = 200) -> Response:
 
 def listed(config: Config, board: Switchboard) -> list[tuple[str, Model]]:
     """Return the names to list, each with its model, without models that are being removed."""
-    models = board.models
-    return [
-        (name, models[own])
-        for name, own in config.names.items()
-        if own in models and (name == own or config.list_aliases)
-    ]
+    models, names = board.models, config.names
+    return [(name, models[names[name]]) for name in config.listed if names[name] in models]
 
 
 async def answer_llmux_error(error: LlmuxError) -> Response:

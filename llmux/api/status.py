@@ -78,7 +78,7 @@ def _model_status(
         retry_in_secs=max(0.0, round(model.retry_at - now, 3)) if model.failures else None,
         cost_secs=0.0 if model is active else _rounded(cost_s),
         eta_secs=_rounded(eta_s),
-        aliases=list(config.aliases),
+        aliases=list(config.alias_names),
         backend=config.base_url,
         max_in_flight=config.max_in_flight,
         idle_sleep_secs=model.idle_sleep_s if is_slept else None,

@@ -62,7 +62,7 @@ def config_table(config: Config) -> str:
                 model.name,
                 model.group,
                 model.base_url,
-                ", ".join(model.aliases) or "-",
+                ", ".join(model.alias_names) or "-",
                 " ".join(hook for hook in get_args(HookName) if model.script(hook)),
             )
             for model in config.models.values()

@@ -40,6 +40,7 @@ class Commands(click.Group):
         "completion": "llmux.cli.terminal.completion:completion_command",
         "demo": "llmux.cli.demo:demo_command",
         "examples": "llmux.cli.examples:examples_command",
+        "import": "llmux.cli.importing.command:import_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",

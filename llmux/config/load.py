@@ -23,6 +23,7 @@ import msgspec
 import platformdirs
 
 from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
+from llmux.config.durations import duration_s
 from llmux.config.files import decode, duplicates
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.section import Keys, Section, file_keys
@@ -81,9 +82,14 @@ def parse_config(
 
 
 def _default_state_dir(path: Path) -> Path:
-    """Return a folder that depends on the real path of the config alone."""
+    """Return a folder of the config's own, below the platform's place for state.
+
+    A service of systemd with `StateDirectory=` has it below that folder (systemd.exec(5)), since
+    its user may have no other place to write to.
+    """
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
-    root = platformdirs.user_state_path("llmux", appauthor=False)
+    of_service = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    root = Path(of_service or platformdirs.user_state_path("llmux", appauthor=False)).absolute()
     return root / f"{path.stem}-{digest[:8]}"
 
 
@@ -217,12 +223,20 @@ def _cut(text: str) -> str:
 
 
 def _choose(kind: Any, value: object) -> Any:
-    """Choose from a union with a literal: the literal if it has the value, else the union."""
-    if get_origin(kind) in (Union, types.UnionType):
-        for choice in get_args(kind):
-            if get_origin(choice) is Literal and value in get_args(choice):
-                return choice
-    return kind
+    """Choose from a union: a literal that has the value, a section or not; else the union."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return kind
+    choices = get_args(kind)
+    for choice in choices:
+        if get_origin(choice) is Literal and value in get_args(choice):
+            return choice
+    is_section = [inspect.isclass(each) and issubclass(each, Section) for each in choices]
+    fitting = [
+        each
+        for each, is_one in zip(choices, is_section, strict=True)
+        if each is not types.NoneType and is_one == isinstance(value, dict)
+    ]
+    return fitting[0] if any(is_section) and fitting else kind
 
 
 def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
@@ -241,6 +255,8 @@ def _leaf(bare: Any, kind: Any, value: object) -> Any:
         return value
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
+    if bare is float and isinstance(value, str):  # all of them are seconds
+        value = duration_s(value)
     return _scalar(kind, value)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from llmux.config.filters import AliasConfig, filter_conflicts
 from llmux.config.keys import MASK
 from llmux.config.section import Keys, NotAKey, Section
 from llmux.config.values import (
     Alias,
+    FieldPath,
     HeaderName,
     HeaderValue,
     Host,
@@ -68,11 +70,17 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         prefetch: Shell script that runs while the outgoing model drains and sleeps.
         verify_asleep: Shell script that exits 0 if the GPU is really free.
         aliases: Other names that clients may use. An asterisk stands for any text (claude-*). An
-            exact name wins, then the pattern with the most characters beside asterisks.
+            exact name wins, then the pattern with the most characters beside asterisks. An alias
+            with request filters of its own is written as a mapping with its name.
         upstream_model: Model name sent to the backend, in place of the client's; `name` for this
             model's name in the file. By default the client's name is sent unchanged.
         passive: Replaces the top-level passive for this model; null for the top-level list.
         headers: Headers added to requests to the backend.
+        set: Fields to put into the JSON bodies of requests that lack them; a mapping is for the
+            fields of an object.
+        force: Fields to put into the JSON bodies of requests, in place of the client's.
+        drop: Fields to remove from the JSON bodies of requests; options.num_ctx is a field of an
+            object.
         group: Group of the model. Models of one group share a GPU and take turns on it.
         max_in_flight: Maximum number of requests in flight; more wait in order. null for no limit.
         stream_idle_secs: Fail a stream if the backend sends nothing for this long, also before the
@@ -94,10 +102,13 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     alive: Script
     prefetch: Script | None = None
     verify_asleep: Script | None = None
-    aliases: tuple[Alias, ...] = ()
+    aliases: tuple[Alias | AliasConfig, ...] = ()
     upstream_model: Name | None = None
     passive: tuple[PassivePath, ...] | None = None
     headers: dict[HeaderName, HeaderValue] = {}  # noqa: RUF012 - msgspec copies it
+    set: dict[str, Any] = {}  # noqa: RUF012
+    force: dict[str, Any] = {}  # noqa: RUF012
+    drop: tuple[FieldPath, ...] = ()
     group: Name = "default"
     max_in_flight: PositiveInt | None = None
     stream_idle_secs: Seconds | None = 1800.0
@@ -124,6 +135,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
+    def alias_names(self) -> tuple[str, ...]:
+        """The aliases, without their filters."""
+        return tuple(each if isinstance(each, str) else each.name for each in self.aliases)
+
+    @property
     def name_sent(self) -> str | None:
         """Model name to send to the backend; None for the client's, unchanged."""
         return self.name if self.upstream_model == OWN_NAME else self.upstream_model
@@ -143,7 +159,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
-        """Demand one of port and url, and host only beside port."""
+        """Demand one of port and url, host only beside port, and filters that agree."""
+        yield from filter_conflicts(given)
         port, url, host = (given.get(key) is not None for key in ("port", "url", "host"))
         if port and url:
             yield (), "give 'port' or 'url', not both"

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from llmux.config.control import ControlConfig, ErrorsConfig
+from llmux.config.durations import DURATION_PATTERN
+from llmux.config.filters import AliasConfig
 from llmux.config.limits import Limits
 from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig
 from llmux.config.policy import PolicyConfig
@@ -16,7 +18,7 @@ from llmux.config.section import file_keys
 from llmux.config.shape import Config
 
 SECTIONS = (
-    Config, ModelConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
+    Config, ModelConfig, AliasConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
     ControlConfig,
 )  # fmt: skip
 
@@ -33,10 +35,19 @@ def config_schema() -> dict[str, Any]:
             key: shape["properties"][key] | {"description": described.get(key, "")}
             for key in file_keys(section)
         }
+        for key in shape["properties"]:
+            _allow_durations(shape["properties"][key])
     config = schema["$defs"]["Config"]
     config["required"] = ["models"]  # the loader fills in the rest
     config["patternProperties"] = {"^x-": {}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _allow_durations(shape: dict[str, Any]) -> None:
+    """Let a number also be a duration with units: all numbers with a fraction are seconds."""
+    for each in (shape, *shape.get("anyOf", ())):
+        if each.get("type") == "number":
+            each |= {"type": ["number", "string"], "pattern": DURATION_PATTERN}
 
 
 def _attributes(docstring: str) -> dict[str, str]:

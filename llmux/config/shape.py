@@ -20,6 +20,7 @@ from llmux.config.models import GroupConfig, ModelConfig, group_conflicts
 from llmux.config.policy import PolicyConfig
 from llmux.config.section import Keys, NotAKey, Section
 from llmux.config.values import (
+    Alias,
     Host,
     KeyList,
     Name,
@@ -63,7 +64,10 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         http2: Accept HTTP/2 from clients that ask for it; model clients speak HTTP/1.1.
         limits: Limits for clients.
         errors: How much errors reveal.
-        fallback: URL that gets the requests which were read and name no model or an unknown one.
+        fallback: URL that gets the requests which were read and name no model, and those for
+            fallback_models.
+        fallback_models: Unknown models whose requests go to fallback; an asterisk stands for any
+            text (gpt-*), and `*` alone for every unknown model. All others get 404.
         default_model: Model, or an alias of one, for requests that name none; they do not go to
             fallback then. null for none.
         list_aliases: Include aliases in the list of models, except patterns.
@@ -86,7 +90,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         hosts: Public names by which clients reach llmux, *.example.org for all below one; * for
             any. Needed without api_keys only: docs/http-api.md.
         state_dir: Folder for logs, lock and state; relative to the config's folder. By default each
-            config has its own, in the platform's place for state.
+            config has its own, in the platform's place for state, or in that of the systemd
+            service (StateDirectory=).
         path: Path of the config file, if there is one.
         directory: Working directory of hooks: the file's folder.
     """
@@ -107,6 +112,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     limits: Limits = Limits()
     errors: ErrorsConfig = ErrorsConfig()
     fallback: Url | None = None
+    fallback_models: tuple[Alias, ...] = ()
     default_model: Name | None = None
     list_aliases: bool = False
     passive: tuple[PassivePath, ...] = PASSIVE_PATHS
@@ -127,7 +133,12 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     def names(self) -> Names:
         """Model names by every name that clients may use: the models' own and their aliases."""
         own = {name: name for name in self.models}
-        return Names(own | {alias: m.name for m in self.models.values() for alias in m.aliases})
+        return Names(own | {alias: m.name for m in self.models.values() for alias in m.alias_names})
+
+    @functools.cached_property
+    def listed(self) -> tuple[str, ...]:
+        """The names that clients are told of, in the file's order: the models', maybe aliases."""
+        return tuple(name for name, own in self.names.items() if self.list_aliases or name == own)
 
     def passive_of(self, model: str) -> tuple[str, ...]:
         """Return the passive paths of a model."""
@@ -184,6 +195,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 def _top_level_conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
     if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
         yield ("tracing",), "needs OpenTelemetry: pip install 'llmux-proxy[otel]'"
+    if given.get("fallback_models") and given.get("fallback") is None:
+        yield ("fallback_models",), "goes with 'fallback' only"
     control = given.get("control")
     if isinstance(control, dict) and control.get("port") == given.get("port", 3000) != 0:
         yield ("control", "port"), "is the main listener's port"
@@ -219,7 +232,9 @@ def _aliases(models: Any) -> Iterator[tuple[Keys, str]]:
     for name, model in models.items() if isinstance(models, dict) else ():
         aliases = model.get("aliases") if isinstance(model, dict) else None
         for index, alias in enumerate(aliases if isinstance(aliases, list | tuple) else ()):
-            if isinstance(alias, str):
+            if isinstance(alias, dict) and isinstance(alias.get("name"), str):
+                yield ("models", name, "aliases", index, "name"), alias["name"]
+            elif isinstance(alias, str):
                 yield ("models", name, "aliases", index), alias
 
 

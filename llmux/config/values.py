@@ -163,6 +163,12 @@ def _check_alias(alias: str) -> None:
         raise ValueError("write '*' for every name")
 
 
+def _check_field_path(text: str) -> None:
+    """Accept the path of a field in a JSON body, with dots between its keys."""
+    if not all(key.strip() for key in text.split(".")):
+        raise ValueError("expected the name of a field, or a path such as options.num_ctx")
+
+
 def check_some(models: dict[str, Any]) -> None:
     if not models:
         raise ValueError("needs at least one model")
@@ -177,6 +183,7 @@ Name = Annotated[
     Meta(extra_json_schema={"pattern": r"\S", "maxLength": MAX_NAME_BYTES}),
 ]
 Alias = Annotated[Name, _check_alias]
+FieldPath = Annotated[str, _check_field_path, _VISIBLE]
 PassivePath = Annotated[
     str, _check_passive, Meta(extra_json_schema={"pattern": f"^(/[!-~]*|{DEFAULTS})$"})
 ]

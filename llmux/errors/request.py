@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from llmux.base.names import shown
+from collections.abc import Collection
+
+from llmux.base.names import nearest, shown
 from llmux.errors.base import LlmuxError
+
+MOST_NAMES, MAX_LISTED = 10, 128
+"""Limits for known names in a message: their number, and the characters of one."""
 
 
 class NoModel(LlmuxError):
@@ -17,14 +22,30 @@ class NoModel(LlmuxError):
 
 
 class ModelNotFound(LlmuxError):
-    """The request names a model that is not in the config."""
+    """The request names a model that is not in the config.
+
+    Attributes:
+        name: The name as the request has it.
+        known: Names that the message lists, as far as there is room for them.
+    """
 
     status = 404
     code = "model_not_found"
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"Model not found: {shown(model)}")
-        self.model = shown(model)
+    def __init__(self, name: str, known: Collection[str] = ()) -> None:
+        super().__init__(f"Model not found: {shown(name)}")
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        """Return the message; names are compared only here, since a fallback may take over."""
+        text = super().__str__()
+        if not self.known:
+            return text
+        listed = [shown(each, MAX_LISTED) for each in nearest(self.name, self.known, MOST_NAMES)]
+        rest = len(self.known) - len(listed)
+        more = f", and {rest} more (GET /v1/models lists all)" if rest else ""
+        return f"{text}. Known names: {', '.join(listed)}{more}"
 
 
 class GroupNotFound(LlmuxError):
@@ -62,6 +83,20 @@ class RequestNotFound(LlmuxError):
 
     def __init__(self, request: str) -> None:
         super().__init__(f"No such request is being served: {shown(request)}")
+
+
+class LoopDetected(LlmuxError):
+    """The request has come back to the llmux that forwarded it (RFC 5842, section 7.2)."""
+
+    status = 508
+    code = "loop_detected"
+    may_be_repeated = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This llmux has forwarded the request before, and it has come back: the port or url of "
+            "a model, or the fallback, leads to llmux itself"
+        )
 
 
 class NotHere(LlmuxError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmux.config import ModelConfig
@@ -13,6 +14,9 @@ from llmux.http.socketpath import socket_path
 
 SOCKET_VARIABLE = "LLMUX_SOCKET"
 """Path of the model's Unix socket, if it has one instead of a port."""
+
+STATE_VARIABLE = "LLMUX_STATE_DIR"
+"""Folder for what hooks keep between runs: the config's folder may be read-only."""
 
 ORIGINAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """Soft and hard descriptor limit of this process before anything in it raised the soft one.
@@ -30,6 +34,7 @@ def hook_environment(
     target: str,
     mark: str,
     secret_variables: AbstractSet[str],
+    state_dir: Path | None = None,
 ) -> dict[str, str]:
     """Return the environment of one run: this process's own, without secrets, and `LLMUX_*`.
 
@@ -41,12 +46,15 @@ def hook_environment(
         target: Model that the switch is for; empty for none.
         mark: Mark by which a later llmux finds the processes of this run; empty for none.
         secret_variables: Variables that hooks do not get.
+        state_dir: The config's `state_dir`; None to leave its variable out.
     """
     own = {name: text for name, text in os.environ.items() if name not in secret_variables}
     own.pop(MARK_VARIABLE, None)  # llmux itself may have been started by a hook
     if mark:
         own[MARK_VARIABLE] = mark
     port = backend_port(model)
+    if state_dir is not None:
+        own[STATE_VARIABLE] = str(state_dir)
     own.pop(SOCKET_VARIABLE, None)
     if (path := socket_path(model.base_url)) is not None:
         own[SOCKET_VARIABLE] = path

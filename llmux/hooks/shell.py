@@ -42,6 +42,7 @@ class ShellHooks:
 
     Attributes:
         directory: Working directory of hooks.
+        state_dir: Folder that hooks are told to keep their files in, if any.
         marks: Returns the mark for the environment of a model's wake and sleep hook.
         secret_variables: Environment variables that hooks do not get.
         events: Told of each run, when it starts and when it has ended.
@@ -56,6 +57,7 @@ class ShellHooks:
         directory: Path,
         log_dir: Path,
         events: Events,
+        state_dir: Path | None = None,
         marks: Marks = lambda _model: "",
         secret_variables: Iterable[str] = (),
         kill_after_s: float = KILL_AFTER_S,
@@ -68,6 +70,7 @@ class ShellHooks:
             directory: Working directory of hooks.
             log_dir: Folder of their logs.
             events: Told of each run, when it starts and when it has ended.
+            state_dir: Folder that hooks are told to keep their files in; None for no folder.
             marks: Returns the mark for the environment of a model's wake and sleep hook; see
                 `llmux.hooks.orphans`.
             secret_variables: Environment variables that hooks do not get, beside llmux's own.
@@ -81,6 +84,7 @@ class ShellHooks:
         self._models: dict[str, ModelConfig] = {}
         self._without_log: set[str] = set()
         self.directory = directory
+        self.state_dir = state_dir
         self._log_dir = log_dir
         self.kill_after_s = kill_after_s
         for name, model in models.items():
@@ -235,6 +239,7 @@ class ShellModelHooks:
             mark=self._shell.marks(self._name) if hook in MARKED_HOOKS else "",
             # Today's, not those of the hook's config: a key added since is secret, too.
             secret_variables=self._shell.secret_variables,
+            state_dir=self._shell.state_dir,
         )
 
 

@@ -82,6 +82,11 @@ class Fields:
         self._encode_name = encode_name
         self._values = values
 
+    @property
+    def is_json(self) -> bool:
+        """True if the body is JSON, or empty."""
+        return self._encode_name is _as_json
+
     def has_name(self, is_wanted: Callable[[str], bool]) -> bool:
         """Return whether any of the names satisfies a condition."""
         if self._values is None:
@@ -142,6 +147,22 @@ class Fields:
                 self._values[index] = value._replace(start=start, stop=stop)
         return b"".join([*pieces, rest[end:]]) if pieces else body
 
+    def refind(self, body: bytes, pause: Pause) -> list[Value] | None:
+        """Return the values of names in JSON that was changed around them, for `move`.
+
+        A thread may do this; `move` belongs on the event loop.
+        """
+        return None if self._values is None else _with_bounds(find_values(body, pause))
+
+    def move(self, values: list[Value] | None) -> None:
+        """Use the result of `refind` from now on."""
+        self._values = values
+
+
+def _with_bounds(values: list[Value]) -> list[Value]:
+    """Return the values that can be replaced: no objects and arrays."""
+    return [each for each in values if each.start < each.stop]
+
 
 def read_fields(headers: Headers, body: bytes, pause: Pause = no_pause) -> Fields:
     """Find the fields that may name a model in a body that is not compressed.
@@ -199,7 +220,7 @@ def _no_fields() -> Fields:
 def _read_text(headers: Headers, body: bytes, pause: Pause, *, must_be_json: bool) -> Fields:
     found = read_json(body, pause, must_be=must_be_json)
     if found is not None and not found.mistake:
-        values = [each for each in found.values if each.start < each.stop]
+        values = _with_bounds(found.values)
         name = next((each.name for each in values if each.is_exact and each.name), "")
         fields = Fields(
             name, _as_json, values, asks_for_stream=found.asks_for_stream, stores=found.stores

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 
 from llmux.http.syntax import Headers
 
 OVERRIDE = b"model-override"
+
+VIA = b"via"
+"""Header in which each proxy that forwards a request names itself (RFC 9110, section 7.6.3)."""
 
 FORWARDED_FOR = b"x-forwarded-for"
 
@@ -37,16 +41,30 @@ def header_value(name: str) -> bytes:
     return name.encode("utf-8", "replace")
 
 
+def own_pseudonym() -> bytes:
+    """Return a new name for `Via`, by which an llmux knows its own requests if they come back.
+
+    It is random, so that one llmux may have another one as a backend.
+    """
+    return b"llmux-" + secrets.token_hex(8).encode()
+
+
 def request_headers(
-    headers: Headers, *, client: str | None, scheme: str, extra: Mapping[str, str]
+    headers: Headers,
+    *,
+    client: str | None,
+    scheme: str,
+    extra: Mapping[str, str],
+    pseudonym: bytes = b"",
 ) -> list[tuple[bytes, bytes]]:
-    """Return the headers for a backend: end-to-end ones, `X-Forwarded-*`, and the config's.
+    """Return the headers for a backend: end-to-end, `X-Forwarded-*`, `Via`, and the config's.
 
     Args:
         headers: As received.
         client: Address of the client; None if unknown.
         scheme: http or https, as the client used it.
         extra: Headers of the config; each replaces all received ones of its name.
+        pseudonym: Name of this llmux, to be added to `Via`; empty for no addition.
     """
     fields = [(name.lower(), (name, value)) for name, value in headers]
     present = dict(fields)
@@ -66,6 +84,8 @@ def request_headers(
     taken = b"x-forwarded-host" in present or b"x-forwarded-host" in replaced
     if b"host" in present and not taken:
         kept.append((b"X-Forwarded-Host", present[b"host"][1]))
+    if pseudonym and VIA not in replaced:
+        kept.append((b"Via", b"1.1 " + pseudonym))
     return kept + own
 
 

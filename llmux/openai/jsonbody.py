@@ -336,14 +336,14 @@ def _value(body: bytes, start: int, *, is_exact: bool, pause: Pause) -> Value:
     first = body[start : start + 1]
     if first == b'"':
         if found := _NAME.match(body, start, start + MAX_RAW_BYTES):
-            return Value(_string(found[0]), start, found.end(), is_exact)
+            return Value(text_of_string(found[0]), start, found.end(), is_exact)
         stop = end_of_run(_TEXT, body, start + 1, pause) + 1
         return Value(overlong(body[start + 1 : start + MAX_RAW_BYTES]), start, stop, is_exact)
     stop = start if first in {b"{", b"["} else end_of_run(_SCALAR, body, start, pause)
     return Value("", start, stop, is_exact)
 
 
-def _string(raw: bytes) -> str:
+def text_of_string(raw: bytes) -> str:
     """Return the text of a string, even if only a lenient parser accepts it."""
     try:
         return _decode_string(raw)

@@ -9,6 +9,7 @@ it accepts bytes that are not UTF-8, since Node and Go replace them.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from llmux.errors import BadRequest, NotJson
 from llmux.openai.scanning import SLICE_BYTES, Pause
@@ -42,19 +43,24 @@ def _nested(value: bytes) -> bytes:
     return rb"(?:%b|\[%b(?:%b)*+\]|\{%b(?:%b)*+\})" % (_SCALAR, _SPACE, items, _SPACE, members)
 
 
-_VALUE = _nested(_nested(_nested(_SCALAR)))
-
-# Runs of elements or members, each with its comma: the loop over them runs in C.
-_RUNS = {
-    b"[": re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, _VALUE, _SPACE)),
-    b"{": re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, _VALUE, _SPACE)),
-}  # fmt: skip
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
 _BLANK = re.compile(_SPACE)
 _CHARACTERS = re.compile(_TEXT)
 _DIGITS = re.compile(rb"[0-9]*+")
 _WORDS = re.compile(_WORD)
+
+
+@cache  # few bodies need it, and to compile it takes a tenth of the server's start
+def _run_of(bracket: bytes) -> re.Pattern[bytes]:
+    """Return the pattern of a run of elements or members, each with its comma.
+
+    The loop over them runs in C.
+    """
+    value = _nested(_nested(_nested(_SCALAR)))
+    if bracket == b"[":
+        return re.compile(rb"(?:%b%b%b,)*+" % (_SPACE, value, _SPACE))
+    return re.compile(rb"(?:%b%b%b:%b%b%b,)*+" % (_SPACE, _STRING, _SPACE, _SPACE, value, _SPACE))
 
 
 def check_json(body: bytes, start: int, pause: Pause) -> None:
@@ -64,16 +70,28 @@ def check_json(body: bytes, start: int, pause: Pause) -> None:
         NotJson: It is not; the message contains the position.
         BadRequest: The check would take too long.
     """
+    end = end_of_blanks(body, end_of_value(body, start, pause), pause)
+    if end < len(body):
+        raise not_json(body, end, "Extra data")
+
+
+def end_of_value(body: bytes, start: int, pause: Pause) -> int:
+    """Return the end of the first value from `start` on, which may follow blanks; checks the value.
+
+    Raises:
+        NotJson: It is no JSON value; the message contains the position.
+        BadRequest: The check would take too long.
+    """
     stack = bytearray()  # the opening brackets of the levels around `at`
-    at = paused = _end(_BLANK, body, start, pause)
+    at = paused = end_of_blanks(body, start, pause)
     for step in range(MAX_STEPS):
-        if at - paused > SLICE_BYTES or not step % STEPS_BETWEEN_PAUSES:
+        if at - paused > SLICE_BYTES or step % STEPS_BETWEEN_PAUSES == STEPS_BETWEEN_PAUSES - 1:
             pause()
             paused = at
         first = body[at : at + 1]
         if first in _CLOSING:
             stack += first
-            at = _end(_BLANK, body, at + 1, pause)
+            at = end_of_blanks(body, at + 1, pause)
             if body[at : at + 1] != _CLOSING[first]:
                 at = _next_value(body, at, first, pause)
                 continue
@@ -81,12 +99,14 @@ def check_json(body: bytes, start: int, pause: Pause) -> None:
             at = _end_of_scalar(body, at, pause)
         at = _end_of_levels(body, at, stack, pause)
         if not stack:
-            break
+            return at
         at = _next_value(body, at + 1, stack[-1:], pause)
-    else:
-        raise BadRequest(f"The body has more than {MAX_STEPS} arrays or objects, deeply nested")
-    if at < len(body):
-        raise _not_json(body, at, "Extra data")
+    raise BadRequest(f"The body has more than {MAX_STEPS} arrays or objects, deeply nested")
+
+
+def end_of_blanks(body: bytes, at: int, pause: Pause) -> int:
+    """Return the offset of the next byte that is no white space."""
+    return _end(_BLANK, body, at, pause)
 
 
 def _end(pattern: re.Pattern[bytes], body: bytes, at: int, pause: Pause) -> int:
@@ -102,31 +122,38 @@ def _end(pattern: re.Pattern[bytes], body: bytes, at: int, pause: Pause) -> int:
 
 
 def _end_of_levels(body: bytes, at: int, stack: bytearray, pause: Pause) -> int:
-    """Close the levels that end after a value; return the offset of the comma or of the end."""
-    while True:
-        at = _end(_BLANK, body, at, pause)
-        if not stack:
-            return at
+    """Close the levels that end after a value; return the offset of the comma or of their end."""
+    while stack:
+        at = end_of_blanks(body, at, pause)
         following = body[at : at + 1]
         if following == b",":
             return at
         if following != _CLOSING[bytes(stack[-1:])]:
-            raise _not_json(body, at, f"Expecting ',' or '{_CLOSING[bytes(stack[-1:])].decode()}'")
+            raise not_json(body, at, f"Expecting ',' or '{_CLOSING[bytes(stack[-1:])].decode()}'")
         stack.pop()
         at += 1
+    return at
 
 
 def _next_value(body: bytes, at: int, level: bytes | bytearray, pause: Pause) -> int:
     """Skip a run of values in an array or object; return the offset of the next single value."""
-    at = _end(_BLANK, body, _end(_RUNS[bytes(level)], body, at, pause), pause)
-    if level == b"[":
-        return at
+    at = end_of_blanks(body, _end(_run_of(bytes(level)), body, at, pause), pause)
+    return at if level == b"[" else end_of_key(body, at, pause)[1]
+
+
+def end_of_key(body: bytes, at: int, pause: Pause) -> tuple[int, int]:
+    """Return where the key at `at` ends, quotes included, and where its value starts.
+
+    Raises:
+        NotJson: There is no key, or no colon after it.
+    """
     if body[at : at + 1] != b'"':
-        raise _not_json(body, at, "Expecting a name in double quotes")
-    at = _end(_BLANK, body, _end_of_string(body, at, pause), pause)
-    if body[at : at + 1] != b":":
-        raise _not_json(body, at, "Expecting ':'")
-    return _end(_BLANK, body, at + 1, pause)
+        raise not_json(body, at, "Expecting a name in double quotes")
+    end = _end_of_string(body, at, pause)
+    colon = end_of_blanks(body, end, pause)
+    if body[colon : colon + 1] != b":":
+        raise not_json(body, colon, "Expecting ':'")
+    return end, end_of_blanks(body, colon + 1, pause)
 
 
 def _end_of_scalar(body: bytes, at: int, pause: Pause) -> int:
@@ -143,17 +170,17 @@ def _end_of_string(body: bytes, at: int, pause: Pause) -> int:
     if following == b'"':
         return end + 1
     if not following:
-        raise _not_json(body, at, "String without an end")
+        raise not_json(body, at, "String without an end")
     if following == b"\\":
-        raise _not_json(body, end, "No such escape")
-    raise _not_json(body, end, "Control character in a string")
+        raise not_json(body, end, "No such escape")
+    raise not_json(body, end, "Control character in a string")
 
 
 def _end_of_number(body: bytes, at: int, pause: Pause) -> int:
     start = at + (body[at : at + 1] == b"-")
     end = _end(_DIGITS, body, start, pause)
     if end == start:
-        raise _not_json(body, at, "Expecting a value")
+        raise not_json(body, at, "Expecting a value")
     if body[start : start + 1] == b"0":
         end = start + 1
     if body[end : end + 1] == b"." and (more := _end(_DIGITS, body, end + 1, pause)) > end + 1:
@@ -169,7 +196,8 @@ MAX_COLUMNS = 65536
 to count characters."""
 
 
-def _not_json(body: bytes, at: int, reason: str) -> NotJson:
+def not_json(body: bytes, at: int, reason: str) -> NotJson:
+    """Return the error for a mistake at an offset, with its line and column."""
     line = body.count(b"\n", 0, at) + 1
     before = body[max(body.rfind(b"\n", 0, at) + 1, at - MAX_COLUMNS) : at]
     column = len(before.decode("utf-8", "replace")) + 1 if len(before) < MAX_COLUMNS else None

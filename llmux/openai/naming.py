@@ -11,12 +11,12 @@ from urllib.parse import unquote_to_bytes
 
 from llmux.base.names import MAX_NAME_BYTES, folded, overlong
 from llmux.base.wildcards import Names, Patterns, is_pattern
-from llmux.errors import BadRequest, NoModel
+from llmux.errors import BadRequest, LoopDetected, NoModel
 from llmux.http.paths import UPSTREAM, merged
 from llmux.http.syntax import Headers
 from llmux.openai.fields import Fields
 from llmux.openai.forms import MAX_ENCODED_BYTES, urlencoded_fields
-from llmux.openai.headers import OVERRIDE
+from llmux.openai.headers import OVERRIDE, VIA
 
 
 class Named(NamedTuple):
@@ -31,21 +31,30 @@ class Named(NamedTuple):
     target: bytes
 
 
-def find_model(target: bytes, headers: Headers, fields: Fields, names: Collection[str]) -> Named:
+def find_model(
+    target: bytes,
+    headers: Headers,
+    fields: Fields,
+    names: Collection[str],
+    pseudonym: bytes = b"",
+) -> Named:
     """Return the model that a request names: in `model-override`, path, body or query, in order.
 
     `names` are all names that clients may use, without which a name in a path has no clear end:
-    names may contain slashes.
+    names may contain slashes. `pseudonym` is the name in `Via` by which this llmux knows its own
+    requests; empty to accept them.
 
     Raises:
+        LoopDetected: The request has come from this llmux.
         NoModel: The request names no model.
         BadRequest: The body names two models, or may name one but cannot be read.
     """
+    override = _override(headers, pseudonym)
     if fields.is_ambiguous:
         # Parsers differ on which of two equal keys they take, and on whether case matters: the
         # backend could read another model than llmux.
         raise BadRequest("The request names two models: its body has two different values 'model'")
-    if override := _override(headers):
+    if override:
         return Named(_text(override), target)
     if (named := _named_by_path(target, names)) is not None:
         return named
@@ -56,12 +65,17 @@ def find_model(target: bytes, headers: Headers, fields: Fields, names: Collectio
     raise NoModel
 
 
-def _override(headers: Headers) -> bytes:
+def _override(headers: Headers, pseudonym: bytes) -> bytes:
+    """Return the model that `model-override` names; raises LoopDetected if `Via` names llmux."""
+    found = None
     for name, value in headers:
         # Not `header`: every request passes here, and a constant length takes half the time.
-        if len(name) == 14 and name.lower() == OVERRIDE:
-            return value.strip()
-    return b""
+        length = len(name)
+        if length == 14 and found is None and name.lower() == OVERRIDE:
+            found = value.strip()
+        elif length == 3 and pseudonym and name.lower() == VIA and pseudonym in value:
+            raise LoopDetected
+    return found or b""
 
 
 def _text(raw: bytes) -> str:

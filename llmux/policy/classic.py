@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from llmux.config import PolicyConfig
+from llmux.config.durations import duration_s
 from llmux.policy.base import Decision, GroupView, ModelView, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
@@ -74,7 +75,9 @@ class CostAwarePolicy:
 
 
 def _option(config: PolicyConfig, name: str, default: float) -> float:
-    value = float(config.options.get(name, default))
+    given = config.options.get(name, default)
+    is_duration = isinstance(given, str) and name.endswith("_secs")
+    value = duration_s(given) if is_duration else float(given)
     if not 0 <= value < math.inf:
         raise ValueError(f"options.{name} must be a number from 0 on")
     return value

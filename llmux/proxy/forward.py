@@ -25,7 +25,8 @@ from llmux.http.clients import ClientLines
 from llmux.http.targets import check_request_line
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.openai.headers import request_headers
+from llmux.openai.filtering import Filter
+from llmux.openai.headers import own_pseudonym, request_headers
 from llmux.openai.naming import Meanings
 from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
@@ -79,7 +80,8 @@ class ModelProxy:
         self.upstreams = Upstreams(config)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._reader = Reader(config, self.bodies)
-        self._router = Router(config, board, self.upstreams, self._lines)
+        self._pseudonym = own_pseudonym()
+        self._router = Router(config, board, self.upstreams, self._lines, self._pseudonym)
         self._read_config(config)
 
     # ---- Configuration ----
@@ -95,7 +97,7 @@ class ModelProxy:
 
     def _read_config(self, config: Config) -> None:
         self._meanings = Meanings(
-            (model.name, model.aliases, model.base_url, model.name_sent)
+            (model.name, model.alias_names, model.base_url, model.name_sent)
             for model in config.models.values()
         )
         self._websocket = config.policy.websocket
@@ -297,6 +299,9 @@ class ModelProxy:
         journey.backend = journey.upstream.backend
         if journey.fields.codings and self._disagrees(journey):
             await self._reader.decode(journey)
+        if (chosen := self._filter_of(journey)) is not None and not journey.is_filtered:
+            await self._reader.filter(journey, chosen)
+            journey.is_filtered = True
         async with self._exchange(journey) as answer:
             if journey.serving is not None:
                 self._check_loaded(journey, answer)
@@ -305,9 +310,20 @@ class ModelProxy:
             await relay(journey, answer, self.bodies)
 
     def _disagrees(self, journey: Journey) -> bool:
-        """Return whether the body must change, since it has another name than the backend's."""
+        """Return whether the body must change: it has another name, or its fields are filtered."""
         model, name = journey.model, journey.upstream.upstream_model
-        return bool(model) and needs_rewrite(journey.fields, self._meanings, model, name)
+        return bool(model) and (
+            needs_rewrite(journey.fields, self._meanings, model, name)
+            or self._filter_of(journey) is not None
+        )
+
+    @staticmethod
+    def _filter_of(journey: Journey) -> Filter | None:
+        """Return the request filter of the name that the client used; mostly None."""
+        filters = journey.upstream.filters
+        if filters is None or not journey.fields.is_json:
+            return None
+        return filters.find(journey.asked)
 
     def _exchange(self, journey: Journey) -> AbstractAsyncContextManager[Answer]:
         """Rewrite the request for its upstream; entering the result sends it.
@@ -328,7 +344,11 @@ class ModelProxy:
                 assert lane.tunnel is not None
                 lane.tunnel.replace_first_message(journey.first.renamed(name))
         headers = request_headers(
-            journey.headers, client=lane.peer, scheme=lane.scheme, extra=upstream.extra_headers
+            journey.headers,
+            client=lane.peer,
+            scheme=lane.scheme,
+            extra=upstream.extra_headers,
+            pseudonym=self._pseudonym,
         )
         if lane.upgrade:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", lane.upgrade)]

@@ -46,6 +46,8 @@ class Journey:
         headers: Headers to forward; set by authentication, replaced by later phases.
         fields: Fields of the body that name a model; set by reading.
         first: First message of a WebSocket, if that names the model; set by reading.
+        asked: Name of the model as the client wrote it; set with `model`.
+        is_filtered: True once the model's request filter has changed the body.
         model: Name of its model; empty for the fallback, and before routing.
         upstream: Its destination; set by routing, and again at admission: a reload may change it.
         target: Path and query to forward; set by routing.
@@ -67,8 +69,8 @@ class Journey:
     """
 
     __slots__ = (
-        "answer", "arrived_at", "backend", "cancelled_with", "client", "expects_stream",
-        "fields", "first", "head_s", "headers", "id", "kept_alive", "lane",
+        "answer", "arrived_at", "asked", "backend", "cancelled_with", "client", "expects_stream",
+        "fields", "first", "head_s", "headers", "id", "is_filtered", "kept_alive", "lane",
         "model", "outcome", "passing", "pause", "redirects", "serving", "sharing", "status",
         "target", "tokens", "told", "trace", "upstream",
     )  # fmt: skip
@@ -78,6 +80,7 @@ class Journey:
     fields: Fields
     upstream: Upstream
     target: bytes
+    asked: str
 
     def __init__(self, id: str, lane: Lane) -> None:  # noqa: A002
         self.id = id
@@ -86,7 +89,7 @@ class Journey:
         self.arrived_at = trio.current_time()
         self.first: FirstMessage | None = None
         self.model = ""
-        self.redirects = False
+        self.redirects = self.is_filtered = False
         self.serving: Serving | None = None
         self.passing: Flight | None = None
         self.backend: Backend | None = None

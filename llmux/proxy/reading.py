@@ -18,7 +18,8 @@ from llmux.errors import BodyTooLarge, ShuttingDown
 from llmux.openai.codings import Bounds, content_codings
 from llmux.openai.dialects import plain_path
 from llmux.openai.fields import Fields, read_coded, read_fields
-from llmux.openai.jsonbody import LARGE_BYTES, may_be_wide
+from llmux.openai.filtering import Filter
+from llmux.openai.jsonbody import LARGE_BYTES, Value, may_be_wide
 from llmux.openai.rewriting import decoded_headers, decoded_text
 from llmux.openai.scanning import Pause, PauseBudget, TooLong
 from llmux.proxy.beside import run_beside
@@ -97,8 +98,9 @@ class Reader:
         async with lane.present():
             if codings or may_be_wide(data):
                 return await self._on_decoded(lane, partial(read_coded, headers, data, codings))
-            limiter = self._threads if len(data) <= HUGE_BYTES else self._threads_for_huge
-            return await run_beside(lambda pause: read_fields(headers, data, pause), limiter)
+            return await run_beside(
+                lambda pause: read_fields(headers, data, pause), self._limiter_for(data)
+            )
 
     async def decode(self, journey: Journey) -> None:
         """Replace the body by its decoded text, so that a name in it can be replaced.
@@ -122,6 +124,34 @@ class Reader:
         journey.lane.body.swap(fields.decoded)
         journey.headers = decoded_headers(journey.headers, fields.codings)
         fields.codings, fields.decoded = (), None
+
+    async def filter(self, journey: Journey, chosen: Filter) -> None:
+        """Change the fields of a JSON body, as the config of its model says.
+
+        Raises:
+            BadRequest: It has too many members to look through, or is no JSON after all.
+            QueueFull: No room for what is put in.
+        """
+        body, fields = journey.lane.body, journey.fields
+        data = body.data
+
+        def work(pause: Pause) -> tuple[bytes, list[Value] | None]:
+            filtered = chosen.apply(data, pause)
+            return filtered, fields.refind(filtered, pause)
+
+        done = None
+        if len(data) <= LARGE_BYTES:
+            with suppress(TooLong):
+                done = work(self._pause_budget.begin())
+        if done is None:
+            done = await run_beside(work, self._limiter_for(data))
+        filtered, values = done
+        if filtered is not data:
+            body.swap(filtered)
+            fields.move(values)
+
+    def _limiter_for(self, data: bytes) -> trio.CapacityLimiter:
+        return self._threads if len(data) <= HUGE_BYTES else self._threads_for_huge
 
     async def _on_decoded(self, lane: Lane, work: Callable[[Bounds], T]) -> T:
         """Do work that decodes the body: on the event loop if the text is small, else in a thread.

@@ -24,19 +24,26 @@ class Router:
         board: The models.
         upstreams: Their backends.
         lines: Places in line, by client.
+        pseudonym: Name of this llmux in the `Via` of requests that it has forwarded.
     """
 
     def __init__(
-        self, config: Config, board: Switchboard, upstreams: Upstreams, lines: ClientLines
+        self,
+        config: Config,
+        board: Switchboard,
+        upstreams: Upstreams,
+        lines: ClientLines,
+        pseudonym: bytes,
     ) -> None:
         self._board = board
         self._upstreams = upstreams
         self._lines = lines
+        self._pseudonym = pseudonym
         self.makers = Makers(config.limits.remembered_ids)
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        self._names = config.names
+        self._names, self._listed = config.names, config.listed
         self._default_model = config.default_model
         self._passive = {name: PassivePaths(config.passive_of(name)) for name in config.models}
         self._takes_hints = config.policy.client_hints
@@ -46,22 +53,23 @@ class Router:
         """Set the request's model, its stay there, its upstream and the target to forward.
 
         Raises:
-            ModelNotFound, NoModel, IdNotFound: No model is found, and there is no fallback.
+            ModelNotFound, NoModel, IdNotFound: No model is found, and the fallback does not
+                get the request.
+            LoopDetected: This llmux has forwarded the request before.
             BadRequest: Which model the request is for is ambiguous, or not readable.
         """
         lane, fields = journey.lane, journey.fields
         try:
             named, model = self._find(journey)
         except (NoModel, ModelNotFound) as missing:
-            if self._upstreams.fallback is None:
-                raise
+            fallback = self._upstreams.fallback_for(missing)
             is_named = isinstance(missing, ModelNotFound)
             fields.check_foreign(
                 lambda name: self._names.find(name) is not None, names_model=is_named
             )
-            journey.upstream, journey.target = self._upstreams.fallback, tidy(lane.target)
+            journey.upstream, journey.target = fallback, tidy(lane.target)
         else:
-            journey.model = model
+            journey.model, journey.asked = model, named.name
             journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
             if named.target is not lane.target and _lacks_slash(named.target, lane.target):
                 # Without the slash, relative links would lose the last segment, the model's name.
@@ -85,13 +93,15 @@ class Router:
         """Return the name and target as the request has them, and the model; see `find_model`."""
         lane = journey.lane
         try:
-            named = find_model(lane.target, lane.headers, journey.fields, self._names)
+            named = find_model(
+                lane.target, lane.headers, journey.fields, self._names, self._pseudonym
+            )
         except NoModel:
             model = self._model_of_unnamed(journey)
             return Named(model, lane.target), model
         model_found = self._names.find(named.name)
         if model_found is None:
-            raise ModelNotFound(named.name)
+            raise ModelNotFound(named.name, self._listed)
         return named, model_found
 
     def _model_of_unnamed(self, journey: Journey) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from llmux.base.wildcards import Patterns
 from llmux.config import Config, ModelConfig
+from llmux.errors import ModelNotFound, NoModel
+from llmux.openai.filtering import NO_RULES, Filters, Rules
 from llmux.upstream import Backend
 
 
@@ -19,13 +22,24 @@ class Upstream:
         idle_s = config.stream_idle_secs if config else None
         self.stream_idle_s = math.inf if idle_s is None else idle_s
         self.websocket = config.websocket if config else None
+        self.filters = filters_of(config) if config else None
+
+
+def filters_of(config: ModelConfig) -> Filters | None:
+    """Return the request filters of a model; None if it has none."""
+    own = Rules(config.set, config.force, config.drop)
+    by_name = {config.name: NO_RULES} | dict.fromkeys(config.alias_names, NO_RULES)
+    for alias in config.aliases:
+        if not isinstance(alias, str):
+            by_name[alias.name] = Rules(alias.set, alias.force, alias.drop)
+    return Filters(own, by_name) if own or any(by_name.values()) else None
 
 
 class Upstreams:
     """The upstreams of the config in use, by model.
 
     Attributes:
-        fallback: Gets requests for unknown models; None if not configured.
+        fallback: Gets requests that name no model; None if not configured.
     """
 
     def __init__(self, config: Config) -> None:
@@ -45,12 +59,21 @@ class Upstreams:
 
     def apply(self, config: Config) -> None:
         """Use the fallback of a new config; models come separately, to `use`."""
+        self._foreign = Patterns({name: name for name in config.fallback_models})
         before = self.fallback.backend if self.fallback else None
         if before is None or before.base_url != config.fallback:
             if before is not None:
                 before.close()  # requests in flight keep their connections
             url = config.fallback
             self.fallback = Upstream(self._backend_at(url)) if url else None
+
+    def fallback_for(self, missing: NoModel | ModelNotFound) -> Upstream:
+        """Return the fallback for a request that no model here is for; else raises the error."""
+        if self.fallback is None or (
+            isinstance(missing, ModelNotFound) and self._foreign.find(missing.name) is None
+        ):
+            raise missing
+        return self.fallback
 
     def use(self, name: str, model: ModelConfig | None) -> None:
         """Replace a model's config, or remove the model (None)."""

@@ -267,6 +267,7 @@ def shell_hooks(config: Config, events: Events, marks: Marks) -> ShellHooks:
         config.models,
         directory=config.directory,
         log_dir=config.state_dir / "logs",
+        state_dir=config.state_dir,
         events=events,
         marks=marks,
         secret_variables=config.secret_variables,

@@ -445,7 +445,9 @@ async def test_requests_to_the_fallback_are_seen_and_cancelled_too(tmp_path: Pat
 
         other.backend.play = never
         fallback = f"http://127.0.0.1:{other.backend.port}"
-        async with running_lane("fast", tmp_path / "2", fallback=fallback) as site:
+        async with running_lane(
+            "fast", tmp_path / "2", fallback=fallback, fallback_models=["*"]
+        ) as site:
             async with site.client() as client, asking(client, "unknown") as answer:
                 await until(lambda: bool(other.backend.received))
                 (one,) = site.service.proxy.journeys.list(1).requests

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from llmux.base.names import MAX_NAME_BYTES, MAX_SHOWN, folded, overlong, shown
+from llmux.base.names import MAX_NAME_BYTES, MAX_SHOWN, folded, nearest, overlong, shown
 from llmux.config import parse_config
 from llmux.config.schema import config_schema
 from llmux.errors import ConfigError, GroupNotFound, LlmuxError, ModelNotFound, RequestNotFound
@@ -150,7 +150,7 @@ async def test_an_unknown_name_comes_back_cut(site: Site, way: str) -> None:
     assert status(answer) == 404
     error = json.loads(body_of(answer))["error"]
     assert error["code"] == "model_not_found"
-    assert error["message"].endswith("…")
+    assert error["message"].endswith("…. Known names: a")
     assert len(answer) < 2500
 
 
@@ -193,3 +193,55 @@ async def test_an_order_for_an_own_path_is_short(site: Site) -> None:
         with trio.fail_after(20):
             answer = bytes(await stream.receive_some())
     assert status(answer) == 413
+
+
+def test_the_likest_names_come_first() -> None:
+    known = ["mistral", "org/Llama-3.1-8B", "llama", "qwen"]
+    assert nearest("lama", known, 2) == ["llama", "org/Llama-3.1-8B"]
+    assert nearest("llama-3.1-8b", known, 1) == ["org/Llama-3.1-8B"]
+    assert nearest("mistrall", known, 1) == ["mistral"]
+    assert nearest("QWEN", known, 1) == ["qwen"]
+    assert nearest("", known, 9) == sorted(known)
+    assert nearest("x" * 10_000, [], 9) == []
+
+
+def test_an_error_names_ten_models_at_most() -> None:
+    assert str(ModelNotFound("c", ["a", "b"])) == "Model not found: c. Known names: a, b"
+    text = str(ModelNotFound("m17", [f"m{number}" for number in range(34)]))
+    assert text.startswith("Model not found: m17. Known names: m17, m1, m7, m10, ")
+    assert text.count(", m") == 9
+    assert text.endswith(", and 24 more (GET /v1/models lists all)")
+    longest = str(ModelNotFound(LONGEST, [f"{number}{'x' * 511}" for number in range(34)]))
+    assert len(longest) < 2_000
+
+
+FAMILIES: dict[str, Callable[[Any], str]] = {
+    "/v1/chat/completions": lambda said: said["error"]["message"],
+    "/v1/responses": lambda said: said["error"]["message"],
+    "/v1/messages": lambda said: said["error"]["message"],
+    "/api/chat": lambda said: said["error"],
+    "/v1/rerank": lambda said: said["message"],
+    "/embed": lambda said: said["error"],
+    "/completion": lambda said: said["error"]["message"],
+    "/v1/models/{}": lambda said: said["error"]["message"],
+    "/control/logs/{}": lambda said: said["error"]["message"],
+}
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_every_family_is_told_the_known_names(lane: str, tmp_path: Path) -> None:
+    aliased = {"aliases": ["gpt-4o", "claude-*"]}
+    async with running_lane(lane, tmp_path, model_settings=aliased) as site:
+        model = {**site.backend.place, "wake": "w", "sleep": "s", "alive": "a"}
+        for aliases, names in ((False, "b, a"), (True, "b, a, gpt-4o")):
+            models = {"a": {**model, **aliased}, "b": model}
+            data = {"models": models, "state_dir": str(tmp_path), "list_aliases": aliases}
+            site.service.reloader.apply(parse_config(data, directory=tmp_path))
+            async with site.client() as client:
+                for path, message in FAMILIES.items():
+                    if "{}" in path:
+                        answer = await client.get(path.format("bb"))
+                    else:
+                        answer = await client.post(path, json={"model": "bb"})
+                    assert answer.status_code == 404
+                    assert message(answer.json()) == f"Model not found: bb. Known names: {names}"

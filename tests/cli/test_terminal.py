@@ -7,17 +7,18 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.client import BadStatusLine, HTTPConnection, RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -26,6 +27,7 @@ from rich.console import Console, RenderableType
 from llmux.cli.main import main
 from llmux.cli.terminal import views
 from llmux.cli.terminal.client import Client
+from llmux.cli.terminal.dialling import dial
 from llmux.cli.terminal.events import Event, read_events
 from llmux.cli.terminal.picture import Picture
 from llmux.cli.terminal.target import Target, find_key, find_url
@@ -306,7 +308,59 @@ def test_keys(tmp_path: Path) -> None:
 
 # ---- What is sent, and what comes of it ----
 
-Answer = Callable[[httpx.Request], httpx.Response]
+
+class Answer:
+    """Stands in for `HTTPResponse`."""
+
+    def __init__(
+        self, status: int = 200, content: bytes | Iterator[bytes] = b"", kind: str | None = None
+    ) -> None:
+        self.status = status
+        self._kind = kind
+        self._pieces = iter([content] if isinstance(content, bytes) else content)
+
+    def getheader(self, _: str) -> str | None:
+        return self._kind
+
+    def read(self) -> bytes:
+        return b"".join(self._pieces)
+
+    def read1(self, _: int) -> bytes:
+        return next(self._pieces, b"")
+
+    def close(self) -> None:
+        pass
+
+
+def as_json(what: object, status: int = 200) -> Answer:
+    return Answer(status, msgspec.json.encode(what), "application/json")
+
+
+def refusal(status: int, code: str, message: str) -> Answer:
+    error = {"message": message, "type": "llmux_error", "param": None, "code": code}
+    return as_json({"error": error}, status)
+
+
+class FakeConnection(HTTPConnection):
+    """Notes what is sent, and answers as its fake says."""
+
+    def __init__(self, fake: Fake) -> None:
+        super().__init__("nowhere")
+        self._fake = fake
+
+    def connect(self) -> None:
+        if self._fake.unreachable is not None:
+            raise self._fake.unreachable
+        self.sock = socket.socket()
+
+    def request(
+        self, method: str, url: str, body: Any = None, headers: Any = None, **_: Any
+    ) -> None:
+        self._fake.asked.append((method, url, body or b""))
+        self._fake.headers.append({name.lower(): value for name, value in headers.items()})
+
+    def getresponse(self) -> Any:
+        return self._fake.answer()
 
 
 class Fake:
@@ -314,22 +368,18 @@ class Fake:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, bytes]] = []
-        self.headers: list[httpx.Headers] = []
-        self.answer: Answer = lambda _: httpx.Response(200, json={"message": "it is done"})
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append((request.method, request.url.raw_path.decode(), request.read()))
-        self.headers.append(request.headers)
-        return self.answer(request)
+        self.headers: list[dict[str, str]] = []
+        self.unreachable: Exception | None = None
+        self.answer: Callable[[], Answer] = lambda: as_json({"message": "it is done"})
 
     def says(self, what: object, status: int = 200) -> None:
-        self.answer = lambda _: httpx.Response(
-            status, content=msgspec.json.encode(what), headers={"content-type": "application/json"}
-        )
+        self.answer = lambda: as_json(what, status)
 
     def refuses(self, status: int, code: str, message: str) -> None:
-        error = {"message": message, "type": "llmux_error", "param": None, "code": code}
-        self.says({"error": error}, status)
+        self.answer = lambda: refusal(status, code, message)
+
+    def client(self, target: Target) -> Client:
+        return Client(target, lambda _url, _timeout_s: (FakeConnection(self), ""))
 
 
 @pytest.fixture(autouse=True)
@@ -343,10 +393,7 @@ def _no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
 
-    def connect(target: Target) -> Client:
-        return Client(target, httpx.MockTransport(fake))
-
-    monkeypatch.setattr("llmux.cli.terminal.commands.connect", connect)
+    monkeypatch.setattr("llmux.cli.terminal.commands.connect", fake.client)
     return fake
 
 
@@ -394,7 +441,7 @@ def test_fields_of_a_newer_llmux_are_no_trouble(fake: Fake) -> None:
 
 def test_logs_come_as_they_are(fake: Fake) -> None:
     pieces = [b"first\n\xff", b"\x1b[31mlast"]
-    fake.answer = lambda _: httpx.Response(200, content=iter(pieces))
+    fake.answer = lambda: Answer(content=iter(pieces))
     assert run("logs", "a/b", "-n", "5").stdout_bytes == b"".join(pieces)
     run("logs", "a", "-f")
     assert [path for _, path, _ in fake.asked] == [
@@ -422,7 +469,7 @@ def test_a_config_before_the_command_counts(
 
     def connect(target: Target) -> Client:
         meant.append(target.url)
-        return Client(target, httpx.MockTransport(Fake()))
+        return Fake().client(target)
 
     monkeypatch.setattr("llmux.cli.terminal.commands.connect", connect)
     run("-c", "a.yaml", "reload")
@@ -430,33 +477,31 @@ def test_a_config_before_the_command_counts(
     assert meant == ["http://127.0.0.1:4000", "http://127.0.0.1:5000"]
 
 
-HTML = {"content-type": "text/html; charset=utf-8"}
+HTML = "text/html; charset=utf-8"
 
 
 @pytest.mark.parametrize(
     ("answer", "exit_code", "message"),
     [
-        (httpx.Response(200, content=b"<html>", headers=HTML), 5, f"{URL} answers with broken JSON"),
-        (httpx.Response(200, content=b"\xff"), 5, "broken JSON"),
-        (httpx.Response(200, json={"a": 1}), 5, "a way that this llmux"),
-        (httpx.Response(404, content=b"<html>", headers=HTML), 5, "does not answer as llmux does (HTTP 404, text/html)"),
-        (httpx.Response(404, json={"detail": "Not Found"}), 5, "does not answer as llmux does"),
-        (httpx.Response(404, json={"error": {"message": "m", "type": "x", "code": "y"}}), 5, "does not answer as llmux does"),
-        (httpx.Response(302, headers={"location": "/login"}), 5, "does not answer as llmux does (HTTP 302, nothing)"),
-        (httpx.Response(502, content=b"<html>", headers=HTML), 5, "HTTP 502"),
-        (httpx.Response(401, content=b"<html>", headers=HTML), 6, "HTTP 401 (give one of its control_keys"),
-        (httpx.Response(401, json={"error": {"message": "Wrong key", "type": "llmux_error", "param": None, "code": "invalid_api_key"}}), 6, "Wrong key (give one"),
-        (httpx.Response(403, json={"error": {"message": "Loopback only", "type": "llmux_error", "param": None, "code": "forbidden"}}), 6, "Loopback only (give one"),
-        (httpx.Response(404, json={"error": {"message": "Model not found: x", "type": "llmux_error", "param": None, "code": "model_not_found"}}), 1, "Error: Model not found: x\n"),
-        (httpx.Response(500, json={"error": {"message": "Hook failed\n\x1b]0;x", "type": "llmux_error", "param": None, "code": "hook_failed"}}), 1, "Error: Hook failed\n\N{REPLACEMENT CHARACTER}]0;x\n"),
+        (lambda: Answer(200, b"<html>", HTML), 5, f"{URL} answers with broken JSON"),
+        (lambda: Answer(200, b"\xff"), 5, "broken JSON"),
+        (lambda: as_json({"a": 1}), 5, "a way that this llmux"),
+        (lambda: Answer(404, b"<html>", HTML), 5, "does not answer as llmux does (HTTP 404, text/html)"),
+        (lambda: as_json({"detail": "Not Found"}, 404), 5, "does not answer as llmux does"),
+        (lambda: as_json({"error": {"message": "m", "type": "x", "code": "y"}}, 404), 5, "does not answer as llmux does"),
+        (lambda: Answer(302), 5, "does not answer as llmux does (HTTP 302, nothing)"),
+        (lambda: Answer(502, b"<html>", HTML), 5, "HTTP 502"),
+        (lambda: Answer(401, b"<html>", HTML), 6, "HTTP 401 (give one of its control_keys"),
+        (lambda: refusal(401, "invalid_api_key", "Wrong key"), 6, "Wrong key (give one"),
+        (lambda: refusal(403, "forbidden", "Loopback only"), 6, "Loopback only (give one"),
+        (lambda: refusal(404, "model_not_found", "Model not found: x"), 1, "Error: Model not found: x\n"),
+        (lambda: refusal(500, "hook_failed", "Hook failed\n\x1b]0;x"), 1, "Error: Hook failed\n\N{REPLACEMENT CHARACTER}]0;x\n"),
     ],
 )  # fmt: skip
 def test_failures_are_one_clear_line(
-    fake: Fake, answer: httpx.Response, exit_code: int, message: str
+    fake: Fake, answer: Callable[[], Answer], exit_code: int, message: str
 ) -> None:
-    fake.answer = lambda _: httpx.Response(
-        answer.status_code, content=answer.content, headers=answer.headers
-    )
+    fake.answer = answer
     for command in (["status"], ["switch", "x"], ["requests"]):
         result = run(*command)
         assert (result.exit_code, result.stdout) == (exit_code, "")
@@ -480,19 +525,36 @@ def test_json_of_a_refusal_is_llmuxs(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (httpx.ConnectError("[Errno 111] Connection refused"), f"cannot reach llmux at {URL}: Connection refused (--url"),
-        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1016)"), "certificate verify failed: self-signed certificate (--url"),
-        (httpx.ConnectTimeout(""), "nobody answers at"),
-        (httpx.ReadTimeout(""), "takes too long to answer"),
-        (httpx.RemoteProtocolError("Server disconnected"), "broke: Server disconnected"),
-        (httpx.ReadError(""), "broke: ReadError"),
+        (ConnectionRefusedError(111, "Connection refused"), f"cannot reach llmux at {URL}: Connection refused (--url"),
+        (ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1016)"), "certificate verify failed: self-signed certificate (--url"),
+        (socket.gaierror(-2, "Name or service not known"), f"cannot reach llmux at {URL}: Name or service not known (--url"),
+        (UnicodeError("label too long"), f"cannot reach llmux at {URL}: label too long (--url"),
+        (TimeoutError("timed out"), "nobody answers at"),
     ],
 )  # fmt: skip
+def test_no_connection(fake: Fake, error: Exception, message: str) -> None:
+    fake.unreachable = error
+    check_no_answer(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TimeoutError("timed out"), "takes too long to answer"),
+        (RemoteDisconnected("Server disconnected"), "broke: Server disconnected"),
+        (ConnectionResetError(), "broke: ConnectionResetError"),
+        (BadStatusLine("SSH-2.0"), "broke: SSH-2.0"),
+    ],
+)
 def test_no_answer_at_all(fake: Fake, error: Exception, message: str) -> None:
-    def fail(_: httpx.Request) -> httpx.Response:
+    def fail() -> Answer:
         raise error
 
     fake.answer = fail
+    check_no_answer(message)
+
+
+def check_no_answer(message: str) -> None:
     for command in (["status"], ["logs", "x"]):
         result = run(*command)
         assert result.exit_code == 5
@@ -503,12 +565,31 @@ def test_no_answer_at_all(fake: Fake, error: Exception, message: str) -> None:
 def test_a_log_that_breaks_off(fake: Fake) -> None:
     def pieces() -> Iterator[bytes]:
         yield b"half"
-        raise httpx.ReadError("Connection reset by peer")
+        raise ConnectionResetError(104, "Connection reset by peer")
 
-    fake.answer = lambda _: httpx.Response(200, content=pieces())
+    fake.answer = lambda: Answer(content=pieces())
     result = run("logs", "x", "-f")
     assert (result.exit_code, result.stdout) == (5, "half")
     assert result.stderr == f"Error: the connection to {URL} broke: Connection reset by peer\n"
+
+
+def test_proxies_are_used_but_not_on_the_way_to_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("https_proxy", "proxy:3129")
+    monkeypatch.setenv("no_proxy", "near.example")
+    for url, reached, before in (
+        ("http://far.example:3000/llmux", ("proxy", 3128), "http://far.example:3000"),
+        ("https://far.example", ("proxy", 3129), ""),
+        ("http://near.example", ("near.example", 80), ""),
+        ("http://127.0.0.1:3000", ("127.0.0.1", 3000), ""),
+        ("http://[::1]:3000", ("::1", 3000), ""),
+    ):
+        connection, prefix = dial(url, 1)
+        assert ((connection.host, connection.port), prefix) == (reached, before)
+    monkeypatch.undo()
+    assert dial("http://far.example", 1)[0].host == "far.example"
 
 
 def test_mistakes_in_the_command_line(fake: Fake) -> None:

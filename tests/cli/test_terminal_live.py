@@ -86,7 +86,9 @@ async def test_orders_are_heeded(llmux: LlmuxProcess, rack: Rack) -> None:
 @pytest.mark.slow
 async def test_refusals(llmux: LlmuxProcess, rack: Rack) -> None:
     for command in (["switch", "x"], ["pin", "x"], ["logs", "x"], ["sleep", "x"]):
-        assert await run(llmux, *command, exit_code=1) == "Error: Model not found: x\n"
+        assert await run(llmux, *command, exit_code=1) == (
+            "Error: Model not found: x. Known names: a, b/c\n"
+        )
     assert "x" in await run(llmux, "unpin", "--group", "x", exit_code=1)
     assert await run(llmux, "cancel", "x", exit_code=1)
 

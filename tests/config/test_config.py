@@ -463,6 +463,16 @@ def test_state_dir_is_the_configs_own_by_default(tmp_path: Path) -> None:
     assert without_file.directory == tmp_path
 
 
+def test_state_dir_of_a_service_is_below_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/llmux:/var/lib/other")
+    path = write(tmp_path, json.dumps(one_model()), "llmux.json")
+    assert load_config(path).state_dir.parent == Path("/var/lib/llmux")
+    given_dir = parse_config(one_model() | {"state_dir": "/srv/s"}, path=path)
+    assert given_dir.state_dir == Path("/srv/s").resolve()
+
+
 def test_state_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = tmp_path.resolve()
@@ -525,7 +535,8 @@ def test_schema_knows_every_key_and_no_other() -> None:
     shapes = schema["$defs"]
     assert schema["$ref"] == "#/$defs/Config"
     assert set(shapes) == {
-        "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig", "PolicyConfig",
+        "AliasConfig", "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig",
+        "PolicyConfig",
     }  # fmt: skip
     for shape in shapes.values():
         assert shape["additionalProperties"] is False

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
-from llmux.config import USUAL_SECRETS, HookName, HookTimeouts, ModelConfig
+from llmux.config import USUAL_SECRETS, HookName, HookTimeouts, ModelConfig, parse_config
 from llmux.errors import HookError
 from llmux.hooks import environment, log_file, process_group
 from llmux.hooks.environment import shell_command
@@ -29,6 +29,7 @@ from llmux.observe.events import HookEnded
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import HookRun
+from llmux.server.composition import shell_hooks as shell_hooks_of
 
 KILL_AFTER_S = 0.1
 PATIENCE_S = 10.0
@@ -398,6 +399,18 @@ async def test_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
         "LLMUX_TARGET=b/c",
     ]
     assert "HF_TOKEN=the user's own" in bench.printed()
+
+
+async def test_the_state_folder_is_in_the_environment_of_every_hook(tmp_path: Path) -> None:
+    hooks: dict[str, Any] = dict.fromkeys(get_args(HookName), 'echo "$LLMUX_STATE_DIR" >>told')
+    config = parse_config(
+        {"models": {"m": {"port": 1} | hooks}, "state_dir": "state"}, directory=tmp_path
+    )
+    shell = shell_hooks_of(config, observed(), lambda _: "")
+    for hook in get_args(HookName):
+        await shell.of("m").run(hook)
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == [str((tmp_path / "state").resolve())] * 5
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,11 @@ async def test_a_location_at_the_backend(site: Site, code: bytes) -> None:
 async def test_the_default_model(lane: str, tmp_path: Path) -> None:
     async with running_lane("fast", tmp_path / "2") as other:
         url = f"http://127.0.0.1:{other.backend.port}"
-        more: dict[str, Any] = {"default_model": "b", "fallback": url}
+        more: dict[str, Any] = {
+            "default_model": "b",
+            "fallback": url,
+            "fallback_models": ["gpt-*"],
+        }
         async with running_lane(lane, tmp_path, models=("a", "b"), **more) as site:
             for request in (
                 ask(b"POST", b"/v1/completions", b'{"prompt": "x"}'),

@@ -147,7 +147,9 @@ async def test_streams(tmp_path: Path, path: Path, lane: str) -> None:
 @pytest.mark.parametrize("lane", LANES)
 async def test_the_fallback_may_be_one(tmp_path: Path, path: Path, lane: str) -> None:
     fallback = f"unix://{path}"
-    async with running_lane(lane, tmp_path, socket_path=path, fallback=fallback) as site:
+    async with running_lane(
+        lane, tmp_path, socket_path=path, fallback=fallback, fallback_models=["b"]
+    ) as site:
         unknown = b'{"model": "b"}'
         head = POST + b"Connection: close\r\n\r\n"
         assert (await site.exchange(head + unknown)).endswith(b"ok")

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
+from llmux.config import parse_config
+from llmux.errors import ConfigError
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.http.test_two_readers import FORM, MULTIPART, part
 from tests.lanes import LANES, ScriptedBackend, Site, running_lane
@@ -33,7 +35,10 @@ FAR: WeakKeyDictionary[Site, ScriptedBackend] = WeakKeyDictionary()
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     async with running_lane("fast", tmp_path / "far") as far:
         fallback = f"http://127.0.0.1:{far.backend.port}"
-        async with running_lane(request.param, tmp_path, fallback=fallback) as site:
+        far_names = ["far"]
+        async with running_lane(
+            request.param, tmp_path, fallback=fallback, fallback_models=far_names
+        ) as site:
             FAR[site] = far.backend
             yield site
 
@@ -146,3 +151,63 @@ async def test_any_body_leaves_with_a_name_that_is_not_here(site: Site) -> None:
     assert len(left(site)) == 1
     message = json.loads(body_of(await site.exchange(post(wave))))["error"]["message"]
     assert message.startswith("body is neither JSON nor a form")
+
+
+NAMED = {
+    "in the body": post(b'{"model": "qwen"}'),
+    "in a form": post(part(b"qwen"), MULTIPART),
+    "in a header": post(b"{}", b"model-override: qwen"),
+    "in the path": post(b"{}").replace(b"POST /v1", b"POST /upstream/qwen/v1", 1),
+    "in the query": post(b"{}").replace(b"completions", b"completions?model=qwen", 1),
+}
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("where", NAMED)
+async def test_an_unknown_model_leaves_only_if_the_config_names_it(
+    lane: str, where: str, tmp_path: Path
+) -> None:
+    async with running_lane("fast", tmp_path / "far") as far:
+        fallback = f"http://127.0.0.1:{far.backend.port}"
+        for allowed, expected in (
+            ([], 404),
+            (["gpt-*"], 404),
+            (["gpt-*", "q*n"], 200),
+            (["*"], 200),
+        ):
+            async with running_lane(
+                lane, tmp_path, fallback=fallback, fallback_models=allowed
+            ) as site:
+                far.backend.received.clear()
+                answer = await site.exchange(NAMED[where])
+                assert (status(answer), len(far.backend.received)) == (expected, expected == 200)
+                if expected == 404:
+                    assert error_code(answer) == "model_not_found"
+                assert status(await site.exchange(post(b"{}"))) == 200, "it names no model"
+                assert site.backend.received == []
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_reload_changes_what_leaves(lane: str, tmp_path: Path) -> None:
+    async with running_lane("fast", tmp_path / "far") as far:
+        url = f"http://127.0.0.1:{far.backend.port}"
+        async with running_lane(lane, tmp_path, fallback=url) as site:
+            reloader = site.service.reloader
+            model = {"port": site.backend.port, "wake": "up", "sleep": "down", "alive": "ping"}
+            for allowed, expected in (([], 404), (["gpt-5"], 200), ([], 404)):
+                data = {
+                    "models": {"a": model},
+                    "state_dir": str(tmp_path),
+                    "fallback": url,
+                    "fallback_models": allowed,
+                }
+                reloader.apply(parse_config(data, directory=tmp_path))
+                assert status(await site.exchange(post(b'{"model": "gpt-5"}'))) == expected
+            assert status(await site.exchange(post(b'{"model": "a"}'))) == 200
+
+
+def test_fallback_models_need_a_fallback(tmp_path: Path) -> None:
+    model = {"port": 1, "wake": "w", "sleep": "s", "alive": "a"}
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"models": {"a": model}, "fallback_models": ["*"]}, directory=tmp_path)
+    assert caught.value.mistakes == ["fallback_models: goes with 'fallback' only"]

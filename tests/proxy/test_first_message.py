@@ -432,7 +432,7 @@ async def test_the_fallback(lane: str, tmp_path: Path) -> None:
         await nursery.start(other.serve)
         other.play = Speaker()
         fallback = f"http://127.0.0.1:{other.port}"
-        async with running_lane(lane, tmp_path, fallback=fallback) as site:
+        async with running_lane(lane, tmp_path, fallback=fallback, fallback_models=["gpt"]) as site:
             site.backend.play = Speaker()
             for message in ('{"model": "gpt"}', "hello"):
                 async with opened(site) as client:

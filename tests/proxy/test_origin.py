@@ -135,7 +135,9 @@ async def test_the_fallback_hears_nothing_of_it(lane: str, tmp_path: Path) -> No
     async with trio.open_nursery() as nursery:
         await nursery.start(other.serve)
         fallback = f"http://127.0.0.1:{other.port}"
-        async with running_lane(lane, tmp_path, cors_origins=[PAGE], fallback=fallback) as site:
+        async with running_lane(
+            lane, tmp_path, cors_origins=[PAGE], fallback=fallback, fallback_models=["*"]
+        ) as site:
             async with site.client() as client:
                 answer = await client.post(CHAT, json={"model": "gpt"}, headers=OF_PAGE)
         assert answer.status_code == 200

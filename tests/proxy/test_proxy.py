@@ -133,6 +133,7 @@ class Rig:
             {
                 "models": {"a": {"port": backend.port, **HOOKS}},
                 "fallback": f"http://127.0.0.1:{fallback.port}",
+                "fallback_models": ["*"],
                 "limits": {"body_bytes": 1000},
             }
         )

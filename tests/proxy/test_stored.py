@@ -278,7 +278,9 @@ async def test_the_fallback_gets_its_own_and_no_prompt_of_others(lane: str, tmp_
         cloud.backend.play = lambda stream, _: stream.send_all(
             ok(b"Content-Type: application/json", body=b'{"id":"resp_cloud"}')
         )
-        async with running_lane(lane, tmp_path, fallback=url, default_model="a") as site:
+        async with running_lane(
+            lane, tmp_path, fallback=url, default_model="a", fallback_models=["gpt-*"]
+        ) as site:
             prompt = b'{"previous_response_id": "%b", "input": "x"}'
             unknown = await site.exchange(ask(b"POST", b"/v1/responses", prompt % b"resp_x"))
             assert error_code(unknown) == "id_not_found"

@@ -91,7 +91,7 @@ async def test_errors_and_own_paths(client: httpx.AsyncClient) -> None:
     unknown = await client.post(CHAT, json=chat("nope"))
     assert unknown.status_code == 404
     assert unknown.json()["error"] == {
-        "message": "Model not found: nope",
+        "message": "Model not found: nope. Known names: a, b",
         "type": "llmux_error",
         "param": None,
         "code": "model_not_found",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
 
-import httpx
 import msgspec
 
 from llmux import __version__
+from llmux.cli.terminal.dialling import dial
 from llmux.cli.terminal.failures import Failed, KeyRefused, NoAnswer
 from llmux.cli.terminal.target import UNIX, Target
 from llmux.observe.schemas import Error
@@ -20,41 +22,31 @@ T = TypeVar("T")
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 
-LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+PIECE_BYTES = 65536
 
 
 class Client:
-    """A connection to one llmux, for one thread at a time.
+    """Asks one llmux, over a connection for each question.
 
     Args:
         target: The llmux to talk to.
-        transport: Sends the requests instead of the network.
+        dial: Makes connections.
         answer_s: Limit for answers that need no hook, in seconds.
     """
 
     def __init__(
         self,
         target: Target,
-        transport: httpx.BaseTransport | None = None,
+        dial: Callable[[str, float], tuple[HTTPConnection, str]] = dial,
         *,
         answer_s: float = ANSWER_S,
     ) -> None:
         self.url = target.url
-        self._base = target.url
-        if target.url.startswith(UNIX):
-            self._base = "http://localhost"
-            path = target.url.removeprefix(UNIX)
-            transport = transport or httpx.HTTPTransport(verify=False, uds=path)
+        self._path = "" if target.url.startswith(UNIX) else urlsplit(target.url).path
+        self._dial = dial
+        self._answer_s = answer_s
         key = {} if target.key is None else {"Authorization": f"Bearer {target.key}"}
-        self._http = httpx.Client(
-            headers={"User-Agent": f"llmux/{__version__}", "Accept-Encoding": "identity", **key},
-            timeout=httpx.Timeout(answer_s, connect=min(answer_s, CONNECT_S)),
-            transport=transport,
-            # Without TLS, reading the system's certificates would double a command's time.
-            verify=target.url.startswith("https:"),
-            # Ignore `http_proxy` and the like between two programs of one machine.
-            mounts=dict.fromkeys(LOOPBACK, None) if transport is None else None,
-        )
+        self._headers = {"User-Agent": f"llmux/{__version__}", "Accept": "*/*", **key}
 
     def ask(
         self, method: str, path: str, body: object = None, *, patient: bool = False, **query: Any
@@ -71,17 +63,12 @@ class Client:
         Raises:
             Failed: No such answer came.
         """
-        options: dict[str, Any] = {"params": query}
-        if body is not None:
-            options["content"] = msgspec.json.encode(body)
-            options["headers"] = {"Content-Type": "application/json"}
-        if patient:
-            options["timeout"] = httpx.Timeout(None, connect=CONNECT_S)
-        with self._told():
-            answer = self._http.request(method, self._base + path, **options)
-        self._check(answer)
-        self.decode(answer.content, msgspec.Raw)
-        return answer.content
+        with self._asking(method, path, query, body, None if patient else self._answer_s) as answer:
+            with self._told():
+                content = answer.read()
+            self._check(answer, content)
+        self.decode(content, msgspec.Raw)
+        return content
 
     def get(self, path: str, kind: type[T], **query: Any) -> T:
         """GET a path; raises Failed."""
@@ -109,31 +96,66 @@ class Client:
         Raises:
             Failed: It is refused, or breaks.
         """
-        timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=silent_s)
-        with (
-            self._told(),
-            self._http.stream("GET", self._base + path, params=query, timeout=timeout) as answer,
-        ):
-            if not answer.is_success:
-                answer.read()
-            self._check(answer)
-            yield answer.iter_raw()
+        with self._asking("GET", path, query, None, silent_s) as answer:
+            if not _is_success(answer):
+                with self._told():
+                    content = answer.read()
+                self._check(answer, content)
+            yield self._pieces(answer)
 
-    def _check(self, answer: httpx.Response) -> None:
-        if answer.is_success:
+    def _pieces(self, answer: HTTPResponse) -> Iterator[bytes]:
+        while True:
+            with self._told():
+                piece = answer.read1(PIECE_BYTES)
+            if not piece:
+                return
+            yield piece
+
+    @contextmanager
+    def _asking(
+        self, method: str, path: str, query: dict[str, Any], body: object, silent_s: float | None
+    ) -> Iterator[HTTPResponse]:
+        """Send a request and yield the answer once its head is there; raises NoAnswer."""
+        connection, before = self._dial(self.url, min(self._answer_s, CONNECT_S))
+        with closing(connection):
+            self._connect(connection)
+            with self._told():
+                connection.sock.settimeout(silent_s)
+                target = before + self._path + path + ("?" + urlencode(query) if query else "")
+                headers, content = self._headers, None
+                if body is not None:
+                    content = msgspec.json.encode(body)
+                    headers = {**headers, "Content-Type": "application/json"}
+                connection.request(method, target, content, headers)
+                answer = connection.getresponse()
+            with closing(answer):
+                yield answer
+
+    def _connect(self, connection: HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise NoAnswer(f"nobody answers at {self.url}") from None
+        except (OSError, HTTPException, UnicodeError) as error:
+            told = f"cannot reach llmux at {self.url}: {_reason(error)}"
+            raise NoAnswer(f"{told} (--url or $LLMUX_URL says where it is)") from None
+
+    def _check(self, answer: HTTPResponse, content: bytes) -> None:
+        """Raise Failed unless the answer is a success."""
+        if _is_success(answer):
             return
         try:
-            error = msgspec.json.decode(answer.content, type=Error).error
+            error = msgspec.json.decode(content, type=Error).error
         except (msgspec.DecodeError, UnicodeDecodeError):
             error = None
-        if answer.status_code in {401, 403}:
-            said = error.message if error else f"{self.url} answers HTTP {answer.status_code}"
+        if answer.status in {401, 403}:
+            said = error.message if error else f"{self.url} answers HTTP {answer.status}"
             hint = "give one of its control_keys by --key-file or $LLMUX_CONTROL_KEY"
-            raise KeyRefused(f"{said} ({hint})", answer.content if error else b"")
+            raise KeyRefused(f"{said} ({hint})", content if error else b"")
         if error is not None:
-            raise Failed(error.message, answer.content)
-        kind = answer.headers.get("content-type", "nothing").partition(";")[0]
-        told = f"{self.url} does not answer as llmux does (HTTP {answer.status_code}, {kind})"
+            raise Failed(error.message, content)
+        kind = (answer.getheader("content-type") or "nothing").partition(";")[0]
+        told = f"{self.url} does not answer as llmux does (HTTP {answer.status}, {kind})"
         raise NoAnswer(f"{told}: is it another server's address?")
 
     @contextmanager
@@ -141,16 +163,15 @@ class Client:
         """Turn transport errors into Failed."""
         try:
             yield
-        except httpx.ConnectTimeout:
-            raise NoAnswer(f"nobody answers at {self.url}") from None
-        except httpx.TimeoutException:
+        except TimeoutError:
             raise NoAnswer(f"{self.url} takes too long to answer") from None
-        except httpx.ConnectError as error:
-            told = f"cannot reach llmux at {self.url}: {_reason(error)}"
-            raise NoAnswer(f"{told} (--url or $LLMUX_URL says where it is)") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (OSError, HTTPException, ValueError) as error:
             told = f"the connection to {self.url} broke"
             raise NoAnswer(f"{told}: {_reason(error)}") from None
+
+
+def _is_success(answer: HTTPResponse) -> bool:
+    return 200 <= answer.status < 300
 
 
 def _reason(error: Exception) -> str:

@@ -42,7 +42,7 @@ Exit codes:
 
 
 def connect(target: Target) -> Client:
-    from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
+    from llmux.cli.terminal.client import Client  # noqa: PLC0415
 
     return Client(target)
 

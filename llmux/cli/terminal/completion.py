@@ -78,7 +78,7 @@ def complete_models(context: click.Context, _parameter: click.Parameter, begun: 
     names = []
     for name, model in models.items() if isinstance(models, dict) else ():
         aliases = model.get("aliases") if isinstance(model, dict) else None
-        names += [name, *(aliases if isinstance(aliases, list) else ())]
+        names += [name, *map(_name_of, aliases if isinstance(aliases, list) else ())]
     return [name for name in names if isinstance(name, str) and name.startswith(begun)]
 
 
@@ -91,7 +91,7 @@ def complete_requests(context: click.Context, _parameter: click.Parameter, begun
 
 def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
     """GET a path; None if llmux does not answer soon."""
-    from llmux.cli.terminal.client import Client  # noqa: PLC0415 - httpx: 100 ms
+    from llmux.cli.terminal.client import Client  # noqa: PLC0415
 
     try:
         client = Client(target_of(context), answer_s=PATIENCE_S)
@@ -107,3 +107,8 @@ def _configured(context: click.Context) -> dict[Any, Any]:
     except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _name_of(alias: object) -> object:
+    """Return the name of an alias of the raw file, which may be a mapping with filters."""
+    return alias.get("name") if isinstance(alias, dict) else alias
