@@ -10,7 +10,8 @@ import msgspec
 import trio
 from quart import Blueprint, Response, request
 
-from llmux.api.guard import check_key, check_own_machine
+from llmux.api.forecasts import Forecasts
+from llmux.api.guard import check_control
 from llmux.api.logfile import LogReader
 from llmux.api.masked import masked_config
 from llmux.api.openapi import openapi
@@ -21,7 +22,16 @@ from llmux.errors import BadRequest, ConfigMistakes, ModelNotFound
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.feed import REMEMBERED_S, Feed
 from llmux.observe.journal import Journal
-from llmux.observe.schemas import Alive, Message, ModelOrder, ModeOrder, Pin, PinOrder, UnpinOrder
+from llmux.observe.schemas import (
+    Alive,
+    Message,
+    ModelOrder,
+    ModeOrder,
+    Pin,
+    PinOrder,
+    Status,
+    UnpinOrder,
+)
 from llmux.proxy.journeys import Journeys
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
@@ -67,10 +77,7 @@ def control_routes(controlled: Controlled) -> Blueprint:
 
     @routes.before_request
     async def guard() -> None:
-        if keys := controlled.config.control_keys:
-            check_key(keys)
-            return
-        check_own_machine(controlled.config)
+        check_control(controlled.config)
 
     _add_queries(routes, controlled)
     _add_orders(routes, controlled)
@@ -79,10 +86,15 @@ def control_routes(controlled: Controlled) -> Blueprint:
 
 def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     board, feed, rates = controlled.board, controlled.feed, controlled.journeys.rates
+    forecasts = Forecasts(board)
+
+    def status() -> Status:
+        return status_of(board, feed, controlled.config, rates, forecasts)
 
     @routes.get("/status")
     async def show_status() -> Response:
-        return answer(status_of(board, feed, controlled.config, rates))
+        await forecasts.refresh()
+        return answer(status())
 
     @routes.get("/history")
     async def show_history() -> Response:
@@ -92,7 +104,8 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     @routes.get("/events")
     async def follow_events() -> Response:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
-        reader = feed.reading(lambda: status_of(board, feed, controlled.config, rates), last)
+        await forecasts.refresh()
+        reader = feed.reading(status, last)
         return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")

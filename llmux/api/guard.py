@@ -43,6 +43,19 @@ def check_key(ring: KeyRing) -> None:
         raise InvalidKey
 
 
+def check_control(config: Config) -> None:
+    """Admit the current request if it may control llmux.
+
+    Raises:
+        InvalidKey: There are control keys, and it carries none of them.
+        Forbidden: There are none, and it does not come from a program of this machine.
+    """
+    if keys := config.control_keys:
+        check_key(keys)
+    else:
+        check_own_machine(config)
+
+
 def check_own_machine(config: Config, *, may_be_linked: bool = False) -> None:
     """Admit the current request only if it comes from a program of this machine.
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from llmux.errors import LlmuxError, NotHere
 from llmux.http.asgi_types import ASGIApp, Receive, Scope, Send
-from llmux.http.paths import ROOT
+from llmux.http.paths import CONTROL_PATHS, ROOT, is_below
 
 LISTENER = "llmux.listener"
 """ASGI scope key for the control listener that received the request; missing on the main one."""
@@ -17,6 +17,8 @@ PORT: Literal["port"] = "port"
 READING = frozenset({"GET", "HEAD"})
 
 ON_BOTH = frozenset({b"/health", b"/metrics"})
+
+CONTROL_AND_PAGE = (*CONTROL_PATHS, b"/ui")
 
 ABOUT_CONTROL = "The control API has a listener of its own: `control` in llmux's config says where"
 ABOUT_OTHERS = "This listener serves the control API only; all else is on llmux's main listener"
@@ -39,7 +41,7 @@ def wrong_listener(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
         is_apart: True if the control API has a listener of its own.
     """
     path: bytes = scope["raw_path"]
-    is_control = path in {b"/control", b"/ui"} or path.startswith((b"/control/", b"/ui/"))
+    is_control = is_below(path, CONTROL_AND_PAGE)
     if LISTENER in scope:
         is_root = path == ROOT and scope.get("method") in READING  # it leads to the page
         return None if is_control or is_root or path in ON_BOTH else NotHere(ABOUT_OTHERS)

@@ -8,22 +8,27 @@ from typing import Any
 import msgspec
 
 from llmux.config import Config
+from llmux.config.environment import hide
 from llmux.config.keys import MASK, KeyRing
+from llmux.config.places import Source
 
 
 def masked_config(config: Config) -> dict[str, Any]:
     """Return the config as plain JSON types, with keys and the values of backends' headers masked.
 
-    URLs hold no secrets, since the config refuses those that do. Hooks are shown in full: operators
-    may read the file anyway.
+    URLs hold no secrets, since the config refuses those that do. Hooks are shown in full, except
+    for secrets from environment variables: operators may read the file anyway.
     """
     plain: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_plain)
+    del plain["source"], plain["hidden"]
     for model in plain["models"].values():
         model["headers"] = dict.fromkeys(model["headers"], MASK)
-    return plain
+    return hide(plain, config.hidden) if config.hidden else plain
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Source):
+        return None
     if isinstance(value, KeyRing):
         return [MASK] * len(value)
     if isinstance(value, Path):

@@ -29,6 +29,7 @@ from llmux.errors import (
     RequestNotFound,
     ShuttingDown,
 )
+from llmux.http.paths import CONTROL_PATHS, is_below
 from llmux.observe.schemas import (
     Alive,
     Error,
@@ -46,7 +47,9 @@ from llmux.observe.schemas import (
     OllamaVersion,
     PinOrder,
     RequestList,
+    RunningModels,
     Status,
+    Unloaded,
     UnpinOrder,
 )
 
@@ -111,8 +114,17 @@ OPERATIONS = (
     Operation("get", "/api/tags", "The models, as Ollama lists them.", OllamaTags),
     Operation("get", "/api/ps", "The awake models, as Ollama lists them.",
               OllamaProcesses),
-    Operation("get", "/api/version", "llmux's version, in the form of Ollama's.",
+    Operation("get", "/api/version", "The version of Ollama whose answers llmux copies.",
               OllamaVersion),
+    Operation("get", "/running", "The models that are not asleep, as llama-swap lists them.",
+              RunningModels),
+    Operation("get", "/unload", "Put all models to sleep, as llama-swap does; answers once they "
+              "are. Needs what /control needs.", TEXT, errors=(HookError, ShuttingDown)),
+    Operation("post", "/unload", "The same.", TEXT, errors=(HookError, ShuttingDown)),
+    Operation("post", "/api/models/unload", "The same as /unload.", Unloaded,
+              errors=(HookError, ShuttingDown)),
+    Operation("post", "/api/models/unload/{model}", "Put a model to sleep, as /control/sleep does.",
+              TEXT, errors=(ModelNotFound, HookError, ShuttingDown)),
     Operation("get", "/metrics", "Metrics for Prometheus.", TEXT),
     Operation("get", "/health", "llmux's health; 503 if the switcher has stopped.", Health),
     Operation("get", "/control/status", "The current status of groups and models.", Status),
@@ -240,9 +252,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.redirect:
         responses["302"] = {"description": operation.redirect}
     errors: list[type[LlmuxError]] = [InvalidKey, *operation.errors]
-    if operation.path.startswith("/control"):
+    if is_below(operation.path.encode(), CONTROL_PATHS):
         errors.append(Forbidden)
-    told = OllamaError if operation.path.startswith("/api/") else Error
+    is_ollamas = operation.path.startswith("/api/") and Forbidden not in errors
+    told = OllamaError if is_ollamas else Error
     if operation.response is Health:
         responses["503"] = {"description": "The switcher has stopped", "content": content}
     for error in sorted(set(errors), key=lambda each: (each.status, each.code)):

@@ -10,15 +10,15 @@ import msgspec
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from llmux import __version__
 from llmux.api.guard import check_key, metrics_keys
 from llmux.api.listeners import LISTENER
-from llmux.api.own_lists import PAGE_HEADERS, ollama_running, ollama_tags, root_page
 from llmux.api.page import check_visitor
+from llmux.api.root import PAGE_HEADERS, root_page
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import BodyTooLarge, Forbidden, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
+from llmux.openai import ollama
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import Dialect, ErrorInfo, dialect_of
 from llmux.switching.model import SERVES, Model
@@ -92,18 +92,18 @@ def visitor_routes(config: CurrentConfig, board: Switchboard) -> Blueprint:
     @routes.get("/api/tags")
     async def list_tags() -> Response:
         check_key(config().api_keys)
-        return _json(ollama_tags(created, (name for name, _ in listed(config(), board))))
+        return _json(ollama.tags(created, (name for name, _ in listed(config(), board))))
 
     @routes.get("/api/ps")
     async def list_running() -> Response:
         check_key(config().api_keys)
         running = (name for name, model in listed(config(), board) if model.phase in SERVES)
-        return _json(ollama_running(time.time(), running))
+        return _json(ollama.running(time.time(), running))
 
     @routes.get("/api/version")
     async def show_version() -> Response:
         check_key(config().api_keys)
-        return _json(msgspec.json.encode({"version": __version__}))
+        return _json(ollama.version())
 
     return routes
 

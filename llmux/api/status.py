@@ -8,6 +8,7 @@ from typing import get_args
 import trio
 
 from llmux import __version__
+from llmux.api.forecasts import Forecasts
 from llmux.config import Config, HookName
 from llmux.observe.feed import Feed
 from llmux.observe.schemas import GroupStatus, ModelStatus, Status
@@ -17,7 +18,9 @@ from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
 
-def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> Status:
+def status_of(
+    board: Switchboard, feed: Feed, config: Config, rates: Rates, forecasts: Forecasts
+) -> Status:
     return Status(
         at=feed.clock.now(),
         version=__version__,
@@ -32,7 +35,9 @@ def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> S
             name: _group_status(switcher, feed, config) for name, switcher in board.groups.items()
         },
         models={
-            model.name: _model_status(switcher, model, board, feed, rates)
+            model.name: _model_status(
+                switcher, model, board, feed, rates=rates, forecasts=forecasts
+            )
             for switcher in board.groups.values()
             for model in switcher.models.values()
         },
@@ -55,13 +60,22 @@ def _group_status(switcher: Switcher, feed: Feed, config: Config) -> GroupStatus
 
 
 def _model_status(
-    switcher: Switcher, model: Model, board: Switchboard, feed: Feed, rates: Rates
+    switcher: Switcher,
+    model: Model,
+    board: Switchboard,
+    feed: Feed,
+    *,
+    rates: Rates,
+    forecasts: Forecasts,
 ) -> ModelStatus:
     now = trio.current_time()
     config = board.config_of(model.name)
     active = switcher.active
     cost_s = board.estimated_switch_cost(active.name if active else None, model.name)
     eta_s = switcher.eta_s(model)
+    if eta_s:  # the switch has been measured
+        forecast_s = forecasts.of(model.name)
+        eta_s = eta_s if forecast_s is None else forecast_s
     oldest = model.waiters.oldest
     is_slept = model.idle_sleep_s != math.inf
     return ModelStatus(

@@ -10,6 +10,9 @@ from itertools import pairwise
 MAX_NAME_BYTES = 512
 """Maximum length of a model name in UTF-8. Names such as `org/repo:tag` have less than 100."""
 
+LATEST = ":latest"
+"""The tag of an Ollama model's name that may be left out."""
+
 MAX_SHOWN = 256
 """Maximum number of characters of a client's text in an answer or a log line."""
 
@@ -69,4 +72,4 @@ def folded(name: str) -> str:
     Ollama, which loads the models that bodies name, compares names without regard to case, and adds
     the tag `latest` where there is none.
     """
-    return name.casefold().removesuffix(":latest")
+    return name.casefold().removesuffix(LATEST)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
-from llmux.base.names import MAX_NAME_BYTES
+from llmux.base.names import LATEST, MAX_NAME_BYTES
 
 STAR = "*"
 
@@ -141,8 +141,14 @@ class Names(dict[str, str]):
         self.patterns = Patterns(wild) if wild else None
 
     def find(self, name: str) -> str | None:
-        """Return the model with a name or alias, or None."""
+        """Return the model with a name or alias, or None.
+
+        A name is the same with and without the tag `latest`, as for Ollama's clients, some of which
+        add it.
+        """
         model = self.get(name)
+        if model is None:
+            model = self.get(_with_other_tag(name))
         if model is None and self.patterns is not None:
             return self.patterns.find(name)
         return model
@@ -164,6 +170,13 @@ class Names(dict[str, str]):
         """Return the model that the rest of a path stands for, or None."""
         known = self.known_as(name)
         return None if known is None else self.find(known)
+
+
+def _with_other_tag(name: str) -> str:
+    """Return a name without the tag `latest`, or with it if the name has no tag."""
+    if name.endswith(LATEST):
+        return name.removesuffix(LATEST)
+    return name if ":" in name.rpartition("/")[2] else name + LATEST
 
 
 def _bare(name: str) -> str:

@@ -12,7 +12,14 @@ from typing import Protocol
 import trio
 
 from llmux.cli.options import find_config
-from llmux.config import Config, hook_remarks
+from llmux.config import (
+    Config,
+    address_remarks,
+    command_remarks,
+    hook_remarks,
+    loop_mistakes,
+    mistaken,
+)
 from llmux.errors import ConfigError
 from llmux.observe import logs
 from llmux.observe.uncaught import log_uncaught
@@ -63,19 +70,19 @@ def serve(
         log_uncaught()
     try:
         config = find_config(options.config)
-        server = server_config(
-            options.host if options.host is not None else config.host,
-            options.port if options.port is not None else config.port,
-            config,
-        )
+        host = options.host if options.host is not None else config.host
+        port = options.port if options.port is not None else config.port
+        if loops := loop_mistakes(config, host, port):
+            raise mistaken(loops, config.source)
+        server = server_config(host, port, config)
         raise_descriptor_limit()
         calm_collector()
         return_freed_memory()
         with state_lock(config.state_dir, config.path):
             # Here and not in Hypercorn, where an address in use would be a traceback.
             sockets = listen(server)
-            for remark in hook_remarks(config):
-                log.warning("hook_unusable", remark=remark)
+            _warn(config, host)
+            bound: int = sockets.insecure_sockets[0].getsockname()[1]
             with control_socket(config) as control:
                 serving = partial(
                     serve_config,
@@ -88,6 +95,7 @@ def serve(
                         _greet, options, welcome, config, sockets.insecure_sockets, control
                     ),
                     ends_with_terminal=ends_with_terminal,
+                    vet=partial(loop_mistakes, host=host, port=bound),
                 )
                 return trio.run(serving)
     except (ConfigError, LockHeld) as error:
@@ -96,6 +104,13 @@ def serve(
     except OSError as error:
         print_mistake(error)
         return EXIT_CANNOT_LISTEN
+
+
+def _warn(config: Config, host: str) -> None:
+    for remark in [*hook_remarks(config), *command_remarks(config)]:
+        log.warning("hook_unusable", remark=remark)
+    for remark in address_remarks(config, host):
+        log.warning("config_suspect", remark=remark)
 
 
 def _greet(

@@ -6,8 +6,11 @@ from llmux.config.limits import Limits
 from llmux.config.load import load_config, parse_config
 from llmux.config.lookup import default_config_path
 from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig, OnSwitch
+from llmux.config.own_address import loop_mistakes
+from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
-from llmux.config.schema import config_schema
+from llmux.config.remarks import address_remarks, command_remarks
+from llmux.config.schema import config_schema, editor_schema
 from llmux.config.shape import USUAL_SECRETS, Config
 
 __all__ = [
@@ -21,9 +24,14 @@ __all__ = [
     "ModelConfig",
     "OnSwitch",
     "PolicyConfig",
+    "address_remarks",
+    "command_remarks",
     "config_schema",
     "default_config_path",
+    "editor_schema",
     "hook_remarks",
     "load_config",
+    "loop_mistakes",
+    "mistaken",
     "parse_config",
 ]

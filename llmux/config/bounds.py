@@ -23,9 +23,6 @@ MOST_DEPTH = 100
 MOST_MISTAKES = 1000
 """Further mistakes are counted, not shown."""
 
-MOST_TEXT = 500
-"""Maximum length of the text of one mistake, which may quote the file."""
-
 
 def misfit(data: object) -> tuple[Keys, str] | None:
     """Return the path of a value that is too much for a config, and why; None if all is well.

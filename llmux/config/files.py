@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -27,12 +28,12 @@ def _integer(text: str, base: int = 10) -> int:
     return int(text, base)
 
 
-class _Object(dict[Any, Any]):
+class Object(dict[Any, Any]):
     """A decoded mapping, with the keys that the file gives more than once."""
 
     duplicates: tuple[str, ...] = ()
 
-    def with_keys(self, keys: Iterable[str]) -> _Object:
+    def with_keys(self, keys: Iterable[str]) -> Object:
         self.duplicates = tuple(key for key, times in Counter(keys).items() if times > 1)
         return self
 
@@ -50,40 +51,84 @@ def duplicates(data: object) -> Iterator[Keys]:
         waiting += [((*keys, key), item) for key, item in items]
 
 
-def decode(path: Path) -> Any:
-    """Decode a file.
+def is_yaml(path: Path) -> bool:
+    """Return whether a file is YAML by its name; all others are JSON."""
+    return path.suffix.lower() in {".yaml", ".yml"}
 
-    Args:
-        path: `.yaml` and `.yml` files are YAML, all others JSON.
+
+def read_text(path: Path) -> str:
+    """Return the text of a file; raises ConfigError."""
+    data = b""
+    try:
+        data = read_regular(path, MOST_BYTES)
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        start = error.start
+    except ValueError as error:
+        raise ConfigError([f"{path}: {error}"]) from None
+    column = start - data.rfind(b"\n", 0, start)  # in bytes: there are no characters
+    line = data.count(b"\n", 0, start) + 1
+    message = f"not UTF-8 text at byte {start}"
+    raise ConfigError([f"{path}: {message}"], [f"{path}:{line}:{column}: {message}"])
+
+
+def decode(path: Path) -> Any:
+    """Read and decode a file: `read_text`, then `decode_text`."""
+    return decode_text(path, read_text(path))
+
+
+def decode_text(path: Path, text: str) -> Any:
+    """Decode the text of a file.
 
     Returns:
         The data; None for an empty file.
 
     Raises:
-        ConfigError: It cannot be read or decoded.
+        ConfigError: It cannot be decoded.
     """
-    decode = _decode_yaml if path.suffix.lower() in {".yaml", ".yml"} else _decode_json
+    place = offset = None
     try:
-        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+        decode = _decode_yaml if is_yaml(path) else _decode_json
         return decode(text) if text.strip() else None
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 text at byte {error.start}"
     except json.JSONDecodeError as error:
-        message = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        place, message = (error.lineno, error.colno), error.msg
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        if mark := error.problem_mark or error.context_mark:
+            place = mark.line + 1, mark.column + 1
         problem = str(error.problem or error.context)
         # A name at its end may be a key that was not quoted and begins like an alias or a tag.
         problem = re.sub(r""" ('[^'<][^']+'|"[^"]+")$""", "", problem)
-        message = f"{place}{problem}{_advice(problem)}"
+        message = f"{problem}{_advice(problem)}"
     except RecursionError:
         message = "nested too deeply"
     except (yaml.YAMLError, ValueError) as error:
         message = str(error).partition("\n")[0]
-    raise ConfigError([f"{path}: {message}"])
+        odd = next((each for each in _ODD.finditer(text) if each[1]), None)
+        offset = getattr(error, "position", odd.start() if odd else None)
+    raise _undecodable(path, message, place, None if offset is None else position(text, offset))
+
+
+def _undecodable(
+    path: Path, message: str, told: tuple[int, int] | None, found: tuple[int, int] | None
+) -> ConfigError:
+    """Return the error for a text: the decoder told the place, or it was found afterwards."""
+    mistake = (
+        f"{path}: line {told[0]}, column {told[1]}: {message}" if told else f"{path}: {message}"
+    )
+    if (place := told or found) is None:
+        return ConfigError([mistake])
+    return ConfigError([mistake], [f"{path}:{place[0]}:{place[1]}: {message}"])
+
+
+def position(text: str, offset: int) -> tuple[int, int]:
+    """Return the line and the column of an offset, both from 1."""
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+_ODD = re.compile(rf'"(?:[^"\\]|\\.)*+"|(-?Infinity|NaN|-?[0-9]{{{MOST_DIGITS + 1},}})')
+"""What Python's JSON decoder reads and llmux refuses (in the group), and strings."""
 
 
 def _advice(problem: str) -> str:
@@ -98,7 +143,7 @@ def _advice(problem: str) -> str:
 def _decode_json(text: str) -> Any:
     return json.loads(
         text,
-        object_pairs_hook=lambda pairs: _Object(pairs).with_keys(key for key, _ in pairs),
+        object_pairs_hook=lambda pairs: Object(pairs).with_keys(key for key, _ in pairs),
         parse_constant=_refuse_constant,
         parse_int=_integer,
     )
@@ -125,6 +170,15 @@ _CORE_SCALARS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 )
 
 
+def core_scalar(text: str) -> Any:
+    """Return the value that a plain scalar of YAML 1.2 has: a number, true, false, null or text."""
+    for _, pattern, convert in _CORE_SCALARS:
+        if text and re.fullmatch(pattern, text):
+            with suppress(ValueError):  # too many digits
+                return convert(text)
+    return text
+
+
 def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     for tag, pattern, convert in _CORE_SCALARS:
         if node.tag == _TAG + tag and re.fullmatch(pattern, str(node.value)):
@@ -137,13 +191,13 @@ def _construct_scalar(_: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     raise yaml.constructor.ConstructorError(None, None, f"not a YAML {kind}", node.start_mark)
 
 
-def _construct_mapping(loader: _YamlLoader, node: yaml.MappingNode) -> Iterator[_Object]:
-    mapping = _Object().with_keys(loader.written_keys.get(node, ()))
+def _construct_mapping(loader: YamlLoader, node: yaml.MappingNode) -> Iterator[Object]:
+    mapping = Object().with_keys(loader.written_keys.get(node, ()))
     yield mapping  # before it is filled, for an anchor may contain itself
     mapping.update(loader.construct_mapping(node))
 
 
-class _YamlLoader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """Safe loader with YAML 1.2's core schema and merge keys, which notes duplicate keys."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 - as PyYAML declares it
@@ -228,7 +282,7 @@ def _bad_merge(message: str, node: yaml.Node) -> yaml.constructor.ConstructorErr
 
 
 def _decode_yaml(text: str) -> Any:
-    loader = _YamlLoader(text)
+    loader = YamlLoader(text)
     try:
         return loader.get_single_data()
     finally:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from llmux.config.load import show_keys
 from llmux.config.models import HookName
+from llmux.config.places import placed
 from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
@@ -24,7 +24,7 @@ FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 def hook_remarks(config: Config) -> list[str]:
     """Return one line for each hook whose file cannot be run as it is now."""
     return [
-        f"{show_keys(('models', name, hook))}: {remark}"
+        placed(("models", name, hook), remark, config.source)
         for name, model in config.models.items()
         for hook in get_args(HookName)
         if (script := model.script(hook)) is not None

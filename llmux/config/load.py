@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
 import os
 import re
@@ -22,11 +21,14 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import platformdirs
 
-from llmux.config.bounds import MOST_MISTAKES, MOST_TEXT, misfit
+from llmux.config.bounds import MOST_MISTAKES, misfit
 from llmux.config.durations import duration_s
-from llmux.config.files import decode, duplicates
+from llmux.config.environment import Environment, FromVariables, resolved, variables_of
+from llmux.config.files import decode_text, duplicates, is_yaml, read_text
+from llmux.config.foreign import of_llama_swap
 from llmux.config.keys import KeyRing, read_keys
-from llmux.config.section import Keys, Section, file_keys
+from llmux.config.places import Source, placed
+from llmux.config.section import MOST_TEXT, Keys, Section, file_keys, show_keys
 from llmux.config.shape import KEY_LISTS, Config
 from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
@@ -41,14 +43,20 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: The file cannot be read or is no config, with all mistakes found.
     """
-    data = decode(path)
+    text = read_text(path)
+    data = decode_text(path, text)
     if data is None:
         raise ConfigError([f"{path}: the file is empty"])
-    return parse_config(data, path=path)
+    source = Source(str(path), text, is_yaml=is_yaml(path))
+    return parse_config(data, path=path, source=source)
 
 
 def parse_config(
-    data: object, *, path: Path | None = None, directory: Path | None = None
+    data: object,
+    *,
+    path: Path | None = None,
+    directory: Path | None = None,
+    source: Source | None = None,
 ) -> Config:
     """Check a decoded config.
 
@@ -56,18 +64,23 @@ def parse_config(
         data: Output of a YAML or JSON decoder.
         path: File that it came from, if any; it is not read.
         directory: Working directory of hooks. Default: the file's folder, else the current one.
+        source: Text that it comes from, for the places of mistakes.
 
     Raises:
         ConfigError: With all mistakes found.
     """
     directory = (directory or (path.parent if path else Path())).absolute()
-    reader = _Reader("config" if path is None else str(path), directory)
+    reader = _Reader("config" if path is None else str(path), directory, source)
     if (found := misfit(data)) is not None:
         reader.note(*found)
-        raise ConfigError(reader.mistakes)
+        raise reader.error()
+    if (found := of_llama_swap(data)) is not None:
+        reader.note(*found)
+        raise reader.error()
     for keys in duplicates(data):
         # Below a list of keys, any text may be a secret by mistake, so the path ends there.
         reader.note(keys[:1] if keys[0] in KEY_LISTS else keys, "duplicate key")
+    data = reader.with_variables(data)
     config = reader.read_section(
         Config,
         data,
@@ -75,9 +88,11 @@ def parse_config(
         path=path and path.absolute(),
         directory=directory,
         state_dir=_default_state_dir(path or directory),
+        source=source,
+        hidden=reader.environment.secrets,
     )
     if config is None:
-        raise ConfigError(reader.all_mistakes)
+        raise reader.error()
     return config
 
 
@@ -104,11 +119,21 @@ class _Reader:
     After the first mistake it builds no section any more, but checks the rest.
     """
 
-    def __init__(self, label: str, directory: Path) -> None:
+    def __init__(self, label: str, directory: Path, source: Source | None) -> None:
         self._label = label
         self._directory = directory
+        self._source = source
+        self.environment = Environment(os.environ)
         self.mistakes: list[str] = []
+        self._lines: list[str] = []  # the same with their places
         self._not_shown = 0
+
+    def with_variables(self, data: object) -> object:
+        """Return the data with references to environment variables replaced; notes mistakes."""
+        data = self.environment.replaced(data)
+        for keys, message in self.environment.mistakes:
+            self.note(keys, message)
+        return data
 
     def read_section(self, section: type[S], value: object, keys: Keys, **filled: Any) -> S | None:
         """Build a section; return None once there is any mistake.
@@ -123,9 +148,12 @@ class _Reader:
             self.note(keys, _mismatch("object", value))
             return None
         kinds = file_keys(section)
-        for key, item in value.items():
+        for key, item in list(value.items()):
             if key in kinds:
                 filled[key] = self._read(kinds[key], item, (*keys, key))
+                if isinstance(item, FromVariables) and not item.is_missing:
+                    # For `conflicts`; the mapping is a copy. None also stands for a mistake.
+                    value[key] = resolved(item) if filled[key] is None else filled[key]
             elif keys or not str(key).startswith("x-"):
                 self.note((*keys, key), _unknown(key, kinds))
         for field in _fields(section):
@@ -140,12 +168,20 @@ class _Reader:
         if value is None and types.NoneType in get_args(kind):
             return None
         bare, checks = _unwrap(kind)
+        origin = ""
+        if isinstance(value, FromVariables):
+            if value.is_missing:
+                return None
+            origin = f" (from {', '.join(sorted(value.names))})" if value.names else ""
+            value = _typed(bare, value)
+            if value is None and types.NoneType in get_args(kind):
+                return None
         try:
             result = self._read_bare(bare, kind, value, keys)
             for check in checks if result is not None else ():
                 check(result)
         except ValueError as error:
-            self.note(keys, _plain(error))
+            self.note(keys, _plain(error) + origin)
             return None
         return result
 
@@ -194,6 +230,8 @@ class _Reader:
             return None
         found: list[bytes] = []
         for index, item in enumerate(value):
+            if isinstance(item, FromVariables) and item.is_missing:
+                continue
             try:
                 found += read_keys(item, self._directory)
             except ValueError as error:
@@ -201,21 +239,24 @@ class _Reader:
         if self.mistakes:
             return None
         variables = (item.get("env") for item in value if isinstance(item, dict))
-        return KeyRing(found, (name for name in variables if name))
+        return KeyRing(found, [*filter(None, variables), *variables_of(value)])
 
     def note(self, keys: Keys, message: str) -> None:
         """Note a mistake and its path; both may quote the file, and are cut."""
         if len(self.mistakes) == MOST_MISTAKES:
             self._not_shown += 1
             return
-        where = _cut(show_keys(keys)) or self._label
+        message = self.environment.masked(message)
+        where = show_keys(keys) or self._label
         self.mistakes.append(f"{where}: {_cut(message)}")
+        if self._source is not None:
+            self._lines.append(placed(keys, _cut(message), self._source))
 
-    @property
-    def all_mistakes(self) -> list[str]:
-        """One line for each mistake, and one for those over `MOST_MISTAKES`."""
-        more = f"{self._label}: {self._not_shown} mistakes more"
-        return [*self.mistakes, more] if self._not_shown else self.mistakes
+    def error(self) -> ConfigError:
+        """Return the error with a line for each mistake, and one for those over `MOST_MISTAKES`."""
+        more = [f"{self._label}: {self._not_shown} mistakes more"] if self._not_shown else []
+        lines = self._lines or self.mistakes
+        return ConfigError([*self.mistakes, *more], [*lines, *more])
 
 
 def _cut(text: str) -> str:
@@ -250,9 +291,19 @@ def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
     return kind, []
 
 
+def _typed(bare: Any, value: FromVariables) -> Any:
+    """Return a text from variables as the type that its key wants, if it has that form."""
+    found = resolved(value)
+    if bare is Any or found is None:
+        return found
+    kinds: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
+    takes = kinds.get(bare, ())
+    return found if isinstance(found, takes) else str(value)
+
+
 def _leaf(bare: Any, kind: Any, value: object) -> Any:
     if bare is Any:
-        return value
+        return resolved(value)
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
     if bare is float and isinstance(value, str):  # all of them are seconds
@@ -294,7 +345,13 @@ def _plain(error: ValueError) -> str:
 
 
 def _mismatch(expected: str, value: object) -> str:
-    names = {"dict": "object", "_Object": "object", "list": "array", "NoneType": "null"}
+    names = {
+        "FromVariables": "str",
+        "dict": "object",
+        "Object": "object",
+        "list": "array",
+        "NoneType": "null",
+    }
     got = type(value).__name__
     return f"expected {expected}, got {names.get(got, got)}"
 
@@ -303,17 +360,3 @@ def _unknown(key: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(key)[:MOST_TEXT], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     return f"unknown key, {hint}"
-
-
-def show_keys(keys: Keys) -> str:
-    """Format a path as people write it: `models.llama.aliases[0]`, `models["a.b"].port`."""
-    shown = ""
-    for key in keys:
-        if len(shown) > MOST_TEXT:
-            break  # the rest would be cut anyway
-        if isinstance(key, str) and re.fullmatch(r"[\w/-]+", key):
-            shown += f".{key}" if shown else key
-        else:
-            quoted = json.dumps(key) if isinstance(key, str) else repr(key)
-            shown += f"[{quoted}]"
-    return shown

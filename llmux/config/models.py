@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ OnSwitch = Literal["hold", "ignore", "cut"]
 NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
 sleep hook that it was woken with."""
+
+_VERSION_AT_END = re.compile(r"/v\d+$")
 
 OWN_NAME = "name"
 """Value of `upstream_model` that stands for the model's own name in the file."""
@@ -74,6 +77,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             with request filters of its own is written as a mapping with its name.
         upstream_model: Model name sent to the backend, in place of the client's; `name` for this
             model's name in the file. By default the client's name is sent unchanged.
+        unversioned_paths: The backend also has OpenAI's and Anthropic's paths without /v1, as
+            llama.cpp has /chat/completions. If false, requests for them get 404 and wake no model.
         passive: Replaces the top-level passive for this model; null for the top-level list.
         headers: Headers added to requests to the backend.
         set: Fields to put into the JSON bodies of requests that lack them; a mapping is for the
@@ -104,6 +109,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     verify_asleep: Script | None = None
     aliases: tuple[Alias | AliasConfig, ...] = ()
     upstream_model: Name | None = None
+    unversioned_paths: bool = False
     passive: tuple[PassivePath, ...] | None = None
     headers: dict[HeaderName, HeaderValue] = {}  # noqa: RUF012 - msgspec copies it
     set: dict[str, Any] = {}  # noqa: RUF012
@@ -138,6 +144,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def alias_names(self) -> tuple[str, ...]:
         """The aliases, without their filters."""
         return tuple(each if isinstance(each, str) else each.name for each in self.aliases)
+
+    @property
+    def has_unversioned_paths(self) -> bool:
+        """True if paths without /v1 can be right, also since the version is in the URL."""
+        return self.unversioned_paths or _VERSION_AT_END.search(self.base_url) is not None
 
     @property
     def name_sent(self) -> str | None:

@@ -10,6 +10,21 @@ from llmux.config.models import OnSwitch
 from llmux.config.section import Section
 from llmux.config.values import Name, PositiveInt, Seconds
 
+POLICY_NAMES = ("adaptive", "fifo", "exhaustive", "cost_aware", "time_slice")
+"""The built-in policies, which `llmux.policy.load` makes."""
+
+PolicyName = Annotated[
+    Name,
+    Meta(
+        extra_json_schema={
+            "anyOf": [
+                {"enum": list(POLICY_NAMES)},
+                {"type": "string", "pattern": r"^[\w.]+:\w+$"},
+            ]
+        }
+    ),
+]
+
 
 class PolicyConfig(Section, frozen=True, kw_only=True):
     """When to switch, and how long to wait for it.
@@ -39,7 +54,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         options: Options for your own policy, passed on unchecked.
     """
 
-    name: Name = "adaptive"
+    name: PolicyName = "adaptive"
     request_timeout_secs: Annotated[float, Meta(ge=0)] | None = None
     drain_before_switch: bool = True
     drain_timeout_secs: Seconds | None = None

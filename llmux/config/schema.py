@@ -43,6 +43,36 @@ def config_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+def editor_schema() -> dict[str, Any]:
+    """Return the schema for editors: any value may also be a reference to a variable."""
+    schema = config_schema()
+    for shape in schema["$defs"].values():
+        for key, value in shape["properties"].items():
+            shape["properties"][key] = _or_variable(value)
+    return schema
+
+
+VARIABLE_PATTERN = r"\$\{env:"
+
+
+def _or_variable(shape: dict[str, Any]) -> dict[str, Any]:
+    """Let a value that is no list, mapping or free text also refer to a variable."""
+    shape = dict(shape)
+    for key in ("items", "additionalProperties"):
+        if isinstance(shape.get(key), dict):
+            shape[key] = _or_variable(shape[key])
+    if "anyOf" in shape:
+        shape["anyOf"] = [_or_variable(each) for each in shape["anyOf"]]
+    elif "enum" in shape:
+        choices = {"enum": shape.pop("enum")}
+        shape["anyOf"] = [choices, {"type": "string", "pattern": VARIABLE_PATTERN}]
+    elif shape.get("type") in ("integer", "boolean"):
+        shape |= {"type": [shape["type"], "string"], "pattern": VARIABLE_PATTERN}
+    elif "pattern" in shape:
+        shape["pattern"] = f"{shape['pattern']}|{VARIABLE_PATTERN}"
+    return shape
+
+
 def _allow_durations(shape: dict[str, Any]) -> None:
     """Let a number also be a duration with units: all numbers with a fraction are seconds."""
     for each in (shape, *shape.get("anyOf", ())):

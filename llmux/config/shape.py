@@ -13,10 +13,12 @@ from msgspec import Meta
 
 from llmux.base.wildcards import Names, ambiguities, is_pattern
 from llmux.config.control import ControlConfig, ErrorsConfig
+from llmux.config.environment import Hidden
 from llmux.config.keys import KeyRing
 from llmux.config.limits import Limits
 from llmux.config.masking import header_secrets, variable_secrets
 from llmux.config.models import GroupConfig, ModelConfig, group_conflicts
+from llmux.config.places import Source
 from llmux.config.policy import PolicyConfig
 from llmux.config.section import Keys, NotAKey, Section
 from llmux.config.values import (
@@ -94,6 +96,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             service (StateDirectory=).
         path: Path of the config file, if there is one.
         directory: Working directory of hooks: the file's folder.
+        source: Text of the file, for the places of its keys.
+        hidden: Secret values of environment variables that the file refers to.
     """
 
     host: Host = "127.0.0.1"
@@ -128,6 +132,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     state_dir: Path
     path: NotAKey[Path | None] = None
     directory: NotAKey[Path]
+    source: NotAKey[Source | None] = None
+    hidden: NotAKey[Hidden] = Hidden()
 
     @functools.cached_property
     def names(self) -> Names:
@@ -165,6 +171,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             {
                 *self.api_keys.texts,
                 *self.control_keys.texts,
+                *self.hidden,
                 *header_secrets(headers),
                 *variable_secrets({*self.secret_variables, *USUAL_SECRETS}),
             }

@@ -85,6 +85,29 @@ class RequestNotFound(LlmuxError):
         super().__init__(f"No such request is being served: {shown(request)}")
 
 
+class PathNotFound(LlmuxError):
+    """No model server has the path: the client's base URL lacks `/v1`, or has it twice.
+
+    Args:
+        path: As the client requested it.
+        right: The path that it should be.
+        is_sure: False if the server of a model with `unversioned_paths` has the path.
+    """
+
+    status = 404
+    code = "wrong_path"
+
+    def __init__(self, path: str, right: str, *, is_sure: bool) -> None:
+        if right.startswith("/api/"):
+            base = "the base URL of an Ollama client has no path"
+        elif right.startswith("/v1/messages"):
+            base = "the base URL of an Anthropic client has no path"
+        else:
+            base = "the base URL of an OpenAI client ends in /v1"
+        unless = "" if is_sure else " (if the model's server has both: unversioned_paths: true)"
+        super().__init__(f"No such path: {shown(path)}. Use {shown(right)}; {base}{unless}")
+
+
 class LoopDetected(LlmuxError):
     """The request has come back to the llmux that forwarded it (RFC 5842, section 7.2)."""
 

@@ -20,15 +20,22 @@ OWN_PATHS = frozenset({
     b"/v1/models", b"/models", b"/metrics", b"/health", b"/control", b"/ui",
     # Ollama's clients request these before they use a model.
     b"/api/tags", b"/api/ps", b"/api/version",
+    # Tools for llama-swap request these.
+    b"/running", b"/unload", b"/api/models/unload",
 })  # fmt: skip
-OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/")
+OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/", b"/api/models/unload/")
+
+CONTROL_PATHS = (b"/control", b"/unload", b"/api/models/unload")
+"""Paths for operators only, with all paths below them."""
 
 ROOT = b"/"
 ROOT_METHODS = frozenset({b"GET", b"HEAD"})
 """Methods for which the root is llmux's own: some servers generate on `POST /`."""
 
 # The rest of these paths is a model's name, which may hold slashes.
-_NAMED = re.compile(rb"(/+v1/+models|/+models|/+control/+logs)/(/*+[^/].*)", re.DOTALL)
+_NAMED = re.compile(
+    rb"(/+v1/+models|/+models|/+control/+logs|/+api/+models/+unload)/(/*+[^/].*)", re.DOTALL
+)
 _SLASHES = re.compile(rb"/{2,}")
 
 API_PREFIXES = (b"/v1/", b"/api/")
@@ -73,6 +80,11 @@ def tidy(target: bytes) -> bytes:
     if path.startswith(API_PREFIXES):
         path = path.rstrip(b"/")
     return path + mark + query
+
+
+def is_below(path: bytes, tops: Iterable[bytes]) -> bool:
+    """Return whether a path is one of others, or below one."""
+    return any(path == top or path.startswith(top + b"/") for top in tops)
 
 
 def segments(path: bytes) -> list[bytes]:

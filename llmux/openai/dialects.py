@@ -238,6 +238,8 @@ TEI = Dialect(
 
 _BY_PATH = (
     (ANTHROPIC, rb"/v\d+/messages(?:/count_tokens|/batches(?:/.*)?)?|/v\d+/complete"),
+    # Without a version only as a whole: OpenAI's threads have /v1/threads/ID/messages.
+    (ANTHROPIC, rb"\A/messages(?:/count_tokens)?"),
     (RESPONSES, rb"/responses(?:/[^/]+(?:/(?:cancel|input_items))?)?"),
     # Other servers' paths below /api begin with a version, or have two segments.
     (OLLAMA, rb"/api/(?!v\d+\b)[^/]+|/api/(?:blobs|experimental)/.*"),

@@ -28,6 +28,12 @@ class SwitchCosts:
     def __repr__(self) -> str:
         return f"<SwitchCosts {self._into!r}>"
 
+    def copy(self) -> SwitchCosts:
+        copied = SwitchCosts()
+        copied._into = {target: into.copy() for target, into in self._into.items()}
+        copied._means, copied._mean = self._means.copy(), self._mean
+        return copied
+
     def record(self, source: str | None, target: str, seconds: float) -> float:
         """Record a successful switch and return the new estimate; the first is taken as it is."""
         into = self._into.setdefault(target, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -42,6 +43,11 @@ class Latencies:
     def __init__(self) -> None:
         self._buckets: dict[int, tuple[int, float, float]] = {}  # samples, in flight, seconds
 
+    def copy(self) -> Latencies:
+        copied = Latencies()
+        copied._buckets = self._buckets.copy()
+        return copied
+
     def note(self, in_flight: int, seconds: float) -> None:
         """Record an answer to a request that raised the number to `in_flight`, or a drain."""
         bucket = in_flight.bit_length()
@@ -81,6 +87,11 @@ class Rate:
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=ARRIVALS)
 
+    def copy(self) -> Rate:
+        copied = Rate()
+        copied._times = self._times.copy()
+        return copied
+
     def note(self, now: float) -> None:
         self._times.append(now)
 
@@ -109,6 +120,16 @@ class _Measurements:
 
     def __repr__(self) -> str:
         return repr(vars(self))
+
+    def copy(self) -> _Measurements:
+        copied = _Measurements()
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.copy(value))
+        copied.costs = self.costs.copy()
+        for kept, mine in ((copied.drains, self.drains), (copied.latencies, self.latencies)):
+            kept.update((model, each.copy()) for model, each in mine.items())
+        copied.rates = {model: rate.copy() for model, rate in self.rates.items()}
+        return copied
 
 
 NOTES = (
@@ -208,6 +229,12 @@ class Measures(Estimates):
 
     def __init__(self) -> None:
         super().__init__(_Measurements())
+
+    def copy(self) -> Measures:
+        """Return measurements that start as these, and go their own way."""
+        copied = Measures()
+        copied._known = self._known.copy()
+        return copied
 
     @property
     def costs(self) -> SwitchCosts:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
 from llmux.config import PolicyConfig
-from llmux.errors import ConfigError
+from llmux.config.places import Source, mistaken
 from llmux.policy.adaptive import AdaptivePolicy
 from llmux.policy.base import Policy
 from llmux.policy.classic import CostAwarePolicy, TimeSlicePolicy
@@ -29,42 +29,43 @@ OPTIONS = {"cost_aware": ("coalesce_secs", "amortization_factor")}
 """The keys of `policy.options` that built-in policies accept."""
 
 
-def load_policy(config: PolicyConfig, directory: Path | None = None) -> Policy:
+def load_policy(
+    config: PolicyConfig, directory: Path | None = None, source: Source | None = None
+) -> Policy:
     """Create the policy `config.name`: a built-in one, or `package.module:Class`.
 
     The class is called with the `policy` section of the config; `options` in it are for the policy.
-    Its module may also be in `directory`, the config file's folder.
+    Its module may also be in `directory`, the config file's folder. `source` is its text, for the
+    places of mistakes.
 
     Raises:
         ConfigError: Unknown policy or option, or its constructor failed.
     """
     if directory is not None and str(directory) not in sys.path:
         sys.path.append(str(directory))
-    if config.name in POLICIES:
-        _check_options(config)
+    if config.name in POLICIES and (mistakes := list(_odd_options(config))):
+        raise mistaken(mistakes, source)
     try:
         policy = _find(config.name)(config)
     except _UnusableError as error:
-        raise ConfigError([f"policy.name: {error}"]) from error
+        raise mistaken([(("policy", "name"), str(error))], source) from error
     except Exception as error:
         what = f"{config.name} cannot be made: {type(error).__name__}: {error}"
-        raise ConfigError([f"policy.name: {what}"]) from error
+        raise mistaken([(("policy", "name"), what)], source) from error
     if not callable(getattr(policy, "decide", None)):
-        raise ConfigError([f"policy.name: {config.name} has no method `decide`"])
+        what = f"{config.name} has no method `decide`"
+        raise mistaken([(("policy", "name"), what)], source)
     return policy
 
 
-def _check_options(config: PolicyConfig) -> None:
+def _odd_options(config: PolicyConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     known = OPTIONS.get(config.name, ())
-    mistakes = []
     for name in config.options:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             takes = f"one of: {', '.join(known)}" if known else "it takes none"
-            mistakes.append(f"policy.options: {config.name} has no {name!r}{hint} ({takes})")
-    if mistakes:
-        raise ConfigError(mistakes)
+            yield ("policy", "options"), f"{config.name} has no {name!r}{hint} ({takes})"
 
 
 class _UnusableError(Exception):

@@ -14,7 +14,7 @@ from llmux.http.syntax import Headers
 from llmux.openai.headers import header
 
 SHARED_OWN_PATHS = (
-    b"/v1/models", b"/models", b"/health", b"/api/tags", b"/api/ps", b"/api/version",
+    b"/v1/models", b"/models", b"/health", b"/api/tags", b"/api/ps", b"/api/version", b"/running",
 )  # fmt: skip
 """llmux's own paths that pages may read, with all paths below them; model traffic is all shared."""
 

@@ -13,6 +13,7 @@ the bytes come in and go out is the lane's business (`llmux.proxy.lane`).
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from llmux.config import Config, ModelConfig
-from llmux.errors import BackendRefused, BadRequest, InvalidKey
+from llmux.errors import BackendRefused, BadRequest, InvalidKey, ModelAsleep
 from llmux.http.clients import ClientLines
 from llmux.http.targets import check_request_line
 from llmux.observe.events import Events
@@ -28,10 +29,12 @@ from llmux.observe.feed import Feed
 from llmux.openai.filtering import Filter
 from llmux.openai.headers import own_pseudonym, request_headers
 from llmux.openai.naming import Meanings
+from llmux.openai.ollama import asks_to_show
 from llmux.openai.rewriting import needs_rewrite, rewrite_body, rewrite_target
 from llmux.openai.streams import streams_unasked, waits_for_events
 from llmux.proxy.answering import fail, redirect, relay
 from llmux.proxy.cors import Cors
+from llmux.proxy.describing import NoDescription, check_describes, describe
 from llmux.proxy.held import Bodies
 from llmux.proxy.journey import Journey
 from llmux.proxy.journeys import Journeys
@@ -80,6 +83,7 @@ class ModelProxy:
         self.upstreams = Upstreams(config)
         self._lines = ClientLines(config.limits.queued_per_client)
         self._reader = Reader(config, self.bodies)
+        self._created = time.time()
         self._pseudonym = own_pseudonym()
         self._router = Router(config, board, self.upstreams, self._lines, self._pseudonym)
         self._read_config(config)
@@ -162,10 +166,19 @@ class ModelProxy:
         self._expect(journey)
         async with lane.present():
             if journey.kept_alive is None:
-                await self._admit(journey)
+                await self._admit_or_describe(journey)
             else:
                 async with journey.kept_alive.waiting():
                     await self._admit(journey)
+
+    async def _admit_or_describe(self, journey: Journey) -> None:
+        """Forward the request, or answer Ollama's `/api/show` in place of the model's server."""
+        try:
+            await self._admit(journey)
+        except (ModelAsleep, NoDescription):
+            if not asks_to_show(journey.target):
+                raise
+            await describe(journey, self._created, self.bodies)
 
     def _authenticate(self, journey: Journey) -> None:
         """Check the key, the page behind the request and the request line; set `journey.headers`.
@@ -299,12 +312,15 @@ class ModelProxy:
         journey.backend = journey.upstream.backend
         if journey.fields.codings and self._disagrees(journey):
             await self._reader.decode(journey)
-        if (chosen := self._filter_of(journey)) is not None and not journey.is_filtered:
-            await self._reader.filter(journey, chosen)
+        if journey.upstream.filters is not None and not journey.is_filtered:
+            if (chosen := self._filter_of(journey)) is not None:
+                await self._reader.filter(journey, chosen)
             journey.is_filtered = True
         async with self._exchange(journey) as answer:
             if journey.serving is not None:
                 self._check_loaded(journey, answer)
+                if journey.serving.is_passive:
+                    check_describes(journey, answer)
             # From here on the request cannot be retried.
             journey.lane.body.release()
             await relay(journey, answer, self.bodies)

@@ -18,6 +18,7 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import Forbidden
 from llmux.http.clients import TrustedProxies, address_of
+from llmux.http.paths import CONTROL_PATHS, is_below
 from llmux.http.syntax import Headers
 
 PRIVATE_SUFFIXES = (
@@ -48,7 +49,7 @@ _MARKS = frozenset({
 })  # fmt: skip
 _MARK_LENGTHS = frozenset(map(len, _MARKS))
 
-OPEN_PATHS = (b"/health", b"/metrics", b"/control", b"/ui")
+OPEN_PATHS = (b"/health", b"/metrics", b"/ui", *CONTROL_PATHS)
 """llmux's own paths that check access themselves, or need no check, with all paths below them."""
 
 _OF_PAGES = frozenset({b"origin", b"referer"})
@@ -182,7 +183,7 @@ def _advice(origin: bytes) -> str:
 
 def is_open_path(path: bytes) -> bool:
     """Return whether a raw path of llmux's own is exempt from this check."""
-    return any(path == own or path.startswith(own + b"/") for own in OPEN_PATHS)
+    return is_below(path, OPEN_PATHS)
 
 
 def without_page(headers: Headers) -> list[tuple[bytes, bytes]]:

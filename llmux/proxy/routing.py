@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from llmux.config import Config
-from llmux.errors import IdNotFound, ModelNotFound, NoModel
+from llmux.errors import IdNotFound, ModelNotFound, NoModel, PathNotFound
 from llmux.http.clients import ClientLines
 from llmux.http.paths import UPSTREAM, PassivePaths, merged, own_path, tidy
+from llmux.openai.endpoints import wrong_path
 from llmux.openai.headers import header
 from llmux.openai.naming import Named, find_model
+from llmux.openai.ollama import name_to_show
 from llmux.proxy.journey import Journey
 from llmux.proxy.makers import Makers
 from llmux.proxy.stored import id_of, makes_stored
@@ -55,6 +57,7 @@ class Router:
         Raises:
             ModelNotFound, NoModel, IdNotFound: No model is found, and the fallback does not
                 get the request.
+            PathNotFound: No server has this path.
             LoopDetected: This llmux has forwarded the request before.
             BadRequest: Which model the request is for is ambiguous, or not readable.
         """
@@ -62,6 +65,8 @@ class Router:
         try:
             named, model = self._find(journey)
         except (NoModel, ModelNotFound) as missing:
+            if isinstance(missing, NoModel) and self._upstreams.fallback is None:
+                _check_path(lane.target, may_be_unversioned=True)
             fallback = self._upstreams.fallback_for(missing)
             is_named = isinstance(missing, ModelNotFound)
             fields.check_foreign(
@@ -69,8 +74,11 @@ class Router:
             )
             journey.upstream, journey.target = fallback, tidy(lane.target)
         else:
+            upstream = self._upstreams[model]
+            is_raw = named.target is not lane.target or upstream.has_unversioned_paths
+            _check_path(named.target, may_be_unversioned=is_raw)
             journey.model, journey.asked = model, named.name
-            journey.upstream, journey.target = self._upstreams[model], tidy(named.target)
+            journey.upstream, journey.target = upstream, tidy(named.target)
             if named.target is not lane.target and _lacks_slash(named.target, lane.target):
                 # Without the slash, relative links would lose the last segment, the model's name.
                 # An upgrade returns no page.
@@ -97,12 +105,18 @@ class Router:
                 lane.target, lane.headers, journey.fields, self._names, self._pseudonym
             )
         except NoModel:
+            if name := name_to_show(lane.target, lane.body.data):
+                return self._known(Named(name, lane.target))
             model = self._model_of_unnamed(journey)
             return Named(model, lane.target), model
-        model_found = self._names.find(named.name)
-        if model_found is None:
+        return self._known(named)
+
+    def _known(self, named: Named) -> tuple[Named, str]:
+        """Return a name and its model; raises ModelNotFound."""
+        model = self._names.find(named.name)
+        if model is None:
             raise ModelNotFound(named.name, self._listed)
-        return named, model_found
+        return named, model
 
     def _model_of_unnamed(self, journey: Journey) -> str:
         """Return the maker of a stored object that the request refers to, else the default model.
@@ -143,6 +157,19 @@ class Router:
         # Needs no permission: a client that wants no switch takes nothing from others.
         stays_put = header(lane.headers, b"x-llmux-switch").lower() == b"never"
         return NEVER_SWITCH if stays_put else NO_HINTS
+
+
+def _check_path(target: bytes, *, may_be_unversioned: bool) -> None:
+    """Raise PathNotFound if no model server has this path.
+
+    Args:
+        target: To be forwarded.
+        may_be_unversioned: True if this server may have OpenAI's paths without their version.
+    """
+    wrong = wrong_path(target)
+    if wrong is not None and (wrong.is_sure or not may_be_unversioned):
+        asked, right = target.partition(b"?")[0].decode("latin-1"), wrong.right.decode("latin-1")
+        raise PathNotFound(asked, right, is_sure=wrong.is_sure)
 
 
 def _lacks_slash(target: bytes, asked: bytes) -> bool:

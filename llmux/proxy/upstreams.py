@@ -21,6 +21,7 @@ class Upstream:
         self.extra_headers: Mapping[str, str] = config.headers if config else {}
         idle_s = config.stream_idle_secs if config else None
         self.stream_idle_s = math.inf if idle_s is None else idle_s
+        self.has_unversioned_paths = config is None or config.has_unversioned_paths
         self.websocket = config.websocket if config else None
         self.filters = filters_of(config) if config else None
 

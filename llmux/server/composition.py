@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from llmux.api.control import Controlled, control_routes
+from llmux.api.llama_swap import llama_swap_routes
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -145,10 +146,12 @@ def build_service(
         is_healthy=lambda: board.is_healthy,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
+    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader)
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
-        control_routes(Controlled(board, feed, proxy.journeys, journal, shell, reloader)),
+        control_routes(controlled),
+        llama_swap_routes(controlled),
         page_routes(lambda: reloader.config),
     )
     traffic = ModelTraffic(

@@ -8,6 +8,9 @@ import sys
 EXIT_CANNOT_LISTEN = 1
 """An address cannot be bound, or `state_dir` cannot be used."""
 
+EXIT_WARNINGS = 1
+"""`llmux check --strict` has warned of something."""
+
 EXIT_CONFIG = 2
 """The config is bad, or another process holds its lock."""
 

@@ -25,6 +25,7 @@ from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
 from llmux.server.signals import HANDLED, let_through
+from llmux.switching.reload import Vet, no_mistakes
 
 log = logs.get_logger(__name__)
 
@@ -38,6 +39,7 @@ async def serve_config(
     control: Opened | None = None,
     on_serving: Callable[[], object] = lambda: None,
     ends_with_terminal: bool = False,
+    vet: Vet = no_mistakes,
 ) -> int:
     """Serve until a signal arrives or a switcher dies; returns the exit code.
 
@@ -52,6 +54,7 @@ async def serve_config(
         control: The control API's own socket, if it has one.
         on_serving: Called once requests are answered.
         ends_with_terminal: True to stop at SIGHUP, which a closed terminal sends.
+        vet: Finds further mistakes in the configs of reloads.
     """
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
@@ -69,6 +72,7 @@ async def serve_config(
     reserve = MOST_CONNECTIONS if control else 0
     most = config.limits.connections or most_connections(len(service.board.groups), reserve)
     reloader = service.reloader
+    reloader.vet = vet
     shares = connection_shares(most, lambda: reloader.config)
     serve_connection = at_most(most, serve_connection, shares)
     with (

@@ -20,7 +20,11 @@ from llmux.switching.idle import idle_command
 
 
 class Decider:
-    """Decides on the next command of one group."""
+    """Decides on the next command of one group.
+
+    Attributes:
+        policy: The policy that it asks.
+    """
 
     def __init__(self, group: Group, policy: Policy) -> None:
         self._group = group
@@ -29,7 +33,7 @@ class Decider:
 
     def use(self, policy: Policy) -> None:
         """Use another policy, with the group's current settings."""
-        self._policy = LineFirst(policy, self._group.settings, self._group.measures)
+        self.policy = LineFirst(policy, self._group.settings, self._group.measures)
 
     def begin(self) -> None:
         """Start counting idle time, and queue the wake of the model that the config preloads."""
@@ -64,7 +68,7 @@ class Decider:
     def _choose(self) -> tuple[Command | None, float]:
         """Ask the policy, and then the idle rules if it wants no switch."""
         group = self._group
-        decision = self._policy.decide(self._view())
+        decision = self.policy.decide(self._view())
         if isinstance(decision, SwitchTo):
             target, rule = group.models[decision.model], decision.rule
             stands = not target.wanted_by

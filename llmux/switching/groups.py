@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from llmux.config import Config, ModelConfig
+from llmux.config.section import Keys
 from llmux.errors import ModelNotFound
 from llmux.observe.events import Events
 from llmux.policy import Policy, load_policy
@@ -107,13 +108,13 @@ class Groups:
         self._used[model.name] = model
         self._switcher_of[model.name] = switcher
 
-    def refuses(self, config: Config) -> Iterator[str]:
-        """Yield an error message for each change in a new config that cannot be made now."""
+    def refuses(self, config: Config) -> Iterator[tuple[Keys, str]]:
+        """Yield path and message for each change in a new config that cannot be made now."""
         for name, switcher in self._switcher_of.items():
             model = config.models.get(name)
             moves = model is not None and self.switchers.get(model.group) is not switcher
             if moves and not switcher.is_unused(name):
-                yield f"models.{name}.group: cannot change while the model is in use"
+                yield ("models", name, "group"), "cannot change while the model is in use"
 
     def policies_for(self, config: Config) -> dict[str, Policy]:
         """Return a policy for each current and new group: one each, since policies may keep state.
@@ -122,7 +123,10 @@ class Groups:
             ConfigError: A policy cannot be loaded.
         """
         groups = {*self.switchers, *(model.group for model in config.models.values())}
-        return {group: load_policy(config.policy, config.directory) for group in sorted(groups)}
+        return {
+            group: load_policy(config.policy, config.directory, config.source)
+            for group in sorted(groups)
+        }
 
     def apply(
         self,

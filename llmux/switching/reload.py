@@ -7,7 +7,7 @@ that still wait for it, and is then put to sleep with its old hooks. Other model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import trio
 from trio_util import RepeatedEvent
 
 from llmux.config import Config, ModelConfig, load_config
+from llmux.config.places import mistaken
+from llmux.config.section import Keys
 from llmux.errors import ConfigError, ShuttingDown
 from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
@@ -42,6 +44,15 @@ FIXED = (
 log = get_logger(__name__)
 
 
+Vet = Callable[[Config], Iterable[tuple[Keys, str]]]
+"""Returns path and message of each mistake in a config."""
+
+
+def no_mistakes(_: Config) -> Iterable[tuple[Keys, str]]:
+    """Accept every config."""
+    return ()
+
+
 class Reloader:
     """Reads the config file again, and applies it to all parts of llmux.
 
@@ -52,10 +63,12 @@ class Reloader:
 
     Attributes:
         config: The config in use.
+        vet: Finds mistakes that depend on how llmux was started.
     """
 
     def __init__(self, config: Config, board: Switchboard, events: Events | None = None) -> None:
         self.config = config
+        self.vet: Vet = no_mistakes
         self._started_with = config
         self._board = board
         self._events = events or Events()
@@ -136,7 +149,7 @@ class Reloader:
             new = await trio.to_thread.run_sync(load_config, path, abandon_on_cancel=True)
             fixed = self.apply(new)
         except ConfigError as error:
-            mistakes = error.mistakes
+            mistakes = error.lines
         except Exception as error:
             # No file may crash llmux, and neither may a lack of threads or memory.
             log.exception("reload_broke", config=str(path))
@@ -162,9 +175,9 @@ class Reloader:
             ConfigError: It cannot be applied, and nothing has changed.
         """
         old = self.config
-        mistakes = list(self._board.refuses(new))
+        mistakes = [*self.vet(new), *self._board.refuses(new)]
         if mistakes:
-            raise ConfigError(mistakes)
+            raise mistaken(mistakes, new.source)
         # Before anything changes, since the constructor of a user's policy may raise.
         policies = self._board.policies_for(new)
         start = self._started_with

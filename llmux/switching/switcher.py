@@ -64,13 +64,13 @@ from llmux.errors import HookError, LlmuxError, NotReady, ShuttingDown, Switcher
 from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
 from llmux.observe.schemas import Pin, SwitchRecord
-from llmux.policy import Policy
+from llmux.policy import LineFirst, Policy
 from llmux.switching.admission import Door
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.commands import BringDown, Command, Wake
 from llmux.switching.decision import Decider
 from llmux.switching.draining import look_at_sockets
-from llmux.switching.group import Group, State
+from llmux.switching.group import Group, Mode, State
 from llmux.switching.health import Health, HeardSince
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.membership import Membership
@@ -159,6 +159,16 @@ class Switcher:
     def running(self) -> SwitchRecord | None:
         """The running switch, or None."""
         return self._chronicle.running
+
+    @property
+    def mode(self) -> Mode:
+        """In `manual`, only operators' commands switch."""
+        return self._group.mode
+
+    @property
+    def policy(self) -> LineFirst:
+        """The policy that decides."""
+        return self._decider.policy
 
     @property
     def has_died(self) -> bool:

@@ -119,7 +119,8 @@ def test_names_of_the_config_are_as_long_at_most() -> None:
         with pytest.raises(ConfigError, match="at most 512 bytes"):
             parse_config(mistake)
     model = config_schema()["$defs"]["ModelConfig"]["properties"]
-    assert model["aliases"]["items"]["maxLength"] == MAX_NAME_BYTES
+    name, _ = model["aliases"]["items"]["anyOf"]
+    assert name["maxLength"] == MAX_NAME_BYTES
 
 
 def test_shown() -> None:

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 port: 4000
 models:
-  facebook/opt-125m: {port: 8001, wake: up, sleep: down, alive: ping, aliases: [opt, tiny]}
-  far: {url: "http://10.0.0.5:8000", wake: up, sleep: down, alive: ping, verify_asleep: free}
+  facebook/opt-125m: {port: 8001, wake: sh, sleep: sh, alive: sh, aliases: [opt, tiny]}
+  far: {url: "http://10.0.0.5:8000", wake: sh, sleep: sh, alive: sh, verify_asleep: sh}
 """
 
 
@@ -102,14 +102,13 @@ def test_a_file_for_a_command_is_told_how_it_is_served(config: Path) -> None:
 
 def test_check_warns_of_hooks_that_cannot_run(config: Path) -> None:
     config.write_text(
-        CONFIG.replace(
-            "wake: up, sleep: down, alive: ping, al", "wake: ./up, sleep: down, alive: ping, al"
-        )
+        CONFIG.replace("wake: sh, sleep: sh, alive: sh, al", "wake: ./up, sleep: sh, alive: sh, al")
     )
     result = run("check", "-c", str(config))
     assert result.exit_code == 0
     assert result.stderr == (
-        f"warning: models.facebook/opt-125m.wake: there is no ./up in {config.parent}, where hooks run\n"
+        f"warning: {config}:4:35: models.facebook/opt-125m.wake: "
+        f"there is no ./up in {config.parent}, where hooks run\n"
     )
 
 
@@ -124,8 +123,8 @@ def test_a_bad_config_is_told_line_by_line(config: Path, command: list[str]) -> 
     result = run(*command, "-c", str(config))
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "port: expected int >= 0",
-        "models.facebook/opt-125m.port: expected int, got str",
+        f"{config}:2:1: port: expected int >= 0",
+        f"{config}:4:23: models.facebook/opt-125m.port: expected int, got str",
     ]
 
 
@@ -133,7 +132,10 @@ def test_check_knows_the_policies(config: Path) -> None:
     config.write_text(CONFIG + "policy: {name: fifoo}")
     result = run("check", "-c", str(config))
     assert result.exit_code == 2
-    assert result.stderr.startswith("policy.name: unknown policy 'fifoo', did you mean 'fifo'?")
+    line = CONFIG.count("\n") + 1
+    assert result.stderr.startswith(
+        f"{config}:{line}:10: policy.name: unknown policy 'fifoo', did you mean 'fifo'?"
+    )
 
 
 def test_no_config_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,3 +165,53 @@ def test_ipv6_addresses_are_bound_in_brackets() -> None:
     models = {"a": {"port": 1, "wake": "up", "sleep": "down", "alive": "ping"}}
     config = parse_config({"models": models, "state_dir": "state"}, directory=Path())
     assert server_config("::1", 3000, config).bind == ["[::1]:3000"]
+
+
+GOOD = """
+host: HOST
+port: 4000
+models:
+  a: {url: "http://10.0.0.5:8000", wake: "sh -c up", sleep: "true", alive: "true"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (("HOST", "127.0.0.1"), 0, ""),
+        (
+            ("sh -c up", "no-such-cmd x"),
+            1,
+            "5:36: models.a.wake: there is no command 'no-such-cmd'",
+        ),
+        (("sh -c up", "./no-such-file"), 1, "5:36: models.a.wake: there is no ./no-such-file in "),
+        (
+            ("sh -c up", "./plain.sh"),
+            1,
+            "5:36: models.a.wake: ./plain.sh is not executable: chmod +x",
+        ),
+        (("HOST", "0.0.0.0"), 1, "2:1: host: 0.0.0.0 is open to other machines"),
+        ((":8000", ":8000/v1"), 1, "5:7: models.a.url: ends in /v1"),
+        (("10.0.0.5:8000", "localhost:4000"), 2, "5:7: models.a.url: is llmux's own port (4000)"),
+    ],
+)
+def test_check_strict(tmp_path: Path, change: tuple[str, str], code: int, says: str) -> None:
+    path = tmp_path / "llmux.yaml"
+    (tmp_path / "plain.sh").write_text("#!/bin/sh\n")
+    path.write_text(GOOD.replace(*change).replace("HOST", "127.0.0.1"))
+    strict, lax = run("check", "--strict", "-c", str(path)), run("check", "-c", str(path))
+    assert (strict.exit_code, lax.exit_code) == (code, 2 if code == 2 else 0)
+    assert strict.stderr == lax.stderr
+    prefix = "" if code == 2 else "warning: "
+    assert strict.stderr.startswith(f"{prefix}{path}:{says}" if says else "")
+    assert len(strict.stderr.splitlines()) == (1 if says else 0)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-p", "8000", "-H", "0.0.0.0"], ["-p", "4001"]])
+def test_serve_refuses_to_forward_to_itself(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "llmux.yaml"
+    port = arguments[1] if arguments else "4000"
+    path.write_text(GOOD.replace("10.0.0.5:8000", f"127.0.0.1:{port}").replace("HOST", "127.0.0.1"))
+    result = run("serve", "-c", str(path), *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{path}:5:7: models.a.url: is llmux's own port ({port})")

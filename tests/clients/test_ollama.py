@@ -52,6 +52,37 @@ async def test_chat_and_generate(form: str, tmp_path: Path) -> None:
         assert [standin.engine.served for standin in site.standins.values()] == [4, 4]
 
 
+async def test_lists_and_descriptions(form: str, tmp_path: Path) -> None:
+    """The package checks the types of all fields."""
+    ollama = package("ollama")
+    models = {"a": {"aliases": ["llama3:8b"]}}
+    async with running_site(tmp_path, form, models) as site:
+
+        def work() -> None:
+            with ollama.Client(host=site.url, timeout=PATIENCE_S) as api:
+                listed = api.list().models
+                assert [each.model for each in listed] == ["a", "b", "scripted"]
+                assert all(each.modified_at.year > 2000 and each.size == 0 for each in listed)
+                assert all(len(each.digest) == 64 and each.details.family == "" for each in listed)
+                assert api.ps().models == []
+                for name in ("a", "llama3:8b", "a:latest"):
+                    shown = api.show(name)
+                    assert shown.modelinfo["general.basename"] == name
+                    assert (shown.capabilities, shown.template) == (["completion"], "")
+                    assert shown.modified_at.year > 2000
+                assert api.ps().models == [], "nothing was woken"
+                api.chat(model="a:latest", messages=QUESTION)
+                (running,) = api.ps().models
+                assert (running.model, running.size_vram, running.context_length) == ("a", 0, 0)
+                assert running.expires_at.year > 2100
+                assert api.show("a").capabilities == ["completion"], "the stand-in has no /api/show"
+                with pytest.raises(ollama.ResponseError, match="Known names: ") as error:
+                    api.show("none")
+                assert error.value.status_code == 404
+
+        await in_thread(work)
+
+
 async def test_a_stream_that_is_left(form: str, tmp_path: Path) -> None:
     ollama = package("ollama")
     async with running_site(tmp_path, form) as site:

@@ -190,6 +190,7 @@ async def test_what_ollamas_clients_ask(site: Site) -> None:
     assert [(each["name"], each["expires_at"][:2]) for each in running] == [("b", "21")]
     version = json.loads(body_of(await site.exchange(ask(b"GET", b"/api/version"))))
     assert version.keys() == {"version"}
+    assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4), "what Copilot asks for"
     assert len(site.backend.received) == 1
 
 

@@ -228,7 +228,6 @@ LOOKS = [
     get(b"/props?model=a"),
     get(b"/version", b"model-override: a"),
     post(b'{"model": "a", "content": "x"}').replace(b"/v1/chat/completions", b"/tokenize", 1),
-    post(b'{"model": "a"}').replace(b"/v1/chat/completions", b"/api/show", 1),
     post(b'{"model": "a"}').replace(b"chat/completions", b"messages/count_tokens", 1),
 ]
 

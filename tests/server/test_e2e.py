@@ -244,6 +244,26 @@ async def test_a_hook_whose_file_is_missing_is_told_at_the_start(rack: Rack) -> 
         assert "models.b.wake: there is no ./wake-b.sh in " in line
 
 
+async def test_a_reload_to_llmuxs_own_port_changes_nothing(rack: Rack) -> None:
+    config = rack.write_config()
+    async with running_llmux(config) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        own = int(llmux.url.rpartition(":")[2])
+        rack.write_config(models={"a": {"port": own}})
+        answer = await client.post("/control/reload")
+        assert answer.status_code == 400
+        message = answer.json()["error"]["message"]
+        assert message.startswith(f"{config}:1:")
+        assert f"models.a.port: is llmux's own port ({own})" in message
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+
+
+async def test_keys_and_hosts_are_told_at_the_start(rack: Rack) -> None:
+    async with running_llmux(rack.write_config(host="0.0.0.0")) as llmux:
+        (line,) = (line for line in llmux.lines if "config_suspect" in line)
+        assert "host: 0.0.0.0 is open to other machines" in line
+
+
 async def test_a_hook_that_outlives_its_deadline(rack: Rack) -> None:
     hanging = {"b": {"wake": "sleep 60", "hook_timeouts": {"wake": 0.3}}}
     async with running_llmux(rack.write_config(models=hanging)) as llmux, llmux.client() as client:
@@ -491,9 +511,10 @@ async def test_a_config_that_cannot_be_served(rack: Rack, form: str) -> None:
     config = rack.write_config(port="x", prot=1)
     code, lines = await start_in_vain(config, form)
     assert code == (2 if form == "llmux" else 0)
+    column = config.read_text().index('"prot"') + 1
     assert lines == [
-        "port: expected int, got str",
-        "prot: unknown key, did you mean 'port'?",
+        f"{config}:1:2: port: expected int, got str",
+        f"{config}:1:{column}: prot: unknown key, did you mean 'port'?",
     ]
 
 

@@ -238,6 +238,20 @@ async def test_a_model_in_use_cannot_change_its_group(autojump_clock: MockClock)
         assert site.told == [("b", None), ("b", 2)]
 
 
+async def test_what_the_start_of_llmux_forbids_is_refused(autojump_clock: MockClock) -> None:
+    site = Site({"a": model()})
+    async with site.running():
+        site.reloader.vet = lambda config: [
+            (("models", name, "port"), "is llmux's own port")
+            for name in config.models
+            if name != "a"
+        ]
+        with pytest.raises(ConfigError, match=r"models\.b\.port: is llmux's own port"):
+            site.apply({"a": model(9), "b": model(2)})
+        assert site.told == [], "a config that is refused changes nothing"
+        site.apply({"a": model(9)})
+
+
 async def test_another_policy_decides_at_once(autojump_clock: MockClock) -> None:
     models = {"a": model(), "b": model(2)}
     site = Site(models, policy={"name": "fifo", "min_active_secs": 1000})

@@ -609,7 +609,8 @@ def test_an_unknown_model(config: Path) -> None:
 
 def test_a_bad_config(config: Path) -> None:
     config.write_text('{"models": {"a": {"port": "x"}}}')
-    assert complaint("a", "-c", str(config)).startswith("models.a.port: expected int")
+    said = complaint("a", "-c", str(config))
+    assert said.startswith(f"{config}:1:19: models.a.port: expected int")
 
 
 def test_a_lock_that_is_held(config: Path) -> None:

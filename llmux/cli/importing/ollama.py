@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
-from contextlib import closing
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from llmux.cli.importing.draft import Draft, ModelDraft
-from llmux.cli.terminal.dialling import dial
+from llmux.cli.terminal.dialling import LOOPBACK
 from llmux.cli.terminal.failures import NoAnswer
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 
 ANSWER_S = 10.0
-
-MOST_BYTES = 16 << 20
 
 
 def full_url(text: str) -> str:
@@ -54,18 +52,17 @@ def read_ollama(url: str) -> Draft:
 
 
 def _models_of(url: str) -> list[Mapping[str, Any]]:
-    connection, before = dial(url, ANSWER_S)
+    is_here = urlsplit(url).hostname in LOOPBACK  # to which no proxy of the environment leads
     try:
-        with closing(connection):
-            connection.request("GET", f"{before}{urlsplit(url).path}/api/tags")
-            answer = connection.getresponse()
-            content = answer.read(MOST_BYTES)
-        if answer.status != 200:
-            raise NoAnswer(f"{url}/api/tags answers HTTP {answer.status}: is this an Ollama?")
-        found = json.loads(content)["models"]
+        with httpx.Client(timeout=ANSWER_S, trust_env=not is_here) as client:
+            answer = client.get(f"{url}/api/tags")
+        if answer.status_code != 200:
+            told = f"{url}/api/tags answers HTTP {answer.status_code}: is this an Ollama?"
+            raise NoAnswer(told)
+        found = answer.json()["models"]
         return [model for model in found if isinstance(model["name"], str)]
-    except (OSError, HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         raise NoAnswer(f"cannot reach an Ollama at {url}: {why}") from None
     except (ValueError, KeyError, TypeError):
         raise NoAnswer(f"{url}/api/tags does not answer as Ollama does") from None

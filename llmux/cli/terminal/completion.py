@@ -11,7 +11,7 @@ from click.shell_completion import BashComplete, ShellComplete, get_completion_c
 from llmux.cli.terminal.failures import Failed
 from llmux.cli.terminal.target import config_of, target_of
 from llmux.config import default_config_path
-from llmux.config.files import decode
+from llmux.config.environment import decode_plainly
 from llmux.errors import ConfigError
 
 PATIENCE_S = 1.0
@@ -103,7 +103,7 @@ def _ask(context: click.Context, path: str) -> dict[str, Any] | None:
 def _configured(context: click.Context) -> dict[Any, Any]:
     """Return the raw config file, unchecked; empty if there is none."""
     try:
-        found = decode(config_of(context) or default_config_path(os.environ))
+        found = decode_plainly(config_of(context) or default_config_path(os.environ))
     except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}

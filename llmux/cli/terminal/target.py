@@ -13,7 +13,7 @@ import click
 
 from llmux.cli.options import with_options_before
 from llmux.config import default_config_path
-from llmux.config.files import decode
+from llmux.config.environment import decode_plainly
 from llmux.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:3000"
@@ -103,7 +103,7 @@ def _url_by_config(path: Path) -> str:
     Only what is needed is looked at: whatever else is wrong with a file that is being edited, or
     read by somebody who may not read the keys' files, the llmux that runs can be steered.
     """
-    found = decode(path)
+    found = decode_plainly(path)
     data = found if isinstance(found, dict) else {}
     control = data.get("control")
     if isinstance(control, dict) and isinstance(control.get("socket"), str):

@@ -17,6 +17,9 @@ from llmux.observe.schemas.listings import (
     OllamaTag,
     OllamaTags,
     OllamaVersion,
+    RunningModel,
+    RunningModels,
+    Unloaded,
 )
 from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
@@ -79,10 +82,13 @@ __all__ = [
     "RequestInfo",
     "RequestList",
     "RequestPhase",
+    "RunningModel",
+    "RunningModels",
     "Shape",
     "Status",
     "SwitchRecord",
     "SwitchResult",
     "TokenRates",
+    "Unloaded",
     "UnpinOrder",
 ]

@@ -55,6 +55,49 @@ class ModelList(Shape, frozen=True):
     data: list[ModelObject]
 
 
+class RunningModel(Shape, frozen=True):
+    """A model that is not asleep, in llama-swap's form.
+
+    Attributes:
+        model: The model's name.
+        state: `starting`: it is being woken. `ready`: awake. `stopping`: it drains, or is put to
+            sleep.
+        cmd: Empty; see /control/config.
+        proxy: Empty; see /control/config.
+        ttl: The model's idle_sleep_secs; 0 for never.
+        name: Empty.
+        description: Empty.
+    """
+
+    model: str
+    state: Literal["starting", "ready", "stopping"]
+    cmd: str
+    proxy: str
+    ttl: int
+    name: str
+    description: str
+
+
+class RunningModels(Shape, frozen=True):
+    """The models that are not asleep, in llama-swap's form.
+
+    Attributes:
+        running: The models, sorted by name.
+    """
+
+    running: list[RunningModel]
+
+
+class Unloaded(Shape, frozen=True):
+    """All models are asleep, in llama-swap's words.
+
+    Attributes:
+        msg: Always `ok`.
+    """
+
+    msg: Literal["ok"]
+
+
 class OllamaDetails(Shape, frozen=True):
     """Facts about a model's file in Ollama's form; llmux knows none of them.
 
@@ -125,10 +168,12 @@ class OllamaRunning(OllamaModel, frozen=True):
         details: Empty fields.
         expires_at: A hundred years from now, since llmux decides when the model sleeps.
         size_vram: Always 0, since llmux does not know it.
+        context_length: Always 0, since llmux does not know it.
     """
 
     expires_at: str
     size_vram: int
+    context_length: int
 
 
 class OllamaProcesses(Shape, frozen=True):
@@ -145,7 +190,7 @@ class OllamaVersion(Shape, frozen=True):
     """The version, in Ollama's form.
 
     Attributes:
-        version: The version of llmux.
+        version: The version of Ollama whose answers llmux copies; clients refuse older ones.
     """
 
     version: str
