@@ -38,9 +38,9 @@ class Commands(click.Group):
     elsewhere: ClassVar = {
         "check": "llmux.cli.check:check_command",
         "completion": "llmux.cli.terminal.completion:completion_command",
-        "import": "llmux.cli.importing.command:import_command",
         "demo": "llmux.cli.demo:demo_command",
         "examples": "llmux.cli.examples:examples_command",
+        "import": "llmux.cli.importing.command:import_command",
         "init": "llmux.cli.init:init_command",
         "replay": "llmux.cli.simulate:replay_command",
         "schema": "llmux.cli.check:schema_command",

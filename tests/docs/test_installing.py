@@ -22,6 +22,15 @@ INSTALL_S = 300.0
 """An installation fetches about twenty packages."""
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, llmux
+for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
+    if not module.name.endswith((".__main__", ".tracing")):  # tracing needs an extra
+        importlib.import_module(module.name)
+"""
+"""Shows that what llmux imports is among its dependencies."""
+
+
 class Stranger:
     """A user who has the wheel and nothing of the repository.
 
@@ -150,6 +159,8 @@ def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) ->
     python = (stranger.bin / "llmux").read_text().splitlines()[0].removeprefix("#!").split()
     where = stranger.run(*python, "-c", code).stdout.strip()
     assert Path(where).is_relative_to(stranger.home)
+    done = stranger.run(*python, "-c", IMPORT_ALL, timeout_s=INSTALL_S)
+    assert done.returncode == 0, done.stderr
     assert "ExecStart=" in stranger.run("llmux", "examples", "llmux.service").stdout
     done = stranger.run("llmux")
     assert done.returncode == 2
