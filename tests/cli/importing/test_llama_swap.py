@@ -426,7 +426,6 @@ def test_the_command_prints_or_writes(tmp_path: Path) -> None:
         ("models: {a: {cmd: 'x ${NONE}'}}", "models.a.cmd: the macro ${NONE} is not declared"),
         ("models: {a: {proxy: http://x}}", "models.a.cmd: the command is empty"),
         ("models: {a: {cmd: x, ttl: soon}}", "models.a.ttl: expected a whole number, got 'soon'"),
-        X,
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:
