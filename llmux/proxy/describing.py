@@ -29,7 +29,7 @@ async def describe(journey: Journey, created: float, bodies: Bodies) -> None:
         bodies: Where the memory of the answer is counted.
     """
     journey.lane.body.release()
-    body = description(journey.fields.name or journey.model, created)
+    body = description(journey.asked, created)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     status = HTTPStatus.OK
     with bodies.answering(len(body)):

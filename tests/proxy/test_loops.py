@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wsproto.events import RejectConnection, TextMessage
 
 from llmux.switching.core import Phase
 from tests.downstream.test_lanes import body_of, error_code, post, status
 from tests.fakes import FakeHooks
 from tests.lanes import LANES, Site, running_lane
+from tests.proxy.test_first_message import UPDATE, Client, opened
 
 FAMILIES = {
     "/v1/chat/completions": lambda said: said["error"]["code"],
@@ -101,3 +103,18 @@ async def test_a_via_that_joins_all_proxies_and_one_of_the_config(
     async with running_lane(lane, tmp_path, model_settings=headers) as site:
         await site.exchange(post(b'{"model": "a"}', b"Via: 1.0 x"))
         assert vias(site.backend.received[0]) == [b"1.1 mine"]
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_websockets(lane: str, tmp_path: Path) -> None:
+    async with running_lane(lane, tmp_path) as site:
+        lead_to(site, site.port)
+        async with await site.connect() as stream:
+            refused = await Client(stream).open("/v1/realtime?model=a", [])
+            assert isinstance(refused, RejectConnection)
+            assert refused.status_code == 508
+        async with opened(site) as client:
+            await client.say(TextMessage(data=UPDATE))
+            told = json.loads(await client.text())
+            assert (told["type"], told["error"]["code"]) == ("error", "loop_detected")
+        assert site.backend.received == []
