@@ -144,7 +144,9 @@ class Reader:
             with suppress(TooLong):
                 done = work(self._pause_budget.begin())
         if done is None:
-            done = await run_beside(work, self._limiter_for(data))
+            with body.copying() as count:
+                count(len(data))
+                done = await run_beside(work, self._limiter_for(data))
         filtered, values = done
         if filtered is not data:
             body.swap(filtered)

@@ -12,6 +12,7 @@ import pytest
 from llmux.config import parse_config
 from tests.downstream.test_lanes import error_code, post, status
 from tests.lanes import LANES, OK, Site, play, running_lane
+from tests.proxy.test_coded_requests import until_nothing_is_held
 
 SETTINGS: dict[str, Any] = {
     "set": {"temperature": 0.7, "chat_template_kwargs": {"enable_thinking": False}},
@@ -103,7 +104,7 @@ async def test_large_and_compressed_bodies(lane: str, size: int, tmp_path: Path)
             assert status(await site.exchange(request)) == 200
             assert b"content-encoding" not in site.backend.received[0].lower()[:1000]
             assert sent(site) == b'{"seed":1,"text": "%b", "model": "org/a"}' % text
-        assert site.service.proxy.bodies.held_bytes == 0
+        await until_nothing_is_held(site)
 
 
 async def test_utf_16(lane: str, tmp_path: Path) -> None:
@@ -184,6 +185,19 @@ async def test_other_models_and_the_fallback_are_left_alone(lane: str, tmp_path:
         ]:
             assert status(await site.exchange(post(b'{"model": "%b"}' % name))) == 200
             assert sent(site) == after
+
+
+async def test_memory_for_a_large_body_is_counted(lane: str, tmp_path: Path) -> None:
+    limits = {"queued_bytes": 1_500_000}
+    settings = {"set": {"t": 1}}
+    async with running_lane(lane, tmp_path, limits=limits, model_settings=settings) as site:
+        small, large = (b'{"model": "a", "x": "%b"}' % (b"x" * size) for size in (600_000, 900_000))
+        assert status(await site.exchange(post(small))) == 200
+        assert len(sent(site)) == len(small) + len(b'"t":1,')
+        answer = await site.exchange(post(large))  # and a copy with the field in it
+        assert (status(answer), error_code(answer)) == (429, "queue_full")
+        assert site.backend.received == []
+        await until_nothing_is_held(site)
 
 
 async def test_too_many_members_are_refused(lane: str, tmp_path: Path) -> None:
