@@ -157,8 +157,7 @@ def test_a_changed_parameter_counts_once_the_model_sleeps() -> None:
         ({"recipe": "process", "with": {"command": "x", 5: "/"}},
          ["models.m.with[5]: the recipe 'process' has no such parameter, there are command, health, "
           "stop_secs", "models.m.with[5]: the key must be a string: put it in quotes"]),
-        ({"recipe": "process", "with": "x"}, ["models.m.with.command: the recipe 'process' needs it: "
-          "command that starts the server in the foreground", "models.m.with: expected object, got str"]),
+        ({"recipe": "process", "with": "x"}, ["models.m.with: expected object, got str"]),
         ({"recipe": "process", "with": {"command": 5}},
          ["models.m.with.command: expected a command for the shell, or a list of words, got 5"]),
         ({"recipe": "process", "with": {"command": ["a", [1]]}},
