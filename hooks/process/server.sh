@@ -6,7 +6,7 @@ address=${LLMUX_URL:-http://127.0.0.1:$LLMUX_PORT}
 
 run=${LLMUX_STATE_DIR:-.}/run # runtime files; by hand, below the current folder
 place=${LLMUX_SOCKET:-${address#*://}}
-key=$(printf %s "$place" | tr -c 'A-Za-z0-9.-' _)
+key=$(printf %s "$place" | LC_ALL=C tr -c 'A-Za-z0-9.-' _)
 files=$run/process-$key-$(printf %s "$place" | cksum | cut -d ' ' -f 1)
 pid_file=$files.pid         # process id, and start time, of the server that wake.sh started
 command_file=$files.command # its command
@@ -101,7 +101,7 @@ if [ -r /proc/self/stat ]; then
 else # macOS; its `ps` shows no sessions
     birth_of() {
         # shellcheck disable=SC2046
-        set -- $(ps -o lstart= -p "$1")
+        set -- $(LC_ALL=C TZ=UTC ps -o lstart= -p "$1")
         echo "${*:-none}"
     }
     is_running() {

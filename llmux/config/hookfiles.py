@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -25,27 +26,28 @@ FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 def hook_remarks(config: Config) -> list[str]:
     """Return one line for each hook whose file cannot be run, or whose program is not there."""
-    return [
-        placed(("models", name, hook), remark, config.source)
-        for name, model in config.models.items()
-        for hook in get_args(HookName)
-        if (script := model.script(hook)) is not None
-        for remark in _remarks(script, config.directory)
-    ] + [
-        placed(
-            ("models", model.name, "with", parameter),
-            f"there is no {program}" + ("" if "/" in program else " on the PATH"),
-            config.source,
-        )
-        for model in config.models.values()
-        if model.recipe is not None
-        for parameter, program in missing_programs(
-            find_recipe(model.recipe, config.directory),
-            model.variables,
-            os.environ,
-            config.directory,
-        )
-    ]
+    return [*_of_scripts(config), *_of_recipes(config)]
+
+
+def _of_scripts(config: Config) -> Iterator[str]:
+    for name, model in config.models.items():
+        for hook in get_args(HookName):
+            if (script := model.script(hook)) is not None:
+                for remark in _remarks(script, config.directory):
+                    yield placed(("models", name, hook), remark, config.source)
+
+
+def _of_recipes(config: Config) -> Iterator[str]:
+    for model in config.models.values():
+        if model.recipe is None:
+            continue
+        with suppress(OSError, ValueError):  # a folder of the user's may have gone since
+            recipe = find_recipe(model.recipe, config.directory)
+            programs = missing_programs(recipe, model.variables, os.environ, config.directory)
+            for parameter, program in programs:
+                keys = ("models", model.name, "with", parameter)
+                remark = f"there is no {program}" + ("" if "/" in program else " on the PATH")
+                yield placed(keys, remark, config.source)
 
 
 def _remarks(script: str, directory: Path) -> Iterator[str]:

@@ -100,9 +100,9 @@ class _Values:
     def __post_init__(self) -> None:
         given = {} if self.given is None else self.given
         if not isinstance(given, dict):
-            given = {}  # its type is reported anyway
-        elif unknown := [key for key in given if key not in self.recipe.parameters]:
-            self.mistakes += [(("with", key), self._unknown(key)) for key in unknown]
+            return  # its type is a mistake that is reported anyway
+        unknown = (key for key in given if key not in self.recipe.parameters)
+        self.mistakes += [(("with", key), self._unknown(key)) for key in unknown]
         for name, parameter in self.recipe.parameters.items():
             try:
                 self._take(name, parameter, given.get(name))
@@ -116,7 +116,7 @@ class _Values:
     def _take(self, name: str, parameter: Parameter, value: object) -> None:
         if value is None and parameter.required:
             doc = parameter.doc.partition(". ")[0]
-            doc = doc[0].lower() + doc[1:]
+            doc = doc[:1].lower() + doc[1:]
             raise ValueError(f"the recipe {self.recipe.name!r} needs it: {doc}")
         if value is None and parameter.variable is None:
             value = parameter.default

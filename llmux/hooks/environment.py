@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llmux.config import ModelConfig
+from llmux.config import HookName, ModelConfig
 from llmux.hooks.orphans import MARK_VARIABLE
 from llmux.http.socketpath import socket_path
 
@@ -18,6 +18,11 @@ SOCKET_VARIABLE = "LLMUX_SOCKET"
 
 STATE_VARIABLE = "LLMUX_STATE_DIR"
 """Folder for what hooks keep between runs: the config's folder may be read-only."""
+
+CLEAN_UP_S = 20
+"""Part of a hook's time limit that its own waits leave to it."""
+
+NO_LIMIT_S = 1_000_000_000
 
 ORIGINAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """Soft and hard descriptor limit of this process before anything in it raised the soft one.
@@ -30,7 +35,7 @@ def hook_environment(
     name: str,
     model: ModelConfig,
     *,
-    hook: str,
+    hook: HookName,
     source: str,
     target: str,
     mark: str,
@@ -39,8 +44,8 @@ def hook_environment(
 ) -> dict[str, str]:
     """Return the environment of one run: this process's own, without secrets, and `LLMUX_*`.
 
-    Hooks of a recipe also get its parameters, the model's URL, and a Python for what the shell
-    cannot do.
+    Hooks of a recipe also get its parameters, the model's URL, how long they may wait, and a Python
+    for what the shell cannot do.
 
     Args:
         name: Name of the model.
@@ -61,7 +66,7 @@ def hook_environment(
         own[STATE_VARIABLE] = str(state_dir)
     if model.recipe is not None:
         own |= model.variables | {"LLMUX_URL": model.base_url, "LLMUX_PYTHON": sys.executable}
-        own["PORT"] = port
+        own |= {"PORT": port, "LLMUX_HOOK_SECS": _whole_seconds(model.timeout_s(hook))}
     own.pop(SOCKET_VARIABLE, None)
     if (path := socket_path(model.base_url)) is not None:
         own[SOCKET_VARIABLE] = path
@@ -73,6 +78,13 @@ def hook_environment(
         "LLMUX_SOURCE": source,
         "LLMUX_TARGET": target,
     }
+
+
+def _whole_seconds(limit_s: float | None) -> str:
+    """Return how long a hook may wait, so that it has time left to clean up; None for no limit."""
+    if limit_s is None:
+        return str(NO_LIMIT_S)
+    return str(max(1, int(limit_s - CLEAN_UP_S if limit_s >= 3 * CLEAN_UP_S else limit_s * 2 / 3)))
 
 
 def backend_port(model: ModelConfig) -> str:

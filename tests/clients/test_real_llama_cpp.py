@@ -50,7 +50,11 @@ class Site:
 
     def run(self, hook: str, model: str) -> int:
         """Run one of the hooks as llmux does; returns its exit code."""
-        environment = {"LLMUX_MODEL": model, "LLMUX_PORT": str(self.ports[model])}
+        environment = {
+            "LLMUX_MODEL": model,
+            "LLMUX_PORT": str(self.ports[model]),
+            "LLMUX_STATE_DIR": str(self.folder.resolve() / "state"),
+        }
         with (self.folder / "hooks.log").open("a") as log:
             script = json.loads(self.config.read_text())["models"][model][hook]
             return subprocess.run(

@@ -133,6 +133,7 @@ class Bench:
             return {}
         about = {"LLMUX_URL": found.base_url, "LLMUX_PYTHON": sys.executable}
         state = {"LLMUX_STATE_DIR": str(self.state_dir), "PORT": str(found.port)}
+        state["LLMUX_HOOK_SECS"] = "15"
         return {**found.variables, **about, **state}
 
     def use_recipe(self, **models: dict[str, Any]) -> None:

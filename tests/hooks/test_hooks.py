@@ -414,6 +414,26 @@ async def test_the_state_folder_is_in_the_environment_of_every_hook(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("limit", "told"),
+    [(600, "580"), (1800.5, "1780"), (60, "40"), (30, "20"), (0.5, "1"), (None, "1000000000")],
+)
+async def test_hooks_of_a_recipe_know_how_long_they_may_wait(
+    tmp_path: Path, limit: float | None, told: str
+) -> None:
+    timeouts = {"wake": limit}
+    model = {"recipe": "demo", "port": 5, "wake": "env >told", "hook_timeouts": timeouts}
+    config = parse_config({"models": {"m": model}, "state_dir": "state"}, directory=tmp_path)
+    with suppress(HookError):
+        await shell_hooks_of(config, observed(), lambda _: "").of("m").run("wake")
+    lines = (tmp_path / "told").read_text().splitlines()
+    recipe = ("LLMUX_HOOK_SECS", "LLMUX_URL", "PORT", "LLMUX_WITH_RATE")
+    found = dict(line.partition("=")[::2] for line in lines if line.startswith(recipe))
+    assert found == {
+        "LLMUX_HOOK_SECS": told, "LLMUX_URL": "http://127.0.0.1:5", "PORT": "5", "LLMUX_WITH_RATE": "20",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("url", "port"),
     [("https://gpu.example", "443"), ("http://[::1]", "80"), ("http://gpu.example:5/v1", "5")],
 )
