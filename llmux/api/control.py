@@ -87,6 +87,7 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     @routes.get("/history")
     async def show_history() -> Response:
         secs = _number("secs", REMEMBERED_S, most=REMEMBERED_S)
+        await feed.wait_recalled()
         return answer(feed.history(secs))
 
     @routes.get("/events")

@@ -57,7 +57,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: Leave the model that is awake as it is, or put it to sleep.
-        journal: Keep a journal in state_dir for `llmux replay`: models, times, `policy.options`.
+        journal: Keep a journal in state_dir for `llmux replay`, and for the history of the last
+            hour after a restart: models, times, `policy.options`.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces, as the OTEL_* environment variables say.
         http2: Accept HTTP/2 from clients that ask for it; model clients speak HTTP/1.1.

@@ -27,9 +27,10 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.journal import Journal, Started
+from llmux.observe.journal import Journal, Started, Stopped
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
+from llmux.observe.recall import recall
 from llmux.proxy.access_log import AccessLog
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
@@ -137,7 +138,7 @@ def build_service(
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(access_log.apply)
-    reloader.tell(lambda new: journal.add(started(new)))
+    reloader.tell(lambda new: journal.add(started(new, feed.boot)))
     if tracing:
         reloader.tell(tracing.apply)
 
@@ -164,6 +165,9 @@ def build_service(
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
     listener = ControlListener(control, traffic) if control else None
     tasks: list[Task] = [journal.run, feed.run, reloader.run, traffic.watch_stalls, quiet.run]
+    if journal.is_kept:
+        groups = {model.name: model.group for model in config.models.values()}
+        tasks.append(partial(feed.recall, partial(recall, journal, feed.started_at, groups)))
     tasks.append(partial(watch_backends, lambda: gated(reloader.config, board, proxy)))
     if listener is not None:
         tasks.append(listener.run)
@@ -178,7 +182,12 @@ def build_service(
         tasks=tasks,
         on_death=on_switcher_death,
     )
-    live_with(app, lifecycle, lambda: journal.add(started(config)))
+    live_with(
+        app,
+        lifecycle,
+        note_start=lambda: journal.add(started(config, feed.boot)),
+        note_stop=lambda: journal.add(stopped()),
+    )
     return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
 
 
@@ -199,7 +208,7 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
     ]
 
 
-def started(config: Config) -> Callable[[float], Started]:
+def started(config: Config, boot: str = "") -> Callable[[float], Started]:
     """Return a journal entry for a start, or a reload, at the current time."""
     now = trio.current_time()
     options: dict[str, Any] = {}
@@ -215,10 +224,23 @@ def started(config: Config) -> Callable[[float], Started]:
         freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
         options=options,
         drains=config.policy.drain_before_switch,
+        boot=boot,
     )
 
 
-def live_with(app: QuartTrio, lifecycle: Lifecycle, note_start: Callable[[], object]) -> None:
+def stopped() -> Callable[[float], Stopped]:
+    """Return a journal entry for the end, at the current time."""
+    now = trio.current_time()
+    return lambda offset_s: Stopped(now + offset_s)
+
+
+def live_with(
+    app: QuartTrio,
+    lifecycle: Lifecycle,
+    *,
+    note_start: Callable[[], object],
+    note_stop: Callable[[], object],
+) -> None:
     """Start the lifecycle when the app's lifespan begins, and stop it when that ends."""
 
     @app.before_serving
@@ -231,6 +253,7 @@ def live_with(app: QuartTrio, lifecycle: Lifecycle, note_start: Callable[[], obj
         try:
             await lifecycle.stop()
         finally:
+            note_stop()
             app.nursery.cancel_scope.cancel()
 
 

@@ -36,6 +36,7 @@ from llmux.observe.schemas.status import (
     History,
     Journal,
     ModelStatus,
+    Run,
     Status,
 )
 from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord, SwitchResult
@@ -79,6 +80,7 @@ __all__ = [
     "RequestInfo",
     "RequestList",
     "RequestPhase",
+    "Run",
     "Shape",
     "Status",
     "SwitchRecord",

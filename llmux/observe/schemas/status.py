@@ -125,8 +125,23 @@ class Status(Shape, frozen=True):
     estimated_costs: dict[str, dict[str, float]]
 
 
+class Run(Shape, frozen=True):
+    """A time in which llmux ran.
+
+    Attributes:
+        started: When it started.
+        ended: When it ended, or the time of its last journal entry if it was killed; null: it runs.
+    """
+
+    started: float
+    ended: float | None = None
+
+
 class History(Shape, frozen=True):
     """Events of the last hour, as far as they are remembered.
+
+    Events of earlier runs are read from the journal at the start. They have no hooks, and their
+    switches have negative ids.
 
     Attributes:
         at: When this was sent.
@@ -135,6 +150,7 @@ class History(Shape, frozen=True):
         switches: Switches, oldest first.
         hooks: Runs of hooks, oldest first.
         counts: Numbers of requests, oldest first, each with only the models that have changed.
+        runs: The times in which llmux ran, oldest first; nothing is known of the time between.
     """
 
     at: float
@@ -143,6 +159,7 @@ class History(Shape, frozen=True):
     switches: list[SwitchRecord]
     hooks: list[HookRun]
     counts: list[Counts]
+    runs: list[Run] = []  # noqa: RUF012 - msgspec copies it
 
 
 class Journal(Shape, frozen=True):
