@@ -20,8 +20,19 @@ from llmux.config import Config
 from llmux.errors import BadRequest, ConfigMistakes, ModelNotFound
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.feed import REMEMBERED_S, Feed
+from llmux.observe.gpus import Gpus
 from llmux.observe.journal import Journal
-from llmux.observe.schemas import Alive, Message, ModelOrder, ModeOrder, Pin, PinOrder, UnpinOrder
+from llmux.observe.own_log import OwnLogReader
+from llmux.observe.schemas import (
+    Alive,
+    Message,
+    ModelOrder,
+    ModeOrder,
+    Pin,
+    PinOrder,
+    Status,
+    UnpinOrder,
+)
 from llmux.proxy.journeys import Journeys
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
@@ -48,6 +59,7 @@ class Controlled:
     journal: Journal
     hooks: ShellHooks
     reloader: Reloader
+    gpus: Gpus
 
     @property
     def config(self) -> Config:
@@ -80,9 +92,12 @@ def control_routes(controlled: Controlled) -> Blueprint:
 def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     board, feed, rates = controlled.board, controlled.feed, controlled.journeys.rates
 
+    def status() -> Status:
+        return status_of(board, feed, controlled.config, rates, controlled.gpus.look())
+
     @routes.get("/status")
     async def show_status() -> Response:
-        return answer(status_of(board, feed, controlled.config, rates))
+        return answer(status())
 
     @routes.get("/history")
     async def show_history() -> Response:
@@ -93,7 +108,7 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     @routes.get("/events")
     async def follow_events() -> Response:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
-        reader = feed.reading(lambda: status_of(board, feed, controlled.config, rates), last)
+        reader = feed.reading(status, last)
         return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")
@@ -113,6 +128,12 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
         follow = _flag("follow")
         # Ends with the feed, or the stream would hold up a shutdown for its whole grace period.
         reader = LogReader(path, lines=lines, follow=lambda: follow and not feed.has_ended)
+        return _stream(reader, "text/plain; charset=utf-8")
+
+    @routes.get("/log")
+    async def show_own_log() -> Response:
+        events, follow = int(_number("tail", 200, most=MOST_LINES)), _flag("follow")
+        reader = OwnLogReader(last=events, follow=lambda: follow and not feed.has_ended)
         return _stream(reader, "text/plain; charset=utf-8")
 
     @routes.get("/journal")

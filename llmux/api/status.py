@@ -10,14 +10,16 @@ import trio
 from llmux import __version__
 from llmux.config import Config, HookName
 from llmux.observe.feed import Feed
-from llmux.observe.schemas import GroupStatus, ModelStatus, Status
+from llmux.observe.schemas import Gpu, GroupStatus, ModelStatus, Status
 from llmux.openai.tokens import Rates
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
 
-def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> Status:
+def status_of(
+    board: Switchboard, feed: Feed, config: Config, rates: Rates, gpus: list[Gpu]
+) -> Status:
     return Status(
         at=feed.clock.now(),
         version=__version__,
@@ -37,6 +39,7 @@ def status_of(board: Switchboard, feed: Feed, config: Config, rates: Rates) -> S
             for model in switcher.models.values()
         },
         estimated_costs=board.estimated_costs(),
+        gpus=gpus,
     )
 
 

@@ -61,6 +61,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             hour after a restart: models, times, `policy.options`.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces, as the OTEL_* environment variables say.
+        watch_gpus: Show what nvidia-smi reports of GPUs, if it is there, in the status, on the page
+            and in the metrics.
         http2: Accept HTTP/2 from clients that ask for it; model clients speak HTTP/1.1.
         limits: Limits for clients.
         errors: How much errors reveal.
@@ -104,6 +106,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     journal: bool = True
     access_log: bool = False
     tracing: bool = False
+    watch_gpus: bool = True
     http2: bool = False
     limits: Limits = Limits()
     errors: ErrorsConfig = ErrorsConfig()

@@ -27,6 +27,7 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
+from llmux.observe.gpus import Gpus, find_nvidia_smi
 from llmux.observe.journal import Journal, Started, Stopped
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
@@ -128,6 +129,9 @@ def build_service(
     board = Switchboard(config, hooks or shell, events, record=record)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
+    gpus = Gpus(find_nvidia_smi() if config.watch_gpus else None)
+    if gpus.are_watched:
+        metrics.watch_gpus(gpus.look)
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
     access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
@@ -149,7 +153,7 @@ def build_service(
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
-        control_routes(Controlled(board, feed, proxy.journeys, journal, shell, reloader)),
+        control_routes(Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus)),
         page_routes(lambda: reloader.config),
     )
     traffic = ModelTraffic(
@@ -164,7 +168,14 @@ def build_service(
 
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
     listener = ControlListener(control, traffic) if control else None
-    tasks: list[Task] = [journal.run, feed.run, reloader.run, traffic.watch_stalls, quiet.run]
+    tasks: list[Task] = [
+        journal.run,
+        feed.run,
+        reloader.run,
+        traffic.watch_stalls,
+        quiet.run,
+        gpus.run,
+    ]
     if journal.is_kept:
         groups = {model.name: model.group for model in config.models.values()}
         tasks.append(partial(feed.recall, partial(recall, journal, feed.started_at, groups)))

@@ -12,6 +12,7 @@ import { Logs } from "./logs.js";
 import { announce, toast } from "./notices.js";
 import { Playground } from "./playground.js";
 import { Requests } from "./requests.js";
+import "./sections.js";
 import { Store } from "./state.js";
 import { Timeline } from "./timeline.js";
 
@@ -39,7 +40,7 @@ function showLink(link, why) {
   byId("link").dataset.state = link;
   say(byId("link"), LINKS[link]);
   const bar = byId("offline");
-  if (bar.hidden || link === "live") say(bar, why ? `Disconnected: ${why}. Reconnecting.${store.status ? since : ""}` : "");
+  if (bar.hidden || link !== "down") say(bar, why && (link === "locked" ? why : `Disconnected: ${why}. Reconnecting.${store.status ? since : ""}`));
   bar.hidden = link === "live";
   document.body.classList.toggle("stale", link !== "live");
 }

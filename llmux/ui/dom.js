@@ -31,6 +31,27 @@ export function say(element, text) {
 }
 
 /**
+ * A name that gives up its organisation first where there is little room: `mistralai/Small` becomes
+ * `m…/Small`. The whole name stays in the text and in the title.
+ * @param {Element} element @param {string} name
+ */
+export function sayName(element, name) {
+  if (element.textContent === name) return;
+  const cut = name.lastIndexOf("/", name.length - 2);
+  element.classList.toggle("name", cut > 0);
+  element.setAttribute("title", name);
+  if (cut > 0) element.replaceChildren(h("span.name-owner", {}, name.slice(0, cut)), h("span.name-slash", {}, "/"), h("span.name-own", {}, name.slice(cut + 1)));
+  else element.textContent = name;
+}
+
+/** @param {string} name @returns {any} An element with a name, as `sayName` shows it. */
+export function nameOf(name) {
+  const element = h("span");
+  sayName(element, name);
+  return element;
+}
+
+/**
  * Match a parent's children to a list, reusing elements by key and moving as few as possible.
  * @template T
  * @param {Element} parent

@@ -1,6 +1,6 @@
 /** The cards at the top: each group's active model, its activity and for how long, and its models. */
 
-import { byId, h, patchList, say } from "./dom.js";
+import { byId, h, nameOf, patchList, say } from "./dom.js";
 import { duration, many } from "./format.js";
 import { STATES } from "./looks.js";
 
@@ -105,7 +105,7 @@ export class Groups {
     const part = (/** @type {string} */ key, /** @type {any} */ element) => (row[key] = element);
     const button = (/** @type {string} */ text, /** @type {() => void} */ act) => h("button.small", { type: "button", "aria-label": `${text} ${name}`, onclick: act }, text);
     row.append(
-      h("th", { scope: "row", title: name }, h("span.model-name", {}, name), part("error", h("div.error-text", { hidden: true }))),
+      h("th", { scope: "row", title: name }, h("span.model-name", {}, nameOf(name)), part("error", h("div.error-text", { hidden: true }))),
       h("td", {}, part("chip", h("span.chip")), part("eta", h("div.small-text"))),
       h("td.num", {}, part("numbers", h("span"))),
       h("td.orders", {},

@@ -1,6 +1,6 @@
 /** The table of requests. */
 
-import { byId, h, patchList, say } from "./dom.js";
+import { byId, h, patchList, say, sayName } from "./dom.js";
 import { bytes, duration } from "./format.js";
 import { waitEnd } from "./explain.js";
 
@@ -87,7 +87,7 @@ export class Requests {
 function patch(row, request, now) {
   const ended = request.phase === "ended";
   row.classList.toggle("ended", ended);
-  say(row.model, request.model || "–");
+  sayName(row.model, request.model || "–");
   row.phase.className = `chip request-${request.phase}`;
   say(row.phase, ended ? `ended ${request.status ?? ""}` : request.phase);
   say(row.age, duration((request.ended ?? now) - request.arrived));

@@ -26,7 +26,8 @@
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",
  *   policy: string, groups: Record<string, GroupStatus>, models: Record<string, ModelStatus>,
  *   estimated_costs: Record<string, Record<string, number>>}} Status
- * @typedef {{at: number, last_event_id: string, phases: PhaseChange[], switches: SwitchRecord[],
- *   hooks: HookRun[], counts: Counts[]}} History
+ * @typedef {{started: number, ended: number | null}} Run
+ * @typedef {{at: number, last_event_id: string, runs: Run[], phases: PhaseChange[],
+ *   switches: SwitchRecord[], hooks: HookRun[], counts: Counts[]}} History
  */
 export {};

@@ -30,6 +30,7 @@ from llmux.observe.schemas.requests import (
 )
 from llmux.observe.schemas.status import (
     Alive,
+    Gpu,
     GroupState,
     GroupStatus,
     Health,
@@ -46,6 +47,7 @@ __all__ = [
     "Counts",
     "Error",
     "ErrorDetail",
+    "Gpu",
     "GroupState",
     "GroupStatus",
     "Health",

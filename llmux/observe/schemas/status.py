@@ -91,6 +91,24 @@ class GroupStatus(Shape, frozen=True):
     standby: str | None
 
 
+class Gpu(Shape, frozen=True):
+    """A GPU of this machine, as nvidia-smi reports it.
+
+    Attributes:
+        index: Its number.
+        name: The name of the product.
+        memory_used_bytes: Memory in use; null: unknown.
+        memory_total_bytes: Its memory; null: unknown.
+        utilization: Share of the last moment in which it computed, from 0 to 1; null: unknown.
+    """
+
+    index: int
+    name: str
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    utilization: float | None
+
+
 class Status(Shape, frozen=True):
     """The state of llmux.
 
@@ -109,6 +127,8 @@ class Status(Shape, frozen=True):
         models: The models, by name.
         estimated_costs: Expected hook time of a switch in seconds, by the model left (`idle`: none)
             and the model woken.
+        gpus: The GPUs, if nvidia-smi is there, and has answered in the last 30 seconds. It runs
+            only while the status or the metrics are read.
     """
 
     at: float
@@ -123,6 +143,7 @@ class Status(Shape, frozen=True):
     groups: dict[str, GroupStatus]
     models: dict[str, ModelStatus]
     estimated_costs: dict[str, dict[str, float]]
+    gpus: list[Gpu] = []  # noqa: RUF012 - msgspec copies it
 
 
 class Run(Shape, frozen=True):
