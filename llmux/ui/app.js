@@ -7,6 +7,7 @@ import { byId, say } from "./dom.js";
 import { Feed } from "./feed.js";
 import { duration } from "./format.js";
 import { Groups, spoken } from "./groups.js";
+import { Gpus } from "./gpus.js";
 import { askKeys } from "./keys.js";
 import { Logs } from "./logs.js";
 import { announce, toast } from "./notices.js";
@@ -19,7 +20,7 @@ import { Timeline } from "./timeline.js";
 const TRIM_MS = 30_000;
 const LINKS = { connecting: "connecting", live: "live", down: "disconnected", locked: "locked" };
 
-const store = new Store();
+export const store = new Store(); // exported for looks from the console, too
 const actions = new Actions(store);
 const timeline = new Timeline(store, (record) => detail.showSwitch(record));
 const detail = new Detail(store, timeline);
@@ -27,6 +28,7 @@ const feed = new Feed(store, showLink, onEvent);
 new Groups(store, actions);
 new Requests(store, actions, (request) => detail.showRequest(request));
 new Costs(store);
+new Gpus(store);
 new Logs(store);
 new Playground(store, (id) => {
   const request = store.requests.get(id) ?? store.ended.get(id);

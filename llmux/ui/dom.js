@@ -86,7 +86,8 @@ export function patchList(parent, items, keyOf, make, patch = () => {}) {
 /**
  * Match a select's options to a list, keeping the selection if it still exists.
  * @param {HTMLSelectElement} select @param {string[]} values
+ * @param {(value: string) => string} [label] Returns what is shown for a value.
  */
-export function patchOptions(select, values) {
-  patchList(select, values, (value) => value, (value) => h("option", { value }, value));
+export function patchOptions(select, values, label = (value) => value) {
+  patchList(select, values, (value) => value, (value) => h("option", { value }, label(value)));
 }
