@@ -21,7 +21,9 @@ from llmux.config import Config
 from llmux.errors import BadRequest, ConfigMistakes, ModelNotFound
 from llmux.hooks.shell import ShellHooks
 from llmux.observe.feed import REMEMBERED_S, Feed
+from llmux.observe.gpus import Gpus
 from llmux.observe.journal import Journal
+from llmux.observe.own_log import OwnLogReader
 from llmux.observe.schemas import (
     Alive,
     Message,
@@ -58,6 +60,7 @@ class Controlled:
     journal: Journal
     hooks: ShellHooks
     reloader: Reloader
+    gpus: Gpus
 
     @property
     def config(self) -> Config:
@@ -89,7 +92,10 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     forecasts = Forecasts(board)
 
     def status() -> Status:
-        return status_of(board, feed, controlled.config, rates, forecasts)
+        gpus = controlled.gpus.look()
+        return status_of(
+            board, feed, controlled.config, rates=rates, forecasts=forecasts, gpus=gpus
+        )
 
     @routes.get("/status")
     async def show_status() -> Response:
@@ -99,6 +105,7 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     @routes.get("/history")
     async def show_history() -> Response:
         secs = _number("secs", REMEMBERED_S, most=REMEMBERED_S)
+        await feed.wait_recalled()
         return answer(feed.history(secs))
 
     @routes.get("/events")
@@ -125,6 +132,12 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
         follow = _flag("follow")
         # Ends with the feed, or the stream would hold up a shutdown for its whole grace period.
         reader = LogReader(path, lines=lines, follow=lambda: follow and not feed.has_ended)
+        return _stream(reader, "text/plain; charset=utf-8")
+
+    @routes.get("/log")
+    async def show_own_log() -> Response:
+        events, follow = int(_number("tail", 200, most=MOST_LINES)), _flag("follow")
+        reader = OwnLogReader(last=events, follow=lambda: follow and not feed.has_ended)
         return _stream(reader, "text/plain; charset=utf-8")
 
     @routes.get("/journal")

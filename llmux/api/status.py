@@ -11,7 +11,7 @@ from llmux import __version__
 from llmux.api.forecasts import Forecasts
 from llmux.config import Config, HookName
 from llmux.observe.feed import Feed
-from llmux.observe.schemas import GroupStatus, ModelStatus, Status
+from llmux.observe.schemas import Gpu, GroupStatus, ModelStatus, Status
 from llmux.openai.tokens import Rates
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
@@ -19,7 +19,13 @@ from llmux.switching.switcher import Switcher
 
 
 def status_of(
-    board: Switchboard, feed: Feed, config: Config, rates: Rates, forecasts: Forecasts
+    board: Switchboard,
+    feed: Feed,
+    config: Config,
+    *,
+    rates: Rates,
+    forecasts: Forecasts,
+    gpus: list[Gpu],
 ) -> Status:
     return Status(
         at=feed.clock.now(),
@@ -42,6 +48,7 @@ def status_of(
             for model in switcher.models.values()
         },
         estimated_costs=board.estimated_costs(),
+        gpus=gpus,
     )
 
 

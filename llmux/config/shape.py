@@ -64,9 +64,12 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: Leave the model that is awake as it is, or put it to sleep.
-        journal: Keep a journal in state_dir for `llmux replay`: models, times, `policy.options`.
+        journal: Keep a journal in state_dir for `llmux replay`, and for the history of the last
+            hour after a restart: models, times, `policy.options`.
         access_log: Log a line for each request.
         tracing: Send OpenTelemetry traces, as the OTEL_* environment variables say.
+        watch_gpus: Show what nvidia-smi reports of GPUs, if it is there, in the status, on the page
+            and in the metrics.
         http2: Accept HTTP/2 from clients that ask for it; model clients speak HTTP/1.1.
         limits: Limits for clients.
         errors: How much errors reveal.
@@ -117,6 +120,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     journal: bool = True
     access_log: bool = False
     tracing: bool = False
+    watch_gpus: bool = True
     http2: bool = False
     limits: Limits = Limits()
     errors: ErrorsConfig = ErrorsConfig()

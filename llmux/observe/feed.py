@@ -20,7 +20,8 @@ import trio
 from trio_util import RepeatedEvent
 
 from llmux.observe.clock import WallClock
-from llmux.observe.schemas import Counts, History, HookRun, PhaseChange, Shape, SwitchRecord
+from llmux.observe.memory import MOST_REMEMBERED, REMEMBERED_S, Memory, Recalled, changes
+from llmux.observe.schemas import Counts, History, Shape
 
 TICK_S = 0.25
 """Interval between batches while there are readers."""
@@ -41,11 +42,7 @@ KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b":\n\n"
 """A comment sent after this much silence, since proxies close silent streams."""
 
-REMEMBERED_S = 3600.0
-"""Age limit of remembered events."""
-
-MOST_REMEMBERED = 20_000
-"""Limit of remembered events of each kind; an hour has far fewer switches."""
+__all__ = ["MOST_REMEMBERED", "REMEMBERED_S"]
 
 Look = Callable[[], tuple[str, Shape] | None]
 """Returns the changes since its last call, as kind and object, or None."""
@@ -53,54 +50,6 @@ Look = Callable[[], tuple[str, Shape] | None]
 
 class Lagged(Exception):
     """Raised when a reader has fallen behind and has missed batches."""
-
-
-class Memory:
-    """The events of the last hour."""
-
-    def __init__(self) -> None:
-        self.phases: deque[PhaseChange] = deque(maxlen=MOST_REMEMBERED)
-        self.hooks: deque[HookRun] = deque(maxlen=MOST_REMEMBERED)
-        self.counts: deque[Counts] = deque(maxlen=MOST_REMEMBERED)
-        self._switches: dict[int, SwitchRecord] = {}  # by number, and so oldest first
-        self._counted: dict[str, tuple[int, int]] = {}
-
-    def keep(self, shape: Shape) -> None:
-        """Remember an event, if it is of a kind that is remembered."""
-        if isinstance(shape, PhaseChange):
-            self.phases.append(shape)
-        elif isinstance(shape, SwitchRecord):
-            self._switches[shape.id] = shape
-            if len(self._switches) > MOST_REMEMBERED:
-                del self._switches[next(iter(self._switches))]
-        elif isinstance(shape, HookRun) and shape.duration_secs is not None:
-            self.hooks.append(shape)
-
-    def count(self, at: float, counted: Mapping[str, tuple[int, int]]) -> None:
-        """Remember the number of requests of the models where it has changed."""
-        if changed := changes(self._counted, counted):
-            self._counted = dict(counted)
-            self.counts.append(Counts(at=at, models=changed))
-
-    def history(self, now: float, secs: float, last_event_id: str) -> History:
-        """Return the remembered events of the last `secs` seconds; `now` is a Unix time."""
-        since = now - min(secs, REMEMBERED_S)
-        return History(
-            at=now,
-            last_event_id=last_event_id,
-            phases=[each for each in self.phases if each.at >= since],
-            switches=[s for s in self._switches.values() if (s.ended or now) >= since],
-            hooks=[each for each in self.hooks if each.started >= since],
-            counts=[each for each in self.counts if each.at >= since],
-        )
-
-
-def changes(
-    before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]
-) -> dict[str, tuple[int, int]]:
-    """Return the counts that differ; models that were removed count as having no requests."""
-    gone = {name: (0, 0) for name in before if name not in now and before[name] != (0, 0)}
-    return gone | {name: pair for name, pair in now.items() if before.get(name) != pair}
 
 
 class Reader:
@@ -154,7 +103,8 @@ class Feed:
         self.boot = os.urandom(3).hex()
         self.started_at = time.time()
         self.clock = clock or WallClock()
-        self.memory = Memory()
+        self.memory = Memory(self.started_at)
+        self._recalled: trio.Event | None = None  # while the memory of earlier runs is read
         self._pending: list[bytes] = []
         self._ring: deque[tuple[int, bytes]] = deque()
         self._ring_bytes = 0
@@ -283,6 +233,19 @@ class Feed:
         skipped = after - self._oldest + 1
         for index in range(skipped, len(self._ring)):
             yield self._ring[index]
+
+    async def recall(self, read: Callable[[], Recalled]) -> None:
+        """Add what `read` returns of earlier runs to the memory; it is called in a thread."""
+        self._recalled = trio.Event()
+        try:
+            self.memory.recall(await trio.to_thread.run_sync(read, abandon_on_cancel=True))
+        finally:
+            self._recalled.set()
+
+    async def wait_recalled(self) -> None:
+        """Wait until the memory has what is known of earlier runs, if that is being read."""
+        if self._recalled is not None:
+            await self._recalled.wait()
 
     # ---- Sealing ----
 

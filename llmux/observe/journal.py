@@ -1,7 +1,8 @@
-"""The journal for `llmux replay`: one line of JSON for each request and each switch.
+"""The journal: one line of JSON for each request, switch and change of a model's state.
 
-It holds models, times and the policy's settings, but no prompts, headers or keys. Times are Unix
-times, in seconds.
+`llmux replay` reads it, and so does the next start, for the history of the last hour
+(`llmux.observe.recall`). It holds models, times and the policy's settings, but no prompts, headers
+or keys. Times are Unix times, in seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import trio
 from llmux.base.plainfiles import open_own
 from llmux.observe.clock import WallClock
 from llmux.observe.logs import get_logger
+from llmux.observe.schemas import ModelState, SwitchResult
 
 FILE_NAME = "journal.jsonl"
 """Its name in `state_dir`."""
@@ -50,6 +52,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         freezes: The models that sleep with their requests (`preserves_in_flight`).
         options: The policy's options, if they can be written as JSON.
         drains: True if a switch waits for requests in flight (`drain_before_switch`).
+        boot: Identifies the start of llmux; the same in all entries of one run. Empty in journals
+            of earlier versions.
     """
 
     at: float
@@ -61,6 +65,17 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     freezes: Collection[str] = ()
     options: Mapping[str, Any] = {}
     drains: bool = True
+    boot: str = ""
+
+
+class Stopped(msgspec.Struct, tag_field="event", tag="stopped", frozen=True):
+    """llmux has stopped in order; a killed one leaves no such entry.
+
+    Attributes:
+        at: When.
+    """
+
+    at: float
 
 
 class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omit_defaults=True):
@@ -83,6 +98,22 @@ class Request(msgspec.Struct, tag_field="event", tag="request", frozen=True, omi
     company: int = 0
 
 
+class Phase(msgspec.Struct, tag_field="event", tag="phase", frozen=True):
+    """A model has changed its state.
+
+    Attributes:
+        at: When.
+        model: The model.
+        state: Its new state.
+        left: Its previous state.
+    """
+
+    at: float
+    model: str
+    state: ModelState
+    left: ModelState
+
+
 class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_defaults=True):
     """One switch has ended.
 
@@ -103,11 +134,15 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     ended: float
     drain_s: float
     hooks_s: float
-    result: str
+    result: SwitchResult
     reason: str = ""
 
 
-Entry = Started | Request | Switch
+Entry = Started | Stopped | Phase | Request | Switch
+Kinds = tuple[type[Entry], ...]
+
+REPLAYED: Kinds = (Started, Request, Switch)
+EVERY_KIND: Kinds = (Started, Stopped, Phase, Request, Switch)
 
 
 class Journal:
@@ -135,10 +170,11 @@ class Journal:
         if self._path is not None:
             self._entries.append(entry)
 
-    def latest(self, since: float, limit: int) -> list[Entry]:
+    def latest(self, since: float, limit: int, kinds: Kinds = REPLAYED) -> list[Entry]:
         """Return up to `limit` of the last entries that ended since a Unix time, oldest first.
 
-        Only the last `LATEST_BYTES` of the current file are read.
+        Only entries of these kinds are returned; by default those that `llmux replay` uses. Only
+        the last `LATEST_BYTES` of the current file are read.
         """
         if self._path is None:
             return []
@@ -147,7 +183,7 @@ class Journal:
             file.seek(max(0, size - LATEST_BYTES))
             lines = file.read(LATEST_BYTES).splitlines()
             entries = list(_decoded(lines))
-            found = [each for each in entries if _at(each) >= since]
+            found = [e for e in entries if isinstance(e, kinds) and time_of(e) >= since]
             return found[len(found) - min(limit, len(found)) :]
         return []
 
@@ -220,8 +256,9 @@ def _decoded(
             skip(number, error)
 
 
-def _at(entry: Entry) -> float:
-    return entry.at if isinstance(entry, Started) else entry.ended
+def time_of(entry: Entry) -> float:
+    """Return the Unix time of what an entry is about: of its end, if it lasts."""
+    return entry.ended if isinstance(entry, Request | Switch) else entry.at
 
 
 NO_JOURNAL = Journal(None)

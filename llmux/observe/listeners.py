@@ -8,7 +8,7 @@ from llmux.errors import ModelAsleep
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Drained, Events, HookEnded, PhaseChanged, SwitchEnded
 from llmux.observe.feed import Feed
-from llmux.observe.journal import Journal, Request, Switch
+from llmux.observe.journal import Journal, Phase, Request, Switch
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import IDLE, TOKEN_KINDS, Metrics
 from llmux.observe.schemas import HookRun, PhaseChange, SwitchRecord
@@ -160,7 +160,12 @@ def keep_events(events: Events, journal: Journal) -> None:
         if summary.uses_model:
             journal.add(request_entry(summary))
 
+    def phase_changed(event: PhaseChanged) -> None:
+        at, model, state, left = event.at, event.model, event.state, event.left
+        journal.add(lambda offset_s: Phase(at + offset_s, model, state, left))
+
     if journal.is_kept:
+        events.phase_changed.listen(phase_changed)
         events.request_ended.listen(request_ended)
         events.switch_ended.listen(lambda event: journal.add(switch_entry(event)))
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -22,6 +22,7 @@ finally:
         sys.modules["rich"] = _rich
 
 from llmux.config.masking import MASKER  # noqa: E402
+from llmux.observe.own_log import LAST_LINES  # noqa: E402
 from llmux.observe.repeats import Repeats  # noqa: E402
 
 LogFormat = Literal["text", "json"]
@@ -62,13 +63,22 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     if log_format == "json":
         finish.append(structlog.processors.format_exc_info)
     formatter = MaskedFormatter(foreign_pre_chain=shared, processors=[*finish, renderer])
-    output = logging.StreamHandler(sys.stderr)
+    output = Output(sys.stderr)
     output.setFormatter(formatter)
     output.addFilter(Repeats())
     output.addFilter(_is_no_cancelled_connection)
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class Output(logging.StreamHandler[TextIO]):
+    """Writes each event, and keeps its text for `GET /control/log`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        LAST_LINES.add(text)
+        return text
 
 
 class MaskedFormatter(structlog.stdlib.ProcessorFormatter):

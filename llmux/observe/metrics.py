@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar, get_args
 
 from prometheus_client import (
@@ -16,6 +16,7 @@ from prometheus_client import (
 
 from llmux import __version__
 from llmux.config import HookName, ModelConfig
+from llmux.observe.schemas import Gpu
 from llmux.observe.series import SECONDS_BUCKETS, Family, Histogram, Latest, LiveGauges, Row, Value
 
 __all__ = ["SECONDS_BUCKETS"]
@@ -196,6 +197,10 @@ class Metrics:
             lambda: [((), float(queue_limit()))],
         )
 
+    def watch_gpus(self, read: Callable[[], Iterable[Gpu]]) -> None:
+        """Export what `read` returns at each scrape; numbers that are unknown are left out."""
+        self._add(LiveGauges(_GPUS, lambda: _gpu_rows(list(read()))))
+
     def render(self) -> bytes:
         """Return all series in the Prometheus text format."""
         own = "".join([family.text() for family in self._own])
@@ -284,6 +289,28 @@ _LIVE = (
         ("model", "group", "state"),
     ),
 )
+
+
+_GPUS = (
+    ("llmux_gpu_memory_used_bytes", "Memory in use, as nvidia-smi reports it", ("gpu", "name")),
+    ("llmux_gpu_memory_total_bytes", "Memory of the GPU", ("gpu", "name")),
+    ("llmux_gpu_utilization_ratio", "Share of time in which it computed", ("gpu", "name")),
+)
+
+
+def _gpu_rows(gpus: Sequence[Gpu]) -> list[list[Row]]:
+    columns = [
+        [(gpu.memory_used_bytes, gpu.memory_total_bytes, gpu.utilization)[column] for gpu in gpus]
+        for column in range(len(_GPUS))
+    ]
+    return [
+        [
+            ((str(gpu.index), gpu.name), float(number))
+            for gpu, number in zip(gpus, numbers, strict=True)
+            if number is not None
+        ]
+        for numbers in columns
+    ]
 
 
 def _live_rows(counts: Counts) -> tuple[list[Row], ...]:

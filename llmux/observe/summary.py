@@ -11,6 +11,10 @@ Outcome = Literal["done", "cut", "client_left"] | str
 abandoned by its client, or the code of the error that it was answered with."""
 
 
+LEAST_TIMED_S = 0.001
+"""An answer that took less came in one piece, and says nothing of a rate."""
+
+
 class RequestSummary(msgspec.Struct, frozen=True, gc=False):
     """One request, from its arrival to its end (or until now, in a list of those under way).
 
@@ -69,6 +73,20 @@ class RequestSummary(msgspec.Struct, frozen=True, gc=False):
     def duration_s(self) -> float:
         """Seconds from arrival to the end."""
         return self.ended_at - self.arrived_at
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens of the answer per second of its generation, as far as llmux sees it.
+
+        A stream is timed from its first byte on, which brings the first token. Other answers are
+        timed from their admission on, so their prompts count, too.
+        """
+        tokens, began_at = self.tokens_out or 0, self.admitted_at
+        if self.is_token_stream and self.first_byte_s is not None:
+            tokens, began_at = tokens - 1, self.arrived_at + self.first_byte_s
+        if tokens <= 0 or began_at is None or self.ended_at - began_at < LEAST_TIMED_S:
+            return None
+        return tokens / (self.ended_at - began_at)
 
 
 def path_of(target: bytes) -> bytes:

@@ -120,7 +120,12 @@ class Journeys:
             bytes_out=summary.bytes_out,
             ended=unix(summary.ended_at) if has_ended else None,
             status=summary.status if has_ended or first_byte_s is not None else None,
-            first_byte_secs=None if first_byte_s is None else round(first_byte_s, 3),
+            first_byte_secs=_rounded(first_byte_s, 3),
             tokens_in=summary.tokens_in,
             tokens_out=summary.tokens_out,
+            tokens_per_sec=_rounded(summary.tokens_per_s if has_ended else None, 1),
         )
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    return None if number is None else round(number, digits)

@@ -28,9 +28,11 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.journal import FILE_NAME, Journal, Started
+from llmux.observe.gpus import Gpus, find_nvidia_smi
+from llmux.observe.journal import FILE_NAME, Journal, Started, Stopped
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
+from llmux.observe.recall import recall
 from llmux.proxy.access_log import AccessLog
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
@@ -131,6 +133,9 @@ def build_service(
     board = Switchboard(config, hooks or shell, events, record=record)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
+    gpus = Gpus(find_nvidia_smi() if config.watch_gpus else None)
+    if gpus.are_watched:
+        metrics.watch_gpus(gpus.look)
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
     access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
@@ -141,7 +146,7 @@ def build_service(
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(access_log.apply)
-    reloader.tell(lambda new: journal.add(started(new)))
+    reloader.tell(lambda new: journal.add(started(new, feed.boot)))
     if tracing:
         reloader.tell(tracing.apply)
 
@@ -149,7 +154,7 @@ def build_service(
         is_healthy=lambda: board.is_healthy,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader)
+    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus)
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
@@ -169,7 +174,17 @@ def build_service(
 
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
     listener = ControlListener(control, traffic) if control else None
-    tasks: list[Task] = [journal.run, feed.run, reloader.run, traffic.watch_stalls, quiet.run]
+    tasks: list[Task] = [
+        journal.run,
+        feed.run,
+        reloader.run,
+        traffic.watch_stalls,
+        quiet.run,
+        gpus.run,
+    ]
+    if journal.is_kept:
+        groups = {model.name: model.group for model in config.models.values()}
+        tasks.append(partial(feed.recall, partial(recall, journal, feed.started_at, groups)))
     tasks.append(partial(watch_backends, lambda: gated(reloader.config, board, proxy)))
     if listener is not None:
         tasks.append(listener.run)
@@ -184,7 +199,13 @@ def build_service(
         tasks=tasks,
         on_death=on_switcher_death,
     )
-    live_with(app, lifecycle, ports, lambda: journal.add(started(config)))
+    live_with(
+        app,
+        lifecycle,
+        ports,
+        note_start=lambda: journal.add(started(config, feed.boot)),
+        note_stop=lambda: journal.add(stopped()),
+    )
     return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
 
 
@@ -205,7 +226,7 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
     ]
 
 
-def started(config: Config) -> Callable[[float], Started]:
+def started(config: Config, boot: str = "") -> Callable[[float], Started]:
     """Return a journal entry for a start, or a reload, at the current time."""
     now = trio.current_time()
     options: dict[str, Any] = {}
@@ -221,11 +242,23 @@ def started(config: Config) -> Callable[[float], Started]:
         freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
         options=options,
         drains=config.policy.drain_before_switch,
+        boot=boot,
     )
 
 
+def stopped() -> Callable[[float], Stopped]:
+    """Return a journal entry for the end, at the current time."""
+    now = trio.current_time()
+    return lambda offset_s: Stopped(now + offset_s)
+
+
 def live_with(
-    app: QuartTrio, lifecycle: Lifecycle, ports: PortBook, note_start: Callable[[], object]
+    app: QuartTrio,
+    lifecycle: Lifecycle,
+    ports: PortBook,
+    *,
+    note_start: Callable[[], object],
+    note_stop: Callable[[], object],
 ) -> None:
     """Start the lifecycle when the app's lifespan begins, and stop it when that ends."""
 
@@ -240,6 +273,7 @@ def live_with(
             await lifecycle.stop()
         finally:
             ports.close()
+            note_stop()
             app.nursery.cancel_scope.cancel()
 
 

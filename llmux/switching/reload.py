@@ -38,6 +38,7 @@ FIXED = (
     "limits.dead_peer_secs",
     "limits.header_fields",
     "http2",
+    "watch_gpus",
 )
 """Keys that only take effect at the start."""
 

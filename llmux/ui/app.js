@@ -7,18 +7,20 @@ import { byId, say } from "./dom.js";
 import { Feed } from "./feed.js";
 import { duration } from "./format.js";
 import { Groups, spoken } from "./groups.js";
+import { Gpus } from "./gpus.js";
 import { askKeys } from "./keys.js";
 import { Logs } from "./logs.js";
 import { announce, toast } from "./notices.js";
 import { Playground } from "./playground.js";
 import { Requests } from "./requests.js";
+import "./sections.js";
 import { Store } from "./state.js";
 import { Timeline } from "./timeline.js";
 
 const TRIM_MS = 30_000;
 const LINKS = { connecting: "connecting", live: "live", down: "disconnected", locked: "locked" };
 
-const store = new Store();
+export const store = new Store(); // exported for looks from the console, too
 const actions = new Actions(store);
 const timeline = new Timeline(store, (record) => detail.showSwitch(record));
 const detail = new Detail(store, timeline);
@@ -26,6 +28,7 @@ const feed = new Feed(store, showLink, onEvent);
 new Groups(store, actions);
 new Requests(store, actions, (request) => detail.showRequest(request));
 new Costs(store);
+new Gpus(store);
 new Logs(store);
 new Playground(store, (id) => {
   const request = store.requests.get(id) ?? store.ended.get(id);
@@ -39,7 +42,7 @@ function showLink(link, why) {
   byId("link").dataset.state = link;
   say(byId("link"), LINKS[link]);
   const bar = byId("offline");
-  if (bar.hidden || link === "live") say(bar, why ? `Disconnected: ${why}. Reconnecting.${store.status ? since : ""}` : "");
+  if (bar.hidden || link !== "down") say(bar, why && (link === "locked" ? why : `Disconnected: ${why}. Reconnecting.${store.status ? since : ""}`));
   bar.hidden = link === "live";
   document.body.classList.toggle("stale", link !== "live");
 }

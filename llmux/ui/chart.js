@@ -83,11 +83,15 @@ export class StackedChart {
     const step = (to - from) / parts;
     const known = Math.max(0, Math.min(parts, Math.ceil((this._store.now() - from) / step)));
     const times = Float64Array.from({ length: parts }, (_, part) => from + part * step);
+    const isKnown = new Uint8Array(parts);
+    for (const { from: begin, to: end } of this._store.recorded(from, to)) {
+      isKnown.fill(1, Math.max(0, Math.floor((begin - from) / step)), Math.min(known, Math.ceil((end - from) / step)));
+    }
     const sums = [];
     let below = new Float64Array(parts);
     for (const model of this._store.models) {
       const peaks = this._store.counts.get(model)?.peaks(this._which, from, to, parts) ?? new Float64Array(parts);
-      const sum = Array.from(peaks, (peak, part) => (part < known ? peak + below[part] : null));
+      const sum = Array.from(peaks, (peak, part) => (isKnown[part] ? peak + below[part] : null));
       below = Float64Array.from(sum, (value) => value ?? 0);
       sums.push(sum);
     }

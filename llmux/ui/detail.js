@@ -85,28 +85,29 @@ export class Detail {
     const end = record.ended ?? this._store.now();
     const total = end - record.started;
     const result = record.result ?? "running";
+    const recalled = record.id < 0; // from the journal, which does not keep all of it
     const cause = record.request && (this._store.requests.get(record.request) ?? this._store.ended.get(record.request));
     return [
       h("h2", { id: "detail-title" }, `${record.from ?? "nothing"} → ${record.to}`),
-      h("p", {}, h(`span.chip.${result === "failure" ? "failed" : "plain"}`, {}, result), ` switch ${record.id} · ${clock(record.started, true)} · ${duration(total)}`),
+      h("p", {}, h(`span.chip.${result === "failure" ? "failed" : "plain"}`, {}, result), ` ${recalled ? "before the restart" : `switch ${record.id}`} · ${clock(record.started, true)} · ${duration(total)}`),
       record.error ? h("p.error-text", {}, record.error) : null,
       h("h3", {}, "Why"),
       h("dl.pairs", {},
-        ...pair("Rule", ruleInWords(record.rule)),
         ...pair("Reason", record.reason || "–"),
-        ...pair("For request", record.request
+        ...(recalled ? [] : pair("Rule", ruleInWords(record.rule))),
+        ...(recalled ? [] : pair("For request", record.request
           ? cause
             ? h("button.link-button", { type: "button", onclick: () => this.showRequest(cause) }, record.request)
             : h("code", {}, record.request)
-          : "nobody waited"),
-        ...pair("Waiting then", many(record.waiting, "request")),
+          : "nobody waited")),
+        ...(recalled ? [] : pair("Waiting then", many(record.waiting, "request"))),
       ),
       h("h3", {}, "Phases"),
       bars(this._phases(record, end), record.started, end),
       h("h3", {}, "Cost"),
       h("dl.pairs", {},
         ...pair("Took", duration(total)),
-        ...pair("Expected", record.expected_secs === null ? "unknown: not seen before" : `${duration(record.expected_secs)}${compare(total, record)}`),
+        ...(recalled ? [] : pair("Expected", record.expected_secs === null ? "unknown: not seen before" : `${duration(record.expected_secs)}${compare(total, record)}`)),
         ...(record.ended === null ? [] : [...pair("Drain", duration(record.drain_secs)), ...pair("Hooks", duration(record.hook_secs))]),
       ),
       h("h3", {}, "Hooks"),
@@ -133,7 +134,7 @@ export class Detail {
       (run) => [record.from, record.to].includes(run.model) && run.hook !== "alive" &&
         run.started >= record.started - SLACK_SECS && run.started <= end + SLACK_SECS,
     );
-    if (!runs.length) return [h("p.none", {}, "None has run yet.")];
+    if (!runs.length) return [h("p.none", {}, record.id < 0 ? "Not kept over a restart; the models' logs have their output." : "None has run yet.")];
     return runs.map((run) =>
       h("details.hook", { open: run.ok === false },
         h("summary", {}, h("span", {}, `${run.hook} ${run.model}`), h(`span.chip.${run.ok === false ? "failed" : "plain"}`, {}, run.ok === null ? "running" : run.ok ? "ok" : "failed"), h("span.num", {}, duration(run.duration_secs ?? this._store.now() - run.started))),
@@ -166,6 +167,8 @@ export class Detail {
         ...pair("Arrived", clock(request.arrived, true)),
         ...pair("Call", h("code", {}, `${request.method} ${request.path}`)),
         ...pair("Client", request.client ?? "–"),
+        ...(request.first_byte_secs == null ? [] : pair("First token", `${duration(request.first_byte_secs)} after arrival`)),
+        ...(request.tokens_out == null ? [] : pair("Tokens", `${request.tokens_in ?? "?"} → ${request.tokens_out}${request.tokens_per_sec == null ? "" : `, ${request.tokens_per_sec.toFixed(1)} a second`}`)),
         ...pair("In / out", `${bytes(request.bytes_in)} / ${bytes(request.bytes_out)}`),
         ...(request.ended ? pair("Ended", `${clock(request.ended, true)}, after ${duration(request.ended - request.arrived)}`) : []),
       ),

@@ -31,6 +31,27 @@ export function say(element, text) {
 }
 
 /**
+ * A name that gives up its organisation first where there is little room: `mistralai/Small` becomes
+ * `m…/Small`. The whole name stays in the text and in the title.
+ * @param {Element} element @param {string} name
+ */
+export function sayName(element, name) {
+  if (element.textContent === name) return;
+  const cut = name.lastIndexOf("/", name.length - 2);
+  element.classList.toggle("name", cut > 0);
+  element.setAttribute("title", name);
+  if (cut > 0) element.replaceChildren(h("span.name-owner", {}, name.slice(0, cut)), h("span.name-slash", {}, "/"), h("span.name-own", {}, name.slice(cut + 1)));
+  else element.textContent = name;
+}
+
+/** @param {string} name @returns {any} An element with a name, as `sayName` shows it. */
+export function nameOf(name) {
+  const element = h("span");
+  sayName(element, name);
+  return element;
+}
+
+/**
  * Match a parent's children to a list, reusing elements by key and moving as few as possible.
  * @template T
  * @param {Element} parent
@@ -65,7 +86,8 @@ export function patchList(parent, items, keyOf, make, patch = () => {}) {
 /**
  * Match a select's options to a list, keeping the selection if it still exists.
  * @param {HTMLSelectElement} select @param {string[]} values
+ * @param {(value: string) => string} [label] Returns what is shown for a value.
  */
-export function patchOptions(select, values) {
-  patchList(select, values, (value) => value, (value) => h("option", { value }, value));
+export function patchOptions(select, values, label = (value) => value) {
+  patchList(select, values, (value) => value, (value) => h("option", { value }, label(value)));
 }

@@ -14,6 +14,19 @@ const LEAST_SHARE = 0.003; // of a wait; shorter intervals explain nothing
 export const waitEnd = (request, now) => (request.phase === "waiting" ? now : request.arrived + request.waited_secs);
 
 /**
+ * How much longer requests for a model are expected to wait.
+ * @param {Store} store @param {string} name @param {number} now
+ * @returns {number | null} In seconds; null: unknown.
+ */
+export function expectedWait(store, name, now) {
+  const model = store.model(name);
+  const running = model && store.status?.groups[model.group]?.switch;
+  // While a switch to it runs, what is left of that; the status is up to ten seconds old.
+  if (running && running.to === name && running.expected_secs !== null) return Math.max(0, running.expected_secs - (now - running.started));
+  return model?.eta_secs ?? null;
+}
+
+/**
  * @param {Store} store @param {RequestInfo} request
  * @returns {{parts: Part[], switches: SwitchRecord[]}} Parts in order of time, and the switches in them.
  */

@@ -1,7 +1,7 @@
 /** Feeds the store: events, resumed after a break, and history after each fresh start. */
 
 import { ApiError, call, getJson, serverEvents } from "./api.js";
-import { askKeys } from "./keys.js";
+import { askKeys, wrongKey } from "./keys.js";
 import { KEPT_SECS } from "./state.js";
 
 /** @typedef {import("./state.js").Store} Store */
@@ -44,8 +44,8 @@ export class Feed {
       } catch (error) {
         if (error instanceof ApiError && error.status === 401) {
           this._live = false;
-          this._onLink("locked", "This llmux requires a control key.");
-          await askKeys("This llmux requires a control key.").then((given) => given || this._pause(3600_000));
+          this._onLink("locked", wrongKey("control") || "This llmux requires a control key.");
+          await askKeys("This llmux requires a control key.", "control").then((given) => given || this._pause(3600_000));
           continue;
         }
         this._onLink("down", error instanceof ApiError ? error.message : "llmux does not respond");

@@ -1,6 +1,7 @@
 /** The cards at the top: each group's active model, its activity and for how long, and its models. */
 
-import { byId, h, patchList, say } from "./dom.js";
+import { byId, h, nameOf, patchList, say } from "./dom.js";
+import { expectedWait } from "./explain.js";
 import { duration, many } from "./format.js";
 import { STATES } from "./looks.js";
 
@@ -105,7 +106,7 @@ export class Groups {
     const part = (/** @type {string} */ key, /** @type {any} */ element) => (row[key] = element);
     const button = (/** @type {string} */ text, /** @type {() => void} */ act) => h("button.small", { type: "button", "aria-label": `${text} ${name}`, onclick: act }, text);
     row.append(
-      h("th", { scope: "row", title: name }, h("span.model-name", {}, name), part("error", h("div.error-text", { hidden: true }))),
+      h("th", { scope: "row", title: name }, h("span.model-name", {}, nameOf(name)), part("error", h("div.error-text", { hidden: true }))),
       h("td", {}, part("chip", h("span.chip")), part("eta", h("div.small-text"))),
       h("td.num", {}, part("numbers", h("span"))),
       h("td.orders", {},
@@ -121,8 +122,10 @@ export class Groups {
   _patchModel(row, name, model, group, now) {
     row.chip.className = `chip ${model.state}`;
     say(row.chip, STATES[model.state].label);
-    const away = ["asleep", "failed"].includes(model.state) && model.eta_secs !== null;
-    say(row.eta, away ? `≈ ${duration(model.eta_secs)} away` : `for ${duration(Math.max(0, now - model.since))}`);
+    const wait = expectedWait(this._store, name, now);
+    const waits = model.queued > 0 && !model.awake && wait !== null && model.state !== "draining";
+    const away = waits || (["asleep", "failed"].includes(model.state) && wait !== null);
+    say(row.eta, away ? (wait < 0.5 ? "soon" : `≈ ${duration(wait)} away`) : `for ${duration(Math.max(0, now - model.since))}`);
     row.eta.title = away ? "Roughly how long a request that arrived now would wait" : "";
     const slots = model.max_in_flight === null ? "" : `/${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";

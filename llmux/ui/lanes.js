@@ -65,7 +65,7 @@ export class Lanes {
   /** Read the current colours. */
   recolour() {
     this._fills = fills(this._context, this._ratio ?? 1);
-    for (const name of ["text", "muted", "line", "surface", "accent", "failed", "grid"]) this._colours[name] = colour(name);
+    for (const name of ["text", "muted", "line", "surface", "accent", "on-accent", "failed", "grid"]) this._colours[name] = colour(name);
     this._modelColours = this._store.models.map((_, index) => colour(modelColour(index)));
     this._font = `11px ${getComputedStyle(document.body).fontFamily}`;
   }
@@ -91,6 +91,7 @@ export class Lanes {
     this._from = this._view.from;
     this._to = this._view.to;
     this._drawAxis(ink);
+    this._drawUnknown(ink, now);
     this._measure(now);
     this._drawChosen(ink, now);
     this._switchBoxes = [];
@@ -165,6 +166,21 @@ export class Lanes {
     ink.stroke();
   }
 
+  /** The times of which nothing is known, because llmux did not run. @param {CanvasRenderingContext2D} ink @param {number} now */
+  _drawUnknown(ink, now) {
+    const end = Math.min(this._to, now);
+    let from = this._from;
+    for (const part of [...this._store.recorded(this._from, end), { from: end, to: end }]) {
+      const left = this.x(from);
+      const width = this.x(part.from) - left;
+      from = part.to;
+      if (width < 1 || !this._store.runs.length) continue;
+      ink.fillStyle = /** @type {any} */ (this._fills).unknown.fill;
+      ink.fillRect(left, AXIS_HEIGHT, width, this.height - AXIS_HEIGHT);
+      this._drawLabel(ink, "llmux did not run", left, left + width, (AXIS_HEIGHT + this.height) / 2);
+    }
+  }
+
   /** @param {CanvasRenderingContext2D} ink @param {Row} row @param {number} now @param {string} own */
   _drawLane(ink, row, now, own) {
     const top = row.top + LANE_PADDING;
@@ -176,7 +192,8 @@ export class Lanes {
       ink.fillRect(0, row.top, this.width, row.height);
       ink.globalAlpha = 1;
     }
-    const stretches = this._store.states.get(row.name)?.within(this._from, Math.min(this._to, now)) ?? [];
+    const states = this._store.states.get(row.name);
+    const stretches = this._store.recorded(this._from, Math.min(this._to, now)).flatMap(({ from, to }) => states?.within(from, to) ?? []);
     for (const { from, to, state } of stretches) {
       const x = this.x(from);
       const width = Math.max(1.5, this.x(to) - x);
@@ -272,7 +289,8 @@ export class Lanes {
       const failed = record.result === "failure";
       const chosen = record.id === this.chosenSwitch;
       ink.fillStyle = failed ? /** @type {any} */ (this._fills).failed.fill : this._colours.accent;
-      ink.globalAlpha = chosen || failed ? 1 : record.result === "abandoned" ? 0.3 : 0.7;
+      const abandoned = record.result === "abandoned";
+      ink.globalAlpha = abandoned && !chosen ? 0.3 : 1; // as text needs a contrast of 4.5 on it
       ink.beginPath();
       ink.roundRect(box.x, box.y, box.width, box.height, 4);
       ink.fill();
@@ -282,10 +300,10 @@ export class Lanes {
         ink.lineWidth = 2;
         ink.stroke();
       }
-      const text = `${failed ? "✕ " : record.result === "abandoned" ? "⤺ " : ""}→ ${record.to} ${duration(end - record.started)}`;
+      const text = `${failed ? "✕ " : abandoned ? "⤺ " : ""}→ ${record.to} ${duration(end - record.started)}`;
       const width = ink.measureText(text).width;
       if (box.width > width + 10) {
-        ink.fillStyle = failed ? this._colours.text : "#fff";
+        ink.fillStyle = failed || (abandoned && !chosen) ? this._colours.text : this._colours["on-accent"];
         ink.fillText(text, Math.max(5, box.x + 6), box.y + box.height / 2 + 0.5);
         free = box.x + box.width;
       } else if (box.x > free + 4 && this._nextStart(record, row) - box.x - box.width > width + 14) {

@@ -1,10 +1,11 @@
-/** A model's log, live: the output of its hooks and its server. */
+/** A log, live: of a model, that is the output of its hooks and its server, or llmux's own. */
 
 import { call, texts } from "./api.js";
 import { byId, h, patchOptions, say } from "./dom.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
+const OWN = ""; // in place of a model's name, which is never empty
 const TAIL = 300;
 const MOST_LINES = 2000;
 const LONGEST_LINE = 4000;
@@ -27,19 +28,20 @@ export class Logs {
     /** @type {string[]} */
     this._fresh = [];
     this._aborter = new AbortController();
-    this._model = "";
+    /** @type {string | null} */
+    this._model = null;
     store.on("status", () => this._pick());
     this._select.addEventListener("change", () => this._open(this._select.value));
-    this._follow.addEventListener("change", () => this._open(this._model));
+    this._follow.addEventListener("change", () => this._open(this._model ?? OWN));
     this._search.addEventListener("input", () => this._showAll());
   }
 
   /** Offer the existing models; select the active one at first. */
   _pick() {
-    patchOptions(this._select, this._store.models);
-    if (this._model && this._store.model(this._model)) return;
+    patchOptions(this._select, [...this._store.models, OWN], (name) => (name === OWN ? "llmux itself" : name));
+    if (this._model !== null && (this._model === OWN || this._store.model(this._model))) return;
     const first = Object.values(this._store.status?.groups ?? {}).find((group) => group.active_model);
-    this._open(first?.active_model ?? this._store.models[0] ?? "");
+    this._open(first?.active_model ?? this._store.models[0] ?? OWN);
   }
 
   /** @param {string} model */
@@ -50,7 +52,7 @@ export class Logs {
     this._lines = [];
     this._fresh = [];
     this._showAll();
-    if (model) this._read(model, this._aborter.signal);
+    this._read(model, this._aborter.signal);
   }
 
   /** Read until the user selects another model; start over when the connection breaks. @param {string} model @param {AbortSignal} signal */
@@ -58,8 +60,8 @@ export class Logs {
     while (!signal.aborted) {
       const follow = this._follow.checked;
       try {
-        const path = `control/logs/${model.split("/").map(encodeURIComponent).join("/")}?tail=${TAIL}&follow=${follow}`;
-        const response = await call(path, { signal });
+        const log = model === OWN ? "control/log" : `control/logs/${model.split("/").map(encodeURIComponent).join("/")}`;
+        const response = await call(`${log}?tail=${TAIL}&follow=${follow}`, { signal });
         this._lines = [];
         this._showAll();
         let rest = "";

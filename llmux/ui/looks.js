@@ -27,7 +27,8 @@ export function fills(context, scale) {
     const edge = colour(state);
     result[/** @type {ModelState} */ (state)] = { fill: lines.length ? hatch(context, edge, lines, scale) : edge, edge };
   }
-  return result;
+  const edge = colour("line");
+  return { ...result, unknown: { fill: hatch(context, edge, [[-2, 10, 10, -2]], scale), edge } };
 }
 
 /** @param {CanvasRenderingContext2D} context @param {string} edge @param {number[][]} lines @param {number} scale */

@@ -4,6 +4,7 @@ import { ApiError, call, serverEvents } from "./api.js";
 import { byId, h, patchOptions, say } from "./dom.js";
 import { duration } from "./format.js";
 import { askKeys } from "./keys.js";
+import { Picture } from "./picture.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
@@ -16,7 +17,8 @@ export class Playground {
     this._onRequest = onRequest;
     this._log = byId("chat-log");
     this._text = byId("chat-text");
-    /** @type {{role: string, content: string}[]} */
+    this._picture = new Picture();
+    /** @type {{role: string, content: string | object[]}[]} */
     this._messages = [];
     /** @type {AbortController | null} */
     this._aborter = null;
@@ -34,23 +36,29 @@ export class Playground {
     byId("chat-clear").addEventListener("click", () => {
       this._aborter?.abort();
       this._messages = [];
+      this._picture.clear();
       this._log.replaceChildren();
     });
   }
 
   async _send() {
-    const content = this._text.value.trim();
+    const text = this._text.value.trim();
     const model = byId("chat-model").value;
-    if (!content || !model || this._aborter) return;
+    const image = this._picture.url;
+    if (!(text || image) || !model || this._aborter) return;
     this._text.value = "";
+    this._picture.clear();
+    const content = image ? [...(text ? [{ type: "text", text }] : []), { type: "image_url", image_url: { url: image } }] : text;
     const messages = (this._messages = [...this._messages, { role: "user", content }]);
-    this._log.append(h("div.bubble.user", {}, content));
+    this._log.append(h("div.bubble.user", {}, image ? h("img.sent", { src: image, alt: "The image of this message" }) : null, text));
     const answer = new Answer(this._log, model, this._onRequest);
     this._aborter = new AbortController();
     this._busy(true);
     const timer = setInterval(() => answer.measure(), FRESHEN_MS);
     try {
-      await this._ask({ model, messages }, answer, this._aborter.signal);
+      const system = byId("chat-system").value.trim();
+      const all = system ? [{ role: "system", content: system }, ...messages] : messages;
+      await this._ask({ model, messages: all }, answer, this._aborter.signal);
       answer.end("");
     } catch (error) {
       answer.end(this._aborter.signal.aborted ? "stopped" : /** @type {Error} */ (error).message);
@@ -66,17 +74,22 @@ export class Playground {
   async _ask(question, answer, signal) {
     const body = JSON.stringify({ ...question, stream: true, stream_options: { include_usage: true }, max_tokens: Number(byId("chat-tokens").value) || undefined });
     const options = { key: /** @type {const} */ ("model"), method: "POST", headers: { "content-type": "application/json" }, body, signal };
-    let response;
-    try {
-      response = await call("v1/chat/completions", options);
-    } catch (error) {
-      const locked = error instanceof ApiError && error.status === 401;
-      if (!locked || !(await askKeys("Model traffic requires a key."))) throw error;
-      response = await call("v1/chat/completions", options);
-    }
+    const response = await this._call(options);
     answer.begin(response);
     for await (const events of serverEvents(response)) {
       for (const { data } of events) if (data !== "[DONE]") answer.take(JSON.parse(data));
+    }
+  }
+
+  /** Send it, and ask for a key as often as none or a wrong one was sent. @param {object} options @returns {Promise<Response>} */
+  async _call(options) {
+    for (;;) {
+      try {
+        return await call("v1/chat/completions", options);
+      } catch (error) {
+        const locked = error instanceof ApiError && error.status === 401;
+        if (!locked || !(await askKeys("Model traffic requires a key.", "model"))) throw error;
+      }
     }
   }
 

@@ -1,8 +1,8 @@
 /** The table of requests. */
 
-import { byId, h, patchList, say } from "./dom.js";
+import { byId, h, patchList, say, sayName } from "./dom.js";
 import { bytes, duration } from "./format.js";
-import { waitEnd } from "./explain.js";
+import { expectedWait, waitEnd } from "./explain.js";
 
 /**
  * @typedef {import("./state.js").Store} Store
@@ -38,7 +38,7 @@ export class Requests {
     this._last = performance.now();
     const rows = this._rows();
     const now = this._store.now();
-    patchList(this._body, rows, (request) => request.id, (request) => this._make(request.id), (row, request) => patch(row, request, now));
+    patchList(this._body, rows, (request) => request.id, (request) => this._make(request.id), (row, request) => patch(row, request, now, this._store));
     const { total } = this._store;
     say(byId("requests-count"), total > rows.length ? `${total}, ${rows.length} shown` : String(total));
     byId("requests-none").hidden = rows.length > 0;
@@ -70,7 +70,7 @@ export class Requests {
       h("td", {}, part("phase", h("span.chip"))),
       part("age", h("td.num")), part("waited", h("td.num")), part("first", h("td.num")),
       part("client", h("td.mono")), part("call", h("td.mono.call")),
-      part("in", h("td.num")), part("out", h("td.num")), part("tokens", h("td.num")),
+      part("in", h("td.num")), part("out", h("td.num")), part("tokens", h("td.num")), part("rate", h("td.num")),
       h("td", {}, part("cancel", h("button.small.danger-text", { type: "button", "aria-label": `Cancel request ${id}`, onclick: () => this._actions.cancel(id) }, "Cancel"))),
     );
     return row;
@@ -83,15 +83,17 @@ export class Requests {
   }
 }
 
-/** @param {any} row @param {RequestInfo} request @param {number} now */
-function patch(row, request, now) {
+/** @param {any} row @param {RequestInfo} request @param {number} now @param {Store} store */
+function patch(row, request, now, store) {
   const ended = request.phase === "ended";
   row.classList.toggle("ended", ended);
-  say(row.model, request.model || "–");
+  sayName(row.model, request.model || "–");
   row.phase.className = `chip request-${request.phase}`;
   say(row.phase, ended ? `ended ${request.status ?? ""}` : request.phase);
   say(row.age, duration((request.ended ?? now) - request.arrived));
-  say(row.waited, duration(waitEnd(request, now) - request.arrived));
+  const more = request.phase === "waiting" ? expectedWait(store, request.model, now) : null;
+  say(row.waited, `${duration(waitEnd(request, now) - request.arrived)}${more === null ? "" : ` + ${more < 0.5 ? "soon" : `≈ ${duration(more)}`}`}`);
+  row.waited.title = more === null ? "" : "So far, and how much longer it is expected to wait";
   say(row.first, duration(request.first_byte_secs));
   say(row.client, request.client ?? "–");
   say(row.call, `${request.method} ${request.path}`);
@@ -99,6 +101,7 @@ function patch(row, request, now) {
   say(row.in, bytes(request.bytes_in));
   say(row.out, bytes(request.bytes_out));
   say(row.tokens, tokens(request));
+  say(row.rate, request.tokens_per_sec == null ? "–" : request.tokens_per_sec.toFixed(1));
   row.cancel.hidden = ended;
 }
 

@@ -103,12 +103,16 @@ export class States {
     this.changes = [];
   }
 
-  /** @param {number} at @param {ModelState} state @param {ModelState} [left] */
-  push(at, state, left) {
+  /**
+   * @param {number} at @param {ModelState} state
+   * @param {ModelState} [left] What it left; it has been in it since the change before, or since `begin`.
+   * @param {number} [begin] When this run of llmux began: nothing is known of the time between two runs.
+   */
+  push(at, state, left, begin = at) {
     const last = this.changes.at(-1);
     if (last && at < last.at) return; // already known
-    if (last?.state === state) return;
-    if (!last && left) this.changes.push({ at: -Infinity, state: left });
+    if (last?.state === state && last.at >= begin) return;
+    if (left && begin < at && (!last || last.at < begin)) this.changes.push({ at: begin, state: left });
     this.changes.push({ at, state });
     if (this.changes.length > CAPACITY) this.changes.splice(0, CAPACITY / 4);
   }

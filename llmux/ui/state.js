@@ -7,6 +7,7 @@ import { Counts, States } from "./series.js";
  * @typedef {import("./types.js").History} History
  * @typedef {import("./types.js").SwitchRecord} SwitchRecord
  * @typedef {import("./types.js").HookRun} HookRun
+ * @typedef {import("./types.js").Run} Run
  * @typedef {import("./types.js").RequestInfo} RequestInfo
  * @typedef {import("./types.js").GroupStatus} GroupStatus
  * @typedef {import("./types.js").ModelStatus} ModelStatus
@@ -35,6 +36,8 @@ export class Store {
     this.status = null;
     /** The server's clock minus this machine's, in seconds. */
     this.offset = 0;
+    /** When llmux ran, oldest first; nothing is known of the time between. @type {Run[]} */
+    this.runs = [];
     /** @type {Map<string, States>} */
     this.states = new Map();
     /** @type {Map<string, Counts>} */
@@ -90,6 +93,7 @@ export class Store {
     if (this.status && this.status.boot !== status.boot) this._clear();
     this.offset = status.at - Date.now() / 1000;
     this.status = status;
+    if (!this.runs.length) this.runs = [{ started: status.started, ended: null }];
     this._absorbStatus(status);
   }
 
@@ -102,7 +106,7 @@ export class Store {
   /** Add the current values of a status to the hour. @param {Status} status */
   _absorbStatus(status) {
     for (const [name, model] of Object.entries(status.models)) {
-      this._statesOf(name).push(model.since, model.state);
+      this._pushState(name, model.since, model.state);
       this._countsOf(name).push(status.at, model.in_flight, model.queued);
     }
     for (const map of [this.states, this.counts]) {
@@ -115,11 +119,12 @@ export class Store {
 
   /** Replace the known past by the server's history. @param {History} history */
   applyHistory(history) {
+    this.runs = history.runs;
     this.states = new Map();
     this.counts = new Map();
     this.switches = new Map();
     this.hooks = new Map();
-    for (const phase of history.phases) this._statesOf(phase.model).push(phase.at, phase.state, phase.left);
+    for (const phase of history.phases) this._pushState(phase.model, phase.at, phase.state, phase.left);
     for (const counts of history.counts) this._addCounts(counts);
     for (const record of history.switches) this._addSwitch(record);
     for (const run of history.hooks) this._addHook(run);
@@ -149,6 +154,19 @@ export class Store {
     }
     for (const [key, run] of this.hooks) if (run.started < before) this.hooks.delete(key);
     for (const [id, request] of this.ended) if ((request.ended ?? 0) < before) this.ended.delete(id);
+  }
+
+  /** Parts of a time range in which llmux ran. @param {number} from @param {number} to @returns {{from: number, to: number}[]} */
+  recorded(from, to) {
+    return this.runs
+      .map(({ started, ended }) => ({ from: Math.max(from, started), to: Math.min(to, ended ?? Infinity) }))
+      .filter((part) => part.to > part.from);
+  }
+
+  /** @param {string} model @param {number} at @param {import("./types.js").ModelState} state @param {import("./types.js").ModelState} [left] */
+  _pushState(model, at, state, left) {
+    const run = this.runs.findLast(({ started }) => started <= at);
+    this._statesOf(model).push(at, state, left, run?.started);
   }
 
   /** @param {string} model */
@@ -193,7 +211,7 @@ function dropOldest(map, most) {
 /** Handlers of events, for a store that has a status. @type {Record<string, (store: Store, data: any) => void>} */
 const EVENTS = {
   phase(store, change) {
-    store._statesOf(change.model).push(change.at, change.state, change.left);
+    store._pushState(change.model, change.at, change.state, change.left);
     const model = store.model(change.model);
     if (model) {
       model.state = change.state;

@@ -1,7 +1,7 @@
 /** The timeline: lanes and charts over one time range, with panning and zooming. */
 
 import { StackedChart } from "./chart.js";
-import { byId, h, patchList, say } from "./dom.js";
+import { byId, h, nameOf, patchList, say } from "./dom.js";
 import { clock, duration, many } from "./format.js";
 import { AXIS_HEIGHT, LANE_HEIGHT, Lanes, SWITCHES_HEIGHT } from "./lanes.js";
 import { STATES, modelColour } from "./looks.js";
@@ -118,7 +118,7 @@ export class Timeline {
         row.kind === "switches"
           ? h("div.lane-group", { role: "presentation", title: row.name }, `${row.name} · switches`)
           : h("div.lane-label", { role: "option", id: `lane-${models.indexOf(row.name)}`, title: row.name, onclick: () => this._chooseLane(row.name) },
-              h("span.lane-name", {}, h("i.dot"), h("span", {}, row.name)), h("span.lane-now")),
+              h("span.lane-name", {}, h("i.dot"), nameOf(row.name)), h("span.lane-now")),
       (element, row) => {
         element.style.height = `${row.height}px`;
         if (row.kind !== "model") return;
@@ -355,7 +355,7 @@ export class Timeline {
   }
 
   _openChosen() {
-    const record = this._store.switches.get(this._lanes.chosenSwitch ?? -1);
+    const record = this._store.switches.get(this._lanes.chosenSwitch ?? NaN);
     if (record) this._onSwitch(record);
   }
 }

@@ -14,7 +14,8 @@
  * @typedef {{id: string, model: string, phase: RequestPhase, arrived: number, waited_secs: number,
  *   client: string | null, method: string, path: string, bytes_in: number, bytes_out: number,
  *   ended?: number | null, status?: number | null, first_byte_secs?: number | null,
- *   tokens_in?: number | null, tokens_out?: number | null}} RequestInfo
+ *   tokens_in?: number | null, tokens_out?: number | null,
+ *   tokens_per_sec?: number | null}} RequestInfo
  * @typedef {{model: string, wait: boolean}} Pin
  * @typedef {{group: string, state: ModelState, since: number, in_flight: number, queued: number,
  *   awake: boolean, oldest_wait_secs: number | null, last_error: string | null,
@@ -23,10 +24,13 @@
  *   idle_sleep_secs: number | null, hooks: string[], tokens_per_sec?: number}} ModelStatus
  * @typedef {{state: "idle" | "active" | "switching", since: number, active_model: string | null,
  *   models: string[], pinned: Pin | null, switch: SwitchRecord | null, standby: string | null}} GroupStatus
+ * @typedef {{index: number, name: string, memory_used_bytes: number | null,
+ *   memory_total_bytes: number | null, utilization: number | null}} Gpu
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",
  *   policy: string, groups: Record<string, GroupStatus>, models: Record<string, ModelStatus>,
- *   estimated_costs: Record<string, Record<string, number>>}} Status
- * @typedef {{at: number, last_event_id: string, phases: PhaseChange[], switches: SwitchRecord[],
- *   hooks: HookRun[], counts: Counts[]}} History
+ *   estimated_costs: Record<string, Record<string, number>>, gpus: Gpu[]}} Status
+ * @typedef {{started: number, ended: number | null}} Run
+ * @typedef {{at: number, last_event_id: string, runs: Run[], phases: PhaseChange[],
+ *   switches: SwitchRecord[], hooks: HookRun[], counts: Counts[]}} History
  */
 export {};

@@ -5,6 +5,7 @@ A real llmux with stand-in models that serve, wait and switch, and one that fail
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import threading
@@ -21,31 +22,31 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "ui"
 BUSY_S = 270
 SEED = 7
 WEIGHTS = {
-    "qwen3-coder": 5,
-    "llama-3.3-70b": 4,
-    "mistral-small": 3,
-    "gemma-3-27b": 2,
-    "bge-m3": 6,
-    "whisper": 3,
+    "Qwen/Qwen3-Coder-30B-A3B": 5,
+    "meta-llama/Llama-3.3-70B": 4,
+    "mistralai/Mistral-Small-24B": 3,
+    "google/gemma-3-27b-it": 2,
+    "BAAI/bge-m3": 6,
+    "openai/whisper-large-v3": 3,
 }
 
 
 def models() -> dict[str, Any]:
     """Six models on two GPUs; the last one of the first is broken."""
     wake_s = {
-        "qwen3-coder": 2.5,
-        "llama-3.3-70b": 5,
-        "mistral-small": 1.5,
-        "gemma-3-27b": 3,
-        "bge-m3": 0.5,
-        "whisper": 1,
+        "Qwen/Qwen3-Coder-30B-A3B": 2.5,
+        "meta-llama/Llama-3.3-70B": 5,
+        "mistralai/Mistral-Small-24B": 1.5,
+        "google/gemma-3-27b-it": 3,
+        "BAAI/bge-m3": 0.5,
+        "openai/whisper-large-v3": 1,
     }
     found = {name: standin(name, rate=60, wake_s=wake) for name, wake in wake_s.items()}
     for model in found.values():
         model |= {"group": "gpu 0", "max_in_flight": 12}
-    for name in ("bge-m3", "whisper"):
+    for name in ("BAAI/bge-m3", "openai/whisper-large-v3"):
         found[name]["group"] = "gpu 1"
-    found["mistral-small"]["wake"] += (
+    found["mistralai/Mistral-Small-24B"]["wake"] += (
         "; if [ -e broken ]; then rm broken; echo 'CUDA error: out of memory' >&2; exit 1; fi"
     )
     return found
@@ -59,7 +60,8 @@ def ask_all(stage: Stage, stop: threading.Event) -> None:
         name = rnd.choices(
             list(WEIGHTS), [w * (wave if i % 2 else 1) for i, w in enumerate(WEIGHTS.values())]
         )[0]
-        stage.ask(name, stream=True, max_tokens=rnd.randrange(30, 400))
+        usage = {"include_usage": True}
+        stage.ask(name, stream=True, max_tokens=rnd.randrange(30, 400), stream_options=usage)
 
 
 def shoot(
@@ -86,7 +88,9 @@ def save(page: Page, name: str, *, full: bool = False) -> None:
 
 def chat(page: Page) -> None:
     """A conversation in the playground."""
-    page.select_option("#chat-model", "llama-3.3-70b")
+    page.select_option("#chat-model", "meta-llama/Llama-3.3-70B")
+    page.locator(".system summary").click()
+    page.fill("#chat-system", "Answer in one sentence.")
     page.fill("#chat-tokens", "90")
     page.fill("#chat-text", "Why did my request wait?")
     page.press("#chat-text", "Enter")
@@ -109,9 +113,25 @@ def explain(page: Page) -> None:
     )
 
 
+NVIDIA_SMI = """#!/bin/sh
+echo '0, NVIDIA H100 80GB HBM3, 68121, 81559, 83'
+echo '1, NVIDIA H100 80GB HBM3, 9214, 81559, 12'
+"""
+
+
+def show_gpus(folder: Path) -> None:
+    """Put an nvidia-smi for this machine, which has none, on the path."""
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    os.environ["PATH"] = f"{program.parent}:{os.environ['PATH']}"
+
+
 def main() -> None:
     """Make all of them."""
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
+        show_gpus(Path(folder))
         (Path(folder) / "broken").touch()
         every = models()
         with staged(

@@ -158,6 +158,7 @@ def an_hour(stage: Stage, now: float) -> dict[str, Any]:
     begin = now - HOUR_S
     history: dict[str, Any] = {
         "at": now,
+        "runs": [{"started": begin, "ended": None}],
         "last_event_id": stage.get("/control/history")["last_event_id"],
     }
     phases, switches, hooks, counts = [], [], [], []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -326,9 +329,12 @@ def test_keys_are_asked_for_and_kept_in_the_tab(tmp_path: Path, watched: Watched
         page.goto(f"{stage.url}/ui")
         page.wait_for_selector("#keys[open]")
         expect(page.locator("#link")).to_have_attribute("data-state", "locked")
+        expect(page.locator("#keys-wrong")).to_be_hidden()
         page.fill("#keys-control", "wrong")
         page.click("#keys .primary")
         page.wait_for_selector("#keys[open]")
+        expect(page.locator("#keys-wrong")).to_contain_text("Wrong control key")
+        expect(page.locator("#keys-control")).to_have_attribute("aria-invalid", "true")
         page.fill("#keys-control", "steer-1234567890")
         page.press("#keys-control", "Enter")
         page.wait_for_selector("#link[data-state=live]")
@@ -338,6 +344,10 @@ def test_keys_are_asked_for_and_kept_in_the_tab(tmp_path: Path, watched: Watched
         page.fill("#chat-text", "Hi")
         page.click("#chat-send")
         page.wait_for_selector("#keys[open]")
+        expect(page.locator("#keys-wrong")).to_be_hidden()
+        page.fill("#keys-model", "wrong")
+        page.click("#keys .primary")
+        expect(page.locator("#keys-wrong")).to_contain_text("Wrong key for the playground")
         page.fill("#keys-model", "talk-1234567890")
         page.click("#keys .primary")
         expect(page.locator(".bubble-foot").last).to_contain_text("wait")
@@ -518,3 +528,122 @@ def test_the_theme_is_kept(tmp_path: Path, watched: Watched) -> None:
         page.reload()
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         page.wait_for_selector("#link[data-state=live]")
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGP4z8DwHwAFAAH/iZk9HQAAAABJRU5ErkJggg=="
+)
+
+
+def test_the_playground_sends_a_system_prompt_and_an_image(
+    tmp_path: Path, watched: Watched
+) -> None:
+    with staged(tmp_path, "a") as stage:
+        page = watched.open(stage.url)
+        page.locator(".system summary").click()
+        page.fill("#chat-system", "Answer in French.")
+        page.set_input_files(
+            "#chat-file", {"name": "cat.png", "mimeType": "image/png", "buffer": PIXEL}
+        )
+        expect(page.locator("#chat-picture")).to_contain_text("cat.png")
+        page.fill("#chat-text", "What is this?")
+        page.press("#chat-text", "Enter")
+        expect(page.locator(".bubble.user .sent")).to_be_visible()
+        expect(page.locator("#chat-picture")).to_be_hidden()
+        expect(page.locator("#chat-send")).to_be_visible()
+        page.fill("#chat-text", "Sure?")
+        page.press("#chat-text", "Enter")
+        expect(page.locator(".bubble.user")).to_have_count(2)
+        expect(page.locator("#chat-send")).to_be_visible()
+        first, second = [json.loads(body) for _, body in stage.rack.backends["a"].received][-2:]
+        system, user = first["messages"]
+        assert system == {"role": "system", "content": "Answer in French."}
+        text, image = user["content"]
+        assert text == {"type": "text", "text": "What is this?"}
+        url = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
+        assert image == {"type": "image_url", "image_url": {"url": url}}
+        assert second["messages"][:2] == first["messages"]
+        assert second["messages"][-1] == {"role": "user", "content": "Sure?"}
+
+        page.set_input_files(
+            "#chat-file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no"}
+        )
+        toast(page, "no.png is no image")
+
+
+def test_llmuxs_own_log_is_shown(tmp_path: Path, watched: Watched) -> None:
+    with staged(tmp_path, "a") as stage:
+        page = watched.open(stage.url)
+        page.select_option("#logs-model", label="llmux itself")
+        expect(page.locator("#logs-lines")).to_contain_text("listening")
+        stage.ask("a").wait()
+        expect(page.locator("#logs-lines .line", has_text="model_activated")).to_have_count(1)
+
+
+def test_gpus_are_shown_where_nvidia_smi_is(
+    tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, NVIDIA H200, 40960, 143360, 37'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with staged(tmp_path, "a") as stage:
+        page = watched.open(stage.url)
+        expect(page.locator("#gpus")).to_have_text("GPU 0 NVIDIA H20040.0 of 140 GiB · 37 % busy")
+        value = page.get_by_label("Memory in use on GPU 0").get_attribute("value")
+        assert float(value or 0) == pytest.approx(40960 / 143360)
+
+
+def test_the_hour_before_a_restart_is_drawn_and_the_gap_left_open(
+    tmp_path: Path, watched: Watched
+) -> None:
+    with staged(tmp_path, "a", "b", on_shutdown="sleep") as stage:
+        stage.ask("a").wait()
+        first = stage.status()["started"]
+    with staged(tmp_path, "a", "b") as stage:
+        page = watched.open(stage.url)
+        store = "(await import('./app.js')).store"
+        runs = page.evaluate(f"async () => {store}.runs")
+        assert runs[0]["started"] == pytest.approx(first, abs=2)
+        assert runs[0]["ended"] <= runs[1]["started"]
+        assert runs[1]["ended"] is None
+        drawn = page.evaluate(
+            f"async () => {{ const store = {store}; const now = store.now();"
+            " return store.recorded(now - 3600, now).flatMap(({from, to}) => store.states.get('a').within(from, to)); }"
+        )
+        assert drawn[0]["from"] >= runs[0]["started"]  # not asleep before the first start
+        assert [each["state"] for each in drawn][:3] == ["asleep", "waking", "awake"]
+        assert drawn[-1]["state"] == "asleep"
+        assert not any(each["from"] < runs[1]["started"] < each["to"] for each in drawn)
+        page.locator("canvas.lanes").focus()
+        page.keyboard.press("[")
+        page.keyboard.press("Enter")
+        expect(page.locator("#detail")).to_contain_text("before the restart")
+        expect(page.locator("#detail")).not_to_contain_text("nobody waited")
+
+
+def test_waiting_requests_say_how_much_longer(tmp_path: Path, watched: Watched) -> None:
+    slow = {"wake": "sleep 3; : > b.awake"}
+    with staged(tmp_path, "a", "b", models={"b": slow}) as stage:
+        page = watched.open(stage.url)
+        stage.ask("b").wait()
+        stage.ask("a").wait()
+        asked = stage.ask("b")
+        waited = page.locator("#requests-table tbody tr td:nth-child(5)")
+        expect(waited).to_have_text(re.compile(r"^[\d.]+ m?s \+ ≈ [123](\.\d)? s$"))
+        expect(page.locator(f"{GROUP} tr:has(th[title=b])")).to_contain_text("away")
+        asked.wait()
+
+
+def test_ended_requests_show_their_rate(tmp_path: Path, watched: Watched) -> None:
+    models = {"a": standin("a", rate=50)}
+    with staged(tmp_path, "a", models=models, on_shutdown="sleep") as stage:
+        page = watched.open(stage.url)
+        page.check("#requests-ended")
+        stage.ask("a", stream=True, max_tokens=40, stream_options={"include_usage": True}).wait()
+        row = page.locator("#requests-table tr.ended")
+        expect(row.locator("td").nth(9)).to_have_text(re.compile(r"→ 40$"))
+        assert float(row.locator("td").nth(10).inner_text()) == pytest.approx(50, rel=0.5)
+        row.locator("button").first.click()
+        expect(page.locator("#detail")).to_contain_text("a second")

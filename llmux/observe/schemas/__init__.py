@@ -33,12 +33,14 @@ from llmux.observe.schemas.requests import (
 )
 from llmux.observe.schemas.status import (
     Alive,
+    Gpu,
     GroupState,
     GroupStatus,
     Health,
     History,
     Journal,
     ModelStatus,
+    Run,
     Status,
 )
 from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord, SwitchResult
@@ -48,6 +50,7 @@ __all__ = [
     "Counts",
     "Error",
     "ErrorDetail",
+    "Gpu",
     "GroupState",
     "GroupStatus",
     "Health",
@@ -82,6 +85,7 @@ __all__ = [
     "RequestInfo",
     "RequestList",
     "RequestPhase",
+    "Run",
     "RunningModel",
     "RunningModels",
     "Shape",

@@ -42,6 +42,8 @@ class RequestInfo(Shape, frozen=True):
             is none yet.
         tokens_in: Tokens of the prompt, if the response has reported them; null before its end.
         tokens_out: Tokens of the response, likewise.
+        tokens_per_sec: Tokens of the response per second: of a stream since its first byte, else
+            since its model had admitted it; null before its end, and if there is no token count.
     """
 
     id: str
@@ -59,6 +61,7 @@ class RequestInfo(Shape, frozen=True):
     first_byte_secs: float | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
+    tokens_per_sec: float | None = None
 
 
 class RequestList(Shape, frozen=True):

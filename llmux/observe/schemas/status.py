@@ -91,6 +91,24 @@ class GroupStatus(Shape, frozen=True):
     standby: str | None
 
 
+class Gpu(Shape, frozen=True):
+    """A GPU of this machine, as nvidia-smi reports it.
+
+    Attributes:
+        index: Its number.
+        name: The name of the product.
+        memory_used_bytes: Memory in use; null: unknown.
+        memory_total_bytes: Its memory; null: unknown.
+        utilization: Share of the last moment in which it computed, from 0 to 1; null: unknown.
+    """
+
+    index: int
+    name: str
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    utilization: float | None
+
+
 class Status(Shape, frozen=True):
     """The state of llmux.
 
@@ -109,6 +127,8 @@ class Status(Shape, frozen=True):
         models: The models, by name.
         estimated_costs: Expected hook time of a switch in seconds, by the model left (`idle`: none)
             and the model woken.
+        gpus: The GPUs, if nvidia-smi is there, and has answered in the last 30 seconds. It runs
+            only while the status or the metrics are read.
     """
 
     at: float
@@ -123,10 +143,26 @@ class Status(Shape, frozen=True):
     groups: dict[str, GroupStatus]
     models: dict[str, ModelStatus]
     estimated_costs: dict[str, dict[str, float]]
+    gpus: list[Gpu] = []  # noqa: RUF012 - msgspec copies it
+
+
+class Run(Shape, frozen=True):
+    """A time in which llmux ran.
+
+    Attributes:
+        started: When it started.
+        ended: When it ended, or the time of its last journal entry if it was killed; null: it runs.
+    """
+
+    started: float
+    ended: float | None = None
 
 
 class History(Shape, frozen=True):
     """Events of the last hour, as far as they are remembered.
+
+    Events of earlier runs are read from the journal at the start. They have no hooks, and their
+    switches have negative ids.
 
     Attributes:
         at: When this was sent.
@@ -135,6 +171,7 @@ class History(Shape, frozen=True):
         switches: Switches, oldest first.
         hooks: Runs of hooks, oldest first.
         counts: Numbers of requests, oldest first, each with only the models that have changed.
+        runs: The times in which llmux ran, oldest first; nothing is known of the time between.
     """
 
     at: float
@@ -143,6 +180,7 @@ class History(Shape, frozen=True):
     switches: list[SwitchRecord]
     hooks: list[HookRun]
     counts: list[Counts]
+    runs: list[Run] = []  # noqa: RUF012 - msgspec copies it
 
 
 class Journal(Shape, frozen=True):
