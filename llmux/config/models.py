@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llmux.config.keys import MASK
 from llmux.config.section import Keys, NotAKey, Section
@@ -30,6 +30,9 @@ OnSwitch = Literal["hold", "ignore", "cut"]
 NEEDS_SLEEP = ("base_url", "wake", "sleep", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
 sleep hook that it was woken with."""
+
+MAY_MEND = ("base_url", *get_args(HookName), "hook_timeouts")
+"""Fields whose change may mend a model whose wake keeps failing."""
 
 OWN_NAME = "name"
 """Value of `upstream_model` that stands for the model's own name in the file."""
@@ -131,6 +134,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def needs_sleep_after(self, before: ModelConfig) -> bool:
         """Return whether this config can replace `before` only while the model sleeps."""
         return any(getattr(self, key) != getattr(before, key) for key in NEEDS_SLEEP)
+
+    def may_mend(self, before: ModelConfig) -> bool:
+        """Return whether a wake may succeed with this config although it failed with `before`."""
+        return any(getattr(self, key) != getattr(before, key) for key in MAY_MEND)
 
     def script(self, hook: HookName) -> str | None:
         script: str | None = getattr(self, hook)

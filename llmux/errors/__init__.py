@@ -44,6 +44,7 @@ from llmux.errors.request import (
 from llmux.errors.switching import (
     ManualMode,
     ModelAsleep,
+    ModelFailing,
     NotReady,
     PinLost,
     Pinned,
@@ -77,6 +78,7 @@ __all__ = [
     "LlmuxError",
     "ManualMode",
     "ModelAsleep",
+    "ModelFailing",
     "ModelNotFound",
     "NoModel",
     "NoStream",

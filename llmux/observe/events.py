@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 from llmux.errors import HookError
 from llmux.observe.clock import WallClock
 from llmux.observe.schemas import (
+    FailingChange,
     HookRun,
     ModeChange,
     ModelState,
@@ -149,6 +150,7 @@ class Events:
         self.request_ended = Channel[RequestSummary]()
         self.hook_started = Channel[HookRun]()
         self.hook_ended = Channel[HookEnded]()
+        self.failing_changed = Channel[FailingChange]()
         self.pin_changed = Channel[PinChange]()
         self.mode_changed = Channel[ModeChange]()
         self.reloaded = Channel[Reloaded]()

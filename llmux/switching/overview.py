@@ -110,6 +110,7 @@ class Overview:
                 group=group,
                 state=model.phase.value,
                 oldest_wait_s=0.0 if model.oldest is None else now - model.oldest,
+                is_failing=model.is_failing,
             )
             for group, switcher in self._groups.switchers.items()
             for name, model in switcher.models.items()

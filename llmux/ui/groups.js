@@ -130,9 +130,11 @@ export class Groups {
     say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).join(", "));
     row.numbers.title = rate && "Tokens per second of its answers, over the last minute";
     row.numbers.classList.toggle("waits", model.queued > 0);
-    row.error.hidden = !model.last_error;
     const retry = model.retry_in_secs ? ` · retry in ${duration(model.retry_in_secs)}` : "";
-    say(row.error, model.last_error ? model.last_error + retry : "");
+    const failing = model.failing ? `Failing (${many(model.failed_wakes ?? 0, "wake")} in a row): tried only while no other model is used, or by Switch. ` : "";
+    const trouble = model.last_error ? model.last_error + retry : "";
+    row.error.hidden = !(failing || trouble);
+    say(row.error, failing + trouble);
     row.error.title = model.last_error ?? "";
     row.switch.disabled = model.awake;
     row.pin.disabled = group.pinned?.model === name;
@@ -159,6 +161,7 @@ function phaseOf(group, models, shown) {
 /** A change of state in words, for screen readers. @param {string} kind @param {any} data @returns {string} */
 export function spoken(kind, data) {
   if (kind === "phase") return `${data.model} is ${STATES[/** @type {import("./types.js").ModelState} */ (data.state)].label}`;
+  if (kind === "failing") return data.failing ? `${data.model} keeps failing to wake` : `${data.model} has stopped failing`;
   if (kind === "mode") return `${data.mode} mode`;
   if (kind === "pin") return data.pinned ? `${data.group} is pinned to ${data.pinned.model}` : `${data.group} is unpinned`;
   if (kind === "reload") return data.ok ? "The config was reloaded" : "The config could not be reloaded";

@@ -119,6 +119,17 @@ def drawn(what: RenderableType, width: int = 80, **options: Any) -> str:
 # ---- What is drawn ----
 
 
+def test_a_failing_model_is_told() -> None:
+    failing = model("failed", failing=True, failed_wakes=3, last_error="Hook failed: exit 1")
+    status = msgspec.structs.replace(STATUS, models={"b": failing})
+    lines = [str(line) for line in views.remark_lines(status, NOW)]
+    assert lines[1:] == [
+        "b: failing, 3 failed wakes in a row; tried only while no other model is used, or by "
+        "`llmux switch`",
+        "b: Hook failed: exit 1",
+    ]
+
+
 def test_a_status_at_80_columns() -> None:
     assert (
         drawn(views.show_status(STATUS, URL))
@@ -778,6 +789,12 @@ def test_the_picture_knows_modes_pins_and_unknown_events() -> None:
     assert status.groups["default"].pinned == Pin(model="llama", wait=False)
     assert tell(found, "pin", group="default", pinned=None).groups["default"].pinned is None
     assert tell(found, "weather", fine=True) is status or found.status is not None
+
+
+def test_the_picture_knows_models_that_keep_failing() -> None:
+    change = {"model": "llama", "failing": True, "failed_wakes": 3, "error": "no GPU"}
+    llama = tell(picture(), "failing", **change).models["llama"]
+    assert (llama.failing, llama.failed_wakes, llama.last_error) == (True, 3, "no GPU")
 
 
 def test_an_old_status_does_not_undo_events() -> None:

@@ -260,6 +260,10 @@ def remark_lines(status: Status, now: float) -> list[Text]:
         if group.switch is not None
     ]
     for name, model in status.models.items():
+        if model.failing:
+            times = f"{model.failed_wakes} failed wakes in a row"
+            when = "tried only while no other model is used, or by `llmux switch`"
+            lines.append(Text(_line(f"{name}: failing, {times}; {when}"), "red"))
         if model.last_error is not None:
             left = (model.retry_in_secs or 0.0) - (now - status.at)
             again = f" (next try in {span(left)})" if left > 0 else ""

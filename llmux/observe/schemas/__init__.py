@@ -38,13 +38,20 @@ from llmux.observe.schemas.status import (
     ModelStatus,
     Status,
 )
-from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord, SwitchResult
+from llmux.observe.schemas.switches import (
+    FailingChange,
+    HookRun,
+    PhaseChange,
+    SwitchRecord,
+    SwitchResult,
+)
 
 __all__ = [
     "Alive",
     "Counts",
     "Error",
     "ErrorDetail",
+    "FailingChange",
     "GroupState",
     "GroupStatus",
     "Health",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from llmux.observe.schemas.base import ModelState, ModeName, Shape
 from llmux.observe.schemas.operators import Pin
 from llmux.observe.schemas.requests import Counts
@@ -46,6 +48,10 @@ class ModelStatus(Shape, frozen=True):
         max_in_flight: Limit of the requests in flight; null: no limit.
         idle_sleep_secs: Time without requests after which it is put to sleep; null: never.
         hooks: The names of its hooks.
+        failing: True if its wake keeps failing: `policy.wake_failures` times in a row. It is tried
+            again only while no other model of its group is served, or by an operator; meanwhile its
+            requests get 503 `model_failing`.
+        failed_wakes: Number of failed wakes in a row.
         tokens_per_sec: Tokens per second of the responses that ended in the last minute, as far as
             they reported them.
     """
@@ -66,6 +72,8 @@ class ModelStatus(Shape, frozen=True):
     max_in_flight: int | None
     idle_sleep_secs: float | None
     hooks: list[str]
+    failing: bool = False
+    failed_wakes: int = 0
     tokens_per_sec: float = 0.0
 
 
@@ -160,6 +168,8 @@ class Health(Shape, frozen=True):
 
     Attributes:
         status: ok, or the reason why llmux cannot switch.
+        failing_models: Number of models whose wake keeps failing; only present if there are any.
     """
 
     status: str
+    failing_models: int | msgspec.UnsetType = msgspec.UNSET

@@ -25,6 +25,24 @@ class PhaseChange(Shape, frozen=True):
     left: ModelState
 
 
+class FailingChange(Shape, frozen=True):
+    """A model whose wake keeps failing has begun, or ceased, to be `failing`.
+
+    Attributes:
+        at: When.
+        model: The model.
+        failing: True if it is failing now.
+        failed_wakes: Number of its failed wakes in a row.
+        error: Why the last one failed; null: it has succeeded, or its server stopped after it.
+    """
+
+    at: float
+    model: str
+    failing: bool
+    failed_wakes: int
+    error: str | None = None
+
+
 class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}):
     """A switch; sent when it begins and again when it has ended.
 
