@@ -51,6 +51,7 @@ def _group_status(switcher: Switcher, feed: Feed, config: Config) -> GroupStatus
         pinned=switcher.pinned,
         switch=switcher.running,
         standby=rules.standby if rules else None,
+        stays=switcher.why_it_stays or None,
     )
 
 
@@ -80,6 +81,7 @@ def _model_status(
         else None,
         failing=model.is_failing,
         failed_wakes=model.failed_wakes,
+        alive_trouble=switcher.health.trouble_of(model),
         cost_secs=0.0 if model is active else _rounded(cost_s),
         eta_secs=_rounded(eta_s),
         aliases=list(config.aliases),

@@ -158,6 +158,7 @@ def feed_events(events: Events, feed: Feed) -> None:
     events.hook_ended.listen(hook_ended)
     events.switch_started.listen(lambda record: feed.tell("switch", record))
     events.switch_ended.listen(lambda event: feed.tell("switch", event.record))
+    events.alive_changed.listen(lambda change: feed.tell("alive", change))
     events.failing_changed.listen(lambda change: feed.tell("failing", change))
     events.pin_changed.listen(lambda change: feed.tell("pin", change))
     events.mode_changed.listen(lambda change: feed.tell("mode", change))

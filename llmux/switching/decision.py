@@ -27,6 +27,7 @@ class Decider:
     def __init__(self, group: Group, policy: Policy) -> None:
         self._group = group
         self._began_at = 0.0
+        self._why_it_stays = ""
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
@@ -68,16 +69,26 @@ class Decider:
         group = self._group
         decision = self._policy.decide(self._view())
         if isinstance(decision, SwitchTo):
+            self._why_it_stays = ""
             target = group.models[decision.model]
             # A policy of the user's own may choose what the view says that it may not.
             if target.is_failing and not group.may_try(target):
                 return None, group.trial_at(target)
             return self._wake(target, decision), math.inf
+        self._why_it_stays = decision.why
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
         if group.pins.current is not None or not group.has_idle_rules:
             return None, look_again_at
         command, at = self._idle_command()
         return command, min(at, look_again_at)
+
+    @property
+    def why_it_stays(self) -> str:
+        """Why the model that is awake stays although requests wait for others; empty: none do."""
+        group, active = self._group, self._group.active
+        if active is None or not any(each.wanted_by for each in group.others(active)):
+            return ""
+        return f"{active.name} is pinned" if group.pins.current else self._why_it_stays
 
     @staticmethod
     def _wake(target: Model, decision: SwitchTo) -> Wake:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import trio
@@ -132,6 +132,10 @@ class Group:
         """True if an unused model is put to sleep, or a standby is woken."""
         is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
         return is_short or self.idle_rules.standby is not None
+
+    def others(self, model: Model) -> Iterator[Model]:
+        """Iterate over the group's other models."""
+        return (each for each in self.models.values() if each is not model)
 
     def is_kept(self, model: Model) -> bool:
         """Return whether operators decide that this model is awake, regardless of demand."""

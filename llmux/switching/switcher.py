@@ -121,7 +121,7 @@ class Switcher:
         self._members = Membership(state, self._record, self._chronicle)
         self._decider = Decider(state, policy)
         self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
-        self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down)
+        self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down, events)
         wishes = Wishes(state, self._chronicle.pin)
         # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
@@ -161,6 +161,11 @@ class Switcher:
     def running(self) -> SwitchRecord | None:
         """The running switch, or None."""
         return self._chronicle.running
+
+    @property
+    def why_it_stays(self) -> str:
+        """Why the model that is awake stays although requests wait for others; empty: none do."""
+        return self._decider.why_it_stays
 
     @property
     def has_died(self) -> bool:

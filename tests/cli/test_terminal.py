@@ -32,6 +32,7 @@ from llmux.cli.terminal.events import Event, read_events
 from llmux.cli.terminal.picture import Picture
 from llmux.cli.terminal.target import Target, find_key, find_url
 from llmux.observe.schemas import (
+    AliveTrouble,
     GroupStatus,
     History,
     ModelStatus,
@@ -127,6 +128,17 @@ def test_a_failing_model_is_told() -> None:
         "b: failing, 3 failed wakes in a row; tried only while no other model is used, or by "
         "`llmux switch`",
         "b: Hook failed: exit 1",
+    ]
+
+
+def test_failing_checks_and_why_a_model_stays_are_told() -> None:
+    trouble = AliveTrouble(failures=2, limit=3, error="took longer than 10 s (hook_timeouts.alive)")
+    whisper = msgspec.structs.replace(STATUS.models["whisper"], alive_trouble=trouble)
+    second = msgspec.structs.replace(STATUS.groups["second"], stays="it still has work")
+    status = msgspec.structs.replace(STATUS, groups={"second": second}, models={"whisper": whisper})
+    assert [str(line) for line in views.remark_lines(status, NOW)] == [
+        "second: stays with whisper: it still has work",
+        "whisper: alive failed 2 of 3: took longer than 10 s (hook_timeouts.alive)",
     ]
 
 
@@ -789,6 +801,16 @@ def test_the_picture_knows_modes_pins_and_unknown_events() -> None:
     assert status.groups["default"].pinned == Pin(model="llama", wait=False)
     assert tell(found, "pin", group="default", pinned=None).groups["default"].pinned is None
     assert tell(found, "weather", fine=True) is status or found.status is not None
+
+
+def test_the_picture_knows_checks_that_fail() -> None:
+    found = picture()
+    trouble = {"failures": 1, "limit": 3, "error": "exited with 7"}
+    status = tell(found, "alive", model="whisper", trouble=trouble)
+    assert status.models["whisper"].alive_trouble == AliveTrouble(1, 3, "exited with 7")
+    assert (
+        tell(found, "alive", model="whisper", trouble=None).models["whisper"].alive_trouble is None
+    )
 
 
 def test_the_picture_knows_models_that_keep_failing() -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llmux.observe.schemas import (
+    AliveChange,
     Counts,
     FailingChange,
     GroupStatus,
@@ -37,6 +38,7 @@ KINDS: dict[str, type[Any]] = {
     "counts": Counts,
     "requests": RequestChanges,
     "tokens": TokenRates,
+    "alive": AliveChange,
     "failing": FailingChange,
     "mode": ModeChange,
     "pin": PinChange,
@@ -99,6 +101,8 @@ class Picture:
                 self._set_phase(status, news)
             case Counts():
                 self._set_counts(status, news)
+            case AliveChange():
+                self._set_model(status, news.model, alive_trouble=news.trouble)
             case FailingChange():
                 fields = {"failing": news.failing, "failed_wakes": news.failed_wakes}
                 self._set_model(status, news.model, **fields, last_error=news.error)

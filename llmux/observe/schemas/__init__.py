@@ -39,6 +39,8 @@ from llmux.observe.schemas.status import (
     Status,
 )
 from llmux.observe.schemas.switches import (
+    AliveChange,
+    AliveTrouble,
     FailingChange,
     HookRun,
     PhaseChange,
@@ -48,6 +50,8 @@ from llmux.observe.schemas.switches import (
 
 __all__ = [
     "Alive",
+    "AliveChange",
+    "AliveTrouble",
     "Counts",
     "Error",
     "ErrorDetail",

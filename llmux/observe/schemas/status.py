@@ -9,7 +9,7 @@ import msgspec
 from llmux.observe.schemas.base import ModelState, ModeName, Shape
 from llmux.observe.schemas.operators import Pin
 from llmux.observe.schemas.requests import Counts
-from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord
+from llmux.observe.schemas.switches import AliveTrouble, HookRun, PhaseChange, SwitchRecord
 
 GroupState = Literal["idle", "active", "switching"]
 
@@ -52,6 +52,8 @@ class ModelStatus(Shape, frozen=True):
             again only while no other model of its group is served, or by an operator; meanwhile its
             requests get 503 `model_failing`.
         failed_wakes: Number of failed wakes in a row.
+        alive_trouble: The failures of its alive hook in a row; null: it has succeeded, or is not
+            awake.
         tokens_per_sec: Tokens per second of the responses that ended in the last minute, as far as
             they reported them.
     """
@@ -74,6 +76,7 @@ class ModelStatus(Shape, frozen=True):
     hooks: list[str]
     failing: bool = False
     failed_wakes: int = 0
+    alive_trouble: AliveTrouble | None = None
     tokens_per_sec: float = 0.0
 
 
@@ -88,6 +91,8 @@ class GroupStatus(Shape, frozen=True):
         pinned: Its pin; null: it is not pinned.
         switch: The running switch; null: none is running.
         standby: The model that is woken while the group is idle; null: none.
+        stays: Why the model that is awake stays, although requests wait for others; null: none do,
+            or the policy does not say.
     """
 
     state: GroupState
@@ -97,6 +102,7 @@ class GroupStatus(Shape, frozen=True):
     pinned: Pin | None
     switch: SwitchRecord | None
     standby: str | None
+    stays: str | None = None
 
 
 class Status(Shape, frozen=True):

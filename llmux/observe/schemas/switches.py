@@ -25,6 +25,34 @@ class PhaseChange(Shape, frozen=True):
     left: ModelState
 
 
+class AliveTrouble(Shape, frozen=True):
+    """Failures in a row of the alive hook of a model that is awake.
+
+    Attributes:
+        failures: Their number.
+        limit: Number of failures after which the model counts as down.
+        error: Why the last one failed.
+    """
+
+    failures: int
+    limit: int
+    error: str
+
+
+class AliveChange(Shape, frozen=True):
+    """The alive hook of a model that is awake has failed, or has succeeded again.
+
+    Attributes:
+        at: When.
+        model: The model.
+        trouble: The failures so far; null: it has succeeded again.
+    """
+
+    at: float
+    model: str
+    trouble: AliveTrouble | None
+
+
 class FailingChange(Shape, frozen=True):
     """A model whose wake keeps failing has begun, or ceased, to be `failing`.
 
