@@ -18,14 +18,13 @@ from llmux.config import Config
 from llmux.downstream.fastlane import FastLane
 from llmux.http import wire
 from llmux.observe import logs
-from llmux.server.composition import build_service
+from llmux.server.composition import Service, build_service
 from llmux.server.connection_limits import Serve, at_most, connection_shares, most_connections
 from llmux.server.control_listener import MOST_CONNECTIONS, Opened
 from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
 from llmux.server.signals import HANDLED, let_through
-from llmux.switching.reload import Reloader
 
 log = logs.get_logger(__name__)
 
@@ -74,7 +73,7 @@ async def serve_config(
         trio.CancelScope() as everything,
     ):
         async with rest.lifespan(), trio.open_nursery() as background:
-            background.start_soon(_handle_signals, signals, stopping, everything, reloader)
+            background.start_soon(_handle_signals, signals, stopping, everything, service)
             if watch:
                 background.start_soon(reloader.watch)
             if lane is not None:
@@ -107,9 +106,10 @@ async def _handle_signals(
     signals: AsyncIterator[int],
     stopping: trio.Event,
     everything: trio.CancelScope,
-    reloader: Reloader,
+    service: Service,
 ) -> None:
     """Stop at the first signal, at once at the second; reload at SIGHUP."""
+    reloader = service.reloader
     async for number in signals:
         name = signal.Signals(number).name
         if number == signal.SIGHUP:
@@ -120,7 +120,11 @@ async def _handle_signals(
             everything.cancel()
         else:
             grace_s = reloader.config.shutdown_grace_secs
-            log.info("stopping", signal=name, grace_secs=grace_s)
+            about: dict[str, str] = {}
+            if waits_for := service.board.unfinished:
+                again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+                about = {"waits_for": waits_for, "hint": f"{again} cuts them"}
+            log.info("stopping", signal=name, grace_secs=grace_s, **about)
             stopping.set()
 
 

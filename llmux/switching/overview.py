@@ -10,8 +10,11 @@ from llmux.config import ModelConfig
 from llmux.observe.metrics import Counts, ModelGauges
 from llmux.switching.group import Mode, State
 from llmux.switching.groups import Groups
-from llmux.switching.model import Model
+from llmux.switching.model import Model, Phase
 from llmux.switching.switcher import Switcher
+
+RUNNING = {Phase.WAKING: "wake", Phase.SLEEPING: "sleep"}
+"""The hook that runs in a phase; in WAKING it may be `alive`, which is looked at after it."""
 
 
 class Overview:
@@ -81,6 +84,19 @@ class Overview:
 
     def in_flight_count(self, model: str) -> int:
         return self._groups.switcher_of(model).models[model].in_flight.count
+
+    @property
+    def unfinished(self) -> str:
+        """The requests in flight and the hooks that run, in words; empty: none."""
+        models = self.models.values()
+        count = sum(model.in_flight.count for model in models)
+        parts = [f"{count} request{'' if count == 1 else 's'} in flight"] if count else []
+        parts += [
+            f"the {hook} hook of {model.name}"
+            for model in models
+            if (hook := RUNNING.get(model.phase)) is not None
+        ]
+        return ", ".join(parts)
 
     @property
     def queue_depths(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.dialling import dial
 from llmux.cli.terminal.events import Event, read_events
 from llmux.cli.terminal.picture import Picture
+from llmux.cli.terminal.progress import describe
 from llmux.cli.terminal.target import Target, find_key, find_url
 from llmux.observe.schemas import (
     AliveTrouble,
@@ -129,6 +130,31 @@ def test_a_failing_model_is_told() -> None:
         "`llmux switch`",
         "b: Hook failed: exit 1",
     ]
+
+
+def test_the_progress_of_an_order() -> None:
+    def told(model: str, **states: tuple[Any, dict[str, Any]]) -> str:
+        models = {name: model_of(*state) for name, state in states.items()}
+        group = msgspec.structs.replace(STATUS.groups["default"], models=list(models))
+        status = msgspec.structs.replace(STATUS, groups={"default": group}, models=models)
+        return describe(status, model)
+
+    def model_of(state: Any, fields: dict[str, Any]) -> ModelStatus:
+        return model(state, since=NOW - 4, **fields)
+
+    asleep: tuple[Any, dict[str, Any]] = ("asleep", {"aliases": ["m"]})
+    drain: tuple[Any, dict[str, Any]] = ("draining", {"in_flight": 3})
+    whole = " (12 s of ~40 s in all)"
+    assert told("mistral", llama=drain, mistral=asleep) == (
+        "drains llama for 4.0 s, 3 requests left" + whole
+    )
+    assert told("m", llama=("sleeping", {}), mistral=asleep) == "sleep hook of llama, 4.0 s" + whole
+    assert told("mistral", mistral=("waking", {})) == "wake hook of mistral, 4.0 s" + whole
+    assert told("mistral", mistral=("awake", {})) == "lets in who has waited for mistral"
+    assert told("llama", llama=asleep, mistral=("waking", {})) == (
+        "first a switch to mistral: wake hook of mistral, 4.0 s" + whole
+    )
+    assert told("unknown", llama=asleep) == ""
 
 
 def test_failing_checks_and_why_a_model_stays_are_told() -> None:

@@ -586,6 +586,9 @@ async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals
     pid = int((rack.folder / "a.pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    (line,) = (line for line in llmux.lines if " stopping " in line)
+    again = "Ctrl-C again" if number is signal.SIGINT else "a second signal"
+    assert f"waits_for='the wake hook of a' hint='{again} cuts them'" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
