@@ -31,6 +31,7 @@ TRACKER_LINE = re.compile(r"resource_tracker: There appear|warnings\.warn\('reso
 
 EXPECTED_ERRORS = frozenset({
     "model_down", "sleep_hook_failed", "switch_failed", "reload_failed", "hook_survived",
+    "model_failing",
     "parent_died",  # from the two processes of Hypercorn, which are killed one after the other
 })  # fmt: skip
 """Events that llmux logs at level error or worse for faults that a run injects."""

@@ -123,6 +123,7 @@ CODES: dict[str, set[int]] = {
     "body_too_large": {413}, "queue_full": {429}, "switch_timeout": {504}, "hook_failed": {500},
     "manual_mode": {503}, "pinned": {503}, "cancelled": {503}, "not_ready": {503},
     "shutting_down": {503}, "too_many_connections": {503}, "backend_error": {502},
+    "model_failing": {503},
 }  # fmt: skip
 """llmux's errors, each with its statuses."""
 

@@ -133,8 +133,9 @@ OPERATIONS = (
               query=(Query("secs", "Seconds to look back, at most 3600.", COUNT),)),
     Operation("get", "/control/events", "A stream of events: `status` (Status), `phase` "
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
-              "`requests` (RequestChanges), `tokens` (TokenRates), `mode` (ModeChange), `pin` "
-              "(PinChange), `reload` (Reloaded), `lagged`. Continues after `Last-Event-ID`.",
+              "`requests` (RequestChanges), `tokens` (TokenRates), `alive` (AliveChange), "
+              "`failing` (FailingChange), `mode` (ModeChange), `pin` (PinChange), `reload` "
+              "(Reloaded), `lagged`. Continues after `Last-Event-ID`.",
               EVENTS,
               query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,

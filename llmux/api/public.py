@@ -18,6 +18,7 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import BodyTooLarge, Forbidden, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
+from llmux.observe.schemas import Health
 from llmux.openai import ollama
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import Dialect, ErrorInfo, dialect_of
@@ -68,9 +69,11 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
 
     @routes.get("/health")
     async def show_health() -> Response:
-        if board.is_healthy:
-            return _json(msgspec.json.encode({"status": "ok"}))
-        return _json(msgspec.json.encode({"status": "the switcher has stopped"}), status=503)
+        # Only their number: their names are for clients with a key.
+        failing = sum(model.is_failing for model in board.models.values()) or msgspec.UNSET
+        is_ok = board.is_healthy
+        health = Health("ok" if is_ok else "the switcher has stopped", failing)
+        return _json(msgspec.json.encode(health), 200 if is_ok else 503)
 
     return routes
 
@@ -161,11 +164,13 @@ async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _facts(model: Model, name: str) -> dict[str, Any]:
-    facts = {
+    facts: dict[str, Any] = {
         "state": model.phase.value,
         "in_flight": model.in_flight.count,
         "queued": model.queued,
     }
+    if model.is_failing:
+        facts["failing"] = True
     return facts if name == model.name else facts | {"alias_of": model.name}
 
 

@@ -63,6 +63,7 @@ def _group_status(switcher: Switcher, feed: Feed, config: Config) -> GroupStatus
         pinned=switcher.pinned,
         switch=switcher.running,
         standby=rules.standby if rules else None,
+        stays=switcher.why_it_stays or None,
     )
 
 
@@ -96,7 +97,12 @@ def _model_status(
         awake=model.is_awake,
         oldest_wait_secs=None if oldest is None else round(now - oldest, 3),
         last_error=None if model.last_error is None else model.last_error.details,
-        retry_in_secs=max(0.0, round(model.retry_at - now, 3)) if model.failures else None,
+        retry_in_secs=max(0.0, round(model.retry_at - now, 3))
+        if model.failures or model.is_failing
+        else None,
+        failing=model.is_failing,
+        failed_wakes=model.failed_wakes,
+        alive_trouble=switcher.health.trouble_of(model),
         cost_secs=0.0 if model is active else _rounded(cost_s),
         eta_secs=_rounded(eta_s),
         aliases=list(config.alias_names),

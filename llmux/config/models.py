@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -37,6 +37,9 @@ OnSwitch = Literal["hold", "ignore", "cut"]
 NEEDS_SLEEP = ("address", "wake", "sleep", "variables", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
 sleep hook that it was woken with."""
+
+MAY_REPAIR = ("address", "variables", *get_args(HookName), "hook_timeouts")
+"""Fields whose change may repair a model whose wake keeps failing."""
 
 _VERSION_AT_END = re.compile(r"/v\d+$")
 
@@ -181,6 +184,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     def needs_sleep_after(self, before: ModelConfig) -> bool:
         """Return whether this config can replace `before` only while the model sleeps."""
         return any(getattr(self, key) != getattr(before, key) for key in NEEDS_SLEEP)
+
+    def may_mend(self, before: ModelConfig) -> bool:
+        """Return whether a wake may succeed with this config although it failed with `before`."""
+        return any(getattr(self, key) != getattr(before, key) for key in MAY_REPAIR)
 
     def script(self, hook: HookName) -> str | None:
         script: str | None = getattr(self, hook)

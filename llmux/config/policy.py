@@ -46,6 +46,9 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
         alive_interval_secs: Interval of the alive hook for the model that is awake; 0 for never.
         alive_failures: Consecutive failures after which a model counts as down; 1 if its backend
             has refused a connection.
+        wake_failures: Consecutive failed wakes after which a model is tried again only while no
+            other model of its group is served, or by an operator; meanwhile its requests get 503
+            model_failing. null for never.
         max_wait_secs: After this long a wait a request's model is next, or soon: docs/policies.md.
         abandon_wakes: End a wake hook once no request waits for its model any more, then run the
             sleep hook; otherwise the wake goes on.
@@ -65,6 +68,7 @@ class PolicyConfig(Section, frozen=True, kw_only=True):
     min_active_secs: Annotated[float, Meta(ge=0)] = 0.0
     alive_interval_secs: Annotated[float, Meta(ge=0)] = 30.0
     alive_failures: PositiveInt = 3
+    wake_failures: PositiveInt | None = 3
     max_wait_secs: Seconds = 300.0
     abandon_wakes: bool = False
     gate: bool = False

@@ -46,6 +46,7 @@ from llmux.errors.request import (
 from llmux.errors.switching import (
     ManualMode,
     ModelAsleep,
+    ModelFailing,
     NotReady,
     PinLost,
     Pinned,
@@ -80,6 +81,7 @@ __all__ = [
     "LoopDetected",
     "ManualMode",
     "ModelAsleep",
+    "ModelFailing",
     "ModelNotFound",
     "NoModel",
     "NoStream",

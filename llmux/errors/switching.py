@@ -103,6 +103,37 @@ class NotReady(LlmuxError):
         super().__init__(f"Model not ready: {model}")
 
 
+class ModelFailing(LlmuxError):
+    """The model's wake keeps failing (`policy.wake_failures`), and another model is served.
+
+    Args:
+        model: Name of the model.
+        failures: Number of its failed wakes in a row.
+        cause: Why the last one failed; None if the server was found down after the wake.
+        retry_after_s: Seconds until it may be tried at the earliest.
+    """
+
+    status = 503
+    code = "model_failing"
+
+    def __init__(
+        self, model: str, failures: int, cause: LlmuxError | None, *, retry_after_s: float
+    ) -> None:
+        told = f"Model {model} has failed to wake {_times(failures)}"
+        why = "its server stopped right after the wake" if cause is None else cause.details
+        super().__init__(f"{told}: {why}", retry_after_s=retry_after_s)
+        self._message = str(self) if cause is None else f"{told}: {cause.message}"
+
+    @property
+    def message(self) -> str:
+        """Message for clients; tells of a hook's output only if the hook's error does."""
+        return self._message
+
+
+def _times(count: int) -> str:
+    return "the last time" if count == 1 else f"{count} times in a row"
+
+
 class RequestCancelled(LlmuxError):
     """An operator cancelled the request."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from urllib.parse import quote
 
 from llmux.base.plainfiles import open_own
@@ -20,6 +21,9 @@ MAX_LOG_BYTES = 16 << 20
 # Enough for the last exception of a Python program, and short enough for an error message.
 TAIL_BYTES = 2048
 TAIL_LINES = 5
+
+KEPT_BYTES = 65536
+"""Most of a failed check's output that is kept."""
 
 MAX_STEM_BYTES = 200
 """Longest percent-encoded model name used as it is; file names end at 255 bytes (NAME_MAX)."""
@@ -49,11 +53,8 @@ class RunLog:
     def __init__(self, descriptor: int, title: str) -> None:
         self.descriptor = descriptor
         _truncate(descriptor)
-        # In microseconds: no two runs have the same.
-        self._marker = f"--- {datetime.now(UTC).isoformat()} {title} ---\n".encode()
-        # A blank line between runs, for the last one may have ended in the middle of a line.
-        gap = b"\n" if os.fstat(descriptor).st_size else b""
-        os.write(descriptor, gap + self._marker)
+        self._marker = _marker(title)
+        os.write(descriptor, _gap(descriptor) + self._marker)
 
     @classmethod
     @contextmanager
@@ -63,14 +64,8 @@ class RunLog:
         Raises:
             OSError: It cannot be written.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # O_APPEND: other runs and servers that they left behind write to it too.
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        descriptor = open_own(path, flags, in_own_folder=True)
-        try:
+        with _opened(path) as descriptor:
             yield cls(descriptor, title)
-        finally:
-            os.close(descriptor)
 
     def tail(self) -> str:
         """Return the last lines that this run printed, as plain text.
@@ -86,6 +81,74 @@ class RunLog:
             masked = MASKER.mask(printed) if marker else MASKER.mask_end(printed)
             return _plain_tail(masked.encode()[-TAIL_BYTES:].decode(errors="replace"))
         return ""
+
+
+class CheckLog:
+    """The output of one run of a check, which reaches the model's log only if `keep` is called.
+
+    A model is checked every few seconds: the header of each run would bury the server's own lines.
+
+    Attributes:
+        descriptor: File descriptor for the run's standard output and error.
+    """
+
+    def __init__(self, path: Path, descriptor: int, title: str) -> None:
+        self.descriptor = descriptor
+        self._path = path
+        self._marker = _marker(title)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, title: str) -> Iterator[CheckLog]:
+        """Open a file without a name beside the model's log; see `RunLog.open`.
+
+        The log is cut if it is too large: its server may print for weeks without another hook. It
+        is not kept open: a check must not need more descriptors than the wake before it.
+        """
+        with _opened(path) as log:
+            _truncate(log)
+        with TemporaryFile(dir=path.parent, buffering=0) as printed:
+            yield cls(path, printed.fileno(), title)
+
+    def tail(self) -> str:
+        """Return the last lines that the run printed, as plain text."""
+        with suppress(OSError):
+            size = os.fstat(self.descriptor).st_size
+            most = 4 * TAIL_BYTES + MASKER.longest
+            printed = _last_bytes(self.descriptor, most).decode(errors="replace")
+            masked = MASKER.mask(printed) if size <= most else MASKER.mask_end(printed)
+            return _plain_tail(masked.encode()[-TAIL_BYTES:].decode(errors="replace"))
+        return ""
+
+    def keep(self) -> None:
+        """Append the run to the model's log; of a long output only the end."""
+        with suppress(OSError):
+            printed = _last_bytes(self.descriptor, KEPT_BYTES)
+            end = b"" if printed.endswith(b"\n") or not printed else b"\n"
+            with _opened(self._path) as log:
+                # One call, so that no line of the server's comes between.
+                os.write(log, _gap(log) + self._marker + printed + end)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # O_APPEND: other runs and servers that they left behind write to it too.
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, in_own_folder=True)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _marker(title: str) -> bytes:
+    """Return the line that begins a run. In microseconds: no two runs have the same."""
+    return f"--- {datetime.now(UTC).isoformat()} {title} ---\n".encode()
+
+
+def _gap(descriptor: int) -> bytes:
+    """Return a blank line between runs, for the last one may have ended in the middle of a line."""
+    return b"\n" if os.fstat(descriptor).st_size else b""
 
 
 def _truncate(descriptor: int) -> None:

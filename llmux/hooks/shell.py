@@ -21,7 +21,7 @@ from llmux.config import USUAL_SECRETS, Config, HookName, ModelConfig
 from llmux.config.masking import MASKER
 from llmux.errors import HookError
 from llmux.hooks.environment import hook_environment, shell_command
-from llmux.hooks.log_file import RunLog, log_name
+from llmux.hooks.log_file import CheckLog, RunLog, log_name
 from llmux.hooks.orphans import end_marked
 from llmux.hooks.process_group import KILL_AFTER_S, GroupEnd
 from llmux.observe.events import Events, HookEnded
@@ -31,6 +31,9 @@ from llmux.switching.awake import Marks
 
 MARKED_HOOKS = frozenset({"wake", "sleep"})
 """Hooks that must not go on once another llmux has taken over."""
+
+CHECKS: frozenset[HookName] = frozenset({"alive", "verify_asleep"})
+"""Hooks that only look; their output is logged if they fail, and once if they fail alike."""
 
 EXIT_HINTS = {126: " (not executable)", 127: " (command not found)"}  # POSIX sh, section 2.8.2
 
@@ -83,6 +86,7 @@ class ShellHooks:
         self.events = events
         self._models: dict[str, ModelConfig] = {}
         self._without_log: set[str] = set()
+        self._logged_failures: dict[tuple[str, HookName], tuple[str, str]] = {}
         self.directory = directory
         self.state_dir = state_dir
         self._log_dir = log_dir
@@ -99,6 +103,7 @@ class ShellHooks:
         """Use another config for a model from now on; None removes the model."""
         if model is None:
             del self._models[name]
+            self.forget_checks(name)
         else:
             self._models[name] = model
 
@@ -115,19 +120,40 @@ class ShellHooks:
         return self._log_dir / log_name(model)
 
     @contextmanager
-    def open_log(self, model: str, title: str) -> Iterator[RunLog | None]:
+    def open_log(
+        self, model: str, title: str, *, is_check: bool = False
+    ) -> Iterator[RunLog | CheckLog | None]:
         """Open the model's log for a run; None, with a warning, if it cannot be written."""
         path = self.log_path(model)
         with ExitStack() as stack:
-            run_log = None
+            run_log: RunLog | CheckLog | None = None
             try:
-                run_log = stack.enter_context(RunLog.open(path, title))
+                if is_check:
+                    run_log = stack.enter_context(CheckLog.open(path, title))
+                else:
+                    run_log = stack.enter_context(RunLog.open(path, title))
                 self._without_log.discard(model)
             except OSError as error:
                 if model not in self._without_log:  # once, until it works again
                     log.warning("hook_log_unusable", model=model, path=str(path), error=str(error))
                 self._without_log.add(model)
             yield run_log
+
+    def note_check(
+        self, model: str, hook: HookName, run_log: CheckLog, failure: str | None, tail: str
+    ) -> None:
+        """Log a check that has failed, unless the one before has failed in the same way."""
+        key = model, hook
+        if failure is None:
+            self._logged_failures.pop(key, None)  # the next failure is news again
+        elif self._logged_failures.get(key) != (failure, tail):
+            self._logged_failures[key] = failure, tail
+            run_log.keep()
+
+    def forget_checks(self, model: str) -> None:
+        """Log the next failed checks of a model, whatever they say."""
+        for hook in CHECKS:
+            self._logged_failures.pop((model, hook), None)
 
 
 class ShellModelHooks:
@@ -175,11 +201,16 @@ class ShellModelHooks:
         run = HookRun(model=model, hook=hook, started=shell.events.clock.unix(started_at))
         shell.events.hook_started.tell(run)
         outcome = _Outcome("was cancelled")  # unless the run ends otherwise
-        with shell.open_log(model, f"{hook} source={source} target={target}") as run_log:
+        if hook not in CHECKS:
+            shell.forget_checks(model)
+        title = f"{hook} source={source} target={target}"
+        with shell.open_log(model, title, is_check=hook in CHECKS) as run_log:
             try:
                 outcome = await self._run_shell(hook, environment, run_log)
             finally:
                 tail = "" if run_log is None else MASKER.mask(run_log.tail())
+                if isinstance(run_log, CheckLog):
+                    shell.note_check(model, hook, run_log, outcome.failure, tail)
                 error = outcome.error(model, hook, tail, shows_output=shell.shows_output)
                 took_s = trio.current_time() - started_at
                 ended = replace(
@@ -196,7 +227,7 @@ class ShellModelHooks:
             raise error
 
     async def _run_shell(
-        self, hook: HookName, environment: Mapping[str, str], run_log: RunLog | None
+        self, hook: HookName, environment: Mapping[str, str], run_log: RunLog | CheckLog | None
     ) -> _Outcome:
         script, timeout_s = self._config.script(hook), self.timeout_s(hook)
         assert script is not None, f"{self._name} has no {hook} hook"

@@ -21,6 +21,8 @@ from typing import Generic, TypeVar
 from llmux.errors import HookError
 from llmux.observe.clock import WallClock
 from llmux.observe.schemas import (
+    AliveChange,
+    FailingChange,
     HookRun,
     ModeChange,
     ModelState,
@@ -149,6 +151,8 @@ class Events:
         self.request_ended = Channel[RequestSummary]()
         self.hook_started = Channel[HookRun]()
         self.hook_ended = Channel[HookEnded]()
+        self.alive_changed = Channel[AliveChange]()
+        self.failing_changed = Channel[FailingChange]()
         self.pin_changed = Channel[PinChange]()
         self.mode_changed = Channel[ModeChange]()
         self.reloaded = Channel[Reloaded]()

@@ -11,7 +11,7 @@ from llmux.observe.feed import Feed
 from llmux.observe.journal import Journal, Phase, Request, Switch
 from llmux.observe.logs import get_logger
 from llmux.observe.metrics import IDLE, TOKEN_KINDS, Metrics
-from llmux.observe.schemas import HookRun, PhaseChange, SwitchRecord
+from llmux.observe.schemas import FailingChange, HookRun, PhaseChange, SwitchRecord
 from llmux.observe.summary import RequestSummary
 
 log = get_logger(__name__)
@@ -52,6 +52,13 @@ def log_events(events: Events) -> None:
             took_s = round(event.ended_at - event.started_at, 3)
             log.info("model_activated", model=record.target, **about, duration_secs=took_s)
 
+    def failing_changed(change: FailingChange) -> None:
+        if change.failing:
+            about = {"failed_wakes": change.failed_wakes, "error": change.error}
+            log.error("model_failing", model=change.model, **about)
+        else:
+            log.info("model_mended", model=change.model)
+
     def hook_ended(event: HookEnded) -> None:
         run, error = event.run, event.error
         about = {"model": run.model, "hook": run.hook, "duration_secs": run.duration_secs}
@@ -70,6 +77,7 @@ def log_events(events: Events) -> None:
     events.phase_changed.listen(phase_changed)
     events.switch_started.listen(switch_started)
     events.switch_ended.listen(switch_ended)
+    events.failing_changed.listen(failing_changed)
     events.hook_ended.listen(hook_ended)
 
 
@@ -150,6 +158,8 @@ def feed_events(events: Events, feed: Feed) -> None:
     events.hook_ended.listen(hook_ended)
     events.switch_started.listen(lambda record: feed.tell("switch", record))
     events.switch_ended.listen(lambda event: feed.tell("switch", event.record))
+    events.alive_changed.listen(lambda change: feed.tell("alive", change))
+    events.failing_changed.listen(lambda change: feed.tell("failing", change))
     events.pin_changed.listen(lambda change: feed.tell("pin", change))
     events.mode_changed.listen(lambda change: feed.tell("mode", change))
     events.reloaded.listen(lambda reloaded: feed.tell("reload", reloaded))

@@ -59,6 +59,7 @@ class ModelGauges(NamedTuple):
         group: Its group.
         state: One of `STATES`.
         oldest_wait_s: Age of the oldest request that needs this model, in seconds; 0 if none.
+        is_failing: True if its wake keeps failing (`policy.wake_failures`).
     """
 
     queued: int
@@ -66,6 +67,7 @@ class ModelGauges(NamedTuple):
     group: str
     state: str
     oldest_wait_s: float
+    is_failing: bool = False
 
 
 Counts = Mapping[str, ModelGauges]
@@ -284,6 +286,11 @@ _LIVE = (
         ("model",),
     ),
     (
+        "llmux_model_failing",
+        "1 if the model's wake keeps failing (policy.wake_failures), else 0",
+        ("model",),
+    ),
+    (
         "llmux_model_state",
         "1 for the state that a model is in, 0 for the others",
         ("model", "group", "state"),
@@ -318,6 +325,7 @@ def _live_rows(counts: Counts) -> tuple[list[Row], ...]:
         [((model,), now.queued) for model, now in counts.items()],
         [((model,), now.in_flight) for model, now in counts.items()],
         [((model,), now.oldest_wait_s) for model, now in counts.items()],
+        [((model,), float(now.is_failing)) for model, now in counts.items()],
         [
             ((model, now.group, state), float(state == now.state))
             for model, now in counts.items()

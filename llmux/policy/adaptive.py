@@ -13,6 +13,8 @@ from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, GroupView, LookAgain, ModelView, Stay, SwitchTo
 from llmux.policy.choices import (
     COLD,
+    MIN_ACTIVE,
+    RETRY,
     drain_ahead_s,
     first_come,
     least_stay_s,
@@ -41,6 +43,12 @@ worse."""
 MOMENT_S = 1e-3
 """Lower limit for the cost of a switch where it is a divisor."""
 
+# Why it stays.
+IN_TURN = "a request elsewhere has waited for max_wait_secs, but this model's turn has just begun"
+GATE = "requests are queued inside its server (policy.gate)"
+FILLING = "one more of its requests hardly delays those who wait"
+COSTLY = "leaving would cost its users more than those who wait have lost so far"
+
 
 class AdaptivePolicy:
     """The default policy."""
@@ -57,7 +65,7 @@ class AdaptivePolicy:
             return Stay()
         ready, retry_at = may_be_chosen(others, group.now), next_retry(others, group.now)
         if not ready:
-            return look_again(retry_at)
+            return look_again(retry_at, RETRY)
         if group.active is None:
             return first_come(oldest(ready), group.now, COLD)
         return self._weigh(group, group.models[group.active], ready, retry_at)
@@ -75,18 +83,19 @@ class AdaptivePolicy:
         def tightest() -> tuple[ModelView, float]:
             return self._deadlines.tightest(group, active, others)
 
-        def look_by(at: float) -> Decision:
+        def look_by(at: float, why: str) -> Decision:
             if overdue_at < at:
                 at = min(at, max(overdue_at, _turn_ends_at(group, active, *tightest())))
-            return LookAgain(at)
+            return LookAgain(at, IN_TURN if overdue_at <= now else why)
 
         if overdue_at <= now and _turn_ends_at(group, active, *tightest()) <= now:
             first, slack_s = tightest()
             in_time = self._in_time(group, ranked, first, slack_s)
             return first_come(next((v for v in in_time if due_at(v) <= now), first), now, "bound")
         if active.backend_queued:
-            return look_by(now + TICK_S)
-        closing_at = max(leaves_at, _open_until(group, active, ranked))
+            return look_by(now + TICK_S, GATE)
+        open_until = _open_until(group, active, ranked)
+        closing_at = max(leaves_at, open_until)
         next_at = math.inf
         closable: list[ModelView] = []
         for view, pays_at in _closing_pays_at(group, active, ranked):
@@ -102,7 +111,8 @@ class AdaptivePolicy:
         rate = group.measures.arrivals_per_s(active.name, now)
         fades_s = ARRIVALS / rate if rate else math.inf
         soon = now + max(TICK_S, min((next_at - now) / 4, fades_s))
-        return look_by(min(soon, retry_at))
+        why = MIN_ACTIVE if leaves_at > now else FILLING if open_until > now else COSTLY
+        return look_by(min(soon, retry_at), why)
 
     def _in_time(
         self, group: GroupView, views: Sequence[ModelView], tightest: ModelView, slack_s: float

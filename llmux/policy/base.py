@@ -6,7 +6,7 @@ Views are immutable: a policy cannot write to one, and one that it keeps does no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
@@ -71,14 +71,26 @@ def by_name(views: Iterable[ModelView]) -> Mapping[str, ModelView]:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Do nothing until something changes."""
+    """Do nothing until something changes.
+
+    Attributes:
+        why: Explanation for humans, in a few words; shown while requests wait for other models.
+    """
+
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Do nothing until something changes, or until time `at`."""
+    """Do nothing until something changes, or until time `at`.
+
+    Attributes:
+        at: In seconds of the view's clock.
+        why: As for `Stay`.
+    """
 
     at: float
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

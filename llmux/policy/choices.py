@@ -20,6 +20,16 @@ LEAST_SLICE_S = 1.0
 """Lower limit of that stay, however cheap the switch: frozen requests must make progress."""
 
 
+MIN_ACTIVE = "it has been awake for less than min_active_secs, or has frozen requests to go on with"
+"""Why a model stays that may not be left yet (`may_leave_at`)."""
+
+BUSY = "it still has work"
+"""Why a model stays that has requests of its own."""
+
+RETRY = "the next try of a model that failed to wake is not due"
+"""Why nothing is woken for the requests that wait."""
+
+
 def wanted(group: GroupView) -> list[ModelView]:
     """Return the models with waiting requests, except the active one."""
     active = group.active
@@ -34,6 +44,11 @@ def may_be_chosen(models: Sequence[ModelView], now: float) -> list[ModelView]:
 def next_retry(models: Sequence[ModelView], now: float) -> float:
     """Return when the next backoff after a failed wake ends; infinity if there is none."""
     return min((view.retry_at for view in models if view.retry_at > now), default=math.inf)
+
+
+def until_retry(models: Sequence[ModelView], now: float) -> LookAgain | Stay:
+    """Return the decision where all models that are wanted are backing off, if there are any."""
+    return look_again(next_retry(models, now), RETRY if models else "")
 
 
 def may_leave_at(group: GroupView, min_active_s: float, max_wait_s: float = math.inf) -> float:
@@ -84,6 +99,6 @@ def first_come(view: ModelView, now: float, rule: str) -> SwitchTo:
     return SwitchTo(view.name, f"its oldest request waits {waited_s(view, now):.1f} s", rule)
 
 
-def look_again(at: float) -> LookAgain | Stay:
+def look_again(at: float, why: str) -> LookAgain | Stay:
     """Return `LookAgain(at)`, or `Stay` if `at` is infinite."""
-    return Stay() if at == math.inf else LookAgain(at)
+    return Stay(why) if at == math.inf else LookAgain(at, why)

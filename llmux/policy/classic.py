@@ -13,13 +13,15 @@ from llmux.config import PolicyConfig
 from llmux.config.durations import duration_s
 from llmux.policy.base import Decision, GroupView, ModelView, Stay, SwitchTo
 from llmux.policy.choices import (
+    BUSY,
     COLD,
+    MIN_ACTIVE,
     first_come,
     look_again,
     may_be_chosen,
     may_leave_at,
-    next_retry,
     oldest,
+    until_retry,
     waited_s,
     wanted,
 )
@@ -29,6 +31,9 @@ COALESCE_S = 2.0
 
 AMORTIZATION = 0.5
 """Default of `options.amortization_factor`: requests per second of switching."""
+
+UNWORTHY = "too few wait, and not for long enough, to be worth the switch"
+"""Why a model stays that a longer line elsewhere would end."""
 
 
 class CostAwarePolicy:
@@ -49,7 +54,7 @@ class CostAwarePolicy:
         others, now = wanted(group), group.now
         ready = may_be_chosen(others, now)
         if not ready:
-            return look_again(next_retry(others, now))
+            return until_retry(others, now)
         if group.active is None:
             return first_come(oldest(ready), now, COLD)
         due = {view.name: self._due_at(group, view) for view in ready}
@@ -57,7 +62,7 @@ class CostAwarePolicy:
         return (
             first_come(first, now, "worth it")
             if due[first.name] <= now
-            else look_again(due[first.name])
+            else look_again(due[first.name], UNWORTHY)
         )
 
     def _due_at(self, group: GroupView, view: ModelView) -> float:
@@ -99,18 +104,18 @@ class TimeSlicePolicy:
             return Stay()
         ready = may_be_chosen(others, now)
         if not ready:
-            return look_again(next_retry(others, now))
+            return until_retry(others, now)
         first = oldest(ready)
         if group.active is None:
             return first_come(first, now, COLD)
         active = group.models[group.active]
         leaves_at = may_leave_at(group, self._min_active_s, self._max_wait_s)
-        if active.in_flight or active.queued:
-            stale_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
-            return (
-                first_come(first, now, "longest wait") if stale_at <= now else look_again(stale_at)
-            )
+        is_busy = active.in_flight or active.queued
+        if is_busy:
+            leaves_at = max(leaves_at, now + self._max_wait_s - waited_s(first, now))
         if leaves_at > now:
-            return look_again(leaves_at)
+            return look_again(leaves_at, BUSY if is_busy else MIN_ACTIVE)
+        if is_busy:
+            return first_come(first, now, "longest wait")
         longest = max(ready, key=lambda view: view.queued)
         return SwitchTo(longest.name, f"the longest line: {longest.queued} waiting", "longest line")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, GroupView, Stay
 from llmux.policy.choices import (
+    BUSY,
     COLD,
+    MIN_ACTIVE,
     first_come,
     look_again,
     may_be_chosen,
     may_leave_at,
-    next_retry,
     oldest,
+    until_retry,
     waited_s,
     wanted,
 )
@@ -34,7 +36,7 @@ class ExhaustivePolicy:
         if not others:
             return Stay()
         if not ready:
-            return look_again(next_retry(others, now))
+            return until_retry(others, now)
         first = oldest(ready)
         if group.active is None:
             return first_come(first, now, COLD)
@@ -43,7 +45,9 @@ class ExhaustivePolicy:
         if self._has_work(group):
             rule = "longest wait"
             may_close_at = max(may_close_at, now + self._max_wait_s - waited_s(first, now))
-        return first_come(first, now, rule) if may_close_at <= now else look_again(may_close_at)
+        if may_close_at <= now:
+            return first_come(first, now, rule)
+        return look_again(may_close_at, BUSY if rule == "longest wait" else MIN_ACTIVE)
 
     def _has_work(self, group: GroupView) -> bool:
         assert group.active is not None

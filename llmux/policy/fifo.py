@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, GroupView, LookAgain, Stay
-from llmux.policy.choices import first_come, may_be_chosen, may_leave_at, next_retry, oldest, wanted
+from llmux.policy.choices import (
+    MIN_ACTIVE,
+    RETRY,
+    first_come,
+    may_be_chosen,
+    may_leave_at,
+    next_retry,
+    oldest,
+    wanted,
+)
 
 
 class FifoPolicy:
@@ -23,5 +32,5 @@ class FifoPolicy:
         if group.active is not None:
             may_start_at = max(may_start_at, may_leave_at(group, self._min_active_s))
         if may_start_at > now:
-            return LookAgain(may_start_at)
+            return LookAgain(may_start_at, MIN_ACTIVE if ready else RETRY)
         return first_come(oldest(ready), now, "oldest first")

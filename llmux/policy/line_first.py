@@ -10,6 +10,9 @@ from llmux.policy.base import Decision, GroupView, Policy, Stay, SwitchTo
 from llmux.policy.choices import arrival_of, look_again
 from llmux.policy.estimates import Measures
 
+LINE_FIRST = "the switch is decided; its requests that came before are let in first"
+"""Why it stays meanwhile."""
+
 
 class DeferredSwitch(NamedTuple):
     """A switch that was decided and waits for the line of the active model.
@@ -73,7 +76,7 @@ class LineFirst:
             self._measures.note_line_first(active.name, group.now - since, in_all)
             return decision
         self._deferred = DeferredSwitch(decision, group.active_since, since, in_all)
-        return look_again(since + self._limit_s)
+        return look_again(since + self._limit_s, LINE_FIRST)
 
 
 def _is_wanted(decision: SwitchTo, group: GroupView) -> bool:

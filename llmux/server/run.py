@@ -18,7 +18,7 @@ from llmux.config import Config
 from llmux.downstream.fastlane import FastLane
 from llmux.http import wire
 from llmux.observe import logs
-from llmux.server.composition import build_service
+from llmux.server.composition import Service, build_service
 from llmux.server.connection_limits import Serve, at_most, connection_shares, most_connections
 from llmux.server.control_listener import MOST_CONNECTIONS, Opened
 from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
@@ -82,9 +82,7 @@ async def serve_config(
     ):
         async with rest.lifespan(), trio.open_nursery() as background:
             reload = None if ends_with_terminal else reloader.request
-            background.start_soon(
-                _handle_signals, signals, stopping, everything, reload, lambda: reloader.config
-            )
+            background.start_soon(_handle_signals, signals, stopping, everything, reload, service)
             if watch:
                 background.start_soon(reloader.watch)
             if lane is not None:
@@ -119,7 +117,7 @@ async def _handle_signals(
     stopping: trio.Event,
     everything: trio.CancelScope,
     reload: Callable[[], object] | None,
-    config: Callable[[], Config],
+    service: Service,
 ) -> None:
     """Stop at the first signal, at once at the second; reload at SIGHUP, if that is wanted."""
     async for number in signals:
@@ -131,8 +129,12 @@ async def _handle_signals(
             log.warning("stopping_at_once", signal=name)
             everything.cancel()
         else:
-            grace_s = config().shutdown_grace_secs
-            log.info("stopping", signal=name, grace_secs=grace_s)
+            grace_s = service.reloader.config.shutdown_grace_secs
+            about: dict[str, str] = {}
+            if waits_for := service.board.unfinished:
+                again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
+                about = {"waits_for": waits_for, "hint": f"{again} cuts them"}
+            log.info("stopping", signal=name, grace_secs=grace_s, **about)
             stopping.set()
 
 

@@ -14,13 +14,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from msgspec.structs import replace
+
 from llmux.config import PolicyConfig
-from llmux.policy import GroupView, LineFirst, LookAgain, Policy, SwitchTo
+from llmux.policy import GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
 from llmux.policy.estimates import Measures
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Server
 from llmux.simulate.outcome import Outcome
 from llmux.switching.core import Line, ModelState, Occupancy, Phase, Traits
+from llmux.switching.failing import trial_at
 
 ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
 
@@ -39,7 +42,8 @@ class Setup:
         policy: Creates the policy.
         max_in_flight: Limit on requests in flight, for all models or by name; the rest wait.
         preserves_in_flight: The models (True: all) that freeze their requests instead of draining.
-        failing_wakes: Share of wakes that fail.
+        failing_wakes: Share of wakes that fail. After `policy.wake_failures` in a row (its default)
+            a model's requests are refused while another one is served, as by the server.
         asks_when_idle: Ask the policy even when no requests wait for another model, which built-in
             policies answer with `Stay`. A policy that always switches then needs `until`.
         on_queued: Called with the model of each request that joins a line.
@@ -79,6 +83,7 @@ class Station(ModelState):
         super().__init__(name, Line[Job](), Occupancy(), traits)
         self.index = index
         self.server = server
+        self.failing_after = PolicyConfig().wake_failures or math.inf
 
 
 def simulate(
@@ -209,6 +214,9 @@ class Simulation:
         if station.admits:
             self._admit(station, job, now)
             return
+        if self._is_barred(station, now):
+            self.outcome.failed += 1
+            return
         self._waiting += 1
         station.waiters.add(job)
         self._changed.add(station)
@@ -234,6 +242,7 @@ class Simulation:
         job = station.server.pop(now)
         in_flight = station.in_flight
         in_flight.in_use -= 1
+        station.used_at = now
         self._changed.add(station)
         job.frozen_s += in_flight.frozen_s
         self.outcome.add(station.index, job, now)
@@ -251,7 +260,20 @@ class Simulation:
 
     # ---- Switches ----
 
+    def _is_barred(self, station: Station, now: float) -> bool:
+        """Return whether requests may not wait for a model, since it is failing."""
+        if not station.is_failing or station.is_awake or self._target is station:
+            return False
+        return self._trial_at(station) > now
+
+    def _trial_at(self, station: Station) -> float:
+        return trial_at(station, self._stations.values())
+
     def _ask(self, now: float) -> None:
+        if self._setup.failing_wakes:
+            for station in self._stations.values():
+                if station.waiters.count and self._is_barred(station, now):
+                    self._refuse_line(station)
         active = self._serving
         in_own_line = active.waiters.count if active else 0
         if self._waiting == in_own_line and not self._setup.asks_when_idle:
@@ -268,8 +290,8 @@ class Simulation:
     def _view(self, active: Station | None, now: float) -> GroupView:
         # Usually one model changes between two decisions: the views of the others are reused.
         for station in self._changed:
-            self._views[station.name] = station.view()
-        self._changed.clear()
+            self._views[station.name] = self._shown(station)
+        self._changed = {station for station in self._changed if station.is_failing}
         return GroupView(
             now,
             active.name if active else None,
@@ -277,6 +299,12 @@ class Simulation:
             MappingProxyType(self._views.copy()),
             self._estimates,
         )
+
+    def _shown(self, station: Station) -> ModelView:
+        view = station.view()
+        if not station.is_failing or station.is_awake:
+            return view
+        return replace(view, retry_at=self._trial_at(station))
 
     def _begin(self, target: Station, now: float) -> None:
         self._target = target
@@ -335,6 +363,7 @@ class Simulation:
             target.server.thaw(now)
             self._waiting -= target.in_flight.in_use
         target.move_to(Phase.AWAKE, now)
+        target.used_at = now
         self._serving = target
         self._admit_line(target, now)
 
@@ -342,8 +371,12 @@ class Simulation:
         target.move_to(Phase.SLEEPING, now)
         target.move_to(Phase.FAILED, now)
         target.note_wake_failed(now)
-        refused = target.waiters.take_first()  # frozen requests keep waiting
+        self._refuse_line(target)
+
+    def _refuse_line(self, station: Station) -> None:
+        refused = station.waiters.take_first()  # frozen requests keep waiting
         for job in refused:
-            target.waiters.settle(job)
+            station.waiters.settle(job)
+        self._changed.add(station)
         self.outcome.failed += len(refused)
         self._waiting -= len(refused)

@@ -20,6 +20,7 @@ from llmux.errors import (
 )
 from llmux.http.clients import NO_PLACE, Place
 from llmux.observe.logs import get_logger
+from llmux.switching.breaker import refusal
 from llmux.switching.group import Group
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.inflight import Flight
@@ -273,6 +274,8 @@ class Door:
             raise QueueFull(message, retry_after_s=wait_s(group, model))
         if hints.never_switch and not model.is_awake:
             raise WouldSwitch(model.name)
+        if (failing := refusal(group, model)) is not None:
+            raise failing
 
     def refuse_if_switch_needed(self, model: Model) -> None:
         """Refuse requests in line for a model that stops admitting, if they may not wait for it.

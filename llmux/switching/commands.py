@@ -60,6 +60,10 @@ class Situation(Protocol):
         """Return whether a wake of this model may be given up for lack of demand."""
         ...
 
+    def may_try(self, target: Model) -> bool:
+        """Return whether a failing model may be tried now."""
+        ...
+
     def has_queued_wake(self, target: Model) -> bool:
         """Return whether another command to wake this model is queued."""
         ...
@@ -118,15 +122,19 @@ class Wake(Command):
         evict: The models that have to sleep first, in this order. The placement names them when
             the command starts; models that are added later are not among them.
         is_unasked: True for a standby, which is woken though no request waits for it.
+        is_trial: True if no operator wants it, and the target is failing.
     """
 
     evict: tuple[Model, ...] = ()
     is_unasked: bool = False
+    is_trial: bool = False
 
     def is_wanted(self, now: Situation) -> bool:
         return bool(self.target.wanted_by) or super().is_wanted(now)
 
     def goes_on(self, now: Situation) -> bool:
+        if self.is_trial and not now.may_try(self.target):
+            return False
         return self.is_wanted(now) and self.is_wake_wanted(now)
 
     def is_wake_wanted(self, now: Situation) -> bool:

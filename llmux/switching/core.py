@@ -10,7 +10,8 @@ here waits, reads a clock or emits events; calls that need the time take it as a
    A settling request takes up room already.
 4. Requests that are in flight when a model with `preserves_in_flight` begins to sleep are frozen:
    until the model is awake again they wait, and their ages count like those in line.
-5. Each failed wake in a row doubles the time until a policy may choose the model again.
+5. Each failed wake in a row doubles the time until a policy may choose the model again. After
+   `failing_after` of them the model is failing (`llmux.switching.failing`).
 
 Times are seconds of one monotonic clock.
 """
@@ -204,7 +205,11 @@ class ModelState:
         in_flight: The requests in flight.
         backend_queued: Requests queued inside the backend, if that is watched (`policy.gate`).
         failures: Failed wakes in a row.
+        falls: Number of times in a row that it was found down before it was warm.
+        excused: Number of the failed wakes that say nothing of the model: no hook could be started.
+        failing_after: Number of `failed_wakes` from which on it is failing; infinity for never.
         retry_at: No policy may choose it before this time.
+        used_at: When it was woken, or when the last non-passive request left.
         max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
         drains: True if a switch waits for requests in flight (`policy.drain_before_switch`).
     """
@@ -228,8 +233,9 @@ class ModelState:
         self.waiters = waiters
         self.in_flight = in_flight
         self.backend_queued = 0
-        self.failures = 0
-        self.retry_at = -math.inf
+        self.failures = self.falls = self.excused = 0
+        self.failing_after = math.inf
+        self.retry_at = self.used_at = -math.inf
         self.drains = drains
         self._frozen_at: float | None = None
         self._shown = ModelView(name)
@@ -317,14 +323,35 @@ class ModelState:
 
     # ---- Wakes ----
 
+    @property
+    def failed_wakes(self) -> int:
+        """Number of wakes in a row that failed, or whose server stopped before it was warm."""
+        return self.failures - self.excused + self.falls
+
+    @property
+    def is_failing(self) -> bool:
+        """True once too many wakes in a row were of no use."""
+        return self.failed_wakes >= self.failing_after
+
+    @property
+    def quiet_since(self) -> float:
+        """When it was last used; infinity while a request is in flight or waits for it."""
+        return math.inf if self.in_flight.in_use or self.wanted_by else self.used_at
+
+    def forgive(self) -> None:
+        """Forget that its wakes have failed, since its config has changed."""
+        self.falls = 0
+        self.note_woken()
+
     def note_woken(self) -> None:
-        self.failures = 0
+        self.failures = self.excused = 0
         self.retry_at = -math.inf
 
-    def note_wake_failed(self, now: float) -> None:
+    def note_wake_failed(self, now: float, *, is_excused: bool = False) -> None:
         """Delay the next attempt: 2 s, doubled with each failure in a row, at most 60 s."""
         self.retry_at = now + retry_delay_s(self.failures)
         self.failures += 1
+        self.excused += is_excused
 
     # ---- Policies ----
 

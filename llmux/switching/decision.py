@@ -11,12 +11,14 @@ import math
 from dataclasses import replace
 
 import trio
+from msgspec.structs import replace as replace_in
 
-from llmux.policy import GroupView, LineFirst, LookAgain, Policy, SwitchTo
+from llmux.policy import GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
 from llmux.policy.base import by_name
 from llmux.switching.commands import Command, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import idle_command
+from llmux.switching.model import Model
 
 
 class Decider:
@@ -29,6 +31,7 @@ class Decider:
     def __init__(self, group: Group, policy: Policy) -> None:
         self._group = group
         self._began_at = 0.0
+        self._why_it_stays = ""
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
@@ -70,12 +73,41 @@ class Decider:
         group = self._group
         decision = self.policy.decide(self._view())
         if isinstance(decision, SwitchTo):
-            target, rule = group.models[decision.model], decision.rule
-            stands = not target.wanted_by
-            return Wake(target, decision.reason, rule=rule, stands=stands), math.inf
+            self._why_it_stays = ""
+            target = group.models[decision.model]
+            # A policy of the user's own may choose what the view says that it may not.
+            if target.is_failing and not group.may_try(target):
+                return None, group.trial_at(target)
+            return self._wake(target, decision), math.inf
+        self._why_it_stays = decision.why
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
         if group.pins.current is not None or not group.has_idle_rules:
             return None, look_again_at
+        command, at = self._idle_command()
+        return command, min(at, look_again_at)
+
+    @property
+    def why_it_stays(self) -> str:
+        """Why the model that is awake stays although requests wait for others; empty: none do."""
+        group, active = self._group, self._group.active
+        if active is None or not any(each.wanted_by for each in group.others(active)):
+            return ""
+        return f"{active.name} is pinned" if group.pins.current else self._why_it_stays
+
+    @staticmethod
+    def _wake(target: Model, decision: SwitchTo) -> Wake:
+        return Wake(
+            target,
+            decision.reason,
+            rule=decision.rule,
+            stands=not target.wanted_by,
+            is_trial=target.is_failing,
+        )
+
+    def _idle_command(self) -> tuple[Command | None, float]:
+        group = self._group
+        standby = group.models.get(group.idle_rules.standby or "")
+        is_failing = standby is not None and standby.is_failing
         command, at = idle_command(
             group.models,
             group.active,
@@ -83,8 +115,11 @@ class Decider:
             began_at=self._began_at,
             now=trio.current_time(),
             min_active_s=group.settings.min_active_secs,
+            standby_from=group.trial_at(standby) if standby and is_failing else -math.inf,
         )
-        return command, min(at, look_again_at)
+        if is_failing and isinstance(command, Wake):
+            command = replace(command, is_trial=True)
+        return command, at
 
     def _view(self) -> GroupView:
         group, active = self._group, self._group.active
@@ -95,6 +130,13 @@ class Decider:
             now=trio.current_time(),
             active=active.name if active else None,
             active_since=active.awake_since if active else None,
-            models=by_name(model.view() for model in shown),
+            models=by_name(self._shown(model) for model in shown),
             measures=group.measures.estimates,
         )
+
+    def _shown(self, model: Model) -> ModelView:
+        """Return a model's view; a failing one may be chosen only when it may be tried."""
+        view = model.view()
+        if not model.is_failing or model.is_awake:
+            return view
+        return replace_in(view, retry_at=self._group.trial_at(model))

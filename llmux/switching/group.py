@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import trio
@@ -18,6 +18,7 @@ from llmux.config import PolicyConfig
 from llmux.errors import LlmuxError
 from llmux.policy.estimates import Measures
 from llmux.switching.commands import Command, Wake
+from llmux.switching.failing import trial_at
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import AT_REST, Model, Phase
 from llmux.switching.pins import Pins
@@ -47,6 +48,7 @@ class Group:
         changed: Set whenever a decision, or the condition of a wait, may have changed.
         switch_lock: Held from the start of a command until the settle barrier.
         on_sleep: Called with the name of each model that is about to be put to sleep.
+        waking: The target of the switch that is running, until its wake has ended; or None.
         closed_with: The error for all requests and commands once closed; None while open.
     """
 
@@ -73,6 +75,7 @@ class Group:
         self.changed = RepeatedEvent()
         self.switch_lock = trio.Lock()
         self.on_sleep: Callable[[str], object] = lambda _model: None
+        self.waking: Model | None = None
         self.closed_with: LlmuxError | None = None
         self._placement = placement or OneAtATime()
 
@@ -130,6 +133,10 @@ class Group:
         is_short = any(model.idle_sleep_s != math.inf for model in self.models.values())
         return is_short or self.idle_rules.standby is not None
 
+    def others(self, model: Model) -> Iterator[Model]:
+        """Iterate over the group's other models."""
+        return (each for each in self.models.values() if each is not model)
+
     def is_kept(self, model: Model) -> bool:
         """Return whether operators decide that this model is awake, regardless of demand."""
         return self.mode == "manual" or self.pins.model == model.name
@@ -145,6 +152,16 @@ class Group:
     def has_queued_wake(self, target: Model) -> bool:
         """Return whether a command to wake this model is queued."""
         return any(isinstance(each, Wake) and each.target is target for each in self.commands)
+
+    def trial_at(self, target: Model) -> float:
+        """Return the earliest time at which a failing model may be tried; infinity: unknown."""
+        if self.pins.model is None:
+            return trial_at(target, self.models.values())
+        return target.retry_at if self.pins.model == target.name else math.inf
+
+    def may_try(self, target: Model) -> bool:
+        """Return whether a failing model may be tried now."""
+        return self.trial_at(target) <= trio.current_time()
 
     def has_pending_change(self, target: Model) -> bool:
         """Return whether a config change waits for this model to sleep."""

@@ -14,7 +14,9 @@ import trio
 
 from llmux.config import PolicyConfig
 from llmux.errors import HookError
+from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
+from llmux.observe.schemas import AliveChange, AliveTrouble
 from llmux.switching.group import IN_USE
 from llmux.switching.model import Model
 from llmux.switching.steps import Hooks
@@ -33,6 +35,7 @@ class Health:
         hooks: Runs alive hooks.
         settings: The interval between checks, and the number of failures that bring a model down.
         bring_down: Called with a model that no longer answers.
+        events: Gets an event for each failure that counts, and for the success after it.
 
     Attributes:
         heard_since: Asked before a failure counts.
@@ -44,16 +47,18 @@ class Health:
         hooks: Hooks,
         settings: PolicyConfig,
         bring_down: Callable[[Model], Awaitable[None]],
+        events: Events,
     ) -> None:
         self.heard_since: HeardSince = lambda _model, _since: False
         self._in_use = in_use
         self._hooks = hooks
         self._settings = settings
         self._bring_down = bring_down
+        self._events = events
         self._looking = trio.Lock()  # one alive hook at a time
         self._looked_at = -math.inf
-        self._stay = 0  # the stay (`Model.stay`) that `_failures` is about
-        self._failures = 0  # in a row
+        self._troubled: tuple[Model, int] | None = None  # what `_trouble` is about, and its stay
+        self._trouble: AliveTrouble | None = None
         self._applied = trio.Event()
 
     def apply(self, settings: PolicyConfig) -> None:
@@ -84,15 +89,23 @@ class Health:
         stay = model.stay
         async with self._looking:
             if _is_in_use(model, stay):
-                await self._count(model, enough=self._settings.alive_failures, is_well=False)
+                await self._count(model, self._settings.alive_failures, "a stream has been silent")
+
+    def trouble_of(self, model: Model) -> AliveTrouble | None:
+        """Return the failures in a row of a model in use; None if there are none."""
+        is_about_it = self._troubled == (model, model.stay) and model.phase in IN_USE
+        return self._trouble if is_about_it else None
 
     async def is_alive(self, model: Model) -> bool:
         """Run the alive hook; a hook that cannot be started counts as success."""
+        return await self._failure_of(model) is None
+
+    async def _failure_of(self, model: Model) -> str | None:
         try:
             await self._hooks.of(model.name).run("alive", target=model.name)
         except HookError as error:
-            return not error.was_started
-        return True
+            return error.reason if error.was_started else None
+        return None
 
     async def _check(self, model: Model, enough: int, heard_since: float) -> None:
         asked_at, stay = trio.current_time(), model.stay
@@ -100,21 +113,26 @@ class Health:
             if self._looked_at >= asked_at or not _is_in_use(model, stay):
                 return  # another task has checked meanwhile
             began_at = trio.current_time()
-            is_well = await self.is_alive(model)
+            failure = await self._failure_of(model)
             # Not in a `finally`: if the caller is cancelled, so is the check, which proves nothing.
             self._looked_at = began_at
             if not _is_in_use(model, stay):
                 return
-            is_well = is_well or self.heard_since(model.name, heard_since)
-            await self._count(model, enough, is_well=is_well)
+            if failure is not None and self.heard_since(model.name, heard_since):
+                failure = None
+            await self._count(model, enough, failure)
 
-    async def _count(self, model: Model, enough: int, *, is_well: bool) -> None:
+    async def _count(self, model: Model, enough: int, failure: str | None) -> None:
         """Count failures in a row; `enough` of them bring the model down."""
-        if self._stay != model.stay:
-            self._stay, self._failures = model.stay, 0
-        self._failures = 0 if is_well else self._failures + 1
-        if self._failures >= enough:
-            self._failures = 0
+        before = self.trouble_of(model)
+        count = 0 if failure is None else 1 + (before.failures if before else 0)
+        trouble = AliveTrouble(count, enough, failure) if failure is not None else None
+        if trouble or before:
+            at = self._events.clock.now()
+            self._events.alive_changed.tell(AliveChange(at=at, model=model.name, trouble=trouble))
+        self._troubled, self._trouble = (model, model.stay), trouble
+        if count >= enough:
+            self._trouble = None
             await self._bring_down(model)
 
 

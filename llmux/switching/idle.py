@@ -36,6 +36,7 @@ def idle_command(
     began_at: float,
     now: float,
     min_active_s: float = 0.0,
+    standby_from: float = -math.inf,
 ) -> tuple[Command | None, float]:
     """Return the command that the idle rules call for, or None and when to ask again.
 
@@ -49,6 +50,7 @@ def idle_command(
         began_at: When llmux began to serve the group.
         now: The current time.
         min_active_s: Minimum time for which a model stays awake.
+        standby_from: When the standby may be woken at the earliest.
     """
     if any(
         model.wanted_by or model.in_flight.in_use > len(model.quiet) for model in models.values()
@@ -59,7 +61,8 @@ def idle_command(
     wake_at = sleep_at = math.inf
     standby = models.get(rules.standby or "")
     if standby is not None and standby is not active:
-        wake_at = max(idle_since + rules.standby_after_s, standby.retry_at, may_leave_at)
+        after_s = rules.standby_after_s
+        wake_at = max(idle_since + after_s, standby.retry_at, may_leave_at, standby_from)
         if wake_at <= now:
             wake = Wake(standby, "nothing else is wanted", rule="standby", is_unasked=True)
             return wake, math.inf

@@ -132,4 +132,5 @@ class Membership:
 def _apply_settings(model: Model, settings: PolicyConfig) -> None:
     idle_s = settings.websocket_idle_secs
     model.drains = settings.drain_before_switch
+    model.failing_after = settings.wake_failures or math.inf
     model.socket_idle_s = math.inf if idle_s is None else idle_s

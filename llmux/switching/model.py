@@ -9,7 +9,7 @@ from typing import Literal
 
 import trio
 
-from llmux.errors import LlmuxError
+from llmux.errors import HookError, LlmuxError
 from llmux.policy import ModelView
 from llmux.switching.core import (
     AT_REST,
@@ -39,14 +39,12 @@ class Model(ModelState):
         warm_by: Until when it may take to become warm, counted from the wake: the wake hook's
             time-out.
         loads_since: When its backend was first found loading after a wake, or None.
-        falls: Number of times in a row that it was found down before it was warm.
         last_error: Why the last wake or sleep failed; None after a successful wake.
-        used_at: When it was woken, or when the last non-passive request left.
         socket_idle_s: Seconds without a message after which a WebSocket is quiet.
 
     Callbacks: `on_enter(model, phase left, seconds spent in it)` after every change of phase;
     `on_line(model)` when a request joins or leaves the line; `on_leave(model, flight)` when one
-    leaves the model; `on_beside()` when one is about to retry.
+    leaves the model; `on_beside()` when one is about to retry, or a model has recovered from falls.
     """
 
     waiters: Waiters
@@ -73,13 +71,11 @@ class Model(ModelState):
         )
         self.socket_idle_s = socket_idle_s
         self.stay = 0
-        self.used_at = -math.inf
         self.holds_gpu = False
         self.beside_line = 0
         self.is_warm = False
         self.warm_by = -math.inf
         self.loads_since: float | None = None
-        self.falls = 0
         self.last_error: LlmuxError | None = None
         self._on_enter = on_enter
         self._on_line = on_line
@@ -125,6 +121,11 @@ class Model(ModelState):
     def idle_since(self) -> float:
         """When it was last used, including by WebSockets that are quiet now."""
         return max(self.used_at, self.in_flight.message_at)
+
+    @property
+    def quiet_since(self) -> float:
+        is_used = self.in_flight.in_use > len(self.quiet) or self.wanted_by or self.beside_line
+        return math.inf if is_used else self.idle_since
 
     def enter(self, phase: Phase) -> None:
         self.move_to(phase, trio.current_time())
@@ -208,8 +209,9 @@ class Model(ModelState):
         self.note_woken()
         self.last_error = None
 
-    def wake_failed(self, error: LlmuxError) -> None:
-        self.note_wake_failed(trio.current_time())
+    def wake_failed(self, error: HookError) -> None:
+        # That no process can be started says nothing of the model: hooks work again soon after.
+        self.note_wake_failed(trio.current_time(), is_excused=not error.was_started)
         self.last_error = error
 
     @property
@@ -220,7 +222,9 @@ class Model(ModelState):
     def note_warm(self) -> None:
         """Note that its backend has answered."""
         self.is_warm = True
-        self.falls = 0
+        if self.falls:
+            self.falls = 0
+            self._on_beside()  # it may be failing no longer, which the next decision tells
 
     def fell(self) -> None:
         """Note that it was found down while its server may still have been loading.

@@ -10,8 +10,11 @@ from llmux.config import ModelConfig
 from llmux.observe.metrics import Counts, ModelGauges
 from llmux.switching.group import Mode, State
 from llmux.switching.groups import Groups
-from llmux.switching.model import Model
+from llmux.switching.model import Model, Phase
 from llmux.switching.switcher import Switcher
+
+RUNNING = {Phase.WAKING: "wake", Phase.SLEEPING: "sleep"}
+"""The hook that runs in a phase; in WAKING it may be `alive`, which is looked at after it."""
 
 
 class Overview:
@@ -83,6 +86,19 @@ class Overview:
         return self._groups.switcher_of(model).models[model].in_flight.count
 
     @property
+    def unfinished(self) -> str:
+        """The requests in flight and the hooks that run, in words; empty: none."""
+        models = self.models.values()
+        count = sum(model.in_flight.count for model in models)
+        parts = [f"{count} request{'' if count == 1 else 's'} in flight"] if count else []
+        parts += [
+            f"the {hook} hook of {model.name}"
+            for model in models
+            if (hook := RUNNING.get(model.phase)) is not None
+        ]
+        return ", ".join(parts)
+
+    @property
     def queue_depths(self) -> dict[str, int]:
         """Number of requests that wait for each model."""
         return {name: model.queued for name, model in self.models.items()}
@@ -110,6 +126,7 @@ class Overview:
                 group=group,
                 state=model.phase.value,
                 oldest_wait_s=0.0 if model.oldest is None else now - model.oldest,
+                is_failing=model.is_failing,
             )
             for group, switcher in self._groups.switchers.items()
             for name, model in switcher.models.items()

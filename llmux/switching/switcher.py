@@ -67,6 +67,7 @@ from llmux.observe.schemas import Pin, SwitchRecord
 from llmux.policy import LineFirst, Policy
 from llmux.switching.admission import Door
 from llmux.switching.awake import AwakeRecord
+from llmux.switching.breaker import Breaker, after_failure
 from llmux.switching.commands import BringDown, Command, Wake
 from llmux.switching.decision import Decider
 from llmux.switching.draining import look_at_sockets
@@ -116,10 +117,11 @@ class Switcher:
         self._record = record or AwakeRecord(None)
         self._chronicle = Chronicle(group, state.measures, events)
         self._door = Door(state)
+        self._breaker = Breaker(state, events)
         self._members = Membership(state, self._record, self._chronicle)
         self._decider = Decider(state, policy)
         self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
-        self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down)
+        self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down, events)
         wishes = Wishes(state, self._chronicle.pin)
         # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
@@ -169,6 +171,11 @@ class Switcher:
     def policy(self) -> LineFirst:
         """The policy that decides."""
         return self._decider.policy
+
+    @property
+    def why_it_stays(self) -> str:
+        """Why the model that is awake stays although requests wait for others; empty: none do."""
+        return self._decider.why_it_stays
 
     @property
     def has_died(self) -> bool:
@@ -234,6 +241,7 @@ class Switcher:
     async def _next_command(self) -> Command | None:
         while self._group.closed_with is None:
             self._members.remove_unwanted()
+            self._breaker.look()
             command, look_again_at = self._decider.decide()
             if command is not None:
                 return command
@@ -266,7 +274,7 @@ class Switcher:
             log.info("switch_abandoned", to=target.name)
             await self._group.let_in()
         except HookError as error:
-            target.waiters.refuse(error)
+            target.waiters.refuse(after_failure(target, error))
             outcome.end(error)
             await self._steps.clean_up(target, hooks, error)
         except (ShuttingDown, NotReady) as error:
@@ -289,10 +297,13 @@ class Switcher:
                 awake again or sleep.
         """
         group, steps, target = self._group, self._steps, wake.target
+        if wake.is_trial and not wake.goes_on(group):  # somebody is served since the decision
+            raise SwitchAbandoned
         first = wake.evict[0] if wake.evict else None
         source = first.name if first else None
         with self._chronicle.switch(wake, first) as tally:
             prefetch = steps.prefetch(target, source, hooks, switch)
+            group.waking = target
             try:
                 await self._evict(wake.evict, wake, tally)
                 # The switch costs only the part of the prefetch that outlasts drain and sleep.
@@ -309,6 +320,7 @@ class Switcher:
                     lambda: wake.is_wake_wanted(group), target, source, hooks
                 )
             finally:
+                group.waking = None
                 prefetch.abandon()
         if source is not None and source not in self.models:  # removed once it slept
             self.measures.forget(source)

@@ -47,6 +47,7 @@ export class Groups {
           h("div", {}, h("dt", {}, "longest wait"), part("oldest", h("dd"))),
         ),
       ),
+      part("stays", h("div.small-text", { hidden: true })),
       h("div.group-progress", {}, part("progress", h("progress", { max: 1, "aria-label": `Progress of the switch in ${name}` })), part("times", h("span.times"))),
       h("div.scroll", {}, h("table.table.models", {},
         h("caption.unseen", {}, `Models of ${name}`),
@@ -76,6 +77,8 @@ export class Groups {
     else card.progress.removeAttribute("value");
     card.progress.classList.toggle("late", Boolean(expected && took > expected));
     say(card.times, switching ? `${duration(took)} of ${expected ? `about ${duration(expected)}` : "unknown"}${expected && took > expected ? " (late)" : ""}` : `for ${duration(took)}`);
+    card.stays.hidden = !group.stays || switching;
+    say(card.stays, group.stays ? `stays with ${group.active_model}: ${group.stays}` : "");
     say(card.running, String(running));
     say(card.waiting, String(waiting));
     say(card.oldest, waiting ? duration(this._longestWait(models, now)) : "–");
@@ -133,9 +136,13 @@ export class Groups {
     say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).join(", "));
     row.numbers.title = rate && "Tokens per second of its answers, over the last minute";
     row.numbers.classList.toggle("waits", model.queued > 0);
-    row.error.hidden = !model.last_error;
     const retry = model.retry_in_secs ? ` · retry in ${duration(model.retry_in_secs)}` : "";
-    say(row.error, model.last_error ? model.last_error + retry : "");
+    const failing = model.failing ? `Failing (${many(model.failed_wakes ?? 0, "wake")} in a row): tried only while no other model is used, or by Switch. ` : "";
+    const trouble = model.last_error ? model.last_error + retry : "";
+    const { failures, limit, error } = model.alive_trouble ?? { failures: 0, limit: 0, error: "" };
+    const alive = failures ? `alive failed ${failures} of ${limit}: ${error}. ` : "";
+    row.error.hidden = !(alive || failing || trouble);
+    say(row.error, alive + failing + trouble);
     row.error.title = model.last_error ?? "";
     row.switch.disabled = model.awake;
     row.pin.disabled = group.pinned?.model === name;
@@ -162,6 +169,8 @@ function phaseOf(group, models, shown) {
 /** A change of state in words, for screen readers. @param {string} kind @param {any} data @returns {string} */
 export function spoken(kind, data) {
   if (kind === "phase") return `${data.model} is ${STATES[/** @type {import("./types.js").ModelState} */ (data.state)].label}`;
+  if (kind === "alive") return data.trouble ? `${data.model}: alive failed ${data.trouble.failures} of ${data.trouble.limit}` : `${data.model} is alive again`;
+  if (kind === "failing") return data.failing ? `${data.model} keeps failing to wake` : `${data.model} has stopped failing`;
   if (kind === "mode") return `${data.mode} mode`;
   if (kind === "pin") return data.pinned ? `${data.group} is pinned to ${data.pinned.model}` : `${data.group} is unpinned`;
   if (kind === "reload") return data.ok ? "The config was reloaded" : "The config could not be reloaded";

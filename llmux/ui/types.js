@@ -21,9 +21,12 @@
  *   awake: boolean, oldest_wait_secs: number | null, last_error: string | null,
  *   retry_in_secs: number | null, cost_secs: number | null, eta_secs: number | null,
  *   aliases: string[], backend: string, max_in_flight: number | null,
- *   idle_sleep_secs: number | null, hooks: string[], tokens_per_sec?: number}} ModelStatus
+ *   idle_sleep_secs: number | null, hooks: string[], failing?: boolean, failed_wakes?: number,
+ *   alive_trouble?: {failures: number, limit: number, error: string} | null,
+ *   tokens_per_sec?: number}} ModelStatus
  * @typedef {{state: "idle" | "active" | "switching", since: number, active_model: string | null,
- *   models: string[], pinned: Pin | null, switch: SwitchRecord | null, standby: string | null}} GroupStatus
+ *   models: string[], pinned: Pin | null, switch: SwitchRecord | null, standby: string | null,
+ *   stays?: string | null}} GroupStatus
  * @typedef {{index: number, name: string, memory_used_bytes: number | null,
  *   memory_total_bytes: number | null, utilization: number | null}} Gpu
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",

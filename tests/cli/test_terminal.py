@@ -30,8 +30,10 @@ from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.dialling import dial
 from llmux.cli.terminal.events import Event, read_events
 from llmux.cli.terminal.picture import Picture
+from llmux.cli.terminal.progress import describe
 from llmux.cli.terminal.target import Target, find_key, find_url
 from llmux.observe.schemas import (
+    AliveTrouble,
     GroupStatus,
     History,
     ModelStatus,
@@ -117,6 +119,53 @@ def drawn(what: RenderableType, width: int = 80, **options: Any) -> str:
 
 
 # ---- What is drawn ----
+
+
+def test_a_failing_model_is_told() -> None:
+    failing = model("failed", failing=True, failed_wakes=3, last_error="Hook failed: exit 1")
+    status = msgspec.structs.replace(STATUS, models={"b": failing})
+    lines = [str(line) for line in views.remark_lines(status, NOW)]
+    assert lines[1:] == [
+        "b: failing, 3 failed wakes in a row; tried only while no other model is used, or by "
+        "`llmux switch`",
+        "b: Hook failed: exit 1",
+    ]
+
+
+def test_the_progress_of_an_order() -> None:
+    def told(model: str, **states: tuple[Any, dict[str, Any]]) -> str:
+        models = {name: model_of(*state) for name, state in states.items()}
+        group = msgspec.structs.replace(STATUS.groups["default"], models=list(models))
+        status = msgspec.structs.replace(STATUS, groups={"default": group}, models=models)
+        return describe(status, model)
+
+    def model_of(state: Any, fields: dict[str, Any]) -> ModelStatus:
+        return model(state, since=NOW - 4, **fields)
+
+    asleep: tuple[Any, dict[str, Any]] = ("asleep", {"aliases": ["m"]})
+    drain: tuple[Any, dict[str, Any]] = ("draining", {"in_flight": 3})
+    whole = " (12 s of ~40 s in all)"
+    assert told("mistral", llama=drain, mistral=asleep) == (
+        "drains llama for 4.0 s, 3 requests left" + whole
+    )
+    assert told("m", llama=("sleeping", {}), mistral=asleep) == "sleep hook of llama, 4.0 s" + whole
+    assert told("mistral", mistral=("waking", {})) == "wake hook of mistral, 4.0 s" + whole
+    assert told("mistral", mistral=("awake", {})) == "lets in who has waited for mistral"
+    assert told("llama", llama=asleep, mistral=("waking", {})) == (
+        "first a switch to mistral: wake hook of mistral, 4.0 s" + whole
+    )
+    assert told("unknown", llama=asleep) == ""
+
+
+def test_failing_checks_and_why_a_model_stays_are_told() -> None:
+    trouble = AliveTrouble(failures=2, limit=3, error="took longer than 10 s (hook_timeouts.alive)")
+    whisper = msgspec.structs.replace(STATUS.models["whisper"], alive_trouble=trouble)
+    second = msgspec.structs.replace(STATUS.groups["second"], stays="it still has work")
+    status = msgspec.structs.replace(STATUS, groups={"second": second}, models={"whisper": whisper})
+    assert [str(line) for line in views.remark_lines(status, NOW)] == [
+        "second: stays with whisper: it still has work",
+        "whisper: alive failed 2 of 3: took longer than 10 s (hook_timeouts.alive)",
+    ]
 
 
 def test_a_status_at_80_columns() -> None:
@@ -778,6 +827,22 @@ def test_the_picture_knows_modes_pins_and_unknown_events() -> None:
     assert status.groups["default"].pinned == Pin(model="llama", wait=False)
     assert tell(found, "pin", group="default", pinned=None).groups["default"].pinned is None
     assert tell(found, "weather", fine=True) is status or found.status is not None
+
+
+def test_the_picture_knows_checks_that_fail() -> None:
+    found = picture()
+    trouble = {"failures": 1, "limit": 3, "error": "exited with 7"}
+    status = tell(found, "alive", model="whisper", trouble=trouble)
+    assert status.models["whisper"].alive_trouble == AliveTrouble(1, 3, "exited with 7")
+    assert (
+        tell(found, "alive", model="whisper", trouble=None).models["whisper"].alive_trouble is None
+    )
+
+
+def test_the_picture_knows_models_that_keep_failing() -> None:
+    change = {"model": "llama", "failing": True, "failed_wakes": 3, "error": "no GPU"}
+    llama = tell(picture(), "failing", **change).models["llama"]
+    assert (llama.failing, llama.failed_wakes, llama.last_error) == (True, 3, "no GPU")
 
 
 def test_an_old_status_does_not_undo_events() -> None:

@@ -197,6 +197,29 @@ async def test_an_order_that_was_given_stands(rack: Rack) -> None:
                 pass
 
 
+async def test_progress_on_a_terminal_and_what_stands_after_ctrl_c(rack: Rack) -> None:
+    wake = "until test -e go; do sleep 0.05; done; : > a.awake"
+
+    def watch(url: str) -> None:
+        terminal = Terminal("switch", "a", "--url", url)
+        try:
+            terminal.wait_for(r"switching to a: wake hook of a, [\d.]+ s")
+            terminal.press("\x03")
+            terminal.wait_for(
+                r"the switch goes on \(now: wake hook of a, [\d.]+ s\); `llmux status` shows it"
+            )
+            assert terminal.end() == 130
+        finally:
+            terminal.close()
+
+    async with running_llmux(rack.write_config(models={"a": {"wake": wake}})) as llmux:
+        await trio.to_thread.run_sync(watch, llmux.url)
+        (rack.folder / "go").touch()
+        with trio.fail_after(20):
+            while not re.search(r"default +a +active", await run(llmux, "status")):
+                pass
+
+
 @pytest.mark.slow
 async def test_keys(rack: Rack, tmp_path: Path) -> None:
     async with running_llmux(rack.write_config(control_keys=[KEY])) as llmux:
@@ -260,6 +283,20 @@ class Terminal:
             assert time.monotonic() < deadline, self.frames()[-2:]
             self._read(0.1)
 
+    def wait_for(self, pattern: str, seconds: float = 20) -> None:
+        """Until it has shown this, whatever the frame."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, "".join(self.frames())):
+            assert time.monotonic() < deadline, self.frames()
+            self._read(0.1)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.host)
+        os.close(self.guest)
+
     def frames(self) -> list[str]:
         """What was shown since the last wait began, by frame, without colours."""
         frames = self.shown.split(b"\x1b[H")
@@ -290,11 +327,7 @@ def top(llmux: LlmuxProcess, **options: Any) -> Iterator[Terminal]:
     try:
         yield terminal
     finally:
-        if terminal.process.poll() is None:
-            terminal.process.kill()
-        terminal.process.wait()
-        os.close(terminal.host)
-        os.close(terminal.guest)
+        terminal.close()
 
 
 def is_restored(terminal: Terminal) -> bool:

@@ -295,6 +295,73 @@ async def test_alive_hooks_complete_quietly(bench: Bench) -> None:
     assert bench.count("llmux_hook_duration_seconds_count", "alive") == 1
 
 
+@pytest.mark.parametrize("hook", ["alive", "verify_asleep"])
+async def test_checks_that_succeed_leave_nothing_in_the_log(bench: Bench, hook: HookName) -> None:
+    await bench.run("echo lines of the server")
+    before = bench.log.read_text()
+    for _ in range(3):
+        await bench.run("echo ok; exec 3>&1", hook=hook)
+    assert bench.log.read_text() == before
+    assert [each.name for each in bench.log_dir.iterdir()] == ["m.log"], "and no other file"
+
+
+async def test_checks_that_fail_are_logged_once_if_they_fail_alike(tmp_path: Path) -> None:
+    script = "cat said; exit 7"
+    config = ModelConfig(name="m", port=1, wake="echo waking", sleep="true", alive=script)
+    shell = ShellHooks(
+        {"m": config}, directory=tmp_path, log_dir=tmp_path / "logs", events=observed()
+    )
+    hooks = shell.of("m")
+
+    async def fail(says: str) -> str:
+        (tmp_path / "said").write_text(says)
+        with pytest.raises(HookError) as caught:
+            await hooks.run("alive", expects_failure=True)
+        return caught.value.output
+
+    def logged() -> list[str]:
+        lines = shell.log_path("m").read_text().splitlines()
+        return [line.split()[2] if line.startswith("---") else line for line in lines if line]
+
+    await hooks.run("wake")
+    for _ in range(20):
+        assert await fail("refused") == "refused"
+    assert logged() == ["wake", "waking", "alive", "refused"]
+    await fail("loading\n")
+    assert logged()[4:] == ["alive", "loading"]
+    await hooks.run("wake")
+    await fail("loading\n")
+    assert logged()[6:] == ["wake", "waking", "alive", "loading"], "the next wake has its own"
+
+
+async def test_a_failed_check_that_prints_a_lot_is_kept_in_part(bench: Bench) -> None:
+    script = "head -c 1000000 /dev/zero | tr '\\0' 'x'; echo; echo the end; exit 1"
+    error = await bench.failure(script, hook="alive")
+    assert error.output.endswith("the end")
+    assert 60_000 < bench.log.stat().st_size < 70_000
+
+
+async def test_a_check_shows_its_own_lines_and_not_the_servers(bench: Bench) -> None:
+    await bench.run("(while sleep 0.01; do echo server; done) & echo $! > pid")
+    try:
+        error = await bench.failure("sleep 0.1; echo mine; exit 1", hook="alive")
+    finally:
+        os.kill(bench.pid("pid"), signal.SIGKILL)
+    assert error.output == "mine"
+    assert "alive source= target= ---\nmine\n" in bench.log.read_text()
+
+
+async def test_a_log_over_the_limit_is_cut_by_checks_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may print for weeks without another hook."""
+    monkeypatch.setattr("llmux.hooks.log_file.MAX_LOG_BYTES", 1000)
+    await bench.run("seq 1000")
+    assert bench.log.stat().st_size > 3000
+    await bench.run("true", hook="alive")
+    assert bench.log.stat().st_size <= 500
+
+
 async def test_a_hook_that_fails(bench: Bench) -> None:
     with capture_logs() as events:
         error = await bench.failure("echo out; echo err >&2; exit 3")

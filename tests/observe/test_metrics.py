@@ -28,6 +28,7 @@ SERIES = {
 MORE = {
     "llmux_build_info": ("gauge", {"version"}),
     "llmux_model_state": ("gauge", {"model", "group", "state"}),
+    "llmux_model_failing": ("gauge", {"model"}),
     "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
     "llmux_healthy": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
@@ -77,7 +78,10 @@ def test_counts_are_read_when_scraped() -> None:
     counts = {"a": NOW}
     metrics.watch_counts(lambda: counts)
     counts["a"] = NOW._replace(queued=3, in_flight=4, state="draining", oldest_wait_s=5)
+    assert 'llmux_model_failing{model="a"} 0.0' in metrics.render().decode()
+    counts["a"] = counts["a"]._replace(is_failing=True)
     text = metrics.render().decode()
+    assert 'llmux_model_failing{model="a"} 1.0' in text
     assert 'llmux_request_queue_depth{model="a"} 3.0' in text
     assert 'llmux_model_in_flight{model="a"} 4.0' in text
     assert 'llmux_request_oldest_wait_seconds{model="a"} 5.0' in text

@@ -456,6 +456,35 @@ def test_adaptive_goes_to_the_one_with_the_least_time_if_the_overdue_would_make_
     assert goes_to(b, d, seen_at_40=[b, *older], **rest) == "d"
 
 
+def test_policies_say_why_they_stay() -> None:
+    def why(policy: str, *views: ModelView, **rest: Any) -> str:
+        decision = ask(policy, *views, **rest)
+        assert not isinstance(decision, SwitchTo)
+        return decision.why
+
+    waits, busy = line("b", 99.9), line("a", in_flight=1)
+    failed = line("b", 90.0, retry_at=130.0)
+    short: dict[str, Any] = {"since": 98.0, "min_active_secs": 5}
+    for policy in POLICIES:
+        assert why(policy, line("a"), line("b")) == "", "nobody waits"
+        assert "is not due" in why(policy, line("a"), failed, active=None)
+    for policy in ("fifo", "exhaustive", "time_slice", "adaptive"):
+        measures = known()
+        measures.note_arrival("a", 99.0)
+        assert "min_active_secs" in why(policy, line("a"), waits, measures=measures, **short)
+    for policy in ("exhaustive", "time_slice"):
+        assert why(policy, busy, waits) == "it still has work"
+    assert "worth the switch" in why("cost_aware", busy, waits, measures=known(), since=95.0)
+    assert "leaving would cost" in why("adaptive", line("a"), waits, measures=known(busy="a"))
+    batch = known()
+    batch.note_served("a", 10, 1.0)
+    assert "hardly delays" in why("adaptive", line("a", in_flight=9), waits, measures=batch)
+    assert "policy.gate" in why("adaptive", line("a", backend_queued=3), waits, measures=known())
+    late = line("b", 80.0)
+    turn: dict[str, Any] = {"measures": known(busy="a", drain_s=5), "since": 95.0}
+    assert "has just begun" in why("adaptive", busy, late, max_wait_secs=1, **turn)
+
+
 def test_adaptive_knows_how_long_drains_of_so_many_take() -> None:
     # One request takes 5 s to drain, or 10; eight have taken 40. It may wait for 1 + 20 + 40 s.
     measures = known(busy="a")

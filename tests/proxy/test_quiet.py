@@ -13,6 +13,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Ping, TextMessage
 
 from llmux.config import parse_config
+from llmux.observe.schemas import AliveTrouble
 from llmux.openai.streams import streams_unasked
 from llmux.switching.model import Phase
 from tests.downstream.test_lane_cuts import ALL_LANES, connect, on_lane, until
@@ -69,7 +70,9 @@ async def test_a_stream_of_which_nothing_comes_has_failed(
         assert not answer.endswith(END), "no false end"
         await until(lambda: not site.backend.open)
         health = site.service.board.groups["default"].health
-        await until(lambda: health._failures == 1)
+        model = site.service.board.models["a"]
+        trouble = AliveTrouble(failures=1, limit=3, error="a stream has been silent")
+        await until(lambda: health.trouble_of(model) == trouble)
 
 
 @pytest.mark.parametrize("lane", ALL_LANES)

@@ -237,6 +237,39 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
     assert rack.hook_log == ["a wake", "a sleep", "b sleep", "a wake"]
 
 
+@pytest.mark.parametrize("form", ALL_FORMS)
+async def test_a_model_that_keeps_failing(rack: Rack, form: str) -> None:
+    """Its clients are told, in the form of their API, and the model that works is left alone."""
+    broken = {"b": {"wake": "echo no such GPU >&2; exit 7"}}
+    config = rack.write_config(models=broken, policy={"wake_failures": 1})
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 500
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        for path, told in (
+            (CHAT, lambda data: data["error"]),
+            ("/v1/messages", lambda data: data["error"]),
+            ("/api/chat", lambda data: {"message": data["error"]}),
+        ):
+            answer = await client.post(path, json=chat("b"))
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "60"
+            error = told(answer.json())
+            assert error["message"] == (
+                "Model b has failed to wake the last time: Hook failed for b: wake hook exited "
+                "with 7 (its log: logs/b.log in state_dir)"
+            )
+        assert (await client.post(CHAT, json=chat("b"))).json()["error"]["code"] == "model_failing"
+        assert (await client.get("/health")).json() == {"status": "ok", "failing_models": 1}
+        assert (await client.get("/v1/models/b")).json()["llmux"]["failing"] is True
+        assert "failing" not in (await client.get("/v1/models/a")).json()["llmux"]
+        status = (await client.get("/control/status")).json()["models"]
+        assert (status["b"]["failing"], status["b"]["failed_wakes"]) == (True, 1)
+        assert (status["a"]["failing"], status["a"]["failed_wakes"]) == (False, 0)
+        assert await metric(client, 'llmux_model_failing{model="b"}') == 1
+        assert await metric(client, 'llmux_model_failing{model="a"}') == 0
+    assert rack.hook_log == ["b sleep", "a wake"]
+
+
 async def test_a_hook_whose_file_is_missing_is_told_at_the_start(rack: Rack) -> None:
     missing = {"b": {"wake": "./wake-b.sh"}}
     async with running_llmux(rack.write_config(models=missing)) as llmux:
@@ -574,6 +607,9 @@ async def test_stopping_ends_a_hook_that_runs(rack: Rack, number: signal.Signals
     pid = int((rack.folder / "a.pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    (line,) = (line for line in llmux.lines if " stopping " in line)
+    again = "Ctrl-C again" if number is signal.SIGINT else "a second signal"
+    assert f"waits_for='the wake hook of a' hint='{again} cuts them'" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])

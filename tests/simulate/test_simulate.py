@@ -33,6 +33,7 @@ from llmux.simulate import (
 )
 from llmux.simulate.arrivals import Draw, constant, exponential
 from llmux.simulate.backends import Job, Server
+from llmux.simulate.engine import Simulation
 from llmux.simulate.outcome import mean
 
 REQUESTS = 50_000
@@ -387,6 +388,35 @@ def test_a_failed_wake_refuses_nobody_who_comes_later() -> None:
     # By this seed the first wake fails and the second succeeds. Refused at 0; who comes at 1 waits for the next try, at 2.
     assert (outcome.failed, outcome.count, outcome.switches) == (1, 19, 1)
     assert list(outcome.admitted_at) == [2, 2, *range(3, 20)]
+
+
+def test_a_failing_model_takes_the_gpu_from_nobody() -> None:
+    targets: list[str] = []
+
+    def cost(_source: str | None, target: str) -> float:
+        targets.append(target)
+        return 1.0
+
+    class OnlyB(random.Random):
+        def random(self) -> float:
+            return 0.0 if targets[-1] == "b" else 1.0
+
+    run = Simulation(
+        Setup(
+            models="ab",
+            cost=cost,
+            server=lambda _model: Slots(1),
+            policy=lambda: POLICIES["fifo"](PolicyConfig()),
+            failing_wakes=0.5,
+        ),
+        iter([Arrival(float(number), "ab"[number % 2], 0.5) for number in range(2000)]),
+        None,
+        OnlyB(),
+        lambda _count: None,
+    )
+    run.run(math.inf)
+    assert targets.count("b") == 3
+    assert (run.outcome.count, run.outcome.failed) == (1000, 1000)
 
 
 def test_progress_is_told_every_ten_thousand() -> None:

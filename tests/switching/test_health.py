@@ -18,6 +18,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import HookError, LlmuxError, StreamCut, SwitcherDied
+from llmux.observe.schemas import AliveChange, AliveTrouble
 from llmux.switching.model import Phase
 from tests.fakes import FakeHooks, Rig
 from tests.servers import chat, running_backends, running_llmux
@@ -68,6 +69,42 @@ async def test_three_failures_in_a_row_bring_a_model_down(autojump_clock: MockCl
         assert rig.switcher.models["a"].phase is Phase.ASLEEP
         await ask(1)
         assert rig.hooks.calls[-2:] == [("a", "sleep"), ("a", "wake")]
+        beside.cancel_scope.cancel()
+
+
+async def test_failures_are_told_as_they_happen(autojump_clock: MockClock) -> None:
+    rig = Rig()
+    health = rig.switcher.health
+    told: list[AliveChange] = []
+    health._events.alive_changed.listen(told.append)
+    model = rig.switcher.models["a"]
+    async with trio.open_nursery() as beside, rig.running():
+        beside.start_soon(health.watch)
+        await rig.ask("a", 1)
+        assert health.trouble_of(model) is None
+        rig.hooks.failing[("a", "alive")] = 2
+        for count in (1, 2):
+            await trio.sleep(30)
+            trouble = AliveTrouble(failures=count, limit=3, error="exited with 1")
+            assert health.trouble_of(model) == trouble
+            assert [each.trouble for each in told[-1:]] == [trouble]
+        await trio.sleep(30)
+        assert health.trouble_of(model) is None
+        assert [each.trouble for each in told[-1:]] == [None]
+        assert len(told) == 3
+        await trio.sleep(60)
+        assert len(told) == 3, "success after success is no news"
+        rig.hooks.failing[("a", "alive")] = 1
+        await trio.sleep(30)
+        await rig.switcher.put_model_to_sleep("a")
+        assert health.trouble_of(model) is None, "it is asleep"
+        await rig.ask("a")
+        assert health.trouble_of(model) is None, "it has been woken since"
+        rig.hooks.failing[("a", "alive")] = 3
+        await trio.sleep(91)
+        last = AliveTrouble(failures=3, limit=3, error="exited with 1")
+        assert [each.trouble for each in told[-1:]] == [last]
+        assert not model.is_awake
         beside.cancel_scope.cancel()
 
 

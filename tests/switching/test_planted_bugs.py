@@ -64,13 +64,28 @@ PLANTS = {
     ),
     "let a failed wake take others along": (
         "switching/switcher.py",
-        "            target.waiters.refuse(error)\n",
+        "            target.waiters.refuse(after_failure(target, error))\n",
         "            for model in self.models.values():\n                model.waiters.refuse(error)\n",
     ),
     "wake into a full GPU": (
         "switching/steps.py",
         "                model.enter(Phase.FAILED)\n                raise\n",
         "                pass\n",
+    ),
+    "try a failing model while another one is served": (
+        "switching/failing.py",
+        "            at = max(at, _spared_until(model))\n",
+        "            pass\n",
+    ),
+    "try a failing model though a request has come since the decision": (
+        "switching/commands.py",
+        "        if self.is_trial and not now.may_try(self.target):\n            return False\n",
+        "",
+    ),
+    "never close the breaker": (
+        "switching/core.py",
+        "        self.failures = self.excused = 0\n        self.retry_at = -math.inf\n",
+        "        self.retry_at = -math.inf\n",
     ),
     "miss a change between decision and wait": (
         "switching/switcher.py",
@@ -118,6 +133,7 @@ def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
         "switcher_extras",
         "switcher_workload",
         "switcher_stateful",
+        "breaker",
         "waiters",
     ]
     # Some bugs leave a test waiting for ever; that is noticed, too (each takes seconds).

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.config import Config, ModelConfig, parse_config
-from llmux.errors import ConfigError, LlmuxError
+from llmux.errors import ConfigError, HookError, LlmuxError, ModelFailing
 from llmux.observe.events import Events
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.reload import Reloader
@@ -439,6 +439,57 @@ async def test_a_model_is_removed_while_its_alive_hook_runs(tmp_path: Path) -> N
 
 
 # ---- Reloads at awkward moments ----
+
+
+@pytest.mark.parametrize(
+    ("change", "mends"),
+    [
+        ({"wake": "up --again"}, True),
+        ({"alive": "ping -c 3"}, True),
+        ({"sleep": "down -f"}, True),
+        ({"prefetch": "fetch"}, True),
+        ({"port": 2}, True),
+        ({"hook_timeouts": {"wake": 1200}}, True),
+        ({"max_in_flight": 3}, False),
+        ({"aliases": ["other"]}, False),
+        ({}, False),
+    ],
+)
+async def test_new_hooks_end_the_failing(
+    autojump_clock: MockClock, change: dict[str, Any], *, mends: bool
+) -> None:
+    site = Site({"a": model(), "b": model()})
+    site.hooks.failing["b", "wake"] = 3
+    async with site.running():
+        for _ in range(3):
+            with pytest.raises(LlmuxError):
+                await site.ask("b")
+        await site.ask("a")
+        with pytest.raises(ModelFailing):
+            await site.ask("b")
+        site.apply({"a": model(), "b": model(**change)})
+        await wait_all_tasks_blocked()
+        assert site.board.models["b"].is_failing is not mends
+        if mends:
+            await site.ask("b")
+
+
+async def test_another_limit_counts_at_once(autojump_clock: MockClock) -> None:
+    site = Site({"a": model(), "b": model()})
+    site.hooks.failing["b", "wake"] = 3
+    models = {"a": model(), "b": model()}
+    async with site.running():
+        for _ in range(2):
+            with pytest.raises(LlmuxError):
+                await site.ask("b")
+        await site.ask("a")
+        policy: dict[str, Any] = {"name": "fifo", "alive_interval_secs": 0}
+        site.apply(models, policy={**policy, "wake_failures": 2})
+        with pytest.raises(ModelFailing):
+            await site.ask("b")
+        site.apply(models, policy={**policy, "wake_failures": None})
+        with pytest.raises(HookError):
+            await site.ask("b")
 
 
 async def test_a_second_reload_does_not_bring_the_first_forward(autojump_clock: MockClock) -> None:

@@ -106,3 +106,25 @@ async def test_groups_switch_at_the_same_time(autojump_clock: MockClock) -> None
             requests.start_soon(ask, board, "c")
         assert trio.current_time() == pytest.approx(10)
         board.stop()
+
+
+async def test_what_is_unfinished_in_all_groups(autojump_clock: MockClock) -> None:
+    hooks = TwoGpus()
+    hooks.gpus["a"].seconds = {("a", "wake"): 5, ("a", "sleep"): 3}
+    board = Switchboard(config(), hooks, Events())
+    assert board.unfinished == ""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        nursery.start_soon(ask, board, "a", 1)
+        for _ in range(2):
+            nursery.start_soon(ask, board, "c", 4)
+        await trio.sleep(1)
+        assert board.unfinished == "2 requests in flight, the wake hook of a"
+        await trio.sleep(4.5)
+        assert board.unfinished == "1 request in flight"
+        await trio.sleep(1)
+        assert board.unfinished == ""
+        nursery.start_soon(board.put_model_to_sleep, "a")
+        await trio.sleep(1)
+        assert board.unfinished == "the sleep hook of a"
+        board.stop()

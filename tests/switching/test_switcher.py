@@ -225,7 +225,7 @@ async def test_a_failed_wake_leaves_the_group_idle(autojump_clock: MockClock) ->
 async def test_a_failed_model_is_retried_after_2_s_doubling_to_60(
     autojump_clock: MockClock,
 ) -> None:
-    rig = Rig(hooks=FakeHooks(failing={("a", "wake"): 7}))
+    rig = Rig(hooks=FakeHooks(failing={("a", "wake"): 7}), wake_failures=None)
     tries: list[float] = []
     async with rig.running():
         for _ in range(7):
@@ -240,7 +240,7 @@ async def test_a_failed_model_is_retried_after_2_s_doubling_to_60(
 
 
 async def test_a_failed_model_delays_only_itself(autojump_clock: MockClock) -> None:
-    rig = Rig(hooks=FakeHooks(failing={("a", "wake"): 5}))
+    rig = Rig(hooks=FakeHooks(failing={("a", "wake"): 5}), wake_failures=None)
     async with rig.running() as requests:
         for _ in range(4):
             with pytest.raises(HookError):

@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import LlmuxError, ManualMode, QueueFull, SwitchTimeout, WouldSwitch
+from llmux.observe.schemas import Pin
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.model import Phase, Traits
 from tests.fakes import FakeHooks, Rig
@@ -359,3 +360,29 @@ async def test_drains_are_measured_by_how_many_were_in_flight(autojump_clock: Mo
     measures = rig.switcher.measures
     ahead_s = [measures.drain_ahead_s("a", count) for count in (0, 1, 4)]
     assert ahead_s == [0, pytest.approx(20, rel=0.01), pytest.approx(100, rel=0.01)]
+
+
+async def test_why_the_model_stays_is_known(autojump_clock: MockClock) -> None:
+    rig = Rig("ab", min_active_secs=100)
+    async with rig.running() as requests:
+        await rig.ask("a")
+        assert rig.switcher.why_it_stays == ""
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(10)
+        assert "min_active_secs" in rig.switcher.why_it_stays
+        await rig.switcher.pin(Pin(model="a", wait=True))
+        assert rig.switcher.why_it_stays == "a is pinned"
+        rig.switcher.unpin()
+        await trio.sleep(100)
+        assert rig.switcher.why_it_stays == ""
+
+
+async def test_why_a_decided_switch_waits_is_known(autojump_clock: MockClock) -> None:
+    rig = Rig("ab", traits={"a": Traits(max_in_flight=1)})
+    async with rig.running() as requests:
+        for _ in range(3):
+            requests.start_soon(rig.ask, "a", 10)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(1)
+        assert rig.switcher.why_it_stays.startswith("the switch is decided")

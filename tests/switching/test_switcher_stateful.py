@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import LlmuxError
-from llmux.switching.model import Phase
+from llmux.switching.breaker import refusal
+from llmux.switching.model import Model, Phase
 from tests.fakes import FakeHooks, Rig
 
 MODELS = ("a", "b", "c")
@@ -63,6 +64,12 @@ class SwitcherMachine(RuleBasedStateMachine):
         except (trio.RunFinishedError, trio.Cancelled):
             self._thread.join()
             raise AssertionError("the switcher died") from self.error
+
+    def _waiting_in_vain(self) -> list[Model]:
+        """Models that are failing, with requests in line although no trial is due."""
+        group = self.rig.switcher._group
+        models = [] if group.switch_lock.locked() else group.models.values()
+        return [each for each in models if each.waiters.count and refusal(group, each)]
 
     @initialize(
         seconds=st.dictionaries(st.tuples(models, hooks), st.sampled_from([0.0, 1.0, 3.0])),
@@ -138,7 +145,7 @@ class SwitcherMachine(RuleBasedStateMachine):
     def an_operator_sets_the_mode(self, mode: Any) -> None:
         self.step(lambda: self.rig.switcher.set_mode(mode))
 
-    @rule(model=models, hook=hooks, times=st.integers(1, 2))
+    @rule(model=models, hook=hooks, times=st.integers(1, 5))
     def a_hook_will_fail(self, model: str, hook: str, times: int) -> None:
         self.fake.failing[model, hook] = times
 
@@ -154,6 +161,12 @@ class SwitcherMachine(RuleBasedStateMachine):
         if self._thread.is_alive():
             for model in self.rig.switcher.models.values():
                 assert not (model.is_awake and model.waiters.count)
+
+    @invariant()
+    def nobody_waits_for_a_failing_model_in_vain(self) -> None:
+        if self._thread.is_alive():
+            # In the Trio thread, since the answer depends on its clock.
+            assert not trio.from_thread.run_sync(self._waiting_in_vain, trio_token=self.token)
 
     @invariant()
     def requests_are_only_in_models_that_serve(self) -> None:

@@ -52,7 +52,7 @@ hook_keys = st.tuples(models, st.sampled_from(["wake", "sleep", "verify_asleep",
 hook_sets = st.builds(
     FakeHooks,
     seconds=st.dictionaries(hook_keys, durations, max_size=6),
-    failing=st.dictionaries(hook_keys, st.integers(1, 3), max_size=3),
+    failing=st.dictionaries(hook_keys, st.integers(1, 6), max_size=3),
     verifiers=st.sets(models),
     prefetchers=st.sets(models),
 )

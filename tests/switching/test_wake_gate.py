@@ -64,7 +64,7 @@ async def test_a_model_that_is_never_alive_is_not_woken_in_a_circle(
     autojump_clock: MockClock,
 ) -> None:
     hooks = FakeHooks(loading_s={"a": 10_000}, timeouts={("a", "wake"): 3})
-    rig = Rig(hooks=hooks)
+    rig = Rig(hooks=hooks, wake_failures=None)
     async with rig.running():
         with pytest.raises(NotAlive):
             await rig.ask("a")
@@ -118,7 +118,7 @@ async def test_a_model_that_falls_again_and_again_is_woken_less_often(
     autojump_clock: MockClock,
 ) -> None:
     """It is alive after each wake, and refuses whoever comes."""
-    rig = Rig()
+    rig = Rig(wake_failures=None)
     waits: list[float] = []
     async with rig.running():
         model = rig.switcher.models["a"]

@@ -219,6 +219,36 @@ def test_a_switch_and_a_wait_are_explained(tmp_path: Path, watched: Watched) -> 
         expect(detail).to_be_hidden()
 
 
+def test_trouble_is_told_as_it_happens(tmp_path: Path, watched: Watched) -> None:
+    """A model that keeps failing to wake, checks that fail, and why the other one stays."""
+    models = {
+        "a": {"alive": "test -e a.awake && ! test -e a.deaf"},
+        "b": {"wake": "exit 7"},
+    }
+    policy = {
+        "alive_interval_secs": 0.5,
+        "alive_failures": 100,
+        "wake_failures": 1,
+        "min_active_secs": 600,
+    }
+    with staged(tmp_path, "a", "b", "c", models=models, policy=policy) as stage:
+        page = watched.open(stage.url)
+        assert stage.ask("b").wait().status == 500
+        row = page.locator("tr", has=page.get_by_role("button", name="Switch b"))
+        expect(row).to_contain_text("Failing (1 wake in a row): tried only while no other model")
+        assert stage.ask("a").wait().status == 200
+        (tmp_path / "a.deaf").touch()
+        row = page.locator("tr", has=page.get_by_role("button", name="Switch a"))
+        expect(row).to_contain_text(re.compile(r"alive failed \d+ of 100: exited with 1"))
+        (tmp_path / "a.deaf").unlink()
+        expect(row).not_to_contain_text("alive failed")
+        waits = stage.ask("c")
+        expect(page.locator(GROUP)).to_contain_text("stays with a: it has been awake for less than")
+        page.click("button[aria-label='Switch c']")
+        assert waits.wait().status == 200
+        expect(page.locator(GROUP)).not_to_contain_text("stays with")
+
+
 def test_a_click_on_a_switch_opens_it(tmp_path: Path, watched: Watched) -> None:
     slow = {"wake": "sleep 0.5; : > a.awake"}
     with staged(tmp_path, "a", "b", models={"a": slow}) as stage:

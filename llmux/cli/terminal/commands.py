@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,11 +78,34 @@ class Terminal:
         """
         from rich.console import Console  # noqa: PLC0415 - 50 ms
 
-        from llmux.observe.schemas import Message  # noqa: PLC0415
-
         waiting = Console(stderr=True).status(doing) if sys.stderr.isatty() else nullcontext()
         with waiting:
             answer = self.client.ask(method, path, body, patient=True)
+        self._tell_message(answer)
+
+    def order_model(self, path: str, body: dict[str, Any], doing: str, *, stands: str) -> None:
+        """Like `order`, for an order that runs hooks; shows the progress on a terminal.
+
+        Args:
+            path: Below the URL.
+            body: Encoded as JSON; has the key `model`.
+            doing: Shown on a terminal in the meantime.
+            stands: Said on a terminal after Ctrl-C: what llmux goes on with.
+        """
+        with self._progress(body["model"], doing, stands):
+            answer = self.client.ask("POST", path, body, patient=True)
+        self._tell_message(answer)
+
+    def _progress(self, model: str, doing: str, stands: str) -> AbstractContextManager[None]:
+        if not sys.stderr.isatty():
+            return nullcontext()
+        from llmux.cli.terminal.progress import progress  # noqa: PLC0415 - 50 ms
+
+        return progress(connect(self.target), model, doing, stands)
+
+    def _tell_message(self, answer: bytes) -> None:
+        from llmux.observe.schemas import Message  # noqa: PLC0415
+
         message = self.client.decode(answer, Message).message
         self.tell(answer, lambda: click.echo(shown(message)))
 
@@ -231,23 +254,31 @@ def logs_command(terminal: Terminal, *, model: str, follow: bool, tail: int) -> 
 # ---- Steer ----
 
 
-def _model_order(verb: str, doing: str, help_text: str) -> click.Command:
+def _model_order(verb: str, doing: str, stands: str, help_text: str) -> click.Command:
     @remote(verb)
     @model_argument
     def command(terminal: Terminal, *, model: str) -> None:
-        terminal.order(f"/control/{verb}", {"model": model}, f"{doing} {shown(model)} ...")
+        terminal.order_model(
+            f"/control/{verb}", {"model": model}, f"{doing} {shown(model)}", stands=stands
+        )
 
     command.help = help_text
     return command
 
 
 switch_command = _model_order(
-    "switch", "switching to", "Switch to a model now; done when it is awake."
+    "switch",
+    "switching to",
+    "the switch goes on",
+    "Switch to a model now; done when it is awake.",
 )
-wake_command = _model_order("wake", "waking", "Wake a model that is asleep; done when it is awake.")
+wake_command = _model_order(
+    "wake", "waking", "the wake goes on", "Wake a model that is asleep; done when it is awake."
+)
 sleep_command = _model_order(
     "sleep",
     "draining and putting to sleep",
+    "llmux still puts it to sleep",
     "Put a model to sleep once its requests have ended.\n\nA request for it wakes it again.",
 )
 
@@ -262,7 +293,9 @@ def pin_command(terminal: Terminal, *, model: str, wait: bool) -> None:
 
     Nothing is pinned if that fails.
     """
-    terminal.order("/control/pin", {"model": model, "wait": wait}, f"pinning {shown(model)} ...")
+    body = {"model": model, "wait": wait}
+    stands = "the switch and the pin stand (`llmux unpin` ends the pin)"
+    terminal.order_model("/control/pin", body, f"pinning {shown(model)}", stands=stands)
 
 
 @remote("unpin")

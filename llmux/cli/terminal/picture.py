@@ -11,7 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from llmux.observe.schemas import (
+    AliveChange,
     Counts,
+    FailingChange,
     GroupStatus,
     History,
     ModeChange,
@@ -36,6 +38,8 @@ KINDS: dict[str, type[Any]] = {
     "counts": Counts,
     "requests": RequestChanges,
     "tokens": TokenRates,
+    "alive": AliveChange,
+    "failing": FailingChange,
     "mode": ModeChange,
     "pin": PinChange,
 }
@@ -87,24 +91,31 @@ class Picture:
                 self._change_requests(news)
             case SwitchRecord():
                 self._note_switches([news])
-        if self.status is None:
-            return
-        self._latest = max(self._latest, getattr(news, "at", 0.0))
+        if self.status is not None:
+            self._latest = max(self._latest, getattr(news, "at", 0.0))
+            self._change(self.status, news)
+
+    def _change(self, status: Status, news: object) -> None:
         match news:
             case PhaseChange():
-                self._set_phase(self.status, news)
+                self._set_phase(status, news)
             case Counts():
-                self._set_counts(self.status, news)
+                self._set_counts(status, news)
+            case AliveChange():
+                self._set_model(status, news.model, alive_trouble=news.trouble)
+            case FailingChange():
+                fields = {"failing": news.failing, "failed_wakes": news.failed_wakes}
+                self._set_model(status, news.model, **fields, last_error=news.error)
             case TokenRates():
                 for name, rate in news.models.items():
-                    self._set_model(self.status, name, tokens_per_sec=rate)
+                    self._set_model(status, name, tokens_per_sec=rate)
             case SwitchRecord():
                 running = news if news.ended is None else None
-                self._set_group(self.status, news.group, switch=running)
+                self._set_group(status, news.group, switch=running)
             case PinChange():
-                self._set_group(self.status, news.group, pinned=news.pinned)
+                self._set_group(status, news.group, pinned=news.pinned)
             case ModeChange():
-                self.status = replace(self.status, mode=news.mode)
+                self.status = replace(status, mode=news.mode)
 
     def set_status(self, status: Status) -> None:
         """Replace the state with a status, unless events are newer.

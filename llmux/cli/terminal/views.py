@@ -259,7 +259,17 @@ def remark_lines(status: Status, now: float) -> list[Text]:
         for name, group in status.groups.items()
         if group.switch is not None
     ]
+    for name, group in status.groups.items():
+        if group.stays is not None and group.switch is None:
+            lines.append(Text(_line(f"{name}: stays with {group.active_model}: {group.stays}")))
     for name, model in status.models.items():
+        if (found := model.alive_trouble) is not None:
+            failed = f"alive failed {found.failures} of {found.limit}: {found.error}"
+            lines.append(Text(_line(f"{name}: {failed}"), "yellow"))
+        if model.failing:
+            times = f"{model.failed_wakes} failed wakes in a row"
+            when = "tried only while no other model is used, or by `llmux switch`"
+            lines.append(Text(_line(f"{name}: failing, {times}; {when}"), "red"))
         if model.last_error is not None:
             left = (model.retry_in_secs or 0.0) - (now - status.at)
             again = f" (next try in {span(left)})" if left > 0 else ""

@@ -43,13 +43,24 @@ from llmux.observe.schemas.status import (
     Run,
     Status,
 )
-from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord, SwitchResult
+from llmux.observe.schemas.switches import (
+    AliveChange,
+    AliveTrouble,
+    FailingChange,
+    HookRun,
+    PhaseChange,
+    SwitchRecord,
+    SwitchResult,
+)
 
 __all__ = [
     "Alive",
+    "AliveChange",
+    "AliveTrouble",
     "Counts",
     "Error",
     "ErrorDetail",
+    "FailingChange",
     "Gpu",
     "GroupState",
     "GroupStatus",

@@ -16,12 +16,14 @@ class ModelFacts(Shape, frozen=True):
         state: The model's state.
         in_flight: Number of requests in flight.
         queued: Number of requests that wait.
+        failing: True if the model's wake keeps failing; only present then.
         alias_of: The model that an alias stands for; only present for aliases.
     """
 
     state: ModelState
     in_flight: int
     queued: int
+    failing: bool | msgspec.UnsetType = msgspec.UNSET
     alias_of: str | msgspec.UnsetType = msgspec.UNSET
 
 

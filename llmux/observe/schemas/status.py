@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from llmux.observe.schemas.base import ModelState, ModeName, Shape
 from llmux.observe.schemas.operators import Pin
 from llmux.observe.schemas.requests import Counts
-from llmux.observe.schemas.switches import HookRun, PhaseChange, SwitchRecord
+from llmux.observe.schemas.switches import AliveTrouble, HookRun, PhaseChange, SwitchRecord
 
 GroupState = Literal["idle", "active", "switching"]
 
@@ -46,6 +48,12 @@ class ModelStatus(Shape, frozen=True):
         max_in_flight: Limit of the requests in flight; null: no limit.
         idle_sleep_secs: Time without requests after which it is put to sleep; null: never.
         hooks: The names of its hooks.
+        failing: True if its wake keeps failing: `policy.wake_failures` times in a row. It is tried
+            again only while no other model of its group is served, or by an operator; meanwhile its
+            requests get 503 `model_failing`.
+        failed_wakes: Number of failed wakes in a row.
+        alive_trouble: The failures of its alive hook in a row; null: it has succeeded, or is not
+            awake.
         tokens_per_sec: Tokens per second of the responses that ended in the last minute, as far as
             they reported them.
     """
@@ -66,6 +74,9 @@ class ModelStatus(Shape, frozen=True):
     max_in_flight: int | None
     idle_sleep_secs: float | None
     hooks: list[str]
+    failing: bool = False
+    failed_wakes: int = 0
+    alive_trouble: AliveTrouble | None = None
     tokens_per_sec: float = 0.0
 
 
@@ -80,6 +91,8 @@ class GroupStatus(Shape, frozen=True):
         pinned: Its pin; null: it is not pinned.
         switch: The running switch; null: none is running.
         standby: The model that is woken while the group is idle; null: none.
+        stays: Why the model that is awake stays, although requests wait for others; null: none do,
+            or the policy does not say.
     """
 
     state: GroupState
@@ -89,6 +102,7 @@ class GroupStatus(Shape, frozen=True):
     pinned: Pin | None
     switch: SwitchRecord | None
     standby: str | None
+    stays: str | None = None
 
 
 class Gpu(Shape, frozen=True):
@@ -198,6 +212,8 @@ class Health(Shape, frozen=True):
 
     Attributes:
         status: ok, or the reason why llmux cannot switch.
+        failing_models: Number of models whose wake keeps failing; only present if there are any.
     """
 
     status: str
+    failing_models: int | msgspec.UnsetType = msgspec.UNSET

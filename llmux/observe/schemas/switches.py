@@ -25,6 +25,52 @@ class PhaseChange(Shape, frozen=True):
     left: ModelState
 
 
+class AliveTrouble(Shape, frozen=True):
+    """Failures in a row of the alive hook of a model that is awake.
+
+    Attributes:
+        failures: Their number.
+        limit: Number of failures after which the model counts as down.
+        error: Why the last one failed.
+    """
+
+    failures: int
+    limit: int
+    error: str
+
+
+class AliveChange(Shape, frozen=True):
+    """The alive hook of a model that is awake has failed, or has succeeded again.
+
+    Attributes:
+        at: When.
+        model: The model.
+        trouble: The failures so far; null: it has succeeded again.
+    """
+
+    at: float
+    model: str
+    trouble: AliveTrouble | None
+
+
+class FailingChange(Shape, frozen=True):
+    """A model whose wake keeps failing has begun, or ceased, to be `failing`.
+
+    Attributes:
+        at: When.
+        model: The model.
+        failing: True if it is failing now.
+        failed_wakes: Number of its failed wakes in a row.
+        error: Why the last one failed; null: it has succeeded, or its server stopped after it.
+    """
+
+    at: float
+    model: str
+    failing: bool
+    failed_wakes: int
+    error: str | None = None
+
+
 class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}):
     """A switch; sent when it begins and again when it has ended.
 
