@@ -1,5 +1,9 @@
 /** Builds elements without HTML strings: all text goes through text nodes, so nothing can inject markup. */
 
+import { shortName } from "./format.js";
+
+const LONGEST_OPTION = 24; // characters of a model's name in a list to choose from
+
 /** @param {string} id @returns {any} The element, which index.html has. */
 export const byId = (id) => document.getElementById(id);
 
@@ -88,6 +92,6 @@ export function patchList(parent, items, keyOf, make, patch = () => {}) {
  * @param {HTMLSelectElement} select @param {string[]} values
  * @param {(value: string) => string} [label] Returns what is shown for a value.
  */
-export function patchOptions(select, values, label = (value) => value) {
-  patchList(select, values, (value) => value, (value) => h("option", { value }, label(value)));
+export function patchOptions(select, values, label = (value) => shortName(value, LONGEST_OPTION)) {
+  patchList(select, values, (value) => value, (value) => h("option", { value, title: value }, label(value)));
 }

@@ -33,5 +33,11 @@ export function bytes(count) {
   return `${value < 9.95 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
+/** @param {string} name @param {number} most @returns {string} The name, without its organisation if it is longer than `most`. */
+export function shortName(name, most) {
+  const cut = name.lastIndexOf("/", name.length - 2);
+  return name.length > most && cut > 0 ? `…${name.slice(cut)}` : name;
+}
+
 /** @param {number} count @param {string} noun @returns {string} */
 export const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

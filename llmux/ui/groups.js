@@ -133,7 +133,8 @@ export class Groups {
     const slots = model.max_in_flight === null ? "" : `/${model.max_in_flight}`;
     const running = model.awake || model.in_flight ? `${model.in_flight}${slots} in flight` : "";
     const rate = model.tokens_per_sec ? `${model.tokens_per_sec.toFixed(1)} tokens/s` : "";
-    say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).join(", "));
+    // Breaks between the parts only.
+    say(row.numbers, [running, model.queued ? `${model.queued} waiting` : "", rate].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(", "));
     row.numbers.title = rate && "Tokens per second of its answers, over the last minute";
     row.numbers.classList.toggle("waits", model.queued > 0);
     const retry = model.retry_in_secs ? ` · retry in ${duration(model.retry_in_secs)}` : "";

@@ -1,6 +1,6 @@
 /** Draws the lanes (states, requests in flight and waiting, switches), and finds what is at a position. */
 
-import { clock, duration } from "./format.js";
+import { clock, duration, shortName } from "./format.js";
 import { STATES, fills, modelColour } from "./looks.js";
 import { colour } from "./theme.js";
 
@@ -177,7 +177,7 @@ export class Lanes {
       if (width < 1 || !this._store.runs.length) continue;
       ink.fillStyle = /** @type {any} */ (this._fills).unknown.fill;
       ink.fillRect(left, AXIS_HEIGHT, width, this.height - AXIS_HEIGHT);
-      this._drawLabel(ink, "llmux did not run", left, left + width, (AXIS_HEIGHT + this.height) / 2);
+      this._drawLabel(ink, "not recorded", left, left + width, (AXIS_HEIGHT + this.height) / 2);
     }
   }
 
@@ -300,7 +300,7 @@ export class Lanes {
         ink.lineWidth = 2;
         ink.stroke();
       }
-      const text = `${failed ? "✕ " : abandoned ? "⤺ " : ""}→ ${record.to} ${duration(end - record.started)}`;
+      const text = `${failed ? "✕ " : abandoned ? "⤺ " : ""}→ ${shortName(record.to, 0)} ${duration(end - record.started)}`;
       const width = ink.measureText(text).width;
       if (box.width > width + 10) {
         ink.fillStyle = failed || (abandoned && !chosen) ? this._colours.text : this._colours["on-accent"];

@@ -2,6 +2,7 @@
 
 import { call, texts } from "./api.js";
 import { byId, h, patchOptions, say } from "./dom.js";
+import { shortName } from "./format.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
@@ -38,7 +39,7 @@ export class Logs {
 
   /** Offer the existing models; select the active one at first. */
   _pick() {
-    patchOptions(this._select, [...this._store.models, OWN], (name) => (name === OWN ? "llmux itself" : name));
+    patchOptions(this._select, [...this._store.models, OWN], (name) => (name === OWN ? "llmux itself" : shortName(name, 24)));
     if (this._model !== null && (this._model === OWN || this._store.model(this._model))) return;
     const first = Object.values(this._store.status?.groups ?? {}).find((group) => group.active_model);
     this._open(first?.active_model ?? this._store.models[0] ?? OWN);

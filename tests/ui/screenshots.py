@@ -20,6 +20,7 @@ from tests.ui.stage import Stage, staged, standin
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "ui"
 BUSY_S = 270
+PATIENCE_MS = 90_000  # the machine draws pictures beside six model servers and their clients
 SEED = 7
 WEIGHTS = {
     "Qwen/Qwen3-Coder-30B-A3B": 5,
@@ -74,6 +75,7 @@ def shoot(
         color_scheme=scheme,
         device_scale_factor=1.5,
     )
+    watched.context.set_default_timeout(PATIENCE_MS)
     page = watched.open(stage.url)
     page.select_option("#span", "60" if width < 500 else "300")
     page.wait_for_timeout(1500)
@@ -142,9 +144,9 @@ def main() -> None:
             asking.start()
             try:
                 time.sleep(BUSY_S)
+                shoot(browser, stage, "dark", width=1440, scheme="dark").close()
+                shoot(browser, stage, "phone", width=375, scheme="light", full=True).close()
                 page = shoot(browser, stage, "light", width=1440, scheme="light")
-                shoot(browser, stage, "dark", width=1440, scheme="dark")
-                shoot(browser, stage, "phone", width=375, scheme="light", full=True)
                 chat(page)
                 page.evaluate("scrollTo(0, 0)")
                 save(page, "whole", full=True)
