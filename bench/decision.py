@@ -22,7 +22,8 @@ from llmux.policy import AdaptivePolicy, Decision, GroupView
 from llmux.policy.base import by_name
 from llmux.policy.estimates import ARRIVALS, Measures
 from llmux.simulate.backends import Job
-from llmux.switching.core import Line, ModelState, Occupancy
+from llmux.switching.core import ModelState
+from llmux.switching.lines import Line, Occupancy
 
 MODELS = (8, 27, 60, 100)
 WAITING = 1000

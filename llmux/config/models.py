@@ -185,7 +185,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         """Return whether this config can replace `before` only while the model sleeps."""
         return any(getattr(self, key) != getattr(before, key) for key in NEEDS_SLEEP)
 
-    def may_mend(self, before: ModelConfig) -> bool:
+    def may_repair(self, before: ModelConfig) -> bool:
         """Return whether a wake may succeed with this config although it failed with `before`."""
         return any(getattr(self, key) != getattr(before, key) for key in MAY_REPAIR)
 

@@ -57,7 +57,7 @@ def log_events(events: Events) -> None:
             about = {"failed_wakes": change.failed_wakes, "error": change.error}
             log.error("model_failing", model=change.model, **about)
         else:
-            log.info("model_mended", model=change.model)
+            log.info("model_recovered", model=change.model)
 
     def hook_ended(event: HookEnded) -> None:
         run, error = event.run, event.error

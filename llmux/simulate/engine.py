@@ -22,8 +22,9 @@ from llmux.policy.estimates import Measures
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Server
 from llmux.simulate.outcome import Outcome
-from llmux.switching.core import Line, ModelState, Occupancy, Phase, Traits
+from llmux.switching.core import ModelState, Phase, Traits
 from llmux.switching.failing import trial_at
+from llmux.switching.lines import Line, Occupancy
 
 ARRIVAL, FOLLOWED, LOOK, SWITCHED = range(4)
 

@@ -182,7 +182,7 @@ class Groups:
         switcher = self._switcher_of[model.name]
 
         def change() -> None:
-            if model.may_mend(self._used[model.name]):
+            if model.may_repair(self._used[model.name]):
                 switcher.models[model.name].forgive()
             self._used[model.name] = model
             use(model.name, model)

@@ -11,7 +11,7 @@ import trio
 
 from llmux.config import OnSwitch
 from llmux.errors import BackendRefused, LlmuxError, StreamCut
-from llmux.switching.core import Occupancy
+from llmux.switching.lines import Occupancy
 
 
 class Carrier(Protocol):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import trio
 
 from llmux.errors import LlmuxError
-from llmux.switching.core import Line
+from llmux.switching.lines import Line
 
 
 class Waiter:

@@ -442,7 +442,7 @@ async def test_a_model_is_removed_while_its_alive_hook_runs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "mends"),
+    ("change", "repairs"),
     [
         ({"wake": "up --again"}, True),
         ({"alive": "ping -c 3"}, True),
@@ -456,7 +456,7 @@ async def test_a_model_is_removed_while_its_alive_hook_runs(tmp_path: Path) -> N
     ],
 )
 async def test_new_hooks_end_the_failing(
-    autojump_clock: MockClock, change: dict[str, Any], *, mends: bool
+    autojump_clock: MockClock, change: dict[str, Any], *, repairs: bool
 ) -> None:
     site = Site({"a": model(), "b": model()})
     site.hooks.failing["b", "wake"] = 3
@@ -469,8 +469,8 @@ async def test_new_hooks_end_the_failing(
             await site.ask("b")
         site.apply({"a": model(), "b": model(**change)})
         await wait_all_tasks_blocked()
-        assert site.board.models["b"].is_failing is not mends
-        if mends:
+        assert site.board.models["b"].is_failing is not repairs
+        if repairs:
             await site.ask("b")
 
 
