@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,6 +31,9 @@ MOST_BYTES = 16 << 20
 log = get_logger(__name__)
 
 
+_Claims = dict[str, tuple[int, socket.socket | None]]
+
+
 class PortBook:
     """The ports chosen for one config's models.
 
@@ -42,7 +46,9 @@ class PortBook:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._claims: dict[str, tuple[int, socket.socket | None]] = {}
+        self._claims: _Claims = {}
+        # For an app that is built and never served, which nobody closes.
+        weakref.finalize(self, _give_up, self._claims)
 
     def __repr__(self) -> str:
         chosen = {name: port for name, (port, _) in self._claims.items()}
@@ -50,10 +56,7 @@ class PortBook:
 
     def close(self) -> None:
         """Give up the claims; the file keeps the choices."""
-        for _, claim in self._claims.values():
-            if claim is not None:
-                claim.close()
-        self._claims.clear()
+        _give_up(self._claims)
 
     def assign(self, config: Config) -> Config:
         """Return the config with a port for every model that leaves it to llmux.
@@ -144,6 +147,13 @@ class PortBook:
         except OSError as error:
             hint = "a restarted llmux may choose other ports, and not find servers that run"
             log.error("ports_not_written", path=str(path), error=str(error), hint=hint)
+
+
+def _give_up(claims: _Claims) -> None:
+    for _, claim in claims.values():
+        if claim is not None:
+            claim.close()
+    claims.clear()
 
 
 def chosen_ports(state_dir: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -216,6 +217,9 @@ async def test_a_reload_keeps_them_and_adds_others(tmp_path: Path, first: int) -
 
 
 def test_an_app_of_ones_own_gets_ports_too(tmp_path: Path, first: int) -> None:
-    _, board = build_app(config(tmp_path, first, "a"))
+    app, board = build_app(config(tmp_path, first, "a"))
     assert set(board.registered_models) == {"a"}
     assert chosen_ports(tmp_path / "s") == {"a": first}
+    del app, board
+    gc.collect()
+    assert chosen(config(tmp_path / "other", first, "a")) == {"a": first}
