@@ -40,6 +40,7 @@ from llmux.proxy.journey import Journey
 from llmux.proxy.journeys import Journeys
 from llmux.proxy.keepalive import KeptAlive
 from llmux.proxy.lane import ClientLeft, HeaderList, Lane
+from llmux.proxy.loading import StillLoads, check_loaded
 from llmux.proxy.own_site import OwnSite, without_page
 from llmux.proxy.reading import Reader
 from llmux.proxy.routing import Router
@@ -53,13 +54,6 @@ if TYPE_CHECKING:  # it needs an extra
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Pauses between tries while a server loads: from the first, doubling, up to the second."""
-
-ASKS_ONLY = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-"""Answers to these methods do not show that a model has loaded: llama.cpp lists it before."""
-
-
-class StillLoads(Exception):
-    """The backend of a model that was just woken answers 503: it is not ready yet."""
 
 
 class ModelProxy:
@@ -318,7 +312,8 @@ class ModelProxy:
             journey.is_filtered = True
         async with self._exchange(journey) as answer:
             if journey.serving is not None:
-                self._check_loaded(journey, answer)
+                check_loaded(journey, answer)
+                self._note_socket(journey, answer)
                 if journey.serving.is_passive:
                     check_describes(journey, answer)
             # From here on the request cannot be retried.
@@ -380,21 +375,12 @@ class ModelProxy:
         base_url = upstream.backend.base_url
         return journey.trace.forward(exchange, headers, base_url=base_url, target=target)
 
-    def _check_loaded(self, journey: Journey, answer: Answer) -> None:
-        """Note that the model has loaded; raises StillLoads if its answer shows that it has not."""
-        serving = journey.serving
-        assert serving is not None
-        assert serving.flight is not None
-        if not serving.is_warm:
-            if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                if serving.is_warming and not serving.is_passive:
-                    raise StillLoads
-            elif answer.status == 101 or not (
-                serving.is_passive or journey.lane.method in ASKS_ONLY
-            ):
-                serving.note_warm()
+    def _note_socket(self, journey: Journey, answer: Answer) -> None:
+        """Count a WebSocket as one from now on: it may stay open when its model is drained."""
         if answer.stream is not None:
-            tunnel = journey.lane.tunnel
+            serving, tunnel = journey.serving, journey.lane.tunnel
+            assert serving is not None
+            assert serving.flight is not None
             assert tunnel is not None
             serving.flight.open_socket(tunnel, journey.upstream.websocket or self._websocket)
 

@@ -1,4 +1,4 @@
-"""The requests that wait for a model, and those in flight on it, as the simulator sees them, too."""
+"""The requests that wait for a model, and the number in flight on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from llmux.policy.ages import NO_AGES
+
 
 class Waiting(Protocol):
     """A request that can wait in line.
