@@ -31,4 +31,4 @@ def of_llama_swap(data: object) -> tuple[Keys, str] | None:
     keys: Keys | None = next(started, None) or next(named, None)
     if keys is None:
         return None
-    return keys, "this is a config of llama-swap: docs/from-llama-swap.md says how to move it"
+    return keys, "this is a config of llama-swap: `llmux import llama-swap FILE` makes one of llmux"

@@ -174,7 +174,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     @property
     def has_unversioned_paths(self) -> bool:
         """True if paths without /v1 can be right, also since the version is in the URL."""
-        return self.unversioned_paths or _VERSION_AT_END.search(self.base_url) is not None
+        return self.unversioned_paths or _VERSION_AT_END.search(self.address or "") is not None
 
     @property
     def name_sent(self) -> str | None:

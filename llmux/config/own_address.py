@@ -34,6 +34,7 @@ def _loops(config: Config, host: str, port: int) -> Iterator[tuple[Keys, str]]:
     backends: list[tuple[Keys, str]] = [
         (("models", model.name, "port" if model.url is None else "url"), model.base_url)
         for model in config.models.values()
+        if not model.chooses_port  # llmux takes a port that is free
     ]
     if config.fallback is not None:
         backends.append((("fallback",), config.fallback))

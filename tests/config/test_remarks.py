@@ -192,7 +192,7 @@ def test_a_backend_on_the_socket_of_the_control_api(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_of_llama_swap(text: str, place: str, tmp_path: Path) -> None:
-    says = "this is a config of llama-swap: docs/from-llama-swap.md says how to move it"
+    says = "this is a config of llama-swap: `llmux import llama-swap FILE` makes one of llmux"
     assert lines(write(tmp_path, text)) == [f"{place}: {says}"]
 
 

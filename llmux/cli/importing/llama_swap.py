@@ -45,13 +45,12 @@ NO_COUNTERPART = {
     "selectors": "a request names one model, or an alias",
     "store": "see journal and state_dir",
     "ui": "see /ui",
-    "unloadTimeout": "a recipe has its own limits",
     "upstream": "no such path wakes a model",
 }
 
 READ = frozenset({
     "apiKeys", "globalTTL", "groups", "healthCheckTimeout", "hooks", "macros", "matrix", "models",
-    "peers", "routing", "sendLoadingState", "startPort",
+    "peers", "routing", "sendLoadingState", "startPort", "unloadTimeout",
 })  # fmt: skip
 
 
@@ -102,6 +101,7 @@ class _Reader:
                 model,
                 port=first + (users.index(name) if name in users else 0),
                 ttl=ttl,
+                stop_s=self._number("unloadTimeout", 0),
                 timeout=timeout and max(timeout, LEAST_TIMEOUT_S),
             ).draft
 

@@ -19,7 +19,6 @@ NO_COUNTERPART = {
     "capabilities": "llmux lists no capabilities",
     "sendLoadingState": "llmux sends comments instead, see policy.waiting_keepalive_secs",
     "timeouts": "llmux connects within 10 s, and waits for an answer as long as the client does",
-    "unloadTimeout": "a recipe has its own limits",
 }
 
 DEFAULT_PROXY = "http://localhost:${PORT}"
@@ -35,6 +34,7 @@ class ModelReader:
         section: Its section, with macros expanded.
         port: The port that llama-swap would give it.
         ttl: Its `globalTTL`, in seconds.
+        stop_s: Its `unloadTimeout`, in seconds; 0 for the default.
         timeout: Its `healthCheckTimeout`, in seconds; None for the default.
 
     Raises:
@@ -42,7 +42,14 @@ class ModelReader:
     """
 
     def __init__(
-        self, name: str, section: Mapping[str, Any], *, port: int, ttl: int, timeout: int | None
+        self,
+        name: str,
+        section: Mapping[str, Any],
+        *,
+        port: int,
+        ttl: int,
+        stop_s: int,
+        timeout: int | None,
     ) -> None:
         self._where = f"models.{name}"
         self._name = name
@@ -50,7 +57,7 @@ class ModelReader:
         self._port = port
         self._draft = ModelDraft()
         self._read: set[str] = {"macros"}
-        self._read_command()
+        self._read_command(stop_s)
         self._read_names()
         self._read_filters()
         self._read_limits(ttl, timeout)
@@ -65,7 +72,7 @@ class ModelReader:
         self._read.add(key)
         return self._section.get(key), f"{self._where}.{key}"
 
-    def _read_command(self) -> None:
+    def _read_command(self, stop_s: int) -> None:
         words = shell_words(text(*self._take("cmd")), f"{self._where}.cmd")
         if environment := texts(*self._take("env")):
             words = ["env", *map(shell_word, environment), *words]
@@ -75,6 +82,8 @@ class ModelReader:
         self._read_address(options)
         if (health := text(*self._take("checkEndpoint"), "/health")) != "/health":
             options["health"] = health
+        if stop_secs := number(*self._take("unloadTimeout"), 0) or stop_s:
+            options["stop_secs"] = stop_secs
         if stop := text(*self._take("cmdStop")):
             if "${PID}" in stop:
                 self._draft.notes.append(

@@ -18,6 +18,7 @@ from llmux.cli.importing.llama_swap import read_llama_swap
 from llmux.cli.importing.matrix import read_matrix
 from llmux.cli.importing.writing import write_draft
 from llmux.cli.main import main
+from llmux.config import load_config
 from llmux.config.files import decode
 from llmux.errors import ConfigError
 
@@ -83,6 +84,7 @@ models:
     unlisted: true
     useModelName: org/big
     concurrencyLimit: 4
+    unloadTimeout: 20
     compat: {ignoreWebsockets: true}
     filters:
       stripParams: "temperature, model,top_p"
@@ -123,6 +125,7 @@ def test_every_key_of_a_model(read: Any) -> None:
                 "command": "env CUDA_VISIBLE_DEVICES=0,1 'NAME=two words' /opt/llama-server --port ${PORT} -c 8192 "
                 "-m ${env:HOME}/big.gguf --flash true",
                 "health": "/ready",
+                "stop_secs": 20,
             },
             "aliases": [
                 "small",
@@ -396,6 +399,21 @@ def test_a_config_of_any_shape_gives_a_draft_or_a_clear_error(
         except ConfigError as error:
             outcomes.add(type(error))
     assert outcomes == {Draft, ConfigError}
+
+
+def test_what_is_written_is_a_config(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEY", "FAR_KEY", "HOME"):
+        monkeypatch.setenv(name, "a-value")
+    path = tmp_path / "llmux.yaml"
+    path.write_text(write_draft(read(EVERYTHING)))
+    config = load_config(path)
+    assert [*config.models] == ["big", "stopped", "elsewhere", "guessed", "unknown", "far/m/x", "far/big"]  # fmt: skip
+    assert config.models["big"].chooses_port
+    assert config.models["stopped"].base_url == "http://127.0.0.1:9001"
+    assert config.models["big"].alias_names == ("small", "gpt-4o", "big:high")
+    assert config.models["far/m/x"].headers == {"Authorization": "Bearer a-value"}
 
 
 # ---- The command ----
