@@ -128,24 +128,30 @@ class Gpus:
         except trio.TooSlowError:
             raise QueryFailed(f"nvidia-smi took more than {LONGEST_S:g} s") from None
         finally:
-            await self._end(process)
+            _kill_group(process)
+            with trio.move_on_after(END_S, shield=True):
+                await _close(process)
+            if process.returncode is None:
+                self._left = process
         text = data.decode(errors="replace").strip()
         if code != 0:
             first = text.partition("\n")[0][:200]
             raise QueryFailed(f"nvidia-smi exited with {code}: {first}")
         return text
 
-    async def _end(self, process: trio.Process) -> None:
-        """Kill its process group if it still runs, and wait for its end for a bounded time."""
-        if process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        with trio.move_on_after(END_S, shield=True):
-            if process.stdout is not None:
-                await process.stdout.aclose()
-            await process.wait()
-        if process.returncode is None:
-            self._left = process
+
+def _kill_group(process: trio.Process) -> None:
+    """Kill the process, and what it has started, if it still runs."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _close(process: trio.Process) -> None:
+    """Close its output and wait for its end."""
+    if process.stdout is not None:
+        await process.stdout.aclose()
+    await process.wait()
 
 
 def find_nvidia_smi() -> str | None:

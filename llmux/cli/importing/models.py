@@ -76,7 +76,8 @@ class ModelReader:
         words = shell_words(text(*self._take("cmd")), f"{self._where}.cmd")
         if environment := texts(*self._take("env")):
             words = ["env", *map(shell_word, environment), *words]
-        values, options = self._draft.values, {"command": " ".join(words)}
+        values = self._draft.values
+        options: dict[str, Any] = {"command": " ".join(words)}
         values["recipe"] = "process"
         values["with"] = options
         self._read_address(options)
