@@ -80,7 +80,7 @@ def _model_status(
     config = board.config_of(model.name)
     active = switcher.active
     cost_s = board.estimated_switch_cost(active.name if active else None, model.name)
-    eta_s = switcher.eta_s(model)
+    eta_s = None if model.is_failing else switcher.eta_s(model)
     if eta_s:  # the switch has been measured
         forecast_s = forecasts.of(model.name)
         eta_s = eta_s if forecast_s is None else forecast_s

@@ -42,7 +42,8 @@ class ModelStatus(Shape, frozen=True):
         retry_in_secs: After a failed wake, time until the next attempt is allowed.
         cost_secs: Expected hook time of a switch from the model that is awake now; null: unknown.
         eta_secs: Expected wait of a request that arrives now: the policy is asked what it would do.
-            In manual mode, and with a pin, as if the switch began at once. null: unknown.
+            In manual mode, and with a pin, as if the switch began at once. null: unknown, or its
+            wake keeps failing.
         aliases: Other names for it.
         backend: The URL of its server.
         max_in_flight: Limit of the requests in flight; null: no limit.
