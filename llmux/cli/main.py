@@ -39,6 +39,7 @@ class Commands(click.Group):
         "check": "llmux.cli.check:check_command",
         "completion": "llmux.cli.terminal.completion:completion_command",
         "demo": "llmux.cli.demo:demo_command",
+        "doctor": "llmux.cli.doctor.command:doctor_command",
         "examples": "llmux.cli.examples:examples_command",
         "import": "llmux.cli.importing.command:import_command",
         "init": "llmux.cli.init:init_command",

@@ -26,10 +26,11 @@ FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 def hook_remarks(config: Config) -> list[str]:
     """Return one line for each hook whose file cannot be run, or whose program is not there."""
-    return [*_of_scripts(config), *_of_recipes(config)]
+    return [*script_remarks(config), *program_remarks(config)]
 
 
-def _of_scripts(config: Config) -> Iterator[str]:
+def script_remarks(config: Config) -> Iterator[str]:
+    """Yield one line for each hook whose file cannot be run."""
     for name, model in config.models.items():
         for hook in get_args(HookName):
             if (script := model.script(hook)) is not None:
@@ -37,7 +38,8 @@ def _of_scripts(config: Config) -> Iterator[str]:
                     yield placed(("models", name, hook), remark, config.source)
 
 
-def _of_recipes(config: Config) -> Iterator[str]:
+def program_remarks(config: Config) -> Iterator[str]:
+    """Yield one line for each program of a recipe that is not found."""
     for model in config.models.values():
         if model.recipe is None:
             continue
