@@ -36,7 +36,8 @@ from llmux.cli.doctor.findings import Finding, lines, ordered
 from llmux.cli.doctor.here import findings_here
 from llmux.cli.doctor.probes import Probes
 from llmux.cli.doctor.processes import listeners, listening, lock_holder
-from llmux.cli.doctor.running import differences, findings_running
+from llmux.cli.doctor.reached import differences
+from llmux.cli.doctor.running import findings_running
 from llmux.cli.main import main
 from llmux.config import parse_config
 from llmux.observe.gpus import QueryFailed
@@ -256,7 +257,7 @@ def test_a_server_that_does_not_answer() -> None:
     silent = request("r-1", "forwarding", model="llama", arrived=NOW - 200, waited_secs=20.0)
     found = the_one(running(status(), silent))
     assert (
-        found.what == "the server of llama has not answered 1 requests, the oldest (r-1) for 3 min"
+        found.what == "the server of llama has not answered 1 request, the oldest (r-1) for 3 min"
     )
     assert found.do == "curl -sS http://127.0.0.1:8001/v1/models"
     waited = request("r-1", "forwarding", model="llama", arrived=NOW - 200, waited_secs=190.0)
@@ -269,7 +270,7 @@ def test_long_responses_and_slow_bodies() -> None:
     about = [(each.severity, each.why) for each in bad(running(status(), long, slow))]
     assert about == [
         ("note", "the oldest is r-1; a switch waits for them"),
-        ("note", "the oldest, r-2, is sent since 70 s by 10.0.0.7:51322"),
+        ("note", "10.0.0.7:51322 has been sending the oldest, r-2, for 70 s"),
     ]
 
 

@@ -16,7 +16,7 @@ import msgspec
 from llmux import __version__
 from llmux.cli.doctor import probes
 from llmux.cli.doctor.facts import ConfigFacts, Facts, GpuUse, SecretFile
-from llmux.cli.doctor.findings import Finding, Report, counted, lines, ordered
+from llmux.cli.doctor.findings import Finding, Report, counted, lines, number, ordered
 from llmux.cli.doctor.here import findings_here
 from llmux.cli.doctor.nvidia import gpu_uses
 from llmux.cli.doctor.probes import Answers, Probes
@@ -92,10 +92,7 @@ def _print(report: Report) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNCUT
     for line in lines(report.findings, max(width, 40)):
         click.echo(line)
-    sums = [
-        f"{count} {word}{'' if count == 1 else 's'}"
-        for count, word in ((report.problems, "problem"), (report.warnings, "warning"))
-    ]
+    sums = [number(report.problems, "problem"), number(report.warnings, "warning")]
     click.echo(f"\n{', '.join(sums)}")
 
 

@@ -63,6 +63,11 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda each: ORDER.index(each.severity))
 
 
+def number(count: int, noun: str) -> str:
+    """Return a number of things in words: `1 request`, `2 requests`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def counted(findings: Iterable[Finding], severity: Severity) -> int:
     return sum(each.severity == severity for each in findings)
 

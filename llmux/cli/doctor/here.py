@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from llmux.cli.doctor.facts import Facts, GpuUse, Listener, Process
-from llmux.cli.doctor.findings import Finding, Severity
+from llmux.cli.doctor.findings import Finding, Severity, number
 from llmux.cli.doctor.probes import is_of_this_machine
 from llmux.cli.terminal.views import size
 from llmux.config.own_address import is_here
@@ -198,7 +198,7 @@ def backend_findings(facts: Facts) -> Iterator[Finding]:
         yield from found
         fine += not found
     if fine and facts.listeners is not None:
-        yield Finding("ok", "ports", f"ports of {fine} models")
+        yield Finding("ok", "ports", f"ports of {number(fine, 'model')}")
 
 
 def _backends(facts: Facts) -> Iterator[tuple[str, str, str | None]]:

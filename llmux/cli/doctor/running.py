@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import msgspec
-
-from llmux.api.masked import masked_config
+from llmux.cli.doctor.asking import requests_of, setting
 from llmux.cli.doctor.facts import Facts, Running
-from llmux.cli.doctor.findings import Finding, Severity
+from llmux.cli.doctor.findings import Finding, Severity, number
+from llmux.cli.doctor.reached import silence_findings, version_findings
+from llmux.cli.doctor.requests import request_findings
 from llmux.cli.terminal.views import span
-from llmux.observe.schemas import GroupStatus, ModelStatus, RequestInfo
-from llmux.switching.reload import FIXED
+from llmux.observe.schemas import GroupStatus, ModelStatus
 
 USUAL_SWITCH_S = 60.0
 """Duration from which to warn of a switch whose duration is not known yet."""
@@ -27,16 +24,8 @@ STUCK_S = 30.0
 LONG_WAIT_S = 60.0
 """Wait from which to warn although the policy has its reasons."""
 
-SILENT_S = 120.0
-"""Time without a response from which a server may hang; long prompts take a while."""
-
-LONG_ANSWER_S = 600.0
-"""Duration of a response from which to mention it."""
-
 NEAR = 0.8
 """Share of a limit from which to warn."""
-
-Requests = list[RequestInfo]
 
 
 def findings_running(facts: Facts) -> Iterator[Finding]:
@@ -57,109 +46,6 @@ def findings_running(facts: Facts) -> Iterator[Finding]:
     yield from request_findings(facts, running)
 
 
-# ---- It does not answer, or is another one ----
-
-
-def silence_findings(facts: Facts) -> Iterator[Finding]:
-    """Yield why llmux does not answer."""
-    config = facts.config.path
-    start = "" if config is None else shlex.join(["llmux", "-c", str(config)])
-    holder = facts.holder
-    if facts.url is None:
-        what = "the config does not tell where llmux listens"
-        yield Finding("note", "llmux", what, facts.trouble_text, "llmux doctor --url URL")
-    elif facts.trouble == "key":
-        yield Finding(
-            "warning",
-            "llmux",
-            f"llmux at {facts.url} wants a key: its state was not looked at",
-            facts.trouble_text,
-            facts.llmux("doctor", "--key-file", _key_file(facts)),
-        )
-    elif holder is not None and facts.is_here:
-        where = f"ss -ltnp | grep pid={holder.pid},"
-        what = f"llmux runs as {holder}, but does not answer at {facts.url}"
-        why = f"{facts.trouble_text}; it listens elsewhere (-H, -p), still starts, or hangs"
-        yield Finding("problem", "llmux", what, why, where)
-    elif facts.trouble == "refused":
-        severity: Severity = "warning" if facts.is_here else "problem"
-        what = f"no llmux runs at {facts.url}: clients are refused"
-        yield Finding(severity, "llmux", what, facts.trouble_text, start)
-    else:
-        yield Finding(
-            "problem",
-            "llmux",
-            f"no llmux answers at {facts.url}",
-            facts.trouble_text,
-            "llmux doctor --url URL    # where llmux is",
-        )
-
-
-def _key_file(facts: Facts) -> str:
-    return next((str(each.path) for each in facts.secrets if each.key == "control_keys"), "FILE")
-
-
-def version_findings(facts: Facts, running: Running) -> Iterator[Finding]:
-    """Yield differences between the running llmux and what is on disk."""
-    status, config = running.status, facts.config.config
-    if status.version != facts.version:
-        yield Finding(
-            "warning",
-            "llmux",
-            f"llmux {status.version} runs; this command is {facts.version}",
-            "after an upgrade llmux runs on as it was; its config was not compared",
-            "restart llmux, for example: sudo systemctl restart llmux",
-        )
-        return
-    path = running.settings.get("path")
-    if not facts.is_here or config is None or config.path is None or path is None:
-        return
-    if path != str(config.path):
-        what = f"the llmux at {facts.url} was started with another config: {path}"
-        yield Finding("warning", "config", what, "", shlex.join(["llmux", "doctor", "-c", path]))
-        return
-    changed = differences(masked_config(config), running.settings)
-    if not changed:
-        return
-    fixed = [key for key in changed if key.partition(".")[0] in _FIXED]
-    shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-    yield Finding(
-        "warning",
-        "config",
-        f"the running llmux has another config than {config.path} now: {shown}",
-        f"takes effect at a restart only: {', '.join(fixed)}" if fixed else "",
-        facts.llmux("reload"),
-    )
-
-
-_FIXED = frozenset(key.partition(".")[0] for key in FIXED) - {"limits"}
-
-
-def differences(on_disk: Mapping[str, Any], in_use: Mapping[str, Any]) -> list[str]:
-    """Return the keys with different values, of single models as `models.NAME`.
-
-    The state folder is left out, whose default depends on the user, and ports that llmux chooses.
-
-    Args:
-        on_disk: The config of the file, without secrets.
-        in_use: That of the running llmux.
-    """
-    file = msgspec.json.decode(msgspec.json.encode(on_disk))
-    mine, theirs = file.pop("models", {}), in_use.get("models", {})
-    keys = [
-        key
-        for key in file
-        if key in in_use and key not in {"state_dir", "directory"} and file[key] != in_use[key]
-    ]
-    for name in dict.fromkeys([*mine, *theirs]):
-        one, other = dict(mine.get(name, {})), dict(theirs.get(name, {}))
-        if one and one.get("port") is None and one.get("url") is None:
-            other["port"] = None
-        if one != other:
-            keys.append(f"models.{name}")
-    return keys
-
-
 # ---- Operators' settings ----
 
 
@@ -171,13 +57,13 @@ def operator_findings(facts: Facts, running: Running) -> Iterator[Finding]:
         what = "the mode is manual: only commands switch models"
         why = "requests for models that are not awake get 503 manual_mode"
         if waiting:
-            why += f"; {waiting} requests wait"
+            why += f"; {_wait(waiting)}"
         severity: Severity = "problem" if waiting else "warning"
         yield Finding(severity, "mode", what, why, facts.llmux("mode", "auto"))
     for name, group in status.groups.items():
         if group.pinned is None:
             continue
-        waiting = _waiting_elsewhere(_models_of(running, group))
+        waiting = _waiting_elsewhere(_modelsrequests_of(running, group))
         does = f"{waiting} wait" if waiting else "wait" if group.pinned.wait else "get 503"
         yield Finding(
             "problem" if waiting else "warning",
@@ -188,11 +74,15 @@ def operator_findings(facts: Facts, running: Running) -> Iterator[Finding]:
         )
 
 
+def _wait(count: int) -> str:
+    return f"{number(count, 'request')} {'waits' if count == 1 else 'wait'}"
+
+
 def _waiting_elsewhere(models: Iterable[ModelStatus]) -> int:
     return sum(model.queued for model in models if not model.awake)
 
 
-def _models_of(running: Running, group: GroupStatus) -> list[ModelStatus]:
+def _modelsrequests_of(running: Running, group: GroupStatus) -> list[ModelStatus]:
     models = running.status.models
     return [models[name] for name in group.models if name in models]
 
@@ -218,10 +108,10 @@ def _switch_findings(facts: Facts, running: Running, group: GroupStatus) -> Iter
     took, usual = at - switch.started, switch.expected_secs
     phase, why, remedy = _phase(facts, running, group)
     of = f" of ~{span(usual)}" if usual is not None else ""
-    waiting = sum(model.queued for model in _models_of(running, group))
+    waiting = sum(model.queued for model in _modelsrequests_of(running, group))
     what = (
         f"the switch from {switch.source or 'nothing'} to {switch.target} takes {span(took)}{of}, "
-        f"now: {phase}; {waiting} requests wait"
+        f"now: {phase}; {_wait(waiting)}"
     )
     if usual is not None and took > max(2 * usual, usual + LATE_S):
         yield Finding("problem", "switch", what, why, remedy)
@@ -237,8 +127,8 @@ def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str
     for name in group.models:
         state = models[name].state if name in models else ""
         if state == "draining":
-            inside = _of(running, name, "forwarding", "answering")
-            why = f"it waits for {models[name].in_flight} requests in flight of {name}"
+            inside = requests_of(running, name, "forwarding", "answering")
+            why = f"it waits for {number(models[name].in_flight, 'request')} in flight of {name}"
             if not inside:
                 return f"drains {name}", why, facts.llmux("requests")
             oldest = inside[0]
@@ -246,7 +136,7 @@ def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str
             return f"drains {name}", why, facts.llmux("cancel", oldest.id)
         if state in {"sleeping", "waking"}:
             hook = "sleep" if state == "sleeping" else "wake"
-            limit = _setting(running, "models", name, "hook_timeouts", hook)
+            limit = setting(running, "models", name, "hook_timeouts", hook)
             bound = f"fails after {span(limit)}" if limit else "has no time limit"
             why = f"the {hook} hook of {name} has not ended; it {bound} (hook_timeouts.{hook})"
             return f"{hook} hook of {name}", why, facts.llmux("logs", name)
@@ -260,7 +150,7 @@ def _line_findings(
     wait = model.oldest_wait_secs or 0.0
     if not model.queued or model.failing or (model.retry_in_secs or 0.0) > 0:
         return
-    what = f"{model.queued} requests wait for {name}, the oldest for {span(wait)}"
+    what = f"{_wait(model.queued)} for {name}, the oldest for {span(wait)}"
     if model.awake:
         is_full = model.max_in_flight is not None and model.in_flight >= model.max_in_flight
         if is_full:
@@ -268,7 +158,7 @@ def _line_findings(
             remedy = "raise max_in_flight, if the server can do more at once"
             yield Finding(_by_wait(wait, running), "line", what, why, remedy)
         return
-    most = _setting(running, "policy", "max_wait_secs")
+    most = setting(running, "policy", "max_wait_secs")
     expected = f"; expected wait of a new one: {span(model.eta_secs)}" if model.eta_secs else ""
     if state.stays is not None:
         bound = f" (at most about {span(most)}, policy.max_wait_secs)" if most else ""
@@ -282,7 +172,7 @@ def _line_findings(
 
 
 def _by_wait(wait_s: float, running: Running) -> Severity:
-    most = _setting(running, "policy", "max_wait_secs")
+    most = setting(running, "policy", "max_wait_secs")
     if most is not None and wait_s > most:
         return "problem"
     return "warning" if wait_s > LONG_WAIT_S else "note"
@@ -316,89 +206,9 @@ def model_findings(
         what = f"alive of {name} has failed {trouble.failures} of {trouble.limit} times"
         why = f"{trouble.error}; after {trouble.limit} it is put to sleep and woken again"
         yield Finding(severity, "model", what, why, facts.llmux("logs", name))
-    most = _setting(running, "limits", "queued_per_model")
+    most = setting(running, "limits", "queued_per_model")
     if most and model.queued >= NEAR * most:
         severity = "problem" if model.queued >= most else "warning"
         what = f"{model.queued} of at most {most:.0f} requests wait for {name}"
         why = "further ones get 429 queue_full"
         yield Finding(severity, "line", what, why, "raise limits.queued_per_model in the config")
-
-
-# ---- Requests ----
-
-
-def request_findings(facts: Facts, running: Running) -> Iterator[Finding]:
-    """Yield the oldest requests that their server, or their client, keeps waiting."""
-    at, models = running.status.at, running.status.models
-    for name in models:
-        silent = [
-            each
-            for each in _of(running, name, "forwarding")
-            if at - each.arrived - each.waited_secs > SILENT_S
-        ]
-        if silent:
-            oldest = silent[0]
-            inside = span(at - oldest.arrived - oldest.waited_secs)
-            url = models[name].backend
-            curl = (
-                ["curl", "-sS", f"{url}/v1/models"]
-                if url.startswith("http")
-                else [
-                    "curl",
-                    "-sS",
-                    "--unix-socket",
-                    url.removeprefix("unix:"),
-                    "http://x/v1/models",
-                ]
-            )
-            yield Finding(
-                "warning",
-                "requests",
-                f"the server of {name} has not answered {len(silent)} requests, the oldest "
-                f"({oldest.id}) for {inside}",
-                "it reads a long prompt, works on others first, or has hung: ask it directly",
-                shlex.join(curl),
-            )
-        long = [
-            each
-            for each in _of(running, name, "answering")
-            if at - each.arrived - each.waited_secs > LONG_ANSWER_S
-        ]
-        if long:
-            what = f"{len(long)} responses of {name} run for more than {span(LONG_ANSWER_S)}"
-            why = f"the oldest is {long[0].id}; a switch waits for them"
-            yield Finding("note", "requests", what, why, facts.llmux("cancel", long[0].id))
-    yield from _reading_findings(running)
-    if running.requests is not None:
-        yield Finding("ok", "requests", f"{running.requests.total} requests")
-
-
-def _reading_findings(running: Running) -> Iterator[Finding]:
-    at, found = running.status.at, running.requests
-    slow = [
-        each
-        for each in (found.requests if found is not None else ())
-        if each.phase == "reading" and at - each.arrived > LONG_WAIT_S
-    ]
-    if slow:
-        what = f"the bodies of {len(slow)} requests have not arrived yet"
-        why = f"the oldest, {slow[0].id}, is sent since {span(at - slow[0].arrived)} by "
-        why += str(slow[0].client or "a client")
-        yield Finding("note", "requests", what, why)
-
-
-def _of(running: Running, model: str, *phases: str) -> Requests:
-    found = running.requests
-    return [
-        each
-        for each in (found.requests if found is not None else ())
-        if each.model == model and each.phase in phases
-    ]
-
-
-def _setting(running: Running, *keys: str) -> float | None:
-    """Return a number of the config in use; None if it is not there, or null."""
-    value: Any = running.settings
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, int | float) else None

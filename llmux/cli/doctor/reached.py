@@ -1,0 +1,114 @@
+"""Findings about the connection to llmux: it does not answer, or is another one than expected."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from llmux.api.masked import masked_config
+from llmux.cli.doctor.facts import Facts, Running
+from llmux.cli.doctor.findings import Finding, Severity
+from llmux.switching.reload import FIXED
+
+
+def silence_findings(facts: Facts) -> Iterator[Finding]:
+    """Yield why llmux does not answer."""
+    config = facts.config.path
+    start = "" if config is None else shlex.join(["llmux", "-c", str(config)])
+    holder = facts.holder
+    if facts.url is None:
+        what = "the config does not tell where llmux listens"
+        yield Finding("note", "llmux", what, facts.trouble_text, "llmux doctor --url URL")
+    elif facts.trouble == "key":
+        yield Finding(
+            "warning",
+            "llmux",
+            f"llmux at {facts.url} wants a key: its state was not looked at",
+            facts.trouble_text,
+            facts.llmux("doctor", "--key-file", _key_file(facts)),
+        )
+    elif holder is not None and facts.is_here:
+        where = f"ss -ltnp | grep pid={holder.pid},"
+        what = f"llmux runs as {holder}, but does not answer at {facts.url}"
+        why = f"{facts.trouble_text}; it listens elsewhere (-H, -p), still starts, or hangs"
+        yield Finding("problem", "llmux", what, why, where)
+    elif facts.trouble == "refused":
+        severity: Severity = "warning" if facts.is_here else "problem"
+        what = f"no llmux runs at {facts.url}: clients are refused"
+        yield Finding(severity, "llmux", what, facts.trouble_text, start)
+    else:
+        yield Finding(
+            "problem",
+            "llmux",
+            f"no llmux answers at {facts.url}",
+            facts.trouble_text,
+            "llmux doctor --url URL    # where llmux is",
+        )
+
+
+def _key_file(facts: Facts) -> str:
+    return next((str(each.path) for each in facts.secrets if each.key == "control_keys"), "FILE")
+
+
+def version_findings(facts: Facts, running: Running) -> Iterator[Finding]:
+    """Yield differences between the running llmux and what is on disk."""
+    status, config = running.status, facts.config.config
+    if status.version != facts.version:
+        yield Finding(
+            "warning",
+            "llmux",
+            f"llmux {status.version} runs; this command is {facts.version}",
+            "after an upgrade llmux runs on as it was; its config was not compared",
+            "restart llmux, for example: sudo systemctl restart llmux",
+        )
+        return
+    path = running.settings.get("path")
+    if not facts.is_here or config is None or config.path is None or path is None:
+        return
+    if path != str(config.path):
+        what = f"the llmux at {facts.url} was started with another config: {path}"
+        yield Finding("warning", "config", what, "", shlex.join(["llmux", "doctor", "-c", path]))
+        return
+    changed = differences(masked_config(config), running.settings)
+    if not changed:
+        return
+    fixed = [key for key in changed if key.partition(".")[0] in _FIXED]
+    shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+    yield Finding(
+        "warning",
+        "config",
+        f"the running llmux has another config than {config.path} now: {shown}",
+        f"takes effect at a restart only: {', '.join(fixed)}" if fixed else "",
+        facts.llmux("reload"),
+    )
+
+
+_FIXED = frozenset(key.partition(".")[0] for key in FIXED) - {"limits"}
+
+
+def differences(on_disk: Mapping[str, Any], in_use: Mapping[str, Any]) -> list[str]:
+    """Return the keys with different values, of single models as `models.NAME`.
+
+    The state folder is left out, whose default depends on the user, and ports that llmux chooses.
+
+    Args:
+        on_disk: The config of the file, without secrets.
+        in_use: That of the running llmux.
+    """
+    file = msgspec.json.decode(msgspec.json.encode(on_disk))
+    mine, theirs = file.pop("models", {}), in_use.get("models", {})
+    keys = [
+        key
+        for key in file
+        if key in in_use and key not in {"state_dir", "directory"} and file[key] != in_use[key]
+    ]
+    for name in dict.fromkeys([*mine, *theirs]):
+        one, other = dict(mine.get(name, {})), dict(theirs.get(name, {}))
+        if one and one.get("port") is None and one.get("url") is None:
+            other["port"] = None
+        if one != other:
+            keys.append(f"models.{name}")
+    return keys
