@@ -35,7 +35,7 @@ from llmux.cli.doctor.facts import (
 from llmux.cli.doctor.findings import Finding, lines, ordered
 from llmux.cli.doctor.here import findings_here
 from llmux.cli.doctor.probes import Probes
-from llmux.cli.doctor.processes import listeners, listening, lock_holder
+from llmux.cli.doctor.processes import listeners, listeners_of, listening, lock_holder
 from llmux.cli.doctor.reached import differences
 from llmux.cli.doctor.running import findings_running
 from llmux.cli.main import main
@@ -313,12 +313,26 @@ def test_differences_leave_out_what_llmux_chooses() -> None:
     ("facts", "severity", "remedy"),
     [
         ({"trouble": "refused"}, "warning", "llmux -c /etc/llmux/llmux.yaml"),
-        ({"trouble": "refused", "holder": HOLDER}, "problem", "ss -ltnp | grep pid=77,"),
+        (
+            {"trouble": "refused", "holder": HOLDER},
+            "problem",
+            "ps -o pid,stat,etime,%cpu,args -p 77; ss -ltnp | grep pid=77,",
+        ),
+        (
+            {"trouble": "silent", "holder": HOLDER},
+            "problem",
+            "ps -o pid,stat,etime,%cpu,args -p 77",
+        ),
+        (
+            {"trouble": "silent", "holder": Process(77, "llmux", state="stopped")},
+            "problem",
+            "kill -CONT 77",
+        ),
         ({"trouble": "foreign"}, "problem", "llmux doctor --url URL    # where llmux is"),
         ({"trouble": "key"}, "warning", "llmux doctor --key-file FILE"),
         ({"url": None}, "note", "llmux doctor --url URL"),
     ],
-    ids=["refused", "elsewhere", "foreign", "key", "unknown"],
+    ids=["refused", "starting", "hangs", "stopped", "foreign", "key", "unknown"],
 )
 def test_no_llmux_answers(facts: dict[str, Any], severity: str, remedy: str) -> None:
     found = the_one(replace(FACTS, **facts))
@@ -440,6 +454,32 @@ def test_who_listens_on_the_port_of_a_sleeping_model(
     assert [each.severity for each in bad(facts)] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "state", "severity"),
+    [
+        ("process", "asleep", "problem"), ("process", "awake", "warning"),
+        ("docker", "asleep", None), ("docker", "awake", None),
+        (None, "asleep", "warning"), (None, "awake", "note"),
+    ],
+)  # fmt: skip
+def test_a_server_that_no_hook_has_started(
+    recipe: str | None, state: str, severity: str | None
+) -> None:
+    assert CONFIG.models["mistral"].recipe is None
+    models = {
+        **CONFIG.models,
+        "mistral": msgspec.structs.replace(CONFIG.models["mistral"], recipe=recipe),
+    }
+    facts = running(status({"mistral": model(state, backend="http://127.0.0.1:8002")}))
+    assert facts.listeners is not None
+    facts = replace(
+        facts,
+        listeners=facts.listeners + listen(8002, Process(9, "python3")),
+        config=ConfigFacts(PATH, msgspec.structs.replace(CONFIG, models=models)),
+    )
+    assert [each.severity for each in about(facts, "ports")] == ([severity] if severity else [])
+
+
 def gpu(*users: tuple[Process, int], **fields: Any) -> Facts:
     use = GpuUse(msgspec.structs.replace(GPU, **fields), users)
     return replace(running(status()), gpus=(use,))
@@ -514,6 +554,7 @@ def test_listeners_are_found_with_their_owner() -> None:
         assert (listener.host, listener.port) == ("127.0.0.1", port)
         assert listener.process is not None
         assert listener.process.pid == os.getpid()
+        assert Listener("127.0.0.1", port) in listeners_of(os.getpid())
     assert listeners({port}) == ()
 
 
@@ -738,6 +779,20 @@ async def run(url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
         )
     assert not said
     return code, json.loads(printed)
+
+
+async def test_a_llmux_that_listens_elsewhere_is_found(rack: Rack) -> None:
+    config = rack.write_config()  # with port 0
+    async with running_llmux(config) as llmux:
+        env = {key: text for key, text in os.environ.items() if not key.startswith("LLMUX_")}
+        with trio.fail_after(30):
+            _, printed, _ = await run_llmux("doctor", "--json", "-c", str(config), env=env)
+        report = json.loads(printed)
+        assert report["url"] == llmux.url
+        assert (
+            f"llmux listens at {llmux.url}, and not where the config says (-H, -p, or port 0)"
+            in (of(report, "note"))
+        )
 
 
 def of(report: dict[str, Any], *severities: str) -> Iterable[str]:

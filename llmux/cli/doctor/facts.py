@@ -24,6 +24,7 @@ class Process:
         model: The model whose hook started it; None: none did.
         state_dir: State folder of the llmux whose hook started it.
         is_readable: False if its environment cannot be read, since it is another user's.
+        state: Its state in the kernel's words: sleeping, stopped, disk sleep, ...
     """
 
     pid: int
@@ -31,6 +32,7 @@ class Process:
     model: str | None = None
     state_dir: str | None = None
     is_readable: bool = True
+    state: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid})"
@@ -156,6 +158,7 @@ class Facts:
         url: Where llmux should be; None if the config does not tell.
         options: What the user has given, for the commands of remedies: `-c other.yaml`.
         is_here: True if that is this machine.
+        is_elsewhere: True if llmux was found at that URL, and not at the config's.
         version: The version of this command.
         running: The running llmux; None if it does not answer.
         trouble: Why it does not: nobody listens, no answer in time, not llmux, or a key is needed.
@@ -174,6 +177,7 @@ class Facts:
     url: str | None = None
     options: str = ""
     is_here: bool = True
+    is_elsewhere: bool = False
     version: str = ""
     running: Running | None = None
     trouble: Trouble | None = None

@@ -36,6 +36,9 @@ FULL_GPU = 0.9
 USERS_OWN = ("is not set", "Permission denied")
 """Mistakes of a config that are none for a user with other variables or rights, as of a service."""
 
+STARTED_BY_HOOKS = frozenset({"llama-cpp", "process", "sglang", "vllm-sleep"})
+"""Recipes whose hooks start the server themselves, with their environment."""
+
 STARTED_ELSEWHERE = frozenset({
     "cuda-checkpoint", "docker", "ollama", "podman", "podman-criu", "systemd",
 })  # fmt: skip
@@ -259,16 +262,26 @@ def _foreign(
         yield Finding("problem", "ports", what, why, "give one of them another port in the config")
         return
     state = _states(facts).get(name)
-    is_in_doubt = recipe not in STARTED_ELSEWHERE and (state is None or not state.awake)
+    severity = _severity_of_foreign(recipe, is_awake=state is not None and state.awake)
+    if severity is None:
+        return
     why = (
         "right if its hooks use a service or a container; else its wake fails (address in use), "
         "or requests reach the wrong server"
     )
+    if recipe in STARTED_BY_HOOKS:
+        why = "its wake fails (address in use), or requests reach the wrong server"
     what = f"on {name}'s port {port} listens {process}, which no hook has started"
-    if is_in_doubt:
-        yield Finding("warning", "ports", what, why, _look_at(listener))
-    elif recipe is None:
-        yield Finding("note", "ports", what, why, _look_at(listener))
+    yield Finding(severity, "ports", what, why, _look_at(listener))
+
+
+def _severity_of_foreign(recipe: str | None, *, is_awake: bool) -> Severity | None:
+    """Judge a server that no hook has started; None if its model's servers are all like that."""
+    if recipe in STARTED_ELSEWHERE:
+        return None
+    if recipe in STARTED_BY_HOOKS:
+        return "warning" if is_awake else "problem"
+    return "note" if is_awake else "warning"
 
 
 def _owner(listener: Listener) -> str:

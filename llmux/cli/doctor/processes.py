@@ -24,35 +24,56 @@ MOST_LOCK_BYTES = 64 << 10
 def process(pid: int) -> Process:
     """Look at a process."""
     folder = PROC / str(pid)
-    name = "a process"
+    facts: dict[str, str] = {}
     with suppress(OSError):
-        name = (folder / "comm").read_text(errors="replace").strip() or name
+        lines = (folder / "status").read_text(errors="replace").splitlines()
+        facts = {key: text.strip() for key, _, text in (line.partition(":") for line in lines)}
+    name = facts.get("Name") or "a process"
+    state = facts.get("State", "").partition("(")[2].rstrip(")")
     try:
         pairs = (folder / "environ").read_bytes().split(b"\0")
     except OSError:
-        return Process(pid, name, is_readable=False)
+        return Process(pid, name, is_readable=False, state=state)
     about = dict(
         pair.decode(errors="replace").partition("=")[::2]
         for pair in pairs
         if pair.startswith(b"LLMUX_")
     )
-    return Process(pid, name, about.get("LLMUX_MODEL"), about.get(STATE_VARIABLE))
+    return Process(pid, name, about.get("LLMUX_MODEL"), about.get(STATE_VARIABLE), state=state)
 
 
 def listeners(ports: Collection[int]) -> tuple[Listener, ...] | None:
     """Return the listeners on some ports, with their owners; None without /proc."""
     if not (PROC / "net/tcp").exists():
         return None
-    found: list[tuple[str, int, str]] = []
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            text = (PROC / "net" / name).read_text()
-            found += [each for each in listening(text) if each[1] in ports]
+    found = [each for each in _all_listening() if each[1] in ports]
     owners = _owners({inode for _, _, inode in found})
     return tuple(
         Listener(host, port, process(owners[inode]) if inode in owners else None)
         for host, port, inode in found
     )
+
+
+def listeners_of(pid: int) -> tuple[Listener, ...]:
+    """Return the listeners of a process; none if it is another user's."""
+    sockets = set()
+    with suppress(OSError):
+        for descriptor in (PROC / str(pid) / "fd").iterdir():
+            with suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    return tuple(
+        Listener(host, port)
+        for host, port, inode in _all_listening()
+        if f"socket:[{inode}]" in sockets
+    )
+
+
+def _all_listening() -> Iterator[tuple[str, int, str]]:
+    for name in ("tcp", "tcp6"):
+        text = ""
+        with suppress(OSError):
+            text = (PROC / "net" / name).read_text()
+        yield from listening(text)
 
 
 def listening(table: str) -> Iterator[tuple[str, int, str]]:

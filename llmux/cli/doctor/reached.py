@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llmux.api.masked import masked_config
-from llmux.cli.doctor.facts import Facts, Running
+from llmux.cli.doctor.facts import Facts, Process, Running
 from llmux.cli.doctor.findings import Finding, Severity
 from llmux.switching.reload import FIXED
 
@@ -31,10 +31,7 @@ def silence_findings(facts: Facts) -> Iterator[Finding]:
             facts.llmux("doctor", "--key-file", _key_file(facts)),
         )
     elif holder is not None and facts.is_here:
-        where = f"ss -ltnp | grep pid={holder.pid},"
-        what = f"llmux runs as {holder}, but does not answer at {facts.url}"
-        why = f"{facts.trouble_text}; it listens elsewhere (-H, -p), still starts, or hangs"
-        yield Finding("problem", "llmux", what, why, where)
+        yield _holder_finding(facts, holder)
     elif facts.trouble == "refused":
         severity: Severity = "warning" if facts.is_here else "problem"
         what = f"no llmux runs at {facts.url}: clients are refused"
@@ -47,6 +44,20 @@ def silence_findings(facts: Facts) -> Iterator[Finding]:
             facts.trouble_text,
             "llmux doctor --url URL    # where llmux is",
         )
+
+
+def _holder_finding(facts: Facts, holder: Process) -> Finding:
+    """Say why a llmux that runs does not answer."""
+    what = f"llmux runs ({holder}), but does not answer at {facts.url}"
+    if "stop" in holder.state:
+        why = "its process is stopped (SIGSTOP, Ctrl-Z, a debugger)"
+        return Finding("problem", "llmux", what, why, f"kill -CONT {holder.pid}")
+    look = f"ps -o pid,stat,etime,%cpu,args -p {holder.pid}"
+    if facts.trouble == "refused":
+        why = f"{facts.trouble_text}; it has not started yet, is stopping, or listens elsewhere"
+        return Finding("problem", "llmux", what, why, f"{look}; ss -ltnp | grep pid={holder.pid},")
+    why = f"{facts.trouble_text}; it is overloaded or hangs, or another program is there"
+    return Finding("problem", "llmux", what, why, look)
 
 
 def _key_file(facts: Facts) -> str:

@@ -37,6 +37,9 @@ def findings_running(facts: Facts) -> Iterator[Finding]:
     status = running.status
     since = span(status.at - status.started)
     yield Finding("ok", "llmux", f"llmux {status.version} answers at {facts.url}, up {since}")
+    if facts.is_elsewhere:
+        what = f"llmux listens at {facts.url}, and not where the config says (-H, -p, or port 0)"
+        yield Finding("note", "llmux", what, "clients need this address")
     yield from version_findings(facts, running)
     yield from operator_findings(facts, running)
     for name, group in status.groups.items():
