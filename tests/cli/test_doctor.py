@@ -289,6 +289,12 @@ def test_the_file_has_changed() -> None:
     assert found.why == "takes effect at a restart only: port"
 
 
+def test_the_shell_may_have_other_variables() -> None:
+    facts = running(status(), default_model="llama")
+    found = the_one(replace(facts, config=replace(facts.config, has_variables=True)))
+    assert found.why == "this shell may have other environment variables (${env:...}) than llmux"
+
+
 def test_another_config_is_in_use() -> None:
     found = the_one(running(status(), path="/srv/other.yaml"))
     assert found.do == "llmux doctor -c /srv/other.yaml"

@@ -64,6 +64,7 @@ class ConfigFacts:
         unusable: Remarks about hooks that cannot be run.
         missing: Remarks about programs that are not on the PATH.
         addresses: Remarks about addresses.
+        has_variables: True if it refers to environment variables.
     """
 
     path: Path | None = None
@@ -72,6 +73,7 @@ class ConfigFacts:
     unusable: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    has_variables: bool = False
 
 
 @dataclass(frozen=True)

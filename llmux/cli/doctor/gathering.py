@@ -20,7 +20,7 @@ from llmux.cli.terminal.target import LOOPBACK, Target, config_of, find_key, fin
 from llmux.config import Config, default_config_path
 from llmux.errors import ConfigError
 from llmux.observe.gpus import QueryFailed
-from llmux.server.ports import chosen_ports
+from llmux.server.ports import FILE, chosen_ports
 
 GpuAnswer = tuple[tuple[GpuUse, ...], str | None]
 """The GPUs, and why there are none."""
@@ -96,7 +96,8 @@ def _machine(checks: Probes, facts: Facts) -> Facts:
     if state_dir is not None:
         folder = checks.run("state", lambda: probes.look_at_folder(state_dir), None)
         holder = checks.run("lock", lambda: lock_holder(state_dir), None)
-    ports = _ports(facts, state_dir)
+    none: set[int] = set()
+    ports = checks.run("ports", lambda: _ports(facts, state_dir), none)
     nothing: GpuAnswer = ((), None)
     gpus, gpu_error = checks.run("gpu", _gpus, nothing)
     pid = None if holder is None else holder.pid
@@ -182,7 +183,10 @@ def _ports(facts: Facts, state_dir: Path | None) -> set[int]:
     if facts.running is not None:
         urls += [model.backend for model in facts.running.status.models.values()]
     ports |= {port for url in urls if url is not None and (port := probes.port_of(url)) is not None}
-    return ports | set(chosen_ports(state_dir).values() if state_dir is not None else ())
+    # What cannot be read would be logged.
+    if state_dir is not None and os.access(state_dir / FILE, os.R_OK):
+        ports |= set(chosen_ports(state_dir).values())
+    return ports
 
 
 def _gpus() -> GpuAnswer:

@@ -25,7 +25,8 @@ from llmux.config import (
     program_remarks,
     script_remarks,
 )
-from llmux.config.environment import decode_plainly
+from llmux.config.environment import OPENING, decode_plainly
+from llmux.config.files import read_text
 from llmux.config.own_address import LOCALHOST, is_here
 from llmux.config.shape import KEY_LISTS
 from llmux.errors import ConfigError
@@ -124,6 +125,7 @@ def look_at_config(path: Path) -> ConfigFacts:
         unusable=tuple(script_remarks(config)),
         missing=(*program_remarks(config), *command_remarks(config)),
         addresses=tuple(address_remarks(config, config.host)),
+        has_variables=OPENING in read_text(path),
     )
 
 

@@ -88,13 +88,11 @@ def version_findings(facts: Facts, running: Running) -> Iterator[Finding]:
         return
     fixed = [key for key in changed if key.partition(".")[0] in _FIXED]
     shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-    yield Finding(
-        "warning",
-        "config",
-        f"the running llmux has another config than {config.path} now: {shown}",
-        f"takes effect at a restart only: {', '.join(fixed)}" if fixed else "",
-        facts.llmux("reload"),
-    )
+    whys = [f"takes effect at a restart only: {', '.join(fixed)}"] if fixed else []
+    if facts.config.has_variables:
+        whys.append("this shell may have other environment variables (${env:...}) than llmux")
+    what = f"the running llmux has another config than {config.path} now: {shown}"
+    yield Finding("warning", "config", what, "; ".join(whys), facts.llmux("reload"))
 
 
 _FIXED = frozenset(key.partition(".")[0] for key in FIXED) - {"limits"}
