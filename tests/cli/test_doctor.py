@@ -593,8 +593,10 @@ def test_nvidia_smis_answers() -> None:
     assert [(process.pid, used) for process, used in second.users] == [
         (os.getpid(), GIB), (2, 0),
     ]  # fmt: skip
-    with pytest.raises(QueryFailed):
-        nvidia.uses("GPU-a, what, is, this", "")
+    assert nvidia.uses("", "") == []
+    for odd in ("GPU-a, what, is, this", "No devices were found", "GPU-a,"):
+        with pytest.raises(QueryFailed):
+            nvidia.uses(odd, "")
 
 
 @pytest.fixture
@@ -602,6 +604,21 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "nvidia-smi"
     monkeypatch.setattr(nvidia, "find_nvidia_smi", lambda: str(path))
     return path
+
+
+def test_a_nvidia_smi_that_answers(smi: Path) -> None:
+    smi.write_text(
+        """#!/bin/sh
+        case $1 in
+        --query-gpu=uuid,index,*) echo 'GPU-a, 0, H200, 20480, 143771, 3' ;;
+        --query-compute-apps=*) echo "GPU-a, $PPID, 20000" ;;
+        esac
+        """
+    )
+    smi.chmod(0o700)
+    (use,) = nvidia.gpu_uses()
+    assert use.gpu.memory_used_bytes == 20 * GIB
+    assert [process.pid for process, _ in use.users] == [os.getpid()]
 
 
 def test_a_nvidia_smi_that_fails_or_hangs(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:

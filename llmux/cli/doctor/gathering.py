@@ -99,7 +99,9 @@ def _machine(checks: Probes, facts: Facts) -> Facts:
     none: set[int] = set()
     ports = checks.run("ports", lambda: _ports(facts, state_dir), none)
     nothing: GpuAnswer = ((), None)
-    gpus, gpu_error = checks.run("gpu", _gpus, nothing)
+    config = facts.config.config
+    is_watched = config is None or config.watch_gpus
+    gpus, gpu_error = checks.run("gpu", _gpus, nothing) if is_watched else nothing
     pid = None if holder is None else holder.pid
     return replace(
         facts,

@@ -26,9 +26,9 @@ FEW_DESCRIPTORS = 1024
 MOST_USED = 0.8
 """Share of a limit from which to warn."""
 
-HELD_BYTES = 4 << 30
-"""GPU memory that the server of a sleeping model may keep: the context of CUDA, and what vLLM keeps
-at its sleep levels."""
+HELD_BYTES, HELD_SHARE = 4 << 30, 0.1
+"""GPU memory that the server of a sleeping model may keep, whichever is more: the context of CUDA,
+and what vLLM keeps at its sleep levels."""
 
 FULL_GPU = 0.9
 """Share of a GPU's memory in use from which no model fits beside what is there."""
@@ -319,7 +319,7 @@ def gpu_findings(facts: Facts) -> Iterator[Finding]:
 def _gpu_findings(facts: Facts, use: GpuUse) -> Iterator[Finding]:
     gpu, states, has_told = use.gpu, _states(facts), False
     for process, used in use.users:
-        if used <= HELD_BYTES:
+        if used <= max(HELD_BYTES, HELD_SHARE * (gpu.memory_total_bytes or 0)):
             continue
         holds = f"holds {size(used)} of GPU {gpu.index}"
         state = states.get(process.model or "")

@@ -35,7 +35,9 @@ def gpu_uses() -> tuple[GpuUse, ...]:
 def uses(gpus: str, users: str) -> list[GpuUse]:
     """Read nvidia-smi's answers about GPUs and about processes. Raises QueryFailed."""
     rows = [line.partition(",") for line in gpus.splitlines() if line.strip()]
-    found = [next(parse(rest.strip())) for _, _, rest in rows]
+    found = [gpu for _, _, rest in rows for gpu in parse(rest.strip())]
+    if len(found) != len(rows):  # `No devices were found`
+        raise QueryFailed(f"unexpected output of nvidia-smi: {gpus.strip()[:200]}")
     held: dict[str, list[tuple[int, int]]] = {}
     for row in csv.reader(users.splitlines(), skipinitialspace=True):
         # Without permission, or in a container, there is `[N/A]` in place of numbers.
