@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import trio
@@ -54,8 +55,9 @@ from llmux.observe.schemas import (
 from llmux.server.statelock import state_lock
 from tests.cli.test_terminal import NOW, model, request
 from tests.prefork import run_llmux
-from tests.servers import Rack, running_backends, running_llmux
+from tests.servers import Rack, chat, running_backends, running_llmux
 
+CHAT = "/v1/chat/completions"
 GIB = 1 << 30
 PATH = Path("/etc/llmux/llmux.yaml")
 SCRIPTS = {"wake": "true", "sleep": "true", "alive": "true"}
@@ -846,6 +848,36 @@ async def test_a_running_llmux(rack: Rack, tmp_path: Path) -> None:
         assert "the mode is manual" in found
         assert "has another config than" in found
         assert ": default_model" in found
+
+
+async def test_a_request_that_holds_up_a_switch(rack: Rack) -> None:
+    config = rack.write_config(policy={"name": "fifo"})
+    inside = trio.Event()
+    rack.backends["a"].inside = inside.set
+    async with running_llmux(config) as llmux, llmux.client() as client:
+
+        async def ask(body: dict[str, Any]) -> None:
+            with suppress(httpx.HTTPError):
+                await client.post(CHAT, json=body)
+
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask, chat("a", stream=True, chunks=1000, interval=0.05))
+            with trio.fail_after(20):
+                await inside.wait()
+                asking.start_soon(ask, chat("b"))
+                while True:
+                    status = (await client.get("/control/status")).json()
+                    if status["models"]["a"]["state"] == "draining":
+                        break
+                    await trio.sleep(0.01)
+            _, report = await run(llmux.url, "-c", str(config))
+            (found,) = [each for each in report["findings"] if each["about"] == "switch"]
+            assert found["severity"] == "note"
+            assert "now: drains a; 1 request waits" in found["what"]
+            assert found["why"].startswith("it waits for 1 request in flight of a; the oldest, ")
+            (held,) = (await client.get("/control/requests")).json()["requests"][:1]
+            assert held["id"] in found["why"]
+            await client.delete(f"/control/requests/{held['id']}")
 
 
 async def test_a_llmux_that_wants_a_key(rack: Rack, tmp_path: Path) -> None:
