@@ -40,6 +40,8 @@ from llmux.cli.doctor.processes import listeners, listeners_of, listening, lock_
 from llmux.cli.doctor.reached import differences
 from llmux.cli.doctor.running import findings_running
 from llmux.cli.main import main
+from llmux.cli.terminal.client import Client
+from llmux.cli.terminal.target import Target
 from llmux.config import parse_config
 from llmux.observe.gpus import QueryFailed
 from llmux.observe.schemas import (
@@ -312,6 +314,14 @@ def test_differences_leave_out_what_llmux_chooses() -> None:
     theirs["models"]["b"]["wake"] = "other"
     del theirs["models"]["a"]
     assert differences(mine, theirs) == ["models.a", "models.b"]
+
+
+def test_the_switcher_has_stopped() -> None:
+    facts = running(status())
+    assert facts.running is not None
+    found = the_one(replace(facts, running=replace(facts.running, can_switch=False)))
+    assert (found.severity, found.about) == ("problem", "llmux")
+    assert "cannot switch any more" in found.what
 
 
 # ---- It does not answer ----
@@ -747,6 +757,25 @@ def foreign_server(answer: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
         thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("first_line", "body", "expected"),
+    [
+        ("503 Service Unavailable", '{"status":"the switcher has stopped"}', False),
+        ("200 OK", '{"status":"ok"}', True),
+        (
+            "404 Not Found",
+            '{"error":{"message":"x","type":"llmux_error","param":null,"code":"y"}}',
+            True,
+        ),
+    ],
+    ids=["503", "200", "404"],
+)
+def test_the_health_of_the_switcher(first_line: str, body: str, expected: bool) -> None:
+    head = f"HTTP/1.1 {first_line}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with foreign_server(f"{head}\r\n\r\n{body}".encode()) as url:
+        assert probes.can_switch(Client(Target(url))) is expected
 
 
 @pytest.mark.parametrize(

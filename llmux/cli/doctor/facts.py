@@ -145,11 +145,13 @@ class Running:
         status: Its status.
         requests: Its oldest requests.
         settings: The config in use, without secrets.
+        can_switch: False if its switcher has stopped.
     """
 
     status: Status
     requests: RequestList | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    can_switch: bool = True
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from llmux.config.files import read_text
 from llmux.config.own_address import LOCALHOST, is_here
 from llmux.config.shape import KEY_LISTS
 from llmux.errors import ConfigError
-from llmux.observe.schemas import RequestList, Status
+from llmux.observe.schemas import Health, RequestList, Status
 from llmux.policy import load_policy
 
 ANSWER_S = 5.0
@@ -93,7 +93,16 @@ def ask(target: Target) -> Answers:
         return None, "key", error.message
     except Failed as error:
         return None, _kind(error.message), error.message
-    return Running(status, requests, settings), None, ""
+    return Running(status, requests, settings, can_switch(client)), None, ""
+
+
+def can_switch(client: Client) -> bool:
+    """Return False if `/health` answers 503; a listener of the control API alone does not know."""
+    try:
+        client.get("/health", Health)
+    except Failed as error:
+        return "(HTTP 503," not in error.message
+    return True
 
 
 def _kind(message: str) -> Trouble:

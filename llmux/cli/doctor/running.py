@@ -37,6 +37,11 @@ def findings_running(facts: Facts) -> Iterator[Finding]:
     status = running.status
     since = span(status.at - status.started)
     yield Finding("ok", "llmux", f"llmux {status.version} answers at {facts.url}, up {since}")
+    if not running.can_switch:
+        what = "llmux cannot switch any more: its switcher has stopped (/health is 503)"
+        why = "a hook could not be killed, or llmux has met a bug: its log tells"
+        remedy = "restart llmux, for example: sudo systemctl restart llmux"
+        yield Finding("problem", "llmux", what, why, remedy)
     if facts.is_elsewhere:
         what = f"llmux listens at {facts.url}, and not where the config says (-H, -p, or port 0)"
         yield Finding("note", "llmux", what, "clients need this address")
