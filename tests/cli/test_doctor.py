@@ -539,6 +539,10 @@ def test_another_machine_is_not_this_one() -> None:
     facts = replace(running(status(), path="/x"), is_here=False, listeners=(), folder=None)
     found = the_one(facts)
     assert (found.severity, found.do) == ("note", "on that machine: llmux doctor")
+    facts = replace(facts, running=None, trouble="refused", config=ConfigFacts())
+    first, second = bad(facts)
+    assert (first.severity, first.do) == ("problem", "curl -sS http://127.0.0.1:3000/health")
+    assert second.severity == "note"
 
 
 # ---- The probes ----

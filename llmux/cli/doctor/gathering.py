@@ -35,7 +35,8 @@ def gather(context: click.Context, options: dict[str, Any]) -> Facts:
     is_here = url is None or checks.run("address", lambda: probes.is_local(url), otherwise=True)
     used = running.settings.get("path") if running is not None and is_here else None
     has_url = bool(_given_url(options["url"]))
-    path, lacking = _config_path(named, used, is_first=has_url)
+    # The config of this folder says nothing about another machine.
+    path, lacking = _config_path(named, used, is_first=has_url) if is_here else (named, ())
     facts = Facts(
         url=url,
         options=_options(options, named),

@@ -53,8 +53,8 @@ def findings_here(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "note",
             "machine",
-            f"llmux runs on another machine ({facts.url})",
-            "its ports, disk and GPUs were not looked at",
+            f"{facts.url} is on another machine",
+            "its config, ports, disk and GPUs were not looked at",
             "on that machine: llmux doctor",
         )
         return
@@ -73,6 +73,8 @@ def config_findings(facts: Facts) -> Iterator[Finding]:
     found = facts.config
     again = shlex.join(["llmux", "check", str(found.path)])
     if found.path is None:
+        if not facts.is_here:
+            return
         is_needed = facts.running is None
         why = " ".join(found.mistakes).partition("\nTo begin:")[0]
         yield Finding(

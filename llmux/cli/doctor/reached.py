@@ -10,7 +10,7 @@ import msgspec
 
 from llmux.api.masked import masked_config
 from llmux.cli.doctor.facts import Facts, Process, Running
-from llmux.cli.doctor.findings import Finding, Severity
+from llmux.cli.doctor.findings import Finding
 from llmux.switching.reload import FIXED
 
 
@@ -33,9 +33,13 @@ def silence_findings(facts: Facts) -> Iterator[Finding]:
     elif holder is not None and facts.is_here:
         yield _holder_finding(facts, holder)
     elif facts.trouble == "refused":
-        severity: Severity = "warning" if facts.is_here else "problem"
-        what = f"no llmux runs at {facts.url}: clients are refused"
-        yield Finding(severity, "llmux", what, facts.trouble_text, start)
+        if facts.is_here:
+            what = f"no llmux runs at {facts.url}: clients are refused"
+            yield Finding("warning", "llmux", what, facts.trouble_text, start)
+        else:
+            what = f"no llmux can be reached at {facts.url}"
+            look = shlex.join(["curl", "-sS", f"{facts.url}/health"])
+            yield Finding("problem", "llmux", what, facts.trouble_text, look)
     else:
         yield Finding(
             "problem",
