@@ -98,10 +98,8 @@ def config_findings(facts: Facts) -> Iterator[Finding]:
     for remark in found.addresses:
         yield Finding("warning", "config", remark, "", f"{again} --strict")
     if found.config is not None:
-        models = len(found.config.models)
-        yield Finding(
-            "ok", "config", f"config {found.path} ({models} model{'' if models == 1 else 's'})"
-        )
+        models = number(len(found.config.models), "model")
+        yield Finding("ok", "config", f"config {found.path} ({models})")
 
 
 def secret_findings(facts: Facts) -> Iterator[Finding]:
