@@ -79,7 +79,8 @@ class Decider:
             if target.is_failing and not group.may_try(target):
                 return None, group.trial_at(target)
             return self._wake(target, decision), math.inf
-        self._why_it_stays = decision.why
+        # A policy of the user's own may return None to stay.
+        self._why_it_stays = getattr(decision, "why", "")
         look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
         if group.pins.current is not None or not group.has_idle_rules:
             return None, look_again_at

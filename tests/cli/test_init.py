@@ -112,9 +112,8 @@ def test_check_warns_of_programs_that_are_not_there(monkeypatch: pytest.MonkeyPa
     run("init", "process")
     result = run("check")
     assert result.exit_code == 0
-    assert (
-        "warning: models.qwen.with.command: there is no llama-server on the PATH" in result.stderr
-    )
+    said = "models.qwen.with.command: there is no llama-server on the PATH"
+    assert f"warning: llmux.yaml:6:12: {said}" in result.stderr
 
 
 def test_check_writes_nothing_and_shows_ports_chosen_before(tmp_path: Path) -> None:

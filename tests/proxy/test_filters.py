@@ -174,6 +174,7 @@ async def test_other_models_and_the_fallback_are_left_alone(lane: str, tmp_path:
                     },
                     "state_dir": str(tmp_path),
                     "fallback": f"http://127.0.0.1:{site.backend.port}",
+                    "fallback_models": ["*"],
                 },
                 directory=tmp_path,
             )
