@@ -29,7 +29,7 @@ GROUPS = {name: f"gpu{index % 3}" for index, name in enumerate("abcdefgh")}
 REQUESTS_AN_HOUR = 2_500
 HOURS = 4
 REFUSALS = {
-    "hook_failed", "switch_timeout", "queue_full", "model_not_found", "manual_mode", "not_ready",
+    "hook_failed", "switch_timeout", "queue_full", "model_not_found", "manual_mode", "model_failing", "not_ready",
 }  # fmt: skip
 
 
