@@ -11,6 +11,7 @@ from typing import NamedTuple
 import trio
 
 from llmux.observe.logs import get_logger
+from llmux.policy import LineFirst
 from llmux.simulate.forecast import Rollout, Scene, scene_of
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
@@ -50,7 +51,7 @@ class Forecasts:
         self._board = board
         self._lock = trio.Lock()
         self._made: dict[str, Forecast] = {}
-        self._unable: set[str] = set()  # groups whose policies cannot be copied
+        self._unable: dict[str, LineFirst] = {}  # by group, a policy that cannot be asked
 
     def of(self, model: str) -> float | None:
         """Return the forecast for a model that does not admit requests now; None: not known."""
@@ -61,7 +62,7 @@ class Forecasts:
         """Make the forecasts that are missing or outdated, as many as there is time for."""
         with trio.move_on_after(PATIENCE_S):
             async with self._lock:
-                for switcher in self._board.groups.values():
+                for switcher in list(self._board.groups.values()):  # a reload changes them
                     await self._refresh_group(switcher)
 
     async def _refresh_group(self, switcher: Switcher) -> None:
@@ -71,42 +72,42 @@ class Forecasts:
         # Models that requests wait for come first: others may not get their turn.
         waited_for = sorted(switcher.models.values(), key=lambda model: not model.wanted_by)
         for model in [each.name for each in waited_for if not each.admits]:
-            if switcher.group in self._unable or model not in switcher.models:
+            is_unable = self._unable.get(switcher.group) is switcher.policy
+            if is_unable or model not in switcher.models:
                 continue
             made = self._made.get(model)
             if made is None or made.until < trio.current_time():
                 await self._make(switcher, model)
 
     async def _make(self, switcher: Switcher, model: str) -> None:
-        began_at, took_s = trio.current_time(), 0.0
-        scene = self._scene(switcher)
-        if scene is None:
-            return
-        rollout = Rollout(scene, model)
-        slice_at = began_at
-        for _ in rollout.slices():
-            took_s += trio.current_time() - slice_at
-            await trio.lowlevel.checkpoint()
-            slice_at = trio.current_time()
-        took_s += trio.current_time() - slice_at
-        until = trio.current_time() + max(FRESH_S, took_s / MOST_SHARE)
-        self._made[model] = Forecast(rollout.wait_s, until)
-
-    def _scene(self, switcher: Switcher) -> Scene | None:
-        running = switcher.running
+        policy, slice_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
+        keeps_s = 0.0
         try:
-            return scene_of(
-                switcher.models.values(),
-                switcher.policy,
-                switcher.measures,
-                now=trio.current_time(),
-                target=running.target if running else None,
-            )
-        except Exception:  # whatever a user's policy raises when it is copied
-            self._unable.add(switcher.group)
+            rollout = Rollout(_scene(switcher), model)
+            for _ in rollout.slices():
+                took_s += trio.current_time() - slice_at
+                await trio.lowlevel.checkpoint()
+                slice_at = trio.current_time()
+            took_s += trio.current_time() - slice_at
+            wait_s, keeps_s = rollout.wait_s, FRESH_S
+        except Exception:  # whatever a user's policy raises when it is copied or asked
+            self._unable[switcher.group] = policy
             log.warning("policy_not_copied", group=switcher.group, exc_info=True)
-            return None
+        finally:  # one that takes too long must not start over for each answer
+            until = trio.current_time() + max(keeps_s, took_s / MOST_SHARE)
+            self._made[model] = Forecast(wait_s, until)
 
     def _forget(self, switcher: Switcher) -> None:
         for model in switcher.models:
             self._made.pop(model, None)
+
+
+def _scene(switcher: Switcher) -> Scene:
+    running = switcher.running
+    return scene_of(
+        switcher.models.values(),
+        switcher.policy,
+        switcher.measures,
+        now=trio.current_time(),
+        target=running.target if running else None,
+    )

@@ -148,7 +148,7 @@ class Names(dict[str, str]):
         """
         model = self.get(name)
         if model is None:
-            model = self.get(_with_other_tag(name))
+            model = self.get(with_other_tag(name))
         if model is None and self.patterns is not None:
             return self.patterns.find(name)
         return model
@@ -172,7 +172,7 @@ class Names(dict[str, str]):
         return None if known is None else self.find(known)
 
 
-def _with_other_tag(name: str) -> str:
+def with_other_tag(name: str) -> str:
     """Return a name without the tag `latest`, or with it if the name has no tag."""
     if name.endswith(LATEST):
         return name.removesuffix(LATEST)

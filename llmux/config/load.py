@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import json
 import math
 import os
 import re
@@ -309,12 +310,22 @@ def _typed(bare: Any, value: FromVariables) -> Any:
 
 def _leaf(bare: Any, kind: Any, value: object) -> Any:
     if bare is Any:
-        return resolved(value)
+        return _free(value)
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
     if bare is float and isinstance(value, str):  # all of them are seconds
         value = duration_s(value)
     return _scalar(kind, value)
+
+
+def _free(value: object) -> Any:
+    """Return the value of a key without a type, which has to be JSON for the control API."""
+    found = resolved(value)
+    try:
+        json.dumps(found, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not hold half a surrogate pair") from None
+    return found
 
 
 def _one_of(choices: Sequence[str], value: object) -> object:

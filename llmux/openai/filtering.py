@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmux.base.wildcards import Patterns, is_pattern
+from llmux.base.wildcards import Patterns, is_pattern, with_other_tag
 from llmux.openai.jsoncheck import end_of_blanks
 from llmux.openai.members import Member, read_members
 from llmux.openai.scanning import Pause, no_pause
@@ -219,7 +219,8 @@ class Filters:
 
     def find(self, name: str) -> Filter | None:
         """Return the filter of requests that name the model so; None if nothing is to change."""
-        if name in self._by_name:
-            return self._by_name[name]
+        for each in (name, with_other_tag(name)):  # as in `Names.find`
+            if each in self._by_name:
+                return self._by_name[each]
         pattern = self._patterns.find(name) if self._patterns is not None else None
         return self._own if pattern is None else self._by_name[pattern]

@@ -157,6 +157,20 @@ def test_the_filter_of_a_name() -> None:
     assert made == {"m": None, "m-fast": b'{"t":1}', "m-other": b'{"t":2}', "m-slow-1": None}
 
 
+def test_an_alias_is_the_same_with_and_without_the_tag_latest() -> None:
+    own, more = rules({"t": 1}), rules({"t": 2})
+    by_name = {"m": NO_RULES, "fast": more, "slow:latest": more, "f*": NO_RULES}
+    filters, made = Filters(own, by_name), {}
+    for name in ("fast", "fast:latest", "slow", "slow:latest", "m:latest", "fast:8b", "fa"):
+        found = filters.find(name)
+        made[name] = found and found.apply(b"{}")
+    one, two = b'{"t":1}', b'{"t":2}'
+    assert made == {
+        "fast": two, "fast:latest": two, "slow": two, "slow:latest": two,
+        "m:latest": one, "fast:8b": one, "fa": one,
+    }  # fmt: skip
+
+
 # --- Any body ------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from(["t", "o", "k", "n", "model"])

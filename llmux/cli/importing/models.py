@@ -9,6 +9,7 @@ from typing import Any
 from llmux.cli.importing.checks import mapping, names, number, text, texts
 from llmux.cli.importing.commandlines import port_of, shell_word, shell_words
 from llmux.cli.importing.draft import ModelDraft
+from llmux.config.filters import PROTECTED
 from llmux.errors import ConfigError
 
 NO_COUNTERPART = {
@@ -140,6 +141,7 @@ class ModelReader:
             self._draft.values["drop"] = drop
         if forced:
             self._draft.values["force"] = forced
+        _leave_out_protected(self._draft)
 
     def _read_limits(self, ttl: int, timeout: int | None) -> None:
         values = self._draft.values
@@ -165,6 +167,27 @@ def _forced(value: object, where: str) -> dict[str, Any]:
     return {key: item for key, item in mapping(value, where).items() if key != "model"}
 
 
+def _leave_out_protected(draft: ModelDraft) -> None:
+    """Remove the fields that no filter of llmux may change, and note those."""
+    values = draft.values
+    aliases = (each for each in values.get("aliases", ()) if isinstance(each, dict))
+    notes: dict[str, None] = {}  # each once
+    for section in (values, *aliases):
+        for key in list(section.get("force", ())):
+            if (why := PROTECTED.get(str(key).casefold())) is not None:
+                del section["force"][key]
+                notes[f"filters, {key}: {why}"] = None
+        if not section.get("force", True):
+            del section["force"]
+    for path in list(values.get("drop", ())):
+        if (why := PROTECTED.get(path.partition(".")[0].casefold())) is not None:
+            values["drop"].remove(path)
+            notes[f"filters, {path}: {why}"] = None
+    if not values.get("drop", True):
+        del values["drop"]
+    draft.notes += notes
+
+
 def peer_draft(peer: str, model: str, section: Mapping[str, Any]) -> ModelDraft:
     """Return a model of another server, which is always awake; raises ConfigError."""
     where = f"peers.{peer}"
@@ -183,6 +206,7 @@ def peer_draft(peer: str, model: str, section: Mapping[str, Any]) -> ModelDraft:
     if forced := _forced(filters.get("setParams"), f"{where}.filters.setParams"):
         values["force"] = forced
     draft = ModelDraft(values)
+    _leave_out_protected(draft)
     if "timeouts" in section:
         draft.notes.append(f"timeouts: {NO_COUNTERPART['timeouts']}")
     return draft

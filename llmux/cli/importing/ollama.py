@@ -17,6 +17,9 @@ DEFAULT_URL = "http://127.0.0.1:11434"
 
 ANSWER_S = 10.0
 
+MOST_BYTES = 1e18
+"""A model's size is below this; Python cannot divide every integer of JSON by a float."""
+
 
 def full_url(text: str) -> str:
     """Return the URL that a user means: `$OLLAMA_HOST` needs neither scheme nor port."""
@@ -42,7 +45,8 @@ def read_ollama(url: str) -> Draft:
     is_here = parts.scheme == "http" and parts.hostname == "127.0.0.1" and not parts.path
     where = {"port": parts.port} if is_here else {"url": url}
     for model in _models_of(url):
-        facts = model.get("details") or {}
+        details = model.get("details")
+        facts = details if isinstance(details, dict) else {}
         shown = [facts.get("parameter_size"), facts.get("quantization_level"), _size(model)]
         notes = [", ".join(str(fact) for fact in shown if fact)]
         draft.models[model["name"]] = ModelDraft({"recipe": "ollama", **where}, notes)
@@ -70,4 +74,6 @@ def _models_of(url: str) -> list[Mapping[str, Any]]:
 
 def _size(model: Mapping[str, Any]) -> str:
     size = model.get("size")
-    return f"{size / 1e9:.1f} GB" if isinstance(size, int | float) else ""
+    if not isinstance(size, int | float) or size >= MOST_BYTES:
+        return ""
+    return f"{size / 1e9:.1f} GB"

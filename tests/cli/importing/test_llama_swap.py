@@ -217,6 +217,29 @@ models:
     assert draft.models["m"].values["idle_sleep_secs"] == 5
 
 
+def test_fields_that_no_filter_may_change_are_left_out_and_named(read: Any) -> None:
+    draft = read("""
+models:
+  m:
+    cmd: serve --port 1
+    filters:
+      stripParams: model, stream, top_k, Model.x
+      setParams: {model: a, stream: true, "1": 1}
+      setParamsByID: {"m:fast": {Stream: false, n: 1}, "m:plain": {stream: true}}
+peers:
+  p: {proxy: "https://p.example", models: [q], filters: {stripParams: stream}}
+""")
+    values, notes = draft.models["m"].values, draft.models["m"].notes
+    assert values["drop"] == ["top_k"]
+    assert values["force"] == {"1": 1}
+    assert values["aliases"] == [{"name": "m:fast", "force": {"n": 1}}, {"name": "m:plain"}]
+    named = [note.partition(": ")[0] for note in notes if note.startswith("filters")]
+    assert named == ["filters, stream", "filters, Stream", "filters, Model.x"]
+    (peer,) = (model for name, model in draft.models.items() if name != "m")
+    assert "drop" not in peer.values
+    assert any(note.startswith("filters, stream:") for note in peer.notes)
+
+
 # ---- Command lines ----
 
 

@@ -73,6 +73,16 @@ models:
     )
 
 
+def test_facts_of_another_form_are_left_out(ollama: FakeOllama) -> None:
+    models = [{"name": "a", "details": "x", "size": 10**400}, {"name": "b", "details": [1]}]
+    ollama.said = json.dumps({"models": models}).encode()
+    url = f"http://127.0.0.1:{ollama.server_port}"
+    result = CliRunner().invoke(main, ["import", "ollama", url])
+    assert result.exit_code == 0
+    assert result.stdout.count("recipe: ollama") == 2
+    assert " GB" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("status", "said", "message"),
     [
