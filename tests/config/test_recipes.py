@@ -379,3 +379,14 @@ def test_a_program_named_by_the_environment_is_looked_for(monkeypatch: pytest.Mo
     assert hook_remarks(config) == ["models.m.with.program: there is no /no/vllm"]
     monkeypatch.setenv("VLLM", "/bin/sh")
     assert hook_remarks(config) == []
+
+
+def test_a_program_may_have_a_space_in_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "my programs" / "vllm"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    given = {"model": "x", "program": str(program)}
+    assert hook_remarks(config_of(m={"recipe": "vllm-sleep", "with": given})) == []
+    program.unlink()
+    assert hook_remarks(config_of(m={"recipe": "vllm-sleep", "with": given})) != []
