@@ -112,8 +112,10 @@ def _with_of(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
 
 def _shape_of(parameter: Parameter) -> dict[str, Any]:
     word: dict[str, Any] = {"type": ["string", "number"]}
+    also = (f"^{re.escape(each)}$" for each in parameter.also)
     shapes: dict[Kind, dict[str, Any]] = {
         "text": {"type": "string"},
+        "path": {"type": "string", "pattern": "|".join(["^/", VARIABLE_PATTERN, *also])},
         "words": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
         "command": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
         "integer": {"type": "integer", "minimum": parameter.minimum},

@@ -17,6 +17,7 @@ import yaml
 
 from llmux.config import Config, ModelConfig, config_schema, hook_remarks, load_config, parse_config
 from llmux.config.recipes import find_recipe, recipe_names, recipes_folder
+from llmux.config.schema import _shape_of
 from llmux.errors import ConfigError
 
 COMMAND = "llama-server --port ${PORT}"
@@ -103,6 +104,7 @@ def test_ollamas_port_and_name() -> None:
 
 def test_a_parameter_with_a_variable_of_its_own_is_set_only_if_given() -> None:
     assert "HEALTH_PATH" not in model().variables
+    assert model({"command": "x", "health": "none"}).variables["HEALTH_PATH"] == "none"
     given = {"command": "x", "health": "/v1/models", "stop_secs": 5}
     variables = model(given).variables
     assert (variables["HEALTH_PATH"], variables["SLEEP_SECS"]) == ("/v1/models", "5")
@@ -172,6 +174,12 @@ def test_a_changed_parameter_counts_once_the_model_sleeps() -> None:
          ["models.m.with.stop_secs: must be at least 0"]),
         ({"recipe": "process", "with": {"command": "x", "stop_secs": True}},
          ["models.m.with.stop_secs: expected an integer, got True"]),
+        ({"recipe": "process", "with": {"command": "x", "health": "health"}},
+         ["models.m.with.health: expected a path that begins with '/' or 'none', got 'health'"]),
+        ({"recipe": "docker", "port": 1, "with": {"health": "none"}},
+         ["models.m.with.health: expected a path that begins with '/', got 'none'"]),
+        ({"recipe": "docker", "port": 1, "with": {"health": ["/"]}},
+         ["models.m.with.health: expected a path that begins with '/', got ['/']"]),
         ({"recipe": "vllm-sleep", "with": {"model": "x", "level": 3}},
          ["models.m.with.level: expected 1 or 2, got 3"]),
         ({"recipe": "systemd", "port": 1, "with": {"user": "yes"}},
@@ -349,6 +357,13 @@ def test_the_schema_describes_its_parameters(name: str) -> None:
     assert set(then["properties"]) == set(parameters)
     assert then["required"] == [key for key, each in parameters.items() if each.required]
     assert all(each["description"] for each in then["properties"].values())
+
+
+def test_the_schema_knows_paths() -> None:
+    shape = _shape_of(find_recipe("process", Path()).parameters["health"])
+    known = ["/", "/v1/models", "none", "${env:HEALTH}"]
+    asked = [*known, "health", "nonesuch", "http://x/health"]
+    assert [text for text in asked if re.search(shape["pattern"], text)] == known
 
 
 # ---- Remarks ----
