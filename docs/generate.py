@@ -226,10 +226,16 @@ def recipes_tables() -> str:
         head = ("parameter", "type", "default", "meaning", "variable")
         parts += [
             f"### {name}",
-            f"{description[0].upper()}{description[1:]}. {page}",
+            f"{as_sentence(description)}. {page}",
             table(head, rows),
         ]
     return "\n\n".join(parts)
+
+
+def as_sentence(text: str) -> str:
+    """Begin with a capital, except where the first word is a name such as vLLM or llama.cpp."""
+    is_name = not re.match(r"[a-z]+(?= )", text)
+    return text if is_name else text[0].upper() + text[1:]
 
 
 def stated(default: str | int | bool | None) -> str:

@@ -137,8 +137,9 @@ find_left() {
     [ -n "$left" ]
 }
 
-# is_other COMMAND ARGUMENTS: succeeds if the server was started with another command.
-is_other() { [ "$(cat "$command_file" 2>/dev/null || :)" != "$*" ]; }
+# is_other COMMAND ARGUMENTS: succeeds if the server was started with another command. `$(...)` takes
+# the newlines off the end, which YAML's `|` adds.
+is_other() { [ "$(cat "$command_file" 2>/dev/null || :)" != "$(printf '%s\n' "$*")" ]; }
 
 # start COMMAND ARGUMENTS: starts it in a session of its own, so that it outlives this hook and can be
 # ended with all that it starts. What it prints goes where this hook's output goes: the model's log.

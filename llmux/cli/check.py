@@ -24,6 +24,7 @@ from llmux.config import (
     loop_mistakes,
     mistaken,
 )
+from llmux.config.environment import hide
 from llmux.errors import ConfigError
 from llmux.policy import load_policy
 from llmux.server.exits import EXIT_CONFIG, EXIT_WARNINGS, print_mistake
@@ -93,7 +94,10 @@ def _backend_of(model: ModelConfig, config: Config, chosen: Mapping[str, int]) -
 
 
 def whole_models(config: Config) -> str:
-    """Show the models in YAML, with what their recipes give and their hooks get."""
+    """Show the models in YAML, with what their recipes give and their hooks get.
+
+    Secrets from environment variables are masked: they are not in the file.
+    """
     chosen = chosen_ports(config.state_dir)
     models = {
         model.name: {
@@ -105,7 +109,8 @@ def whole_models(config: Config) -> str:
         }
         for model in config.models.values()
     }
-    return yaml.safe_dump({"models": models}, sort_keys=False, allow_unicode=True, width=1000)
+    shown = hide({"models": models}, config.hidden)
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def config_table(config: Config) -> str:

@@ -33,6 +33,8 @@ def missing_programs(
             continue
         variable = recipe.variable_of(name)
         text = variables.get(variable) or environ.get(variable) or str(parameter.default or "")
+        if "/" in text and shutil.which(directory / text):
+            continue  # a path, perhaps with spaces
         program = _program_of(text)
         place = str(directory / program) if "/" in program else program
         if program and shutil.which(place, path=environ.get("PATH")) is None:

@@ -27,6 +27,7 @@ MOST_LOOKED_AT = 20
 
 KIND_NAMES = {
     "text": "text",
+    "path": "a path that begins with '/'",
     "words": "options as the shell reads them, or a list",
     "command": "a command for the shell, or a list of words",
     "integer": "an integer",
@@ -133,9 +134,10 @@ def as_text(parameter: Parameter, value: object) -> str:
     Raises:
         ValueError: It does not suit the parameter.
     """
-    text = _CONVERTERS[parameter.type](value)
+    text = _text_of(value) if value in parameter.also else _CONVERTERS[parameter.type](value)
     if text is None:
-        raise ValueError(f"expected {KIND_NAMES[parameter.type]}, got {_shown(value)}")
+        expected = " or ".join((KIND_NAMES[parameter.type], *map(repr, parameter.also)))
+        raise ValueError(f"expected {expected}, got {_shown(value)}")
     if parameter.choices and text not in map(str, parameter.choices):
         raise ValueError(
             f"expected {' or '.join(map(str, parameter.choices))}, got {_shown(value)}"
@@ -156,6 +158,10 @@ def _shown(value: object) -> str:
 
 def _text_of(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _path_of(value: object) -> str | None:
+    return value if isinstance(value, str) and value.startswith("/") else None
 
 
 def _words_of(value: object) -> str | None:
@@ -185,6 +191,7 @@ def _boolean_of(value: object) -> str | None:
 
 _CONVERTERS: Mapping[Kind, Callable[[object], str | None]] = {
     "text": _text_of,
+    "path": _path_of,
     "words": _words_of,
     "command": _words_of,
     "integer": _integer_of,

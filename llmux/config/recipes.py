@@ -27,9 +27,10 @@ FOLDER_VARIABLE = "LLMUX_RECIPE_DIR"
 PREFIX = "LLMUX_WITH_"
 """Prefix of the variable of a parameter, unless the recipe names another."""
 
-Kind = Literal["text", "words", "command", "integer", "boolean"]
-"""Type of a parameter. text: passed on as it is. words: options of a command line, read as the
-shell reads them, or a list of them. command: one for the shell, or a list of words."""
+Kind = Literal["text", "path", "words", "command", "integer", "boolean"]
+"""Type of a parameter. text: passed on as it is. path: of a URL, with its slash at the beginning.
+words: options of a command line, read as the shell reads them, or a list of them. command: one for
+the shell, or a list of words."""
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +42,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         required: True if it must be given.
         default: Its value if it is not given. With a `variable`, the scripts' own default.
         choices: Its allowed values; empty for any.
+        also: Texts that are allowed besides those of its type.
         minimum: Least integer.
         program: True if its first word is a program.
         variable: Environment variable that the hooks get it in. One that the recipe names is only
@@ -53,6 +55,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     required: bool = False
     default: str | int | bool | None = None
     choices: tuple[str | int, ...] = ()
+    also: tuple[str, ...] = ()
     minimum: int = 0
     program: bool = False
     variable: str | None = None

@@ -53,6 +53,9 @@ def editor_schema() -> dict[str, Any]:
     for shape in schema["$defs"].values():
         for key, value in shape["properties"].items():
             shape["properties"][key] = _or_variable(value)
+        for each in shape.get("allOf", ()):
+            taken = each["then"]["properties"]["with"]["properties"]
+            taken |= {key: _or_variable(value) for key, value in taken.items()}
     return schema
 
 
@@ -112,16 +115,17 @@ def _with_of(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
 
 def _shape_of(parameter: Parameter) -> dict[str, Any]:
     word: dict[str, Any] = {"type": ["string", "number"]}
+    also = (f"^{re.escape(each)}$" for each in parameter.also)
     shapes: dict[Kind, dict[str, Any]] = {
         "text": {"type": "string"},
+        "path": {"type": "string", "pattern": "|".join(["^/", *also])},
         "words": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
         "command": {"anyOf": [{"type": "string"}, {"type": "array", "items": word}]},
         "integer": {"type": "integer", "minimum": parameter.minimum},
         "boolean": {"type": "boolean"},
     }
-    shape = {"description": parameter.doc, **shapes[parameter.type]}
-    if parameter.choices:
-        shape["enum"] = list(parameter.choices)
+    choices = {"enum": list(parameter.choices)} if parameter.choices else None
+    shape = {"description": parameter.doc, **(choices or shapes[parameter.type])}
     return shape if parameter.default is None else {**shape, "default": parameter.default}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -105,6 +106,16 @@ def test_check_shows_what_a_recipe_makes_of_a_model() -> None:
     assert 'wake: sh "$LLMUX_RECIPE_DIR/wake.sh" "$LLMUX_WITH_COMMAND"' in result.output
     assert "LLMUX_WITH_COMMAND: llama-server -m qwen.gguf --port ${PORT}" in result.output
     assert "a port of 29000-29999" in result.output
+
+
+def test_check_shows_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_API_KEY", "sk-of-the-server")
+    command = "llama-server --api-key ${env:SERVER_API_KEY} --port ${PORT}"
+    model = {"recipe": "process", "with": {"command": command}}
+    Path("llmux.yaml").write_text(json.dumps({"models": {"m": model}}))
+    result = run("check", "--show")
+    assert result.exit_code == 0
+    assert "LLMUX_WITH_COMMAND: llama-server --api-key *** --port ${PORT}" in result.output
 
 
 def test_check_warns_of_programs_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

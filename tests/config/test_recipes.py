@@ -103,6 +103,7 @@ def test_ollamas_port_and_name() -> None:
 
 def test_a_parameter_with_a_variable_of_its_own_is_set_only_if_given() -> None:
     assert "HEALTH_PATH" not in model().variables
+    assert model({"command": "x", "health": "none"}).variables["HEALTH_PATH"] == "none"
     given = {"command": "x", "health": "/v1/models", "stop_secs": 5}
     variables = model(given).variables
     assert (variables["HEALTH_PATH"], variables["SLEEP_SECS"]) == ("/v1/models", "5")
@@ -172,6 +173,12 @@ def test_a_changed_parameter_counts_once_the_model_sleeps() -> None:
          ["models.m.with.stop_secs: must be at least 0"]),
         ({"recipe": "process", "with": {"command": "x", "stop_secs": True}},
          ["models.m.with.stop_secs: expected an integer, got True"]),
+        ({"recipe": "process", "with": {"command": "x", "health": "health"}},
+         ["models.m.with.health: expected a path that begins with '/' or 'none', got 'health'"]),
+        ({"recipe": "docker", "port": 1, "with": {"health": "none"}},
+         ["models.m.with.health: expected a path that begins with '/', got 'none'"]),
+        ({"recipe": "docker", "port": 1, "with": {"health": ["/"]}},
+         ["models.m.with.health: expected a path that begins with '/', got ['/']"]),
         ({"recipe": "vllm-sleep", "with": {"model": "x", "level": 3}},
          ["models.m.with.level: expected 1 or 2, got 3"]),
         ({"recipe": "systemd", "port": 1, "with": {"user": "yes"}},
@@ -379,3 +386,14 @@ def test_a_program_named_by_the_environment_is_looked_for(monkeypatch: pytest.Mo
     assert hook_remarks(config) == ["models.m.with.program: there is no /no/vllm"]
     monkeypatch.setenv("VLLM", "/bin/sh")
     assert hook_remarks(config) == []
+
+
+def test_a_program_may_have_a_space_in_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "my programs" / "vllm"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    given = {"model": "x", "program": str(program)}
+    assert hook_remarks(config_of(m={"recipe": "vllm-sleep", "with": given})) == []
+    program.unlink()
+    assert hook_remarks(config_of(m={"recipe": "vllm-sleep", "with": given})) != []

@@ -165,6 +165,40 @@ def test_bad_configs(data: dict[str, Any]) -> None:
     assert not VALIDATOR.accepts(data)
 
 
+def with_recipe(recipe: str, **values: Any) -> dict[str, Any]:
+    return {"models": {"a": {"recipe": recipe, "with": values}}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(with_recipe("process", command="x", health=each) for each in ("/", "/a?b", "none")),
+        with_recipe("process", command="x", health="${env:X:-/health}", stop_secs="${env:X:-5}"),
+        with_recipe("process", command=["${env:X:-x}", "--port", 5]),
+        *(with_recipe("vllm-sleep", model="x", level=each) for each in (1, 2, "${env:X:-2}")),
+    ],
+)
+def test_good_parameters_of_recipes(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("X", raising=False)
+    parse_config(data)
+    assert VALIDATOR.accepts(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(with_recipe("process", command="x", health=each) for each in ("health", "nonesuch", 5)),
+        *(with_recipe("process", command="x", stop_secs=each) for each in ("5", -1, True)),
+        *(with_recipe("vllm-sleep", model="x", level=each) for each in (3, "2", "two")),
+        with_recipe("process", command="x", comand="x"),
+    ],
+)
+def test_bad_parameters_of_recipes(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        parse_config(data)
+    assert not VALIDATOR.accepts(data)
+
+
 def test_most_mistakes_show_in_an_editor() -> None:
     """Not all: an editor does not compare values with each other."""
     found = [

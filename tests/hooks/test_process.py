@@ -120,6 +120,17 @@ def test_a_list_of_words_is_taken_as_it_is(bench: Bench) -> None:
     assert (bench.folder / "told").read_text() == f"{odd}|{bench.port('qwen')}|5|"
 
 
+def test_a_command_of_several_lines_is_the_same_at_each_look(bench: Bench) -> None:
+    # as YAML's `|` gives it, with a newline at the end
+    use(bench, "echo starts\nexec llama-server --alias qwen --port ${PORT}\n")
+    assert bench.codes("wake", "alive") == [0, 0]
+    before = pid_of(bench)
+    assert bench.codes("wake", "alive") == [0, 0]
+    assert pid_of(bench) == before
+    use(bench, "echo starts\nexec llama-server --alias other --port ${PORT}\n")
+    assert bench.hook("alive").code == 1
+
+
 @pytest.mark.parametrize("health", ["/v1/models", "none"])
 def test_the_health_path(bench: Bench, health: str) -> None:
     use(

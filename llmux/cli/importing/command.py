@@ -72,5 +72,5 @@ def _put(draft: Draft, output: Path | None, *, force: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"cannot write {output}: {error.strerror}") from None
     notes = len(draft.notes) + sum(len(model.notes) for model in draft.models.values())
-    told = f"; {notes} notes are in its comments" if notes else ""
+    told = f"; notes in its comments: {notes}" if notes else ""
     click.echo(f"Wrote {output}: {len(draft.models)} models{told}. Next: llmux check -c {output}")

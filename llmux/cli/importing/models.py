@@ -83,7 +83,8 @@ class ModelReader:
         values["with"] = options
         self._read_address(options)
         if (health := text(*self._take("checkEndpoint"), "/health")) != "/health":
-            options["health"] = health
+            is_whole = health == "none" or health.startswith(("/", "${"))
+            options["health"] = health if is_whole else f"/{health}"
         if stop_secs := number(*self._take("unloadTimeout"), 0) or stop_s:
             options["stop_secs"] = stop_secs
         if stop := text(*self._take("cmdStop")):

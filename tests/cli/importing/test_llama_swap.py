@@ -204,6 +204,16 @@ def test_every_key_of_a_model(read: Any) -> None:
     assert any(note.startswith("logLevel:") for note in draft.notes)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "health"),
+    [("ready", "/ready"), ("v1/models", "/v1/models"), ("none", "none"), ("/x", "/x")],
+)
+def test_a_health_path_may_lack_its_slash_there(read: Any, endpoint: str, health: str) -> None:
+    model = f"{{cmd: 'serve --port ${{PORT}}', checkEndpoint: {endpoint}}}"
+    draft = read(f"models: {{m: {model}}}")
+    assert draft.models["m"].values["with"]["health"] == health
+
+
 def test_each_key_that_is_left_out_is_named(read: Any) -> None:
     draft = read("""
 newInFuture: 1
