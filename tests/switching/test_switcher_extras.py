@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import LlmuxError, ManualMode, QueueFull, SwitchTimeout, WouldSwitch
 from llmux.observe.schemas import Pin
+from llmux.policy import GroupView, SwitchTo
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.model import Phase, Traits
 from tests.fakes import FakeHooks, Rig
@@ -386,3 +389,19 @@ async def test_why_a_decided_switch_waits_is_known(autojump_clock: MockClock) ->
         requests.start_soon(rig.ask, "b")
         await trio.sleep(1)
         assert rig.switcher.why_it_stays.startswith("the switch is decided")
+
+
+async def test_a_policy_may_return_nothing_where_it_stays(autojump_clock: MockClock) -> None:
+    class Terse:
+        def __init__(self, _config: object) -> None: ...
+
+        def decide(self, view: GroupView) -> Any:
+            return None if view.active else SwitchTo("a")
+
+    rig = Rig("ab", policy=Terse)
+    async with rig.running() as requests:
+        with trio.move_on_after(5):
+            requests.start_soon(rig.ask, "a", 1)
+            await rig.ask("b")
+        assert not rig.switcher.has_died
+        assert rig.switcher.why_it_stays == ""
