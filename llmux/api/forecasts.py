@@ -71,7 +71,7 @@ class Forecasts:
             return
         # Models that requests wait for come first: others may not get their turn.
         waited_for = sorted(switcher.models.values(), key=lambda model: not model.wanted_by)
-        for model in [each.name for each in waited_for if not each.admits]:
+        for model in [each.name for each in waited_for if not (each.admits or each.is_failing)]:
             is_unable = self._unable.get(switcher.group) is switcher.policy
             if is_unable or model not in switcher.models:
                 continue

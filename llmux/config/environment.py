@@ -27,7 +27,7 @@ _REFERENCE = re.compile(
 )
 
 _SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
-"""What the names of variables with secrets contain."""
+"""Parts of the names of variables that hold secrets."""
 
 
 class FromVariables(str):

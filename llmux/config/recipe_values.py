@@ -1,4 +1,4 @@
-"""What a model takes from its recipe, and gives to it by `with`.
+"""Complete a model with its recipe, and check the values that it gives by `with`.
 
 Values of `with` are checked here and reach the hooks as environment variables, so that no text of
 the config becomes part of a command.

@@ -1,4 +1,4 @@
-"""What looks wrong in a config without being a mistake for certain; `llmux check --strict` fails.
+"""Remarks on a config: likely mistakes, which fail `llmux check --strict` only.
 
 A file or command may appear later, or exist only on the machine that serves.
 """

@@ -25,7 +25,7 @@ MOST_REMEMBERED = 20_000
 
 @dataclass(frozen=True)
 class Recalled:
-    """What is known of earlier runs of llmux; see `History` for the fields."""
+    """The recorded part of earlier runs of llmux; see `History` for the fields."""
 
     runs: Sequence[Run]
     phases: Sequence[PhaseChange]

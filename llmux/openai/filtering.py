@@ -50,7 +50,7 @@ class Splice(NamedTuple):
 
 @dataclass
 class Edits:
-    """What to change in one object.
+    """Changes to one object.
 
     Attributes:
         dropped: Keys to remove, in lower case: Ollama ignores their case.

@@ -1,4 +1,4 @@
-"""What the probes have found out; None stands for what could not be told."""
+"""The facts that probes gather; None means unknown."""
 
 from __future__ import annotations
 

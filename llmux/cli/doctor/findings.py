@@ -1,4 +1,4 @@
-"""What is wrong, or not: findings, their order, and how they are printed."""
+"""Findings: their severity, their order, and their text."""
 
 from __future__ import annotations
 
