@@ -61,6 +61,7 @@ class Controlled:
     hooks: ShellHooks
     reloader: Reloader
     gpus: Gpus
+    forecasts: Forecasts
 
     @property
     def config(self) -> Config:
@@ -89,7 +90,7 @@ def control_routes(controlled: Controlled) -> Blueprint:
 
 def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
     board, feed, rates = controlled.board, controlled.feed, controlled.journeys.rates
-    forecasts = Forecasts(board)
+    forecasts = controlled.forecasts
 
     def status() -> Status:
         gpus = controlled.gpus.look()

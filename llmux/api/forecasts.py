@@ -1,11 +1,14 @@
-"""The expected waits of a status: computed when somebody asks, and kept for a while.
+"""Expected waits, for the status and for `Retry-After`: made when asked for, and kept for a while.
 
 A forecast takes milliseconds, and seconds of simulated traffic may take tens of them. So it is made
-in slices between which other tasks run, and lasts in proportion to what it took.
+in slices between which other tasks run, and all forecasts together share an allowance of time.
+A refusal does not wait for a forecast: it uses one that is there, and asks for the next.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import trio
@@ -13,6 +16,7 @@ import trio
 from llmux.observe.logs import get_logger
 from llmux.policy import LineFirst
 from llmux.simulate.forecast import Rollout, Scene, scene_of
+from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
@@ -20,7 +24,7 @@ FRESH_S = 1.0
 """How long a forecast is used at least."""
 
 MOST_SHARE = 0.05
-"""Share of the time that forecasts may take, as long as somebody asks for them."""
+"""Share of the time that all forecasts together may take, as long as somebody asks for them."""
 
 PATIENCE_S = 0.25
 """Longest wait of an answer for new forecasts; models without one show what is known without."""
@@ -28,16 +32,49 @@ PATIENCE_S = 0.25
 log = get_logger(__name__)
 
 
+class GroupState(NamedTuple):
+    """The model that is awake, and the one that is being woken."""
+
+    active: str | None
+    target: str | None
+
+
 class Forecast(NamedTuple):
     """An expected wait.
 
     Attributes:
         wait_s: In seconds; None: unknown.
+        took_s: Time that it took, in seconds.
         until: When it is outdated (Trio's clock).
+        state: What it was made for; it is outdated, too, once this has changed.
     """
 
     wait_s: float | None
+    took_s: float
     until: float
+    state: GroupState
+
+
+class Allowance:
+    """The time that forecasts may take: `MOST_SHARE` of all time, and `PATIENCE_S` at once.
+
+    The last one may exceed it; then the next has to wait until that is made up for.
+    """
+
+    def __init__(self) -> None:
+        self._left_s = PATIENCE_S
+        self._at = -math.inf
+
+    @property
+    def is_left(self) -> bool:
+        """True if another forecast may be made."""
+        now = trio.current_time()
+        self._left_s = min(PATIENCE_S, self._left_s + (now - self._at) * MOST_SHARE)
+        self._at = now
+        return self._left_s > 0
+
+    def use(self, seconds: float) -> None:
+        self._left_s -= seconds
 
 
 class Forecasts:
@@ -52,36 +89,75 @@ class Forecasts:
         self._lock = trio.Lock()
         self._made: dict[str, Forecast] = {}
         self._unable: dict[str, LineFirst] = {}  # by group, a policy that cannot be asked
+        self._allowance = Allowance()
+        self._asked_for: set[str] = set()
+        self._is_asked = trio.Event()  # is set if and only if a model is asked for
 
     def of(self, model: str) -> float | None:
         """Return the forecast for a model that does not admit requests now; None: not known."""
-        made = self._made.get(model)
-        return None if made is None or made.until < trio.current_time() else made.wait_s
+        made = self._current(model)
+        return None if made is None else made.wait_s
+
+    def ask(self, model: str) -> float | None:
+        """Like `of`; if there is none, `run` will make one soon. Cheap enough for each refusal."""
+        made = self._current(model)
+        if made is None:
+            self._asked_for.add(model)
+            self._is_asked.set()
+            return None
+        return made.wait_s
+
+    def _current(self, model: str) -> Forecast | None:
+        made, switcher = self._made.get(model), self._switcher_of(model)
+        if made is None or switcher is None or made.state != _state(switcher):
+            return None
+        return None if made.until < trio.current_time() else made
+
+    def _switcher_of(self, model: str) -> Switcher | None:
+        groups = self._board.groups.values()  # a reload changes them
+        return next((each for each in groups if model in each.models), None)
+
+    async def run(self) -> None:
+        """Make the forecasts that `ask` has not found, for ever."""
+        while True:
+            await self._is_asked.wait()
+            asked_for, self._asked_for, self._is_asked = self._asked_for, set(), trio.Event()
+            async with self._lock:
+                await self._refresh(asked_for)
 
     async def refresh(self) -> None:
         """Make the forecasts that are missing or outdated, as many as there is time for."""
         with trio.move_on_after(PATIENCE_S):
             async with self._lock:
-                for switcher in list(self._board.groups.values()):  # a reload changes them
-                    await self._refresh_group(switcher)
+                names = [name for group in self._board.groups.values() for name in group.models]
+                for removed in self._made.keys() - names:
+                    del self._made[removed]
+                await self._refresh(names)
 
-    async def _refresh_group(self, switcher: Switcher) -> None:
+    async def _refresh(self, names: Iterable[str]) -> None:
+        for name in sorted(names, key=self._urgency):
+            switcher = self._switcher_of(name)
+            if switcher is None or not self._is_foretold(switcher, switcher.models[name]):
+                self._made.pop(name, None)
+            elif self._current(name) is None and self._allowance.is_left:
+                await self._make(switcher, name)
+
+    def _urgency(self, name: str) -> tuple[bool, float]:
+        """Order models: those that requests wait for first, then those without a forecast."""
+        switcher, made = self._switcher_of(name), self._made.get(name)
+        is_wanted = switcher is not None and bool(switcher.models[name].wanted_by)
+        return not is_wanted, -math.inf if made is None else made.until
+
+    def _is_foretold(self, switcher: Switcher, model: Model) -> bool:
+        """Return whether requests for a model wait for the policy, and the policy can be asked."""
         if switcher.mode != "auto" or switcher.pinned is not None:
-            self._forget(switcher)  # the policy decides nothing
-            return
-        # Models that requests wait for come first: others may not get their turn.
-        waited_for = sorted(switcher.models.values(), key=lambda model: not model.wanted_by)
-        for model in [each.name for each in waited_for if not (each.admits or each.is_failing)]:
-            is_unable = self._unable.get(switcher.group) is switcher.policy
-            if is_unable or model not in switcher.models:
-                continue
-            made = self._made.get(model)
-            if made is None or made.until < trio.current_time():
-                await self._make(switcher, model)
+            return False
+        is_unable = self._unable.get(switcher.group) is switcher.policy
+        return not (model.admits or model.is_failing or is_unable)
 
     async def _make(self, switcher: Switcher, model: str) -> None:
         policy, slice_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
-        keeps_s = 0.0
+        keeps_s, state = 0.0, _state(switcher)
         try:
             rollout = Rollout(_scene(switcher), model)
             for _ in rollout.slices():
@@ -94,12 +170,16 @@ class Forecasts:
             self._unable[switcher.group] = policy
             log.warning("policy_not_copied", group=switcher.group, exc_info=True)
         finally:  # one that takes too long must not start over for each answer
-            until = trio.current_time() + max(keeps_s, took_s / MOST_SHARE)
-            self._made[model] = Forecast(wait_s, until)
-
-    def _forget(self, switcher: Switcher) -> None:
-        for model in switcher.models:
+            self._allowance.use(took_s)
             self._made.pop(model, None)
+            all_took_s = took_s + sum(each.took_s for each in self._made.values())
+            until = trio.current_time() + max(keeps_s, all_took_s / MOST_SHARE)
+            self._made[model] = Forecast(wait_s, took_s, until, state)
+
+
+def _state(switcher: Switcher) -> GroupState:
+    active, running = switcher.active, switcher.running
+    return GroupState(active.name if active else None, running.target if running else None)
 
 
 def _scene(switcher: Switcher) -> Scene:

@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from llmux.api.control import Controlled, control_routes
+from llmux.api.forecasts import Forecasts
 from llmux.api.llama_swap import llama_swap_routes
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
@@ -139,7 +140,8 @@ def build_service(
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
     access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
-    board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle)
+    forecasts = Forecasts(board)
+    board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle, forecasts.ask)
     reloader = Reloader(config, board, events, complete=ports.assign)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(of_models=metrics.use)
@@ -154,7 +156,7 @@ def build_service(
         is_healthy=lambda: board.is_healthy,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus)
+    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts)
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
@@ -181,6 +183,7 @@ def build_service(
         traffic.watch_stalls,
         quiet.run,
         gpus.run,
+        forecasts.run,
     ]
     if journal.is_kept:
         groups = {model.name: model.group for model in config.models.values()}

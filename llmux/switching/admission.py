@@ -25,7 +25,7 @@ from llmux.switching.group import Group
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.inflight import Flight
 from llmux.switching.model import Model
-from llmux.switching.waits import wait_s
+from llmux.switching.waits import retry_after_s
 
 Check = Callable[[Model, Hints, Place], None]
 """Raises LlmuxError for a request that may neither be admitted nor wait."""
@@ -271,7 +271,7 @@ class Door:
             raise ManualMode(model.name, group.active_name)
         if model.waiters.count >= group.queued_per_model:
             message = f"{model.waiters.count} requests already wait for model {model.name}"
-            raise QueueFull(message, retry_after_s=wait_s(group, model))
+            raise QueueFull(message, retry_after_s=retry_after_s(group, model))
         if hints.never_switch and not model.is_awake:
             raise WouldSwitch(model.name)
         if (failing := refusal(group, model)) is not None:

@@ -27,6 +27,10 @@ from llmux.switching.placement import OneAtATime, Placement
 Mode = Literal["auto", "manual"]
 State = Literal["idle", "active", "switching"]
 
+AskForecast = Callable[[str], float | None]
+"""Returns the wait of a request that arrives now for the model of this name, in seconds; None: not
+known. It returns at once, also for each of many refused requests."""
+
 IN_USE = frozenset({Phase.AWAKE, Phase.DRAINING})
 
 
@@ -48,6 +52,7 @@ class Group:
         changed: Set whenever a decision, or the condition of a wait, may have changed.
         switch_lock: Held from the start of a command until the settle barrier.
         on_sleep: Called with the name of each model that is about to be put to sleep.
+        ask_forecast: See `AskForecast`.
         waking: The target of the switch that is running, until its wake has ended; or None.
         closed_with: The error for all requests and commands once closed; None while open.
     """
@@ -75,6 +80,7 @@ class Group:
         self.changed = RepeatedEvent()
         self.switch_lock = trio.Lock()
         self.on_sleep: Callable[[str], object] = lambda _model: None
+        self.ask_forecast: AskForecast = lambda _model: None
         self.waking: Model | None = None
         self.closed_with: LlmuxError | None = None
         self._placement = placement or OneAtATime()

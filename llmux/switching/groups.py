@@ -11,7 +11,7 @@ from llmux.errors import ModelNotFound
 from llmux.observe.events import Events
 from llmux.policy import Policy, load_policy
 from llmux.switching.awake import AwakeRecord
-from llmux.switching.group import Mode
+from llmux.switching.group import AskForecast, Mode
 from llmux.switching.health import HeardSince
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import Traits
@@ -48,6 +48,7 @@ class Groups:
         self._on_new = on_new
         self._heard_since: HeardSince = lambda _model, _since: False
         self._on_sleep: Callable[[str], object] = lambda _model: None
+        self._forecast: AskForecast = lambda _model: None
         self._used: dict[str, ModelConfig] = {}  # the old config while a change waits for a sleep
         self._switcher_of: dict[str, Switcher] = {}
 
@@ -73,11 +74,13 @@ class Groups:
         """Return the config in use of a model; a pending change is not in use yet."""
         return self._used[model]
 
-    def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
-        """Set these callbacks of all switchers; see `HeardSince` and `Group.on_sleep`."""
-        self._heard_since, self._on_sleep = heard_since, on_sleep
+    def connect(
+        self, heard_since: HeardSince, on_sleep: Callable[[str], object], forecast: AskForecast
+    ) -> None:
+        """Set these callbacks of all switchers; see `Switcher.connect`."""
+        self._heard_since, self._on_sleep, self._forecast = heard_since, on_sleep, forecast
         for switcher in self.switchers.values():
-            switcher.connect(heard_since, on_sleep)
+            switcher.connect(heard_since, on_sleep, forecast)
 
     # ---- Reloads ----
 
@@ -101,7 +104,7 @@ class Groups:
                 group=model.group,
                 idle_rules=idle_rules_of(config, model.group),
             )
-            switcher.connect(self._heard_since, self._on_sleep)
+            switcher.connect(self._heard_since, self._on_sleep, self._forecast)
             self._on_new(switcher)
         switcher.set_mode(self.mode)
         switcher.add(model.name, traits_of(model))

@@ -71,7 +71,7 @@ from llmux.switching.breaker import Breaker, after_failure
 from llmux.switching.commands import BringDown, Command, Wake
 from llmux.switching.decision import Decider
 from llmux.switching.draining import look_at_sockets
-from llmux.switching.group import Group, Mode, State
+from llmux.switching.group import AskForecast, Group, Mode, State
 from llmux.switching.health import Health, HeardSince
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.membership import Membership
@@ -189,9 +189,12 @@ class Switcher:
             self._close(SwitcherDied())
         return self.has_died
 
-    def connect(self, heard_since: HeardSince, on_sleep: Callable[[str], object]) -> None:
-        """Set these callbacks; see `HeardSince` and `Group.on_sleep`."""
+    def connect(
+        self, heard_since: HeardSince, on_sleep: Callable[[str], object], forecast: AskForecast
+    ) -> None:
+        """Set these callbacks; see `HeardSince`, `Group.on_sleep` and `AskForecast`."""
         self.health.heard_since, self._group.on_sleep = heard_since, on_sleep
+        self._group.ask_forecast = forecast
 
     def apply(
         self,

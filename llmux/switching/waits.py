@@ -25,6 +25,15 @@ def wait_s(group: Group, model: Model) -> float:
     return seconds
 
 
+def retry_after_s(group: Group, model: Model) -> float:
+    """Return after how many seconds a request that is refused for the line's length may come again.
+
+    The policy's stay is included if there is a forecast; the first refusal asks for one.
+    """
+    forecast_s = group.ask_forecast(model.name)
+    return wait_s(group, model) if forecast_s is None else forecast_s
+
+
 def eta_s(group: Group, model: Model) -> float | None:
     """Return `wait_s`, or None if this switch was never measured."""
     if model.admits:

@@ -1,19 +1,22 @@
-"""Forecasts for a status: made on demand, kept for a while, and never in the way."""
+"""Forecasts: made on demand, kept for a while, never in the way, and told in `Retry-After`."""
 
 from __future__ import annotations
 
 import math
 import random
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llmux.api.forecasts import FRESH_S, Forecasts
+from llmux.api import forecasts as module
+from llmux.api.forecasts import FRESH_S, MOST_SHARE, PATIENCE_S, Forecasts
 from llmux.config import PolicyConfig
+from llmux.errors import QueueFull
 from llmux.policy import (
     AdaptivePolicy,
     Decision,
@@ -23,6 +26,7 @@ from llmux.policy import (
     Stay,
     SwitchTo,
 )
+from llmux.simulate.forecast import Rollout
 from tests.fakes import FakeHooks, Rig
 
 
@@ -204,3 +208,116 @@ async def test_a_forecast_that_takes_too_long_does_not_start_over_for_each_answe
         assert 0 < pondered == len(asked)
         monkeypatch.undo()
         mock_clock.autojump_threshold = 0
+
+
+async def test_forecasts_for_many_costly_models_share_one_allowance(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s = 0.05
+    spent: dict[str, int] = {}
+
+    class Costly(Rollout):
+        def slices(self) -> Iterator[None]:
+            name = self._asked.model
+            spent[name] = spent.get(name, 0) + 1
+            mock_clock.jump(took_s)
+            self.wait_s = 1.0
+            yield
+
+    monkeypatch.setattr(module, "Rollout", Costly)
+    names = [f"m{number}" for number in range(40)]
+    rig = Rig(names)
+    forecasts = forecasts_of(rig)
+    mock_clock.autojump_threshold = 0
+    async with rig.running():
+        await rig.ask("m0")
+        mock_clock.autojump_threshold = math.inf
+        began_at = trio.current_time()
+        for _ in range(200):  # a page that is open
+            await forecasts.refresh()
+            mock_clock.jump(1)
+        lasted_s = trio.current_time() - began_at
+        assert sum(spent.values()) * took_s <= MOST_SHARE * lasted_s + PATIENCE_S + took_s
+        assert spent.keys() == {*names} - {"m0"}  # each had its turn
+        assert sum(forecasts.of(name) == 1 for name in names) >= 37  # and lasts until the next
+        mock_clock.autojump_threshold = 0
+
+
+# ---- Retry-After ----
+
+
+async def refuse(rig: Rig, model: str) -> int:
+    with pytest.raises(QueueFull) as full:
+        await rig.ask(model)
+    assert full.value.retry_after_s is not None
+    return full.value.retry_after_s
+
+
+async def test_a_full_line_tells_the_forecast_and_a_storm_costs_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    class Counted(Rollout):
+        def __init__(self, scene: Any, model: str) -> None:
+            made.append(model)
+            super().__init__(scene, model)
+
+    monkeypatch.setattr(module, "Rollout", Counted)
+    rig = rig_with(policy=AdaptivePolicy, queued_per_model=1)
+    forecasts = forecasts_of(rig)
+    rig.switcher.connect(lambda *_: False, lambda _: None, forecasts.ask)
+    async with rig.running() as requests, trio.open_nursery() as tasks:
+        tasks.start_soon(forecasts.run)
+        await learn(rig)
+        requests.start_soon(rig.ask, "a", 60)
+        with trio.CancelScope() as busy:
+            requests.start_soon(keep_busy, busy, requests, rig)
+            await trio.sleep(20)
+            requests.start_soon(rig.ask, "b")
+            await wait_all_tasks_blocked()
+            rough_s = await refuse(rig, "b")
+            assert not made  # a refusal itself makes none
+            await wait_all_tasks_blocked()
+            expected_s = forecasts.of("b")
+            assert expected_s is not None
+            for _ in range(1000):
+                assert await refuse(rig, "b") == max(1, math.ceil(expected_s))
+                await trio.lowlevel.checkpoint()
+            assert made == ["b"]
+            assert math.ceil(expected_s) > rough_s  # which takes the switch to begin at once
+            busy.cancel()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_forecast_is_outdated_once_a_switch_has_begun(autojump_clock: MockClock) -> None:
+    rig = rig_with()
+    forecasts = forecasts_of(rig)
+    async with rig.running() as requests:
+        await learn(rig)
+        await forecasts.refresh()
+        assert forecasts.ask("b") == 10
+        requests.start_soon(rig.ask, "b")
+        await wait_all_tasks_blocked()
+        assert forecasts.ask("b") is None
+        await forecasts.refresh()
+        assert forecasts.ask("b") == 10
+
+
+async def test_what_is_asked_for_in_vain_is_not_asked_for_in_a_loop(
+    autojump_clock: MockClock,
+) -> None:
+    rig = rig_with()
+    forecasts = forecasts_of(rig)
+    async with rig.running(), trio.open_nursery() as tasks:
+        tasks.start_soon(forecasts.run)
+        await learn(rig)
+        rig.switcher.set_mode("manual")
+        for model in ("b", "a", "gone"):
+            assert forecasts.ask(model) is None
+        await wait_all_tasks_blocked()
+        assert forecasts.ask("b") is None
+        rig.switcher.set_mode("auto")
+        await wait_all_tasks_blocked()
+        assert forecasts.ask("b") == 10
+        tasks.cancel_scope.cancel()

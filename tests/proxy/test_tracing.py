@@ -260,7 +260,9 @@ async def test_a_refused_try_and_the_next_are_two_spans(
         proxy.upstreams["a"].backend = dead
         site.service.board._hooks.awake.clear()  # type: ignore[attr-defined]
         site.service.board.connect(
-            lambda *_: False, lambda _: setattr(proxy.upstreams["a"], "backend", real)
+            lambda *_: False,
+            lambda _: setattr(proxy.upstreams["a"], "backend", real),
+            lambda _model: None,
         )
         await ask(site)
     forwards = [span for span in spans_of(exporter) if span.name == "forward"]
