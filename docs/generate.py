@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmux import errors
-from llmux.config import config_schema
+from llmux.config import config_schema, editor_schema
 from llmux.config.models import NEEDS_SLEEP
 from llmux.config.recipes import Parameter, find_recipe, recipe_names
+from llmux.config.schema import SCHEMA_FILE
 from llmux.errors import LlmuxError
 from llmux.http.paths import PASSIVE, PASSIVE_PATHS
 from llmux.observe.metrics import Metrics
@@ -25,7 +26,6 @@ from llmux.switching.reload import FIXED
 
 DOCS = Path(__file__).parent
 
-SCHEMA = DOCS.parent / "llmux" / "config" / "llmux.schema.json"
 
 MIB = 1 << 20
 
@@ -274,10 +274,10 @@ def pages() -> list[Path]:
 
 def schema_text() -> str:
     """The config's JSON Schema, as `llmux schema` prints it."""
-    return json.dumps(config_schema(), indent=2) + "\n"
+    return json.dumps(editor_schema(), indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    SCHEMA.write_text(schema_text())
+    SCHEMA_FILE.write_text(schema_text())
     for page in pages():
         page.write_text(renew(page.read_text()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from llmux.config import modeline
 from llmux.config.recipes import find_recipe, recipe_names, recipes_folder
 
 CONFIG = "llmux.yaml"
@@ -67,9 +68,9 @@ def recipe_list() -> str:
 def config_text(recipe: str, *, with_hooks: bool) -> str:
     """Return the config that `init` writes: that of the recipe's folder, or for copied scripts."""
     text = (recipes_folder() / recipe / "init.yaml").read_text(encoding="utf-8")
-    if not with_hooks:
-        return text
-    return re.sub(rf"(?m)^( *recipe: ){re.escape(recipe)}\b", rf"\1./hooks/{recipe}", text)
+    if with_hooks:
+        text = re.sub(rf"(?m)^( *recipe: ){re.escape(recipe)}\b", rf"\1./hooks/{recipe}", text)
+    return f"{modeline()}\n{text}"
 
 
 def _copies(folder: Path, target: Path) -> dict[Path, Path]:

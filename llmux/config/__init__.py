@@ -10,7 +10,7 @@ from llmux.config.own_address import loop_mistakes
 from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
 from llmux.config.remarks import address_remarks, command_remarks
-from llmux.config.schema import config_schema, editor_schema
+from llmux.config.schema import config_schema, editor_schema, modeline
 from llmux.config.shape import USUAL_SECRETS, Config
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "load_config",
     "loop_mistakes",
     "mistaken",
+    "modeline",
     "parse_config",
     "program_remarks",
     "script_remarks",

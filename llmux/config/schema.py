@@ -26,6 +26,19 @@ SECTIONS = (
 )  # fmt: skip
 
 
+SCHEMA_FILE = Path(__file__).with_name("llmux.schema.json")
+"""The schema for editors, in the package."""
+
+
+def modeline() -> str:
+    """Return the comment by which editors with yaml-language-server find the schema.
+
+    It names the file in the package, so that the schema is always that of the llmux in use, needs
+    no network, and no second file beside the config.
+    """
+    return f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
+
+
 def config_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the config."""
     schema = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Path

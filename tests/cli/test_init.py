@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from llmux.cli.main import main
-from llmux.config import load_config
+from llmux.config import editor_schema, load_config, modeline
+from llmux.config import schema as module
 from llmux.config.recipes import recipe_names, recipes_folder
+from tests.editors import schema_of_modeline
 
 
 def run(*arguments: str) -> Result:
@@ -52,6 +55,21 @@ def test_two_models_are_at_most_seven_lines() -> None:
         run("init", recipe, recipe)
         text = Path(recipe, "llmux.yaml").read_text()
         assert len([line for line in text.splitlines() if line and line[0] != "#"]) <= 7
+
+
+def test_an_editor_finds_the_schema_by_the_first_line() -> None:
+    run("init", "process", "a folder")
+    text = Path("a folder", "llmux.yaml").read_text()
+    schema = schema_of_modeline(text.splitlines()[0])
+    assert schema == json.loads(json.dumps(editor_schema()))
+
+
+def test_the_schema_s_path_may_have_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Path("my schemas #1 ü%20").resolve()
+    odd.mkdir()
+    shutil.copy(module.SCHEMA_FILE, odd)
+    monkeypatch.setattr(module, "SCHEMA_FILE", odd / "llmux.schema.json")
+    assert schema_of_modeline(modeline()) == json.loads(json.dumps(editor_schema()))
 
 
 def test_a_directory_is_made_and_named(tmp_path: Path) -> None:
@@ -124,7 +142,7 @@ def test_check_warns_of_programs_that_are_not_there(monkeypatch: pytest.MonkeyPa
     result = run("check")
     assert result.exit_code == 0
     said = "models.qwen.with.command: there is no llama-server on the PATH"
-    assert f"warning: llmux.yaml:6:12: {said}" in result.stderr
+    assert f"warning: llmux.yaml:7:12: {said}" in result.stderr
 
 
 def test_check_writes_nothing_and_shows_ports_chosen_before(tmp_path: Path) -> None:

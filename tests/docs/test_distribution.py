@@ -23,6 +23,7 @@ from docs import generate
 from llmux import __version__
 from llmux.api.page import CONTENT_TYPES
 from llmux.cli.examples import EXAMPLES
+from llmux.config.schema import SCHEMA_FILE
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -143,7 +144,7 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 
 def test_the_schema_in_the_package_is_up_to_date() -> None:
-    assert generate.SCHEMA.read_text() == generate.schema_text(), "run: python -m docs.generate"
+    assert SCHEMA_FILE.read_text() == generate.schema_text(), "run: python -m docs.generate"
 
 
 # ---- The wheel ----

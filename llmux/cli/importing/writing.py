@@ -9,6 +9,7 @@ from textwrap import wrap
 from typing import Any
 
 from llmux.cli.importing.draft import Draft
+from llmux.config import modeline
 
 WIDTH = 100
 
@@ -22,7 +23,7 @@ _NOT_TEXT = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "
 
 def write_draft(draft: Draft) -> str:
     """Return the config as YAML."""
-    lines = [f"# Made by `{draft.source}`; `llmux check` says whether it works."]
+    lines = [modeline(), f"# Made by `{draft.source}`; `llmux check` says whether it works."]
     if draft.notes:
         lines += ["#", "# Not carried over:", *_comments(draft.notes, "")]
     for key, value in draft.values.items():

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from llmux.cli.importing.ollama import full_url
 from llmux.cli.main import main
+from llmux.config import modeline
 
 TAGS = {
     "models": [
@@ -59,6 +60,7 @@ def test_its_models_become_ours(ollama: FakeOllama, monkeypatch: pytest.MonkeyPa
     assert (
         result.stdout
         == f"""\
+{modeline()}
 # Made by `llmux import ollama http://127.0.0.1:{port}`; `llmux check` says whether it works.
 
 models:
