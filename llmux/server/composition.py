@@ -145,6 +145,7 @@ def build_service(
     reloader = Reloader(config, board, events, complete=ports.assign)
     reloader.tell(lambda new: MASKER.use(new.secrets))
     reloader.tell(of_models=metrics.use)
+    reloader.tell(of_models=ports.use)
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(access_log.apply)

@@ -11,6 +11,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -37,8 +38,8 @@ _Claims = dict[str, tuple[int, socket.socket | None]]
 class PortBook:
     """The ports chosen for one config's models.
 
-    A chosen port is claimed until `close`, so that no other llmux on the machine chooses it while
-    its server is not running.
+    A chosen port is claimed until `close`, or until its model is removed, so that no other llmux on
+    the machine chooses it while its server is not running.
 
     Args:
         state_dir: Folder of the file.
@@ -47,6 +48,7 @@ class PortBook:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._claims: _Claims = {}
+        self._chosen: Mapping[str, int] = {}  # by the last `assign`
         # For an app that is built and never served, which nobody closes.
         weakref.finalize(self, _give_up, self._claims)
 
@@ -57,6 +59,19 @@ class PortBook:
     def close(self) -> None:
         """Give up the claims; the file keeps the choices."""
         _give_up(self._claims)
+
+    def use(self, name: str, model: ModelConfig | None) -> None:
+        """Give up the claim of a model that is removed, or has another address from now on.
+
+        Call it once that is in use: until then its server may run.
+        """
+        port = None if model is None else model.port
+        if name in self._claims and self._claims[name][0] != port:
+            _give_up_one(self._claims, name)
+        elif port is not None and name not in self._claims and self._chosen.get(name) == port:
+            # It was removed for good after `assign` had kept its port.
+            with suppress(OSError):
+                self._claims[name] = port, _claim_on_machine(port)
 
     def assign(self, config: Config) -> Config:
         """Return the config with a port for every model that leaves it to llmux.
@@ -75,6 +90,7 @@ class PortBook:
             ports[model.name] = self._port_of(model.name, ports, config, allowed)
         if ports != kept:
             self._write(ports)
+        self._chosen = {model.name: ports[model.name] for model in choosing}
         models = {
             name: replace(model, port=ports[name]) if model.chooses_port else model
             for name, model in config.models.items()
@@ -115,9 +131,7 @@ class PortBook:
             if claim is not None:
                 claim.close()
             return False
-        _, old = self._claims.pop(name, (0, None))
-        if old is not None:
-            old.close()
+        _give_up_one(self._claims, name)
         self._claims[name] = port, claim
         return True
 
@@ -150,10 +164,14 @@ class PortBook:
 
 
 def _give_up(claims: _Claims) -> None:
-    for _, claim in claims.values():
-        if claim is not None:
-            claim.close()
-    claims.clear()
+    for name in list(claims):
+        _give_up_one(claims, name)
+
+
+def _give_up_one(claims: _Claims, name: str) -> None:
+    _, claim = claims.pop(name, (0, None))
+    if claim is not None:
+        claim.close()
 
 
 def chosen_ports(state_dir: Path) -> dict[str, int]:

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import yaml
 
 from llmux.app import build_app
@@ -146,11 +147,11 @@ def test_two_llmux_do_not_choose_the_same_though_no_server_runs(tmp_path: Path, 
 
 
 def test_the_range_may_be_used_up(tmp_path: Path, first: int) -> None:
-    names = [f"m{i}" for i in range(SIZE + 1)]
-    with pytest.raises(ConfigError) as caught:
+    names = [f"m{i}" for i in range(SIZE)]
+    with listening(first + 2), pytest.raises(ConfigError) as caught:
         chosen(config(tmp_path, first, *names))
     (line,) = caught.value.mistakes
-    assert line == f"ports: no free port is left in {first}-{first + SIZE - 1} for 'm6'"
+    assert line == f"ports: no free port is left in {first}-{first + SIZE - 1} for 'm5'"
 
 
 def test_ports_of_models_that_are_gone_are_used_last(tmp_path: Path, first: int) -> None:
@@ -223,3 +224,108 @@ def test_an_app_of_ones_own_gets_ports_too(tmp_path: Path, first: int) -> None:
     del app, board
     gc.collect()
     assert chosen(config(tmp_path / "other", first, "a")) == {"a": first}
+
+
+# ---- Models that are removed ----
+
+
+class Reloads:
+    """A llmux whose file can be changed; the models are Rig's of `FakeHooks`."""
+
+    def __init__(self, tmp_path: Path, first: int, *names: str) -> None:
+        self._head = f"ports: {first}-{first + SIZE - 1}\nstate_dir: s\nport: 0\nmodels:\n"
+        self.file = tmp_path / "llmux.yaml"
+        self._write(*names)
+        start = parse_config(yaml.safe_load(self.file.read_text()), path=self.file)
+        self.book = PortBook(start.state_dir)
+        start = self.book.assign(start)
+        self.board = Switchboard(start, FakeHooks(), Events())
+        self.reloader = Reloader(start, self.board, complete=self.book.assign)
+        self.reloader.tell(of_models=self.book.use)
+
+    def _write(self, *models: str) -> None:
+        lines = (f"  {model if ':' in model else f'{model}: {{recipe: demo}}'}" for model in models)
+        self.file.write_text(self._head + "\n".join(lines) + "\n")
+
+    async def reload(self, *models: str) -> None:
+        self._write(*models)
+        reloaded = await self.reloader.reload()
+        assert reloaded.ok, reloaded
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        with closing(self.book):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.reloader.run)
+                nursery.start_soon(self.board.run)
+                yield
+                nursery.cancel_scope.cancel()
+
+
+def is_claimed(port: int) -> bool:
+    try:
+        claim = ports._claim_on_machine(port)
+    except OSError:
+        return True
+    assert claim is not None
+    claim.close()
+    return False
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="claims need Linux")
+
+
+@on_linux
+async def test_a_removed_model_keeps_its_claim_until_it_sleeps(tmp_path: Path, first: int) -> None:
+    site = Reloads(tmp_path, first, "a", "b")
+    async with site.running():
+        async with site.board.serving("a"):
+            await site.reload("b")
+            assert is_claimed(first)  # its server still answers this request
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not site.board.is_registered("a")
+        assert not is_claimed(first)
+        assert is_claimed(first + 1)
+    assert not is_claimed(first + 1)
+
+
+@on_linux
+@pytest.mark.parametrize("address", ["port: 5", "url: http://gpu:1"])
+async def test_a_model_with_another_address_gives_up_its_claim(
+    tmp_path: Path, first: int, address: str
+) -> None:
+    site = Reloads(tmp_path, first, "a", "b")
+    async with site.running():
+        await site.reload(f"a: {{recipe: demo, {address}}}", "b")
+        assert not is_claimed(first)
+        await site.reload("a", "b")
+        assert is_claimed(first)
+        assert ports_of(site.reloader.config) == {"a": first, "b": first + 1}
+
+
+@on_linux
+async def test_a_model_that_comes_back_before_it_is_gone_keeps_its_claim(
+    tmp_path: Path, first: int
+) -> None:
+    site = Reloads(tmp_path, first, "a", "b")
+    async with site.running():
+        async with site.board.serving("a"):
+            await site.reload("b")
+            await site.reload("a", "b")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert site.board.is_registered("a")
+        assert is_claimed(first)
+
+
+@on_linux
+async def test_a_model_that_goes_while_the_file_that_has_it_is_read(
+    tmp_path: Path, first: int
+) -> None:
+    site = Reloads(tmp_path, first, "a", "b")
+    with closing(site.book):
+        again = site.book.assign(
+            parse_config(yaml.safe_load(site.file.read_text()), path=site.file)
+        )
+        site.book.use("a", None)  # by a reload before
+        site.book.use("a", again.models["a"])
+        assert is_claimed(first)
