@@ -23,6 +23,7 @@ from llmux.config import (
     hook_remarks,
     loop_mistakes,
     mistaken,
+    recipe_remarks,
 )
 from llmux.config.environment import hide
 from llmux.errors import ConfigError
@@ -42,9 +43,9 @@ def check_command(
 ) -> None:
     """Check a config (FILE or -c FILE) and show what it says.
 
-    Warns of hooks that cannot be run here, of addresses that look wrong, and of models that are
-    open to other machines. Exit codes: 0, the config can be used; 1, there are warnings, with
-    --strict; 2, it cannot be used.
+    Warns of hooks that cannot be run here, of recipes' values and addresses that look wrong, and
+    of models that are open to other machines. Exit codes: 0, the config can be used; 1, there are
+    warnings, with --strict; 2, it cannot be used.
     """
     if file is not None and options["config"] is not None:
         raise click.UsageError("name one config: FILE or -c FILE, not both")
@@ -62,6 +63,7 @@ def check_command(
     remarks = [
         *hook_remarks(loaded),
         *command_remarks(loaded),
+        *recipe_remarks(loaded),
         *address_remarks(loaded, loaded.host),
     ]
     for remark in remarks:

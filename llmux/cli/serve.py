@@ -19,6 +19,7 @@ from llmux.config import (
     hook_remarks,
     loop_mistakes,
     mistaken,
+    recipe_remarks,
 )
 from llmux.errors import ConfigError
 from llmux.observe import logs
@@ -109,7 +110,7 @@ def serve(
 def _warn(config: Config, host: str) -> None:
     for remark in [*hook_remarks(config), *command_remarks(config)]:
         log.warning("hook_unusable", remark=remark)
-    for remark in address_remarks(config, host):
+    for remark in [*recipe_remarks(config), *address_remarks(config, host)]:
         log.warning("config_suspect", remark=remark)
 
 

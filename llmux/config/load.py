@@ -30,7 +30,7 @@ from llmux.config.foreign import of_llama_swap
 from llmux.config.keys import KeyRing, read_keys
 from llmux.config.places import Source, placed
 from llmux.config.section import MOST_TEXT, Keys, Section, attributes, file_keys, show_keys
-from llmux.config.shape import KEY_LISTS, Config
+from llmux.config.shape import KEY_LISTS, Config, port_shortage
 from llmux.config.values import check_not_blank
 from llmux.errors import ConfigError
 
@@ -92,7 +92,9 @@ def parse_config(
         source=source,
         hidden=reader.environment.secrets,
     )
-    if config is None:
+    if config is not None and (found := port_shortage(config)) is not None:
+        reader.note(*found)
+    if config is None or reader.mistakes:
         raise reader.error()
     return config
 

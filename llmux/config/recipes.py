@@ -44,6 +44,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         choices: Its allowed values; empty for any.
         also: Texts that are allowed besides those of its type.
         minimum: Least integer.
+        below: Hook whose time limit must be longer than this number of seconds.
         program: True if its first word is a program.
         variable: Environment variable that the hooks get it in. One that the recipe names is only
             set if the parameter is given, so that llmux's own environment is its default.
@@ -57,6 +58,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     choices: tuple[str | int, ...] = ()
     also: tuple[str, ...] = ()
     minimum: int = 0
+    below: Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"] | None = None
     program: bool = False
     variable: str | None = None
     sets: Literal["upstream_model"] | None = None

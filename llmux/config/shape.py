@@ -33,6 +33,7 @@ from llmux.config.values import (
     Proxy,
     Url,
     check_some,
+    port_range,
 )
 from llmux.http.clients import TrustedProxies
 from llmux.http.paths import PASSIVE_PATHS
@@ -206,6 +207,18 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             if default not in known or (is_pattern(default) and default not in models):
                 yield ("default_model",), f"{default!r} is no model, nor an alias of one"
         yield from group_conflicts(given.get("groups"), models)
+
+
+def port_shortage(config: Config) -> tuple[Keys, str] | None:
+    """Return path and message if more models need a port of `ports` than it has; None otherwise."""
+    needed = sum(model.chooses_port for model in config.models.values())
+    control = config.control.port if config.control is not None else None
+    given = {config.port, control, *(model.port for model in config.models.values())}
+    room = sum(port not in given for port in port_range(config.ports)) if needed else 0
+    if needed <= room:
+        return None
+    told = f"llmux chooses the port of {needed} models, and {config.ports} has {room} for them"
+    return ("ports",), f"{told}: widen the range, or give the models 'port' or 'url'"
 
 
 def _top_level_conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:

@@ -14,8 +14,10 @@ from llmux.config import (
     load_config,
     loop_mistakes,
     parse_config,
+    recipe_remarks,
 )
 from llmux.config.own_address import is_here
+from llmux.config.recipes import recipe_names, recipes_folder
 from tests.config.test_config import HOOKS, mistakes, one_model, write
 from tests.config.test_places import lines
 
@@ -213,3 +215,106 @@ models:
     assert [line.removeprefix(str(path)).partition(" ")[0] for line in found] == [
         ":3:25:", ":1:1:", ":3:7:",
     ]  # fmt: skip
+
+
+# --- Values of recipes ---------------------------------------------------------------------------
+
+
+def about_recipe(tmp_path: Path, **model: Any) -> list[str]:
+    config = parse_config({"models": {"m": {"recipe": "process"} | model}}, directory=tmp_path)
+    return list(recipe_remarks(config))
+
+
+LACKS = (
+    "models.m.with.command: lacks ${PORT}, so its server does not listen where llmux looks for it: "
+    "write ${PORT} in it, or give the model "
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "other"),
+    [
+        ("llama-server -m x.gguf", "'port' or 'url'"),
+        ("llama-server --port 8080 -m x", "port: 8080"),
+        ("llama-server --port=8080", "port: 8080"),
+        (["llama-server", "--port", 8080], "port: 8080"),
+        ("serve PORT", "'port' or 'url'"),
+        ("serve $PORTS", "'port' or 'url'"),
+        ("./plain.sh", "'port' or 'url'"),
+        ("./missing.sh", "'port' or 'url'"),
+    ],
+)
+def test_a_command_that_is_not_told_its_port(command: Any, other: str, tmp_path: Path) -> None:
+    (tmp_path / "plain.sh").write_text("exec serve --port 8080\n")
+    assert about_recipe(tmp_path, **{"with": {"command": command}}) == [LACKS + other]
+    for address in ({"port": 8080}, {"url": "http://gpu:1"}):
+        assert about_recipe(tmp_path, **{"with": {"command": command}}, **address) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve --port ${PORT}", "serve --port $PORT", "serve --port ${PORT:-1}", "serve $LLMUX_PORT",
+        "serve --url $LLMUX_URL", ["serve", "--listen=:${PORT}"], "./knows.sh", "exec sh ./knows.sh -x",
+    ],
+)  # fmt: skip
+def test_commands_that_take_their_port(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "knows.sh").write_text('exec serve --port "$PORT"\n')
+    assert about_recipe(tmp_path, **{"with": {"command": command}}) == []
+
+
+@pytest.mark.parametrize(
+    ("stop_secs", "limit", "warns"),
+    [(29, 30, False), (30, 30, True), (31, 30, True), (9999, None, False), (None, 30, True)],
+)
+def test_a_stop_that_takes_longer_than_its_hook_may(
+    stop_secs: int | None, limit: float | None, warns: bool, tmp_path: Path
+) -> None:
+    given = {"command": "serve ${PORT}"} | ({"stop_secs": stop_secs} if stop_secs else {})
+    remarks = about_recipe(tmp_path, **{"with": given}, hook_timeouts={"sleep": limit})
+    said = "must be less than hook_timeouts.sleep, which is 30 s"
+    at = f"at {stop_secs or 30} s llmux has ended the hook"
+    assert remarks == ([f"models.m.with.stop_secs: {said}: {at}"] if warns else [])
+
+
+def test_a_variable_of_llmux_may_set_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEEP_SECS", "200")
+    (remark,) = about_recipe(tmp_path, **{"with": {"command": "serve ${PORT}"}})
+    assert "at 200 s" in remark
+
+
+def test_remarks_about_recipes_have_their_place(tmp_path: Path) -> None:
+    text = "models:\n  m:\n    recipe: process\n    with:\n      command: serve\n"
+    (remark,) = recipe_remarks(load_config(write(tmp_path, text)))
+    assert remark.partition(": lacks")[0].endswith(":5:7: models.m.with.command")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_no_recipe_of_ours_has_such_a_remark(name: str) -> None:
+    config = load_config(recipes_folder() / name / "init.yaml")
+    assert list(recipe_remarks(config)) == []
+
+
+# --- Ports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ports", "room"),
+    [
+        ("29000-29000", 1),
+        ("29000-29001", 2),
+        ("29000-29002", 2),  # one is another model's
+        ("2999-3001", 2),  # one is llmux's own
+    ],
+)
+def test_more_models_than_ports(ports: str, room: int) -> None:
+    automatic = {"recipe": "process", "with": {"command": "serve ${PORT}"}}
+    models = {f"m{number}": automatic for number in range(3)}
+    data = {"ports": ports, "models": models | {"other": HOOKS | {"port": 29002}}}
+    told = f"llmux chooses the port of 3 models, and {ports} has {room} for them"
+    assert mistakes(data) == [f"ports: {told}: widen the range, or give the models 'port' or 'url'"]
+    del models["m0"]
+    if room == 2:
+        parse_config(data | {"models": models | {"other": HOOKS | {"port": 29002}}})

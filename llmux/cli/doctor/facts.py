@@ -63,7 +63,7 @@ class ConfigFacts:
         mistakes: Its mistakes, a line for each.
         unusable: Remarks about hooks that cannot be run.
         missing: Remarks about programs that are not on the PATH.
-        addresses: Remarks about addresses.
+        addresses: Remarks about addresses, and about values of recipes.
         has_variables: True if it refers to environment variables.
     """
 

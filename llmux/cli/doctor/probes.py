@@ -23,6 +23,7 @@ from llmux.config import (
     loop_mistakes,
     mistaken,
     program_remarks,
+    recipe_remarks,
     script_remarks,
 )
 from llmux.config.environment import OPENING, decode_plainly
@@ -133,7 +134,7 @@ def look_at_config(path: Path) -> ConfigFacts:
         config,
         unusable=tuple(script_remarks(config)),
         missing=(*program_remarks(config), *command_remarks(config)),
-        addresses=tuple(address_remarks(config, config.host)),
+        addresses=(*recipe_remarks(config), *address_remarks(config, config.host)),
         has_variables=OPENING in read_text(path),
     )
 
