@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 
@@ -11,6 +12,9 @@ OVERRIDE = b"model-override"
 
 VIA = b"via"
 """Header in which each proxy that forwards a request names itself (RFC 9110, section 7.6.3)."""
+
+PSEUDONYM = re.compile(rb"\bllmux-[0-9a-f]{16}\b")
+"""The name of an llmux in `Via` (`own_pseudonym`)."""
 
 FORWARDED_FOR = b"x-forwarded-for"
 
@@ -63,7 +67,8 @@ def request_headers(
         headers: As received.
         client: Address of the client; None if unknown.
         scheme: http or https, as the client used it.
-        extra: Headers of the config; each replaces all received ones of its name.
+        extra: Headers of the config; each replaces all received ones of its name. Of `Via`, the
+            marks of every llmux are kept, or loops would not be noticed.
         pseudonym: Name of this llmux, to be added to `Via`; empty for no addition.
     """
     fields = [(name.lower(), (name, value)) for name, value in headers]
@@ -84,9 +89,17 @@ def request_headers(
     taken = b"x-forwarded-host" in present or b"x-forwarded-host" in replaced
     if b"host" in present and not taken:
         kept.append((b"X-Forwarded-Host", present[b"host"][1]))
-    if pseudonym and VIA not in replaced:
-        kept.append((b"Via", b"1.1 " + pseudonym))
+    if VIA in replaced:
+        own += [(b"Via", b"1.1 " + mark) for mark in _marks(headers)]
+    if pseudonym:
+        own.append((b"Via", b"1.1 " + pseudonym))
     return kept + own
+
+
+def _marks(headers: Headers) -> list[bytes]:
+    """Return the names of all llmux that have forwarded a request."""
+    values = b",".join(value for name, value in headers if name.lower() == VIA)
+    return PSEUDONYM.findall(values)
 
 
 def _append_forwarded_for(headers: Headers, client: bytes) -> list[tuple[bytes, bytes]]:

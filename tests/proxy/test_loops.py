@@ -101,8 +101,28 @@ async def test_a_via_that_joins_all_proxies_and_one_of_the_config(
         assert len(site.backend.received) == 1
     headers = {"headers": {"Via": "1.1 mine"}}
     async with running_lane(lane, tmp_path, model_settings=headers) as site:
-        await site.exchange(post(b'{"model": "a"}', b"Via: 1.0 x"))
-        assert vias(site.backend.received[0]) == [b"1.1 mine"]
+        other = b"1.1 llmux-" + 16 * b"0"
+        await site.exchange(post(b'{"model": "a"}', b"Via: 1.0 x, " + other + b" (y), 2 z"))
+        mine, first, own = vias(site.backend.received[0])
+        assert (mine, first) == (b"1.1 mine", other)
+        assert re.fullmatch(rb"1\.1 llmux-[0-9a-f]{16}", own)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_via_of_the_config_hides_no_loop(lane: str, tmp_path: Path) -> None:
+    headers = {"headers": {"vIA": "1.1 mine"}}
+    async with (
+        running_lane(lane, tmp_path / "far", model_settings=headers) as far,
+        running_lane(lane, tmp_path / "near", model_settings=headers) as near,
+    ):
+        lead_to(near, near.port)
+        answer = await near.exchange(post(b'{"model": "a"}'))
+        assert (status(answer), error_code(answer)) == (508, "loop_detected")
+        lead_to(near, far.port)
+        lead_to(far, near.port)
+        answer = await near.exchange(post(b'{"model": "a"}'))
+        assert (status(answer), error_code(answer)) == (508, "loop_detected")
+        assert far.backend.received == near.backend.received == []
 
 
 @pytest.mark.parametrize("lane", LANES)
