@@ -85,7 +85,7 @@ class LookAgain:
     """Do nothing until something changes, or until time `at`.
 
     Attributes:
-        at: In seconds of the view's clock.
+        at: In seconds of the view's clock, after its `now`.
         why: As for `Stay`.
     """
 

@@ -13,12 +13,18 @@ from dataclasses import replace
 import trio
 from msgspec.structs import replace as replace_in
 
-from llmux.policy import GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
+from llmux.observe.logs import get_logger
+from llmux.policy import Decision, GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
 from llmux.policy.base import by_name
 from llmux.switching.commands import Command, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import idle_command
 from llmux.switching.model import Model
+
+LEAST_STEP_S = 0.01
+"""Least time until a policy is asked again if nothing has changed: it might always say "now"."""
+
+log = get_logger(__name__)
 
 
 class Decider:
@@ -36,6 +42,7 @@ class Decider:
 
     def use(self, policy: Policy) -> None:
         """Use another policy, with the group's current settings."""
+        self._has_looked_back = False
         self.policy = LineFirst(policy, self._group.settings, self._group.measures)
 
     def begin(self) -> None:
@@ -81,11 +88,21 @@ class Decider:
             return self._wake(target, decision), math.inf
         # A policy of the user's own may return None to stay.
         self._why_it_stays = getattr(decision, "why", "")
-        look_again_at = decision.at if isinstance(decision, LookAgain) else math.inf
+        look_again_at = self._next_look(decision)
         if group.pins.current is not None or not group.has_idle_rules:
             return None, look_again_at
         command, at = self._idle_command()
         return command, min(at, look_again_at)
+
+    def _next_look(self, decision: Decision | None) -> float:
+        if not isinstance(decision, LookAgain):
+            return math.inf
+        now = trio.current_time()
+        if decision.at <= now and not self._has_looked_back:
+            self._has_looked_back = True
+            hint = f"LookAgain needs a time after view.now; asked again every {LEAST_STEP_S} s"
+            log.warning("policy_looks_back", group=self._group.name, hint=hint)
+        return max(decision.at, now + LEAST_STEP_S)
 
     @property
     def why_it_stays(self) -> str:

@@ -28,6 +28,7 @@ from llmux.errors import (
     SwitchTimeout,
 )
 from llmux.policy import Decision, LookAgain, Snapshot, Stay, SwitchTo
+from llmux.switching.decision import LEAST_STEP_S
 from llmux.switching.model import TRANSITIONS, Phase, Traits
 from tests.fakes import FakeHooks, Rig
 
@@ -471,6 +472,46 @@ async def test_a_model_cannot_enter_a_phase_out_of_order() -> None:
     model = Rig().switcher.models["a"]
     with pytest.raises(AssertionError, match="cannot enter DRAINING"):
         model.enter(Phase.DRAINING)
+
+
+class Impatient:
+    """A policy that always wants to be asked again at once, or has wanted to before."""
+
+    late_s = 0.0
+    most = 10_000
+    asked = 0
+
+    def __init__(self, _config: PolicyConfig) -> None:
+        pass
+
+    def decide(self, view: Snapshot) -> Decision:
+        Impatient.asked += 1
+        assert Impatient.asked < self.most, "it spins"
+        waiting = [model.name for model in view.models.values() if model.queued]
+        if waiting and view.active is None:
+            return SwitchTo(waiting[0])
+        return LookAgain(view.now - self.late_s)
+
+
+@pytest.mark.parametrize("late_s", [0.0, 1e-9, 3.0, math.inf, -1e-9])
+async def test_a_policy_that_looks_again_at_once_does_not_spin(
+    late_s: float,
+    autojump_clock: MockClock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Impatient, "late_s", late_s)
+    monkeypatch.setattr(Impatient, "asked", 0)
+    rig = Rig(policy=Impatient)
+    async with rig.running():
+        await rig.ask("a")
+        before = Impatient.asked
+        await trio.sleep(10)
+        assert Impatient.asked - before <= 10 / LEAST_STEP_S + 1
+        assert await rig.ask("a") == 0  # and nobody waits for it
+    captured = capsys.readouterr()
+    said = (captured.out + captured.err).count("policy_looks_back")
+    assert said == (0 if late_s < 0 else 1)
 
 
 async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
