@@ -18,7 +18,7 @@ from llmux.openai.streams import EVENT_ENDS, is_at_boundary
 from llmux.proxy.held import Bodies, Body
 from llmux.proxy.lane import ClientLeft, EventStream, HeaderList, Tunnel
 from llmux.upstream import Answer
-from llmux.upstream.answers import BodyUntilClose
+from llmux.upstream.answers import BodyUntilClose, ChunkedWire, WireBody
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 
@@ -205,17 +205,19 @@ class FastRequest:
                 is_sent, head = True, b""
         except BackendBroke:
             self.has_answered = not head  # it waits for the first of the body
-            self._note_end(answer)
+            self._note_end(answer, rest)
             raise
         except trio.Cancelled:
             if is_sent and not head:
-                self._note_end(answer)
+                self._note_end(answer, rest)
             raise
         connection.can_go_on = can_go_on
 
-    def _note_end(self, answer: Answer) -> None:
+    def _note_end(self, answer: Answer, body: WireBody) -> None:
         """Note where a stream stands: all that came of it was sent, and no more of it comes."""
         raw = answer.seen.ending()
+        if raw and isinstance(body, ChunkedWire) and body.stands_amid_chunk:
+            return
         tail = tail_of_chunks(raw) if raw and answer.framing == "chunked" else raw
         if tail is not None and answer.is_stream:
             self._stands_between = is_at_boundary(answer.headers, tail)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from llmux.config import Config, ModelConfig
-from llmux.errors import BackendRefused, BadRequest, InvalidKey, ModelAsleep
+from llmux.errors import BackendRefused, BadRequest, InvalidKey, LlmuxError, ModelAsleep
 from llmux.http.clients import ClientLines
 from llmux.http.targets import check_request_line
 from llmux.observe.events import Events
@@ -117,6 +117,12 @@ class ModelProxy:
 
     def stop(self) -> None:
         self._reader.stop()
+
+    def cut(self, why: LlmuxError) -> None:
+        """Cut every request in flight, also those to the fallback, and tell their clients why."""
+        for model in self._board.models.values():
+            model.in_flight.cut(why)
+        self._passing.cut(why)
 
     # ---- The phases of a request ----
 

@@ -1,7 +1,8 @@
 """The life of a served config: background tasks, then one orderly end in fixed stages.
 
     1. stop_admitting   waiting requests get 503, event streams end, the control listener closes
-    2. (the lane)       drains its connections until the deadline that stage 1 returned
+    2. (the lane)       drains its connections until the deadline that stage 1 returned; at that,
+                        `llmux serve` cuts the requests in flight, and their streams say why
     3. settle           a running hook may use the rest of the grace; then `on_shutdown: sleep`
     4. close            control listener, backend connections, traces; the journal is flushed last
 
@@ -21,6 +22,7 @@ import trio
 
 from llmux.config import Config
 from llmux.downstream.asgi import LAST_STALL_S, ModelTraffic
+from llmux.errors import ShuttingDown
 from llmux.observe.feed import Feed
 from llmux.observe.logs import get_logger
 from llmux.proxy.forward import ModelProxy
@@ -119,6 +121,11 @@ class Lifecycle:
         if self._grace_ends_at == math.inf:
             self._grace_ends_at = trio.current_time() + self._config().shutdown_grace_secs
         return self._grace_ends_at
+
+    async def cut_at_last(self) -> None:
+        """Cut the requests that outlast the grace, so that each stream says why it ends."""
+        await trio.sleep_until(self._grace_ends_at)
+        self._proxy.cut(ShuttingDown())
 
     async def settle(self) -> None:
         """End switching: let a running hook use the rest of the grace, then sleep if configured."""

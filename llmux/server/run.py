@@ -15,6 +15,7 @@ from hypercorn.config import Config as ServerConfig
 from hypercorn.config import Sockets
 
 from llmux.config import Config
+from llmux.downstream.asgi_watch import CUT_S
 from llmux.downstream.fastlane import FastLane
 from llmux.http import wire
 from llmux.observe import logs
@@ -101,7 +102,9 @@ async def serve_config(
                     await _wait_first(stopping.wait, died.wait)
                     notify_systemd("STOPPING=1")
                     accepting.cancel_scope.cancel()
-                connections.cancel_scope.deadline = service.lifecycle.stop_admitting()
+                grace_ends_at = service.lifecycle.stop_admitting()
+                connections.cancel_scope.deadline = grace_ends_at + CUT_S
+                background.start_soon(service.lifecycle.cut_at_last)
                 if lane is not None:
                     lane.stop()
                 await rest.stop()

@@ -117,10 +117,10 @@ class InFlight(Occupancy):
             if each.socket == "cut" or carrier.message_at <= since
         ]
 
-    def cut(self) -> None:
-        """Cut every request in flight; its context then raises `StreamCut`."""
-        for flight in self._flights:
-            flight.cut()
+    def cut(self, why: LlmuxError | None = None) -> None:
+        """Cut every request in flight; see `Flight.cut`."""
+        for flight in list(self._flights):
+            flight.cut(why)
 
     async def wait_empty(self) -> None:
         await self._empty.wait()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from llmux.errors import BackendBroke
 from llmux.http import wire
+from llmux.http.chunks import LAST_CHUNK
 from llmux.http.responses import (
     CHUNKED_HEAD,
     MAX_HEAD_BYTES,
@@ -112,11 +113,26 @@ class BodyUntilClose(WireBody):
 class ChunkedWire(WireBody):
     """A chunked body: its framing is checked and passed on."""
 
-    __slots__ = ("_reader",)
+    __slots__ = ("_is_broken", "_reader")
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._reader = Reader(ChunkedEnd(), CHUNKED_HEAD)
+        self._is_broken = False
+
+    @property
+    def stands_amid_chunk(self) -> bool:
+        """True if more of a chunk is to come, its CRLF included; the body cannot be read further.
+
+        llhttp does not report where it stands, which would cost something for each chunk. So it is
+        given the end of a body: it only takes that for one between two chunks.
+        """
+        if self._is_broken:  # in what was not passed on
+            return False
+        try:
+            return self._reader.feed(LAST_CHUNK) is None
+        except BackendBroke:
+            return True
 
     def take(self, data: bytes) -> bytes:
         """See `WireBody`."""
@@ -125,6 +141,7 @@ class ChunkedWire(WireBody):
         try:
             excess = self._reader.feed(data)
         except BackendBroke:
+            self._is_broken = True
             self.connection.seen.last.pop()  # not passed on: the body ends before it
             raise
         if excess is None:

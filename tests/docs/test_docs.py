@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
 import os
 import re
 import signal
@@ -180,11 +181,13 @@ async def test_a_stream_that_outlasts_the_grace_is_cut(tmp_path: Path) -> None:
             endless = chat("a", stream=True, chunks=1_000_000, interval=0.01)
             async with client.stream("POST", CHAT, json=endless) as answer:
                 chunks = answer.aiter_raw()
-                await anext(chunks)
+                received = await anext(chunks)
                 llmux.process.send_signal(signal.SIGTERM)
                 with pytest.raises(httpx.RemoteProtocolError):  # no end of the chunks
-                    async for _ in chunks:
-                        pass
+                    async for piece in chunks:
+                        received += piece
+                last = json.loads(received.strip().rpartition(b"data: ")[2])
+                assert last["error"]["code"] == "shutting_down"
             with trio.fail_after(20):
                 assert await llmux.process.wait() == 0
 

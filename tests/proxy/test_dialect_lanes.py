@@ -148,6 +148,23 @@ async def test_a_stream_that_is_cut(lane: str, framing: str, name: str, tmp_path
 
 
 @pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("name", ["openai", "responses", "anthropic", "ollama"])
+async def test_a_stream_that_outlasts_the_grace(lane: str, name: str, tmp_path: Path) -> None:
+    path, kind, first, wanted = STREAMS[name]
+    async with running_lane(lane, tmp_path, shutdown_grace_secs=0.01) as site:
+        site.backend.play = play(stream_of(kind, first, "chunked"))
+
+        async def end() -> None:
+            site.service.lifecycle.stop_admitting()
+            await site.service.lifecycle.cut_at_last()
+
+        received = await ask(site, path, end)
+    assert wanted.lstrip(b"\n") in received
+    assert b"shutting_down" in received
+    assert not received.endswith(b"0\r\n\r\n"), "no false end"
+
+
+@pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_backend_that_breaks_between_two(lane: str, name: str, tmp_path: Path) -> None:
     path, kind, first, wanted = STREAMS[name]
@@ -221,6 +238,21 @@ async def test_nothing_is_said_behind_the_size_of_a_chunk(tmp_path: Path) -> Non
 
         received = await ask(site, "/v1/chat/completions", cut)
     assert received.endswith(b"\r\n\r\n1c\r\n")
+
+
+@pytest.mark.parametrize("ending", [b"\n\n\r\n", b"\r\n\r\n"])
+async def test_nothing_is_said_amid_a_chunk_that_looks_like_its_end(
+    ending: bytes, tmp_path: Path
+) -> None:
+    begun = b"20\r\ndata: 1" + ending
+    async with running_lane("fast", tmp_path) as site:
+        site.backend.play = play(stream_of(SSE, b"", "chunked") + begun)
+
+        async def cut() -> None:
+            site.service.board.models["a"].in_flight.cut()
+
+        received = await ask(site, "/v1/chat/completions", cut, begun)
+    assert received.endswith(b"\r\n\r\n" + begun)
 
 
 @pytest.mark.parametrize("lane", LANES)
