@@ -1,4 +1,4 @@
-"""Draws the figures of docs/policies.md: `python docs/plot_policies.py` (needs matplotlib)."""
+"""Draws the figures of the pages on policies: `python docs/plot_policies.py` (needs matplotlib)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Close a model once the requests waiting elsewhere have suffered as much as its own users will.
 
-docs/policies.md explains the rule and where its parts come from. It decides on measured values
-(`llmux.policy.estimates`); only the bound is configurable.
+docs/inside/policy-study.md explains the rule and where its parts come from. It decides on measured
+values (`llmux.policy.estimates`); only the bound is configurable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TICK_S = 0.25
 
 TURN_SHARE = 0.3
 """A turn ended by the bound lasts at least this share of the absence before it. Larger values lower
-the mean wait under overload and raise the longest wait (table in docs/policies.md)."""
+the mean wait under overload and raise the longest wait (table in docs/inside/policy-study.md)."""
 
 SUSPENDED = 2.0
 """Cost, in units of A squared, of freezing a request in flight for an absence of A seconds. On

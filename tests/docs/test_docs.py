@@ -77,7 +77,7 @@ def rows(text: str) -> Iterator[list[str]]:
 
 
 def test_every_fault_names_tests_that_exist() -> None:
-    text = (DOCS / "reliability.md").read_text()
+    text = (DOCS / "inside" / "faults.md").read_text()
     faults = [row for row in rows(text) if len(row) in {4, 6}]  # and limits
     assert len(faults) > 50
     for row in faults:
