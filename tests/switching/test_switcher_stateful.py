@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -183,4 +184,11 @@ class SwitcherMachine(RuleBasedStateMachine):
 
 
 TestSwitcher = SwitcherMachine.TestCase
-TestSwitcher.settings = settings(max_examples=150, stateful_step_count=30)
+TestSwitcher.settings = settings(max_examples=75, stateful_step_count=30)
+
+
+@pytest.mark.slow
+class TestSwitcherForLonger(SwitcherMachine.TestCase):  # type: ignore[valid-type, misc]
+    """The same, with more steps and many more examples."""
+
+    settings = settings(max_examples=300, stateful_step_count=50)

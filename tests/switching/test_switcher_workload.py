@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,9 +114,7 @@ async def probe(rig: Rig) -> None:
         await trio.sleep(0.25)
 
 
-@settings(max_examples=150)
-@given(arrivals, commands, hook_sets, policies, st.sampled_from(sorted(POLICIES)), traits)
-def test_every_request_ends_and_every_count_returns_to_zero(
+def run_workload(
     arrivals: list[Arrival],
     commands: list[Command],
     hooks: FakeHooks,
@@ -141,3 +140,21 @@ def test_every_request_ends_and_every_count_returns_to_zero(
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert ends.total() == len(arrivals)
+
+
+CASES = st.tuples(
+    arrivals, commands, hook_sets, policies, st.sampled_from(sorted(POLICIES)), traits
+)
+
+
+@settings(max_examples=75)
+@given(CASES)
+def test_every_request_ends_and_every_count_returns_to_zero(case: tuple[Any, ...]) -> None:
+    run_workload(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(CASES)
+def test_the_same_in_many_more_cases(case: tuple[Any, ...]) -> None:
+    run_workload(*case)
