@@ -231,8 +231,8 @@ def test_a_value_that_is_too_long_for_a_variable() -> None:
 def test_many_models_may_share_a_long_command() -> None:
     words = PROCESS | {"with": {"command": "'\n-'" * 20_000}}
     started_at = time.process_time()
-    parse_config({"ports": "20000-29999", "models": {f"m{n}": words for n in range(3000)}})
-    assert time.process_time() - started_at < 20
+    parse_config({"models": {f"m{n}": words for n in range(1000)}})
+    assert time.process_time() - started_at < 10
 
 
 def test_all_mistakes_show_at_once() -> None:

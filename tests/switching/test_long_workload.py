@@ -219,7 +219,8 @@ class Workload:
                 assert model.in_flight.count <= model.max_in_flight
                 assert not (model.in_flight.count and model.phase not in SERVES)
                 assert not (model.is_awake and model.room > 0 and model.waiters.count)
-                assert model.view().ages.count == model.view().queued == model.waiters.count
+                view = model.view()
+                assert view.ages.count == view.queued == model.waiters.count
 
     async def run(self) -> None:
         async with trio.open_nursery() as beside:
