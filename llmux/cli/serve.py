@@ -19,6 +19,7 @@ from llmux.config import (
     hook_remarks,
     loop_mistakes,
     mistaken,
+    tls_remarks,
 )
 from llmux.errors import ConfigError
 from llmux.observe import logs
@@ -51,7 +52,7 @@ class Greeting(Protocol):
     """Makes the lines for people, as `greeting` does."""
 
     def __call__(
-        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool
+        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool, scheme: str
     ) -> Iterable[str]: ...
 
 
@@ -109,7 +110,7 @@ def serve(
 def _warn(config: Config, host: str) -> None:
     for remark in [*hook_remarks(config), *command_remarks(config)]:
         log.warning("hook_unusable", remark=remark)
-    for remark in address_remarks(config, host):
+    for remark in [*address_remarks(config, host), *tls_remarks(config)]:
         log.warning("config_suspect", remark=remark)
 
 
@@ -123,4 +124,5 @@ def _greet(
     """Tell people where llmux is; a log for programs stays free of it."""
     if options.log_format == "text":
         has_keys = bool(config.control_keys)
-        greet(welcome(sockets, control, has_keys=has_keys))
+        scheme = "http" if config.tls is None else "https"
+        greet(welcome(sockets, control, has_keys=has_keys, scheme=scheme))

@@ -9,7 +9,7 @@ from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig
 from llmux.config.own_address import loop_mistakes
 from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
-from llmux.config.remarks import address_remarks, command_remarks
+from llmux.config.remarks import address_remarks, command_remarks, tls_remarks
 from llmux.config.schema import config_schema, editor_schema
 from llmux.config.shape import USUAL_SECRETS, Config
 
@@ -36,4 +36,5 @@ __all__ = [
     "parse_config",
     "program_remarks",
     "script_remarks",
+    "tls_remarks",
 ]

@@ -24,6 +24,7 @@ from llmux.config import (
     mistaken,
     program_remarks,
     script_remarks,
+    tls_remarks,
 )
 from llmux.config.environment import OPENING, decode_plainly
 from llmux.config.files import read_text
@@ -133,7 +134,7 @@ def look_at_config(path: Path) -> ConfigFacts:
         config,
         unusable=tuple(script_remarks(config)),
         missing=(*program_remarks(config), *command_remarks(config)),
-        addresses=tuple(address_remarks(config, config.host)),
+        addresses=(*address_remarks(config, config.host), *tls_remarks(config)),
         has_variables=OPENING in read_text(path),
     )
 
