@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import pytest
 import trio
 import trio.testing
 
@@ -20,9 +21,18 @@ from llmux.http import wire
 from llmux.server.composition import Service, build_service
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import server_config
+from llmux.server.run import serving
+from tests.certificates import client_context, write_pair
 from tests.fakes import FakeHooks
 
 LANES = ["fast", "asgi"]
+
+LANES_AND_TLS = [
+    *LANES,
+    pytest.param("tls", marks=pytest.mark.slow),
+    pytest.param("asgi-tls", marks=pytest.mark.slow),
+]
+"""The same over TLS, too, when there is time: `tls` is the fast lane, `asgi-tls` the other."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -103,16 +113,51 @@ def play(
     return answer
 
 
+class TlsClient:
+    """A client over TLS, with what tests do to its socket."""
+
+    def __init__(self, tls: trio.SSLStream[trio.SocketStream]) -> None:
+        tcp = tls.transport_stream
+        self.socket, self.setsockopt, self.send_eof = tcp.socket, tcp.setsockopt, tcp.send_eof
+        self.unwrap, self.receive_some, self.send_all = tls.unwrap, tls.receive_some, tls.send_all
+        self.aclose = tls.aclose
+
+    async def __aenter__(self) -> TlsClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
 class Site:
     """A running llmux on one lane."""
 
-    def __init__(self, service: Service, backend: ScriptedBackend, port: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        backend: ScriptedBackend,
+        port: int,
+        fast: FastLane,
+        *,
+        is_tls: bool = False,
+    ) -> None:
         self.service = service
+        self.fast = fast
         self.backend = backend
         self.port = port
+        self.is_tls = is_tls
+        self.url = f"http{'s' if is_tls else ''}://127.0.0.1:{port}"
 
     async def connect(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self.port)
+        """A connection; over TLS its handshake is done, and it is a `TlsClient`."""
+        tcp = await trio.open_tcp_stream("127.0.0.1", self.port)
+        if not self.is_tls:
+            return tcp
+        tls = trio.SSLStream(
+            tcp, client_context(), server_hostname="127.0.0.1", https_compatible=True
+        )
+        await tls.do_handshake()
+        return cast("trio.SocketStream", TlsClient(tls))
 
     async def exchange(self, *pieces: bytes, seconds: float = 20) -> bytes:
         """Send raw pieces on one connection; returns all that comes back until it is closed."""
@@ -125,8 +170,12 @@ class Site:
 
     def client(self) -> httpx.AsyncClient:
         # To read the system's certificates would take 0.05 s, and there is no TLS.
-        base = f"http://127.0.0.1:{self.port}"
-        return httpx.AsyncClient(base_url=base, timeout=10, verify=False)
+        return httpx.AsyncClient(base_url=self.url, timeout=10, verify=self.trusted)
+
+    @property
+    def trusted(self) -> ssl.SSLContext | bool:
+        """For the `verify` of httpx."""
+        return client_context() if self.is_tls else False
 
     @property
     def in_flight(self) -> int:
@@ -155,7 +204,7 @@ async def settled() -> None:
     await trio.testing.wait_all_tasks_blocked(0.01)
 
 
-async def read_all(stream: trio.SocketStream) -> bytes:
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     """Everything until the end of the stream; a reset ends it, too."""
     data = b""
     try:
@@ -179,6 +228,9 @@ async def running_lane(
 ) -> AsyncIterator[Site]:
     """Start a scripted backend and llmux in front of it; at the end nothing may be left over."""
     backend = ScriptedBackend(socket_path)
+    is_tls = lane.endswith("tls")
+    if is_tls and "tls" not in settings:
+        settings["tls"] = write_pair(folder)
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
         model = {**backend.place, "wake": "up", "sleep": "down", "alive": "ping", **model_settings}
@@ -199,9 +251,11 @@ async def running_lane(
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             limits = config.limits
             wire.notice_death(listeners[0].socket, limits.dead_peer_secs, limits.client_stall_secs)
-            handler = fast.serve if lane == "fast" else partial(rest.serve, data=b"")
+            served_by = fast if lane in {"fast", "tls"} else None
+            handler = serving(served_by, rest, service.certificates)
             nursery.start_soon(trio.serve_listeners, handler, listeners)
-            site = Site(service, backend, listeners[0].socket.getsockname()[1])
+            port = listeners[0].socket.getsockname()[1]
+            site = Site(service, backend, port, fast, is_tls=is_tls)
             yield site
             await site.until_idle()
         nursery.cancel_scope.cancel()

@@ -277,7 +277,7 @@ async def _read_log(
                 lines.append(line.decode())
                 if (
                     found := re.search(
-                        r"(?:Running on |url=|\"url\":\")(http://[^\s\"]+)", lines[-1]
+                        r"(?:Running on |url=|\"url\":\")(https?://[^\s\"]+)", lines[-1]
                     )
                 ) and not started:
                     started = True

@@ -11,6 +11,7 @@ from llmux.config import Config
 from llmux.config.environment import hide
 from llmux.config.keys import MASK, KeyRing
 from llmux.config.places import Source
+from llmux.http.certificates import Pair
 
 
 def masked_config(config: Config) -> dict[str, Any]:
@@ -21,13 +22,15 @@ def masked_config(config: Config) -> dict[str, Any]:
     """
     plain: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_plain)
     del plain["source"], plain["hidden"]
+    if plain["tls"] is not None:
+        del plain["tls"]["pair"]
     for model in plain["models"].values():
         model["headers"] = dict.fromkeys(model["headers"], MASK)
     return hide(plain, config.hidden) if config.hidden else plain
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Source):
+    if isinstance(value, Source | Pair):
         return None
     if isinstance(value, KeyRing):
         return [MASK] * len(value)

@@ -24,9 +24,11 @@ from llmux.config import (
     loop_mistakes,
     mistaken,
     recipe_remarks,
+    tls_remarks,
 )
 from llmux.config.environment import hide
 from llmux.errors import ConfigError
+from llmux.http.certificates import day
 from llmux.policy import load_policy
 from llmux.server.exits import EXIT_CONFIG, EXIT_WARNINGS, print_mistake
 from llmux.server.ports import chosen_ports
@@ -65,6 +67,7 @@ def check_command(
         *command_remarks(loaded),
         *recipe_remarks(loaded),
         *address_remarks(loaded, loaded.host),
+        *tls_remarks(loaded),
     ]
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
@@ -85,6 +88,16 @@ def _control_of(config: Config) -> str:
     if (path := config.control_socket) is not None:
         return f"unix:{path}"
     return f"{config.control.host or '127.0.0.1'}:{config.control.port}"
+
+
+def _certificate_of(config: Config) -> str:
+    """Return what to say of the certificate behind the address; empty without TLS."""
+    if config.tls is None:
+        return ""
+    pair = config.tls.pair
+    names = ", ".join(pair.names) or "no name"
+    ends = f", until {day(pair.ends_at)}" if pair.has_end else ""
+    return f" (TLS: {names}{ends})"
 
 
 def _backend_of(model: ModelConfig, config: Config, chosen: Mapping[str, int]) -> str:
@@ -138,7 +151,7 @@ def config_table(config: Config) -> str:
     ]
     head = [
         f"config     {config.path}",
-        f"listens on {config.host}:{config.port}",
+        f"listens on {config.host}:{config.port}{_certificate_of(config)}",
         *([f"control on {where}"] if (where := _control_of(config)) else []),
         f"state in   {config.state_dir}",
         f"policy     {config.policy.name}",

@@ -133,16 +133,16 @@ def run_demo(options: ServeOptions) -> int:
 
 
 def welcome(
-    sockets: Sequence[socket.socket], control: Opened | None, *, has_keys: bool
+    sockets: Sequence[socket.socket], control: Opened | None, *, has_keys: bool, scheme: str
 ) -> list[str]:
     """Return what to try; the arguments are those of `greeting`."""
     from llmux.server.greeting import greeting, root_url  # noqa: PLC0415
 
-    root = root_url(sockets[0])
+    root = root_url(sockets[0], scheme)
     ask = '{"model": "llama", "messages": [{"role": "user", "content": "Who are you?"}]}'
     return [
         "",
-        *greeting(sockets, control, has_keys=has_keys),
+        *greeting(sockets, control, has_keys=has_keys, scheme=scheme),
         "",
         "Two stand-in models take turns, as on a GPU with room for one. In another terminal, ask",
         "",

@@ -19,6 +19,14 @@ config_option = click.option(
 )
 
 
+cacert_option = click.option(
+    "--cacert",
+    type=click.Path(path_type=Path),
+    help="Certificates to trust for an https URL, in PEM. Default: $LLMUX_CACERT, the config's "
+    "tls.cert on this machine, else the system's.",
+)
+
+
 def with_options_before(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """Options given before the command count where the command itself does not say otherwise."""
     given = click.core.ParameterSource.COMMANDLINE

@@ -20,6 +20,7 @@ from llmux.config import (
     loop_mistakes,
     mistaken,
     recipe_remarks,
+    tls_remarks,
 )
 from llmux.errors import ConfigError
 from llmux.observe import logs
@@ -52,7 +53,7 @@ class Greeting(Protocol):
     """Makes the lines for people, as `greeting` does."""
 
     def __call__(
-        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool
+        self, sockets: Sequence[socket], control: Opened | None, *, has_keys: bool, scheme: str
     ) -> Iterable[str]: ...
 
 
@@ -110,7 +111,8 @@ def serve(
 def _warn(config: Config, host: str) -> None:
     for remark in [*hook_remarks(config), *command_remarks(config)]:
         log.warning("hook_unusable", remark=remark)
-    for remark in [*recipe_remarks(config), *address_remarks(config, host)]:
+    suspects = [*recipe_remarks(config), *address_remarks(config, host), *tls_remarks(config)]
+    for remark in suspects:
         log.warning("config_suspect", remark=remark)
 
 
@@ -124,4 +126,5 @@ def _greet(
     """Tell people where llmux is; a log for programs stays free of it."""
     if options.log_format == "text":
         has_keys = bool(config.control_keys)
-        greet(welcome(sockets, control, has_keys=has_keys))
+        scheme = "http" if config.tls is None else "https"
+        greet(welcome(sockets, control, has_keys=has_keys, scheme=scheme))

@@ -10,7 +10,7 @@ from llmux.config.own_address import loop_mistakes
 from llmux.config.places import mistaken
 from llmux.config.policy import PolicyConfig
 from llmux.config.recipe_remarks import recipe_remarks
-from llmux.config.remarks import address_remarks, command_remarks
+from llmux.config.remarks import address_remarks, command_remarks, tls_remarks
 from llmux.config.schema import config_schema, editor_schema, modeline
 from llmux.config.shape import USUAL_SECRETS, Config
 
@@ -39,4 +39,5 @@ __all__ = [
     "program_remarks",
     "recipe_remarks",
     "script_remarks",
+    "tls_remarks",
 ]

@@ -68,6 +68,15 @@ def address_remarks(config: Config, host: str) -> list[str]:
     return [placed(keys, text, config.source) for keys, text in _odd_addresses(config, host)]
 
 
+def tls_remarks(config: Config) -> list[str]:
+    """Return one line for each thing that looks wrong about the certificate and its key."""
+    if config.tls is None:
+        return []
+    return [
+        placed(("tls", which), text, config.source) for which, text in config.tls.pair.remarks()
+    ]
+
+
 def _odd_addresses(config: Config, host: str) -> Iterator[tuple[Keys, str]]:
     if not config.api_keys and not is_loopback(host):
         why = f"{host} is open to other machines, and anyone there may use the models"

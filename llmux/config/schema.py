@@ -19,10 +19,11 @@ from llmux.config.policy import PolicyConfig
 from llmux.config.recipes import Kind, Parameter, find_recipe, recipe_names
 from llmux.config.section import file_keys
 from llmux.config.shape import Config
+from llmux.config.tls import TlsConfig
 
 SECTIONS = (
     Config, ModelConfig, AliasConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
-    ControlConfig,
+    ControlConfig, TlsConfig,
 )  # fmt: skip
 
 
@@ -51,6 +52,8 @@ def config_schema() -> dict[str, Any]:
             key: shape["properties"][key] | {"description": described.get(key, "")}
             for key in file_keys(section)
         }
+        if "required" in shape:  # the loader fills in the others
+            shape["required"] = [key for key in shape["required"] if key in shape["properties"]]
         for key in shape["properties"]:
             _allow_durations(shape["properties"][key])
     _add_recipes(schema["$defs"]["ModelConfig"])

@@ -21,6 +21,7 @@ from llmux.config.models import GroupConfig, ModelConfig, group_conflicts
 from llmux.config.places import Source
 from llmux.config.policy import PolicyConfig
 from llmux.config.section import Keys, NotAKey, Section
+from llmux.config.tls import TlsConfig
 from llmux.config.values import (
     Alias,
     Host,
@@ -57,6 +58,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     Attributes:
         host: Address to listen on.
         port: Port to listen on; 0 lets the system pick one.
+        tls: Serve HTTPS on this port, and on that of control; null for plain HTTP. A reload reads
+            the files again. Under Hypercorn, whose options serve TLS, it is for control only.
         models: Models by name.
         ports: Ports of this machine for models that have a recipe and no port. Each model keeps its
             own, also across restarts. The default is below the ports that systems give to
@@ -110,6 +113,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
 
     host: Host = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 3000
+    tls: TlsConfig | None = None
     models: Annotated[
         dict[Name, ModelConfig], check_some, Meta(extra_json_schema={"minProperties": 1})
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket as stdlib_socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import trio
 
@@ -13,12 +13,14 @@ from llmux.errors import LlmuxError, RequestTooSlow
 from llmux.http import wire
 from llmux.http.heads import check_empty_bytes, find_end, response_head, skip_empty_lines
 from llmux.http.syntax import CRLF
+from llmux.http.tls import TlsStream
 from llmux.openai.answers import error_answer
 from llmux.openai.dialects import OPENAI, dialect_of_head
 from llmux.proxy.lane import ClientLeft
+from llmux.upstream.answers import WireBody
 
 if TYPE_CHECKING:
-    from llmux.downstream.pump import Pump
+    from llmux.downstream.pump import Pieces, Pump
 
 HEAD_S = 30.0
 """Limit for a head from its first byte to its last (nginx: 60, Apache: 20 to 40)."""
@@ -63,6 +65,7 @@ class ClientConnection:
     own; if the cut comes too late, behind a complete answer, the lane enters a new scope.
 
     Attributes:
+        scheme: http or https.
         scope: Around all work for this client.
         outlasts_s: Seconds for which that may go on once the client has left.
         buffer: Received and not used yet.
@@ -72,6 +75,8 @@ class ClientConnection:
         rest: Bytes read of a request that is not for this lane; None if there were none.
         unread: A head that could not be read; empty if there is none.
     """
+
+    scheme: ClassVar[str] = "http"
 
     def __init__(self, lane: Server, stream: trio.SocketStream) -> None:
         self.lane = lane
@@ -89,6 +94,11 @@ class ClientConnection:
         self.can_go_on = True
         self.rest: bytes | None = None
         self.unread = b""
+
+    @property
+    def whole_stream(self) -> trio.SocketStream | TlsStream:
+        """The connection in the form that Hypercorn takes."""
+        return self.stream
 
     def has_left(self) -> bool:
         """Return whether the client has closed its side, or the connection has broken."""
@@ -133,6 +143,14 @@ class ClientConnection:
                 data = data[written:]
         finally:
             self.is_sending = False
+
+    def pieces(self, body: WireBody) -> Pieces:
+        """Relay a body; iterate over the result for the pieces that are left to the caller."""
+        return self.lane.pump.pieces(body, self)
+
+    def note_left(self) -> None:
+        """Give up all work for the client, since it has left."""
+        self.scope.deadline = trio.current_time() + self.outlasts_s
 
     async def next_head(self) -> bytes | None:
         """Return the next request's head; None if the client sends no more.
@@ -197,7 +215,14 @@ class ClientConnection:
         drops the answer that it has not delivered yet (RFC 9112, section 9.6).
         """
         with suppress(*wire.BREAKS):
-            await self.stream.send_eof()
+            await self.end_sending()
             with trio.move_on_after(LINGER_S):
-                while await self.receive():
+                while await wire.receive(self.socket):
                     pass
+
+    async def end_sending(self) -> None:
+        """Close this side; what the client sends can still be received."""
+        await self.stream.send_eof()
+
+    def say_goodbye(self) -> None:
+        """Tell the client that no more data follows, where closing the socket does not."""

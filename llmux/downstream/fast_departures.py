@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from contextlib import suppress
+from typing import ClassVar
 
 import trio
 
@@ -21,6 +22,9 @@ class Departures:
     (epoll(7), Q6). So an event is only a reason to look at the connection that has the number now.
     """
 
+    # One event is enough, and without EPOLLONESHOT it would come again until the close.
+    events: ClassVar[int] = select.EPOLLRDHUP | select.EPOLLONESHOT
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._connections: dict[int, ClientConnection] = {}
@@ -30,12 +34,16 @@ class Departures:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for fileno, _ in self._epoll.poll(0):
-                    connection = self._connections.get(fileno)
-                    if connection is not None and connection.has_left():
-                        connection.scope.deadline = trio.current_time() + connection.outlasts_s
+                self.look()
         finally:
             self._epoll.close()
+
+    def look(self) -> None:
+        """Cancel the work for the clients that have left since the last look."""
+        for fileno, _ in self._epoll.poll(0):
+            connection = self._connections.get(fileno)
+            if connection is not None and connection.has_left():
+                connection.note_left()
 
     def watching(self, connection: ClientConnection) -> Watch:
         """Watch a connection for as long as the context lasts."""
@@ -45,8 +53,7 @@ class Departures:
         self._connections[connection.fileno] = connection
         # At a shutdown `run` may have ended already; then the connection is cancelled, too.
         if not self._epoll.closed:
-            # One event is enough, and without EPOLLONESHOT it would come again until the close.
-            self._epoll.register(connection.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
+            self._epoll.register(connection.fileno, self.events)
 
     def forget(self, connection: ClientConnection) -> None:
         """Stop watching; harmless when another connection has the number by now."""

@@ -61,7 +61,7 @@ class FastRequest:
         self.headers: HeaderList = head.headers
         self.body = Body(bodies, text_bytes=head_bytes, fields=len(head.headers))
         self.peer = connection.peer
-        self.scheme = "http"
+        self.scheme = connection.scheme
         self.has_answered = False
         self.upgrade = head.upgrade
         # Replies are written without waiting, so they work in a cancelled scope, too.
@@ -198,7 +198,7 @@ class FastRequest:
             rest = Rechunked(answer.connection)
         is_sent = True
         try:
-            async for data in connection.lane.pump.pieces(rest, connection):
+            async for data in connection.pieces(rest):
                 is_sent = False
                 # The head goes out with the first of the body, since that is here already.
                 await connection.send(head + data if head else data)

@@ -123,7 +123,7 @@ class FastWebSocket(FastRequest):
             nursery.start_soon(to_backend)
             with suppress(*wire.BREAKS, BackendBroke, ClientLeft):
                 messages = Messages(answer, self._heard)
-                async for data in self._connection.lane.pump.pieces(messages, self._connection):
+                async for data in self._connection.pieces(messages):
                     frames, self._frames = self._frames, None  # nothing may follow meanwhile
                     await self._connection.send(data)
                     self._frames = frames
@@ -176,7 +176,7 @@ class FastWebSocket(FastRequest):
             await self._connection.send(said)
             # A cut may have cancelled the scope around; the request has left its model by now.
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
-                await self._connection.stream.send_eof()
+                await self._connection.end_sending()
                 while await self._connection.receive():
                     pass
 

@@ -10,11 +10,13 @@ that it does not know) goes to `hand_over`, with the bytes already read; the con
     Pump                relays all bodies (`pump`)
     FastRequest         one request, its response (`fast_request`)
     FastWebSocket       one that asks for a WebSocket (`fast_websocket`)
+    TlsConnection       a connection over TLS (`fast_tls`)
 """
 
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -24,6 +26,7 @@ from trio_util import periodic
 from llmux.downstream.fast_connection import LINGER_S, ClientConnection
 from llmux.downstream.fast_departures import Departures
 from llmux.downstream.fast_request import FastRequest
+from llmux.downstream.fast_tls import Farewells, TlsConnection
 from llmux.downstream.fast_websocket import FastWebSocket
 from llmux.downstream.pump import Pump
 from llmux.errors import LlmuxError
@@ -32,6 +35,7 @@ from llmux.http.heads import RequestHead, parse_head
 from llmux.http.paths import own_path
 from llmux.http.strict import PREFACE_LINE
 from llmux.http.targets import origin_form
+from llmux.http.tls import HANDSHAKE_S, NotTls, TlsStream, refuse_plain
 from llmux.observe.logs import get_logger
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.lane import ClientLeft
@@ -45,7 +49,7 @@ SWEEP_S = 1.0
 UPGRADES = (b"", b"websocket")
 """Changes of protocol that are carried."""
 
-HandOver = Callable[[trio.SocketStream, bytes], Awaitable[None]]
+HandOver = Callable[[trio.SocketStream | TlsStream, bytes], Awaitable[None]]
 
 log = get_logger(__name__)
 
@@ -70,7 +74,7 @@ class FastLane:
         self._hand_over = hand_over
         self._most_fields = most_fields
         self.pump = Pump()
-        self._departures = Departures()
+        self._departures, self._farewells = Departures(), Farewells()
         self._idle_since: dict[ClientConnection, float] = {}  # oldest first
 
     async def run(self) -> None:
@@ -78,8 +82,12 @@ class FastLane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.pump.run)
             nursery.start_soon(self._departures.run)
-            async for _ in periodic(SWEEP_S):
-                self._close_idle(trio.current_time() - KEEP_ALIVE_S)
+            try:
+                async for _ in periodic(SWEEP_S):
+                    self._close_idle(trio.current_time() - KEEP_ALIVE_S)
+                    self._farewells.look()
+            finally:
+                self._farewells.close()
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end."""
@@ -88,6 +96,39 @@ class FastLane:
         except OSError:  # reset before it was accepted
             await trio.aclose_forcefully(stream)
             return
+        await self._serve_to_end(connection)
+
+    async def serve_tls(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
+        """Serve one connection over TLS to its end, beginning with its handshake."""
+        try:
+            connection = TlsConnection(self, stream, context)
+        except OSError:  # reset before it was accepted
+            await trio.aclose_forcefully(stream)
+            return
+        if not await self._shake_hands(connection):
+            await trio.aclose_forcefully(stream)
+            return
+        connection.scope = trio.CancelScope()
+        with self._farewells.watching(connection):
+            await self._serve_to_end(connection)
+
+    async def _shake_hands(self, connection: TlsConnection) -> bool:
+        """Return whether the client speaks TLS from now on."""
+        self.note_idle(connection)  # it may be closed like an idle one
+        try:
+            with connection.scope, trio.move_on_after(HANDSHAKE_S):
+                await connection.tls.handshake()
+                return True
+        except NotTls:
+            with suppress(*wire.BREAKS, trio.TooSlowError):
+                await refuse_plain(connection.stream)
+        except (*wire.BREAKS, trio.TooSlowError) as error:
+            log.debug("handshake_failed", peer=connection.peer, reason=str(error))
+        finally:
+            self.note_busy(connection)
+        return False
+
+    async def _serve_to_end(self, connection: ClientConnection) -> None:
         try:
             with self._departures.watching(connection):
                 await self._serve_here(connection)
@@ -97,7 +138,7 @@ class FastLane:
                 connection.scope = trio.CancelScope()
                 connection.outlasts_s = LINGER_S
                 with self._departures.watching(connection), connection.scope:
-                    await self._hand_over(stream, connection.rest)
+                    await self._hand_over(connection.whole_stream, connection.rest)
         except LlmuxError as error:
             with suppress(*wire.BREAKS, ClientLeft):
                 await connection.refuse(error)
@@ -106,7 +147,8 @@ class FastLane:
         except Exception:
             log.exception("connection_failed")
         finally:
-            await trio.aclose_forcefully(stream)
+            connection.say_goodbye()
+            await trio.aclose_forcefully(connection.stream)
 
     async def _serve_here(self, connection: ClientConnection) -> None:
         """Serve one request after the other; returns at the end, or with `rest` set."""

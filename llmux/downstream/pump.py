@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import select
+from typing import ClassVar
 
 import outcome
 import trio
@@ -115,8 +116,18 @@ class Pump:
         """Relay a body; iterate over the result for the pieces that are left to the caller."""
         return Pieces(self, body, client)
 
-    async def leftover(self, body: WireBody, client: ClientConnection) -> bytes:
+    async def leftover(
+        self,
+        body: WireBody,
+        client: ClientConnection,
+        kind: type[Relay] = Relay,
+    ) -> bytes:
         """Relay a body until its end, or until its client's socket is full.
+
+        Args:
+            body: The body.
+            client: Gets it.
+            kind: What relays a piece to this kind of client.
 
         Returns:
             What the client's socket did not take; empty at the end of the body.
@@ -129,7 +140,7 @@ class Pump:
         # At a shutdown the pump may end first: then this only waits to be cancelled, too.
         if not self._epoll.closed:
             self._epoll.register(fileno, select.EPOLLIN)
-        self._relays[fileno] = Relay(body, client)
+        self._relays[fileno] = kind(body, client)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._remove(fileno)
@@ -153,6 +164,7 @@ class Pieces:
     """
 
     __slots__ = ("_body", "_client", "_pump")
+    _kind: ClassVar[type[Relay]] = Relay
 
     def __init__(self, pump: Pump, body: WireBody, client: ClientConnection) -> None:
         self._pump = pump
@@ -168,7 +180,7 @@ class Pieces:
             return await anext(self._body)
         if self._body.is_over:
             raise StopAsyncIteration
-        data = await self._pump.leftover(self._body, self._client)
+        data = await self._pump.leftover(self._body, self._client, self._kind)
         if not data:
             raise StopAsyncIteration
         return data

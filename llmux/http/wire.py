@@ -155,7 +155,7 @@ async def connect_unix(path: str) -> trio.SocketStream:
 async def receive(socket: trio.socket.SocketType) -> bytes:
     """Return the next bytes; nothing at the end of the stream. Raises OSError."""
     while True:
-        await trio.lowlevel.wait_readable(_open_fileno(socket))
+        await trio.lowlevel.wait_readable(open_fileno(socket))
         try:
             return os.read(socket.fileno(), RECEIVE_BYTES)
         except BlockingIOError:
@@ -192,7 +192,7 @@ async def send_some(
         The number of bytes, which may be zero.
     """
     with trio.fail_after(stall_s):
-        await trio.lowlevel.wait_writable(_open_fileno(socket))
+        await trio.lowlevel.wait_writable(open_fileno(socket))
     return write(socket, data)
 
 
@@ -206,12 +206,12 @@ async def send_on(stream: trio.abc.SendStream, data: bytes, stall_s: float) -> N
 def write(socket: trio.socket.SocketType, data: bytes | memoryview) -> int:
     """Send what the kernel takes at once; returns the number of bytes. Raises OSError."""
     try:
-        return os.write(_open_fileno(socket), data)
+        return os.write(open_fileno(socket), data)
     except BlockingIOError:
         return 0
 
 
-def _open_fileno(socket: trio.socket.SocketType) -> int:
+def open_fileno(socket: trio.socket.SocketType) -> int:
     fileno = socket.fileno()
     if fileno < 0:
         raise trio.ClosedResourceError("the connection was closed on this side")

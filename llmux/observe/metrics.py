@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,6 +203,14 @@ class Metrics:
     def watch_gpus(self, read: Callable[[], Iterable[Gpu]]) -> None:
         """Export what `read` returns at each scrape; numbers that are unknown are left out."""
         self._add(LiveGauges(_GPUS, lambda: _gpu_rows(list(read()))))
+
+    def watch_certificate(self, ends_at: Callable[[], float]) -> None:
+        """Export when the certificate in use expires (Unix time); nothing if that is unknown."""
+        about = "When the certificate that llmux serves expires (Unix time)"
+        self._live(
+            ("llmux_tls_certificate_expiry_timestamp_seconds", about, ()),
+            lambda: [((), at)] if math.isfinite(at := ends_at()) else [],
+        )
 
     def render(self) -> bytes:
         """Return all series in the Prometheus text format."""

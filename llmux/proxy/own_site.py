@@ -76,7 +76,9 @@ class OwnSite:
         self._is_public = pages == "*"
         self._pages = frozenset(origin.encode() for origin in pages)
         self._takes_any_host = config.hosts == "*"
-        hosts = [_normalized(name) for name in config.hosts]
+        # No page of another site can have a name that is in the certificate.
+        of_certificate = () if config.tls is None else config.tls.pair.names
+        hosts = [_normalized(name) for name in (*config.hosts, *of_certificate)]
         self._names = {_normalized(config.host), _normalized(socket.gethostname())}
         self._names |= {name for name in hosts if not name.startswith("*.")}
         self._suffixes = tuple(name[1:] for name in hosts if name.startswith("*."))

@@ -38,6 +38,7 @@ from llmux.proxy.access_log import AccessLog
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.gate import Fetch, metrics_of, watch_backends
 from llmux.proxy.quiet import QuietWatch
+from llmux.server.certificates import Certificates
 from llmux.server.control_listener import ControlListener, Opened
 from llmux.server.exits import exit_at_once
 from llmux.server.hypercorn_side import RULES, use_rules
@@ -77,6 +78,7 @@ class Service:
         feed: Recent events, for event streams and `GET /control/history`.
         journal: The record of requests and switches for `llmux replay`.
         lifecycle: Starts the background tasks, and ends them in order.
+        certificates: The certificate in use, for listeners.
     """
 
     app: QuartTrio
@@ -88,6 +90,7 @@ class Service:
     feed: Feed
     journal: Journal
     lifecycle: Lifecycle
+    certificates: Certificates
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -149,6 +152,7 @@ def build_service(
     reloader.tell(shell.apply, of_models=shell.use)
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(access_log.apply)
+    certificates = certificates_of(config, reloader, metrics)
     reloader.tell(lambda new: journal.add(started(new, feed.boot)))
     if tracing:
         reloader.tell(tracing.apply)
@@ -176,7 +180,7 @@ def build_service(
     app.asgi_app = traffic  # type: ignore[assignment]
 
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
-    listener = ControlListener(control, traffic) if control else None
+    listener = ControlListener(control, traffic, certificates) if control else None
     tasks: list[Task] = [
         journal.run,
         feed.run,
@@ -210,7 +214,18 @@ def build_service(
         note_start=lambda: journal.add(started(config, feed.boot)),
         note_stop=lambda: journal.add(stopped()),
     )
-    return Service(app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle)
+    return Service(
+        app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle, certificates
+    )
+
+
+def certificates_of(config: Config, reloader: Reloader, metrics: Metrics) -> Certificates:
+    """Return the certificate for TLS, if there is one; reloads renew it, and metrics watch it."""
+    certificates = Certificates(config)
+    reloader.tell(certificates.use)
+    if certificates:
+        metrics.watch_certificate(lambda: certificates.pair.ends_at)
+    return certificates
 
 
 def metrics_of_models(config: Config) -> Metrics:

@@ -20,6 +20,9 @@ from llmux.upstream.connections import MAX_IDLE
 DESCRIPTORS = 64
 """Descriptors kept for llmux itself, hooks included."""
 
+ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
+"""A fatal alert of TLS, internal_error (RFC 8446, section 6): there is none for an overload."""
+
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 
@@ -49,7 +52,11 @@ def most_connections(groups: int, reserve: int = 0) -> int:
 
 
 def at_most(
-    limit: int, serve: Serve, share_of: Callable[[str | None], int | None] = lambda _peer: None
+    limit: int,
+    serve: Serve,
+    share_of: Callable[[str | None], int | None] = lambda _peer: None,
+    *,
+    is_tls: bool = False,
 ) -> Serve:
     """Limit the number of concurrent connections; further ones get an error and are closed.
 
@@ -57,6 +64,7 @@ def at_most(
         limit: Connections in total.
         serve: Serves one connection.
         share_of: Returns the limit for a peer's address; None: no limit of its own.
+        is_tls: True if clients speak TLS. There is no handshake for them, but an alert.
     """
     count = 0
     tally = Tally()
@@ -70,10 +78,10 @@ def at_most(
             return
         share = share_of(peer)
         if count >= limit:
-            await _refuse(stream, TooManyConnections(limit))
+            await _refuse(stream, TooManyConnections(limit), is_tls=is_tls)
         elif share is not None and tally.of(peer) >= share:
             whose = "Your address (limits.connections_per_client)"
-            await _refuse(stream, TooManyConnections(share, whose))
+            await _refuse(stream, TooManyConnections(share, whose), is_tls=is_tls)
         else:
             count += 1
             try:
@@ -91,9 +99,11 @@ def peer_of(socket: trio.socket.SocketType) -> str | None:
     return str(peer[0]) if isinstance(peer, tuple) else None
 
 
-async def _refuse(stream: trio.SocketStream, error: TooManyConnections) -> None:
+async def _refuse(stream: trio.SocketStream, error: TooManyConnections, *, is_tls: bool) -> None:
     status, headers, body = error_answer(error)
     answer = response_head(status, [*headers, (b"connection", b"close")]) + body
+    if is_tls:
+        answer = ALERT
     with suppress(*wire.BREAKS):
         await wire.send(stream.socket, answer, stall_s=0)
     await trio.aclose_forcefully(stream)

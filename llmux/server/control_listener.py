@@ -25,7 +25,9 @@ from llmux.api.listeners import PORT, SOCKET, mark_listener
 from llmux.config import Config
 from llmux.http.asgi_types import ASGIApp
 from llmux.observe.logs import get_logger
+from llmux.server.certificates import Certificates
 from llmux.server.hypercorn_side import HypercornSide
+from llmux.server.secure import serve_tls
 
 MOST_CONNECTIONS = 64
 """Limit of concurrent connections; more are closed at once. An open page uses two."""
@@ -69,7 +71,8 @@ def control_socket(config: Config) -> Iterator[Opened | None]:
         host, port = config.control.host or "127.0.0.1", config.control.port or 0
         with _tcp_socket(host, port) as sock:
             where = repr_socket_addr(sock.family, sock.getsockname())
-            yield Opened(sock, PORT, f"http://{where}")
+            scheme = "http" if config.tls is None else "https"
+            yield Opened(sock, PORT, f"{scheme}://{where}")
 
 
 def _tcp_socket(host: str, port: int) -> socket.socket:
@@ -161,10 +164,12 @@ class ControlListener:
     Args:
         opened: The socket.
         app: llmux's app.
+        certificates: For TLS on a port; a Unix socket needs none.
     """
 
-    def __init__(self, opened: Opened, app: ASGIApp) -> None:
+    def __init__(self, opened: Opened, app: ASGIApp, certificates: Certificates) -> None:
         self._opened = opened
+        self._certificates = certificates if opened.kind == PORT else None
         self._side = HypercornSide(mark_listener(app, opened.kind), _settings())
         self._accepting = trio.CancelScope()
         self._ended = trio.Event()
@@ -200,7 +205,10 @@ class ControlListener:
             return
         self._count += 1
         try:
-            await self._side.serve(stream, b"")
+            if self._certificates:
+                await serve_tls(self._side.serve, stream, self._certificates.context)
+            else:
+                await self._side.serve(stream, b"")
         except Exception:
             log.exception("connection_failed")
         finally:

@@ -13,13 +13,13 @@ from llmux.http.clients import is_loopback
 from llmux.server.control_listener import Opened
 
 
-def root_url(sock: socket) -> str:
+def root_url(sock: socket, scheme: str = "http") -> str:
     """Return the URL of a listening TCP socket for this machine, without a slash at its end.
 
     A listener on every address is reached by loopback.
     """
     host, port = _place(sock)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _place(sock: socket) -> tuple[str, int]:
@@ -31,22 +31,28 @@ def _place(sock: socket) -> tuple[str, int]:
 
 
 def greeting(
-    sockets: Sequence[socket], control: Opened | None, *, has_keys: bool = False
+    sockets: Sequence[socket],
+    control: Opened | None,
+    *,
+    has_keys: bool = False,
+    scheme: str = "http",
 ) -> list[str]:
     """Return the URL for clients, and that of the live page if a browser can reach it.
 
     Args:
-        sockets: The main listener's, without TLS.
+        sockets: The main listener's.
         control: The control API's own listener, if it has one; it then has the page, too.
         has_keys: True if there are control keys: without them the page answers loopback only.
+        scheme: http or https.
     """
     if not sockets:
         return []
-    lines = [f"API  {root_url(sockets[0])}/v1"]
+    lines = [f"API  {root_url(sockets[0], scheme)}/v1"]
     if control is None or control.kind == PORT:
         sock = sockets[0] if control is None else control.sock
         needs_keys = not has_keys and not is_loopback(_place(sock)[0])
-        lines.append(f"UI   {root_url(sock)}/ui{' (needs control_keys)' if needs_keys else ''}")
+        needed = " (needs control_keys)" if needs_keys else ""
+        lines.append(f"UI   {root_url(sock, scheme)}/ui{needed}")
     return lines
 
 

@@ -29,10 +29,11 @@ def listen(config: ServerConfig) -> Sockets:
     return sockets
 
 
-def listeners(sockets: Sockets) -> list[BatchListener]:
+def listeners(sockets: Sockets, scheme: str = "http") -> list[BatchListener]:
     """Wrap the sockets as Trio listeners, and log where they listen."""
     for sock in sockets.insecure_sockets:
-        log.info("listening", url="http://" + repr_socket_addr(sock.family, sock.getsockname()))
+        where = repr_socket_addr(sock.family, sock.getsockname())
+        log.info("listening", url=f"{scheme}://{where}")
     return [BatchListener(sock) for sock in sockets.insecure_sockets]
 
 

@@ -19,12 +19,14 @@ from llmux.downstream.asgi_watch import CUT_S
 from llmux.downstream.fastlane import FastLane
 from llmux.http import wire
 from llmux.observe import logs
+from llmux.server.certificates import Certificates
 from llmux.server.composition import Service, build_service
 from llmux.server.connection_limits import Serve, at_most, connection_shares, most_connections
 from llmux.server.control_listener import MOST_CONNECTIONS, Opened
 from llmux.server.exits import EXIT_AT_ONCE, EXIT_SWITCHER_DIED
 from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
+from llmux.server.secure import serve_tls
 from llmux.server.signals import HANDLED, let_through
 from llmux.switching.reload import Vet, no_mistakes
 
@@ -60,7 +62,6 @@ async def serve_config(
     died, stopping = trio.Event(), trio.Event()
     service = build_service(config, on_switcher_death=died.set, control=control)
     rest = HypercornSide(service.app, server)
-    serve_connection: Serve = partial(rest.serve, data=b"")
     lane: FastLane | None = None
     if hasattr(select, "epoll"):  # without it (not Linux), Hypercorn serves all connections
         lane = FastLane(
@@ -69,13 +70,13 @@ async def serve_config(
             stall_s=config.limits.client_stall_secs,
             most_fields=config.limits.header_fields,
         )
-        serve_connection = lane.serve
+    serve_connection = serving(lane, rest, service.certificates)
     reserve = MOST_CONNECTIONS if control else 0
     most = config.limits.connections or most_connections(len(service.board.groups), reserve)
     reloader = service.reloader
     reloader.vet = vet
     shares = connection_shares(most, lambda: reloader.config)
-    serve_connection = at_most(most, serve_connection, shares)
+    serve_connection = at_most(most, serve_connection, shares, is_tls=bool(service.certificates))
     with (
         trio.open_signal_receiver(*HANDLED) as signals,
         let_through(),
@@ -94,8 +95,11 @@ async def serve_config(
                     for sock in sockets.insecure_sockets:  # accepted sockets inherit the options
                         limits = config.limits
                         wire.notice_death(sock, limits.dead_peer_secs, limits.client_stall_secs)
-                    accepting.start_soon(accept, serve_connection, listeners(sockets))
+                    listening = listeners(sockets, service.certificates.scheme)
+                    accepting.start_soon(accept, serve_connection, listening)
                     models = service.board.registered_models
+                    if service.certificates:
+                        service.certificates.note()
                     log.info("serving", config=str(config.path), models=models)
                     on_serving()
                     notify_systemd("READY=1")
@@ -113,6 +117,20 @@ async def serve_config(
     if everything.cancelled_caught:
         return EXIT_AT_ONCE
     return EXIT_SWITCHER_DIED if died.is_set() else 0
+
+
+def serving(lane: FastLane | None, rest: HypercornSide, certificates: Certificates) -> Serve:
+    """Return what serves a connection, plain or over TLS."""
+
+    async def serve_over_tls(stream: trio.SocketStream) -> None:
+        if lane is None:
+            await serve_tls(rest.serve, stream, certificates.context)
+        else:
+            await lane.serve_tls(stream, certificates.context)
+
+    if certificates:
+        return serve_over_tls
+    return partial(rest.serve, data=b"") if lane is None else lane.serve
 
 
 async def _handle_signals(

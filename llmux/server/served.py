@@ -21,6 +21,8 @@ from llmux.server.hypercorn_side import patch_hypercorn
 from llmux.server.memory import return_freed_memory
 from llmux.server.statelock import LockHeld, state_lock
 
+ABOUT_TLS = "Hypercorn serves TLS by its own options: --certfile and --keyfile"
+
 log = logs.get_logger(__name__)
 
 
@@ -48,6 +50,8 @@ class ServedApp:
         end_with_parent()
         try:
             config = load_config(default_config_path(os.environ))
+            if config.tls is not None:
+                log.warning("tls_unused", hint=ABOUT_TLS)
             with state_lock(config.state_dir, config.path), control_socket(config) as control:
                 self._inner = _for_this_loop(build_service(config, control=control).app)
                 await self._inner(scope, receive, send)

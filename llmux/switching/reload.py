@@ -195,6 +195,8 @@ class Reloader:
         policies = self._board.policies_for(new)
         start = self._started_with
         fixed = [key for key in FIXED if _value(start, key) != _value(new, key)]
+        if (start.tls is None) != (new.tls is None):
+            fixed.append("tls")
         if fixed:
             log.warning("needs_restart", keys=fixed)
         self.config = new

@@ -536,7 +536,7 @@ def test_schema_knows_every_key_and_no_other() -> None:
     assert schema["$ref"] == "#/$defs/Config"
     assert set(shapes) == {
         "AliasConfig", "ErrorsConfig", "Config", "ControlConfig", "GroupConfig", "HookTimeouts", "Limits", "ModelConfig",
-        "PolicyConfig",
+        "PolicyConfig", "TlsConfig",
     }  # fmt: skip
     for shape in shapes.values():
         assert shape["additionalProperties"] is False

@@ -27,6 +27,7 @@ from llmux.cli.main import main
 from llmux.config import Config, load_config, parse_config
 from llmux.hooks.process_group import KILL_AFTER_S
 from llmux.standin import cli as standin
+from tests.certificates import write_pair
 from tests.containerfile import COMPOSE, ROOT, blocks, commands, health_command, read_containerfile
 from tests.servers import running_backends, running_llmux
 
@@ -119,6 +120,8 @@ async def test_its_health_check(tmp_path: Path) -> None:
         async with running_llmux(rack.write_config()) as llmux:
             assert await check(llmux.url) == 0
         assert await check(llmux.url) == 1
+        async with running_llmux(rack.write_config(tls=write_pair(tmp_path))) as llmux:
+            assert await check(llmux.url) == 0
 
 
 def test_the_readme_says_the_same() -> None:

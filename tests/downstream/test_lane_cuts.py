@@ -16,9 +16,9 @@ from llmux.downstream.fast_connection import ClientConnection
 from llmux.downstream.fast_request import FastRequest
 from llmux.downstream.fastlane import FastLane
 from tests.downstream.test_lanes import body_of, error_code, post, status
-from tests.lanes import LANES, OK, Site, play, read_all, running_lane
+from tests.lanes import LANES_AND_TLS, OK, Site, play, read_all, running_lane
 
-ALL_LANES = [*LANES, "handed over"]
+ALL_LANES = [*LANES_AND_TLS, "handed over"]
 """The last: the fast lane's, with a connection that has gone to Hypercorn."""
 
 GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"

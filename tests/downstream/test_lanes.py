@@ -34,7 +34,7 @@ from wsproto.utilities import generate_accept_token
 from llmux.server.hypercorn_side.rules import RULES
 from llmux.upstream import Backend
 from tests.fakes import FakeHooks
-from tests.lanes import LANES, Site, play, read_all, running_lane
+from tests.lanes import LANES, LANES_AND_TLS, Site, play, read_all, running_lane
 
 BODY = b'{"model": "a"}'
 
@@ -69,7 +69,7 @@ def error_code(answer: bytes) -> Any:
     return said["code"] if isinstance(said["error"], str) else said["error"]["code"]  # Ollama's
 
 
-@pytest.fixture(params=LANES)
+@pytest.fixture(params=LANES_AND_TLS)
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     async with running_lane(request.param, tmp_path) as site:
         yield site
@@ -97,7 +97,7 @@ async def test_request_bytes(site: Site) -> None:
     assert b"x-odd: a  b" in lines
     assert b"x-forwarded-for: 10.1.1.1, 127.0.0.1" in lines
     assert b"x-forwarded-host: llmux" in lines
-    assert b"x-forwarded-proto: http" in lines
+    assert b"x-forwarded-proto: " + (b"https" if site.is_tls else b"http") in lines
     for gone in (b"model-override", b"keep-alive", b"x-hop", b"te:", b"connection"):
         assert not any(line.startswith(gone) for line in lines)
 
@@ -226,8 +226,9 @@ async def test_http_1_0(site: Site) -> None:
 
 async def test_http_2(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RULES, "http2", True)
-    url = f"http://127.0.0.1:{site.port}"
-    async with httpx.AsyncClient(base_url=url, http1=False, http2=True) as client:
+    async with httpx.AsyncClient(
+        base_url=site.url, http1=False, http2=True, verify=site.trusted
+    ) as client:
         answer = await client.post("/v1/chat/completions", content=BODY)
         assert (answer.http_version, answer.text) == ("HTTP/2", "ok")
         assert answer.headers["x-llmux-model"] == "a"
@@ -316,7 +317,7 @@ async def test_a_backend_that_answers_before_it_has_read_the_body(site: Site) ->
 # ---- Clients that misbehave ----
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_slow_reader_is_cut_and_its_backend_closed(lane: str, tmp_path: Path) -> None:
     async with running_lane(lane, tmp_path, limits={"client_stall_secs": 0.3}) as site:
         sent = 0
@@ -378,7 +379,7 @@ async def test_other_streams_do_not_notice_a_slow_reader(site: Site) -> None:
                 assert status(await site.exchange(post())) == 200
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_drain_that_takes_too_long_cuts_requests(lane: str, tmp_path: Path) -> None:
     policy = {"drain_timeout_secs": 0.05}
 
@@ -795,7 +796,7 @@ async def test_websocket_messages_on_both_lanes(site: Site) -> None:
 
 
 @pytest.mark.parametrize("resets", [True, False])
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_who_leaves_behind_bytes_that_the_backend_does_not_read(
     lane: str, tmp_path: Path, *, resets: bool
 ) -> None:
@@ -805,7 +806,7 @@ async def test_who_leaves_behind_bytes_that_the_backend_does_not_read(
         await stream.send_all(SWITCHING)
         await trio.sleep_forever()
 
-    stall_s = 60 if resets and lane == "fast" else 0.3
+    stall_s = 60 if resets and lane in {"fast", "tls"} else 0.3
     async with running_lane(lane, tmp_path, limits={"client_stall_secs": stall_s}) as site:
         site.backend.play = read_nothing
         async with await site.connect() as stream:
@@ -951,7 +952,7 @@ async def test_frames_behind_a_handshake_that_is_refused(tmp_path: Path) -> None
 # ---- Limits on what is held ----
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_bodies_over_the_limit_for_all_are_sent_away(
     lane: str, is_chunked: bool, tmp_path: Path
@@ -984,7 +985,7 @@ async def test_bodies_over_the_limit_for_all_are_sent_away(
             assert bodies.held_bytes == 0
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_body_is_held_until_its_answer_begins(lane: str, tmp_path: Path) -> None:
     async def begin(stream: trio.SocketStream, request: bytes) -> None:
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
@@ -999,7 +1000,7 @@ async def test_a_body_is_held_until_its_answer_begins(lane: str, tmp_path: Path)
             assert site.service.board.in_flight_count("a") == 1
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_body_that_takes_too_long_is_refused(lane: str, tmp_path: Path) -> None:
     async with running_lane(lane, tmp_path, limits={"body_secs": 0.2}) as site:
         async with await site.connect() as stream:
@@ -1048,7 +1049,7 @@ def slow_to_wake(
     return running_lane(lane, tmp_path, hooks=hooks, policy={"waiting_keepalive_secs": 0.1})
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_who_waits_for_a_stream_gets_comments(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path) as site:
         site.backend.play = play(*stream_of_events(EVENTS))
@@ -1066,14 +1067,14 @@ async def test_who_waits_for_a_stream_gets_comments(lane: str, tmp_path: Path) -
         assert dechunked(again) == EVENTS
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_who_wants_no_stream_gets_no_comments(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path) as site:
         answer = await site.exchange(post(b'{"model": "a", "stream": false}'))
         assert (status(answer), body_of(answer)) == (200, b"ok")
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_later_failure_is_an_event(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path, fails=True) as site:
         answer = await site.exchange(post(STREAM))
@@ -1083,7 +1084,7 @@ async def test_a_later_failure_is_an_event(lane: str, tmp_path: Path) -> None:
         assert json.loads(last)["error"]["code"] == "hook_failed"
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_an_answer_that_is_no_stream_is_an_event(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path) as site:
         site.backend.play = play(b"HTTP/1.1 400 Bad\r\nContent-Length: 9\r\n\r\ntoo long!")
@@ -1092,7 +1093,7 @@ async def test_an_answer_that_is_no_stream_is_an_event(lane: str, tmp_path: Path
         assert error["message"] == "Backend error: answered 400: too long!"
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 async def test_a_client_that_leaves_while_it_gets_comments(lane: str, tmp_path: Path) -> None:
     async with slow_to_wake(lane, tmp_path) as site:
         async with await site.connect() as stream:
@@ -1106,7 +1107,7 @@ async def test_a_client_that_leaves_while_it_gets_comments(lane: str, tmp_path: 
                 await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_stream_with_comments_has_no_false_end(
     lane: str, tmp_path: Path, waits: bool
@@ -1120,7 +1121,7 @@ async def test_a_stream_with_comments_has_no_false_end(
         assert b"error" not in answer
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", LANES_AND_TLS)
 @pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize("keepalive_s", [0.1, 60])
 async def test_a_cut_is_told_once_with_comments(

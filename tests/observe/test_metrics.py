@@ -32,6 +32,7 @@ MORE = {
     "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
     "llmux_healthy": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
+    "llmux_tls_certificate_expiry_timestamp_seconds": ("gauge", set()),
     "llmux_tokens": ("counter", {"model", "kind"}),
     "llmux_time_to_first_token_seconds": ("histogram", {"model"}),
 }
@@ -43,6 +44,7 @@ def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": NOW})
     metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
+    metrics.watch_certificate(lambda: 1.0)
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
     metrics.tokens.labels("a", "prompt").inc()
     metrics.first_token.labels("a").observe(1)

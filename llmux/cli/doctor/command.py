@@ -15,7 +15,7 @@ from llmux.cli.doctor.findings import Finding, Report, counted, lines, number, o
 from llmux.cli.doctor.gathering import gather
 from llmux.cli.doctor.here import findings_here
 from llmux.cli.doctor.running import findings_running
-from llmux.cli.options import config_option
+from llmux.cli.options import cacert_option, config_option
 
 EXIT_PROBLEMS = 1
 
@@ -40,6 +40,7 @@ Exit codes:
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="A file whose first line is the key."
 )
+@cacert_option
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 @click.pass_context
 def doctor_command(context: click.Context, /, *, as_json: bool, **options: Any) -> None:

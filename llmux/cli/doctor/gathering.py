@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llmux.cli.doctor.facts import ConfigFacts, Facts, GpuUse, Listener, SecretF
 from llmux.cli.doctor.nvidia import gpu_uses
 from llmux.cli.doctor.probes import Answers, Probes
 from llmux.cli.doctor.processes import descriptors, listeners, listeners_of, lock_holder
-from llmux.cli.terminal.target import LOOPBACK, Target, config_of, find_key, find_url
+from llmux.cli.terminal.target import LOOPBACK, Target, config_of, find_key, find_trust, find_url
 from llmux.config import Config, default_config_path
 from llmux.errors import ConfigError
 from llmux.observe.gpus import QueryFailed
@@ -30,8 +31,12 @@ def gather(context: click.Context, options: dict[str, Any]) -> Facts:
     """Look at everything. Raises click.UsageError for options that cannot be used."""
     checks, named = Probes(), config_of(context)
     key = find_key(options["key"], options["key_file"], os.environ)
+
+    def target_at(url: str) -> Target:
+        return Target(url, key, find_trust(url, options["cacert"], named, os.environ))
+
     url, unknown = _url(options["url"], named)
-    running, trouble, text = (None, None, unknown) if url is None else _ask(checks, url, key)
+    running, trouble, text = (None, None, unknown) if url is None else _ask(checks, target_at(url))
     is_here = url is None or checks.run("address", lambda: probes.is_local(url), otherwise=True)
     used = running.settings.get("path") if running is not None and is_here else None
     has_url = bool(_given_url(options["url"]))
@@ -49,13 +54,13 @@ def gather(context: click.Context, options: dict[str, Any]) -> Facts:
         secrets=_secrets(checks, path),
     )
     if is_here:
-        facts = _machine(checks, facts if has_url else _found_elsewhere(checks, facts, key))
+        facts = _machine(checks, facts if has_url else _found_elsewhere(checks, facts, target_at))
     return replace(facts, unchecked=tuple(checks.unchecked))
 
 
-def _ask(checks: Probes, url: str, key: str | None) -> Answers:
-    nothing: Answers = (None, "silent", f"{url} gives no answer")
-    return checks.run("llmux", lambda: probes.ask(Target(url, key)), nothing)
+def _ask(checks: Probes, target: Target) -> Answers:
+    nothing: Answers = (None, "silent", f"{target.url} gives no answer")
+    return checks.run("llmux", lambda: probes.ask(target), nothing)
 
 
 def _config(checks: Probes, path: Path) -> ConfigFacts:
@@ -63,7 +68,7 @@ def _config(checks: Probes, path: Path) -> ConfigFacts:
     return checks.run("config", lambda: probes.look_at_config(path), otherwise)
 
 
-def _found_elsewhere(checks: Probes, facts: Facts, key: str | None) -> Facts:
+def _found_elsewhere(checks: Probes, facts: Facts, target_at: Callable[[str], Target]) -> Facts:
     """Ask the llmux that serves the config where it really listens, if that is elsewhere."""
     state_dir = _state_dir(facts)
     if facts.running is not None or facts.trouble not in {None, "refused"} or state_dir is None:
@@ -74,8 +79,10 @@ def _found_elsewhere(checks: Probes, facts: Facts, key: str | None) -> Facts:
     none: tuple[Listener, ...] = ()
     for each in checks.run("ports", lambda: listeners_of(holder.pid), none):
         host = LOOPBACK.get(each.host, each.host)
-        url = f"http://[{host}]:{each.port}" if ":" in host else f"http://{host}:{each.port}"
-        running, trouble, text = _ask(checks, url, key)
+        config = facts.config.config
+        scheme = "http" if config is None or config.tls is None else "https"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{each.port}"
+        running, trouble, text = _ask(checks, target_at(url))
         if running is not None or trouble == "key":
             options = f"{facts.options} --url {url}".strip()
             return replace(
@@ -164,7 +171,12 @@ def _secrets(checks: Probes, path: Path | None) -> tuple[SecretFile, ...]:
 
 def _options(options: dict[str, Any], config: Path | None) -> str:
     """Return the options that commands for the same llmux need."""
-    given = {"-c": config, "--url": options["url"], "--key-file": options["key_file"]}
+    given = {
+        "-c": config,
+        "--url": options["url"],
+        "--cacert": options["cacert"],
+        "--key-file": options["key_file"],
+    }
     return shlex.join(
         word for name, value in given.items() if value is not None for word in (name, str(value))
     )

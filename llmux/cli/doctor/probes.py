@@ -25,6 +25,7 @@ from llmux.config import (
     program_remarks,
     recipe_remarks,
     script_remarks,
+    tls_remarks,
 )
 from llmux.config.environment import OPENING, decode_plainly
 from llmux.config.files import read_text
@@ -134,7 +135,11 @@ def look_at_config(path: Path) -> ConfigFacts:
         config,
         unusable=tuple(script_remarks(config)),
         missing=(*program_remarks(config), *command_remarks(config)),
-        addresses=(*recipe_remarks(config), *address_remarks(config, config.host)),
+        addresses=(
+            *recipe_remarks(config),
+            *address_remarks(config, config.host),
+            *tls_remarks(config),
+        ),
         has_variables=OPENING in read_text(path),
     )
 

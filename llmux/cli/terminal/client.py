@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from ssl import SSLCertVerificationError, SSLError
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -22,6 +24,12 @@ T = TypeVar("T")
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 
+HTTPS_NEEDED = b"serves HTTPS on this port"
+"""Part of the answer to plain HTTP on a port for TLS (`llmux.http.tls`)."""
+
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
+"""OpenSSL's reasons where the other side does not speak TLS."""
+
 PIECE_BYTES = 65536
 
 
@@ -37,13 +45,14 @@ class Client:
     def __init__(
         self,
         target: Target,
-        dial: Callable[[str, float], tuple[HTTPConnection, str]] = dial,
+        dial: Callable[..., tuple[HTTPConnection, str]] = dial,
         *,
         answer_s: float = ANSWER_S,
     ) -> None:
         self.url = target.url
         self._path = "" if target.url.startswith(UNIX) else urlsplit(target.url).path
-        self._dial = dial
+        self._trust = target.trust
+        self._dial = partial(dial, trust=target.trust) if target.trust else dial
         self._answer_s = answer_s
         key = {} if target.key is None else {"Authorization": f"Bearer {target.key}"}
         self._headers = {"User-Agent": f"llmux/{__version__}", "Accept": "*/*", **key}
@@ -138,7 +147,20 @@ class Client:
             raise NoAnswer(f"nobody answers at {self.url}") from None
         except (OSError, HTTPException, UnicodeError) as error:
             told = f"cannot reach llmux at {self.url}: {_reason(error)}"
-            raise NoAnswer(f"{told} (--url or $LLMUX_URL says where it is)") from None
+            raise NoAnswer(f"{told} ({self._hint(error)})") from None
+
+    def _hint(self, error: Exception) -> str:
+        """Return what to do if llmux cannot be reached."""
+        if not isinstance(error, SSLError):
+            return "--url or $LLMUX_URL says where it is"
+        if getattr(error, "reason", None) in NO_TLS:
+            return "nothing there speaks TLS: --url with http:// in place of https://"
+        if not isinstance(error, SSLCertVerificationError):
+            return "--url or $LLMUX_URL says where it is"
+        if self._trust is not None and self._trust.is_own:
+            other = f"llmux serves another certificate than {self._trust.file}"
+            return f"{other}: if that is a new one, SIGHUP has llmux read it"
+        return "--url or $LLMUX_URL says where it is, --cacert or $LLMUX_CACERT whom to trust"
 
     def _check(self, answer: HTTPResponse, content: bytes) -> None:
         """Raise Failed unless the answer is a success."""
@@ -154,6 +176,8 @@ class Client:
             raise KeyRefused(f"{said} ({hint})", content if error else b"")
         if error is not None:
             raise Failed(error.message, content)
+        if answer.status == 400 and HTTPS_NEEDED in content:
+            raise NoAnswer(f"llmux serves HTTPS at {self.url}: --url with https://")
         kind = (answer.getheader("content-type") or "nothing").partition(";")[0]
         told = f"{self.url} does not answer as llmux does (HTTP {answer.status}, {kind})"
         raise NoAnswer(f"{told}: is it another server's address?")

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import click
 
-from llmux.cli.options import config_option
+from llmux.cli.options import cacert_option, config_option
 from llmux.cli.terminal.completion import complete_models, complete_requests
 from llmux.cli.terminal.failures import EXIT_INTERRUPTED, EXIT_READER_LEFT, Failed, shown
 from llmux.cli.terminal.target import Target, target_of
@@ -144,7 +144,7 @@ def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]
         def run(**options: Any) -> None:
             context = click.get_current_context()
             terminal = Terminal(target_of(context), as_json=bool(options.pop("as_json", False)))
-            for shared in ("url", "key", "key_file", "config"):
+            for shared in ("url", "key", "key_file", "config", "cacert"):
                 options.pop(shared)
             function(terminal, **options)
 
@@ -155,6 +155,7 @@ def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]
             )(run)
         for option in (
             config_option,
+            cacert_option,
             click.option(
                 "--key-file",
                 type=click.Path(path_type=Path),

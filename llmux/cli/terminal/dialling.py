@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from urllib.parse import SplitResult, urlsplit
 
-from llmux.cli.terminal.target import UNIX
+from llmux.cli.terminal.failures import NoAnswer
+from llmux.cli.terminal.target import UNIX, Trust
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -34,7 +38,7 @@ class UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
-def dial(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
+def dial(url: str, timeout_s: float, trust: Trust | None = None) -> tuple[HTTPConnection, str]:
     """Return a connection that is still to be opened, and the URL that paths are put behind.
 
     The second is empty where a request names its path only: everywhere but behind a proxy of HTTP.
@@ -42,12 +46,18 @@ def dial(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
     Args:
         url: See `Target`; its path belongs to each request.
         timeout_s: Limit for connecting.
+        trust: See `Target`.
+
+    Raises:
+        NoAnswer: The certificates to trust cannot be read.
     """
     if url.startswith(UNIX):
         return UnixConnection(url.removeprefix(UNIX), timeout_s), ""
     parts = urlsplit(url)
     is_tls, host = parts.scheme == "https", parts.hostname or ""
-    kind = HTTPSConnection if is_tls else HTTPConnection
+    kind: Callable[..., HTTPConnection] = HTTPConnection
+    if is_tls:
+        kind = partial(HTTPSConnection, context=None if trust is None else _context(trust))
     proxy = _proxy_for(parts)
     if proxy is None or proxy.hostname is None:
         return kind(host, parts.port, timeout=timeout_s), ""
@@ -56,6 +66,23 @@ def dial(url: str, timeout_s: float) -> tuple[HTTPConnection, str]:
         connection.set_tunnel(host, parts.port)
         return connection, ""
     return connection, f"http://{parts.netloc}"
+
+
+def _context(trust: Trust) -> ssl.SSLContext:
+    """Return a context that believes these certificates; raises NoAnswer."""
+    try:
+        if trust.is_own:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.load_verify_locations(trust.file)
+        else:
+            context = ssl.create_default_context(cafile=os.fspath(trust.file))
+    except ssl.SSLError:
+        raise NoAnswer(f"{trust.file} holds no certificates in PEM to trust") from None
+    except OSError as error:
+        raise NoAnswer(f"{trust.file} cannot be read: {error.strerror}") from None
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be a CA's
+    return context
 
 
 def _proxy_for(parts: SplitResult) -> SplitResult | None:

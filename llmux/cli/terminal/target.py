@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -15,6 +16,7 @@ from llmux.cli.options import with_options_before
 from llmux.config import default_config_path
 from llmux.config.environment import decode_plainly
 from llmux.errors import ConfigError
+from llmux.http.clients import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
@@ -26,16 +28,32 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is boun
 
 
 @dataclass(frozen=True)
+class Trust:
+    """Whom a client believes to be llmux, over TLS.
+
+    Attributes:
+        file: PEM file with certificates.
+        is_own: True if it is the certificate of llmux's own config, which is trusted by itself,
+            whatever the address: that may be 127.0.0.1. False if it may have signed others.
+    """
+
+    file: Path
+    is_own: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """The llmux that a command is for.
 
     Attributes:
         url: Where it is, without a slash at its end; or `unix:` and the path of a socket.
         key: One of its `control_keys`; None to send none.
+        trust: Whose certificate it has; None: one that the system trusts.
     """
 
     url: str
     key: str | None = field(default=None, repr=False)
+    trust: Trust | None = None
 
 
 def config_of(context: click.Context) -> Path | None:
@@ -48,9 +66,11 @@ def config_of(context: click.Context) -> Path | None:
 def target_of(context: click.Context) -> Target:
     """Resolve a command's options; raises click.UsageError."""
     options = context.params
+    url = find_url(options.get("url"), config_of(context), os.environ)
     return Target(
-        find_url(options.get("url"), config_of(context), os.environ),
+        url,
         find_key(options.get("key"), options.get("key_file"), os.environ),
+        find_trust(url, options.get("cacert"), config_of(context), os.environ),
     )
 
 
@@ -78,6 +98,37 @@ def find_url(given: str | None, config: Path | None, environ: Mapping[str, str])
         return DEFAULT_URL
 
 
+def find_trust(
+    url: str, given: Path | None, config: Path | None, environ: Mapping[str, str]
+) -> Trust | None:
+    """Return whose certificate llmux has: given, else `$LLMUX_CACERT`, else, here, its config's.
+
+    Args:
+        url: Where llmux is.
+        given: What the command line says.
+        config: The config that the command line names.
+        environ: The environment.
+    """
+    if not url.startswith("https://"):
+        return None
+    if named := given or environ.get("LLMUX_CACERT"):
+        return Trust(Path(named))
+    try:
+        path = config or default_config_path(environ)
+        if not is_loopback(urlsplit(url).hostname) and url != _url_by_config(path):
+            return None
+        cert = _mapping(_mapping(decode_plainly(path)).get("tls")).get("cert")
+        if not isinstance(cert, str):
+            return None
+        return Trust(path.absolute().parent / Path(cert).expanduser(), is_own=True)
+    except (ConfigError, click.UsageError, RuntimeError):  # it is being edited; no such ~user
+        return None
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _checked_url(text: str) -> str:
     if text.startswith(UNIX):
         path = "/" + text.removeprefix(UNIX).lstrip("/")
@@ -103,8 +154,8 @@ def _url_by_config(path: Path) -> str:
     Only what is needed is looked at: whatever else is wrong with a file that is being edited, or
     read by somebody who may not read the keys' files, the llmux that runs can be steered.
     """
-    found = decode_plainly(path)
-    data = found if isinstance(found, dict) else {}
+    data = _mapping(decode_plainly(path))
+    scheme = "http" if data.get("tls") is None else "https"
     control = data.get("control")
     if isinstance(control, dict) and isinstance(control.get("socket"), str):
         return f"{UNIX}{path.absolute().parent / Path(control['socket']).expanduser()}"
@@ -116,7 +167,7 @@ def _url_by_config(path: Path) -> str:
     if not isinstance(host, str) or not isinstance(port, int):
         raise ConfigError([f"{path}: no host and port to be found"])
     host = LOOPBACK.get(host, host)
-    return _checked_url(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    return _checked_url(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def find_key(given: str | None, file: Path | None, environ: Mapping[str, str]) -> str | None:

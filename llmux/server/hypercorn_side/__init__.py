@@ -19,12 +19,16 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 
 from llmux.http.asgi_types import ASGIApp
+from llmux.http.tls import TlsStream
 from llmux.server.hypercorn_side.ends import EndingTrioServer
 from llmux.server.hypercorn_side.patches import patch_hypercorn
 from llmux.server.hypercorn_side.rules import RULES, use_rules
-from llmux.server.hypercorn_side.sockets import ReadAhead
+from llmux.server.hypercorn_side.sockets import read_ahead
 
 __all__ = ["RULES", "HypercornSide", "patch_hypercorn", "use_rules"]
+
+
+ServedStream = trio.SocketStream | TlsStream
 
 
 class HypercornSide:
@@ -36,7 +40,7 @@ class HypercornSide:
         self._config = config
         self._context = WorkerContext(None)
         self._state: LifespanState = {}
-        self._serving: dict[TCPServer, trio.SocketStream] = {}
+        self._serving: dict[TCPServer, ServedStream] = {}
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -49,14 +53,14 @@ class HypercornSide:
             await lifespan.wait_for_shutdown()
             nursery.cancel_scope.cancel()
 
-    async def serve(self, stream: trio.SocketStream, data: bytes) -> None:
+    async def serve(self, stream: ServedStream, data: bytes) -> None:
         """Serve a connection until it ends; `data` holds bytes that were already read from it."""
         server = EndingTrioServer(
             self._app,
             self._config,
             self._context,
             ConnectionState(self._state.copy()),
-            ReadAhead(stream, data),
+            read_ahead(stream, data),
         )
         self._serving[server] = stream
         try:

@@ -11,6 +11,7 @@ import trio
 from hypercorn.events import Closed, Event
 
 from llmux.http import wire
+from llmux.http.tls import TlsStream
 from llmux.server.hypercorn_side.rules import RULES
 
 Send = Callable[[Event], Awaitable[None]]
@@ -85,7 +86,7 @@ def has_room(task_group: Any) -> bool:
 class ReadAhead:
     """A stream with bytes that were read ahead; it has only the methods that Hypercorn calls."""
 
-    def __init__(self, stream: trio.SocketStream, data: bytes) -> None:
+    def __init__(self, stream: trio.SocketStream | TlsStream, data: bytes) -> None:
         self._stream = stream
         self._data = data
         self.socket = stream.socket
@@ -99,3 +100,18 @@ class ReadAhead:
             await trio.lowlevel.checkpoint()
             return data
         return bytes(await self._stream.receive_some(max_bytes))
+
+
+class TlsReadAhead(ReadAhead):
+    """The same over TLS, which Hypercorn tells by these methods."""
+
+    def __init__(self, stream: TlsStream, data: bytes) -> None:
+        super().__init__(stream, data)
+        self.transport_stream = stream.transport_stream
+        self.do_handshake = stream.do_handshake
+        self.selected_alpn_protocol = stream.selected_alpn_protocol
+
+
+def read_ahead(stream: trio.SocketStream | TlsStream, data: bytes) -> ReadAhead:
+    """Return a stream with bytes that were read ahead, in the form that Hypercorn takes."""
+    return TlsReadAhead(stream, data) if isinstance(stream, TlsStream) else ReadAhead(stream, data)
