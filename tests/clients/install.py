@@ -32,7 +32,13 @@ def main() -> None:
     if _is_old(LITELLM, LITELLM_PINS):
         venv.create(LITELLM, with_pip=True, clear=True)
         command = [str(LITELLM / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        command += ["--disable-pip-version-check", "--no-deps", "-r", str(HERE / LITELLM_PINS)]
+        command += [
+            "--disable-pip-version-check",
+            "--progress-bar=off",
+            "--no-deps",
+            "-r",
+            str(HERE / LITELLM_PINS),
+        ]
         subprocess.run(command, check=True)
         _is_new(LITELLM)
 
