@@ -125,7 +125,11 @@ $(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) --editable '.[docs]'
 	@touch $(RUN_STAMP) $@
 
-$(SLOW_STAMP): $(TEST_STAMP)
+# What other environments need, see tests/clients/install.py.
+CLIENTS := tests/clients/litellm-proxy.txt tests/clients/node/package.json tests/clients/node/package-lock.json
+
+$(SLOW_STAMP): $(TEST_STAMP) $(CLIENTS)
 	@echo "== installing real clients, Playwright, and the tools that plot and build the documentation"
 	@$(INSTALL) --editable '.[test,lint,docs,clients,ui-test,plot]'
+	@$(BIN)/python -m tests.clients.install
 	@touch $(DOCS_STAMP) $@

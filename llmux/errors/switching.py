@@ -38,10 +38,14 @@ class SwitchTimeout(LlmuxError):
 
 
 class WouldSwitch(LlmuxError):
-    """The request's model is not active, and the request asks not to cause a switch."""
+    """The request's model is not active, and the request asks not to cause a switch.
+
+    OpenAI's and Anthropic's libraries would repeat every 409, and no repetition wakes the model.
+    """
 
     status = 409
     code = "would_switch"
+    may_be_repeated = False
 
     def __init__(self, model: str) -> None:
         super().__init__(f"Model {model} is not active, and the request asks for no switch")

@@ -11,8 +11,10 @@ import pytest
 
 from tests.clients.site import LANE_FORMS, Site, running_site
 
-PACKAGES = ("openai", "anthropic", "ollama", "litellm", "websockets", "brotli")
-TOOLS = ("curl", "chromium")
+PACKAGES = (
+    "openai", "anthropic", "ollama", "litellm", "langchain-openai", "langchain-ollama", "websockets", "brotli",
+)  # fmt: skip
+TOOLS = ("curl", "chromium", "node")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -85,8 +85,8 @@ class Site:
         """Let held wake hooks end; see `HELD`."""
         (self.folder / "go").touch()
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+        with trio.fail_after(seconds):
             while not condition():
                 await trio.sleep(0.01)
 

@@ -263,6 +263,7 @@ async def test_never_switch_needs_no_setting_and_no_hint_is_forwarded(site: Site
     hints = [b"x-llmux-switch: never", b"X-LLMux-Priority: 3", b"x-llmux-max-wait: 1"]
     answer = await site.exchange(post(b'{"model": "a"}', *hints))
     assert (status(answer), error_code(answer)) == (409, "would_switch")
+    assert b"x-should-retry: false" in answer.partition(b"\r\n\r\n")[0].lower()
     assert status(await site.exchange(post(b'{"model": "a"}'))) == 200
     assert status(await site.exchange(post(b'{"model": "a"}', *hints))) == 200
     assert b"x-llmux-" not in site.backend.received[-1].lower()
