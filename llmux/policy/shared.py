@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from llmux.policy.base import GroupView, ModelView, RoomView
 from llmux.policy.evictions import Evictions, Sets
-from llmux.policy.room import Amounts, less, more
+from llmux.policy.room import Amounts, less, more, total
 from llmux.policy.scene import Option, Scene
 
 
@@ -27,6 +27,7 @@ class Shared(Scene):
             for view in group.models.values()
             if view.awake_since is not None and not view.is_kept and not view.is_moving
         }
+        self._most = total(self._freed.values(), room.free)
         self._needing: Mapping[str, AbstractSet[str]] | None = None
 
     @property
@@ -115,9 +116,17 @@ class Shared(Scene):
         for view in views:
             own_s = self.own_drain_s(view)
             drain_s = max(drain_s, own_s)
-            away_s = cost_s + self.cost_between_s(target, view)
+            away_s = cost_s + measures.usual_wake_s(view.name)
+            if not self._fit_together(target.name, view.name):
+                away_s += measures.usual_sleep_s(target.name)  # it has to leave again for this one
             stake += self.stake(view, away_s + 2 * own_s if is_choice else away_s)
         return Option(target, views, cost_s, drain_s, stake)
+
+    def _fit_together(self, target: str, evicted: str) -> bool:
+        """Return whether both may be awake at a time, beside the models that cannot be evicted."""
+        needs = self.room.memory.needs
+        left = less(self._most, needs[target].taken)
+        return min(less(left, needs[evicted].taken)) >= 0
 
     def _stake_and_use(self, option: Option) -> tuple[float, float]:
         used = (self.now if view.in_flight else view.used_at for view in option.evict)

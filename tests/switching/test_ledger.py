@@ -86,6 +86,18 @@ def test_a_later_switch_may_use_what_an_earlier_one_leaves_but_not_before() -> N
     assert ledger.may_drop(first)
 
 
+def test_a_later_switch_does_not_take_what_an_earlier_one_waits_for() -> None:
+    ledger = gpu(100, a=40, b=60, c=40, d=20, e=40)
+    wake(ledger, "a", "b")
+    first = ledger.plan("c", ("a",))
+    ledger.plan("d", ("b",))  # leaves 40
+    third = ledger.plan("e", ())  # which the third takes
+    put_to_sleep(ledger, "a")
+    assert ledger.free == (40,)
+    assert ledger.may_wake(first)
+    assert not ledger.may_wake(third)
+
+
 def test_memory_is_given_back_when_sleep_is_verified_and_not_before() -> None:
     ledger = gpu(80, a=80, b=80)
     wake(ledger, "a")
@@ -205,6 +217,12 @@ class Ledgers(RuleBasedStateMachine):
         used = total(held, (0,) * len(memory.amounts))
         assert all(map(int.__le__, used, memory.amounts)), (used, memory.amounts)
         assert min(self.ledger.projected()) >= 0
+
+    @invariant()
+    def the_first_switch_waits_for_its_own_evictions_only(self) -> None:
+        for plan in self.ledger.plans[:1]:
+            if all(self.phases[v] == "asleep" for v in plan.evict):
+                assert self.ledger.may_wake(plan)
 
     def teardown(self) -> None:
         """Let everything that was begun end: each planned switch must come to its wake."""
