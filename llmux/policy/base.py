@@ -14,6 +14,7 @@ import msgspec
 
 from llmux.policy.ages import NO_AGES, Ages
 from llmux.policy.estimates import Estimates, Measures
+from llmux.policy.room import Amounts, Memory
 
 
 class ModelView(msgspec.Struct, frozen=True):
@@ -29,6 +30,10 @@ class ModelView(msgspec.Struct, frozen=True):
         backend_queued: Number of requests waiting inside the backend; 0 if that is not monitored.
         has_slots: True if its number of requests in flight is limited (`max_in_flight`).
         freezes: True if sleep freezes its requests instead of draining (`preserves_in_flight`).
+        awake_since: When it woke; None unless it is awake. Only in groups with `room`, as the rest.
+        used_at: When it was woken, or when its last request ended.
+        is_kept: True if it may not be evicted.
+        is_moving: True if a running switch wakes it or evicts it.
     """
 
     name: str
@@ -40,6 +45,40 @@ class ModelView(msgspec.Struct, frozen=True):
     backend_queued: int = 0
     has_slots: bool = False
     freezes: bool = False
+    awake_since: float | None = None
+    used_at: float = float("-inf")
+    is_kept: bool = False
+    is_moving: bool = False
+
+
+class RunningSwitch(msgspec.Struct, frozen=True):
+    """A switch whose target does not wake yet.
+
+    Attributes:
+        target: The model to wake.
+        evict: The models that have to sleep first.
+        draining: Those of them that still drain, and could stay.
+        may_change: True if other models may be evicted instead of those that drain.
+    """
+
+    target: str
+    evict: tuple[str, ...]
+    draining: tuple[str, ...]
+    may_change: bool = False
+
+
+class RoomView(msgspec.Struct, frozen=True):
+    """The memory that the models of a group share.
+
+    Attributes:
+        memory: Its amounts, and what each model needs.
+        free: What will be free once all running switches have ended.
+        switches: Those whose target does not wake yet, in order.
+    """
+
+    memory: Memory
+    free: Amounts
+    switches: tuple[RunningSwitch, ...] = ()
 
 
 class GroupView(msgspec.Struct, frozen=True):
@@ -51,6 +90,7 @@ class GroupView(msgspec.Struct, frozen=True):
         active_since: When it woke.
         models: Every model of the group, by name.
         measures: Estimates of costs, drains, absences, rates and latencies, from measurements.
+        room: The memory that the models share; None where one of them is awake at a time.
     """
 
     now: float
@@ -58,6 +98,7 @@ class GroupView(msgspec.Struct, frozen=True):
     active_since: float | None
     models: Mapping[str, ModelView]
     measures: Estimates = msgspec.field(default_factory=lambda: Measures().estimates)
+    room: RoomView | None = None
 
 
 Snapshot = GroupView
@@ -101,8 +142,8 @@ class SwitchTo:
         model: The model to wake.
         reason: Explanation for humans.
         rule: Name of the rule that decided.
-        evict: Models to put to sleep for it. Empty, as in every built-in policy: the placement
-            chooses. Not used yet, since a group holds one model and all others must sleep.
+        evict: Models to put to sleep for it. Where one model is awake at a time, the placement
+            chooses them.
     """
 
     model: str

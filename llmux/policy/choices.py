@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llmux.policy.base import GroupView, LookAgain, ModelView, Stay, SwitchTo
 from llmux.policy.estimates import Estimates
@@ -36,7 +36,7 @@ def wanted(group: GroupView) -> list[ModelView]:
     return [v for v in group.models.values() if v.queued and v.name != active]
 
 
-def may_be_chosen(models: Sequence[ModelView], now: float) -> list[ModelView]:
+def may_be_chosen(models: Iterable[ModelView], now: float) -> list[ModelView]:
     """Return the models that are not backing off after a failed wake."""
     return [view for view in models if view.retry_at <= now]
 

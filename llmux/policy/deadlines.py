@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmux.policy.base import GroupView, ModelView
-from llmux.policy.choices import arrival_of, drain_ahead_s, least_stay_s
+from llmux.policy.choices import arrival_of, least_stay_s, may_be_chosen
+from llmux.policy.scene import Scene
 
 
 class Place(NamedTuple):
@@ -77,28 +77,29 @@ class Deadlines:
         """Return when the oldest request will have waited for `max_wait_secs`."""
         return arrival_of(view) + self._max_wait_s
 
-    def tightest(
-        self, group: GroupView, active: ModelView, others: Sequence[ModelView]
-    ) -> tuple[ModelView, float]:
+    def tightest(self, scene: Scene) -> tuple[ModelView, float]:
         """Return the model with the earliest deadline, and how long its switch can be put off.
 
-        That slack is in seconds; if negative, a deadline will be missed. `group` must be the view
-        that was last passed to `note`.
+        That slack is in seconds; if negative, a deadline will be missed. Models count also if no
+        eviction makes room for them now, but not those that back off after a failed wake. The scene
+        must be of the view that was last passed to `note`.
         """
-        measures = group.measures
+        views = may_be_chosen(scene.unserved, scene.now)
+        measures = scene.measures
         drain_s = measures.longest_drain_s()
-        drained_at = group.now + drain_ahead_s(measures, active, active.in_flight + active.queued)
-        stay_s = max(least_stay_s(measures, view, 0.0, self._max_wait_s) for view in others)
+        stay_s = max(least_stay_s(measures, view, 0.0, self._max_wait_s) for view in views)
 
         def slack_s(view: ModelView) -> float:
-            switch_s = measures.cost_s(active.name, view.name)
-            turn_s = 2 * switch_s + drain_s + stay_s
             line = self._lines.get(view.name)
             if line is None:
                 return math.inf
+            option = next(iter(scene.options(view)), None)
+            switch_s = scene.cost_between_s(view, view) if option is None else option.cost_s
+            turn_s = 2 * switch_s + drain_s + stay_s
             late_at = self._max_wait_s + min(at + turns * turn_s for at, turns in line.places)
+            drained_at = scene.now + (drain_s if option is None else scene.drain_ahead_s(option))
             return late_at - switch_s - drained_at
 
-        slacks_s = {view.name: slack_s(view) for view in others}
-        tightest = min(others, key=lambda view: (slacks_s[view.name], arrival_of(view)))
+        slacks_s = {view.name: slack_s(view) for view in views}
+        tightest = min(views, key=lambda view: (slacks_s[view.name], arrival_of(view)))
         return tightest, slacks_s[tightest.name]

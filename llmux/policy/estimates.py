@@ -189,6 +189,16 @@ class Estimates:
         """Return the hook time of waking the model, up to its first sign of life, or None."""
         return self._known.wakes_s.get(model)
 
+    def usual_wake_s(self, model: str) -> float:
+        """Return the time of waking the model; the mean of the others if unknown, else 0."""
+        known = self._known.wakes_s
+        return known[model] if model in known else sum(known.values()) / max(1, len(known))
+
+    def usual_sleep_s(self, model: str) -> float:
+        """Return the time of putting the model to sleep; the mean of the others, else 0."""
+        known = self._known.sleeps_s
+        return known[model] if model in known else sum(known.values()) / max(1, len(known))
+
     def drain_s(self, model: str) -> float:
         """Return the average drain of the model; 0 while unknown."""
         return self._known.drains_s.get(model, 0.0)
@@ -269,6 +279,14 @@ class Measures(Estimates):
         if wake_s is not None:
             _smooth(self._known.wakes_s, target, wake_s)
         return self.costs.record(source, target, hooks_s)
+
+    def note_slept(self, model: str, seconds: float) -> None:
+        """Record how long it took to put the model to sleep."""
+        _smooth(self._known.sleeps_s, model, seconds)
+
+    def note_woken(self, model: str, seconds: float) -> None:
+        """Record how long it took to wake the model."""
+        _smooth(self._known.wakes_s, model, seconds)
 
     def note_arrival(self, model: str, now: float) -> None:
         """Record the arrival of a request that was not refused."""

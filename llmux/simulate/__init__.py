@@ -2,12 +2,14 @@
 
 from llmux.simulate.arrivals import Arrival, Closed, bursty, one_hot, poisson, zipf
 from llmux.simulate.backends import Sharing, Slots
+from llmux.simulate.coresident import CoresidentSetup, simulate_coresident
 from llmux.simulate.engine import Setup, simulate
 from llmux.simulate.outcome import Outcome
 
 __all__ = [
     "Arrival",
     "Closed",
+    "CoresidentSetup",
     "Outcome",
     "Setup",
     "Sharing",
@@ -16,5 +18,6 @@ __all__ = [
     "one_hot",
     "poisson",
     "simulate",
+    "simulate_coresident",
     "zipf",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from llmux.policy import GroupView, ModelView
 from llmux.policy.deadlines import Deadlines
 from llmux.policy.estimates import Measures
+from llmux.policy.scene import OneAwake
 
 MAX_WAIT_S = 300.0
 
@@ -25,7 +28,8 @@ def late_at(*seen: tuple[float, list[ModelView]], drain_s: float = 60.0) -> floa
         models = {view.name: view for view in (active, *views)}
         snapshot = GroupView(now, "a", 0.0, models, measures)
         deadlines.note(snapshot)
-    _, slack_s = deadlines.tightest(snapshot, active, [models["b"]])
+    only = replace(snapshot, models={name: models[name] for name in ("a", "b")})
+    _, slack_s = deadlines.tightest(OneAwake(only))
     return now + slack_s + 10
 
 

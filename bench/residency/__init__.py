@@ -1,0 +1,1 @@
+"""Compare policies for several models awake within a memory budget."""

@@ -1,0 +1,97 @@
+"""The sets of models whose eviction makes room for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llmux.policy.room import Amounts, less, more
+
+EXACT = 9
+"""Number of models that are awake up to which all minimal sets are found: at most 2^9 are tried.
+Beyond that, one set is chosen greedily."""
+
+Sets = tuple[tuple[str, ...], ...]
+
+
+class Evictions:
+    """Finds the sets to evict. A set is minimal: none of its models could stay.
+
+    Results are kept, since they change with the models that are awake, and not with each request.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Sets] = {}
+
+    def minimal(
+        self,
+        missing: Amounts,
+        freed: Mapping[str, Amounts],
+        rank: Callable[[str], float],
+    ) -> Sets:
+        """Return the minimal sets of models whose eviction frees what is missing.
+
+        Args:
+            missing: What is missing of each resource; 0 or less where there is enough.
+            freed: What the eviction of each model would free.
+            rank: Order in which a greedy choice takes models, beyond `EXACT` of them.
+
+        Returns:
+            One empty set if nothing is missing, and no set if all of `freed` is not enough.
+        """
+        if all(amount <= 0 for amount in missing):
+            return ((),)
+        if len(freed) > EXACT:
+            return _greedy(missing, freed, rank)
+        key = (missing, *freed.items())
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            found = self._known[key] = _all_minimal(missing, freed)
+        return found
+
+
+def _all_minimal(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
+    found: list[tuple[str, ...]] = []
+    helpful = [
+        (name, amounts)
+        for name, amounts in freed.items()
+        if any(lacks > 0 < amount for lacks, amount in zip(missing, amounts, strict=True))
+    ]
+
+    def extend(start: int, chosen: tuple[str, ...], lacks: Amounts) -> None:
+        for at in range(start, len(helpful)):
+            name, amounts = helpful[at]
+            still = less(lacks, amounts)
+            if all(amount <= 0 for amount in still):
+                if _is_minimal((*chosen, name), freed, still):
+                    found.append((*chosen, name))
+            else:
+                extend(at + 1, (*chosen, name), still)
+
+    extend(0, (), missing)
+    return tuple(found)
+
+
+def _is_minimal(chosen: Sequence[str], freed: Mapping[str, Amounts], still: Amounts) -> bool:
+    """Return whether each model of a sufficient set is needed; `still` is what is missing then."""
+    return not any(all(amount <= 0 for amount in more(still, freed[name])) for name in chosen)
+
+
+def _greedy(missing: Amounts, freed: Mapping[str, Amounts], rank: Callable[[str], float]) -> Sets:
+    chosen: list[str] = []
+    still = missing
+    for name in sorted(freed, key=rank):
+        if any(lacks > 0 < amount for lacks, amount in zip(still, freed[name], strict=True)):
+            chosen.append(name)
+            still = less(still, freed[name])
+            if all(amount <= 0 for amount in still):
+                break
+    else:
+        return ()
+    for name in reversed(chosen[:-1]):  # the last to be chosen comes first: it is ranked lowest
+        without = more(still, freed[name])
+        if all(amount <= 0 for amount in without):
+            chosen.remove(name)
+            still = without
+    return (tuple(chosen),)
