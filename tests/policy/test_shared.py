@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def line(name: str, *arrivals: float) -> ModelView:
     return ModelView(name, 0, len(arrivals), min(arrivals), ages=ages)
 
 
-def measured(rates: dict[str, float] | None = None, **wakes_s: float) -> Measures:
+def measured(rates: Mapping[str, float] | None = None, **wakes_s: float) -> Measures:
     """Wakes of 8 s and sleeps of 2 s, unless said otherwise."""
     measures = Measures()
     for name in SIZES:
@@ -47,7 +49,8 @@ def view(
     switches: tuple[RunningSwitch, ...] = (),
     free: int | None = None,
 ) -> GroupView:
-    shown = {name: ModelView(name) for name in SIZES} | {each.name: each for each in models}
+    shown = {name: ModelView(name) for name in SIZES}
+    shown |= {each.name: each for each in models}
     if free is None:
         free = gpu - sum(SIZES[v.name] for v in shown.values() if v.awake_since is not None)
     memory = Memory(("gpu",), (gpu,), {name: Needs.of((size,)) for name, size in SIZES.items()})
@@ -56,8 +59,8 @@ def view(
     return GroupView(NOW, None, None, by_name(shown.values()), estimates, room)
 
 
-def ask(shown: GroupView, **settings: float) -> Decision:
-    return AdaptivePolicy(PolicyConfig(**settings)).decide(shown)
+def ask(shown: GroupView) -> Decision:
+    return AdaptivePolicy(PolicyConfig()).decide(shown)
 
 
 def test_a_model_that_fits_wakes_at_once_beside_busy_ones() -> None:
