@@ -1,4 +1,4 @@
-"""`hooks/llama-cpp` against a stand-in; `tests.clients.test_real_llama_cpp` runs it with the real thing."""
+"""`hooks/llama-cpp` against a stand-in; `tests.real` runs it with real servers."""
 
 from __future__ import annotations
 
