@@ -100,13 +100,13 @@ async def test_two_servers_take_turns(
         metrics = (await client.get("/metrics")).text
         assert 'llmux_switch_total{from="tiny-b",result="success",to="tiny-a"} 1.0' in metrics
         assert (await client.post("/control/sleep", json={"model": "tiny-a"})).status_code < 300
-        await until(lambda: _asleep(client, "tiny-a"))
+        await until(lambda: _is(client, "tiny-a", "asleep"))
         assert site.leaders() == {}
 
 
-async def _asleep(client: httpx.AsyncClient, model: str) -> bool:
-    state: str = (await status_of(client, model))["state"]
-    return state == "asleep"
+async def _is(client: httpx.AsyncClient, model: str, state: str) -> bool:
+    found: str = (await status_of(client, model))["state"]
+    return found == state
 
 
 async def test_both_recipes_in_one_config(make_site: Callable[..., Site]) -> None:
@@ -132,7 +132,7 @@ async def test_streams_and_their_token_counts(
             assert parts[-1]["usage"]["completion_tokens"] == 8
         metrics = (await client.get("/metrics")).text
         for model in ("tiny-a", "tiny-b"):
-            assert f'llmux_tokens_total{{direction="out",model="{model}"}} 8.0' in metrics
+            assert f'llmux_tokens_total{{kind="completion",model="{model}"}} 8.0' in metrics
 
 
 async def test_the_other_apis_of_the_server(make_site: Callable[..., Site]) -> None:
@@ -167,7 +167,7 @@ async def test_a_stream_ends_whole_before_its_model_is_stopped(
     make: MakeModel, make_site: Callable[..., Site]
 ) -> None:
     site = make_site(two(make))
-    long = chat("tiny-a", max_tokens=300, stream=True, ignore_eos=True)
+    long = chat("tiny-a", max_tokens=400, stream=True, ignore_eos=True)
     async with site.running() as (_, client):
         async with client.stream("POST", CHAT, json=long) as stream:
             assert stream.status_code == 200
@@ -175,7 +175,7 @@ async def test_a_stream_ends_whole_before_its_model_is_stopped(
                 nursery.start_soon(ask, client, "tiny-b")
                 await until(lambda: _waiting(client))
                 text = "".join([part async for part in stream.aiter_text()])
-        assert len([part for part in events(text) if part["choices"][0]["delta"]]) >= 200
+        assert events(text)[-1]["choices"][0]["finish_reason"] == "length"
         assert site.running_model("tiny-a", "tiny-b") == "tiny-b"
 
 
@@ -239,7 +239,7 @@ async def test_a_server_is_adopted_after_a_restart(
         await llmux.process.wait()
     assert site.leaders() == before
     async with site.running() as (_, client):
-        assert (await status_of(client, "tiny-b"))["state"] == "awake"
+        await until(lambda: _is(client, "tiny-b", "awake"))
         assert (await ask(client, "tiny-b")).headers["x-llmux-wait-ms"] == "0"
         assert site.leaders() == before
         await ask(client, "tiny-a")
@@ -273,7 +273,7 @@ async def fails_soon(client: httpx.AsyncClient, model: str) -> str:
     seconds = time.monotonic() - started
     assert seconds < PROMPT_S
     status = await status_of(client, model)
-    return str(status["last_error"]["message"])
+    return str(status["last_error"])
 
 
 async def test_a_file_that_is_not_there(make: MakeModel, make_site: Callable[..., Site]) -> None:
@@ -295,7 +295,7 @@ async def test_a_file_that_is_cut_off(
     async with site.running() as (_, client):
         told = await fails_soon(client, "cut")
     assert "the server ended with exit code 1" in told
-    assert "model is corrupted or incomplete" in told or "not within the file bounds" in told
+    assert "failed to load model" in told
 
 
 async def test_an_option_that_the_server_does_not_have(
