@@ -13,11 +13,11 @@ from bench.first_answer.ways import Programs, install_wheel, travel
 from bench.processes import CannotRun
 from tests.real.site import gguf, program
 
-SERVER = program("LLMUX_LLAMA_SERVER")
+SERVER = program("LLMUX_LLAMA_SERVER") or program("LLMUX_XLLAMACPP")
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(SERVER is None, reason="not set: LLMUX_LLAMA_SERVER"),
+    pytest.mark.skipif(SERVER is None, reason="not set: LLMUX_LLAMA_SERVER, LLMUX_XLLAMACPP"),
 ]
 
 MOST_STEPS, MOST_LINES = 4, 7

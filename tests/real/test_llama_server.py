@@ -1,6 +1,6 @@
 """A real llmux and llama.cpp's real `llama-server`, with the recipes `process` and `llama-cpp`.
 
-`tests/real.sh llama-server` builds the server. Two models of random weights take turns; what can go wrong with a
+`tests/real.sh llama-server` builds the server; `tests/real.sh xllamacpp` installs its code from a wheel. Two models of random weights take turns; what can go wrong with a
 server is done to a real one: it dies, its file is missing or cut off, its memory runs out, llmux restarts meanwhile.
 """
 
@@ -23,11 +23,11 @@ import trio
 from tests.real.site import CHAT, PATIENCE_S, Site, ask, gguf, program, status_of, until
 from tests.servers import chat
 
-SERVER = program("LLMUX_LLAMA_SERVER")
+SERVER = program("LLMUX_LLAMA_SERVER") or program("LLMUX_XLLAMACPP")
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(SERVER is None, reason="not set: LLMUX_LLAMA_SERVER"),
+    pytest.mark.skipif(SERVER is None, reason="not set: LLMUX_LLAMA_SERVER, LLMUX_XLLAMACPP"),
 ]
 
 RECIPES = ("process", "llama-cpp")
@@ -246,15 +246,21 @@ async def test_a_server_is_adopted_after_a_restart(
         assert site.running_model("tiny-a", "tiny-b") == "tiny-a"
 
 
-async def test_a_server_with_other_options_is_not_adopted(
-    make: MakeModel, make_site: Callable[..., Site]
+@pytest.mark.parametrize("recipe", RECIPES)
+async def test_a_server_with_other_options_is_started_again(
+    make_site: Callable[..., Site], recipe: str
 ) -> None:
+    """After a restart of llmux: at once by `process`, at the next wake by `llama-cpp`."""
+    make = MAKE[recipe]
     site = make_site(two(make))
     async with site.running() as (_, client):
         await ask(client, "tiny-a")
         (before,) = site.leaders()
     site.write({**two(make), "tiny-a": make(gguf("tiny-a"), SMALL.replace("512", "256"))})
     async with site.running() as (_, client):
+        if recipe == "llama-cpp":
+            await until(lambda: _is(client, "tiny-a", "awake"))
+            await ask(client, "tiny-b")
         await ask(client, "tiny-a")
         ((after, command),) = site.leaders().items()
         assert after != before
