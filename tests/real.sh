@@ -62,6 +62,7 @@ done
 [ ${#missing[@]} -eq 0 ] || say "left out, since not installed: ${missing[*]}"
 [ ${#missing[@]} -lt ${#chosen[@]} ] || exit 1
 result=0
-.venv/bin/python -m pytest -m real "$@" || result=$?
+# Installations and loads take long: no tracebacks of all threads meanwhile.
+.venv/bin/python -m pytest -m real -o testpaths=tests/real -o faulthandler_timeout=900 "$@" || result=$?
 [ "$named" -eq 0 ] || [ ${#missing[@]} -eq 0 ] || result=1
 exit "$result"
