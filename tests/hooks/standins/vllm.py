@@ -130,6 +130,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if has_fault("start_fails"):
         sys.exit("ValueError: Free memory on device is less than desired GPU memory utilization")
+    if has_fault("no_sleep_mode") and "--enable-sleep-mode" in arguments:  # as on a CPU
+        sys.exit("pydantic: Value error, Sleep mode is not supported on current platform.")
     if has_fault("start_hangs"):
         time.sleep(60)
     server = Vllm(port, option(arguments, "--served-model-name", arguments[1]))
