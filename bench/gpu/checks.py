@@ -12,7 +12,7 @@ from bench.gpu.memory import available_mib, gpus, used_mib
 from bench.gpu.options import Options
 from bench.processes import CannotRun
 
-VERSION_S = 300.0
+VERSION_S = 600.0
 """Time limit of `vllm --version`, which imports torch."""
 
 BUSY_SHARE = 0.05
