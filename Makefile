@@ -80,7 +80,7 @@ test-slow: $(SLOW_STAMP)  ## Run tests that take minutes, or need real clients o
 test-pythons: $(TEST_STAMP)  ## Run the fast tests under every CPython from 3.11 to 3.14 found here
 	@tests/pythons.sh $(ARGS)
 
-test-real: $(TEST_STAMP)  ## Test with two real llama.cpp servers (compiles llama.cpp the first time: minutes)
+test-real: $(TEST_STAMP)  ## Test with real model servers, or with some (ARGS=llama-server); builds them the first time
 	@tests/real.sh $(ARGS)
 
 docs: $(DOCS_STAMP)  ## Regenerate the documents that come from code, and build the site into site/

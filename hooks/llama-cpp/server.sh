@@ -2,7 +2,11 @@
 # Sourced by the other scripts: the server on $LLMUX_PORT, a process in a session of its own.
 
 address=${LLMUX_URL:-http://127.0.0.1:$LLMUX_PORT}
-[ -z "${LLMUX_SOCKET:-}" ] || address=http://localhost
+here="port ${LLMUX_PORT:-}"
+if [ -n "${LLMUX_SOCKET:-}" ]; then
+    address=http://localhost
+    here="socket $LLMUX_SOCKET"
+fi
 
 run=${LLMUX_STATE_DIR:-.}/run # runtime files; by hand, below the current folder
 place=${LLMUX_SOCKET:-${address#*://}}
@@ -218,9 +222,11 @@ wake() {
     if ! runs; then
         stop_server 2 # what has outlived its first process may hold the GPU
         if is_taken; then
-            fail "port $LLMUX_PORT is taken by a server that wake.sh did not start; stop it, or give \
-the model another port"
+            fail "$here is taken by a server that wake.sh did not start; stop it, or give the model \
+another ${here%% *}"
         fi
+        # A server that has ended may leave its socket, to which no other can bind.
+        [ ! -S "${LLMUX_SOCKET:-}" ] || rm -f "$LLMUX_SOCKET"
         start "$@"
     fi
     until answers; do

@@ -14,14 +14,24 @@ ready_too=404 # see alive.sh
 [ $# -gt 0 ] || fail "usage: wake.sh MODEL.gguf [OPTIONS OF THE SERVER]"
 file=$1
 shift
-set -- --model "$file" --host 127.0.0.1 --port "$LLMUX_PORT" "$@"
+if [ -n "${LLMUX_SOCKET:-}" ]; then
+    set -- --model "$file" --host "$LLMUX_SOCKET" "$@"
+else
+    set -- --model "$file" --host 127.0.0.1 --port "$LLMUX_PORT" "$@"
+fi
 if [ -z "${LLAMA_SERVER:-}${LLAMA_PYTHON:-}" ] && command -v llama-server >/dev/null; then
     LLAMA_SERVER=llama-server
 fi
 python=${LLAMA_PYTHON:-python3}
 if [ -n "${LLAMA_SERVER:-}" ]; then
+    case ${LLMUX_SOCKET:-.sock} in
+        *.sock) ;;
+        *) fail "llama-server takes $LLMUX_SOCKET for the name of a host; let the socket's name end in .sock" ;;
+    esac
     set -- "$LLAMA_SERVER" "$@" --alias "$LLMUX_MODEL"
 else
+    [ -z "${LLMUX_SOCKET:-}" ] || fail "llama_cpp.server cannot listen on a Unix socket; give the \
+model a port, or use llama-server"
     # Python's own message would name only the missing module.
     if ! runs && ! "$python" -c 'import importlib.util, sys
 sys.exit(not importlib.util.find_spec("llama_cpp"))'; then

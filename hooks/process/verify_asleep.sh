@@ -9,6 +9,6 @@ if find_left; then
     exit 1
 fi
 if is_taken; then
-    say "a server that wake.sh did not start answers on port $LLMUX_PORT"
+    say "a server that wake.sh did not start answers on $here"
     exit 1
 fi

@@ -309,6 +309,7 @@ class Steps:
 
     async def clean_up(self, target: Model, hooks: ModelHooks, error: HookError) -> None:
         """Free the GPU after a failed wake, and delay the target's next attempt."""
+        target.last_error = error  # shown from now on: a server may take long to stop
         if target.phase is Phase.WAKING:
             with suppress(HookError):  # logged; the next switch puts it to sleep again
                 await self.put_to_sleep(target, target, hooks, then=Phase.FAILED)

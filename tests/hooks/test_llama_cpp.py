@@ -1,4 +1,4 @@
-"""`hooks/llama-cpp` against a stand-in; `tests.clients.test_real_llama_cpp` runs it with the real thing."""
+"""`hooks/llama-cpp` against a stand-in; `tests.real` runs it with real servers."""
 
 from __future__ import annotations
 
@@ -81,3 +81,19 @@ def test_verify_sees_a_server_that_others_have_started(bench: Bench) -> None:
     verified = bench.hook("verify_asleep")
     assert verified.code == 1
     assert "a server that wake.sh did not start answers" in verified.output
+
+
+def test_on_a_unix_socket_the_server_is_given_its_path(bench: Bench) -> None:
+    """llama-server takes a host whose name ends in .sock for a socket."""
+    needs = {"model": "m.gguf", "server": "echo"}
+    models = {
+        name: {"recipe": "llama-cpp", "with": needs, "url": f"unix:/nonesuch/{name}", "port": None}
+        for name in ("m.sock", "m.socket")
+    }
+    bench.use_recipe(**models)
+    said = {}
+    for name in models:
+        bench.setenv("LLMUX_SOCKET", f"/nonesuch/{name}")
+        said[name] = bench.run(bench.config.models[name].script("wake") or "", name, "wake").output
+    assert "--model m.gguf --host /nonesuch/m.sock --alias m.sock\n" in said["m.sock"]
+    assert "let the socket's name end in .sock" in said["m.socket"]

@@ -220,6 +220,7 @@ async def test_a_request_that_comes_between_failure_and_clean_up_waits_for_the_n
         with pytest.raises(HookError):
             await rig.ask("a")
         assert rig.switcher.models["a"].phase is Phase.SLEEPING
+        assert isinstance(rig.switcher.models["a"].last_error, HookError)
         assert await rig.ask("a") == pytest.approx(5 + 2)
 
 

@@ -44,7 +44,7 @@ def _comments(notes: list[str], indent: str) -> Iterator[str]:
 def _entry(key: str, value: Any, indent: str) -> Iterator[str]:
     if isinstance(value, Mapping) and value:
         inline = f"{indent}{_scalar(key)}: {_flow(value)}"
-        if len(inline) <= WIDTH and "command" not in value:
+        if len(inline) <= WIDTH:
             yield inline
             return
         yield f"{indent}{_scalar(key)}:"

@@ -59,6 +59,8 @@ models:
     }
     assert not draft.notes
     assert not any(model.notes for model in draft.models.values())
+    lines = [line for line in write_draft(draft).splitlines() if line and not line.startswith("#")]
+    assert len(lines) == 7
 
 
 EVERYTHING = """

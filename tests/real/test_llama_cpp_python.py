@@ -1,7 +1,7 @@
 """A real llmux switches two real llama.cpp servers with the hooks of `hooks/llama-cpp`.
 
 Needs two settings, without which it is skipped:
-    LLMUX_REAL_PYTHON: A Python that has `llama-cpp-python[server]`.
+    LLMUX_LLAMA_CPP_PYTHON: A Python that has `llama-cpp-python[server]`.
     LLMUX_MODELS_DIR: A folder with `tiny-a.gguf` and `tiny-b.gguf`, or any other two small models
         under these names.
 """
@@ -25,7 +25,9 @@ HOOKS = Path(__file__).parents[2] / "hooks" / "llama-cpp"
 MODELS = ("tiny-a", "tiny-b")
 CHAT = "/v1/chat/completions"
 
-_missing = [name for name in ("LLMUX_REAL_PYTHON", "LLMUX_MODELS_DIR") if not os.environ.get(name)]
+_missing = [
+    name for name in ("LLMUX_LLAMA_CPP_PYTHON", "LLMUX_MODELS_DIR") if not os.environ.get(name)
+]
 
 pytestmark = [
     pytest.mark.real,
@@ -71,7 +73,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("LLAMA_PYTHON", os.environ["LLMUX_REAL_PYTHON"])
+    monkeypatch.setenv("LLAMA_PYTHON", os.environ["LLMUX_LLAMA_CPP_PYTHON"])
     site = Site(tmp_path)
     yield site
     assert [site.run("sleep", model) for model in MODELS] == [0, 0]

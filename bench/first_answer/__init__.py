@@ -1,0 +1,1 @@
+"""How long the way from an installed program to a first answer is."""
