@@ -2,7 +2,7 @@
 # Sourced by the other scripts: the server on $LLMUX_PORT, a process in a session of its own.
 
 address=${LLMUX_URL:-http://127.0.0.1:$LLMUX_PORT}
-here="port ${LLMUX_PORT:-}"
+here="port ${LLMUX_PORT-}"
 if [ -n "${LLMUX_SOCKET:-}" ]; then
     address=http://localhost
     here="socket $LLMUX_SOCKET"

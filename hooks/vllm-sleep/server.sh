@@ -44,13 +44,14 @@ look() {
     esac
 }
 
-# Succeeds if requests may come. /health alone is 200 while asleep, too.
+# Succeeds if requests may come. /health alone is 200 while asleep, too. A server of ours without that path
+# was started to be stopped, and never sleeps.
 serves() {
     [ ! -e "$half_awake" ] || return 1
     ask GET /health 4
     [ "$status" = 200 ] || return 1
     look
-    [ "$sleeping" = no ]
+    [ "$sleeping" = no ] || { [ "$status" = 404 ] && runs; }
 }
 
 # ---- The process ----

@@ -3,15 +3,16 @@
 # A server that cannot be put to sleep is stopped, so that the GPU is free anyway.
 #
 #   ./sleep.sh [LEVEL]    1: weights go to the machine's memory (default). 2: they are dropped.
+#                         stop: the server is stopped: SIGTERM, and SIGKILL 30 s later.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=server.sh
 . "$(dirname "$0")/server.sh"
 
 level=${1:-1}
 case $level in
-    1 | 2) ;;
+    1 | 2 | stop) ;;
     *)
-        say "level must be 1 or 2, not $level"
+        say "level must be 1, 2 or stop, not $level"
         exit 1
         ;;
 esac
@@ -27,6 +28,13 @@ give_up() {
     fi
     exit 1
 }
+
+if [ "$level" = stop ]; then
+    stop_server 30
+    look
+    [ "$status" = 000 ] || give_up "a server still answers on port $LLMUX_PORT"
+    exit 0
+fi
 
 # Part of its memory is back, but it reports that it sleeps, and ignores another /sleep.
 if [ -e "$half_awake" ] && left; then

@@ -3,11 +3,13 @@
 # sleeps, and waits until it answers.
 #
 #   ./wake.sh MODEL [OPTIONS OF vllm serve]
+#   VLLM_LEVEL=stop ./wake.sh ...           without sleep mode, for `./sleep.sh stop`
 set -eu
 # shellcheck source-path=SCRIPTDIR source=server.sh
 . "$(dirname "$0")/server.sh"
 
 deadline=$(($(now) + ${VLLM_WAKE_SECS:-580}))
+level=${VLLM_LEVEL:-1}
 
 # Stops the server, since it does not work, and fails.
 fail() {
@@ -38,17 +40,28 @@ must() {
     [ "$status" = 200 ] || fail "$method $path: status $status $(printf %s "$body" | head -c 300)"
 }
 
+# wanted MODEL [OPTIONS]: prints what the server is started with, to be compared later.
+wanted() {
+    [ "$level" != stop ] || set -- "$@" "(without sleep mode)"
+    echo "$*"
+}
+
 start() {
     command -v "${VLLM:-vllm}" >/dev/null ||
         fail "${VLLM:-vllm} not found; install vLLM, or set VLLM to the path of the program"
     mkdir -p "$run"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
-    # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
-    # The paths used here exist only in development mode, which is why it must listen on loopback.
     say "starting ${VLLM:-vllm} serve $1; what it prints is in $log_file"
     echo "$LLMUX_MODEL" >"$model_file"
-    printf '%s\n' "$*" >"$options_file"
-    VLLM_SERVER_DEV_MODE=1 setsid "${VLLM:-vllm}" serve "$@" --enable-sleep-mode \
+    printf '%s\n' "$(wanted "$@")" >"$options_file"
+    # The paths used here exist only in development mode, which is why it must listen on loopback.
+    dev_mode=0
+    if [ "$level" != stop ]; then
+        dev_mode=1
+        set -- "$@" --enable-sleep-mode
+    fi
+    # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
+    VLLM_SERVER_DEV_MODE=$dev_mode setsid "${VLLM:-vllm}" serve "$@" \
         --host 127.0.0.1 --port "$LLMUX_PORT" --served-model-name "$LLMUX_MODEL" \
         >"$log_file" 2>&1 </dev/null &
     leader=$!
@@ -84,7 +97,7 @@ if runs; then
 give each model a port of its own, or end it if it was renamed"
         exit 1
     fi
-    if [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$*" ]; then
+    if [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$(wanted "$@")" ]; then
         say "the server was started with other options; starting it again"
         stop_server 10
         start "$@"
@@ -99,12 +112,14 @@ give each model a port of its own, or end it if it was renamed"
     fi
 else
     ask GET /is_sleeping 4
-    case $status in
-        000)
+    case $status-$level in
+        000-*)
             stop_server 2 # workers that outlived their server would hold the GPU
             start "$@"
             ;;
-        200)
+        *-stop) fail "port $LLMUX_PORT is taken by a server that wake.sh did not start, so that sleep.sh would not \
+stop it; stop it, or give the model another port" ;;
+        200-*)
             # Started by somebody else, with the settings that sleep needs: use it.
             look
             if [ -e "$half_awake" ]; then
@@ -127,6 +142,9 @@ until serves; do
     sleep 0.1
     if known && ! runs; then
         tail -n 15 "$log_file" >&2 || :
+        ! grep -q 'Sleep mode is not supported' "$log_file" ||
+            fail "vLLM has no sleep mode on this platform (on a CPU, for example): give the recipe \`level: stop\`, \
+which ends the server and starts it again, or VLLM_LEVEL=stop to wake.sh and \`stop\` to sleep.sh"
         fail "the server ended by itself; why stands above and in $log_file"
     fi
 done

@@ -142,7 +142,11 @@ def as_text(parameter: Parameter, value: object) -> str:
         raise ValueError(
             f"expected {' or '.join(map(str, parameter.choices))}, got {_shown(value)}"
         )
-    if parameter.type == "integer" and int(text) < parameter.minimum:
+    if (
+        parameter.type == "integer"
+        and value not in parameter.also
+        and int(text) < parameter.minimum
+    ):
         raise ValueError(f"must be at least {parameter.minimum}")
     if parameter.required and not text.strip():
         raise ValueError("must not be blank")

@@ -54,6 +54,16 @@ def test_vllm_sleep(make_bench: MakeBench, level: int) -> None:
     assert sleep == f"POST /sleep?level={level}&mode=wait"
 
 
+def test_vllm_sleep_that_stops(make_bench: MakeBench) -> None:
+    bench = make_bench("vllm-sleep")
+    bench.install("vllm")
+    bench.fault("no_sleep_mode")
+    bench.use_recipe(m={"recipe": "vllm-sleep", "with": {"model": "org/m", "level": "stop"}})
+    wake_and_sleep(bench)
+    assert not any("sleep" in call for call in bench.calls())
+    assert bench.running() == []
+
+
 @pytest.mark.parametrize(("name", "tool"), [("vllm-sleep", "vllm"), ("sglang", "python3")])
 def test_a_server_that_sleeps_is_started_again_for_other_options(
     make_bench: MakeBench, name: str, tool: str

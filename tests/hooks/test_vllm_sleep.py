@@ -228,6 +228,70 @@ def test_a_second_wake_after_a_broken_one_starts_the_server_anew(bench: Bench, t
     assert bench.ask(two) == f"I am {two}"
 
 
+# ---- Without sleep mode ----
+
+
+def test_a_vllm_that_cannot_sleep_fails_at_once_and_says_what_to_do(bench: Bench) -> None:
+    bench.fault("no_sleep_mode")
+    woken = bench.hook("wake")
+    assert woken.code == 1
+    *_, why, advice = woken.output.splitlines()
+    assert "Sleep mode is not supported on current platform" in why
+    assert "no sleep mode on this platform" in advice
+    assert "`level: stop`" in advice
+    assert bench.running() == []
+
+
+def test_level_stop_ends_the_server_and_starts_it_again(bench: Bench, one: str) -> None:
+    stop_it(bench)
+    bench.fault("no_sleep_mode")
+    for _ in range(2):
+        assert bench.codes("wake", "wake", "alive") == [0, 0, 0]
+        (start,) = bench.calls()
+        assert start.startswith("vllm serve meta-llama/Llama-3.1-8B-Instruct")
+        assert "--enable-sleep-mode" not in start
+        assert bench.ask(one) == f"I am {one}"
+        assert bench.codes("sleep", "sleep", "alive", "verify_asleep") == [0, 0, 1, 0]
+        assert held(bench, one) == 0
+        assert bench.running() == []
+        bench.calls()
+
+
+@pytest.mark.parametrize("before", ["awake", "asleep"])
+def test_a_server_with_sleep_mode_is_stopped_once_the_level_is_stop(
+    bench: Bench, before: str
+) -> None:
+    assert bench.hook("wake").ok
+    assert before == "awake" or bench.hook("sleep").ok
+    stop_it(bench)
+    bench.calls()
+    woken = bench.hook("wake")
+    assert woken.ok, woken
+    assert "started with other options; starting it again" in woken.output
+    assert "--enable-sleep-mode" not in bench.calls()[0]
+    assert bench.codes("alive", "sleep", "verify_asleep") == [0, 0, 0]
+
+
+def test_level_stop_leaves_alone_what_others_have_started(bench: Bench) -> None:
+    stop_it(bench)
+    start = 'VLLM_SERVER_DEV_MODE=1 vllm serve m --port "$LLMUX_PORT" >/dev/null 2>&1 &'
+    assert bench.run(start).ok
+    bench.wait_listening()
+    bench.wait_until(lambda: len(bench.running()) == 2, "the server and its engine")
+    for hook in ("wake", "sleep"):
+        ran = bench.hook(hook)
+        assert ran.code == 1
+        assert "wake.sh did not start" in ran.output
+    assert bench.hook("verify_asleep").code == 1
+    assert len(bench.running()) == 2
+
+
+def stop_it(bench: Bench) -> None:
+    """Give the first model level stop."""
+    bench.edit(r"wake: ./wake.sh meta", "wake: VLLM_LEVEL=stop ./wake.sh meta")
+    bench.edit(r"sleep: ./sleep.sh 1.*", "sleep: ./sleep.sh stop")
+
+
 # ---- Failures ----
 
 
@@ -338,7 +402,7 @@ def test_missing_programs_and_bad_words_are_named(bench: Bench) -> None:
     bench.setenv("VLLM", "no-such-vllm")
     assert "no-such-vllm not found; install vLLM" in bench.hook("wake").output
     assert "usage: wake.sh MODEL" in bench.run("./wake.sh").output
-    assert "level must be 1 or 2, not 3" in bench.run("./sleep.sh 3").output
+    assert "level must be 1, 2 or stop, not 3" in bench.run("./sleep.sh 3").output
 
 
 def test_a_pid_file_of_an_earlier_boot_harms_nobody(bench: Bench, one: str) -> None:

@@ -26,9 +26,10 @@ class Handler(BaseHTTPRequestHandler):
             record(f"{self.command} {self.path}{' ' if body else ''}{body.decode()}")
         asked = json.loads(body) if body.startswith(b"{") else {}
         status, answer = self.server.answer(self.command, url.path, parse_qs(url.query), asked)
-        data = b"" if answer is None else json.dumps(answer).encode()
+        is_stream = isinstance(answer, str)
+        data = b"" if answer is None else (answer if is_stream else json.dumps(answer)).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", "text/event-stream" if is_stream else "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -52,11 +53,18 @@ class Server(ThreadingHTTPServer):
     def answer(
         self, method: str, path: str, query: dict[str, list[str]], asked: dict[str, Any]
     ) -> tuple[int, Any]:
-        """Status and JSON body for a request."""
+        """Status and JSON body for a request; a text is the body of an event stream."""
         raise NotImplementedError
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that left is no news."""
+
+
+def chat_events(model: str, text: str) -> str:
+    """The event stream of a chat completion, which begins with a role, as vLLM's do."""
+    deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}, {"content": text}]
+    parts = [{"model": model, "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    return "".join(f"data: {json.dumps(part)}\n\n" for part in parts) + "data: [DONE]\n\n"
 
 
 def chat_answer(model: str, text: str) -> dict[str, Any]:

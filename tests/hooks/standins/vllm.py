@@ -16,7 +16,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from tests.hooks.standins.http import Server, chat_answer
+from tests.hooks.standins.http import Server, chat_answer, chat_events
 from tests.hooks.standins.shared import has_fault, hold, leave, option, record, say
 
 MIB = {"context": 2, "weights": 50, "kv_cache": 30}
@@ -79,7 +79,7 @@ class Vllm(Server):
         time.sleep(asked.get("seconds", 0))
         self.running -= 1
         text = "!!!!!!!!" if self.weights_lost else f"I am {self.model}"
-        return 200, chat_answer(self.model, text)
+        return 200, (chat_events if asked.get("stream") else chat_answer)(self.model, text)
 
     def steer(
         self, path: str, query: dict[str, list[str]], asked: dict[str, Any]
@@ -122,6 +122,9 @@ class Vllm(Server):
 
 def main() -> None:
     arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        sys.stdout.write("0.0.0\n")
+        return
     assert arguments[0] == "serve", arguments
     port = int(option(arguments, "--port"))
     record(f"vllm {' '.join(arguments)}")
@@ -130,6 +133,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if has_fault("start_fails"):
         sys.exit("ValueError: Free memory on device is less than desired GPU memory utilization")
+    if has_fault("no_sleep_mode") and "--enable-sleep-mode" in arguments:  # as on a CPU
+        sys.exit("pydantic: Value error, Sleep mode is not supported on current platform.")
     if has_fault("start_hangs"):
         time.sleep(60)
     server = Vllm(port, option(arguments, "--served-model-name", arguments[1]))
