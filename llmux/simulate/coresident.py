@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from llmux.policy.base import (
     GroupView,
     LookAgain,
-    ModelView,
     Policy,
     RoomView,
     RunningSwitch,
@@ -120,8 +119,8 @@ class _Run:
         self._hosts = {
             name: Host(index, name, setup.server(name)) for index, name in enumerate(names)
         }
-        self._views: dict[str, ModelView] = {}
-        self._changed = set(self._hosts.values())
+        self._views = {name: host.view() for name, host in self._hosts.items()}
+        self._changed = set[Host]()  # those whose view is outdated
         self._switches: list[Switch] = []
         self._hooks = 0  # number that run
         self._events: list[_Event] = []
