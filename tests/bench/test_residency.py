@@ -19,7 +19,7 @@ def test_the_rule_beats_lru_in_a_part_of_the_grid() -> None:
     to_lru = ratios(found, SYSTEMS, "adaptive", 1, "mean")
     # In runs as short as these, the first wakes of all models count for much.
     assert geometric_mean(to_lru) < 0.75
-    assert max(to_lru) < 1.2
+    assert max(to_lru) < 1.4
     to_alone = ratios(found, SYSTEMS, "adaptive", 1, "mean", to="alone")
     assert geometric_mean(to_alone) < 0.45
 
