@@ -29,6 +29,9 @@ MOST_SHARE = 0.05
 PATIENCE_S = 0.25
 """Longest wait of an answer for new forecasts; models without one show what is known without."""
 
+LONGEST_S = 86_400.0
+"""Longest wait that is foretold: a policy of the user's own may look again in a thousand years."""
+
 log = get_logger(__name__)
 
 
@@ -166,6 +169,8 @@ class Forecasts:
                 slice_at = trio.current_time()
             took_s += trio.current_time() - slice_at
             wait_s, keeps_s = rollout.wait_s, FRESH_S
+            if wait_s is not None and wait_s > LONGEST_S:
+                wait_s = None
         except Exception:  # whatever a user's policy raises when it is copied or asked
             self._unable[switcher.group] = policy
             log.warning("policy_not_copied", group=switcher.group, exc_info=True)

@@ -56,7 +56,8 @@ def _takes_port(command: str, directory: Path) -> bool:
     if _PORT.search(command):
         return True
     with suppress(OSError, ValueError):
-        files = [directory / word for word in shlex.split(command) if "/" in word]
+        paths = [Path(word).expanduser() for word in shlex.split(command) if "/" in word]
+        files = [directory / os.path.expandvars(path) for path in paths]
         return any(_names_port(file) for file in files if file.is_file())
     return False
 

@@ -110,6 +110,11 @@ def by_name(views: Iterable[ModelView]) -> Mapping[str, ModelView]:
     return MappingProxyType({view.name: view for view in views})
 
 
+LEAST_STEP_S = 0.01
+"""Shortest time until a policy that looks back is asked again: without it, it would keep a core
+busy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stay:
     """Do nothing until something changes.
@@ -132,6 +137,14 @@ class LookAgain:
 
     at: float
     why: str = field(default="", compare=False)
+
+    def is_ahead(self, now: float) -> bool:
+        """Return whether `at` is a time after now, as it should be."""
+        return isinstance(self.at, (int, float)) and self.at > now
+
+    def next_at(self, now: float) -> float:
+        """Return when to ask again: at `at`, or `LEAST_STEP_S` from now if that is no such time."""
+        return max(self.at, now + LEAST_STEP_S) if self.is_ahead(now) else now + LEAST_STEP_S
 
 
 @dataclass(frozen=True, slots=True)

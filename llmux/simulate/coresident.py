@@ -216,11 +216,9 @@ class _Run:
                 self._begin(decision, now)
                 self._go_on(now)
                 continue
-            if isinstance(decision, LookAgain):
-                assert decision.at > now, decision
-                if decision.at != self._look_at:
-                    self._look_at = decision.at
-                    self._schedule(decision.at, LOOK, None)
+            if isinstance(decision, LookAgain) and (at := decision.next_at(now)) != self._look_at:
+                self._look_at = at
+                self._schedule(at, LOOK, None)
             return
 
     def _view(self, now: float) -> GroupView:

@@ -282,11 +282,9 @@ class Simulation:
         decision = self._policy.decide(self._view(active, now))
         if isinstance(decision, SwitchTo):
             self._begin(self._stations[decision.model], now)
-        elif isinstance(decision, LookAgain):
-            assert decision.at > now, decision
-            if decision.at != self._look_at:
-                self._look_at = decision.at
-                self._schedule(decision.at, LOOK)
+        elif isinstance(decision, LookAgain) and (at := decision.next_at(now)) != self._look_at:
+            self._look_at = at
+            self._schedule(at, LOOK)
 
     def _view(self, active: Station | None, now: float) -> GroupView:
         # Usually one model changes between two decisions: the views of the others are reused.

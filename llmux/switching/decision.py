@@ -15,14 +15,11 @@ from msgspec.structs import replace as replace_in
 
 from llmux.observe.logs import get_logger
 from llmux.policy import Decision, GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
-from llmux.policy.base import by_name
+from llmux.policy.base import LEAST_STEP_S, by_name
 from llmux.switching.commands import Command, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import idle_command
 from llmux.switching.model import Model
-
-LEAST_STEP_S = 0.01
-"""Least time until a policy is asked again if nothing has changed: it might always say "now"."""
 
 log = get_logger(__name__)
 
@@ -98,11 +95,11 @@ class Decider:
         if not isinstance(decision, LookAgain):
             return math.inf
         now = trio.current_time()
-        if decision.at <= now and not self._has_looked_back:
+        if not decision.is_ahead(now) and not self._has_looked_back:
             self._has_looked_back = True
             hint = f"LookAgain needs a time after view.now; asked again every {LEAST_STEP_S} s"
             log.warning("policy_looks_back", group=self._group.name, hint=hint)
-        return max(decision.at, now + LEAST_STEP_S)
+        return decision.next_at(now)
 
     @property
     def why_it_stays(self) -> str:

@@ -138,7 +138,6 @@ def fail(_view: GroupView) -> Decision:
 WHIMS = {
     "raises": fail,
     "unknown": lambda _view: SwitchTo("gone"),
-    "past": lambda view: LookAgain(view.now),
 }
 
 
@@ -164,6 +163,47 @@ async def test_a_policy_that_fails_in_a_forecast_fails_no_status(
         assert forecasts.of("b") == 10
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("policy_not_copied") == 1
+
+
+class LooksBack(FifoPolicy):
+    """A policy that lets requests wait for `stay_s`, and looks again at once."""
+
+    stay_s = 3.0
+
+    def decide(self, group: GroupView) -> Decision:
+        decision = super().decide(group)
+        if not isinstance(decision, SwitchTo):
+            return decision
+        arrived_at = group.models[decision.model].oldest_arrival
+        is_over = arrived_at is None or group.now - arrived_at >= self.stay_s
+        return decision if is_over else LookAgain(group.now - 1)
+
+
+async def test_a_policy_that_looks_back_has_forecasts(autojump_clock: MockClock) -> None:
+    rig = rig_with(policy=LooksBack)
+    forecasts = forecasts_of(rig)
+    async with rig.running():
+        await learn(rig)
+        await forecasts.refresh()
+        assert forecasts.of("b") == pytest.approx(LooksBack.stay_s + 10, abs=0.1)
+
+
+async def test_an_absurdly_long_wait_is_not_foretold(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rig_with(policy=Whim)
+    forecasts = forecasts_of(rig)
+    async with rig.running():
+        await learn(rig)
+        then = trio.current_time() + 1000
+
+        def late(view: GroupView) -> Decision:
+            return SwitchTo("b") if view.now >= then else LookAgain(then)
+
+        monkeypatch.setattr(Whim, "whim", staticmethod(late))
+        monkeypatch.setattr("llmux.api.forecasts.LONGEST_S", 900.0)
+        await forecasts.refresh()
+        assert forecasts.of("b") is None
 
 
 async def test_a_reload_may_add_a_group_while_forecasts_are_made(

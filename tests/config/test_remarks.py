@@ -256,9 +256,13 @@ def test_a_command_that_is_not_told_its_port(command: Any, other: str, tmp_path:
     [
         "serve --port ${PORT}", "serve --port $PORT", "serve --port ${PORT:-1}", "serve $LLMUX_PORT",
         "serve --url $LLMUX_URL", ["serve", "--listen=:${PORT}"], "./knows.sh", "exec sh ./knows.sh -x",
+        "~/knows.sh", "$HOME/knows.sh",
     ],
 )  # fmt: skip
-def test_commands_that_take_their_port(command: Any, tmp_path: Path) -> None:
+def test_commands_that_take_their_port(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "knows.sh").write_text('exec serve --port "$PORT"\n')
     assert about_recipe(tmp_path, **{"with": {"command": command}}) == []
 
