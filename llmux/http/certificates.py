@@ -125,7 +125,7 @@ def load_pair(cert: Path, key: Path) -> Pair:
     chain, secret = _read(cert, "cert"), _read(key, "key")
     _check_kinds(chain, secret)
     context = _context(cert, key)
-    leaf = ssl.PEM_cert_to_DER_cert(_first(chain))
+    leaf = _der_of_first(chain)
     facts, trouble = _facts(context, leaf)
     return Pair(
         cert=cert,
@@ -195,13 +195,21 @@ def _listed(labels: list[str]) -> str:
     return ", ".join(f"a {label}" for label in dict.fromkeys(labels)) or "broken PEM"
 
 
-def _first(chain: str) -> str:
-    """Return the first certificate of a PEM file: the others are its issuers'."""
+def read_leaf(cert: Path) -> bytes:
+    """Return the first certificate of a PEM file, in DER; raises BadPair."""
+    return _der_of_first(_read(cert, "cert"))
+
+
+def _der_of_first(chain: str) -> bytes:
+    """Return the first certificate of a PEM file: the others are its issuers'. Raises BadPair."""
     start = chain.find("-----BEGIN CERTIFICATE-----")
     end = "-----END CERTIFICATE-----"
     if start < 0 or chain.find(end, start) < 0:
         raise BadPair("cert", "its first block is no complete CERTIFICATE")
-    return chain[start : chain.find(end, start) + len(end)]
+    try:
+        return ssl.PEM_cert_to_DER_cert(chain[start : chain.find(end, start) + len(end)])
+    except ValueError:
+        raise BadPair("cert", "its first CERTIFICATE is not valid base64") from None
 
 
 # ---- OpenSSL ----
