@@ -17,7 +17,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from llmux.downstream import fastlane
-from tests.certificates import client_context, write_pair
+from llmux.http import wire
+from llmux.http.tls import MOST_EARLY_BYTES, TlsSocket
+from tests.certificates import authority, client_context, write_pair
 from tests.downstream.test_lanes import BODY, HANDSHAKE, SWITCHING, body_of, post, status
 from tests.lanes import OK, Site, read_all, running_lane
 
@@ -227,6 +229,52 @@ async def test_a_client_that_leaves_in_a_stream_is_noticed(site: Site, how: str)
         while site.backend.open:
             await trio.sleep(0.01)
     await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("early", [b"\r\n", GET, post(BODY), b"x" * 40_000])
+async def test_a_goodbye_behind_early_data_is_noticed(site: Site, early: bytes) -> None:
+    site.backend.play = silent
+    stream = cast("Any", await site.connect())
+    await stream.send_all(post(close=False))
+    await until(stream, b"data: 1\n\n\r\n")
+    await stream.send_all(early)
+    await trio.sleep(1.2)  # a look
+    assert site.in_flight == 1
+    with trio.fail_after(5):
+        tcp, _ = await stream.unwrap()
+        await site.until_idle()
+        while site.backend.open:
+            await trio.sleep(0.01)
+    await trio.aclose_forcefully(tcp)
+
+
+async def test_early_data_is_kept_in_order_and_within_a_bound() -> None:
+    """What does not fit stays in the kernel, where it holds the client back."""
+    ours, theirs = (trio.socket.from_stdlib_socket(one) for one in socket.socketpair())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert("localhost").configure_cert(context)
+    tls = TlsSocket(ours, context)
+    client = trio.SSLStream(
+        trio.SocketStream(theirs), client_context(), server_hostname="localhost"
+    )
+    sent = b"".join(b"%06d\n" % number for number in range(40_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        await tls.handshake()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, sent)
+        for _ in range(20):
+            await wait_all_tasks_blocked(0.005)
+            tls.look()
+        kept = len(tls._early)
+        assert MOST_EARLY_BYTES <= kept < MOST_EARLY_BYTES + 2 * wire.RECEIVE_BYTES
+        received = b""
+        with trio.fail_after(10):
+            while len(received) < len(sent):
+                received += await tls.receive()
+    assert received == sent
+    await trio.aclose_forcefully(client)
+    ours.close()
 
 
 async def test_the_next_request_may_come_early(site: Site) -> None:
