@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from llmux.downstream import fastlane
 from llmux.http import wire
 from llmux.http.tls import MOST_EARLY_BYTES, TlsSocket
+from llmux.server import secure
 from tests.certificates import authority, client_context, write_pair
 from tests.downstream.test_lanes import BODY, HANDSHAKE, SWITCHING, body_of, post, status
 from tests.lanes import OK, Site, read_all, running_lane
@@ -342,6 +343,28 @@ async def test_a_handshake_that_does_not_end_is_cut_and_delays_nobody(
         with trio.fail_after(5):
             for stream in slow:
                 assert await read_all(stream) == b""
+
+
+@pytest.mark.parametrize(
+    ("begun", "reason"),
+    [
+        (b"", "the client took too long"),
+        (b"\x16\x03\x01\x02\0\x01", "the client took too long"),
+        (GET, "the client does not speak TLS"),
+        (b"\x16\x03\x01\0\x05hello", "unexpected message"),
+    ],
+)
+async def test_failed_handshakes_are_logged(
+    each: Site, monkeypatch: pytest.MonkeyPatch, begun: bytes, reason: str
+) -> None:
+    noted: list[tuple[str | None, str]] = []
+    for module in (fastlane, secure):
+        monkeypatch.setattr(module, "HANDSHAKE_S", 0.3)
+        monkeypatch.setattr(module, "note_failed", lambda *what: noted.append(what))
+    async with await plain(each) as stream:
+        await stream.send_all(begun)
+        await read_all(stream)
+    assert noted == [("127.0.0.1", reason)]
 
 
 async def test_a_request_may_come_with_the_end_of_the_handshake(each: Site) -> None:
