@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmux.base.plainfiles import read_regular
+from llmux.http.pem import flaw, labels
 
 Which = Literal["cert", "key"]
 
@@ -124,7 +125,10 @@ def load_pair(cert: Path, key: Path) -> Pair:
     """
     chain, secret = _read(cert, "cert"), _read(key, "key")
     _check_kinds(chain, secret)
-    context = _context(cert, key)
+    try:
+        context = _context(cert, key)
+    except ssl.SSLError as error:
+        raise _worded(error, cert, key, chain, secret) from None
     leaf = _der_of_first(chain)
     facts, trouble = _facts(context, leaf)
     return Pair(
@@ -167,19 +171,9 @@ CERTIFICATES = ("CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE")
 KEYS = ("PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY")
 
 
-def _labels(text: str) -> list[str]:
-    """Return the kinds of the blocks of a PEM file."""
-    begins = (line.strip() for line in text.splitlines())
-    return [
-        line.removeprefix("-----BEGIN ").removesuffix("-----")
-        for line in begins
-        if line.startswith("-----BEGIN ") and line.endswith("-----")
-    ]
-
-
 def _check_kinds(chain: str, secret: str) -> None:
     """Check what the two files hold; raises BadPair."""
-    of_cert, of_key = _labels(chain), _labels(secret)
+    of_cert, of_key = labels(chain), labels(secret)
     has_cert = any(label in CERTIFICATES for label in of_cert)
     has_key = any(label in KEYS for label in of_key)
     if has_cert and has_key:
@@ -187,12 +181,12 @@ def _check_kinds(chain: str, secret: str) -> None:
     if any(label in KEYS for label in of_cert) and any(label in CERTIFICATES for label in of_key):
         raise BadPair("cert", "this is the private key, and 'key' the certificate: swap them")
     if not has_cert:
-        raise BadPair("cert", f"holds no certificate, but {_listed(of_cert)}")
-    raise BadPair("key", f"holds no private key, but {_listed(of_key)}")
+        raise BadPair("cert", flaw(chain) or f"holds no certificate, but {_listed(of_cert)}")
+    raise BadPair("key", flaw(secret) or f"holds no private key, but {_listed(of_key)}")
 
 
-def _listed(labels: list[str]) -> str:
-    return ", ".join(f"a {label}" for label in dict.fromkeys(labels)) or "broken PEM"
+def _listed(found: list[str]) -> str:
+    return ", ".join(f"a {label}" for label in dict.fromkeys(found)) or "broken PEM"
 
 
 def read_leaf(cert: Path) -> bytes:
@@ -234,9 +228,9 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
         advice = f"openssl pkey -in {key} -out plain.pem"
         message = f"is protected by a password, which llmux cannot ask for: {advice}"
         raise BadPair("key", message) from None
-    except ssl.SSLError as error:
-        raise _worded(error, cert) from None
     except OSError as error:
+        if isinstance(error, ssl.SSLError):
+            raise
         raise BadPair("key", f"cannot be read: {error.strerror}") from None
     return context
 
@@ -248,16 +242,19 @@ OF_CERTIFICATE = ("CA_MD", "EE_KEY", "CA_KEY")
 """Beginnings of OpenSSL's names for certificates that are too weak."""
 
 
-def _worded(error: ssl.SSLError, cert: Path) -> BadPair:
-    reason = error.reason or str(error)
+def _worded(error: ssl.SSLError, cert: Path, key: Path, chain: str, secret: str) -> BadPair:
+    reason = error.reason or ""
     if reason in OF_ANOTHER_KEY:
-        which = "is not the key of the certificate"
-        hint = "whose file begins with the server's own, its issuer's behind it"
-        return BadPair("key", f"{which} in {str(cert)!r}, {hint}")
+        what = f"is not the key of the certificate in {str(cert)!r}"
+        hint = "whose file begins with the server's own certificate, followed by its issuer's"
+        return BadPair("key", f"{what}, {hint}")
     text = reason.lower().replace("_", " ")
     if reason.startswith(OF_CERTIFICATE):
         return BadPair("cert", f"is too weak for OpenSSL: {text}")
-    return BadPair("cert", f"OpenSSL cannot use it and its key: {text}")
+    if found := flaw(chain):
+        return BadPair("cert", found)
+    advice = f"`openssl pkey -in {key} -noout` says more"
+    return BadPair("key", flaw(secret) or f"OpenSSL cannot use it ({text or 'damaged'}): {advice}")
 
 
 def _facts(context: ssl.SSLContext, leaf: bytes) -> tuple[dict[str, Any], str]:
