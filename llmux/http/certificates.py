@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmux.base.plainfiles import read_regular
+from llmux.http.certificate_facts import facts_of
 from llmux.http.pem import flaw, labels
 
 Which = Literal["cert", "key"]
@@ -24,9 +25,6 @@ DAY_S = 24 * 3600.0
 SOON_S, SOON_SHARE = 14 * DAY_S, 0.2
 """A certificate ends soon with less than either left: certificates of 90 days are usually renewed
 30 days before their end, those of 6 days after half their time."""
-
-NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the ssl module has no name for."""
 
 
 class BadPair(Exception):
@@ -130,7 +128,7 @@ def load_pair(cert: Path, key: Path) -> Pair:
     except ssl.SSLError as error:
         raise _worded(error, cert, key, chain, secret) from None
     leaf = _der_of_first(chain)
-    facts, trouble = _facts(context, leaf)
+    facts, trouble = facts_of(context, leaf, cert, key)
     return Pair(
         cert=cert,
         key=key,
@@ -255,32 +253,6 @@ def _worded(error: ssl.SSLError, cert: Path, key: Path, chain: str, secret: str)
         return BadPair("cert", found)
     advice = f"`openssl pkey -in {key} -noout` says more"
     return BadPair("key", flaw(secret) or f"OpenSSL cannot use it ({text or 'damaged'}): {advice}")
-
-
-def _facts(context: ssl.SSLContext, leaf: bytes) -> tuple[dict[str, Any], str]:
-    """Return what a client reads in the certificate, and why it refuses it, if it does.
-
-    The ssl module only decodes a certificate that was verified in a handshake, so this makes one
-    in memory, with the certificate itself as the only trusted one.
-    """
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_flags = ssl.VerifyFlags(NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cadata=leaf)
-    there, here = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(here, there)
-    serving = context.wrap_bio(there, here, server_side=True)
-    try:
-        for side in (asking, serving, asking, serving):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-        return dict(asking.getpeercert() or {}), ""
-    except ssl.SSLCertVerificationError as error:
-        return {}, error.verify_message
-    except ssl.SSLError as error:
-        return {}, (error.reason or str(error)).lower().replace("_", " ")
 
 
 def _time(text: Any, otherwise: float) -> float:

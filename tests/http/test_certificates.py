@@ -200,13 +200,25 @@ def test_a_certificate_that_openssl_makes(tmp_path: Path, kind: str) -> None:
     assert (loaded.names, loaded.trouble, loaded.has_end) == (("llm.example.org",), "", True)
 
 
-def test_a_certificate_for_clients_only_is_doubtful(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("usage", "names"), [("clientAuth", ("llm.example.org",)), ("emailProtection", ())]
+)
+def test_a_certificate_that_is_not_for_servers_is_doubtful(
+    tmp_path: Path, usage: str, names: tuple[str, ...]
+) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-days", "30", "-subj", "/CN=llm", "-addext", "extendedKeyUsage=clientAuth",
+         "-days", "30", "-subj", "/CN=llm", "-addext", f"extendedKeyUsage={usage}",
+         "-addext", "subjectAltName=DNS:llm.example.org",
          "-keyout", key, "-out", cert],
         check=True, capture_output=True,
     )  # fmt: skip
-    ((which, text),) = load_pair(cert, key).remarks()
-    assert (which, text.partition(":")[0]) == ("cert", "clients may refuse it")
+    loaded = load_pair(cert, key)
+    assert (loaded.names, loaded.has_end) == (names, bool(names))
+    assert loaded.remarks() == [
+        (
+            "cert",
+            "clients may refuse it: it is not for servers: its extendedKeyUsage lacks serverAuth",
+        )
+    ]
