@@ -37,7 +37,7 @@ REFUSAL_S = 2.0
 """Time for a client without TLS to read why it is refused."""
 
 _NOT_TLS = (
-    b"llmux serves HTTPS on this port, and has received something else than TLS: "
+    b"llmux serves HTTPS on this port, and has received something other than TLS: "
     b"use https:// in the URL, not http://.\n"
 )
 
