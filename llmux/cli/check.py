@@ -95,7 +95,7 @@ def _certificate_of(config: Config) -> str:
     if config.tls is None:
         return ""
     pair = config.tls.pair
-    names = ", ".join(pair.names) or "no name"
+    names = ", ".join(pair.names) or ("no name" if pair.has_end else "names unknown")
     ends = f", until {day(pair.ends_at)}" if pair.has_end else ""
     return f" (TLS: {names}{ends})"
 

@@ -3,7 +3,7 @@
 from llmux.config.control import ControlConfig
 from llmux.config.hookfiles import hook_remarks, program_remarks, script_remarks
 from llmux.config.limits import Limits
-from llmux.config.load import load_config, parse_config
+from llmux.config.load import default_state_dir, load_config, parse_config
 from llmux.config.lookup import default_config_path
 from llmux.config.models import GroupConfig, HookName, HookTimeouts, ModelConfig, OnSwitch
 from llmux.config.own_address import loop_mistakes
@@ -29,6 +29,7 @@ __all__ = [
     "command_remarks",
     "config_schema",
     "default_config_path",
+    "default_state_dir",
     "editor_schema",
     "hook_remarks",
     "load_config",

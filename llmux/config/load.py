@@ -88,7 +88,7 @@ def parse_config(
         (),
         path=path and path.absolute(),
         directory=directory,
-        state_dir=_default_state_dir(path or directory),
+        state_dir=default_state_dir(path or directory),
         source=source,
         hidden=reader.environment.secrets,
     )
@@ -99,7 +99,7 @@ def parse_config(
     return config
 
 
-def _default_state_dir(path: Path) -> Path:
+def default_state_dir(path: Path) -> Path:
     """Return a folder of the config's own, below the platform's place for state.
 
     A service of systemd with `StateDirectory=` has it below that folder (systemd.exec(5)), since

@@ -150,7 +150,8 @@ class ClientConnection:
 
     def note_left(self) -> None:
         """Give up all work for the client, since it has left."""
-        self.scope.deadline = trio.current_time() + self.outlasts_s
+        deadline = trio.current_time() + self.outlasts_s
+        self.scope.deadline = min(self.scope.deadline, deadline)  # it may be noted again and again
 
     async def next_head(self) -> bytes | None:
         """Return the next request's head; None if the client sends no more.

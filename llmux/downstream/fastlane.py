@@ -36,6 +36,7 @@ from llmux.http.paths import own_path
 from llmux.http.strict import PREFACE_LINE
 from llmux.http.targets import origin_form
 from llmux.http.tls import HANDSHAKE_S, NotTls, TlsStream, refuse_plain
+from llmux.observe.handshakes import TOO_SLOW, note_failed
 from llmux.observe.logs import get_logger
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.lane import ClientLeft
@@ -116,14 +117,17 @@ class FastLane:
         """Return whether the client speaks TLS from now on."""
         self.note_idle(connection)  # it may be closed like an idle one
         try:
-            with connection.scope, trio.move_on_after(HANDSHAKE_S):
+            with connection.scope, trio.move_on_after(HANDSHAKE_S) as patience:
                 await connection.tls.handshake()
                 return True
-        except NotTls:
+            if patience.cancelled_caught:
+                note_failed(connection.peer, TOO_SLOW)
+        except NotTls as error:
+            note_failed(connection.peer, str(error))
             with suppress(*wire.BREAKS, trio.TooSlowError):
                 await refuse_plain(connection.stream)
         except (*wire.BREAKS, trio.TooSlowError) as error:
-            log.debug("handshake_failed", peer=connection.peer, reason=str(error))
+            note_failed(connection.peer, str(error) or TOO_SLOW)
         finally:
             self.note_busy(connection)
         return False

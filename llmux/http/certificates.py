@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmux.base.plainfiles import read_regular
+from llmux.http.certificate_facts import facts_of
+from llmux.http.pem import flaw, labels
 
 Which = Literal["cert", "key"]
 
@@ -23,9 +25,6 @@ DAY_S = 24 * 3600.0
 SOON_S, SOON_SHARE = 14 * DAY_S, 0.2
 """A certificate ends soon with less than either left: certificates of 90 days are usually renewed
 30 days before their end, those of 6 days after half their time."""
-
-NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the ssl module has no name for."""
 
 
 class BadPair(Exception):
@@ -124,9 +123,12 @@ def load_pair(cert: Path, key: Path) -> Pair:
     """
     chain, secret = _read(cert, "cert"), _read(key, "key")
     _check_kinds(chain, secret)
-    context = _context(cert, key)
-    leaf = ssl.PEM_cert_to_DER_cert(_first(chain))
-    facts, trouble = _facts(context, leaf)
+    try:
+        context = _context(cert, key)
+    except ssl.SSLError as error:
+        raise _worded(error, cert, key, chain, secret) from None
+    leaf = _der_of_first(chain)
+    facts, trouble = facts_of(context, leaf, cert, key)
     return Pair(
         cert=cert,
         key=key,
@@ -167,19 +169,9 @@ CERTIFICATES = ("CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE")
 KEYS = ("PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY")
 
 
-def _labels(text: str) -> list[str]:
-    """Return the kinds of the blocks of a PEM file."""
-    begins = (line.strip() for line in text.splitlines())
-    return [
-        line.removeprefix("-----BEGIN ").removesuffix("-----")
-        for line in begins
-        if line.startswith("-----BEGIN ") and line.endswith("-----")
-    ]
-
-
 def _check_kinds(chain: str, secret: str) -> None:
     """Check what the two files hold; raises BadPair."""
-    of_cert, of_key = _labels(chain), _labels(secret)
+    of_cert, of_key = labels(chain), labels(secret)
     has_cert = any(label in CERTIFICATES for label in of_cert)
     has_key = any(label in KEYS for label in of_key)
     if has_cert and has_key:
@@ -187,21 +179,29 @@ def _check_kinds(chain: str, secret: str) -> None:
     if any(label in KEYS for label in of_cert) and any(label in CERTIFICATES for label in of_key):
         raise BadPair("cert", "this is the private key, and 'key' the certificate: swap them")
     if not has_cert:
-        raise BadPair("cert", f"holds no certificate, but {_listed(of_cert)}")
-    raise BadPair("key", f"holds no private key, but {_listed(of_key)}")
+        raise BadPair("cert", flaw(chain) or f"holds no certificate, but {_listed(of_cert)}")
+    raise BadPair("key", flaw(secret) or f"holds no private key, but {_listed(of_key)}")
 
 
-def _listed(labels: list[str]) -> str:
-    return ", ".join(f"a {label}" for label in dict.fromkeys(labels)) or "broken PEM"
+def _listed(found: list[str]) -> str:
+    return ", ".join(f"a {label}" for label in dict.fromkeys(found)) or "broken PEM"
 
 
-def _first(chain: str) -> str:
-    """Return the first certificate of a PEM file: the others are its issuers'."""
+def read_leaf(cert: Path) -> bytes:
+    """Return the first certificate of a PEM file, in DER; raises BadPair."""
+    return _der_of_first(_read(cert, "cert"))
+
+
+def _der_of_first(chain: str) -> bytes:
+    """Return the first certificate of a PEM file: the others are its issuers'. Raises BadPair."""
     start = chain.find("-----BEGIN CERTIFICATE-----")
     end = "-----END CERTIFICATE-----"
     if start < 0 or chain.find(end, start) < 0:
         raise BadPair("cert", "its first block is no complete CERTIFICATE")
-    return chain[start : chain.find(end, start) + len(end)]
+    try:
+        return ssl.PEM_cert_to_DER_cert(chain[start : chain.find(end, start) + len(end)])
+    except ValueError:
+        raise BadPair("cert", "its first CERTIFICATE is not valid base64") from None
 
 
 # ---- OpenSSL ----
@@ -226,9 +226,9 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
         advice = f"openssl pkey -in {key} -out plain.pem"
         message = f"is protected by a password, which llmux cannot ask for: {advice}"
         raise BadPair("key", message) from None
-    except ssl.SSLError as error:
-        raise _worded(error, cert) from None
     except OSError as error:
+        if isinstance(error, ssl.SSLError):
+            raise
         raise BadPair("key", f"cannot be read: {error.strerror}") from None
     return context
 
@@ -240,42 +240,19 @@ OF_CERTIFICATE = ("CA_MD", "EE_KEY", "CA_KEY")
 """Beginnings of OpenSSL's names for certificates that are too weak."""
 
 
-def _worded(error: ssl.SSLError, cert: Path) -> BadPair:
-    reason = error.reason or str(error)
+def _worded(error: ssl.SSLError, cert: Path, key: Path, chain: str, secret: str) -> BadPair:
+    reason = error.reason or ""
     if reason in OF_ANOTHER_KEY:
-        which = "is not the key of the certificate"
-        hint = "whose file begins with the server's own, its issuer's behind it"
-        return BadPair("key", f"{which} in {str(cert)!r}, {hint}")
+        what = f"is not the key of the certificate in {str(cert)!r}"
+        hint = "whose file begins with the server's own certificate, followed by its issuer's"
+        return BadPair("key", f"{what}, {hint}")
     text = reason.lower().replace("_", " ")
     if reason.startswith(OF_CERTIFICATE):
         return BadPair("cert", f"is too weak for OpenSSL: {text}")
-    return BadPair("cert", f"OpenSSL cannot use it and its key: {text}")
-
-
-def _facts(context: ssl.SSLContext, leaf: bytes) -> tuple[dict[str, Any], str]:
-    """Return what a client reads in the certificate, and why it refuses it, if it does.
-
-    The ssl module only decodes a certificate that was verified in a handshake, so this makes one
-    in memory, with the certificate itself as the only trusted one.
-    """
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_flags = ssl.VerifyFlags(NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cadata=leaf)
-    there, here = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(here, there)
-    serving = context.wrap_bio(there, here, server_side=True)
-    try:
-        for side in (asking, serving, asking, serving):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-        return dict(asking.getpeercert() or {}), ""
-    except ssl.SSLCertVerificationError as error:
-        return {}, error.verify_message
-    except ssl.SSLError as error:
-        return {}, (error.reason or str(error)).lower().replace("_", " ")
+    if found := flaw(chain):
+        return BadPair("cert", found)
+    advice = f"`openssl pkey -in {key} -noout` says more"
+    return BadPair("key", flaw(secret) or f"OpenSSL cannot use it ({text or 'damaged'}): {advice}")
 
 
 def _time(text: Any, otherwise: float) -> float:

@@ -27,6 +27,9 @@ RECORD = 0x16
 SLICE_BYTES = 65536
 """Plaintext that is encrypted at a time."""
 
+MOST_EARLY_BYTES = SLICE_BYTES
+"""Data kept of a client that sends while nobody receives; a goodbye behind more is found later."""
+
 MOST_UNSENT_BYTES = 4 * SLICE_BYTES
 """A peer that has TLS answer more than this (KeyUpdate) and reads nothing is cut."""
 
@@ -34,7 +37,7 @@ REFUSAL_S = 2.0
 """Time for a client without TLS to read why it is refused."""
 
 _NOT_TLS = (
-    b"llmux serves HTTPS on this port, and has received something else than TLS: "
+    b"llmux serves HTTPS on this port, and has received something other than TLS: "
     b"use https:// in the URL, not http://.\n"
 )
 
@@ -185,12 +188,14 @@ class TlsSocket:
         """Read what has arrived while nobody receives, to notice a client that says goodbye.
 
         TLS has its own end of data (close_notify), after which many clients (asyncio) keep the
-        connection open until they get the same. At most one read is kept for `receive`.
+        connection open until they get the same. It may follow data, which is kept for `receive`,
+        up to `MOST_EARLY_BYTES` and what one more read holds.
         """
-        if self.is_reading or self.has_ended or self._early:
+        if self.is_reading:
             return
         try:
-            self._early = self._decrypt(os.read(self._socket.fileno(), wire.RECEIVE_BYTES))
+            while not self.has_ended and len(self._early) < MOST_EARLY_BYTES:
+                self._early += self._decrypt(os.read(self._socket.fileno(), wire.RECEIVE_BYTES))
         except BlockingIOError:
             pass
         except OSError:

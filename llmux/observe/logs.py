@@ -27,13 +27,17 @@ from llmux.observe.repeats import Repeats  # noqa: E402
 
 LogFormat = Literal["text", "json"]
 
+OWN = "llmux"
+"""Logger above all of llmux's own."""
+
 
 def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     """Send every log line of this process, llmux's and its libraries', to standard error.
 
     Args:
         log_format: `text` (aligned, coloured on a terminal) or `json` (one object per line).
-        verbose: Also log at debug level.
+        verbose: Also log llmux's own events at debug level. Those of libraries stay out: hpack logs
+            the header fields of requests, credentials among them.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -69,7 +73,8 @@ def configure(log_format: LogFormat = "text", *, verbose: bool = False) -> None:
     output.addFilter(_is_no_cancelled_connection)
     root = logging.getLogger()
     root.handlers = [output]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.setLevel(logging.INFO)
+    logging.getLogger(OWN).setLevel(logging.DEBUG if verbose else logging.NOTSET)
 
 
 class Output(logging.StreamHandler[TextIO]):

@@ -7,6 +7,7 @@ import time
 
 from llmux.config import Config, tls_remarks
 from llmux.http.certificates import Pair
+from llmux.http.served_certificate import FILE, write_served
 from llmux.observe.logs import get_logger
 
 HTTP1, HTTP2 = "http/1.1", "h2"
@@ -26,6 +27,7 @@ class Certificates:
 
     def __init__(self, config: Config) -> None:
         self._pair = None if config.tls is None else config.tls.pair
+        self._state_dir = config.state_dir
         self._protocols = [HTTP2, HTTP1] if config.http2 else [HTTP1]
         if self._pair is not None:
             self._take(self._pair)
@@ -69,3 +71,9 @@ class Certificates:
 
     def _take(self, pair: Pair) -> None:
         pair.context.set_alpn_protocols(self._protocols)
+        try:
+            write_served(self._state_dir, pair.fingerprint)
+        except OSError as error:
+            hint = "once the certificate's file is renewed, `llmux reload` does not know this llmux"
+            path = str(self._state_dir / FILE)
+            log.error("certificate_not_written", path=path, error=str(error), hint=hint)

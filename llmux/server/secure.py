@@ -10,10 +10,8 @@ import trio
 
 from llmux.http import wire
 from llmux.http.tls import HANDSHAKE_S, NotTls, TlsSocket, TlsStream, refuse_plain
-from llmux.observe.logs import get_logger
+from llmux.observe.handshakes import TOO_SLOW, note_failed
 from llmux.server.connection_limits import peer_of
-
-log = get_logger(__name__)
 
 Serve = Callable[[TlsStream, bytes], Awaitable[None]]
 
@@ -30,14 +28,20 @@ async def serve_tls(serve: Serve, stream: trio.SocketStream, context: ssl.SSLCon
     try:
         with trio.move_on_after(HANDSHAKE_S) as patience:
             await tls.handshake()
-    except NotTls:
+    except NotTls as error:
+        _note(stream, str(error))
         with suppress(*wire.BREAKS, trio.TooSlowError):
             await refuse_plain(stream)
     except (*wire.BREAKS, trio.TooSlowError) as error:
-        with suppress(OSError):
-            log.debug("handshake_failed", peer=peer_of(stream.socket), reason=str(error))
+        _note(stream, str(error) or TOO_SLOW)
     else:
         if not patience.cancelled_caught:
             await serve(TlsStream(tls, stream), b"")
             return
+        _note(stream, TOO_SLOW)
     await trio.aclose_forcefully(stream)
+
+
+def _note(stream: trio.SocketStream, reason: str) -> None:
+    with suppress(OSError):  # it has been reset
+        note_failed(peer_of(stream.socket), reason)

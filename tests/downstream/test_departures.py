@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+from trio.testing import MockClock
 
 from llmux.downstream.fast_connection import ClientConnection
 from llmux.downstream.fast_departures import Departures
@@ -21,3 +22,15 @@ async def test_a_connection_that_comes_after_the_end_is_served_unwatched() -> No
         connection = ClientConnection(Lane(Pump()), trio.SocketStream(server))
         with departures.watching(connection):
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_departure_that_is_noted_again_does_not_win_time(autojump_clock: MockClock) -> None:
+    client, server = trio.socket.socketpair()
+    with client, server:
+        connection = ClientConnection(Lane(Pump()), trio.SocketStream(server))
+        connection.outlasts_s = 2.0
+        with trio.fail_after(2.5), connection.scope:
+            while True:
+                connection.note_left()
+                await trio.sleep(1)
+    assert connection.scope.cancelled_caught

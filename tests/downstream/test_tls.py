@@ -17,7 +17,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from llmux.downstream import fastlane
-from tests.certificates import client_context, write_pair
+from llmux.http import wire
+from llmux.http.tls import MOST_EARLY_BYTES, TlsSocket
+from llmux.server import secure
+from tests.certificates import authority, client_context, write_pair
 from tests.downstream.test_lanes import BODY, HANDSHAKE, SWITCHING, body_of, post, status
 from tests.lanes import OK, Site, read_all, running_lane
 
@@ -229,6 +232,52 @@ async def test_a_client_that_leaves_in_a_stream_is_noticed(site: Site, how: str)
     await trio.aclose_forcefully(stream)
 
 
+@pytest.mark.parametrize("early", [b"\r\n", GET, post(BODY), b"x" * 40_000])
+async def test_a_goodbye_behind_early_data_is_noticed(site: Site, early: bytes) -> None:
+    site.backend.play = silent
+    stream = cast("Any", await site.connect())
+    await stream.send_all(post(close=False))
+    await until(stream, b"data: 1\n\n\r\n")
+    await stream.send_all(early)
+    await trio.sleep(1.2)  # a look
+    assert site.in_flight == 1
+    with trio.fail_after(5):
+        tcp, _ = await stream.unwrap()
+        await site.until_idle()
+        while site.backend.open:
+            await trio.sleep(0.01)
+    await trio.aclose_forcefully(tcp)
+
+
+async def test_early_data_is_kept_in_order_and_within_a_bound() -> None:
+    """What does not fit stays in the kernel, where it holds the client back."""
+    ours, theirs = (trio.socket.from_stdlib_socket(one) for one in socket.socketpair())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert("localhost").configure_cert(context)
+    tls = TlsSocket(ours, context)
+    client = trio.SSLStream(
+        trio.SocketStream(theirs), client_context(), server_hostname="localhost"
+    )
+    sent = b"".join(b"%06d\n" % number for number in range(40_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        await tls.handshake()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, sent)
+        for _ in range(20):
+            await wait_all_tasks_blocked(0.005)
+            tls.look()
+        kept = len(tls._early)
+        assert MOST_EARLY_BYTES <= kept < MOST_EARLY_BYTES + 2 * wire.RECEIVE_BYTES
+        received = b""
+        with trio.fail_after(10):
+            while len(received) < len(sent):
+                received += await tls.receive()
+    assert received == sent
+    await trio.aclose_forcefully(client)
+    ours.close()
+
+
 async def test_the_next_request_may_come_early(site: Site) -> None:
     """What came of it while the first was served was looked at for a goodbye, and is kept."""
     gate = trio.Event()
@@ -294,6 +343,28 @@ async def test_a_handshake_that_does_not_end_is_cut_and_delays_nobody(
         with trio.fail_after(5):
             for stream in slow:
                 assert await read_all(stream) == b""
+
+
+@pytest.mark.parametrize(
+    ("begun", "reason"),
+    [
+        (b"", "the client took too long"),
+        (b"\x16\x03\x01\x02\0\x01", "the client took too long"),
+        (GET, "the client does not speak TLS"),
+        (b"\x16\x03\x01\0\x05hello", "unexpected message"),
+    ],
+)
+async def test_failed_handshakes_are_logged(
+    each: Site, monkeypatch: pytest.MonkeyPatch, begun: bytes, reason: str
+) -> None:
+    noted: list[tuple[str | None, str]] = []
+    for module in (fastlane, secure):
+        monkeypatch.setattr(module, "HANDSHAKE_S", 0.3)
+        monkeypatch.setattr(module, "note_failed", lambda *what: noted.append(what))
+    async with await plain(each) as stream:
+        await stream.send_all(begun)
+        await read_all(stream)
+    assert noted == [("127.0.0.1", reason)]
 
 
 async def test_a_request_may_come_with_the_end_of_the_handshake(each: Site) -> None:

@@ -80,6 +80,14 @@ def issuer_first(cert: Path, _key: Path) -> None:
     cert.write_bytes(authority().cert_pem.bytes() + cert.read_bytes())
 
 
+def indent(file: Path) -> None:
+    """As it is pasted into YAML."""
+    file.write_bytes(b"".join(b"  " + line for line in file.read_bytes().splitlines(True)))
+
+
+DAMAGED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
 def cut_off(cert: Path, _key: Path) -> None:
     cert.write_bytes(cert.read_bytes()[:200])
 
@@ -100,7 +108,17 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
     "issuer first": (issuer_first, "key", "whose file begins with the server's own"),
     "DER": (in_binary, "cert", "openssl x509 -inform DER -in "),
     "DER key": (key_in_binary, "key", "openssl pkey -inform DER -in "),
-    "cut off": (cut_off, "cert", ""),
+    "cut off": (cut_off, "cert", "is incomplete: a -----BEGIN ...----- line lacks its -----END"),
+    "key cut off": (lambda cert, key: key.write_bytes(key.read_bytes()[:99]), "key", "is incomplete"),
+    "indented": (lambda cert, key: indent(cert), "cert", "line 1 is indented: in PEM, lines start at the left margin"),
+    "key indented": (lambda cert, key: indent(key), "key", "line 1 is indented"),
+    "on one line": (lambda cert, key: cert.write_bytes(cert.read_bytes().replace(b"\n", b"")), "cert", "line 1 must hold -----BEGIN ...----- and nothing else"),
+    "key on one line": (lambda cert, key: key.write_bytes(key.read_bytes().replace(b"\n", b"")), "key", "line 1 must hold"),
+    "byte order mark": (lambda cert, key: cert.write_bytes(b"\xef\xbb\xbf" + cert.read_bytes()), "cert", "byte order mark"),
+    "no base64": (lambda cert, key: cert.write_bytes(cert.read_bytes().replace(b"\nMII", b"\n!II")), "cert", "the CERTIFICATE on line 1 is not valid base64"),
+    "damaged": (lambda cert, key: cert.write_bytes(cert.read_bytes().replace(b"\nMII", b"\nAII")), "cert", "the CERTIFICATE on line 1 is damaged"),
+    "a damaged chain": (lambda cert, key: cert.write_bytes(cert.read_bytes() + DAMAGED), "cert", "is damaged: copy it again"),
+    "key damaged": (lambda cert, key: key.write_bytes(key.read_bytes().replace(b"\nM", b"\nA")), "key", " -noout` says more"),
 }  # fmt: skip
 
 
@@ -108,11 +126,15 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
 def test_a_pair_that_cannot_be_used(tmp_path: Path, name: str) -> None:
     spoil, which, message = BAD[name]
     pair = write_pair(tmp_path)
+    secret = Path(pair["key"]).read_bytes().splitlines()
     spoil(Path(pair["cert"]), Path(pair["key"]))
     with pytest.raises(BadPair) as caught:
         load_pair(Path(pair["cert"]), Path(pair["key"]))
     assert (caught.value.which, message in caught.value.message) == (which, True), caught.value
     assert "secret" not in caught.value.message
+    assert "_ssl.c" not in caught.value.message
+    lines = [line for line in secret if len(line) > 20 and b"-----" not in line]
+    assert not any(line.decode() in caught.value.message for line in lines)
 
 
 def test_a_key_that_may_not_be_read(tmp_path: Path) -> None:
@@ -178,13 +200,25 @@ def test_a_certificate_that_openssl_makes(tmp_path: Path, kind: str) -> None:
     assert (loaded.names, loaded.trouble, loaded.has_end) == (("llm.example.org",), "", True)
 
 
-def test_a_certificate_for_clients_only_is_doubtful(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("usage", "names"), [("clientAuth", ("llm.example.org",)), ("emailProtection", ())]
+)
+def test_a_certificate_that_is_not_for_servers_is_doubtful(
+    tmp_path: Path, usage: str, names: tuple[str, ...]
+) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-days", "30", "-subj", "/CN=llm", "-addext", "extendedKeyUsage=clientAuth",
+         "-days", "30", "-subj", "/CN=llm", "-addext", f"extendedKeyUsage={usage}",
+         "-addext", "subjectAltName=DNS:llm.example.org",
          "-keyout", key, "-out", cert],
         check=True, capture_output=True,
     )  # fmt: skip
-    ((which, text),) = load_pair(cert, key).remarks()
-    assert (which, text.partition(":")[0]) == ("cert", "clients may refuse it")
+    loaded = load_pair(cert, key)
+    assert (loaded.names, loaded.has_end) == (names, bool(names))
+    assert loaded.remarks() == [
+        (
+            "cert",
+            "clients may refuse it: it is not for servers: its extendedKeyUsage lacks serverAuth",
+        )
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,33 @@ def test_no_address_has_more_than_half_of_all_connections() -> None:
     share_of = shares(100, limits={"connections_per_client": 7}, trusted_proxies=["10.0.0.1"])
     assert share_of("1.2.3.4") == share_of("127.0.0.1") == 7
     assert share_of("10.0.0.1") is None
+
+
+async def test_over_tls_an_alert_says_it() -> None:
+    """`internal_error` of RFC 8446, section 6.2: TLS has no alert for this."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(
+            trio.serve_listeners, at_most(0, serve, lambda _peer: None, is_tls=True), [listener]
+        )
+        port = listener.socket.getsockname()[1]
+        tcp = await trio.open_tcp_stream("127.0.0.1", port)
+        with trio.fail_after(5):
+            answer = await tcp.receive_some()
+        await tcp.aclose()
+        nursery.cancel_scope.cancel()
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    incoming.write(answer)
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert.internal.error"):
+        tls.do_handshake()
 
 
 async def test_connections_are_counted_by_client_and_given_back() -> None:

@@ -17,7 +17,7 @@ PROGRAM = """
 from llmux.observe import logs
 
 logs.configure({log_format!r}, verbose={verbose})
-log = logs.get_logger("x")
+log = logs.get_logger("llmux.x")
 log.debug("quiet")
 log.info("switch_started", **{{"from": None, "to": "a"}})
 
@@ -144,6 +144,27 @@ async def test_every_line_of_a_process_is_json(tmp_path: Path) -> None:
         ("/health", 200),
         ("/v1/chat/completions", 404),
     ]
+
+
+LIBRARIES = """
+import logging, hpack
+from llmux.observe import logs
+
+logs.configure(verbose=True)
+fields = hpack.Encoder().encode([(b"authorization", b"Bearer ck-leak")])
+assert hpack.Decoder().decode(fields)
+logging.getLogger("h2").debug("ck-leak")
+logging.getLogger("hypercorn.error").info("shown")
+"""
+
+
+def test_verbose_does_not_show_what_libraries_know_of_requests() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LIBRARIES], capture_output=True, text=True, check=True
+    )
+    assert "shown" in run.stderr
+    assert "ck-leak" not in run.stderr
+    assert "authorization" not in run.stderr
 
 
 def test_verbose_shows_debug_lines() -> None:

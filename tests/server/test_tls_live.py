@@ -191,11 +191,26 @@ def _noting(
     return run_it
 
 
-async def test_own_commands_say_what_is_wrong(llmux: LlmuxProcess, rack: Rack) -> None:
-    config = str(with_port(rack, llmux))
-    made = trustme.CA().issue_cert("127.0.0.1")  # as after a renewal without a reload
-    (rack.folder / "cert.pem").write_bytes(made.cert_chain_pems[0].bytes())
-    code, said = await run("status", "-c", config)
+async def test_the_reload_command_renews_the_certificate(rack: Rack) -> None:
+    """The file holds the new certificate then, and llmux still serves the old one."""
+    async with running_llmux(secured(rack, state_dir=str(rack.folder / "state"))) as llmux:
+        config = str(with_port(rack, llmux))
+        before = await serial(llmux)
+        write_pair(rack.folder)
+        code, said = await run("reload", "-c", config)
+        assert code == 0, said
+        assert await serial(llmux) != before
+        code, said = await run("status", "-c", config)
+        assert code == 0, said
+
+
+async def test_own_commands_say_what_is_wrong(rack: Rack) -> None:
+    async with running_llmux(secured(rack, state_dir=str(rack.folder / "state"))) as llmux:
+        config = str(with_port(rack, llmux))
+        made = trustme.CA().issue_cert("127.0.0.1")
+        (rack.folder / "cert.pem").write_bytes(made.cert_chain_pems[0].bytes())
+        (rack.folder / "state" / "certificate.json").unlink()
+        code, said = await run("status", "-c", config)
     assert code == 5
     assert "llmux serves another certificate than" in said
     assert "SIGHUP has llmux read it" in said

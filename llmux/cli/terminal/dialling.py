@@ -11,10 +11,13 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from llmux.cli.terminal.failures import NoAnswer
 from llmux.cli.terminal.target import UNIX, Trust
+from llmux.http.certificates import BadPair, read_leaf
+from llmux.http.served_certificate import fingerprint_of, read_served
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -38,6 +41,37 @@ class UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
+class PinnedConnection(HTTPSConnection):
+    """HTTPS to a server that has one of a few certificates.
+
+    The address does not matter, nor does the certificate's time or issuer: the handshake proves
+    that the server holds the certificate's key. Nothing is sent before the certificate is known.
+
+    Args:
+        host: Host to connect to.
+        port: Its port.
+        pins: Fingerprints of the certificates; see `fingerprint_of`.
+        timeout: Limit for each step, in seconds.
+    """
+
+    def __init__(
+        self, host: str, port: int | None = None, *, pins: frozenset[str], timeout: float
+    ) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # `connect` verifies it
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._pins = pins
+
+    def connect(self) -> None:
+        """See `HTTPConnection`; raises SSLCertVerificationError, too."""
+        super().connect()
+        certificate = self.sock.getpeercert(binary_form=True)
+        if certificate is None or fingerprint_of(certificate) not in self._pins:
+            self.close()
+            raise ssl.SSLCertVerificationError(1, "its certificate is not llmux's")
+
+
 def dial(url: str, timeout_s: float, trust: Trust | None = None) -> tuple[HTTPConnection, str]:
     """Return a connection that is still to be opened, and the URL that paths are put behind.
 
@@ -57,7 +91,7 @@ def dial(url: str, timeout_s: float, trust: Trust | None = None) -> tuple[HTTPCo
     is_tls, host = parts.scheme == "https", parts.hostname or ""
     kind: Callable[..., HTTPConnection] = HTTPConnection
     if is_tls:
-        kind = partial(HTTPSConnection, context=None if trust is None else _context(trust))
+        kind = _https(trust)
     proxy = _proxy_for(parts)
     if proxy is None or proxy.hostname is None:
         return kind(host, parts.port, timeout=timeout_s), ""
@@ -68,19 +102,46 @@ def dial(url: str, timeout_s: float, trust: Trust | None = None) -> tuple[HTTPCo
     return connection, f"http://{parts.netloc}"
 
 
-def _context(trust: Trust) -> ssl.SSLContext:
+def _https(trust: Trust | None) -> Callable[..., HTTPSConnection]:
+    """Return what makes connections to a server that is to be trusted; raises NoAnswer."""
+    if trust is None:
+        return HTTPSConnection
+    if trust.is_own:
+        return partial(PinnedConnection, pins=_pins(trust))
+    return partial(HTTPSConnection, context=_context(trust.file))
+
+
+def _pins(trust: Trust) -> frozenset[str]:
+    """Return the certificates that llmux may have: that of its config, and the one it serves now.
+
+    The issuers in the file do not count: they have signed the certificates of other servers.
+
+    Raises:
+        NoAnswer: There are none.
+    """
+    served = None if trust.state_dir is None else read_served(trust.state_dir)
+    pins = {served} if served else set()
+    try:
+        if trust.trouble:
+            raise NoAnswer(trust.trouble)
+        pins.add(fingerprint_of(read_leaf(trust.file)))
+    except BadPair as error:
+        if not pins:
+            raise NoAnswer(f"{trust.file}, the certificate to trust: {error.message}") from None
+    except NoAnswer:
+        if not pins:
+            raise
+    return frozenset(pins)
+
+
+def _context(file: Path) -> ssl.SSLContext:
     """Return a context that believes these certificates; raises NoAnswer."""
     try:
-        if trust.is_own:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.load_verify_locations(trust.file)
-        else:
-            context = ssl.create_default_context(cafile=os.fspath(trust.file))
+        context = ssl.create_default_context(cafile=os.fspath(file))
     except ssl.SSLError:
-        raise NoAnswer(f"{trust.file} holds no certificates in PEM to trust") from None
+        raise NoAnswer(f"{file} holds no certificates in PEM to trust") from None
     except OSError as error:
-        raise NoAnswer(f"{trust.file} cannot be read: {error.strerror}") from None
+        raise NoAnswer(f"{file} cannot be read: {error.strerror}") from None
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be a CA's
     return context
 

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import click
 
 from llmux.cli.options import with_options_before
-from llmux.config import default_config_path
-from llmux.config.environment import decode_plainly
+from llmux.config import default_config_path, default_state_dir
+from llmux.config.environment import Environment, decode_plainly
+from llmux.config.files import decode
 from llmux.errors import ConfigError
 from llmux.http.clients import is_loopback
 
@@ -33,12 +34,17 @@ class Trust:
 
     Attributes:
         file: PEM file with certificates.
-        is_own: True if it is the certificate of llmux's own config, which is trusted by itself,
-            whatever the address: that may be 127.0.0.1. False if it may have signed others.
+        is_own: True if it is the certificate of llmux's own config: only the first one in the file
+            is trusted, whatever the address: that may be 127.0.0.1. False if it may have signed
+            others.
+        state_dir: Where the running llmux tells which certificate it serves; None if unknown.
+        trouble: Why the config does not tell the file; empty if it does.
     """
 
     file: Path
     is_own: bool = False
+    state_dir: Path | None = None
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,32 @@ def find_trust(
         return Trust(Path(named))
     try:
         path = config or default_config_path(environ)
-        if not is_loopback(urlsplit(url).hostname) and url != _url_by_config(path):
+        host = urlsplit(url).hostname
+        if not (host == "localhost" or is_loopback(host) or url == _url_by_config(path)):
             return None
-        cert = _mapping(_mapping(decode_plainly(path)).get("tls")).get("cert")
-        if not isinstance(cert, str):
-            return None
-        return Trust(path.absolute().parent / Path(cert).expanduser(), is_own=True)
+        return _own_trust(path)
     except (ConfigError, click.UsageError, RuntimeError):  # it is being edited; no such ~user
         return None
+
+
+def _own_trust(path: Path) -> Trust | None:
+    """Return the trust in the certificate that a config names; None if it names none."""
+    environment = Environment(os.environ)
+    data = _mapping(environment.replaced(decode(path)))
+    cert, state_dir = _mapping(data.get("tls")).get("cert"), data.get("state_dir")
+    if not isinstance(cert, str):
+        return None
+    trouble = next((said for keys, said in environment.mistakes if keys == ("tls", "cert")), "")
+    folder = path.absolute().parent
+    is_given = isinstance(state_dir, str) and not getattr(state_dir, "is_missing", False)
+    return Trust(
+        folder / Path(cert).expanduser(),
+        is_own=True,
+        state_dir=folder / Path(str(state_dir)).expanduser()
+        if is_given
+        else default_state_dir(path),
+        trouble=trouble and f"{path}: tls.cert: {trouble}",
+    )
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:
