@@ -1,7 +1,7 @@
 """The config: its sections, loading and checking a file, keys and other secrets."""
 
 from llmux.config.control import ControlConfig
-from llmux.config.hookfiles import hook_remarks, program_remarks, script_remarks
+from llmux.config.hookfiles import file_remarks, hook_remarks, program_remarks, script_remarks
 from llmux.config.limits import Limits
 from llmux.config.load import load_config, parse_config
 from llmux.config.lookup import default_config_path
@@ -30,6 +30,7 @@ __all__ = [
     "config_schema",
     "default_config_path",
     "editor_schema",
+    "file_remarks",
     "hook_remarks",
     "load_config",
     "loop_mistakes",
