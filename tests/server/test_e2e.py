@@ -230,7 +230,7 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "hook_failed"
         assert answer.json()["error"]["message"] == (
-            "Hook failed for b: wake hook exited with 7 (its log: logs/b.log in state_dir)"
+            "Hook failed for b: wake hook exited with 7 (its log: llmux logs b)"
         )
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await metric(client, 'llmux_hook_failures_total{hook="wake",model="b"}') == 1
@@ -256,7 +256,7 @@ async def test_a_model_that_keeps_failing(rack: Rack, form: str) -> None:
             error = told(answer.json())
             assert error["message"] == (
                 "Model b has failed to wake the last time: Hook failed for b: wake hook exited "
-                "with 7 (its log: logs/b.log in state_dir)"
+                "with 7 (its log: llmux logs b)"
             )
         assert (await client.post(CHAT, json=chat("b"))).json()["error"]["code"] == "model_failing"
         assert (await client.get("/health")).json() == {"status": "ok", "failing_models": 1}
