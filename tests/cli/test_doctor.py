@@ -913,6 +913,24 @@ def of(report: dict[str, Any], *severities: str) -> Iterable[str]:
     return [each["what"] for each in report["findings"] if each["severity"] in severities]
 
 
+async def test_commands_name_the_address_of_a_llmux_that_listens_elsewhere(rack: Rack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    config = rack.write_config(port=free)
+    env = {key: text for key, text in os.environ.items() if not key.startswith("LLMUX_")}
+    async with running_llmux(config, "llmux", "-p", "0") as llmux:
+        code, _, said = await run_llmux("status", "-c", str(config), env=env)
+        assert code == 5
+        assert "cannot reach llmux at http://127.0.0.1:" in said
+        assert f"the llmux that serves {config} listens elsewhere: --url {llmux.url}" in said
+        code, _, said = await run_llmux("status", "--url", f"http://127.0.0.1:{free}", env=env)
+        assert code == 5
+        assert "elsewhere" not in said
+    code, _, said = await run_llmux("status", "-c", str(config), env=env)
+    assert code == 5
+    assert "elsewhere" not in said
+
+
 async def test_a_running_llmux(rack: Rack, tmp_path: Path) -> None:
     config = rack.write_config(models={"b": {"wake": "echo no memory; exit 1"}})
     async with running_llmux(config) as llmux, llmux.client() as client:
