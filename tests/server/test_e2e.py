@@ -680,6 +680,20 @@ async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack, form: str) 
     assert (rack.folder / "asleep").read_text() == "asleep\n"  # once, also if it fails
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
+async def test_the_end_tells_of_models_that_stay_awake(
+    rack: Rack, on_shutdown: str, form: str
+) -> None:
+    config = rack.write_config(on_shutdown=on_shutdown)
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        assert await llmux.terminate() == 0
+        told = [line for line in llmux.lines if "models_left" in line]
+    assert len(told) == (on_shutdown == "leave")
+    assert all("['a']" in line and "keep running" in line for line in told)
+
+
 @pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
 async def test_a_hook_is_ended_with_the_grace(rack: Rack, on_shutdown: str, form: str) -> None:
