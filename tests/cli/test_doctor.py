@@ -866,6 +866,21 @@ def test_lines_for_people() -> None:
     assert drawn[-1] == "ok       80 GiB of disk free; GPU 0"
 
 
+def test_a_remedy_of_several_findings_is_printed_once() -> None:
+    found = [
+        Finding("problem", "config", "x.yaml:1:1: port", do="llmux check x.yaml"),
+        Finding("problem", "config", "x.yaml:2:1: host", do="llmux check x.yaml"),
+        Finding("warning", "model", "it fails", do="llmux logs a"),
+    ]
+    assert list(lines(found, 60)) == [
+        "problem  config: x.yaml:1:1: port",
+        "problem  config: x.yaml:2:1: host",
+        "         -> llmux check x.yaml",
+        "warning  model: it fails",
+        "         -> llmux logs a",
+    ]
+
+
 def test_the_end_of_a_hooks_output_is_kept() -> None:
     output = "".join(f"line {number}\n" for number in range(200))
     why = f"Hook failed for a: wake hook exited with 7: {output}out of memory\n"

@@ -82,15 +82,16 @@ def lines(findings: Iterable[Finding], width: int) -> Iterator[str]:
         findings: In order.
         width: Of a line, in characters; commands are not broken.
     """
-    fine = []
-    for each in findings:
+    fine, listed = [], list(findings)
+    following = [*(each.do for each in listed[1:]), ""]
+    for each, next_do in zip(listed, following, strict=False):
         if each.severity == "ok":
             fine.append(each.what)
             continue
         yield from _wrapped(f"{each.severity:<8} {_plain(each.about)}: {_plain(each.what)}", width)
         if each.why:
             yield from _wrapped(INDENT + _cut(_lines_apart(each.why)), width)
-        if each.do:
+        if each.do and each.do != next_do:  # once, below all that it is for
             yield f"{INDENT}-> {_plain(each.do)}"
     if fine:
         yield from _wrapped(f"{'ok':<8} {'; '.join(_plain(each) for each in fine)}", width)
