@@ -329,9 +329,10 @@ def unpin_command(terminal: Terminal, *, group: str | None) -> None:
 @remote("mode")
 @click.argument("mode", type=click.Choice(["auto", "manual"]))
 def mode_command(terminal: Terminal, *, mode: str) -> None:
-    """Let only orders switch models (manual), or the policy, too (auto).
+    """Set who switches models.
 
-    In manual mode, requests for a model that is not awake get 503.
+    auto: requests do, as the policy decides; that is the default. manual: only commands do (switch,
+    wake, sleep, pin), and requests for a model that is not awake get 503.
     """
     terminal.order("/control/mode", {"mode": mode}, "changing the mode ...")
 
