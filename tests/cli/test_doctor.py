@@ -246,6 +246,13 @@ def test_a_wake_whose_server_listens_nowhere(age_s: float, port: int | None, sev
     assert about(replace(facts, listeners=None), "switch")[0].severity == "note"
 
 
+def test_a_wake_whose_server_listens_but_is_not_healthy() -> None:
+    models = {"llama": model(), "mistral": model("waking", since=NOW - 61)}
+    (found,) = about(running(status(models, switch(61, None))), "switch")
+    assert found.severity == "warning"
+    assert "a server listens at http://127.0.0.1:8001: if it has loaded, its health" in found.why
+
+
 def test_the_mode_is_manual() -> None:
     manual = msgspec.structs.replace(status({"mistral": model(queued=2)}), mode="manual")
     found = the_one(running(manual))

@@ -156,7 +156,7 @@ def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str
 
 
 def _deaf(facts: Facts, running: Running, group: GroupStatus) -> str:
-    """Return that a wake has gone on for long while nobody listens where its server should."""
+    """Return what a wake that has gone on for long finds at its server's address."""
     assert group.switch is not None
     for name in group.models:
         model = running.status.models.get(name)
@@ -170,6 +170,11 @@ def _deaf(facts: Facts, running: Running, group: GroupStatus) -> str:
             return (
                 f"{span(waited_s)} after its start nobody listens at {model.backend}: the command "
                 "should listen on ${PORT}, unless its server still loads"
+            )
+        if waited_s > USUAL_SWITCH_S:
+            return (
+                f"a server listens at {model.backend}: if it has loaded, its health check fails "
+                "(its path: `health` of a recipe, or the hooks' own)"
             )
     return ""
 
