@@ -53,6 +53,15 @@ except (OSError, http.client.HTTPException):
     fi
 }
 
+# Says in words what the last `ask` has found.
+last_answer() {
+    case $status in
+        refused) echo "nothing listens there" ;;
+        000) echo "what listens there does not answer" ;;
+        *) echo "status $status" ;;
+    esac
+}
+
 # Succeeds if the $status is that of a server that can serve: any success, or what the sourcing script
 # has put into $ready_too.
 is_ready() {
@@ -211,7 +220,7 @@ fail() {
 # wake SECONDS COMMAND ARGUMENTS: starts the server unless it runs, and waits until it answers: as long,
 # or without a number until llmux ends this hook (hook_timeouts.wake).
 wake() {
-    trap 'fail "no answer from $address yet (status $status)"' TERM INT HUP
+    trap 'fail "no answer from $address until this hook was ended ($(last_answer))"' TERM INT HUP
     seconds=$1
     give_up_at=$(($(now) + ${seconds:-0}))
     shift

@@ -1,7 +1,7 @@
 """The config: its sections, loading and checking a file, keys and other secrets."""
 
 from llmux.config.control import ControlConfig
-from llmux.config.hookfiles import hook_remarks, program_remarks, script_remarks
+from llmux.config.hookfiles import file_remarks, hook_remarks, program_remarks, script_remarks
 from llmux.config.limits import Limits
 from llmux.config.load import default_state_dir, load_config, parse_config
 from llmux.config.lookup import default_config_path
@@ -31,6 +31,7 @@ __all__ = [
     "default_config_path",
     "default_state_dir",
     "editor_schema",
+    "file_remarks",
     "hook_remarks",
     "load_config",
     "loop_mistakes",

@@ -1,4 +1,4 @@
-"""Look for unusable hook files early, before a hook runs.
+"""Look for unusable hook files, and missing files of recipes, before a hook runs.
 
 These are remarks, not mistakes: a file may appear later, or exist only on the machine that serves.
 """
@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
 from llmux.config.models import HookName
 from llmux.config.places import placed
-from llmux.config.recipe_programs import missing_programs
-from llmux.config.recipes import find_recipe
+from llmux.config.recipe_programs import missing_files, missing_programs
+from llmux.config.recipes import Recipe, find_recipe
+from llmux.config.section import Keys
 from llmux.config.shape import Config
 
 PLAIN_PATH = re.compile(r"\s*(?:\w+=[\w./:-]*\s+)*([\w.-]*/[\w./-]+)(?=\s|;|$)")
 """A script that begins with a plain path, with or without variables before it."""
 
+Look = Callable[[Recipe, Mapping[str, str], Mapping[str, str], Path], Iterator[tuple[str, str]]]
+"""Looks for what a recipe is given: yields parameters, each with what is not there."""
+
 FIRST_LINE_BYTES = 256  # Linux reads no more of it (BINPRM_BUF_SIZE)
 
 
 def hook_remarks(config: Config) -> list[str]:
-    """Return one line for each hook whose file cannot be run, or whose program is not there."""
-    return [*script_remarks(config), *program_remarks(config)]
+    """Return one line for each hook that cannot be run, or whose program or file is not there."""
+    return [*script_remarks(config), *program_remarks(config), *file_remarks(config)]
 
 
 def script_remarks(config: Config) -> Iterator[str]:
@@ -40,16 +44,25 @@ def script_remarks(config: Config) -> Iterator[str]:
 
 def program_remarks(config: Config) -> Iterator[str]:
     """Yield one line for each program of a recipe that is not found."""
+    for keys, program in _missing(config, missing_programs):
+        remark = f"there is no {program}" + ("" if "/" in program else " on the PATH")
+        yield placed(keys, remark, config.source)
+
+
+def file_remarks(config: Config) -> Iterator[str]:
+    """Yield one line for each file of a recipe, such as a model's, that is not there."""
+    for keys, remark in _missing(config, missing_files):
+        yield placed(keys, remark, config.source)
+
+
+def _missing(config: Config, look: Look) -> Iterator[tuple[Keys, str]]:
     for model in config.models.values():
         if model.recipe is None:
             continue
         with suppress(OSError, ValueError):  # a folder of the user's may have gone since
             recipe = find_recipe(model.recipe, config.directory)
-            programs = missing_programs(recipe, model.variables, os.environ, config.directory)
-            for parameter, program in programs:
-                keys = ("models", model.name, "with", parameter)
-                remark = f"there is no {program}" + ("" if "/" in program else " on the PATH")
-                yield placed(keys, remark, config.source)
+            for parameter, what in look(recipe, model.variables, os.environ, config.directory):
+                yield ("models", model.name, "with", parameter), what
 
 
 def _remarks(script: str, directory: Path) -> Iterator[str]:

@@ -8,11 +8,14 @@ import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llmux.config.models import ModelConfig
 from llmux.config.places import placed
 from llmux.config.recipes import Recipe, find_recipe
+from llmux.config.remarks import is_loopback
 from llmux.config.shape import Config
+from llmux.http.socketpath import socket_path
 
 MOST_BYTES = 1 << 20
 """Limit for a script that is looked into."""
@@ -30,7 +33,11 @@ def recipe_remarks(config: Config) -> Iterator[str]:
             continue
         with suppress(OSError, ValueError):  # a folder of the user's may have gone since
             recipe = find_recipe(model.recipe, config.directory)
-            found = [*_deaf_commands(recipe, model, config.directory), *_late_ends(recipe, model)]
+            found = [
+                *_deaf_commands(recipe, model, config.directory),
+                *_other_ports(recipe, model),
+                *_late_ends(recipe, model),
+            ]
             for parameter, remark in found:
                 yield placed(("models", model.name, "with", parameter), remark, config.source)
 
@@ -49,6 +56,34 @@ def _deaf_commands(
         own = _OWN_PORT.search(f" {text}")
         other = f"port: {own[1]}" if own else "'port' or 'url'"
         yield name, f"{why}: write ${{PORT}} in it, or give the model {other}"
+
+
+def _other_ports(recipe: Recipe, model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield commands whose server listens on another port of this machine than the model's."""
+    port = _local_port(model)
+    if port is None:
+        return
+    for name, parameter in recipe.parameters.items():
+        text = _text_of(recipe, model, name)
+        if parameter.type != "command" or _PORT.search(text):
+            continue
+        named = {int(each) for each in _OWN_PORT.findall(f" {text}")}
+        # With its own number elsewhere, as in `docker run -p 8391:8080`, it is another's inside.
+        if named and port not in named and not re.search(rf"(?<!\d){port}(?!\d)", text):
+            others = " and ".join(str(each) for each in sorted(named))
+            why = (
+                f"names port {others}, but the model's is {port}, where llmux looks for its server"
+            )
+            yield name, f"{why}: write ${{PORT}} in place of the number"
+
+
+def _local_port(model: ModelConfig) -> int | None:
+    """Return the port of this machine that the config gives a model; None: none, or elsewhere."""
+    address = model.address
+    if address is None or socket_path(address) is not None:
+        return None
+    parts = urlsplit(address)
+    return parts.port if is_loopback(parts.hostname or "") else None
 
 
 def _takes_port(command: str, directory: Path) -> bool:

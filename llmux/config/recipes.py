@@ -46,6 +46,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         minimum: Least integer.
         below: Hook whose time limit must be longer than this number of seconds.
         program: True if its first word is a program.
+        file: True if it is the path of a file, relative to the config's folder.
         variable: Environment variable that the hooks get it in. One that the recipe names is only
             set if the parameter is given, so that llmux's own environment is its default.
         sets: Key of the model that gets the same value unless the config gives that key.
@@ -60,6 +61,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     minimum: int = 0
     below: Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"] | None = None
     program: bool = False
+    file: bool = False
     variable: str | None = None
     sets: Literal["upstream_model"] | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from llmux.errors.base import LlmuxError
 
 
@@ -39,7 +41,7 @@ class HookError(LlmuxError):
         subject = f"{hook} hook" if exit_code != 0 else hook
         summary = f"Hook failed for {model}: {subject} {reason}"
         super().__init__(summary + (f": {output}" if output else ""))
-        place = f" (its log: logs/{log_name} in state_dir)" if log_name else ""
+        place = f" (its log: llmux logs {shlex.quote(model)})" if log_name else ""
         self._message = str(self) if shows_output else summary + place
         self.log_name = log_name
         self.shows_output = shows_output

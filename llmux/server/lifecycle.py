@@ -147,7 +147,18 @@ class Lifecycle:
         # Without `sleep`, do not wait for hooks: the ASGI server has used up the grace already.
         if self._config().on_shutdown == "sleep":
             await self.settle()
+        self._tell_left()
         await self._close()
+
+    def _tell_left(self) -> None:
+        """Log the models whose servers go on, and still hold a GPU."""
+        groups = self._board.groups.values()
+        left = [m.name for group in groups for m in group.models.values() if m.holds_gpu]
+        if left:
+            hint = "their servers keep running: the next llmux adopts them (on_shutdown: leave)"
+            if self._config().on_shutdown == "sleep":
+                hint = "they could not be put to sleep; their servers may still hold the GPU"
+            log.info("models_left", models=left, hint=hint)
 
     async def _close(self) -> None:
         if self._control is not None:

@@ -71,7 +71,11 @@ class AwakeRecord:
         self._entries = {name: entry for name, entry in found.items() if name in known}
         self._left = {name: entry for name, entry in found.items() if name not in known}
         for name in self._left:
-            log.warning("awake_unknown", model=name, hint="not in the config; left as it is")
+            hint = (
+                "it was left awake, and is no longer in the config: its server may still hold the "
+                "GPU. End that server, or add the model to the config again"
+            )
+            log.warning("awake_unknown", model=name, hint=hint)
 
     def _read(self, models: Iterable[str]) -> Mapping[str, Entry]:
         if self._path is None:

@@ -148,12 +148,44 @@ def test_a_model_that_keeps_failing() -> None:
     assert found.do == "llmux logs 'a b'; llmux switch 'a b'"
 
 
-@pytest.mark.parametrize(("queued", "severity"), [(0, "warning"), (2, "problem")])
-def test_a_failed_wake(queued: int, severity: str) -> None:
+@pytest.mark.parametrize("queued", [0, 2])
+def test_a_failed_wake(queued: int) -> None:
     failed = model("failed", queued=queued, last_error="exit 1", retry_in_secs=4.0)
     found = the_one(running(status({"mistral": failed})))
-    assert found.severity == severity
+    assert found.severity == "problem"
     assert found.what == "the last wake or sleep of mistral has failed (next try in 4.0 s)"
+
+
+def test_a_failure_that_is_over() -> None:
+    facts = running(status({"mistral": model(last_error="exit 1")}))
+    assert the_one(facts).severity == "warning"
+
+
+def test_a_failed_hook_of_another_model_is_its() -> None:
+    error = "Hook failed for llama: sleep hook exited with 7"
+    failed = model("failed", last_error=error, failed_wakes=1, retry_in_secs=4.0)
+    found = the_one(running(status({"mistral": failed})))
+    assert found.what == (
+        "mistral was not woken, since a hook of llama has failed (next try in 4.0 s)"
+    )
+    assert found.do == "llmux logs llama"
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_what_the_config_says_of_a_failing_model_is_told_as_its_cause(is_failing: bool) -> None:
+    failed = model("failed", last_error="exit 127", failing=is_failing, failed_wakes=3)
+    missing = (
+        "x.yaml:3:1: models.mistral.with.command: there is no gone on the PATH",
+        "x.yaml:9:1: models.mistral2.with.command: there is no other on the PATH",
+    )
+    facts = replace(
+        running(status({"mistral": failed})), config=ConfigFacts(PATH, CONFIG, missing=missing)
+    )
+    (found,) = about(facts, "model")
+    assert found.severity == "problem"
+    assert found.why.endswith(
+        "\nlikely cause: models.mistral.with.command: there is no gone on the PATH"
+    )
 
 
 @pytest.mark.parametrize(("failures", "severity"), [(2, "warning"), (3, "problem")])
@@ -198,6 +230,27 @@ def test_a_wake_that_takes_long(age_s: float, expected_s: float | None, severity
     assert found.severity == severity
     assert "wake hook of mistral" in found.what
     assert "fails after 10 min (hook_timeouts.wake)" in found.why
+
+
+@pytest.mark.parametrize(
+    ("age_s", "port", "severity"), [(29, None, "note"), (31, None, "warning"), (31, 8001, "note")]
+)
+def test_a_wake_whose_server_listens_nowhere(age_s: float, port: int | None, severity: str) -> None:
+    models = {"llama": model(), "mistral": model("waking", since=NOW - age_s)}
+    facts = running(status(models, switch(age_s, None)))
+    there = () if port is None else listen(port, Process(9, "server", "mistral"))
+    (found,) = about(replace(facts, listeners=there), "switch")
+    assert found.severity == severity
+    said = "31 s after its start nobody listens at http://127.0.0.1:8001: the command should"
+    assert (said in found.why) == (severity == "warning")
+    assert about(replace(facts, listeners=None), "switch")[0].severity == "note"
+
+
+def test_a_wake_whose_server_listens_but_is_not_healthy() -> None:
+    models = {"llama": model(), "mistral": model("waking", since=NOW - 61)}
+    (found,) = about(running(status(models, switch(61, None))), "switch")
+    assert found.severity == "warning"
+    assert "a server listens at http://127.0.0.1:8001: if it has loaded, its health" in found.why
 
 
 def test_the_mode_is_manual() -> None:
@@ -820,6 +873,31 @@ def test_lines_for_people() -> None:
     assert drawn[-1] == "ok       80 GiB of disk free; GPU 0"
 
 
+def test_a_remedy_of_several_findings_is_printed_once() -> None:
+    found = [
+        Finding("problem", "config", "x.yaml:1:1: port", do="llmux check x.yaml"),
+        Finding("problem", "config", "x.yaml:2:1: host", do="llmux check x.yaml"),
+        Finding("warning", "model", "it fails", do="llmux logs a"),
+    ]
+    assert list(lines(found, 60)) == [
+        "problem  config: x.yaml:1:1: port",
+        "problem  config: x.yaml:2:1: host",
+        "         -> llmux check x.yaml",
+        "warning  model: it fails",
+        "         -> llmux logs a",
+    ]
+
+
+def test_the_end_of_a_hooks_output_is_kept() -> None:
+    output = "".join(f"line {number}\n" for number in range(200))
+    why = f"Hook failed for a: wake hook exited with 7: {output}out of memory\n"
+    text = " ".join("\n".join(lines([Finding("problem", "model", "it fails", why)], 60)).split())
+    assert "Hook failed for a: wake hook exited with 7: line 0 | line 1 |" in text
+    assert " ... " in text
+    assert "line 100 |" not in text
+    assert text.endswith("line 198 | line 199 | out of memory")
+
+
 # ---- A real llmux ----
 
 
@@ -855,6 +933,24 @@ async def test_a_llmux_that_listens_elsewhere_is_found(rack: Rack) -> None:
 
 def of(report: dict[str, Any], *severities: str) -> Iterable[str]:
     return [each["what"] for each in report["findings"] if each["severity"] in severities]
+
+
+async def test_commands_name_the_address_of_a_llmux_that_listens_elsewhere(rack: Rack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    config = rack.write_config(port=free)
+    env = {key: text for key, text in os.environ.items() if not key.startswith("LLMUX_")}
+    async with running_llmux(config, "llmux", "-p", "0") as llmux:
+        code, _, said = await run_llmux("status", "-c", str(config), env=env)
+        assert code == 5
+        assert "cannot reach llmux at http://127.0.0.1:" in said
+        assert f"the llmux that serves {config} listens elsewhere: --url {llmux.url}" in said
+        code, _, said = await run_llmux("status", "--url", f"http://127.0.0.1:{free}", env=env)
+        assert code == 5
+        assert "elsewhere" not in said
+    code, _, said = await run_llmux("status", "-c", str(config), env=env)
+    assert code == 5
+    assert "elsewhere" not in said
 
 
 async def test_a_running_llmux(rack: Rack, tmp_path: Path) -> None:

@@ -132,6 +132,16 @@ def test_a_failing_model_is_told() -> None:
     ]
 
 
+def test_the_last_lines_of_a_hook_are_kept_apart() -> None:
+    output = "\n".join(f"line {number}" for number in range(9))
+    failed = model("failed", last_error=f"Hook failed for b: {output}\n", retry_in_secs=4.0)
+    status = msgspec.structs.replace(STATUS, groups={}, models={"b": failed})
+    assert [str(line) for line in views.remark_lines(status, NOW)] == [
+        "b: Hook failed for b: line 0 (next try in 4.0 s)", "  ...",
+        "  line 5", "  line 6", "  line 7", "  line 8",
+    ]  # fmt: skip
+
+
 def test_the_progress_of_an_order() -> None:
     def told(model: str, **states: tuple[Any, dict[str, Any]]) -> str:
         models = {name: model_of(*state) for name, state in states.items()}
@@ -185,7 +195,8 @@ mistral            waking   42 s          0        6    14 s     -     -
 whisper            awake   5 min        2/8        0       -     -     -
 
 default: switch 12, weight: 6 requests wait, the oldest 14 s, request r-77
-facebook/opt-125m: Hook failed: [bold]exit 1 no\N{REPLACEMENT CHARACTER}[31m memory (next try in 4.0 s)"""
+facebook/opt-125m: Hook failed: [bold]exit 1 (next try in 4.0 s)
+  no\N{REPLACEMENT CHARACTER}[31m memory"""
     )
 
 

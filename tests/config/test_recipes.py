@@ -390,6 +390,24 @@ def test_a_program_named_by_the_environment_is_looked_for(monkeypatch: pytest.Mo
     assert hook_remarks(config) == []
 
 
+def test_a_file_that_is_not_there_is_remarked(tmp_path: Path) -> None:
+    def remarks(model: str) -> list[str]:
+        text = f"models:\n  m:\n    recipe: llama-cpp\n    with:\n      model: '{model}'\n"
+        (tmp_path / "llmux.yaml").write_text(text)
+        return hook_remarks(load_config(tmp_path / "llmux.yaml"))
+
+    (tmp_path / "my model.gguf").write_text("")
+    (tmp_path / "folder").mkdir()
+    assert remarks("my model.gguf") == remarks(str(tmp_path / "my model.gguf")) == []
+    for given, why in {
+        "gone.gguf": f"there is no file gone.gguf in {tmp_path}",
+        "/gone/x.gguf": "there is no file /gone/x.gguf",
+        "folder": "folder is not a file",
+        "~/x.gguf": "there is no ~/x.gguf: `~` is not expanded here",
+    }.items():
+        assert remarks(given) == [f"{tmp_path}/llmux.yaml:5:7: models.m.with.model: {why}"]
+
+
 def test_a_program_may_have_a_space_in_its_path(tmp_path: Path) -> None:
     program = tmp_path / "my programs" / "vllm"
     program.parent.mkdir()

@@ -252,6 +252,32 @@ def test_a_command_that_is_not_told_its_port(command: Any, other: str, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("command", "address", "other"),
+    [
+        ("serve --port 8392", {"port": 8391}, "8392"),
+        ("serve --port=8392 -m x", {"url": "http://localhost:8391"}, "8392"),
+        (["serve", "--port", 8392], {"port": 8391}, "8392"),
+        ("a --port 2 & b --port 1", {"port": 8391}, "1 and 2"),
+        ("serve --port 8392", {"url": "http://gpu:8391"}, None),
+        ("serve --port 8392", {"url": "unix:/run/s.sock"}, None),
+        ("serve --port 8391", {"port": 8391}, None),
+        ("serve --port 8392 --listen ${PORT}", {"port": 8391}, None),
+        ("serve --metrics 1", {"port": 8391}, None),
+        ("docker run --rm -p 8391:8080 image --port 8080", {"port": 8391}, None),
+    ],
+)
+def test_a_command_that_names_another_port(
+    command: Any, address: Any, other: str | None, tmp_path: Path
+) -> None:
+    why = (
+        f"models.m.with.command: names port {other}, but the model's is 8391, where llmux looks "
+        "for its server: write ${PORT} in place of the number"
+    )
+    remarks = about_recipe(tmp_path, **{"with": {"command": command}}, **address)
+    assert remarks == ([why] if other else [])
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "serve --port ${PORT}", "serve --port $PORT", "serve --port ${PORT:-1}", "serve $LLMUX_PORT",

@@ -14,8 +14,12 @@ from llmux.hooks.process_group import KILL_AFTER_S
 from tests.containerfile import ROOT
 from tests.lanes import LANES, running_lane
 
-MANIFESTS = ROOT / "deploy" / "kubernetes" / "llmux.yaml"
-DOCUMENTS: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFESTS.read_text()))
+FOLDER = ROOT / "deploy" / "kubernetes"
+DOCUMENTS: list[dict[str, Any]] = [
+    document
+    for name in ("llmux.yaml", "models.yaml")
+    for document in yaml.safe_load_all((FOLDER / name).read_text())
+]
 BY_KIND = {each["kind"]: each for each in DOCUMENTS}
 POD = BY_KIND["StatefulSet"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -77,6 +81,46 @@ def test_what_is_mounted_is_there_and_what_is_written_is_kept(config: Config) ->
     assert environment["LLMUX_CONFIG"] == f"{PATHS['config']}/llmux.yaml"
     assert all("subPath" not in mount for mount in CONTAINER["volumeMounts"])
     assert volumes["keys"]["secret"]["defaultMode"] == 0o440  # not for others; fsGroup reads it
+
+
+def test_models_are_copied_before_there_is_a_llmux() -> None:
+    """The volume and the pod that copies are a file of their own, which comes first."""
+    models = list(yaml.safe_load_all((FOLDER / "models.yaml").read_text()))
+    assert [each["kind"] for each in models] == ["PersistentVolumeClaim", "Pod"]
+    pod = BY_KIND["Pod"]["spec"]
+    (volume,) = pod["volumes"]
+    mine = {each["name"]: each for each in POD["volumes"]}["models"]
+    assert volume["persistentVolumeClaim"] == mine["persistentVolumeClaim"]
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    assert mount == {"name": "models", "mountPath": PATHS["models"]}  # it is written to
+    (read,) = (each for each in CONTAINER["volumeMounts"] if each["name"] == "models")
+    assert read["readOnly"] is True
+    for key in ("securityContext", "tolerations"):
+        assert pod[key] == POD[key]
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    steps = ["models.yaml ", "llmux-copy:/models/", "delete -n llm pod/llmux-copy", "llmux.yaml  "]
+    places = [page.index(step, page.index("## Apply")) for step in steps]
+    assert places == sorted(places)
+
+
+def test_the_pages_dockerfile_has_no_comments_behind_instructions() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    dockerfile = page.partition("```dockerfile\n")[2].partition("```")[0]
+    assert "FROM " in dockerfile
+    assert not [line for line in dockerfile.splitlines() if "#" in line.lstrip("#")]
+
+
+def test_probes_have_time_while_a_model_loads() -> None:
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert CONTAINER[kind]["timeoutSeconds"] == 5
+
+
+def test_names_can_be_looked_up() -> None:
+    (rule,) = BY_KIND["NetworkPolicy"]["spec"]["egress"]
+    assert {(each["port"], each["protocol"]) for each in rule["ports"]} == {
+        (53, "UDP"),
+        (53, "TCP"),
+    }
 
 
 def test_there_is_one_and_no_more() -> None:

@@ -44,9 +44,7 @@ async def test_clients_hear_the_hook_its_exit_and_where_its_log_is(
         config = rack.write_config(models={"a": rack.model("a", wake=BROKEN)})
         async with running_llmux(config, form) as llmux:
             message = await failed(llmux)
-            assert message == (
-                "Hook failed for a: wake hook exited with 7 (its log: logs/a.log in state_dir)"
-            )
+            assert message == ("Hook failed for a: wake hook exited with 7 (its log: llmux logs a)")
             async with llmux.client() as client:
                 stream = await client.post(CHAT, json=chat("a", stream=True))
                 assert TOKEN not in stream.text

@@ -230,7 +230,7 @@ async def test_a_hook_that_fails(rack: Rack) -> None:
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "hook_failed"
         assert answer.json()["error"]["message"] == (
-            "Hook failed for b: wake hook exited with 7 (its log: logs/b.log in state_dir)"
+            "Hook failed for b: wake hook exited with 7 (its log: llmux logs b)"
         )
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await metric(client, 'llmux_hook_failures_total{hook="wake",model="b"}') == 1
@@ -256,7 +256,7 @@ async def test_a_model_that_keeps_failing(rack: Rack, form: str) -> None:
             error = told(answer.json())
             assert error["message"] == (
                 "Model b has failed to wake the last time: Hook failed for b: wake hook exited "
-                "with 7 (its log: logs/b.log in state_dir)"
+                "with 7 (its log: llmux logs b)"
             )
         assert (await client.post(CHAT, json=chat("b"))).json()["error"]["code"] == "model_failing"
         assert (await client.get("/health")).json() == {"status": "ok", "failing_models": 1}
@@ -678,6 +678,20 @@ async def test_on_shutdown_the_model_may_be_put_to_sleep(rack: Rack, form: str) 
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         assert await llmux.terminate() == 0
     assert (rack.folder / "asleep").read_text() == "asleep\n"  # once, also if it fails
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("on_shutdown", ["leave", "sleep"])
+async def test_the_end_tells_of_models_that_stay_awake(
+    rack: Rack, on_shutdown: str, form: str
+) -> None:
+    config = rack.write_config(on_shutdown=on_shutdown)
+    async with running_llmux(config, form) as llmux, llmux.client() as client:
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        assert await llmux.terminate() == 0
+        told = [line for line in llmux.lines if "models_left" in line]
+    assert len(told) == (on_shutdown == "leave")
+    assert all("['a']" in line and "keep running" in line for line in told)
 
 
 @pytest.mark.parametrize("form", ALL_FORMS)

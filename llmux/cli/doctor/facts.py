@@ -61,7 +61,7 @@ class ConfigFacts:
         path: Where it is; None if none was found.
         config: The config; None if there are mistakes.
         mistakes: Its mistakes, a line for each.
-        unusable: Remarks about hooks that cannot be run.
+        unusable: Remarks about hooks that cannot be run, and models whose file is not there.
         missing: Remarks about programs that are not on the PATH.
         addresses: Remarks about addresses, and about values of recipes.
         has_variables: True if it refers to environment variables.

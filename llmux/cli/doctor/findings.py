@@ -16,8 +16,11 @@ ORDER: tuple[Severity, ...] = ("problem", "warning", "note", "ok")
 
 INDENT = " " * 9
 
-LONGEST_WHY = 400
+LONGEST_WHY = 500
 """Characters of a reason that are printed: the last lines of a hook may be many."""
+
+BEGINNING = 100
+"""Of these, characters from the beginning; the cause stands in the last lines of a hook."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -79,15 +82,16 @@ def lines(findings: Iterable[Finding], width: int) -> Iterator[str]:
         findings: In order.
         width: Of a line, in characters; commands are not broken.
     """
-    fine = []
-    for each in findings:
+    fine, listed = [], list(findings)
+    following = [*(each.do for each in listed[1:]), ""]
+    for each, next_do in zip(listed, following, strict=False):
         if each.severity == "ok":
             fine.append(each.what)
             continue
         yield from _wrapped(f"{each.severity:<8} {_plain(each.about)}: {_plain(each.what)}", width)
         if each.why:
-            yield from _wrapped(INDENT + _cut(_plain(each.why)), width)
-        if each.do:
+            yield from _wrapped(INDENT + _cut(_lines_apart(each.why)), width)
+        if each.do and each.do != next_do:  # once, below all that it is for
             yield f"{INDENT}-> {_plain(each.do)}"
     if fine:
         yield from _wrapped(f"{'ok':<8} {'; '.join(_plain(each) for each in fine)}", width)
@@ -97,8 +101,14 @@ def _plain(text: str) -> str:
     return shown(" ".join(text.split()))
 
 
+def _lines_apart(text: str) -> str:
+    return " | ".join(_plain(line) for line in text.splitlines() if line.strip())
+
+
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_WHY else f"{text[:LONGEST_WHY]} ..."
+    if len(text) <= LONGEST_WHY:
+        return text
+    return f"{text[:BEGINNING].rstrip()} ... {text[BEGINNING - LONGEST_WHY :].lstrip()}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -13,11 +13,12 @@ import click
 
 from llmux import __version__
 from llmux.cli.doctor import probes
+from llmux.cli.doctor.elsewhere import url_of
 from llmux.cli.doctor.facts import ConfigFacts, Facts, GpuUse, Listener, SecretFile
 from llmux.cli.doctor.nvidia import gpu_uses
 from llmux.cli.doctor.probes import Answers, Probes
 from llmux.cli.doctor.processes import descriptors, listeners, listeners_of, lock_holder
-from llmux.cli.terminal.target import LOOPBACK, Target, config_of, find_key, find_trust, find_url
+from llmux.cli.terminal.target import Target, config_of, find_key, find_trust, find_url
 from llmux.config import Config, default_config_path
 from llmux.errors import ConfigError
 from llmux.observe.gpus import QueryFailed
@@ -78,10 +79,7 @@ def _found_elsewhere(checks: Probes, facts: Facts, target_at: Callable[[str], Ta
         return facts
     none: tuple[Listener, ...] = ()
     for each in checks.run("ports", lambda: listeners_of(holder.pid), none):
-        host = LOOPBACK.get(each.host, each.host)
-        config = facts.config.config
-        scheme = "http" if config is None or config.tls is None else "https"
-        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{each.port}"
+        url = url_of(each, facts.config.config)
         running, trouble, text = _ask(checks, target_at(url))
         if running is not None or trouble == "key":
             options = f"{facts.options} --url {url}".strip()

@@ -271,8 +271,11 @@ def _foreign(
     )
     if recipe in STARTED_BY_HOOKS:
         why = "its wake fails (address in use), or requests reach the wrong server"
-    what = f"on {name}'s port {port} listens {process}, which no hook has started"
-    yield Finding(severity, "ports", what, why, _look_at(listener))
+    what = f"{process}, which no hook has started, listens on port {port}, which is {name}'s"
+    remedy = (
+        f"stop that program, or change the 'port' of {name} in the config: {_look_at(listener)}"
+    )
+    yield Finding(severity, "ports", what, why, remedy)
 
 
 def _severity_of_foreign(recipe: str | None, *, is_awake: bool) -> Severity | None:

@@ -19,6 +19,7 @@ from llmux.cli.terminal.target import UNIX, Target
 from llmux.config import (
     address_remarks,
     command_remarks,
+    file_remarks,
     load_config,
     loop_mistakes,
     mistaken,
@@ -133,7 +134,7 @@ def look_at_config(path: Path) -> ConfigFacts:
     return ConfigFacts(
         path.absolute(),
         config,
-        unusable=tuple(script_remarks(config)),
+        unusable=(*script_remarks(config), *file_remarks(config)),
         missing=(*program_remarks(config), *command_remarks(config)),
         addresses=(
             *recipe_remarks(config),

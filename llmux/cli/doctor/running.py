@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from llmux.cli.doctor.asking import requests_of, setting
 from llmux.cli.doctor.facts import Facts, Running
 from llmux.cli.doctor.findings import Finding, Severity, number
+from llmux.cli.doctor.probes import is_of_this_machine, port_of
 from llmux.cli.doctor.reached import silence_findings, version_findings
 from llmux.cli.doctor.requests import request_findings
 from llmux.cli.terminal.views import span
+from llmux.config.section import show_keys
 from llmux.observe.schemas import GroupStatus, ModelStatus
 
 USUAL_SWITCH_S = 60.0
@@ -115,6 +117,8 @@ def _switch_findings(facts: Facts, running: Running, group: GroupStatus) -> Iter
     assert switch is not None
     took, usual = at - switch.started, switch.expected_secs
     phase, why, remedy = _phase(facts, running, group)
+    if deaf := _deaf(facts, running, group):
+        why += f"; {deaf}"
     of = f" of ~{span(usual)}" if usual is not None else ""
     waiting = sum(model.queued for model in _modelsrequests_of(running, group))
     what = (
@@ -123,7 +127,7 @@ def _switch_findings(facts: Facts, running: Running, group: GroupStatus) -> Iter
     )
     if usual is not None and took > max(2 * usual, usual + LATE_S):
         yield Finding("problem", "switch", what, why, remedy)
-    elif usual is None and took > USUAL_SWITCH_S:
+    elif usual is None and took > (STUCK_S if deaf else USUAL_SWITCH_S):
         yield Finding("warning", "switch", what, f"{why}; no earlier one to compare with", remedy)
     else:
         yield Finding("note", "switch", what, why)
@@ -149,6 +153,30 @@ def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str
             why = f"the {hook} hook of {name} has not ended; it {bound} (hook_timeouts.{hook})"
             return f"{hook} hook of {name}", why, facts.llmux("logs", name)
     return "between two hooks", "", facts.llmux("status")
+
+
+def _deaf(facts: Facts, running: Running, group: GroupStatus) -> str:
+    """Return what a wake that has gone on for long finds at its server's address."""
+    assert group.switch is not None
+    for name in group.models:
+        model = running.status.models.get(name)
+        if model is None or model.state != "waking" or facts.listeners is None:
+            continue
+        waited_s = running.status.at - max(model.since, group.switch.started)
+        port = port_of(model.backend) if is_of_this_machine(model.backend) else None
+        if port is None or waited_s <= STUCK_S:
+            continue
+        if not any(each.port == port for each in facts.listeners):
+            return (
+                f"{span(waited_s)} after its start nobody listens at {model.backend}: the command "
+                "should listen on ${PORT}, unless its server still loads"
+            )
+        if waited_s > USUAL_SWITCH_S:
+            return (
+                f"a server listens at {model.backend}: if it has loaded, its health check fails "
+                "(its path: `health` of a recipe, or the hooks' own)"
+            )
+    return ""
 
 
 def _line_findings(
@@ -189,28 +217,60 @@ def _by_wait(wait_s: float, running: Running) -> Severity:
 # ---- Models ----
 
 
-def model_findings(
+def _failed_findings(
     facts: Facts, running: Running, name: str, model: ModelStatus
 ) -> Iterator[Finding]:
-    """Yield what is wrong with a model, and limits that its line comes near."""
+    """Yield that a model cannot be woken or put to sleep: a problem until it has succeeded."""
+    error = model.last_error or ""
+    other = _whose_hook(running, error, name)
+    logs = facts.llmux("logs", other or name)
+    causes = "".join(f"\n{each}" for each in _causes(facts, other or name))
     if model.failing:
         yield Finding(
             "problem",
             "model",
             f"the wake of {name} has failed {model.failed_wakes} times in a row",
-            f"{model.last_error or ''}; it is not tried while other models are used, and its "
-            "requests get 503",
-            f"{facts.llmux('logs', name)}; {facts.llmux('switch', name)}",
+            f"{error}; it is not tried while other models are used, and its requests get 503"
+            + causes,
+            f"{logs}; {facts.llmux('switch', name)}",
         )
-    elif model.last_error is not None:
-        again = model.retry_in_secs or 0.0
-        retry = f" (next try in {span(again)})" if again > 0 else ""
-        what = f"the last wake or sleep of {name} has failed{retry}"
-        remedy = facts.llmux("logs", name)
-        severity: Severity = "problem" if model.queued else "warning"
-        yield Finding(severity, "model", what, model.last_error, remedy)
+        return
+    if model.last_error is None:
+        return
+    again = model.retry_in_secs or 0.0
+    retry = f" (next try in {span(again)})" if again > 0 else ""
+    what = f"the last wake or sleep of {name} has failed{retry}"
+    if other is not None:
+        what = f"{name} was not woken, since a hook of {other} has failed{retry}"
+    is_down = model.state == "failed" or model.failed_wakes > 0 or model.retry_in_secs is not None
+    severity: Severity = "problem" if model.queued or is_down else "warning"
+    yield Finding(severity, "model", what, error + causes, logs)
+
+
+def _whose_hook(running: Running, error: str, name: str) -> str | None:
+    """Return the model whose hook an error is about, if it is another one: see `HookError`."""
+    for other in running.status.models:
+        if other != name and error.startswith(f"Hook failed for {other}: "):
+            return other
+    return None
+
+
+def _causes(facts: Facts, name: str) -> Iterator[str]:
+    """Yield what the config's remarks say about a model."""
+    found, about = facts.config, show_keys(("models", name))
+    for remark in (*found.unusable, *found.missing, *found.addresses):
+        place, is_about, rest = remark.partition(f"{about}.")
+        if is_about and (not place or place.endswith(": ")):
+            yield f"likely cause: {about}.{rest}"
+
+
+def model_findings(
+    facts: Facts, running: Running, name: str, model: ModelStatus
+) -> Iterator[Finding]:
+    """Yield what is wrong with a model, and limits that its line comes near."""
+    yield from _failed_findings(facts, running, name, model)
     if (trouble := model.alive_trouble) is not None:
-        severity = "problem" if trouble.failures >= trouble.limit else "warning"
+        severity: Severity = "problem" if trouble.failures >= trouble.limit else "warning"
         what = f"alive of {name} has failed {trouble.failures} of {trouble.limit} times"
         why = f"{trouble.error}; after {trouble.limit} it is put to sleep and woken again"
         yield Finding(severity, "model", what, why, facts.llmux("logs", name))

@@ -19,8 +19,9 @@ import click
 
 from llmux.cli.options import cacert_option, config_option
 from llmux.cli.terminal.completion import complete_models, complete_requests
-from llmux.cli.terminal.failures import EXIT_INTERRUPTED, EXIT_READER_LEFT, Failed, shown
-from llmux.cli.terminal.target import Target, target_of
+from llmux.cli.terminal.failures import EXIT_INTERRUPTED, EXIT_READER_LEFT, Failed, NoAnswer, shown
+from llmux.cli.terminal.target import Target, config_of, find_url, target_of
+from llmux.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmux.cli.terminal.client import Client
@@ -120,6 +121,8 @@ class RemoteCommand(click.Command):
         except Failed as error:
             if error.answer and ctx.params.get("as_json"):
                 click.echo(error.answer.rstrip(b"\n"))
+            if isinstance(error, NoAnswer) and (found := _elsewhere(ctx)):
+                raise NoAnswer(error.message + found) from None
             raise
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
@@ -130,6 +133,23 @@ class RemoteCommand(click.Command):
         except OSError as error:
             raise Failed(f"cannot write: {error.strerror}") from None
         return result
+
+
+def _elsewhere(context: click.Context) -> str:
+    """Return where the llmux of the config listens, if that is not what the config says."""
+    if context.params.get("url") or os.environ.get("LLMUX_URL"):
+        return ""
+    from llmux.cli.doctor.elsewhere import urls_of_config  # noqa: PLC0415 - loads the config
+    from llmux.config import default_config_path  # noqa: PLC0415
+
+    try:
+        path = config_of(context) or default_config_path(os.environ)
+    except ConfigError:
+        return ""
+    used = find_url(None, path, os.environ)
+    others = [url for url in urls_of_config(path) if url != used]
+    options = " or ".join(f"--url {url}" for url in others)
+    return f"\nthe llmux that serves {path} listens elsewhere: {options}" if others else ""
 
 
 def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]], click.Command]:
@@ -309,9 +329,10 @@ def unpin_command(terminal: Terminal, *, group: str | None) -> None:
 @remote("mode")
 @click.argument("mode", type=click.Choice(["auto", "manual"]))
 def mode_command(terminal: Terminal, *, mode: str) -> None:
-    """Let only orders switch models (manual), or the policy, too (auto).
+    """Set who switches models.
 
-    In manual mode, requests for a model that is not awake get 503.
+    auto: requests do, as the policy decides; that is the default. manual: only commands do (switch,
+    wake, sleep, pin), and requests for a model that is not awake get 503.
     """
     terminal.order("/control/mode", {"mode": mode}, "changing the mode ...")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -34,6 +34,9 @@ STYLES = {
 
 LEAST_WIDTH = 8
 """Smallest width of a column whose words may be cut."""
+
+LAST_LINES = 4
+"""Number of a hook's last lines that are shown below its error."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -273,8 +276,20 @@ def remark_lines(status: Status, now: float) -> list[Text]:
         if model.last_error is not None:
             left = (model.retry_in_secs or 0.0) - (now - status.at)
             again = f" (next try in {span(left)})" if left > 0 else ""
-            lines.append(Text(_line(f"{name}: {model.last_error}{again}"), "red"))
+            lines += [
+                Text(line, "red") for line in _error_lines(f"{name}: ", model.last_error, again)
+            ]
     return lines
+
+
+def _error_lines(before: str, error: str, after: str) -> Iterator[str]:
+    """Yield an error's first line, and the last ones of a hook's output, where the cause stands."""
+    first, *others = [line for line in error.splitlines() if line.strip()] or [""]
+    yield _line(f"{before}{first}{after}")
+    if len(others) > LAST_LINES:
+        yield "  ..."
+    for line in others[-LAST_LINES:]:
+        yield _line(f"  {line}")
 
 
 def why(switch: SwitchRecord) -> str:
