@@ -244,6 +244,8 @@ async def test_it_comes_back_when_told(tmp_path: Path) -> None:
         assert second - first >= 1
 
 
+# LangChain's client of Ollama cannot be closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_ollamas_api(site: Site) -> None:
     ollama = package("langchain_ollama")
 

@@ -121,10 +121,13 @@ async def _errors_keep_their_codes(site: Site, client: Callable[[], openai.OpenA
         return await in_thread(work)
 
     async def counted(status: int) -> int:
-        async with site.llmux.client() as api:
-            lines = (await api.get("/metrics")).text.splitlines()
-        counts = [float(line.split()[-1]) for line in lines if _is_count(line, status)]
-        return round(sum(counts))
+        count = 0
+        with trio.move_on_after(PATIENCE_S):  # llmux counts a response once it has been sent
+            while not count:
+                async with site.llmux.client() as api:
+                    lines = (await api.get("/metrics")).text.splitlines()
+                count = round(sum(float(e.split()[-1]) for e in lines if _is_count(e, status)))
+        return count
 
     error = await refused("mistral", **{"x-llmux-switch": "never"})
     assert (error.status_code, await counted(409)) == (409, 1)
