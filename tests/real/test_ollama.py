@@ -132,7 +132,7 @@ async def test_its_own_api_and_its_streams(ollama: Ollama, tmp_path: Path) -> No
             assert answer.status_code == 200, answer.text
             parts = [json.loads(line) for line in answer.text.splitlines()]
             assert [part["done"] for part in parts[-2:]] == [False, True]
-            assert parts[-1]["eval_count"] == 4
+            assert 1 <= parts[-1]["eval_count"] <= 4  # a random model may end at any token
             body = {"model": model, "prompt": "Hi", "stream": False, "options": options}
             answer = await client.post("/api/generate", json=body)
             assert answer.json()["done"] is True
@@ -167,7 +167,10 @@ async def test_a_model_that_is_loaded_is_adopted(ollama: Ollama, tmp_path: Path)
         await ask(client, "tiny-b")
     assert ollama.loaded() == {"tiny-b:latest"}
     async with site.running() as (_, client):
-        assert (await ask(client, "tiny-b")).headers["x-llmux-wait-ms"] == "0"
+        await ask(client, "tiny-b")  # may have to wait for the check that the model is there
+        metrics = (await client.get("/metrics")).text
+        assert 'duration_seconds_count{hook="alive",model="tiny-b"}' in metrics
+        assert 'duration_seconds_count{hook="wake",model="tiny-b"}' not in metrics
         await ask(client, "tiny-a")
         assert ollama.loaded() == {"tiny-a:latest"}
 
