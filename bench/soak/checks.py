@@ -52,12 +52,15 @@ async def wait_idle(run: Run) -> None:
     with trio.move_on_after(END_S):
         while True:
             status = await run.status()
-            models = status["models"]
-            busy = any(m["in_flight"] or m["queued"] for m in models.values())
-            if not busy and status["state"] != "switching":
+            if "models" in status and not _is_busy(status):  # else an error: perhaps the last of it
                 return
             await trio.sleep(0.2)
     run.record.violations.append(f"not idle after {END_S:g} s: {json.dumps(status)}")
+
+
+def _is_busy(status: Mapping[str, Any]) -> bool:
+    models = status["models"].values()
+    return status["state"] == "switching" or any(m["in_flight"] or m["queued"] for m in models)
 
 
 async def judge_counts(run: Run) -> None:
