@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from llmux.config import PolicyConfig
 from llmux.policy.base import Decision, GroupView, LookAgain, ModelView, Stay, SwitchTo
@@ -78,14 +79,10 @@ class AdaptivePolicy:
         if not ready:
             return look_again(retry_at, RETRY)
         if scene.is_empty:
-            return _begin(scene, oldest(ready))
+            return first_come(oldest(ready), scene.now, COLD)
         return Weighing(scene, ready, self._deadlines, self._min_active_s, self._max_wait_s).decide(
             retry_at
         )
-
-
-def _begin(scene: Scene, view: ModelView) -> SwitchTo:
-    return first_come(view, scene.now, COLD)
 
 
 def _instead_of_drains(scene: Shared) -> SwitchTo | None:
@@ -133,7 +130,6 @@ class Weighing:
         self._scene = scene
         self._deadlines = deadlines
         self._min_active_s, self._max_wait_s = min_active_s, max_wait_s
-        self._ready = ready
         self._ranked = _ranked(scene, ready)
         self._found: tuple[ModelView, float] | None = None
         self._closes: dict[str, float] = {}
@@ -152,7 +148,7 @@ class Weighing:
             if found is None and self._is_ready(first):
                 found = next(self._over([first]), None)
             if found is not None:
-                return self._switch(found, "bound", first_come(found.target, now, "").reason)
+                return self._evicting(found, first_come(found.target, now, "bound"))
         next_at = math.inf
         closable: list[Option] = []
         for view in ranked:
@@ -161,7 +157,8 @@ class Weighing:
                 closable.append(option)
             next_at = min(next_at, close_at)
         if closable and (found := next(self._in_time(closable), None)):
-            return self._switch(found, "close" if found.evict else "fits")
+            rule = "close" if found.evict else "fits"
+            return self._evicting(found, SwitchTo(found.target.name, _reason(found, now), rule))
         # Decide again before `next_at`: it was computed with today's arrival rate, which falls
         # while no requests arrive.
         leaving = [view for option in scene.options(ranked[0]) for view in option.evict]
@@ -173,12 +170,11 @@ class Weighing:
         why = self._why() if overdue_at > now else IN_TURN
         return LookAgain(at if at > now else now + TICK_S, why)
 
-    def _switch(self, option: Option, rule: str, reason: str = "") -> SwitchTo:
-        view = option.target
-        reason = reason or f"{view.queued} waiting, {view.ages.total(self._scene.now):.1f} s in all"
-        # With room for one model, the placement evicts all others.
-        evict = () if self._scene.group.room is None else tuple(v.name for v in option.evict)
-        return SwitchTo(view.name, reason, rule, evict)
+    def _evicting(self, option: Option, decision: SwitchTo) -> SwitchTo:
+        """Name the evictions; with room for one model, the placement evicts all others."""
+        if self._scene.group.room is None:
+            return decision
+        return replace(decision, evict=tuple(view.name for view in option.evict))
 
     def _why(self) -> str:
         option = self._scene.options(self._ranked[0])[0]
@@ -370,3 +366,8 @@ def _ranked(scene: Scene, views: Sequence[ModelView]) -> Sequence[ModelView]:
         return view.ages.squares(then) / max(costs_s[view.name], MOMENT_S)
 
     return sorted((v for v in views if v.name in costs_s), key=urgency, reverse=True)
+
+
+def _reason(option: Option, now: float) -> str:
+    view = option.target
+    return f"{view.queued} waiting, {view.ages.total(now):.1f} s in all"

@@ -179,10 +179,7 @@ class Estimates:
         return self._known.costs.typical(target)
 
     def sleep_s(self, model: str) -> float | None:
-        """Return the hook time of putting the model to sleep, `verify_asleep` included, or None.
-
-        No built-in policy uses this or `wake_s` yet.
-        """
+        """Return the hook time of putting the model to sleep, `verify_asleep` included, or None."""
         return self._known.sleeps_s.get(model)
 
     def wake_s(self, model: str) -> float | None:
@@ -191,13 +188,11 @@ class Estimates:
 
     def usual_wake_s(self, model: str) -> float:
         """Return the time of waking the model; the mean of the others if unknown, else 0."""
-        known = self._known.wakes_s
-        return known[model] if model in known else sum(known.values()) / max(1, len(known))
+        return _usual(self._known.wakes_s, model)
 
     def usual_sleep_s(self, model: str) -> float:
         """Return the time of putting the model to sleep; the mean of the others, else 0."""
-        known = self._known.sleeps_s
-        return known[model] if model in known else sum(known.values()) / max(1, len(known))
+        return _usual(self._known.sleeps_s, model)
 
     def drain_s(self, model: str) -> float:
         """Return the average drain of the model; 0 while unknown."""
@@ -369,3 +364,7 @@ class Measures(Estimates):
 def _smooth(averages: dict[str, float], model: str, value: float) -> None:
     known = averages.get(model, value)
     averages[model] = known + SMOOTHING * (value - known)
+
+
+def _usual(seconds: Mapping[str, float], model: str) -> float:
+    return seconds[model] if model in seconds else sum(seconds.values()) / max(1, len(seconds))
