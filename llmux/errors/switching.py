@@ -107,6 +107,18 @@ class NotReady(LlmuxError):
         super().__init__(f"Model not ready: {model}")
 
 
+class NoRoom(LlmuxError):
+    """There is not enough memory for an operator's command, whatever else may be evicted for it."""
+
+    status = 409
+    code = "no_room"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Model {model}: there is not enough memory for this, beside models that have to stay"
+        )
+
+
 class ModelFailing(LlmuxError):
     """The model's wake keeps failing (`policy.wake_failures`), and another model is served.
 

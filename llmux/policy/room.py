@@ -20,8 +20,8 @@ class Needs:
     Attributes:
         awake: While it is awake or drains.
         asleep: While it sleeps.
-        moving: While a hook wakes it or puts it to sleep: at least the larger of both, since a
-            model copies its weights before it frees the originals; more if its start needs more.
+        moving: While a hook wakes it: at least the larger of both, since a model copies its weights
+            before it frees the originals; more if its start needs more.
     """
 
     awake: Amounts
@@ -36,6 +36,11 @@ class Needs:
         asleep = asleep or (0,) * len(awake)
         peak = peak or awake
         return cls(awake, asleep, tuple(map(max, awake, asleep, peak)))
+
+    @property
+    def falling(self) -> Amounts:
+        """What it holds while a hook puts it to sleep."""
+        return tuple(map(max, self.awake, self.asleep))
 
     @property
     def taken(self) -> Amounts:

@@ -45,9 +45,9 @@ from llmux.server.hypercorn_side import RULES, use_rules
 from llmux.server.lifecycle import Lifecycle, Task
 from llmux.server.ports import PortBook
 from llmux.switching.awake import AwakeRecord, Marks
+from llmux.switching.hooks import Hooks
 from llmux.switching.model import Model
 from llmux.switching.reload import Reloader
-from llmux.switching.steps import Hooks
 from llmux.switching.switchboard import Switchboard
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ def refusal(group: Group, model: Model) -> ModelFailing | None:
     """Return the error for a request that may not wait for a failing model; None if it may."""
     if not model.is_failing or model.is_awake:
         return None
-    if group.waking is model or group.has_queued_wake(model):
+    if group.is_waking(model) or group.has_queued_wake(model):
         return None
     now, at = trio.current_time(), group.trial_at(model)
     if at <= now:

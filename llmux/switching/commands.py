@@ -56,6 +56,11 @@ class Situation(Protocol):
         """True if a request waits for any model of the group to be awake."""
         ...
 
+    @property
+    def shares_memory(self) -> bool:
+        """True if several models of the group may be awake."""
+        ...
+
     def may_abandon_wake(self, target: Model) -> bool:
         """Return whether a wake of this model may be given up for lack of demand."""
         ...
@@ -116,16 +121,16 @@ class Command:
 
 @dataclass(frozen=True, eq=False)
 class Wake(Command):
-    """Put `evict` to sleep, wake the target, admit its line.
+    """Make room for the target, wake it, admit its line.
 
     Attributes:
-        evict: The models that have to sleep first, in this order. The placement names them when
-            the command starts; models that are added later are not among them.
+        evict: The models that the policy puts to sleep for it; None: the placement chooses them
+            when the command starts.
         is_unasked: True for a standby, which is woken though no request waits for it.
         is_trial: True if no operator wants it, and the target is failing.
     """
 
-    evict: tuple[Model, ...] = ()
+    evict: tuple[str, ...] | None = None
     is_unasked: bool = False
     is_trial: bool = False
 
@@ -155,6 +160,11 @@ class Wake(Command):
 
 class Sleep(Command):
     """Drain the target and put it to sleep."""
+
+    def is_wanted(self, now: Situation) -> bool:
+        if now.shares_memory:  # demand for other models does not matter
+            return self.stands or not self.target.wanted_by
+        return super().is_wanted(now)
 
 
 class BringDown(Command):

@@ -73,12 +73,16 @@ class Traits:
         idle_sleep_s: Seconds without use after which it is put to sleep.
         abandons_wakes: True if its wake hook is ended once no request waits for it; None: as
             `policy.abandon_wakes` says.
+        is_kept: True if only operators may evict it.
+        stops: True if it has a `stop` hook.
     """
 
     max_in_flight: float = math.inf
     preserves_in_flight: bool = False
     idle_sleep_s: float = math.inf
     abandons_wakes: bool | None = None
+    is_kept: bool = False
+    stops: bool = False
 
 
 NO_TRAITS = Traits()
@@ -106,7 +110,8 @@ class ModelState:
         failing_after: Number of `failed_wakes` from which on it is failing; infinity for never.
         retry_at: No policy may choose it before this time.
         used_at: When it was woken, or when the last non-passive request left.
-        max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes: See `Traits`.
+        max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes, is_kept, stops: See
+            `Traits`.
         drains: True if a switch waits for requests in flight (`policy.drain_before_switch`).
     """
 
@@ -142,6 +147,8 @@ class ModelState:
         self.preserves_in_flight = traits.preserves_in_flight
         self.idle_sleep_s = traits.idle_sleep_s
         self.abandons_wakes = traits.abandons_wakes
+        self.is_kept = traits.is_kept
+        self.stops = traits.stops
 
     # ---- Phases ----
 

@@ -1,8 +1,8 @@
-"""Decides on the next command of a group.
+"""Decides on the next command of a group, and places it.
 
-It is the first queued command, or else one from the policy, or else one from the idle rules. All of
-this is synchronous: `Switcher` starts to wait for a change without a checkpoint after the decision,
-so that it misses none. The placement names the models to evict when the command starts.
+It is the first queued command that can begin, or else one from the policy, or else one from the
+idle rules. All of this is synchronous: `Switcher` starts to wait for a change without a checkpoint
+after the decision, so that it misses none.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import math
 from dataclasses import replace
 
 import trio
-from msgspec.structs import replace as replace_in
 
+from llmux.errors import NoRoom
 from llmux.observe.logs import get_logger
-from llmux.policy import Decision, GroupView, LineFirst, LookAgain, ModelView, Policy, SwitchTo
-from llmux.policy.base import LEAST_STEP_S, by_name
-from llmux.switching.commands import Command, Wake
+from llmux.policy import Decision, LineFirst, LookAgain, Policy, SwitchTo
+from llmux.policy.base import LEAST_STEP_S
+from llmux.switching.commands import Command, Sleep, Wake
 from llmux.switching.group import Group
-from llmux.switching.idle import idle_command
+from llmux.switching.idle import Idleness
 from llmux.switching.model import Model
+from llmux.switching.placing import Placer
+from llmux.switching.running import Running
+from llmux.switching.views import view_of
+
+REFUSED_S = 1.0
+"""Time until a policy is asked again whose decision had no room."""
 
 log = get_logger(__name__)
 
@@ -31,15 +37,16 @@ class Decider:
         policy: The policy that it asks.
     """
 
-    def __init__(self, group: Group, policy: Policy) -> None:
+    def __init__(self, group: Group, policy: Policy, placer: Placer) -> None:
         self._group = group
+        self._placer = placer
         self._began_at = 0.0
         self._why_it_stays = ""
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Use another policy, with the group's current settings."""
-        self._has_looked_back = False
+        self._has_looked_back = self._has_overcommitted = False
         self.policy = LineFirst(policy, self._group.settings, self._group.measures)
 
     def begin(self) -> None:
@@ -52,33 +59,77 @@ class Decider:
         if model is not None and is_free and not group.commands:
             group.queue(Wake(model, "at the start", stands=True, rule="preload"))
 
-    def decide(self) -> tuple[Command | None, float]:
+    def decide(self) -> tuple[Running | None, float]:
         """Return the next command, or None and when to decide again (Trio's clock, seconds)."""
         group = self._group
-        look_again_at = math.inf
-        command: Command | None = None
-        if group.commands:
-            command = group.commands.popleft()
-        elif group.mode == "auto":
-            command, look_again_at = self._choose()
-        return command, look_again_at
+        running = self._place_queued()
+        if running is not None:
+            return running, math.inf
+        if group.shares_memory and (running := self._relieve()) is not None:
+            return running, math.inf
+        # While an operator's command waits for others to end, no further ones begin.
+        if group.mode == "manual" or group.commands:
+            return None, math.inf
+        command, look_again_at = self._choose()
+        if command is None:
+            return None, look_again_at
+        running = self._placer.place(command)
+        return running, math.inf if running else self._note_refused(command)
 
-    def place(self, command: Command) -> Command:
-        """Return a command with the models to evict filled in, just before it starts.
+    def _note_refused(self, command: Command) -> float:
+        """Log a decision for which there is no room; returns when to decide again."""
+        if not self._has_overcommitted and command.rule not in {"idle", "standby"}:
+            self._has_overcommitted = True
+            evict = ", ".join((isinstance(command, Wake) and command.evict) or ())
+            target = command.target.name
+            log.warning("policy_overcommits", group=self._group.name, to=target, evict=evict)
+        return trio.current_time() + REFUSED_S
 
-        Not earlier: other models may hold the GPU now than when it was queued or decided.
-        """
-        if not isinstance(command, Wake) or command.target.is_awake:
-            return command
-        return replace(command, evict=self._group.evictions_for(command.target))
+    def _place_queued(self) -> Running | None:
+        """Place the first queued command that can begin, in order for each model."""
+        group = self._group
+        held_up: set[str] = set()
+        for command in list(group.commands):
+            name = command.target.name
+            if name not in held_up and (running := self._placer.place(command)) is not None:
+                group.commands.remove(command)
+                return running
+            if not group.running and name not in held_up:  # nothing can end that would make room
+                group.commands.remove(command)
+                command.outcome.end(NoRoom(name))
+            held_up.add(name)
+        return None
+
+    def _relieve(self) -> Running | None:
+        """Put a model to sleep where more is held than there is, as after a reload."""
+        ledger = self._group.room.ledger
+        if not ledger.is_overcommitted:
+            return None
+        lacks = ledger.projected()
+
+        def helps(model: Model) -> bool:
+            freed = ledger.freed(model.name)
+            return any(free < 0 < back for free, back in zip(lacks, freed, strict=True))
+
+        candidates = [m for m in self._group.awake if helps(m) and not self._is_moving(m)]
+        if not candidates:
+            return None
+        model = min(candidates, key=lambda m: (m.is_kept, m.in_flight.in_use > 0, m.used_at))
+        reason = "the models that are awake need more than there is"
+        return self._placer.place(Sleep(model, reason, stands=True, rule="overcommitted"))
+
+    def _is_moving(self, model: Model) -> bool:
+        return self._group.switch_lock.holds(model.name)
 
     def _choose(self) -> tuple[Command | None, float]:
         """Ask the policy, and then the idle rules if it wants no switch."""
         group = self._group
-        decision = self.policy.decide(self._view())
+        decision = self.policy.decide(view_of(group))
         if isinstance(decision, SwitchTo):
             self._why_it_stays = ""
             target = group.models[decision.model]
+            if group.shares_memory and (target.is_awake or self._is_moving(target)):
+                return None, self._evict_instead(decision)
             # A policy of the user's own may choose what the view says that it may not.
             if target.is_failing and not group.may_try(target):
                 return None, group.trial_at(target)
@@ -86,10 +137,32 @@ class Decider:
         # A policy of the user's own may return None to stay.
         self._why_it_stays = getattr(decision, "why", "")
         look_again_at = self._next_look(decision)
-        if group.pins.current is not None or not group.has_idle_rules:
+        has_pin = group.pins.current is not None and not group.shares_memory
+        if has_pin or not group.has_idle_rules:
             return None, look_again_at
         command, at = self._idle_command()
         return command, min(at, look_again_at)
+
+    def _evict_instead(self, decision: SwitchTo) -> float:
+        """Let a running switch evict other models, if its own ones still drain.
+
+        Returns:
+            When to decide again.
+        """
+        group = self._group
+        for running in group.running:
+            plan = running.plan
+            if plan in group.room.ledger.plans and plan.target == decision.model:
+                if not set(decision.evict) - {*plan.evict}:
+                    continue
+                new = self._placer.replan(running, decision.evict)
+                if running.plan is not plan:
+                    if running.evict is not None:
+                        for eviction in new:
+                            running.evict(eviction)
+                    group.changed.set()  # what is called off
+                    return trio.current_time()
+        return math.inf
 
     def _next_look(self, decision: Decision | None) -> float:
         if not isinstance(decision, LookAgain):
@@ -107,51 +180,42 @@ class Decider:
         group, active = self._group, self._group.active
         if active is None or not any(each.wanted_by for each in group.others(active)):
             return ""
-        return f"{active.name} is pinned" if group.pins.current else self._why_it_stays
+        if group.shares_memory:
+            pins = [
+                p
+                for m in group.models.values()
+                if m.wanted_by and (p := group.pins.holds_up(m.name))
+            ]
+            return f"{pins[0].model} is pinned" if pins else self._why_it_stays
+        pin = group.pins.current
+        return f"{active.name} is pinned" if pin else self._why_it_stays
 
-    @staticmethod
-    def _wake(target: Model, decision: SwitchTo) -> Wake:
+    def _wake(self, target: Model, decision: SwitchTo) -> Wake:
         return Wake(
             target,
             decision.reason,
             rule=decision.rule,
             stands=not target.wanted_by,
+            evict=decision.evict if self._group.shares_memory else None,
             is_trial=target.is_failing,
         )
 
     def _idle_command(self) -> tuple[Command | None, float]:
-        group = self._group
+        group, now = self._group, trio.current_time()
         standby = group.models.get(group.idle_rules.standby or "")
         is_failing = standby is not None and standby.is_failing
-        command, at = idle_command(
-            group.models,
-            group.active,
-            group.idle_rules,
+        rules = Idleness(
+            rules=group.idle_rules,
             began_at=self._began_at,
-            now=trio.current_time(),
+            now=now,
             min_active_s=group.settings.min_active_secs,
             standby_from=group.trial_at(standby) if standby and is_failing else -math.inf,
         )
+        if group.shares_memory:
+            moving = [m.name for m in group.models.values() if self._is_moving(m)]
+            command, at = rules.of_several(group.models, {*moving, *group.pins.models})
+        else:
+            command, at = rules.of_one(group.models, group.active)
         if is_failing and isinstance(command, Wake):
             command = replace(command, is_trial=True)
         return command, at
-
-    def _view(self) -> GroupView:
-        group, active = self._group, self._group.active
-        shown = list(group.models.values())
-        if (pinned := group.pins.model) is not None:  # the policy may choose nothing else
-            shown = [each for each in shown if each is active or each.name == pinned]
-        return GroupView(
-            now=trio.current_time(),
-            active=active.name if active else None,
-            active_since=active.awake_since if active else None,
-            models=by_name(self._shown(model) for model in shown),
-            measures=group.measures.estimates,
-        )
-
-    def _shown(self, model: Model) -> ModelView:
-        """Return a model's view; a failing one may be chosen only when it may be tried."""
-        view = model.view()
-        if not model.is_failing or model.is_awake:
-            return view
-        return replace_in(view, retry_at=self._group.trial_at(model))

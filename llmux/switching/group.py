@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import trio
@@ -22,7 +22,9 @@ from llmux.switching.failing import trial_at
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import AT_REST, Model, Phase
 from llmux.switching.pins import Pins
-from llmux.switching.placement import OneAtATime, Placement
+from llmux.switching.room import Room
+from llmux.switching.running import Running
+from llmux.switching.switchlock import SwitchLock
 
 Mode = Literal["auto", "manual"]
 State = Literal["idle", "active", "switching"]
@@ -50,10 +52,10 @@ class Group:
         changes: By model, a callback for when it sleeps: a new config, or the end of a removal.
         leaving: Models that are being removed, each with a callback for when it is gone.
         changed: Set whenever a decision, or the condition of a wait, may have changed.
-        switch_lock: Held from the start of a command until the settle barrier.
+        room: Who may be awake beside whom.
+        running: The commands that are being carried out, in the order in which they began.
         on_sleep: Called with the name of each model that is about to be put to sleep.
         ask_forecast: See `AskForecast`.
-        waking: The target of the switch that is running, until its wake has ended; or None.
         closed_with: The error for all requests and commands once closed; None while open.
     """
 
@@ -64,7 +66,6 @@ class Group:
         *,
         queued_per_model: int,
         idle_rules: IdleRules = NO_IDLE_RULES,
-        placement: Placement | None = None,
     ) -> None:
         self.name = name
         self.models: dict[str, Model] = {}
@@ -78,12 +79,12 @@ class Group:
         self.changes: dict[str, Callable[[], None]] = {}
         self.leaving: dict[str, Callable[[], None]] = {}
         self.changed = RepeatedEvent()
-        self.switch_lock = trio.Lock()
+        self.room = Room(self.changed)
+        self.running: list[Running] = []
+        self.pins.fit = lambda models: self.room.fit(models, wakes=models[-1])
         self.on_sleep: Callable[[str], object] = lambda _model: None
         self.ask_forecast: AskForecast = lambda _model: None
-        self.waking: Model | None = None
         self.closed_with: LlmuxError | None = None
-        self._placement = placement or OneAtATime()
 
     # ---- Models awake ----
 
@@ -98,9 +99,28 @@ class Group:
         return None if active is None else active.name
 
     @property
-    def in_use(self) -> Model | None:
-        """The model that is awake or draining, or None."""
-        return next((model for model in self.models.values() if model.phase in IN_USE), None)
+    def in_use(self) -> list[Model]:
+        """The models that are awake or draining."""
+        return [model for model in self.models.values() if model.phase in IN_USE]
+
+    @property
+    def awake(self) -> list[Model]:
+        """The models that are awake and admit requests."""
+        return [model for model in self.models.values() if model.is_awake]
+
+    @property
+    def switch_lock(self) -> SwitchLock:
+        """Held by each running command, for its models, until the settle barrier."""
+        return self.room.lock
+
+    @property
+    def shares_memory(self) -> bool:
+        """True if several models may be awake."""
+        return self.room.shared is not None
+
+    def is_waking(self, model: Model) -> bool:
+        """Return whether a running switch wakes this model, or will."""
+        return any(each.is_waking and each.target is model for each in self.running)
 
     @property
     def state(self) -> State:
@@ -110,21 +130,11 @@ class Group:
         at_rest = all(model.phase in AT_REST for model in self.models.values())
         return "idle" if at_rest else "switching"
 
-    def evictions_for(self, target: Model) -> tuple[Model, ...]:
-        """Return the models that have to sleep before the target may wake."""
-        holders = [model.name for model in self.models.values() if model.holds_gpu]
-        return tuple(self.models[name] for name in self._placement.evictions(target.name, holders))
-
     async def let_in(self) -> None:
         """Admit the lines of all models that are awake; returns once each request has settled."""
         for model in list(self.models.values()):
             if model.is_awake:
                 await model.let_in()
-
-    def has_room_for(self, target: Model) -> bool:
-        """Return whether the target may be awake beside the models that are awake now."""
-        awake = [model.name for model in self.models.values() if model.is_awake]
-        return not self._placement.evictions(target.name, awake)
 
     # ---- Demand ----
 
@@ -145,7 +155,7 @@ class Group:
 
     def is_kept(self, model: Model) -> bool:
         """Return whether operators decide that this model is awake, regardless of demand."""
-        return self.mode == "manual" or self.pins.model == model.name
+        return self.mode == "manual" or model.name in self.pins.models
 
     def may_abandon_wake(self, target: Model) -> bool:
         """Return whether a wake of this model may be given up for lack of demand."""
@@ -153,7 +163,7 @@ class Group:
         if abandons is None:
             abandons = self.settings.abandon_wakes
         # Once closed, no request waits any more, but a running hook may use the rest of the grace.
-        return abandons and self.closed_with is None and self.pins.model != target.name
+        return abandons and self.closed_with is None and target.name not in self.pins.models
 
     def has_queued_wake(self, target: Model) -> bool:
         """Return whether a command to wake this model is queued."""
@@ -161,9 +171,20 @@ class Group:
 
     def trial_at(self, target: Model) -> float:
         """Return the earliest time at which a failing model may be tried; infinity: unknown."""
-        if self.pins.model is None:
-            return trial_at(target, self.models.values())
-        return target.retry_at if self.pins.model == target.name else math.inf
+        pinned = self.pins.models
+        if target.name in pinned:
+            return target.retry_at
+        if self.pins.holds_up(target.name) is not None:
+            return math.inf
+        return trial_at(target, self._in_the_way_of(target))
+
+    def _in_the_way_of(self, target: Model) -> Iterable[Model]:
+        """Return the models of which some may have to leave for another one."""
+        room = self.room
+        if self.shares_memory and max(room.ledger.missing(target.name)) <= 0:
+            return ()
+        touched = room.hook_resources(target.name)
+        return [m for m in self.models.values() if room.hook_resources(m.name) & touched]
 
     def may_try(self, target: Model) -> bool:
         """Return whether a failing model may be tried now."""

@@ -13,9 +13,9 @@ from llmux.policy import Policy, load_policy
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.group import AskForecast, Mode
 from llmux.switching.health import HeardSince
+from llmux.switching.hooks import Hooks
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import Traits
-from llmux.switching.steps import Hooks
 from llmux.switching.switcher import Switcher
 
 

@@ -1,34 +1,58 @@
-"""The ledger of shared memory: what each model holds, and what running switches are promised.
+"""The ledger of shared memory: what each model holds, and what running commands are promised.
 
-Invariant: of every resource, what all models hold is at most its amount. `Ledger` cannot be brought
-into another state: memory is taken before a hook starts, by a method that checks, and given back by
-one that is called when sleep is verified.
+Invariant: of every resource, what all models hold is at most its amount. No step of llmux's can
+break it: memory is taken before a hook starts, by a method that checks, and given back by one that
+is called when sleep is verified. Only what llmux finds can (`find`, `renew`): a server that was
+left awake, or a config with less memory. Then nothing wakes until enough has been put to sleep.
 
-Switches form a queue. A switch is planned only if its target will fit once it and all before it
-have ended. It may begin its wake once there is enough free memory, and every earlier switch will
-still find what it needs. So a switch waits only for its own evictions and for earlier switches:
-there is no cycle, and memory that was freed for a switch goes to no later one.
+Commands form a queue. A switch is planned only if its target will fit once it and all before it
+have ended. It may begin its wake once there is enough free memory, and every earlier command will
+still find what it needs. So a switch waits only for its own evictions and for earlier commands:
+there is no cycle, and memory that was freed for one goes to no later one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from llmux.policy.room import Amounts, Memory, covers, less, more
 
 
+class Hold(Enum):
+    """Which of its needs a model holds."""
+
+    STOPPED = "stopped"
+    """None: its `stop` hook has run since its sleep."""
+    ASLEEP = "asleep"
+    FALLING = "falling"
+    """Those of a sleep hook that runs."""
+    AWAKE = "awake"
+    WAKING = "waking"
+
+
 @dataclass(eq=False)
 class Plan:
-    """A switch that has not begun to wake its target.
+    """A command that has not begun to wake its target, or that wakes none.
 
     Attributes:
-        target: The model to wake.
+        target: The model to wake; empty to put models to sleep only.
         evict: The models that have to sleep first.
+        stop: The models that have to be stopped, to give back what they need asleep: some that
+            sleep, and some of `evict`.
+        is_forced: True if it goes on even if there is not enough for what is asleep then.
     """
 
     target: str
     evict: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    is_forced: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models that it moves, each once."""
+        return tuple(dict.fromkeys(filter(None, (self.target, *self.evict, *self.stop))))
 
 
 class Ledger:
@@ -36,30 +60,43 @@ class Ledger:
 
     Attributes:
         memory: The amounts and needs.
-        plans: The switches that wait for memory, in order.
+        plans: The commands that wait for memory, in order.
     """
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.plans: list[Plan] = []
-        self._held = {model: needs.asleep for model, needs in memory.needs.items()}
+        self._holds = dict.fromkeys(memory.needs, Hold.ASLEEP)
+        self._held: dict[str, Amounts] = {}
         self._free = memory.amounts
-        for amounts in self._held.values():
-            self._free = less(self._free, amounts)
-        if not covers(self._free, (0,) * len(self._free)):
+        self.renew(memory)
+        if not covers(self._free, self._zero):
             raise ValueError("the sleeping models alone need more than there is")
 
     @property
     def free(self) -> Amounts:
-        """What no model holds now."""
+        """What no model holds now; negative where more is held than there is."""
         return self._free
 
+    @property
+    def is_overcommitted(self) -> bool:
+        """True if more is held than there is, even once all planned commands have ended."""
+        return min(self.projected(), default=0) < 0
+
+    def hold(self, model: str) -> Hold:
+        """Return which of its needs a model holds."""
+        return self._holds[model]
+
+    def held(self, model: str) -> Amounts:
+        """Return what a model holds."""
+        return self._held[model]
+
     def projected(self, without: Plan | None = None) -> Amounts:
-        """Return what will be free once all planned switches (but one) have ended."""
+        """Return what will be free once all planned commands (but one) have ended."""
         free = self._free
         for plan in self.plans:
             if plan is not without:
-                free = less(more(free, self._leaving(plan)), self._wanted(plan))
+                free = self._after(plan, free)
         return free
 
     def missing(self, target: str, *, without: Plan | None = None) -> Amounts:
@@ -68,49 +105,103 @@ class Ledger:
         return less(less(needs.moving, held), self.projected(without))
 
     def freed(self, model: str) -> Amounts:
-        """Return what the sleep of a model gives back."""
+        """Return what the sleep of a model gives back; nothing if it was removed once it slept."""
+        if model not in self._held:
+            return self._zero
         return less(self._held[model], self.memory.needs[model].asleep)
 
-    # ---- Changes ----
+    # ---- Plans ----
 
-    def plan(self, target: str, evict: Iterable[str]) -> Plan:
-        """Plan a switch behind all others.
+    def plan(
+        self,
+        target: str,
+        evict: Iterable[str],
+        stoppable: Iterable[str] = (),
+        *,
+        is_forced: bool = False,
+    ) -> Plan:
+        """Plan a command behind all others.
+
+        Args:
+            target: The model to wake, or empty.
+            evict: The models to put to sleep.
+            stoppable: Models that may be stopped, if what they need asleep is lacking; those
+                to be stopped first come first.
+            is_forced: See `Plan`.
 
         Raises:
-            ValueError: Its target would not fit, or a model is part of another switch.
+            ValueError: Its target would not fit, or a model is part of another command.
         """
-        plan = Plan(target, tuple(evict))
-        taken = {name for each in self.plans for name in (each.target, *each.evict)}
-        if taken & {target, *plan.evict}:
-            raise ValueError(f"{target}: part of another switch: {taken & {target, *plan.evict}}")
+        plan = Plan(target, tuple(evict), is_forced=is_forced)
+        if taken := self.planned.intersection(plan.models):
+            raise ValueError(f"{target}: part of another switch: {taken}")
         self.plans.append(plan)
-        if not covers(self._at_its_wake(plan), (0,) * len(self._free)):
+        for model in stoppable:
+            if self.is_possible(plan):
+                break
+            if any(self.memory.needs[model].asleep) and model not in self.planned - {*plan.evict}:
+                plan.stop = (*plan.stop, model)
+        if not self.is_possible(plan):
             self.plans.remove(plan)
             raise ValueError(f"{target} does not fit even without {', '.join(plan.evict)}")
         return plan
 
+    def replan(self, old: Plan, evict: Iterable[str], stoppable: Iterable[str] = ()) -> Plan:
+        """Plan other evictions for a switch, behind all others.
+
+        Raises:
+            ValueError: As for `plan`; the old plan stands.
+        """
+        place = self.plans.index(old)
+        self.plans.remove(old)
+        try:
+            return self.plan(old.target, evict, stoppable)
+        except ValueError:
+            self.plans.insert(place, old)
+            raise
+
+    @property
+    def planned(self) -> set[str]:
+        """The models of all plans."""
+        return {name for each in self.plans for name in each.models}
+
+    def is_possible(self, plan: Plan) -> bool:
+        """Return whether there will be enough memory for a plan, behind all earlier ones.
+
+        Always true, but after `find` or `renew`.
+        """
+        if plan.is_forced:
+            return True
+        free = before = self._free
+        for each in (*self._before(plan), plan):
+            before, free = free, self._after(each, free)
+        return _suffices(before, free)
+
     def may_drop(self, plan: Plan) -> bool:
         """Return whether all other switches can still be carried out without this one."""
-        left, zero = self._free, (0,) * len(self._free)
+        left = self._free
         for each in self.plans:
             if each is not plan:
-                left = less(more(left, self._leaving(each)), self._wanted(each))
-                if not covers(left, zero):
+                before, left = left, self._after(each, left)
+                if not _suffices(before, left):
                     return False
         return True
 
     def drop(self, plan: Plan) -> None:
-        """Forget a switch that is given up."""
-        self.plans.remove(plan)
+        """Forget a command that has ended or is given up; idempotent."""
+        if plan in self.plans:
+            self.plans.remove(plan)
+
+    # ---- Hooks ----
 
     def may_wake(self, plan: Plan) -> bool:
         """Return whether the target may wake now, without taking what earlier switches need."""
         left = less(self._free, self._wanted(plan))
-        if min(left) < 0:
+        if not _suffices(self._free, left):
             return False
         for earlier in self._before(plan):
-            left = less(more(left, self._leaving(earlier)), self._wanted(earlier))
-            if min(left) < 0:
+            before, left = left, self._after(earlier, left)
+            if not _suffices(before, left):
                 return False
         return True
 
@@ -118,31 +209,74 @@ class Ledger:
         """Take the memory for the target's wake, which begins now."""
         assert self.may_wake(plan), plan
         self.plans.remove(plan)
-        self._hold(plan.target, self.memory.needs[plan.target].moving)
+        self._hold(plan.target, Hold.WAKING)
 
     def woke(self, model: str) -> None:
         """Note that a wake has ended: what only the start needed is free."""
-        self._hold(model, self.memory.needs[model].awake)
+        self._hold(model, Hold.AWAKE)
 
     def may_sleep(self, model: str) -> bool:
         """Return whether there is room for what the model needs while it falls asleep."""
-        return covers(self._free, less(self.memory.needs[model].moving, self._held[model]))
+        extra = less(self.memory.needs[model].falling, self._held[model])
+        return _suffices(self._free, less(self._free, extra))
 
     def sleep(self, model: str) -> None:
         """Take the memory for a sleep hook, which begins now."""
         assert self.may_sleep(model), model
-        self._hold(model, self.memory.needs[model].moving)
+        if self._holds[model] is Hold.AWAKE:  # else it may hold more, of a wake that has failed
+            self._hold(model, Hold.FALLING)
 
     def slept(self, model: str) -> None:
         """Give back a model's memory, now that its sleep is verified."""
-        self._hold(model, self.memory.needs[model].asleep)
+        self._hold(model, Hold.ASLEEP, is_found=True)
+
+    def stopped(self, model: str) -> None:
+        """Give back also what a model needed asleep, now that it is stopped."""
+        self._hold(model, Hold.STOPPED)
+
+    # ---- What llmux finds ----
+
+    def find(self, model: str) -> None:
+        """Note that a model may be awake, without asking whether it fits."""
+        self._hold(model, Hold.AWAKE, is_found=True)
+
+    def renew(self, memory: Memory) -> None:
+        """Use other amounts and needs; of models that are new, assume that they sleep."""
+        self.memory = memory
+        self._holds = {model: self._holds.get(model, Hold.ASLEEP) for model in memory.needs}
+        self._held = {model: self._amounts(model, hold) for model, hold in self._holds.items()}
+        self._free = memory.amounts
+        for amounts in self._held.values():
+            self._free = less(self._free, amounts)
 
     # ---- Sums ----
 
-    def _hold(self, model: str, amounts: Amounts) -> None:
-        self._free = less(more(self._free, self._held[model]), amounts)
-        self._held[model] = amounts
-        assert min(self._free) >= 0, f"{model} holds more than there is: {self._free}"
+    @property
+    def _zero(self) -> Amounts:
+        return (0,) * len(self.memory.amounts)
+
+    def _amounts(self, model: str, hold: Hold) -> Amounts:
+        needs = self.memory.needs[model]
+        match hold:
+            case Hold.STOPPED:
+                return self._zero
+            case Hold.ASLEEP:
+                return needs.asleep
+            case Hold.FALLING:
+                return needs.falling
+            case Hold.AWAKE:
+                return needs.awake
+            case Hold.WAKING:
+                return needs.moving
+
+    def _hold(self, model: str, hold: Hold, *, is_found: bool = False) -> None:
+        amounts, before = self._amounts(model, hold), self._held[model]
+        self._free = less(more(self._free, before), amounts)
+        self._holds[model], self._held[model] = hold, amounts
+        is_enough = all(
+            f >= 0 or a <= b for f, a, b in zip(self._free, amounts, before, strict=True)
+        )
+        assert is_found or is_enough, f"{model} holds more than there is: {self._free}"
 
     def _before(self, plan: Plan) -> Iterator[Plan]:
         for each in self.plans:
@@ -150,20 +284,27 @@ class Ledger:
                 return
             yield each
 
-    def _at_its_wake(self, plan: Plan) -> Amounts:
-        """Return what is left when the target wakes, behind all earlier switches."""
-        free = self._free
-        for each in (*self._before(plan), plan):
-            free = less(more(free, self._leaving(each)), self._wanted(each))
-        return free
-
-    def _leaving(self, plan: Plan) -> Amounts:
-        """Return what a switch's evictions have still to give back."""
-        amounts = (0,) * len(self._free)
+    def _after(self, plan: Plan, free: Amounts) -> Amounts:
+        """Return what is free after a plan that begins with `free`."""
         for model in plan.evict:
-            amounts = more(amounts, self.freed(model))
-        return amounts
+            free = more(free, self.freed(model))
+        for model in plan.stop:
+            free = more(free, self._stopping_frees(model))
+        return less(free, self._wanted(plan))
+
+    def _stopping_frees(self, model: str) -> Amounts:
+        """Return what a model gives back if it is stopped, beside what its sleep does."""
+        if model not in self._held or self._holds[model] is Hold.STOPPED:
+            return self._zero
+        return self.memory.needs[model].asleep
 
     def _wanted(self, plan: Plan) -> Amounts:
         """Return what a switch's target has still to take."""
+        if not plan.target:
+            return self._zero
         return less(self.memory.needs[plan.target].moving, self._held[plan.target])
+
+
+def _suffices(before: Amounts, after: Amounts) -> bool:
+    """Return whether there is enough of each resource of which less is free than before."""
+    return all(left >= 0 or left >= had for had, left in zip(before, after, strict=True))

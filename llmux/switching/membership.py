@@ -16,6 +16,7 @@ from llmux.switching.bookkeeping import Bookkeeper
 from llmux.switching.commands import Command, Reconfigure, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import IdleRules
+from llmux.switching.memory import GroupMemory
 from llmux.switching.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.switching.observer import Chronicle
 
@@ -41,10 +42,18 @@ class Membership:
             return
         model = group.models[name] = self._books.open(name, traits)
         _apply_settings(model, group.settings)
+        self.use_memory(group.room.shared)
         if self._record.take_left(name):
             log.warning("model_unsure", model=name, hint="slept before another wakes")
             model.holds_gpu = True
+            group.room.ledger.find(name)
             model.enter(Phase.FAILED)
+
+    def use_memory(self, shared: GroupMemory | None) -> None:
+        """Let the models share this memory from now on; None: one is awake at a time."""
+        group = self._group
+        group.room.use(shared, group.models, lambda name: group.models[name].stops)
+        group.changed.set()
 
     def apply(self, settings: PolicyConfig, queued_per_model: int, idle_rules: IdleRules) -> None:
         """Use other settings from now on."""
@@ -117,6 +126,7 @@ class Membership:
             # Meanwhile a reload may have kept the model, or a new request may have arrived.
             if model.is_unused and (then := group.leaving.pop(model.name, None)) is not None:
                 del group.models[model.name]
+                self.use_memory(group.room.shared)
                 group.measures.forget(model.name)
                 group.pins.forget(model.name)
                 then()
@@ -126,7 +136,7 @@ class Membership:
     def _rests(self, model: Model) -> bool:
         """Return whether the model sleeps and no running command may change that."""
         is_asleep = model.phase in AT_REST and not model.holds_gpu
-        return is_asleep and not self._group.switch_lock.locked()
+        return is_asleep and not self._group.switch_lock.holds(model.name)
 
 
 def _apply_settings(model: Model, settings: PolicyConfig) -> None:

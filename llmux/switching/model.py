@@ -108,6 +108,11 @@ class Model(ModelState):
         return "awake" if self.phase in SERVES else "unsure"
 
     @property
+    def is_stranded(self) -> bool:
+        """True if it may hold memory although it is not awake: its sleep could not be verified."""
+        return self.holds_gpu and self.phase in AT_REST
+
+    @property
     def quiet(self) -> list[Flight]:
         """The WebSockets in flight that have carried no message for `socket_idle_s`."""
         return self.in_flight.quiet(self.socket_idle_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -46,11 +46,11 @@ class Chronicle:
     """Emits events for one group's phases, pins and switches; see `llmux.observe.events`.
 
     Attributes:
-        running: The switch that is running, or None.
+        switches: The switches that are running, in the order in which they began.
     """
 
     def __init__(self, group: str, measures: Measures, events: Events) -> None:
-        self.running: SwitchRecord | None = None
+        self.switches: list[SwitchRecord] = []
         self._group = group
         self._measures = measures
         self._events = events
@@ -68,10 +68,15 @@ class Chronicle:
         self._events.pin_changed.tell(PinChange(at=now, group=self._group, pinned=pinned))
 
     @contextmanager
-    def switch(self, wake: Wake, source: Model | None) -> Iterator[Tally]:
-        """Emit a switch that lasts as long as the context; its result is how the context ends."""
+    def switch(self, wake: Wake, evict: Sequence[Model]) -> Iterator[Tally]:
+        """Emit a switch that lasts as long as the context; its result is how the context ends.
+
+        Args:
+            wake: The command.
+            evict: The models that it puts to sleep first.
+        """
         started_at = trio.current_time()
-        record = self._begun(wake, source)
+        record = self._begun(wake, evict)
         tally = Tally()
         result: SwitchResult = "abandoned"
         error: HookError | None = None
@@ -83,7 +88,7 @@ class Chronicle:
             raise
         finally:
             ended_at = trio.current_time()
-            self.running = None
+            self.switches = [each for each in self.switches if each is not record]
             ended = msgspec.structs.replace(
                 record,
                 ended=self._events.clock.unix(ended_at),
@@ -107,12 +112,13 @@ class Chronicle:
                 )
             )
 
-    def _begun(self, wake: Wake, source: Model | None) -> SwitchRecord:
+    def _begun(self, wake: Wake, evict: Sequence[Model]) -> SwitchRecord:
+        source = next(iter(evict), None)
         target, name = wake.target, source.name if source else None
         expected_s = self._measures.costs.estimate(name, target.name)
         if expected_s is not None and source is not None and source.in_flight.count:
             expected_s += self._measures.drain_s(source.name)
-        self.running = SwitchRecord(
+        record = SwitchRecord(
             id=next(NUMBERS),
             group=self._group,
             source=name,
@@ -123,6 +129,8 @@ class Chronicle:
             request=target.waiters.first,
             waiting=target.wanted_by,
             expected_secs=None if expected_s is None else round(expected_s, 3),
+            evicts=tuple(model.name for model in evict),
         )
-        self._events.switch_started.tell(self.running)
-        return self.running
+        self.switches = [*self.switches, record]
+        self._events.switch_started.tell(record)
+        return record

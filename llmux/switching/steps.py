@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Protocol
 
 import trio
 
@@ -16,6 +15,7 @@ from llmux.observe.events import Drained, Events
 from llmux.observe.logs import get_logger
 from llmux.switching.draining import cut_sockets, log_slow_drain, wait_drained
 from llmux.switching.group import Group
+from llmux.switching.hooks import Hooks, ModelHooks
 from llmux.switching.model import Model, Phase
 from llmux.switching.prefetch import Prefetch
 
@@ -38,56 +38,12 @@ LONGEST_WARM_UP_S = 600.0
 log = get_logger(__name__)
 
 
-class ModelHooks(Protocol):
-    """The hooks of one model, immutable.
-
-    A command runs all its steps with the hooks it started with, even if the config is reloaded.
-    """
-
-    def has(self, hook: HookName) -> bool:
-        """Return whether this hook is configured."""
-        ...
-
-    async def run(
-        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
-    ) -> None:
-        """Run a hook that is configured, until it has ended.
-
-        Args:
-            hook: The hook's name.
-            source: The model that the switch leaves, if any.
-            target: The model that the switch is for, if any.
-            expects_failure: True if a failure is to be neither logged as an error nor counted,
-                since the model may still be loading.
-
-        Raises:
-            HookError: It failed, exceeded its time-out or could not be started.
-        """
-        ...
-
-    def timeout_s(self, hook: HookName) -> float:
-        """Return the time-out of a hook in seconds; infinity for none."""
-        ...
-
-
-class Hooks(Protocol):
-    """Gives access to hooks; `llmux.hooks.ShellHooks` is the implementation in use."""
-
-    def of(self, model: str) -> ModelHooks:
-        """Return a model's current hooks."""
-        ...
-
-    async def end_marked(self, mark: str) -> None:
-        """End the processes that a killed llmux left behind from the hook with this mark."""
-        ...
-
-
 class SwitchAbandoned(Exception):
     """Raised when no request waits for the target any more, but one for another model does."""
 
 
 class Steps:
-    """The steps of a switch. Only the task that holds the switch lock may take them.
+    """The steps of a switch. Only a task that holds the switch lock of their model may take them.
 
     Args:
         hooks: Runs the hooks.
@@ -108,16 +64,33 @@ class Steps:
         self._group = group
         self._events = events
         self._on_asleep = on_asleep
-        self._hook_must_end_by = math.inf
+        self._must_end_by: dict[object, float] = {}  # of each hook that runs
         self._is_closing = False
-        self._looking: trio.CancelScope | None = None
+        self._looking: set[trio.CancelScope] = set()
 
     @property
     def is_stuck(self) -> bool:
         """True if a hook is running that could not be ended at its time-out."""
-        return trio.current_time() > self._hook_must_end_by
+        return trio.current_time() > min(self._must_end_by.values(), default=math.inf)
 
     # ---- Drain ----
+
+    async def let_line_in_first(self, model: Model, is_wanted: Callable[[], bool]) -> None:
+        """Wait until the requests that are in a model's own line now are in flight.
+
+        Without a limit of its slots they would be; `LineFirst` says why they count. Where one model
+        is awake at a time, that class does the same before the switch begins.
+        """
+        group, since = self._group, trio.current_time()
+        if not model.is_awake or model.preserves_in_flight or not model.waiters.count:
+            return
+        in_all = model.in_flight.in_use + model.waiters.count
+        settings = group.settings
+        limit_s = settings.drain_timeout_secs if settings.on_drain_timeout == "cut" else None
+        with trio.move_on_after(math.inf if limit_s is None else limit_s):
+            while is_wanted() and (oldest := model.waiters.oldest) is not None and oldest <= since:
+                await group.changed.wait()
+        group.measures.note_line_first(model.name, trio.current_time() - since, in_all)
 
     async def drain(
         self,
@@ -188,7 +161,13 @@ class Steps:
         return self._hooks.of(model.name)
 
     async def put_to_sleep(
-        self, model: Model, target: Model, hooks: ModelHooks, then: Phase = Phase.ASLEEP
+        self,
+        model: Model,
+        target: Model,
+        hooks: ModelHooks,
+        then: Phase = Phase.ASLEEP,
+        *,
+        is_deep: bool = False,
     ) -> float:
         """Run the sleep hook, and once more if `verify_asleep` finds GPU memory still in use.
 
@@ -197,6 +176,7 @@ class Steps:
             target: The model that the switch is for.
             hooks: The hooks of `model`.
             then: The phase to enter afterwards.
+            is_deep: True to run the stop hook instead, since it may need nothing asleep.
 
         Returns:
             The hook time in seconds.
@@ -206,32 +186,52 @@ class Steps:
         """
         started_at = trio.current_time()
         self._group.on_sleep(model.name)
+        ledger = self._group.room.ledger
+        if not is_deep and ledger.may_sleep(model.name):
+            ledger.sleep(model.name)
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
+        hook: HookName = "stop" if is_deep else "sleep"
         try:
-            await self._sleep_and_verify(model, target, hooks)
+            await self._sleep_and_verify(model, target, hooks, hook)
         except HookError:
             log.warning("sleep_retried", model=model.name, to=target.name)
             try:
-                await self._sleep_and_verify(model, target, hooks)
+                await self._sleep_and_verify(model, target, hooks, hook)
             except HookError as error:
                 model.last_error = error
                 model.enter(Phase.FAILED)
                 raise
         model.holds_gpu = False
+        if is_deep:
+            ledger.stopped(model.name)
+        else:
+            ledger.slept(model.name)
         model.enter(then)
         self._on_asleep(model)
         return trio.current_time() - started_at
 
-    async def _sleep_and_verify(self, model: Model, target: Model, hooks: ModelHooks) -> None:
+    async def stop(self, model: Model, target: Model, hooks: ModelHooks) -> None:
+        """Run the stop hook of a model that sleeps, so that it needs nothing any more.
+
+        Raises:
+            HookError: It may still need something.
+        """
+        await self._run_hook(hooks, "stop", source=model.name, target=target.name)
+        self._group.room.ledger.stopped(model.name)
+        log.info("model_stopped", model=model.name, to=target.name)
+
+    async def _sleep_and_verify(
+        self, model: Model, target: Model, hooks: ModelHooks, hook: HookName
+    ) -> None:
         about = {"source": model.name, "target": target.name}
         try:
-            await self._run_hook(hooks, "sleep", **about)
+            await self._run_hook(hooks, hook, **about)
         except HookError as error:
             # The model may sleep nevertheless, for which `verify_asleep` is the authority.
             log.error("sleep_hook_failed", model=model.name, to=target.name, error=error.details)
-            if not error.was_started:
-                raise  # the hook has done nothing to free the GPU
+            if not error.was_started or hook == "stop":
+                raise  # the hook has done nothing to free the GPU, or not all
         if hooks.has("verify_asleep"):
             await self._run_hook(hooks, "verify_asleep", **about)
 
@@ -275,6 +275,7 @@ class Steps:
         warm_up_s = LONGEST_WARM_UP_S if timeout_s == math.inf else timeout_s
         target.warm_by = started_at + warm_up_s
         target.wake_succeeded()
+        self._group.room.ledger.woke(target.name)
         target.enter(Phase.AWAKE)
         return trio.current_time() - started_at
 
@@ -318,8 +319,8 @@ class Steps:
     def close(self) -> None:
         """Stop waiting for models to become alive, since no request will be admitted any more."""
         self._is_closing = True
-        if self._looking is not None:
-            self._looking.cancel()
+        for look in self._looking:
+            look.cancel()
 
     async def _wait_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float
@@ -327,13 +328,13 @@ class Steps:
         """Run the alive hook until it succeeds or `close` is called; see `_look_until_alive`."""
         if self._is_closing:
             return
-        self._looking = trio.CancelScope()
+        look = trio.CancelScope()
+        self._looking.add(look)
         try:
-            with self._looking:
+            with look, self._watched(deadline + LEAST_LOOK_S + STEP_SLACK_S):
                 await self._look_until_alive(target, source, hooks, deadline)
         finally:
-            self._hook_must_end_by = math.inf
-            self._looking = None
+            self._looking.remove(look)
 
     async def _look_until_alive(
         self, target: Model, source: str, hooks: ModelHooks, deadline: float
@@ -351,7 +352,6 @@ class Steps:
         """
         began_at = now = logged_at = trio.current_time()
         pause_s, failure = FIRST_LOOK_S, None
-        self._hook_must_end_by = deadline + LEAST_LOOK_S + STEP_SLACK_S
         while True:
             try:
                 with trio.move_on_at(max(deadline, now + LEAST_LOOK_S)) as look:
@@ -375,12 +375,18 @@ class Steps:
     async def _run_hook(
         self, hooks: ModelHooks, hook: HookName, *, source: str, target: str
     ) -> None:
-        """Run a sleep, verify or wake hook, and watch its time limit; raises HookError."""
-        self._hook_must_end_by = trio.current_time() + hooks.timeout_s(hook) + STEP_SLACK_S
-        try:
+        """Run a sleep, stop, verify or wake hook, and watch its time limit; raises HookError."""
+        with self._watched(trio.current_time() + hooks.timeout_s(hook) + STEP_SLACK_S):
             await hooks.run(hook, source=source, target=target)
+
+    @contextmanager
+    def _watched(self, must_end_by: float) -> Iterator[None]:
+        watch = object()
+        self._must_end_by[watch] = must_end_by
+        try:
+            yield
         finally:
-            self._hook_must_end_by = math.inf
+            del self._must_end_by[watch]
 
 
 def _log_slow_wake(model: Model, waited_s: float, failure: HookError | None) -> None:

@@ -18,9 +18,9 @@ from llmux.switching.awake import AwakeRecord
 from llmux.switching.group import Mode
 from llmux.switching.groups import Groups
 from llmux.switching.hints import NO_HINTS, Hints
+from llmux.switching.hooks import Hooks
 from llmux.switching.model import Model
 from llmux.switching.overview import Overview
-from llmux.switching.steps import Hooks
 from llmux.switching.switcher import Switcher
 
 WATCH_S = 1.0

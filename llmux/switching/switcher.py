@@ -53,31 +53,37 @@ would reveal a second one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
 import trio
 
 from llmux.config import PolicyConfig
-from llmux.errors import HookError, LlmuxError, NotReady, ShuttingDown, SwitcherDied
+from llmux.errors import HookError, LlmuxError, ShuttingDown, SwitcherDied
 from llmux.observe.events import Events
 from llmux.observe.logs import get_logger
 from llmux.observe.schemas import Pin, SwitchRecord
 from llmux.policy import LineFirst, Policy
 from llmux.switching.admission import Door
 from llmux.switching.awake import AwakeRecord
-from llmux.switching.breaker import Breaker, after_failure
+from llmux.switching.breaker import Breaker
+from llmux.switching.carrying import Carrier
 from llmux.switching.commands import BringDown, Command, Wake
 from llmux.switching.decision import Decider
 from llmux.switching.draining import look_at_sockets
 from llmux.switching.group import AskForecast, Group, Mode, State
 from llmux.switching.health import Health, HeardSince
+from llmux.switching.hooks import Hooks
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.membership import Membership
-from llmux.switching.model import NO_TRAITS, Model, Phase, Traits
-from llmux.switching.observer import Chronicle, Tally
-from llmux.switching.steps import Hooks, ModelHooks, Steps, SwitchAbandoned
+from llmux.switching.memory import GroupMemory
+from llmux.switching.model import NO_TRAITS, Model, Traits
+from llmux.switching.observer import Chronicle
+from llmux.switching.placing import Placer
+from llmux.switching.room import Room
+from llmux.switching.running import Running
+from llmux.switching.steps import Steps
 from llmux.switching.takeover import take_over
 from llmux.switching.waits import eta_s
 from llmux.switching.wishes import Wishes
@@ -108,6 +114,7 @@ class Switcher:
         record: AwakeRecord | None = None,
         group: str = "default",
         idle_rules: IdleRules = NO_IDLE_RULES,
+        memory: GroupMemory | None = None,
     ) -> None:
         state = self._group = Group(
             group, settings, queued_per_model=queued_per_model, idle_rules=idle_rules
@@ -119,8 +126,17 @@ class Switcher:
         self._door = Door(state)
         self._breaker = Breaker(state, events)
         self._members = Membership(state, self._record, self._chronicle)
-        self._decider = Decider(state, policy)
         self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
+        placer = Placer(state, self._steps.hooks_of)
+        self._decider = Decider(state, policy, placer)
+        self._carrier = Carrier(
+            state,
+            steps=self._steps,
+            placer=placer,
+            door=self._door,
+            members=self._members,
+            chronicle=self._chronicle,
+        )
         self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down, events)
         wishes = Wishes(state, self._chronicle.pin)
         # Methods of the parts that the rest of llmux calls through the switcher.
@@ -133,8 +149,10 @@ class Switcher:
         self.is_unused = self._members.is_unused
         self.look_at_sockets = partial(look_at_sockets, state)
         self.eta_s = partial(eta_s, state)
+        self.use_memory = self._members.use_memory
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))
+        self.use_memory(memory)
 
     def __repr__(self) -> str:
         name = f" {self.active.name!r}" if self.active else ""
@@ -144,7 +162,7 @@ class Switcher:
 
     @property
     def active(self) -> Model | None:
-        """The model that is awake and admits requests."""
+        """The model that is awake and admits requests, the first if several are; or None."""
         return self._group.active
 
     @property
@@ -154,13 +172,33 @@ class Switcher:
 
     @property
     def pinned(self) -> Pin | None:
-        """The pin of the group, or None."""
+        """The last pin of the group, or None."""
         return self._group.pins.current
 
     @property
+    def awake(self) -> list[Model]:
+        """The models that are awake and admit requests."""
+        return self._group.awake
+
+    @property
     def running(self) -> SwitchRecord | None:
-        """The running switch, or None."""
-        return self._chronicle.running
+        """The running switch, the first if several are; or None."""
+        return next(iter(self._chronicle.switches), None)
+
+    @property
+    def switches(self) -> list[SwitchRecord]:
+        """The running switches, in the order in which they began."""
+        return self._chronicle.switches
+
+    @property
+    def pins(self) -> list[Pin]:
+        """The pins in force, the last one first."""
+        return self._group.pins.in_force
+
+    @property
+    def room(self) -> Room:
+        """The memory that the models share."""
+        return self._group.room
 
     @property
     def mode(self) -> Mode:
@@ -218,146 +256,46 @@ class Switcher:
 
     async def put_to_sleep(self) -> None:
         """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
-        async with self._group.switch_lock:
-            for model in self.models.values():
-                if model.holds_gpu:
-                    with suppress(HookError):  # logged
-                        hooks = self._steps.hooks_of(model)
-                        await self._steps.put_to_sleep(model, model, hooks)
+        ledger = self._group.room.ledger
+        for model in self.models.values():
+            if model.holds_gpu:
+                hooks = self._steps.hooks_of(model)
+                is_deep = hooks.has("stop") and not ledger.may_sleep(model.name)
+                with suppress(HookError):  # logged
+                    await self._steps.put_to_sleep(model, model, hooks, is_deep=is_deep)
 
     # ---- The loop ----
 
     async def run(self) -> None:
-        """Carry out commands one by one until stopped. The only task that switches."""
+        """Carry out commands until stopped. The only task that begins them."""
         try:
             await take_over(self._group, self._record, self._hooks, self.health)
             self._decider.begin()
-            while (command := await self._next_command()) is not None:
-                # A nursery for each switch, so that it is cancelled as a whole.
-                async with trio.open_nursery() as switch:  # noqa: ASYNC112
-                    switch.start_soon(self._carry_out, command, switch)
+            async with trio.open_nursery() as commands:
+                while (running := await self._next_command()) is not None:
+                    commands.start_soon(self._carrier.carry_out, running)
         finally:
             # No request or caller may be left waiting, however this ends. After `stop`, a no-op.
             is_cancelled = trio.current_effective_deadline() == -math.inf
             self._close(ShuttingDown() if is_cancelled else SwitcherDied())
 
-    async def _next_command(self) -> Command | None:
+    async def _next_command(self) -> Running | None:
         while self._group.closed_with is None:
-            self._members.remove_unwanted()
-            self._breaker.look()
-            command, look_again_at = self._decider.decide()
-            if command is not None:
-                return command
+            # Where one model is awake at a time, one command runs at a time.
+            if self._group.shares_memory or not self._group.running:
+                self._members.remove_unwanted()
+                self._breaker.look()
+                running, look_again_at = self._decider.decide()
+                if running is not None:
+                    return running
+            else:
+                look_again_at = math.inf
             with trio.move_on_at(look_again_at):
                 # No checkpoint since the snapshot: no change can be missed.
                 await self._group.changed.wait()
         return None
 
-    # ---- The switch ----
-
-    async def _carry_out(self, command: Command, switch: trio.Nursery) -> None:
-        # While the lock is held, no model is reconfigured or removed. Other tasks may have run
-        # since the decision, so choose the evictions only now, with no checkpoint afterwards.
-        self._group.switch_lock.acquire_nowait()
-        command = self._decider.place(command)
-        target, outcome = command.target, command.outcome
-        try:
-            if self.models.get(target.name) is not target:  # removed since the command was queued
-                outcome.end(command.error_if_removed)
-                return
-            hooks = self._steps.hooks_of(target)
-            if not isinstance(command, Wake):
-                await self._retire(command, hooks)
-                return
-            if not target.is_awake:
-                await self._switch(command, hooks, switch)
-            await target.let_in()  # the settle barrier
-            outcome.end()
-        except SwitchAbandoned:
-            log.info("switch_abandoned", to=target.name)
-            await self._group.let_in()
-        except HookError as error:
-            target.waiters.refuse(after_failure(target, error))
-            outcome.end(error)
-            await self._steps.clean_up(target, hooks, error)
-        except (ShuttingDown, NotReady) as error:
-            outcome.end(error)
-        finally:
-            outcome.end(ShuttingDown())  # only has an effect if this task was cancelled
-            self._group.switch_lock.release()
-
-    async def _switch(self, wake: Wake, hooks: ModelHooks, switch: trio.Nursery) -> None:
-        """Drain and put to sleep the models to evict, then wake the target.
-
-        Args:
-            wake: The command.
-            hooks: The hooks of the target.
-            switch: Nursery for the prefetch hook.
-
-        Raises:
-            HookError: A hook failed; the target is not awake.
-            SwitchAbandoned: The target is not wanted any more, and sleeps; models to evict are
-                awake again or sleep.
-        """
-        group, steps, target = self._group, self._steps, wake.target
-        if wake.is_trial and not wake.goes_on(group):  # somebody is served since the decision
-            raise SwitchAbandoned
-        first = wake.evict[0] if wake.evict else None
-        source = first.name if first else None
-        with self._chronicle.switch(wake, first) as tally:
-            prefetch = steps.prefetch(target, source, hooks, switch)
-            group.waking = target
-            try:
-                await self._evict(wake.evict, wake, tally)
-                # The switch costs only the part of the prefetch that outlasts drain and sleep.
-                tally.prefetch_s = await steps.wait_prefetched(
-                    prefetch, lambda: group.closed_with is not None or not wake.goes_on(group)
-                )
-                self._check_goes_on(wake)
-                # Meanwhile a reload may have added a model that an earlier llmux left awake.
-                while late := group.evictions_for(target):
-                    await self._evict(late, wake, tally)
-                    self._check_goes_on(wake)
-                # No checkpoint since the placement was asked, until the target holds the GPU.
-                tally.wake_s = await steps.wake_while(
-                    lambda: wake.is_wake_wanted(group), target, source, hooks
-                )
-            finally:
-                group.waking = None
-                prefetch.abandon()
-        if source is not None and source not in self.models:  # removed once it slept
-            self.measures.forget(source)
-
-    async def _evict(self, models: Sequence[Model], wake: Wake, tally: Tally) -> None:
-        """Drain models and put them to sleep, in this order; raises like `_switch`."""
-        steps = self._steps
-        for model, hooks in [(model, steps.hooks_of(model)) for model in models]:
-            tally.drain_s += await self._drain(model, wake)
-            self._group.check_open()
-            tally.sleeps_s[model.name] = await steps.put_to_sleep(model, wake.target, hooks)
-
-    def _check_goes_on(self, wake: Wake) -> None:
-        self._group.check_open()
-        if not wake.goes_on(self._group):
-            raise SwitchAbandoned
-
-    async def _retire(self, command: Command, hooks: ModelHooks) -> None:
-        """Put a model to sleep without waking another one.
-
-        Raises:
-            HookError: GPU memory is still in use.
-        """
-        model, is_down = command.target, isinstance(command, BringDown)
-        if command.is_wanted(self._group):  # else it was cancelled, or the model has slept since
-            if is_down:
-                await self._steps.cut(model)
-            else:
-                await self._drain(model, command)
-            self._group.check_open()
-            if model.phase is Phase.DRAINING or (model.holds_gpu and not is_down):
-                await self._steps.put_to_sleep(model, model, hooks)
-            self._members.note_asleep(model)  # in case it slept already, so no step has said so
-        command.outcome.end()
+    # ---- A model that does not answer ----
 
     async def _bring_down(self, model: Model) -> None:
         """Cut the requests of a model that no longer answers, and put it to sleep."""
@@ -375,12 +313,3 @@ class Switcher:
         self._group.queue_first(*commands)
         with suppress(LlmuxError):  # logged, and reported to requests in line
             await commands[-1].wait()
-
-    async def _drain(self, model: Model, command: Command) -> float:
-        """Drain a model, unless the command is not wanted any more; see `Steps.drain`."""
-        return await self._steps.drain(
-            model,
-            command.target,
-            lambda: command.goes_on(self._group),
-            self._door.refuse_if_switch_needed,
-        )

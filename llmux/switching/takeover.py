@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from llmux.observe.logs import get_logger
 from llmux.switching.awake import AwakeRecord, Entry
+from llmux.switching.commands import Sleep
 from llmux.switching.group import Group
 from llmux.switching.health import Health
+from llmux.switching.hooks import Hooks
 from llmux.switching.model import Model, Phase
-from llmux.switching.steps import Hooks
 
 log = get_logger(__name__)
 
@@ -23,10 +24,15 @@ async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Hea
     # For all models before the first checkpoint, so that none counts as asleep meanwhile.
     for name in found:
         group.models[name].holds_gpu = True
-    async with group.switch_lock:
+        group.room.ledger.find(name)
+    with group.switch_lock.all_held():
         for name, entry in found.items():
             await _take_over_one(group, group.models[name], entry, hooks, health)
         await group.let_in()
+    if group.shares_memory:  # else it is put to sleep for the next model that wakes
+        for model in group.models.values():
+            if model.holds_gpu and not model.is_awake:
+                group.queue(Sleep(model, "it does not fit any more", stands=True, rule="restart"))
 
 
 async def _take_over_one(
@@ -34,10 +40,15 @@ async def _take_over_one(
 ) -> None:
     if entry.mark:
         await hooks.end_marked(entry.mark)
-    may_stay = entry.state == "awake" and group.has_room_for(model)
+    may_stay = entry.state == "awake" and _fits(group, model)
     if may_stay and await health.is_alive(model):
         log.info("model_adopted", model=model.name)
         model.enter(Phase.AWAKE)
     else:  # it may hold GPU memory, so it is put to sleep before another model wakes
         log.warning("model_unsure", model=model.name, hint="slept before another wakes")
         model.enter(Phase.FAILED)
+
+
+def _fits(group: Group, model: Model) -> bool:
+    """Return whether a model that was found awake fits beside those that are awake already."""
+    return group.room.fit([*(each.name for each in group.awake), model.name])

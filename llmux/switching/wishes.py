@@ -41,14 +41,14 @@ class Wishes:
     async def force_switch(self, name: str) -> None:
         """Switch to a model regardless of the policy; returns when it is awake.
 
-        While the group is pinned, the pin moves to that model. The command stands even if the
+        A pin that keeps that model from being woken moves to it. The command stands even if the
         caller is cancelled while it waits.
 
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: The model is not awake.
         """
-        if (pinned := self._group.pins.current) is not None:
-            await self.pin(Pin(model=name, wait=pinned.wait))
+        if (pin := self._pin_to_move(name)) is not None:
+            await self.pin(Pin(model=name, wait=pin.wait))
             return
         await self._follow(Wake(self._known(name), OPERATOR, stands=True, rule="forced"))
 
@@ -63,8 +63,8 @@ class Wishes:
     async def pin(self, pin: Pin) -> None:
         """Switch to a model and keep it awake; returns when it is awake.
 
-        Requests for other models are refused, or wait, until `unpin`. If the model cannot be woken,
-        the previous pin is in force again.
+        Requests for models that cannot be awake beside it are refused, or wait, until `unpin`. If
+        the model cannot be woken, the pins that this one has displaced are in force again.
 
         Raises:
             ModelNotFound, HookError, NotReady, ShuttingDown: The model is not awake.
@@ -77,18 +77,29 @@ class Wishes:
         await self._follow(Wake(target, OPERATOR, stands=True, rule="pinned", outcome=outcome))
         self._group.pins.keep(placed)
 
-    def unpin(self) -> None:
-        """Let the policy choose again; idempotent."""
-        self._group.pins.clear()
+    def unpin(self, model: str | None = None) -> None:
+        """Remove the pin of one model, or all; idempotent."""
+        if model is None:
+            self._group.pins.clear()
+        else:
+            self._group.pins.forget(model)
+
+    def _pin_to_move(self, name: str) -> Pin | None:
+        pins = self._group.pins
+        held_up_by = pins.holds_up(name)
+        if held_up_by is None and name in pins.models:
+            return pins.current
+        return held_up_by
 
     def _take_back(self, placed: Pin) -> None:
         group = self._group
-        counted = group.pins.current is placed
+        before = group.pins.models
         group.pins.take_back(placed)
-        if counted and group.pins.model is not None and group.closed_with is None:
-            # The previous pin is in force again; its model may have been put to sleep for this one.
-            model = group.models[group.pins.model]
-            group.queue(Wake(model, OPERATOR, stands=True, rule="pinned"))
+        if group.closed_with is not None:
+            return
+        # Pins are in force again whose models may have been put to sleep for this one.
+        for name in group.pins.models - before:
+            group.queue(Wake(group.models[name], OPERATOR, stands=True, rule="pinned"))
 
     def _apply_pin(self) -> None:
         group = self._group

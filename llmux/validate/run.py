@@ -29,7 +29,7 @@ from llmux.hooks.orphans import end_marked
 from llmux.observe.pauses import leave_out_pauses
 from llmux.openai.headers import request_headers
 from llmux.switching.awake import AwakeRecord
-from llmux.switching.steps import Hooks
+from llmux.switching.hooks import Hooks
 from llmux.upstream import Backend
 from llmux.validate.verdicts import Answer, Question, Unfit, compare
 

@@ -63,9 +63,10 @@ PLANTS = {
         "        finally:\n            if self.is_counted and kind is None:\n",
     ),
     "let a failed wake take others along": (
-        "switching/switcher.py",
-        "            target.waiters.refuse(after_failure(target, error))\n",
-        "            for model in self.models.values():\n                model.waiters.refuse(error)\n",
+        "switching/carrying.py",
+        "                target.waiters.refuse(after_failure(target, error))\n",
+        "                for model in self._group.models.values():\n"
+        "                    model.waiters.refuse(error)\n",
     ),
     "wake into a full GPU": (
         "switching/steps.py",

@@ -18,8 +18,8 @@ from llmux.errors import ConfigError, LlmuxError, ModelNotFound, StreamCut
 from llmux.observe.events import Events
 from llmux.observe.schemas import Pin
 from llmux.switching.awake import AwakeRecord
+from llmux.switching.hooks import ModelHooks
 from llmux.switching.reload import Reloader
-from llmux.switching.steps import ModelHooks
 from llmux.switching.switchboard import Switchboard
 from tests.fakes import FakeHooks, FakeModelHooks, Rig
 

@@ -437,7 +437,7 @@ async def test_a_dead_switcher_says_so_and_leaves_nobody_waiting(
 
     async with trio.open_nursery() as outside:
         outside.start_soon(ask_in_vain)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.RaisesGroup(ZeroDivisionError):
             await rig.switcher.run()
     assert rig.switcher.has_died
     with pytest.raises(SwitcherDied):

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llmux.errors import HookError, ModelNotFound, PinLost, Pinned, ShuttingDown
 from llmux.observe.schemas import Pin
 from llmux.switching.commands import Command
-from llmux.switching.idle import IdleRules, idle_command
+from llmux.switching.idle import Idleness, IdleRules
 from llmux.switching.model import Traits
 from tests.fakes import FakeHooks, Rig
 
@@ -177,14 +177,16 @@ async def test_an_idle_sleep_is_called_off_when_its_model_is_wanted(
             await trio.sleep(1)
             waited_s.append(await rig.ask("a"))
 
-        def decided(*about: Any, **more: Any) -> tuple[Command | None, float]:
-            command, at = idle_command(*about, **more)
+        of_one = Idleness.of_one
+
+        def decided(*about: Any) -> tuple[Command | None, float]:
+            command, at = of_one(*about)
             if command is not None and not waited_s:
                 requests.start_soon(rig.ask, "a", 1000)
                 requests.start_soon(wait_a_while)
             return command, at
 
-        monkeypatch.setattr("llmux.switching.decision.idle_command", decided)
+        monkeypatch.setattr(Idleness, "of_one", decided)
         await rig.ask("a")
         await trio.sleep(500)
         assert rig.hooks.inside == {"a": 1}

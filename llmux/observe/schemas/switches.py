@@ -91,6 +91,7 @@ class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}
         drain_secs: Part of the duration spent on the drain of the source.
         hook_secs: Part of the duration spent in hooks.
         error: Why it failed.
+        evicts: The models that it puts to sleep; `from` is the first of them.
     """
 
     id: int
@@ -108,6 +109,7 @@ class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}
     drain_secs: float = 0.0
     hook_secs: float = 0.0
     error: str | None = None
+    evicts: tuple[str, ...] = ()
 
 
 class HookRun(Shape, frozen=True):

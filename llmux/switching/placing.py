@@ -1,0 +1,185 @@
+"""Places commands: chooses what they evict, reserves their memory and locks their models.
+
+All of it is synchronous, so that a command is either placed as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from llmux.policy.evictions import Evictions
+from llmux.policy.shared import Shared
+from llmux.switching.commands import BringDown, Command, Wake
+from llmux.switching.group import Group
+from llmux.switching.hooks import ModelHooks
+from llmux.switching.ledger import Hold, Plan
+from llmux.switching.model import Model
+from llmux.switching.running import Eviction, Running
+from llmux.switching.views import view_of
+
+HooksOf = Callable[[Model], ModelHooks]
+
+
+class Placer:
+    """Places the commands of one group.
+
+    Args:
+        group: The group.
+        hooks_of: Returns a model's current hooks, for all steps of a command that starts now.
+    """
+
+    def __init__(self, group: Group, hooks_of: HooksOf) -> None:
+        self._group = group
+        self._hooks_of = hooks_of
+        self._evictions = Evictions()
+
+    def place(self, command: Command) -> Running | None:
+        """Return a command that may begin, with its models locked; None if it has to wait.
+
+        Not earlier than just before it begins: other models may hold memory now than when it was
+        queued.
+        """
+        plan = self._plan(command)
+        if plan is None:
+            return None
+        running = Running(command, plan)
+        running.evictions = {name: self._eviction(name) for name in plan.evict}
+        self._group.running.append(running)
+        self.lock(running)
+        return running
+
+    def end(self, running: Running) -> None:
+        """Unlock a command's models and give up what it was promised; idempotent."""
+        group = self._group
+        group.room.ledger.drop(running.plan)
+        group.switch_lock.release(running)
+        group.running = [each for each in group.running if each is not running]
+        group.changed.set()
+
+    def lock(self, running: Running) -> None:
+        """Lock the models that a command still moves."""
+        group = self._group
+        if not group.shares_memory:
+            group.switch_lock.take(running)
+            return
+        models = {running.target.name} | {n for n, e in running.evictions.items() if not e.is_over}
+        if running.plan in group.room.ledger.plans:
+            models |= {*running.plan.models}
+        group.switch_lock.take(running, models)
+
+    def replan(self, running: Running, evict: Sequence[str]) -> Iterable[Eviction]:
+        """Let a running switch evict other models; return the evictions that are new."""
+        group = self._group
+        ledger = group.room.ledger
+        stoppable = self._stoppable(running.plan.target, evict)
+        try:
+            plan = ledger.replan(running.plan, evict, stoppable)
+        except ValueError:
+            return []
+        new = [self._eviction(name) for name in running.replace(plan)]
+        running.evictions |= {each.model.name: each for each in new}
+        self.lock(running)
+        return new
+
+    def has_stranded(self, running: Running) -> bool:
+        """Return whether a switch has to evict models that were found to hold memory.
+
+        A reload may have added one that an earlier llmux had left awake.
+        """
+        return any(True for _ in self._found(running))
+
+    def add_stranded(self, running: Running) -> None:
+        """Let a switch evict these, too."""
+        if names := list(self._found(running)):
+            running.plan.evict = (*running.plan.evict, *names)
+            running.evictions |= {name: self._eviction(name) for name in names}
+            self.lock(running)
+
+    def _found(self, running: Running) -> Iterator[str]:
+        for model in self._stranded(running.target):
+            if model.name not in running.plan.evict and not self._is_taken(model.name, running):
+                yield model.name
+
+    # ---- What a command evicts ----
+
+    def _plan(self, command: Command) -> Plan | None:
+        group, target = self._group, command.target
+        if self._is_taken(target.name):
+            return None
+        wakes = isinstance(command, Wake) and self._is_known(target) and not target.is_awake
+        if not wakes:
+            is_down = isinstance(command, BringDown)
+            sleeps = self._is_known(target) and not isinstance(command, Wake)
+            sleeps = sleeps and (target.is_awake if is_down else target.holds_gpu)
+            return self._planned("", (target.name,) if sleeps else (), is_forced=is_down)
+        assert isinstance(command, Wake)
+        if not group.shares_memory:
+            holders = (m.name for m in group.models.values() if m.holds_gpu and m is not target)
+            return self._planned(target.name, tuple(holders))
+        named = command.evict or self._choose(target, by_operator=command.stands)
+        if named is None:
+            return None
+        stranded = (m.name for m in self._stranded(target) if not self._is_taken(m.name))
+        return self._planned(target.name, tuple(dict.fromkeys([*stranded, *named])))
+
+    def _planned(
+        self, target: str, evict: Sequence[str], *, is_forced: bool = False
+    ) -> Plan | None:
+        if any(map(self._is_taken, evict)):
+            return None
+        stoppable = self._stoppable(target, evict)
+        try:
+            return self._group.room.ledger.plan(target, evict, stoppable, is_forced=is_forced)
+        except ValueError:
+            return None
+
+    def _choose(self, target: Model, *, by_operator: bool) -> Sequence[str] | None:
+        """Return the models to evict that have the least at stake, or None if none make room.
+
+        For an operator, models that are kept or pinned leave, too, if there is no other way.
+        """
+        for spares_kept in (True, False) if by_operator else (True,):
+            view = view_of(self._group, spares_kept=spares_kept)
+            if view.room is None or (shown := view.models.get(target.name)) is None:
+                continue
+            options = Shared(view, view.room, self._evictions).options(shown)
+            if options:
+                return [each.name for each in options[0].evict]
+        return None
+
+    def _stranded(self, target: Model) -> list[Model]:
+        """Return the models that hold memory though not awake, and that a wake would meet."""
+        room = self._group.room
+        touched = room.hook_resources(target.name)
+        return [
+            model
+            for model in self._group.others(target)
+            if model.is_stranded and room.hook_resources(model.name) & touched
+        ]
+
+    def _stoppable(self, target: str, evict: Sequence[str]) -> list[str]:
+        """Return the models that may be stopped for what they need asleep, first ones first."""
+        group = self._group
+        sleeping = [
+            model
+            for name, model in group.models.items()
+            if model.stops
+            and name != target
+            and not model.holds_gpu
+            and not self._is_taken(name)
+            and group.room.ledger.hold(name) is Hold.ASLEEP
+        ]
+        sleeping.sort(key=lambda model: model.used_at)
+        leaving = [name for name in evict if group.models[name].stops]
+        return [*(model.name for model in sleeping), *leaving]
+
+    def _eviction(self, name: str) -> Eviction:
+        model = self._group.models[name]
+        return Eviction(model, self._hooks_of(model))
+
+    def _is_taken(self, name: str, by: Running | None = None) -> bool:
+        return self._group.switch_lock.holds(name, but=by)
+
+    def _is_known(self, model: Model) -> bool:
+        """Return whether a model was not removed since its command was queued."""
+        return self._group.models.get(model.name) is model

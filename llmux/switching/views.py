@@ -1,0 +1,94 @@
+"""The view of a group that policies get."""
+
+from __future__ import annotations
+
+import trio
+from msgspec.structs import replace
+
+from llmux.policy import GroupView, ModelView
+from llmux.policy.base import RoomView, RunningSwitch, by_name
+from llmux.policy.room import Amounts, more
+from llmux.switching.group import Group
+from llmux.switching.ledger import Hold
+from llmux.switching.model import AT_REST, Model
+
+
+def view_of(group: Group, *, spares_kept: bool = True) -> GroupView:
+    """Return the facts that a policy may use.
+
+    Args:
+        group: The group.
+        spares_kept: False if models that are kept or pinned may be evicted, too.
+    """
+    active, now = group.active, trio.current_time()
+    shown = list(group.models.values())
+    pinned = group.pins.models
+    if pinned and spares_kept:  # the policy may choose nothing that a pin forbids
+        shown = [m for m in shown if m.is_awake or group.pins.holds_up(m.name) is None]
+    views = (_shown(group, model) for model in shown)
+    room = None
+    if group.shares_memory:
+        kept = pinned if spares_kept else frozenset()
+        views = (
+            replace(
+                view,
+                awake_since=model.awake_since if model.is_awake else None,
+                used_at=model.used_at,
+                is_kept=spares_kept and (model.is_kept or model.name in kept),
+                is_moving=_is_moving(group, model),
+            )
+            for view, model in zip(views, shown, strict=True)
+        )
+        room = _room_of(group)
+    return GroupView(
+        now=now,
+        active=active.name if active else None,
+        active_since=active.awake_since if active else None,
+        models=by_name(views),
+        measures=group.measures.estimates,
+        room=room,
+    )
+
+
+def _shown(group: Group, model: Model) -> ModelView:
+    """Return a model's view; a failing one may be chosen only when it may be tried."""
+    view = model.view()
+    if not model.is_failing or model.is_awake:
+        return view
+    return replace(view, retry_at=group.trial_at(model))
+
+
+def _is_moving(group: Group, model: Model) -> bool:
+    at_rest = model.is_awake or model.phase in AT_REST
+    return not at_rest or group.switch_lock.holds(model.name)
+
+
+def _room_of(group: Group) -> RoomView:
+    ledger = group.room.ledger
+    switches = []
+    for running in group.running:
+        plan = running.plan
+        if plan in ledger.plans and plan.target:
+            draining = running.draining
+            may_change = bool(draining) and not running.command.stands and ledger.may_drop(plan)
+            switches.append(RunningSwitch(plan.target, plan.evict, draining, may_change=may_change))
+    return RoomView(group.room.memory, _free(group), tuple(switches))
+
+
+def _free(group: Group) -> Amounts:
+    """Return what is free once all commands have ended, and what any switch may take.
+
+    Before another model wakes, models whose sleep has failed are put to sleep again; those that
+    have a `stop` hook are stopped if what they need asleep is lacking.
+    """
+    room = group.room
+    free = room.ledger.projected()
+    for model in group.models.values():
+        if group.switch_lock.holds(model.name):
+            continue
+        held = room.ledger.held(model.name)
+        if model.is_stranded:
+            free = more(free, room.ledger.freed(model.name))
+        elif model.stops and room.ledger.hold(model.name) is Hold.ASLEEP:
+            free = more(free, held)
+    return free
