@@ -15,6 +15,7 @@ from llmux.switching.group import AskForecast, Mode
 from llmux.switching.health import HeardSince
 from llmux.switching.hooks import Hooks
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
+from llmux.switching.memory import memory_of
 from llmux.switching.model import Traits
 from llmux.switching.switcher import Switcher
 
@@ -89,6 +90,7 @@ class Groups:
         policies = self.policies_for(config)
         for model in config.models.values():
             self._add(config, model, policies[model.group])
+        self._use_memory(config)
 
     def _add(self, config: Config, model: ModelConfig, policy: Policy) -> None:
         switcher = self.switchers.get(model.group)
@@ -110,6 +112,11 @@ class Groups:
         switcher.add(model.name, traits_of(model))
         self._used[model.name] = model
         self._switcher_of[model.name] = switcher
+
+    def _use_memory(self, config: Config) -> None:
+        """Let each group share the memory that a config gives it."""
+        for name, switcher in self.switchers.items():
+            switcher.use_memory(memory_of(config, name))
 
     def refuses(self, config: Config) -> Iterator[tuple[Keys, str]]:
         """Yield path and message for each change in a new config that cannot be made now."""
@@ -166,6 +173,7 @@ class Groups:
             elif model != before or model != used:
                 has_it.add(model.name)  # cancels a pending removal
                 self._change(model, use, waits=model.needs_sleep_after(used))
+        self._use_memory(new)
 
     def _remove(self, name: str, use: Callable[[str, ModelConfig | None], None]) -> None:
         switcher = self._switcher_of[name]
@@ -206,6 +214,8 @@ def traits_of(model: ModelConfig) -> Traits:
         model.preserves_in_flight,
         math.inf if idle_s is None else idle_s,
         model.abandon_wakes,
+        model.keep,
+        model.stop is not None,
     )
 
 
