@@ -21,6 +21,7 @@ from llmux.policy import FifoPolicy, Policy
 from llmux.switching.admission import Serving
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
+from llmux.switching.memory import GroupMemory
 from llmux.switching.model import Traits
 from llmux.switching.switcher import Switcher
 
@@ -200,6 +201,7 @@ class Rig:
         journal: Journal = NO_JOURNAL,
         record: AwakeRecord | None = None,
         idle_rules: IdleRules = NO_IDLE_RULES,
+        memory: GroupMemory | None = None,
         **settings: Any,
     ) -> None:
         self.hooks = hooks or FakeHooks()
@@ -218,6 +220,7 @@ class Rig:
             traits=traits,
             record=record,
             idle_rules=idle_rules,
+            memory=memory,
         )
 
     async def ask(self, model: str, seconds: float = 0) -> float:

@@ -22,11 +22,13 @@ class Needs:
         asleep: While it sleeps.
         moving: While a hook wakes it: at least the larger of both, since a model copies its weights
             before it frees the originals; more if its start needs more.
+        starting: While a hook wakes it after it was stopped, so that nothing is held asleep.
     """
 
     awake: Amounts
     asleep: Amounts
     moving: Amounts
+    starting: Amounts
 
     @classmethod
     def of(
@@ -35,7 +37,8 @@ class Needs:
         """Return needs, where a model needs nothing asleep and no more than awake to start."""
         asleep = asleep or (0,) * len(awake)
         peak = peak or awake
-        return cls(awake, asleep, tuple(map(max, awake, asleep, peak)))
+        starting = tuple(map(max, awake, peak))
+        return cls(awake, asleep, tuple(map(max, asleep, starting)), starting)
 
     @property
     def falling(self) -> Amounts:

@@ -289,7 +289,12 @@ class Carrier:
             if is_down:
                 await self._steps.cut(model)
             group.check_open()
+            for name in running.plan.stop:
+                if name not in running.evictions:
+                    await self._stop(running, group.models[name])
             for eviction in running.evictions.values():
                 await self._put_away(running, eviction)
+            if running.failure is not None:
+                raise running.failure
             self._members.note_asleep(model)  # in case it slept already, so no step has said so
         command.outcome.end()

@@ -167,6 +167,10 @@ class Sleep(Command):
         return super().is_wanted(now)
 
 
+class Stop(Command):
+    """Run the stop hook of the target, which sleeps."""
+
+
 class BringDown(Command):
     """Cut the target's requests and put it to sleep, since it does not answer."""
 

@@ -16,9 +16,10 @@ from llmux.errors import NoRoom
 from llmux.observe.logs import get_logger
 from llmux.policy import Decision, LineFirst, LookAgain, Policy, SwitchTo
 from llmux.policy.base import LEAST_STEP_S
-from llmux.switching.commands import Command, Sleep, Wake
+from llmux.switching.commands import Command, Sleep, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import Idleness
+from llmux.switching.ledger import Hold
 from llmux.switching.model import Model
 from llmux.switching.placing import Placer
 from llmux.switching.running import Running
@@ -111,12 +112,21 @@ class Decider:
             freed = ledger.freed(model.name)
             return any(free < 0 < back for free, back in zip(lacks, freed, strict=True))
 
-        candidates = [m for m in self._group.awake if helps(m) and not self._is_moving(m)]
-        if not candidates:
-            return None
-        model = min(candidates, key=lambda m: (m.is_kept, m.in_flight.in_use > 0, m.used_at))
-        reason = "the models that are awake need more than there is"
-        return self._placer.place(Sleep(model, reason, stands=True, rule="overcommitted"))
+        def stopping_helps(model: Model) -> bool:
+            is_asleep = ledger.hold(model.name) is Hold.ASLEEP
+            asleep = ledger.held(model.name)
+            return is_asleep and any(f < 0 < a for f, a in zip(lacks, asleep, strict=True))
+
+        free = [model for model in self._group.models.values() if not self._is_moving(model)]
+        if awake := [model for model in free if model.is_awake and helps(model)]:
+            model = min(awake, key=lambda m: (m.is_kept, m.in_flight.in_use > 0, m.used_at))
+            reason = "the models that are awake need more than there is"
+            return self._placer.place(Sleep(model, reason, stands=True, rule="overcommitted"))
+        if asleep := [model for model in free if model.stops and stopping_helps(model)]:
+            model = min(asleep, key=lambda m: m.used_at)
+            reason = "the models that sleep need more than there is"
+            return self._placer.place(Stop(model, reason, stands=True, rule="overcommitted"))
+        return None
 
     def _is_moving(self, model: Model) -> bool:
         return self._group.switch_lock.holds(model.name)

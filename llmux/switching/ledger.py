@@ -30,6 +30,8 @@ class Hold(Enum):
     """Those of a sleep hook that runs."""
     AWAKE = "awake"
     WAKING = "waking"
+    STARTING = "starting"
+    """Those of a wake hook that runs after a stop."""
 
 
 @dataclass(eq=False)
@@ -101,8 +103,7 @@ class Ledger:
 
     def missing(self, target: str, *, without: Plan | None = None) -> Amounts:
         """Return what is missing for a model, of each resource; 0 or less where there is enough."""
-        needs, held = self.memory.needs[target], self._held[target]
-        return less(less(needs.moving, held), self.projected(without))
+        return less(self._to_wake(target), self.projected(without))
 
     def freed(self, model: str) -> Amounts:
         """Return what the sleep of a model gives back; nothing if it was removed once it slept."""
@@ -144,6 +145,12 @@ class Ledger:
         if not self.is_possible(plan):
             self.plans.remove(plan)
             raise ValueError(f"{target} does not fit even without {', '.join(plan.evict)}")
+        return plan
+
+    def plan_stop(self, model: str) -> Plan:
+        """Plan to stop a model that sleeps, behind all others."""
+        plan = Plan("", stop=(model,))
+        self.plans.append(plan)
         return plan
 
     def replan(self, old: Plan, evict: Iterable[str], stoppable: Iterable[str] = ()) -> Plan:
@@ -209,7 +216,8 @@ class Ledger:
         """Take the memory for the target's wake, which begins now."""
         assert self.may_wake(plan), plan
         self.plans.remove(plan)
-        self._hold(plan.target, Hold.WAKING)
+        is_stopped = self._holds[plan.target] is Hold.STOPPED
+        self._hold(plan.target, Hold.STARTING if is_stopped else Hold.WAKING)
 
     def woke(self, model: str) -> None:
         """Note that a wake has ended: what only the start needed is free."""
@@ -268,6 +276,8 @@ class Ledger:
                 return needs.awake
             case Hold.WAKING:
                 return needs.moving
+            case Hold.STARTING:
+                return needs.starting
 
     def _hold(self, model: str, hold: Hold, *, is_found: bool = False) -> None:
         amounts, before = self._amounts(model, hold), self._held[model]
@@ -302,7 +312,13 @@ class Ledger:
         """Return what a switch's target has still to take."""
         if not plan.target:
             return self._zero
-        return less(self.memory.needs[plan.target].moving, self._held[plan.target])
+        return self._to_wake(plan.target)
+
+    def _to_wake(self, model: str) -> Amounts:
+        """Return what a model has still to take before its wake."""
+        needs = self.memory.needs[model]
+        is_stopped = self._holds[model] is Hold.STOPPED
+        return less(needs.starting if is_stopped else needs.moving, self._held[model])
 
 
 def _suffices(before: Amounts, after: Amounts) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llmux.policy.evictions import Evictions
 from llmux.policy.shared import Shared
-from llmux.switching.commands import BringDown, Command, Wake
+from llmux.switching.commands import BringDown, Command, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.hooks import ModelHooks
 from llmux.switching.ledger import Hold, Plan
@@ -106,6 +106,8 @@ class Placer:
         group, target = self._group, command.target
         if self._is_taken(target.name):
             return None
+        if isinstance(command, Stop):
+            return self._group.room.ledger.plan_stop(target.name)
         wakes = isinstance(command, Wake) and self._is_known(target) and not target.is_awake
         if not wakes:
             is_down = isinstance(command, BringDown)

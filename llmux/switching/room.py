@@ -55,7 +55,7 @@ class Room:
         self.ledger.renew(Memory(real.resources, real.amounts, needs))
         zero = (0,) * len(real.amounts)
         shown = {
-            name: Needs(each.awake, zero, each.moving) if stops(name) else each
+            name: Needs(each.awake, zero, each.starting, each.starting) if stops(name) else each
             for name, each in needs.items()
         }
         self.memory = Memory(real.resources, real.amounts, shown)
@@ -81,7 +81,7 @@ class Room:
 
         named = [
             carry(dict(zip(known.resources, amounts, strict=True)))
-            for amounts in (needs.awake, needs.asleep, needs.moving)
+            for amounts in (needs.awake, needs.asleep, needs.moving, needs.starting)
         ]
         return Needs(*named)
 
