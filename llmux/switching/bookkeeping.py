@@ -55,6 +55,8 @@ class Bookkeeper:
         # Also when a request has left the line: a switch may no longer be wanted then.
         if self._group.leaving:
             self._on_departure(model)
+        if model.may_work is not None:
+            self._group.places.look()
         self._group.changed.set()
 
     def _on_leave(self, model: Model, flight: Flight) -> None:
@@ -63,6 +65,8 @@ class Bookkeeper:
             group.measures.note_served(model.name, flight.company, flight.served_s)
         if group.leaving:
             self._on_departure(model)
+        if model.may_work is not None and not model.in_flight.in_use:
+            group.places.look()
         # Do not wake the switching task for each request of a busy model. A decision can depend on
         # one only if others wait, if it was frozen with its model, or if it was the last and idle
         # rules apply.
@@ -77,6 +81,8 @@ class Bookkeeper:
         measures = self._group.measures
         self._chronicle.phase(model, left, stayed_s)
         self._record.note(model.name, model.standing)
+        if model.may_work is not None and left is Phase.AWAKE:
+            self._group.places.look()
         if model.is_awake and left is Phase.DRAINING:
             measures.note_reopened(model.name)
         elif model.is_awake:

@@ -19,6 +19,7 @@ Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -113,6 +114,8 @@ class ModelState:
         max_in_flight, preserves_in_flight, idle_sleep_s, abandons_wakes, is_kept, stops: See
             `Traits`.
         drains: True if a switch waits for requests in flight (`policy.drain_before_switch`).
+        may_work: Returns whether its next request may be let in beside other models that are at
+            work; None if that does not matter.
     """
 
     waiters: Line[Any]
@@ -138,6 +141,7 @@ class ModelState:
         self.failing_after = math.inf
         self.retry_at = self.used_at = -math.inf
         self.drains = drains
+        self.may_work: Callable[[Any], bool] | None = None
         self._frozen_at: float | None = None
         self._shown = ModelView(name)
         self._take_traits(traits)
@@ -188,11 +192,15 @@ class ModelState:
         """True if a request that arrives now is admitted at once."""
         if self.phase is not Phase.AWAKE:
             return False
-        return self.max_in_flight == math.inf or (not self.waiters.count and self.room > 0)
+        if self.max_in_flight == math.inf and self.may_work is None:
+            return True
+        return not self.waiters.count and self.room > 0
 
     @property
     def room(self) -> float:
         """Number of requests that may still be admitted."""
+        if self.may_work is not None and not self.may_work(self):
+            return 0
         return self.max_in_flight - self.in_flight.in_use - self.waiters.settling
 
     # ---- Frozen requests ----

@@ -22,6 +22,7 @@ from llmux.switching.failing import trial_at
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
 from llmux.switching.model import AT_REST, Model, Phase
 from llmux.switching.pins import Pins
+from llmux.switching.places import Places
 from llmux.switching.room import Room
 from llmux.switching.running import Running
 from llmux.switching.switchlock import SwitchLock
@@ -53,6 +54,7 @@ class Group:
         leaving: Models that are being removed, each with a callback for when it is gone.
         changed: Set whenever a decision, or the condition of a wait, may have changed.
         room: Who may be awake beside whom.
+        places: Which models may be at work beside each other.
         running: The commands that are being carried out, in the order in which they began.
         on_sleep: Called with the name of each model that is about to be put to sleep.
         ask_forecast: See `AskForecast`.
@@ -80,6 +82,7 @@ class Group:
         self.leaving: dict[str, Callable[[], None]] = {}
         self.changed = RepeatedEvent()
         self.room = Room(self.changed)
+        self.places = Places(self.models, self.room.hook_resources)
         self.running: list[Running] = []
         self.pins.fit = lambda models: self.room.fit(models, wakes=models[-1])
         self.on_sleep: Callable[[str], object] = lambda _model: None

@@ -116,7 +116,7 @@ class Groups:
     def _use_memory(self, config: Config) -> None:
         """Let each group share the memory that a config gives it."""
         for name, switcher in self.switchers.items():
-            switcher.use_memory(memory_of(config, name))
+            switcher.use_memory(memory_of(config, name), config.busy)
 
     def refuses(self, config: Config) -> Iterator[tuple[Keys, str]]:
         """Yield path and message for each change in a new config that cannot be made now."""

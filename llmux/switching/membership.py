@@ -42,18 +42,29 @@ class Membership:
             return
         model = group.models[name] = self._books.open(name, traits)
         _apply_settings(model, group.settings)
-        self.use_memory(group.room.shared)
+        self._refit()
         if self._record.take_left(name):
             log.warning("model_unsure", model=name, hint="slept before another wakes")
             model.holds_gpu = True
             group.room.ledger.find(name)
             model.enter(Phase.FAILED)
 
-    def use_memory(self, shared: GroupMemory | None) -> None:
-        """Let the models share this memory from now on; None: one is awake at a time."""
+    def use_memory(self, shared: GroupMemory | None, busy: int | None = None) -> None:
+        """Let the models share this memory from now on.
+
+        Args:
+            shared: The memory; None: one model is awake at a time.
+            busy: Number of models that may be at work on one resource; None: any.
+        """
         group = self._group
         group.room.use(shared, group.models, lambda name: group.models[name].stops)
+        group.places.use(busy if shared is not None else None)
         group.changed.set()
+
+    def _refit(self) -> None:
+        """Share the same memory among the models that there are now."""
+        places, shared = self._group.places, self._group.room.shared
+        self.use_memory(shared, None if places.limit == math.inf else int(places.limit))
 
     def apply(self, settings: PolicyConfig, queued_per_model: int, idle_rules: IdleRules) -> None:
         """Use other settings from now on."""
@@ -126,7 +137,7 @@ class Membership:
             # Meanwhile a reload may have kept the model, or a new request may have arrived.
             if model.is_unused and (then := group.leaving.pop(model.name, None)) is not None:
                 del group.models[model.name]
-                self.use_memory(group.room.shared)
+                self._refit()
                 group.measures.forget(model.name)
                 group.pins.forget(model.name)
                 then()

@@ -98,7 +98,7 @@ class Model(ModelState):
 
     def apply(self, traits: Traits) -> None:
         self._take_traits(traits)
-        self._admit_more()
+        self.admit_more()
 
     @property
     def standing(self) -> Literal["awake", "unsure"] | None:
@@ -188,7 +188,8 @@ class Model(ModelState):
         """Admit as many waiting requests as there is room for; returns once each has settled."""
         await self.waiters.grant(self.room)
 
-    def _admit_more(self) -> None:
+    def admit_more(self) -> None:
+        """Admit as many waiting requests as there is room for, if it is awake."""
         if self.waiters.count and self.is_awake:
             self.waiters.let_in(self.room)
 
@@ -203,11 +204,11 @@ class Model(ModelState):
             return
         self._frozen_left()
         self.used_at = trio.current_time()
-        self._admit_more()
+        self.admit_more()
         self._on_leave(self, flight)
 
     def _settled(self) -> None:
-        self._admit_more()
+        self.admit_more()
         self._on_line(self)
 
     def wake_succeeded(self) -> None:

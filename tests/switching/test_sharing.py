@@ -456,3 +456,87 @@ async def test_health_checks_look_at_every_model_that_is_awake(autojump_clock: M
         assert rig.phase("b") is Phase.ASLEEP
         await rig.ask("b")
         requests.cancel_scope.cancel()
+
+
+# ---- Places to work ----
+
+
+def with_places(busy: int, **needs: int) -> SharedRig:
+    rig = SharedRig(gpu(80, **needs))
+    rig.switcher.use_memory(rig.memory, busy)
+    return rig
+
+
+async def test_no_more_models_are_at_work_than_the_user_wants(autojump_clock: MockClock) -> None:
+    rig = with_places(2, a=20, b=20, c=20, d=20)
+    most = 0
+    async with rig.running() as requests:
+        for turn in range(3):
+            for model in "abcd":
+                requests.start_soon(rig.ask, model, 5 + turn)
+        while any(model.waiters.count for model in rig.switcher.models.values()) or not most:
+            await trio.sleep(0.5)
+            most = max(most, sum(count > 0 for count in rig.hooks.inside.values()))
+    assert most == 2
+    assert rig.awake == {"a", "b", "c", "d"}
+    assert rig.hooks.served == {"a": 3, "b": 3, "c": 3, "d": 3}
+
+
+async def test_a_model_that_is_always_at_work_gives_way_to_an_older_request(
+    autojump_clock: MockClock,
+) -> None:
+    rig = with_places(1, a=40, b=40)
+
+    async def keep_busy() -> None:
+        for _ in range(20):
+            requests.start_soon(rig.ask, "a", 10)
+            await trio.sleep(5)
+
+    async with rig.running() as requests:
+        await rig.ask("b")
+        requests.start_soon(keep_busy)
+        await trio.sleep(21)
+        assert await rig.ask("b", 1) <= 10
+        assert rig.awake == {"a", "b"}
+
+
+async def test_a_place_that_a_client_waited_for_and_left_is_given_on(
+    autojump_clock: MockClock,
+) -> None:
+    rig = with_places(1, a=40, b=40)
+    async with rig.running() as requests:
+        await rig.ask("b")
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        with trio.move_on_after(5):
+            await rig.ask("b")
+        assert await rig.ask("a", 1) == 0
+
+
+async def test_a_limit_that_is_lifted_lets_all_lines_in(autojump_clock: MockClock) -> None:
+    rig = with_places(1, a=40, b=40)
+    async with rig.running() as requests:
+        await rig.ask("b")
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b", 100)
+        await trio.sleep(1)
+        assert not rig.hooks.inside.get("b")
+        rig.switcher.use_memory(rig.memory)
+        await trio.sleep(1)
+        assert rig.hooks.inside["b"] == 1
+
+
+async def test_a_model_without_a_place_has_its_line_served_before_it_is_evicted(
+    autojump_clock: MockClock,
+) -> None:
+    rig = with_places(1, a=40, b=40, big=80)
+    async with rig.running() as requests:
+        await rig.ask("a")
+        await rig.ask("b")
+        requests.start_soon(rig.ask, "a", 20)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b", 5)
+        await trio.sleep(1)
+        await rig.switcher.force_switch("big")
+        assert rig.hooks.served == {"a": 2, "b": 2}
