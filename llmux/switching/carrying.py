@@ -294,6 +294,8 @@ class Carrier:
                     await self._stop(running, group.models[name])
             for eviction in running.evictions.values():
                 await self._put_away(running, eviction)
+                if group.shares_memory and eviction.sleep_s is not None:
+                    group.measures.note_slept(model.name, eviction.sleep_s)
             if running.failure is not None:
                 raise running.failure
             self._members.note_asleep(model)  # in case it slept already, so no step has said so

@@ -97,6 +97,7 @@ class Decider:
                 return running
             if not group.running and name not in held_up:  # nothing can end that would make room
                 group.commands.remove(command)
+                log.warning("no_room", model=name, command=type(command).__name__.lower())
                 command.outcome.end(NoRoom(name))
             held_up.add(name)
         return None

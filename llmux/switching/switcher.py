@@ -1,42 +1,51 @@
-r"""The switch, on one page: drain, sleep, wake, admit, and only then the next command.
+r"""The switch, on one page: drain, sleep, wake, admit.
 
 **Theory of operation**
 
 Each model has a phase (`llmux.switching.core`; `docs/design.md` draws them). A switch moves the
-models named by its command through these phases:
+models of its command through these phases:
 
     evicted   AWAKE -> DRAINING -> SLEEPING -> ASLEEP
-    target                                    ASLEEP -> WAKING -> AWAKE -> let in -> next command
+    target                                    ASLEEP -> WAKING -> AWAKE -> let in -> unlock
                                                                \-> SLEEPING -> FAILED
 
-`Switcher.run` loops: *decide* on a command in synchronous code (`decision`), then *carry it out*
-(`steps`) as a task in a nursery of its own. Everything else in llmux only changes the state that
-the next decision, or the running command, sees: requests join and leave lines (`admission`),
-operators and reloads queue commands (`wishes`, `membership`), health checks report a model that is
-down (`health`).
+`Switcher.run` loops: *decide* on a command (`decision`), *place* it (`placing`: choose what it
+evicts, promise it memory, lock its models), both in synchronous code, and *carry it out*
+(`carrying`) as a task of its own. Everything else in llmux only changes the state that the next
+decision, or a running command, sees: requests join and leave lines (`admission`), operators and
+reloads queue commands (`wishes`, `membership`), health checks report a model that is down
+(`health`).
+
+Where one model is awake at a time, a command locks all models, so commands run one by one. Where
+models share memory, several commands run, each with models of its own. They meet in `Room` only:
+
+    lock      no model is part of two commands
+    ledger    memory is promised when a command is placed, taken before a hook starts, and given
+              back once a sleep is verified; a switch waits only for its own evictions and for
+              earlier commands, so there is no cycle
+    lanes     hooks that touch the same resource run one at a time, those of earlier commands first
 
 Rules, which the other modules rely on:
 
 1.  Only the task of a command calls `Steps`, which runs the hooks that wake models and put them to
-    sleep. The task holds the switch lock from its start until the settle barrier (rule 7); `run`
-    starts no other command before that.
-2.  A command names the model to wake and the models to evict. The placement decides which evictions
-    make room (`placement`); no other module knows how many models fit on a GPU. It is asked when
-    the command starts, and again before the wake: a reload may have added a model left awake.
-3.  No checkpoint lies between a decision and the wait for a change, so that no change is missed.
-    Other tasks may run between a decision and the start of its command. So the start checks, again
-    without a checkpoint, which models to evict and whether the target still exists.
+    sleep, and only for models that the command has locked. It holds the switch lock from its
+    placement until the settle barrier (rule 7).
+2.  A command names the model to wake; the placement names the models to evict. It is asked again
+    before the wake: a reload may have added a model left awake.
+3.  No checkpoint lies between a decision, its placement and the wait for a change, so that no
+    change is missed. Nor does one lie between the check that memory and lanes are free and the
+    moment when they are taken.
 4.  Only `ModelState.move_to` changes a phase, and it checks the table of transitions.
 5.  Only AWAKE admits. A request is checked and counted without a checkpoint in between, so it is
     either counted before its model drains, or not admitted.
 6.  At each change, a running command checks whether it is still wanted. Until a hook of its target
     has been started it can be abandoned: a draining model goes back to AWAKE. After that, only
-    `abandon_wakes` permits it.
+    `abandon_wakes` permits it. A switch on whose evictions later ones rely goes on.
 7.  *Settle barrier*: a switch ends only when each request that it admitted is in flight or gone.
     So no request is woken only to find that its model is leaving again.
-8.  A command uses the hooks that its models had when it began, or when they were added. A model's
-    hooks change, and a model is removed, only while it sleeps and no command runs, or as the last
-    act of its sleep.
+8.  A command uses the hooks that its models had when it was placed, or when they were added. A
+    model's hooks change, and a model is removed, only while it sleeps and no command has locked it,
+    or as the last act of its sleep.
 9.  Each command ends exactly once, with an outcome. When `run` ends, for whatever reason, it closes
     the group, so that no request and no caller is left waiting.
 
@@ -44,10 +53,9 @@ Rules, which the other modules rely on:
 (after `run` has ended). Only methods that return once their command has been carried out wait for
 hooks; cancelling such a wait does not cancel the command.
 
-**Why there are no locks** except that of rule 1: a group's state is read and written by synchronous
-code in one Trio thread, which nothing can interrupt. Nor does the switch lock make any task wait,
-since one command runs at a time. It shows that a command is running (`Membership` checks), and
-would reveal a second one.
+**Why no task waits for a lock**: a group's state is read and written by synchronous code in one
+Trio thread, which nothing can interrupt. A command is placed only if its models are free, so the
+switch lock makes none wait; it shows which models move, and would reveal a model in two commands.
 """
 
 from __future__ import annotations
