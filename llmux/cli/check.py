@@ -22,6 +22,7 @@ from llmux.config import (
     editor_schema,
     hook_remarks,
     loop_mistakes,
+    memory_remarks,
     mistaken,
     recipe_remarks,
     tls_remarks,
@@ -66,6 +67,7 @@ def check_command(
         *hook_remarks(loaded),
         *command_remarks(loaded),
         *recipe_remarks(loaded),
+        *memory_remarks(loaded),
         *address_remarks(loaded, loaded.host),
         *tls_remarks(loaded),
     ]
