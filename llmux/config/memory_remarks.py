@@ -81,11 +81,14 @@ def _kept_out(config: Config) -> Found:
     for group in sharing_groups(config):
         models = models_of(config, group)
         kept = [model for model in models if model.keep]
-        for model in models:
-            if kept and not model.keep and _is_kept_out(config, model, kept):
-                names = ", ".join(repr(each.name) for each in kept)
-                told = f"can never be awake while {names} {'are' if len(kept) > 1 else 'is'}"
-                yield ("models", model.name), f"{told}, which 'keep' keeps awake"
+        names = ", ".join(repr(each.name) for each in kept)
+        those = f"{names} {'are' if len(kept) > 1 else 'is'}, which 'keep' keeps awake"
+        for model in models if kept else ():
+            if not model.keep and _is_kept_out(config, model, kept):
+                yield ("models", model.name), f"can never be awake while {those}"
+            elif model.needs == "auto":
+                why = f"cannot be measured while {those}, for until then it is awake alone"
+                yield ("models", model.name, "needs"), f"{why}: `llmux switch {model.name}` once"
 
 
 def _is_kept_out(config: Config, model: ModelConfig, kept: list[ModelConfig]) -> bool:

@@ -162,6 +162,14 @@ def test_remarks(data: dict[str, Any], remarks: list[str]) -> None:
     assert memory_remarks(parse_config(data)) == remarks
 
 
+def test_what_is_to_be_measured_beside_one_that_is_kept_awake() -> None:
+    data = config({"a": gpu("60GiB", keep=True), "b": {"needs": "auto"}})
+    assert memory_remarks(parse_config(data)) == [
+        "models.b.needs: cannot be measured while 'a' is, which 'keep' keeps awake, for until "
+        "then it is awake alone: `llmux switch b` once"
+    ]
+
+
 @pytest.mark.parametrize(
     ("data", "kept_out"),
     [
