@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,6 +142,14 @@ def test_what_fits_is_what_the_ledger_allows(sizes: list[tuple[int, int]], there
     assert {n for s in range(1, 6) for n in combinations(models, s) if tried.fits(n)} == allowed
     largest = {n for n in allowed if not any({*n} < {*other} for other in allowed)}
     assert {*tried.sets} == {names for names in largest if len(names) > 1}
+
+
+def test_what_the_documentation_shows_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    shown = page.partition("```\ngroup default")[2].partition("```")[0]
+    lines = memory_lines(parse_config(yaml.safe_load(text)))
+    assert "\n".join(lines) == f"\ngroup default{shown}".rstrip("\n")
 
 
 def test_the_command_says_it(tmp_path: Path) -> None:
