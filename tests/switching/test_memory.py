@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.config import Config, parse_config
-from llmux.policy.room import covers, total
+from llmux.errors import ConfigError
+from llmux.policy.room import Needs, covers, less, more, total
+from llmux.switching.ledger import Ledger
 from llmux.switching.memory import GroupMemory, Measured, memory_of
 
 GIB = 1 << 30
@@ -163,3 +165,29 @@ def test_exactly_the_subsets_of_sets_and_single_models_fit(sets: list[list[str]]
     for size in range(7):
         for awake in map(set, combinations("abcdef", size)):
             assert fits(found, awake) == (size < 2 or any(awake <= {*each} for each in sets))
+
+
+SIZES = st.dictionaries(st.sampled_from(["gpu", "ram"]), st.integers(0, 9), max_size=2)
+
+
+@given(st.lists(st.tuples(SIZES, SIZES, SIZES), min_size=1, max_size=4))
+def test_what_a_config_may_say_the_ledger_can_do(sizes: list[tuple[dict[str, int], ...]]) -> None:
+    """Every model of a config that loads can be woken; one that could not be is a mistake."""
+    keys = ("needs", "needs_asleep", "needs_waking")
+    models = {f"m{at}": dict(zip(keys, each, strict=True)) for at, each in enumerate(sizes)}
+    memory = {"gpu": 8, "ram": 12}
+    everyone = [Needs.of(*(tuple(e.get(n, 0) for n in memory) for e in each)) for each in sizes]
+    asleep = total((needs.asleep for needs in everyone), (0, 0))
+    can_all_wake = all(covers((8, 12), more(less(asleep, n.asleep), n.moving)) for n in everyone)
+    try:
+        found = shared(config(models, resources=memory))
+    except ConfigError:
+        assert not can_all_wake
+        return
+    assert can_all_wake
+    ledger = Ledger(found.memory)
+    for name in models:
+        ledger.wake(ledger.plan(name, ()))
+        ledger.woke(name)
+        ledger.sleep(name)
+        ledger.slept(name)
