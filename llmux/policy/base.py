@@ -34,6 +34,7 @@ class ModelView(msgspec.Struct, frozen=True):
         used_at: When it was woken, or when its last request ended.
         is_kept: True if it may not be evicted.
         is_moving: True if a running switch wakes it or evicts it.
+        is_stopped: True if its stop hook has run since its sleep: its next wake takes longer.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelView(msgspec.Struct, frozen=True):
     used_at: float = float("-inf")
     is_kept: bool = False
     is_moving: bool = False
+    is_stopped: bool = False
 
 
 class RunningSwitch(msgspec.Struct, frozen=True):

@@ -109,6 +109,7 @@ class _Measurements:
         self.costs = SwitchCosts()
         self.sleeps_s: dict[str, float] = {}
         self.wakes_s: dict[str, float] = {}
+        self.starts_s: dict[str, float] = {}  # wakes after a stop
         self.drains_s: dict[str, float] = {}
         self.last_drains_s: deque[float] = deque(maxlen=DRAINS)
         self.drains = defaultdict[str, Latencies](Latencies)
@@ -186,8 +187,15 @@ class Estimates:
         """Return the hook time of waking the model, up to its first sign of life, or None."""
         return self._known.wakes_s.get(model)
 
-    def usual_wake_s(self, model: str) -> float:
-        """Return the time of waking the model; the mean of the others if unknown, else 0."""
+    def usual_wake_s(self, model: str, *, is_stopped: bool = False) -> float:
+        """Return the time of waking the model; the mean of the others if unknown, else 0.
+
+        Args:
+            model: The model.
+            is_stopped: True if it was stopped since its sleep (`stop`), and so takes longer.
+        """
+        if is_stopped and model in self._known.starts_s:
+            return self._known.starts_s[model]
         return _usual(self._known.wakes_s, model)
 
     def usual_sleep_s(self, model: str) -> float:
@@ -259,6 +267,7 @@ class Measures(Estimates):
         *,
         sleeps_s: Mapping[str, float] = NOTHING,
         wake_s: float | None = None,
+        was_stopped: bool = False,
     ) -> float:
         """Record a successful switch and return the new estimate of its cost.
 
@@ -268,20 +277,24 @@ class Measures(Estimates):
             hooks_s: Total hook time, in seconds.
             sleeps_s: Its part for each model put to sleep, in seconds.
             wake_s: Its part for the wake, in seconds; None if not measured separately.
+            was_stopped: True if the target had been stopped since its sleep.
         """
         for model, seconds in sleeps_s.items():
             _smooth(self._known.sleeps_s, model, seconds)
         if wake_s is not None:
-            _smooth(self._known.wakes_s, target, wake_s)
+            self.note_woken(target, wake_s, was_stopped=was_stopped)
         return self.costs.record(source, target, hooks_s)
 
     def note_slept(self, model: str, seconds: float) -> None:
         """Record how long it took to put the model to sleep."""
         _smooth(self._known.sleeps_s, model, seconds)
 
-    def note_woken(self, model: str, seconds: float) -> None:
+    def note_woken(self, model: str, seconds: float, *, was_stopped: bool = False) -> None:
         """Record how long it took to wake the model."""
-        _smooth(self._known.wakes_s, model, seconds)
+        if was_stopped:
+            _smooth(self._known.starts_s, model, seconds)
+        if not was_stopped or model not in self._known.wakes_s:
+            _smooth(self._known.wakes_s, model, seconds)
 
     def note_arrival(self, model: str, now: float) -> None:
         """Record the arrival of a request that was not refused."""
@@ -350,6 +363,7 @@ class Measures(Estimates):
         for by_model in (
             known.sleeps_s,
             known.wakes_s,
+            known.starts_s,
             known.drains_s,
             known.drains,
             known.absences_s,

@@ -136,6 +136,7 @@ class Carrier:
                     await self._make_room(running, tally)
                     self._check_goes_on(running)
                 # No checkpoint since the lane and the memory were free, until both are taken.
+                tally.was_stopped = group.room.is_stopped(target.name)
                 group.room.ledger.wake(running.plan)
                 self._placer.lock(running)
                 tally.wake_s = await steps.wake_while(

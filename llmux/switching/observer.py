@@ -28,13 +28,15 @@ class Tally:
         sleeps_s: On sleep hooks, by model.
         prefetch_s: On waiting for the prefetch hook after the last sleep.
         wake_s: On the wake hook, until the model was alive.
+        was_stopped: True if the target had been stopped since its sleep.
     """
 
-    __slots__ = ("drain_s", "prefetch_s", "sleeps_s", "wake_s")
+    __slots__ = ("drain_s", "prefetch_s", "sleeps_s", "wake_s", "was_stopped")
 
     def __init__(self) -> None:
         self.drain_s = self.prefetch_s = self.wake_s = 0.0
         self.sleeps_s: dict[str, float] = {}
+        self.was_stopped = False
 
     @property
     def hooks_s(self) -> float:
@@ -105,6 +107,7 @@ class Chronicle:
                     tally.hooks_s,
                     sleeps_s=tally.sleeps_s,
                     wake_s=tally.wake_s,
+                    was_stopped=tally.was_stopped,
                 )
             self._events.switch_ended.tell(
                 SwitchEnded(

@@ -36,6 +36,7 @@ def view_of(group: Group, *, spares_kept: bool = True) -> GroupView:
                 used_at=model.used_at,
                 is_kept=spares_kept and (model.is_kept or model.name in kept),
                 is_moving=_is_moving(group, model),
+                is_stopped=group.room.is_stopped(model.name),
             )
             for view, model in zip(views, shown, strict=True)
         )

@@ -540,3 +540,15 @@ async def test_a_model_without_a_place_has_its_line_served_before_it_is_evicted(
         await trio.sleep(1)
         await rig.switcher.force_switch("big")
         assert rig.hooks.served == {"a": 2, "b": 2}
+
+
+async def test_the_wake_after_a_stop_is_measured_by_itself(autojump_clock: MockClock) -> None:
+    rig = with_ram(120, a=True, b=False, c=False)
+    rig.hooks.held["a"] = (0, 0)
+    rig.hooks.seconds = {("a", "wake"): 30, ("b", "wake"): 2}
+    async with rig.running():
+        for model in "aba":
+            await rig.ask(model)
+    measures = rig.switcher.measures
+    assert measures.usual_wake_s("a", is_stopped=True) == 30
+    assert measures.usual_wake_s("b") == 2
