@@ -12,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from llmux.config.models import HookName
 from llmux.config.places import placed
 from llmux.config.recipe_programs import missing_files, missing_programs
-from llmux.config.recipes import Recipe, find_recipe
+from llmux.config.recipes import HookName, Recipe, find_recipe
 from llmux.config.section import Keys
 from llmux.config.shape import Config
 

@@ -31,7 +31,8 @@ from llmux.config.keys import KeyRing, read_keys
 from llmux.config.places import Source, placed
 from llmux.config.section import MOST_TEXT, Keys, Section, attributes, file_keys, show_keys
 from llmux.config.shape import KEY_LISTS, Config, port_shortage
-from llmux.config.values import check_not_blank
+from llmux.config.sizes import size_bytes
+from llmux.config.values import A_SHARE, IN_BYTES, check_not_blank
 from llmux.errors import ConfigError
 
 
@@ -198,6 +199,8 @@ class _Reader:
         origin = get_origin(bare) or bare
         if origin is dict:
             key_kind, item_kind = get_args(bare)
+            if not isinstance(value, dict) and (words := _words_of(kind)):
+                raise ValueError(_mismatch(f"object or {words}", value))
             return self._read_mapping(key_kind, item_kind, value, keys)
         if origin is tuple:
             return self._read_list(get_args(bare)[0], value, keys)
@@ -289,6 +292,12 @@ def _choose(kind: Any, value: object) -> Any:
     return fitting[0] if any(is_section) and fitting else kind
 
 
+def _words_of(kind: Any) -> str:
+    """Return the literals of a union, as they are written in a message."""
+    literals = (get_args(each) for each in get_args(kind) if get_origin(each) is Literal)
+    return " or ".join(repr(word) for words in literals for word in words)
+
+
 def _unwrap(kind: Any) -> tuple[Any, list[Callable[[Any], None]]]:
     """Strip `Annotated` and `| None` off a type; return the rest, and the checks found."""
     if get_origin(kind) is Annotated:
@@ -315,8 +324,11 @@ def _leaf(bare: Any, kind: Any, value: object) -> Any:
         return _free(value)
     if get_origin(bare) is Literal:
         return _one_of(get_args(bare), value)
-    if bare is float and isinstance(value, str):  # all of them are seconds
+    marks = getattr(kind, "__metadata__", ())
+    if bare is float and isinstance(value, str) and A_SHARE not in marks:  # all others are seconds
         value = duration_s(value)
+    if isinstance(value, str) and IN_BYTES in marks:
+        value = size_bytes(value)
     return _scalar(kind, value)
 
 

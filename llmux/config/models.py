@@ -12,9 +12,11 @@ import msgspec
 from llmux.config.filters import AliasConfig, filter_conflicts
 from llmux.config.keys import MASK
 from llmux.config.recipe_values import complete
+from llmux.config.recipes import HookName
 from llmux.config.section import Completed, Keys, NotAKey, Section
 from llmux.config.values import (
     Alias,
+    ByteSize,
     FieldPath,
     HeaderName,
     HeaderValue,
@@ -23,20 +25,19 @@ from llmux.config.values import (
     PassivePath,
     Port,
     PositiveInt,
+    Resource,
     Script,
     Seconds,
     Url,
 )
 from llmux.http.socketpath import SCHEME, socket_path
 
-HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"]
-
 OnSwitch = Literal["hold", "ignore", "cut"]
 """Effect of an open WebSocket on a switch that waits for its model to drain."""
 
-NEEDS_SLEEP = ("address", "wake", "sleep", "variables", "preserves_in_flight")
+NEEDS_SLEEP = ("address", "wake", "sleep", "stop", "variables", "preserves_in_flight")
 """Fields that can only change while the model sleeps: a model that is awake has the server and the
-sleep hook that it was woken with."""
+hooks against it that it was woken with."""
 
 MAY_REPAIR = ("address", "variables", *get_args(HookName), "hook_timeouts")
 """Fields whose change may repair a model whose wake keeps failing."""
@@ -56,6 +57,8 @@ class HookTimeouts(Section, frozen=True, kw_only=True):
         alive: Time limit of the alive hook.
         prefetch: Time limit of the prefetch hook.
         verify_asleep: Time limit of the verify_asleep hook.
+        memory: Time limit of the memory hook.
+        stop: Time limit of the stop hook.
     """
 
     # Loading a large model from a network disk takes minutes. `alive` also runs every few seconds.
@@ -64,6 +67,8 @@ class HookTimeouts(Section, frozen=True, kw_only=True):
     alive: Seconds | None = 10.0
     prefetch: Seconds | None = 600.0
     verify_asleep: Seconds | None = 30.0
+    memory: Seconds | None = 30.0
+    stop: Seconds | None = 120.0
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
@@ -84,6 +89,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         alive: Shell script that exits 0 if the model is up.
         prefetch: Shell script that runs while the outgoing model drains and sleeps.
         verify_asleep: Shell script that exits 0 if the GPU is really free.
+        memory: Shell script that prints what the model holds, for needs of auto: a line of
+            `NAME BYTES` for each of resources.
+        stop: Shell script that puts a sleeping model into a deeper sleep, in which it needs nothing
+            of what needs_asleep says.
         aliases: Other names that clients may use. An asterisk stands for any text (claude-*). An
             exact name wins, then the pattern with the most characters beside asterisks. An alias
             with request filters of its own is written as a mapping with its name.
@@ -98,7 +107,13 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         force: Fields to put into the JSON bodies of requests, in place of the client's.
         drop: Fields to remove from the JSON bodies of requests; options.num_ctx is a field of an
             object.
-        group: Group of the model. Models of one group share a GPU and take turns on it.
+        group: Group of the model. Models of one group share memory, such as a GPU's, and take turns
+            on it: one is awake at a time, or as many as needs or sets allow.
+        needs: What it needs of resources while it is awake, as docs/memory.md says; auto to measure
+            it. null: if others of its group say what they need, it is awake alone.
+        needs_asleep: What it needs of resources while it sleeps.
+        needs_waking: What it needs of resources while it wakes, where that is more than needs.
+        keep: Once awake, it stays awake: it is evicted for no other model, only by an operator.
         max_in_flight: Maximum number of requests in flight; more wait in order. null for no limit.
         stream_idle_secs: Fail a stream if the backend sends nothing for this long, also before the
             first byte; null for no limit.
@@ -122,6 +137,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     alive: Script
     prefetch: Script | None = None
     verify_asleep: Script | None = None
+    memory: Script | None = None
+    stop: Script | None = None
     aliases: tuple[Alias | AliasConfig, ...] = ()
     upstream_model: Name | None = None
     unversioned_paths: bool = False
@@ -131,6 +148,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     force: dict[str, Any] = {}  # noqa: RUF012
     drop: tuple[FieldPath, ...] = ()
     group: Name = "default"
+    needs: dict[Resource, ByteSize] | Literal["auto"] | None = None
+    needs_asleep: dict[Resource, ByteSize] = {}  # noqa: RUF012
+    needs_waking: dict[Resource, ByteSize] = {}  # noqa: RUF012
+    keep: bool = False
     max_in_flight: PositiveInt | None = None
     stream_idle_secs: Seconds | None = 1800.0
     websocket: OnSwitch | None = None

@@ -19,6 +19,8 @@ import msgspec
 from llmux.config.files import decode
 from llmux.errors import ConfigError
 
+HookName = Literal["wake", "sleep", "alive", "prefetch", "verify_asleep", "memory", "stop"]
+
 FILE = "recipe.yaml"
 
 FOLDER_VARIABLE = "LLMUX_RECIPE_DIR"
@@ -59,7 +61,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     choices: tuple[str | int, ...] = ()
     also: tuple[str, ...] = ()
     minimum: int = 0
-    below: Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"] | None = None
+    below: HookName | None = None
     program: bool = False
     file: bool = False
     variable: str | None = None
@@ -81,7 +83,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     description: str
     port: Literal["free", "given"] | int = "free"
-    hooks: dict[Literal["wake", "sleep", "alive", "prefetch", "verify_asleep"], str]
+    hooks: dict[HookName, str]
     hook_timeouts: dict[str, float] = {}
     model: dict[str, Any] = {}
     parameters: dict[str, Parameter] = {}

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import get_args
 from urllib.parse import urlsplit
 
-from llmux.config.models import HookName
 from llmux.config.places import placed
+from llmux.config.recipes import HookName
 from llmux.config.section import Keys
 from llmux.config.shape import Config
 

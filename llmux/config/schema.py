@@ -20,6 +20,7 @@ from llmux.config.recipes import Kind, Parameter, find_recipe, recipe_names
 from llmux.config.section import file_keys
 from llmux.config.shape import Config
 from llmux.config.tls import TlsConfig
+from llmux.config.values import A_SHARE
 
 SECTIONS = (
     Config, ModelConfig, AliasConfig, HookTimeouts, GroupConfig, PolicyConfig, Limits, ErrorsConfig,
@@ -54,8 +55,9 @@ def config_schema() -> dict[str, Any]:
         }
         if "required" in shape:  # the loader fills in the others
             shape["required"] = [key for key in shape["required"] if key in shape["properties"]]
-        for key in shape["properties"]:
-            _allow_durations(shape["properties"][key])
+        for key, kind in file_keys(section).items():
+            if A_SHARE not in getattr(kind, "__metadata__", ()):
+                _allow_durations(shape["properties"][key])
     _add_recipes(schema["$defs"]["ModelConfig"])
     config = schema["$defs"]["Config"]
     config["required"] = ["models"]  # the loader fills in the rest
@@ -97,7 +99,7 @@ def _or_variable(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _allow_durations(shape: dict[str, Any]) -> None:
-    """Let a number also be a duration with units: all numbers with a fraction are seconds."""
+    """Let a number also be a duration with units: all but shares are seconds."""
     for each in (shape, *shape.get("anyOf", ())):
         if each.get("type") == "number":
             each |= {"type": ["number", "string"], "pattern": DURATION_PATTERN}

@@ -31,7 +31,11 @@ from llmux.config.values import (
     OwnHost,
     PassivePath,
     PortRange,
+    PositiveInt,
+    PositiveSize,
     Proxy,
+    Resource,
+    Share,
     Url,
     check_some,
     port_range,
@@ -65,6 +69,14 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             own, also across restarts. The default is below the ports that systems give to
             outgoing connections.
         groups: Behaviour of idle groups, by name.
+        resources: Memory that models share, by name, as their needs say: docs/memory.md. Sizes are
+            bytes, or have a unit (80GiB, 512MiB, 4GB).
+        sets: Models that may be awake together, a list of their names for each such set. If a group
+            has any, no other models of it are awake together.
+        memory_margin: Share by which needs of auto are more than the most that was measured.
+        overlapping_hooks: Let hooks run at the same time that touch the same resource.
+        busy: Maximum number of models with requests in flight, of those of a group that use the
+            same resource; null for no limit.
         policy: When to switch.
         shutdown_grace_secs: How long requests in flight may go on after SIGTERM or SIGINT.
         on_shutdown: Leave the model that is awake as it is, or put it to sleep.
@@ -119,6 +131,11 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     ]
     ports: PortRange = "29000-29999"
     groups: dict[Name, GroupConfig] = {}  # noqa: RUF012 - msgspec copies it
+    resources: dict[Resource, PositiveSize] = {}  # noqa: RUF012
+    sets: tuple[tuple[Name, ...], ...] = ()
+    memory_margin: Share = 0.1
+    overlapping_hooks: bool = False
+    busy: PositiveInt | None = None
     policy: PolicyConfig = PolicyConfig()
     shutdown_grace_secs: Annotated[float, Meta(ge=0)] = 30.0
     on_shutdown: Literal["leave", "sleep"] = "leave"

@@ -17,6 +17,7 @@ from msgspec import Meta
 from llmux.base.names import MAX_NAME_BYTES
 from llmux.base.wildcards import is_pattern, literals
 from llmux.config.keys import KeyRing
+from llmux.config.sizes import MOST_BYTES, SIZE_PATTERN
 from llmux.http.paths import DEFAULTS
 from llmux.http.socketpath import is_socket_url, meant_socket, socket_path
 
@@ -186,6 +187,19 @@ def _check_port_range(text: str) -> None:
     port_range(text)
 
 
+IN_BYTES = "a size, in bytes or with a unit"
+"""Marks an integer that may be written as 80GiB."""
+
+A_SHARE = "a share of 1"
+"""Marks a number that is no duration, as all others with a fraction are."""
+
+
+def _check_resource(name: str) -> None:
+    """Refuse names that begin as those of llmux's own resources do (`llmux.switching.memory`)."""
+    if name.startswith("#"):
+        raise ValueError("must not begin with '#'")
+
+
 def check_some(models: dict[str, Any]) -> None:
     if not models:
         raise ValueError("needs at least one model")
@@ -227,6 +241,15 @@ PortRange = Annotated[
     Meta(extra_json_schema={"pattern": r"^\s*[0-9]{1,5}\s*-\s*[0-9]{1,5}\s*$"}),
 ]
 PositiveInt = Annotated[int, Meta(gt=0)]
+_SIZE_SHAPE = {"type": ["integer", "string"], "pattern": SIZE_PATTERN}
+ByteSize = Annotated[int, IN_BYTES, Meta(ge=0, le=MOST_BYTES, extra_json_schema=_SIZE_SHAPE)]
+PositiveSize = Annotated[int, IN_BYTES, Meta(ge=1, le=MOST_BYTES, extra_json_schema=_SIZE_SHAPE)]
+Share = Annotated[float, A_SHARE, Meta(ge=0, le=1)]
+Resource = Annotated[
+    Name,
+    _check_resource,
+    Meta(extra_json_schema={"pattern": r"^[^#]*\S", "maxLength": MAX_NAME_BYTES}),
+]
 Seconds = Annotated[float, Meta(gt=0)]
 Proxy = Annotated[str, _check_proxy]
 SocketPath = Annotated[str, _check_socket, _VISIBLE]
