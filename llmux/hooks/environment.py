@@ -26,8 +26,8 @@ MODEL_VARIABLE = "LLMUX_MODEL"
 HOOK_VARIABLE = "LLMUX_HOOK"
 
 KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
-"""Tells the Python package setproctitle, which vLLM and SGLang use, to leave a process's environment
-readable in /proc, where llmux looks for the processes of a model."""
+"""Tells the Python package setproctitle, which vLLM and SGLang use, to leave the environment of a
+process readable in /proc, where llmux looks for the processes of a model."""
 
 GPU = re.compile(r"gpu(0|[1-9][0-9]{0,3})")
 """A resource that stands for the memory of a GPU, by nvidia-smi's index."""
@@ -121,7 +121,9 @@ def needs_variables(
         return {}
     used = [(name, needs[name], resources[name]) for name in resources if needs.get(name)]
     found = {NEEDS_VARIABLE: "\n".join(f"{name} {part} {whole}" for name, part, whole in used)}
-    gpus = [(int(gpu[1]), part / whole) for name, part, whole in used if (gpu := GPU.fullmatch(name))]
+    gpus = [
+        (int(gpu[1]), part / whole) for name, part, whole in used if (gpu := GPU.fullmatch(name))
+    ]
     if gpus:
         share = max(share for _, share in gpus)
         found[SHARE_VARIABLE] = f"{math.floor(share * 10_000) / 10_000:.4f}"

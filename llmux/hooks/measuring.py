@@ -81,10 +81,7 @@ class Measurer:
         if hooks is None:  # a reload has removed it meanwhile
             return None
         try:
-            if hooks.has("memory"):
-                found = read_amounts(await hooks.output("memory"), self._resources)
-            else:
-                found = await self._look(hooks)
+            found = await self._measured(hooks)
         except HookError:
             return None  # which the hook's own event tells
         except (QueryFailed, Unmeasured) as error:
@@ -99,6 +96,11 @@ class Measurer:
     def _resources(self) -> Collection[str]:
         return self._config().resources
 
+    async def _measured(self, hooks: ShellModelHooks) -> Mapping[str, int]:
+        if hooks.has("memory"):
+            return read_amounts(await hooks.output("memory"), self._resources)
+        return await self._look(hooks)
+
     async def _look(self, hooks: ShellModelHooks) -> Mapping[str, int]:
         try:
             with trio.fail_after(LONGEST_S):
@@ -107,7 +109,7 @@ class Measurer:
             raise Unmeasured(f"looking at its processes took more than {LONGEST_S:g} s") from None
 
     async def _by_processes(self, hooks: ShellModelHooks) -> Mapping[str, int]:
-        gpus = {name: int(found[1]) for name in self._resources if (found := GPU.fullmatch(name))}
+        gpus = {name: int(gpu[1]) for name in self._resources if (gpu := GPU.fullmatch(name))}
         if not gpus and RAM not in self._resources:
             raise Unmeasured("of `resources`, llmux can only measure `gpu0`, `gpu1`, ... and `ram`")
         if gpus and self._smi is None:
@@ -127,7 +129,11 @@ class Measurer:
 
 
 def _server_of(hooks: ShellModelHooks, state_dir: Path | None) -> frozenset[int]:
-    """Return the processes of a model's server; raises Unmeasured if it is not among those found."""
+    """Return the processes of a model's server.
+
+    Raises:
+        Unmeasured: It is not among those that were found.
+    """
     pids = left_by_wake(hooks.model, state_dir)
     if not pids:
         raise Unmeasured("no process that its wake hook has started runs")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from llmux.config.sizes import size_text
 from llmux.observe.gpus import MIB, NvidiaSmi, QueryFailed
 
 HIDDEN_BYTES = 1 << 30
@@ -48,7 +49,8 @@ class GpuShares:
             hidden = used - sum(amount or 0 for amount in known)
             if None in known or hidden > HIDDEN_BYTES:
                 raise QueryFailed(
-                    f"nvidia-smi does not show whose {hidden / (1 << 30):.1f} GiB of GPU {index} are"
+                    f"nvidia-smi does not show which processes hold {size_text(max(hidden, 0))} "
+                    f"of GPU {index}"
                 )
 
 

@@ -1,8 +1,9 @@
 """Memory and load of the machine's GPUs, as nvidia-smi reports them.
 
 nvidia-smi is only run while somebody looks at the numbers, at most every `EVERY_S`, and to measure
-models (`llmux.hooks.measuring`); never on the data path. When a GPU falls off the bus, nvidia-smi can hang where not even SIGKILL ends it; so
-the wait for its end is bounded, and no second one is started beside it.
+models (`llmux.hooks.measuring`); never on the data path. When a GPU falls off the bus, nvidia-smi
+can hang where not even SIGKILL ends it; so the wait for its end is bounded, and no second one is
+started beside it.
 """
 
 from __future__ import annotations

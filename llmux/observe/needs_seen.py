@@ -7,7 +7,6 @@ forgotten when the model's config changes in what its server may hold.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +53,7 @@ class SeenNeeds:
 
     Args:
         path: The file; None to keep none.
-        config: Whose models, resources and margin.
+        config: Whose models and resources.
     """
 
     def __init__(self, path: Path | None, config: Config) -> None:
@@ -79,25 +78,18 @@ class SeenNeeds:
         self._config = config
 
     def of(self, model: str) -> Mapping[str, int] | None:
-        """Return what a model needs by what was seen: bytes by resource, with `memory_margin`.
+        """Return the most that a model was seen to hold: bytes by resource, without a margin.
 
-        Never more than there is of a resource. None if it was not measured yet, or was with another
-        config. A resource that is missing is not used.
+        A resource that is missing is not used. None if the model was not measured yet, or only with
+        another config.
         """
         seen = self._current(model)
-        if seen is None:
-            return None
-        share, resources = 1 + self._config.memory_margin, self._config.resources
-        return {
-            name: min(math.ceil(amount * share), resources[name])
-            for name, amount in seen.amounts.items()
-            if name in resources
-        }
+        return None if seen is None else seen.amounts
 
     def all(self) -> dict[str, Mapping[str, int]]:
         """Return `of` for the models that were measured."""
         found = {name: self.of(name) for name in self._config.models}
-        return {name: needs for name, needs in found.items() if needs is not None}
+        return {name: amounts for name, amounts in found.items() if amounts is not None}
 
     def note(self, model: str, amounts: Mapping[str, int]) -> bool:
         """Keep what a model was measured to hold, where it is more than before.
@@ -112,14 +104,17 @@ class SeenNeeds:
         config = self._config.models.get(model)
         if config is None:
             return False
-        before, seen = self.of(model), self._current(model)
+        seen = self._current(model)
         known = {} if seen is None else seen.amounts
-        found = {name: max(amounts.get(name, 0), known.get(name, 0)) for name in {*amounts, *known}}
-        now = _Seen(self._digest(config), {name: found[name] for name in sorted(found) if found[name]})
-        if now != seen:
-            self._seen[model] = now
-            self._write()
-        return self.of(model) != before
+        most = {name: max(amounts.get(name, 0), known.get(name, 0)) for name in {*amounts, *known}}
+        now = _Seen(
+            self._digest(config), {name: size for name, size in sorted(most.items()) if size}
+        )
+        if now == seen:
+            return False
+        self._seen[model] = now
+        self._write()
+        return True
 
     def _current(self, model: str) -> _Seen | None:
         config, seen = self._config.models.get(model), self._seen.get(model)

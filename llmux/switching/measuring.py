@@ -1,7 +1,7 @@
 """Measure models while they are awake: right after a wake, and less and less often later.
 
-Memory grows with use, mostly at first. All of it happens in a task of its own: no switch waits for a
-measurement, and none fails by one.
+Memory grows with use, mostly at first. All of it happens in a task of its own: no switch waits for
+a measurement, and none fails by one.
 """
 
 from __future__ import annotations
@@ -79,12 +79,11 @@ class MemoryWatch:
     async def _look(self, model: str) -> None:
         try:
             found = await self._measure(model)
-        except Exception as error:  # noqa: BLE001 - a bug in it must end no switch
+        except Exception as error:  # a bug in it must end no switch
             log.error("internal_error", model=model, exc_info=error)
             return
         if found is None or model not in self._awake():  # what falls asleep holds less and less
             return
-        before = self._seen.of(model)
         if self._seen.note(model, found):
-            log.info("memory_measured", model=model, needs=self._seen.of(model), before=before)
+            log.info("memory_measured", model=model, most=self._seen.of(model))
             self._changed(model)

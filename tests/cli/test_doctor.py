@@ -43,6 +43,7 @@ from llmux.cli.main import main
 from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.target import Target
 from llmux.config import parse_config
+from llmux.hooks.sockets import listening
 from llmux.observe.gpus import QueryFailed
 from llmux.observe.schemas import (
     AliveTrouble,

@@ -54,9 +54,7 @@ def listeners(ports: Collection[int]) -> tuple[Listener, ...] | None:
 def listeners_of(pid: int) -> tuple[Listener, ...]:
     """Return the listeners of a process; none if it is another user's."""
     sockets = sockets_of(pid)
-    return tuple(
-        Listener(host, port) for host, port, inode in all_listening() if inode in sockets
-    )
+    return tuple(Listener(host, port) for host, port, inode in all_listening() if inode in sockets)
 
 
 def _owners(inodes: Collection[str]) -> dict[str, int]:
