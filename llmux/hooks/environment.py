@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import resource
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmux.config import HookName, ModelConfig
+from llmux.config.gpus import gpu_indexes
 from llmux.hooks.orphans import MARK_VARIABLE
 from llmux.http.socketpath import socket_path
 
@@ -28,9 +28,6 @@ HOOK_VARIABLE = "LLMUX_HOOK"
 KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
 """Tells the Python package setproctitle, which vLLM and SGLang use, to leave the environment of a
 process readable in /proc, where llmux looks for the processes of a model."""
-
-GPU = re.compile(r"gpu(0|[1-9][0-9]{0,3})")
-"""A resource that stands for the memory of a GPU, by nvidia-smi's index."""
 
 NEEDS_VARIABLE = "LLMUX_NEEDS"
 SHARE_VARIABLE = "LLMUX_GPU_SHARE"
@@ -119,16 +116,15 @@ def needs_variables(
     """
     if not isinstance(needs, Mapping):
         return {}
-    used = [(name, needs[name], resources[name]) for name in resources if needs.get(name)]
-    found = {NEEDS_VARIABLE: "\n".join(f"{name} {part} {whole}" for name, part, whole in used)}
-    gpus = [
-        (int(gpu[1]), part / whole) for name, part, whole in used if (gpu := GPU.fullmatch(name))
-    ]
+    used = [name for name in resources if needs.get(name)]
+    lines = (f"{name} {needs[name]} {resources[name]}" for name in used)
+    found = {NEEDS_VARIABLE: "\n".join(lines)}
+    gpus = gpu_indexes(used)
     if gpus:
-        share = max(share for _, share in gpus)
+        share = max(needs[name] / resources[name] for name in gpus)
         found[SHARE_VARIABLE] = f"{math.floor(share * 10_000) / 10_000:.4f}"
         if VISIBLE_VARIABLE not in environ:
-            found[VISIBLE_VARIABLE] = ",".join(str(index) for index, _ in sorted(gpus))
+            found[VISIBLE_VARIABLE] = ",".join(map(str, sorted(gpus.values())))
             found[ORDER_VARIABLE] = "PCI_BUS_ID"  # nvidia-smi's
     return found
 

@@ -18,9 +18,9 @@ from typing import TypeVar
 import trio
 
 from llmux.config import Config
+from llmux.config.gpus import gpu_indexes
 from llmux.config.sizes import MOST_BYTES, size_bytes
 from llmux.errors import HookError
-from llmux.hooks.environment import GPU
 from llmux.hooks.processes import left_by_wake, resident_bytes
 from llmux.hooks.shell import ShellHooks, ShellModelHooks
 from llmux.hooks.sockets import is_served_by
@@ -109,7 +109,7 @@ class Measurer:
             raise Unmeasured(f"looking at its processes took more than {LONGEST_S:g} s") from None
 
     async def _by_processes(self, hooks: ShellModelHooks) -> Mapping[str, int]:
-        gpus = {name: int(gpu[1]) for name in self._resources if (gpu := GPU.fullmatch(name))}
+        gpus = gpu_indexes(self._resources)
         if not gpus and RAM not in self._resources:
             raise Unmeasured("of `resources`, llmux can only measure `gpu0`, `gpu1`, ... and `ram`")
         if gpus and self._smi is None:

@@ -171,7 +171,7 @@ async def test_a_worker_without_its_environment_is_found_by_its_parent(bench: Be
 
 
 async def test_a_server_of_an_earlier_llmux_is_found(bench: Bench) -> None:
-    hooks = {"m": {"wake": bench.wake("m")}}
+    hooks: dict[str, Any] = {"m": {"wake": bench.wake("m")}}
     bench.measurer(resources={"gpu0": 80 * GIB}, **hooks)
     await bench.wakes("m")
     later = bench.measurer(resources={"gpu0": 80 * GIB}, smi=bench.smi("m 1024 0"), **hooks)

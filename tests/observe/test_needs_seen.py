@@ -10,8 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from llmux.config import Config, parse_config
-from llmux.observe import needs_seen as module
-from llmux.observe.needs_seen import SeenNeeds
+from llmux.observe.needs_seen import FILE_NAME, SeenNeeds
 
 RESOURCES = {"gpu0": 1000, "ram": 1000}
 
@@ -120,8 +119,11 @@ def test_models_that_the_config_does_not_have_are_dropped(path: Path) -> None:
     seen = loaded(path, config())
     seen.note("m", {"gpu0": 1})
     assert not seen.note("other", {"gpu0": 1})
-    data = {"resources": RESOURCES, "models": {"n": {"port": 1, "wake": "x", "sleep": "x", "alive": "x"}}}
+    data = {
+        "resources": RESOURCES,
+        "models": {"n": {"port": 1, "wake": "x", "sleep": "x", "alive": "x"}},
+    }
     seen.use(parse_config(data))
     seen.note("n", {"ram": 1})
     assert loaded(path, config()).of("m") is None
-    assert module.FILE_NAME == path.name
+    assert path.name == FILE_NAME
