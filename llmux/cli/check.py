@@ -12,6 +12,7 @@ import click
 import yaml
 from msgspec.structs import asdict, replace
 
+from llmux.cli.fitting import memory_lines
 from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.config import (
     Config,
@@ -22,6 +23,7 @@ from llmux.config import (
     editor_schema,
     hook_remarks,
     loop_mistakes,
+    memory_remarks,
     mistaken,
     recipe_remarks,
     tls_remarks,
@@ -66,6 +68,7 @@ def check_command(
         *hook_remarks(loaded),
         *command_remarks(loaded),
         *recipe_remarks(loaded),
+        *memory_remarks(loaded),
         *address_remarks(loaded, loaded.host),
         *tls_remarks(loaded),
     ]
@@ -129,7 +132,7 @@ def whole_models(config: Config) -> str:
 
 
 def config_table(config: Config) -> str:
-    """Show a config to people: where it listens, and one line for each model."""
+    """Show a config to people: where it listens, a line for each model, and who fits with whom."""
     chosen = chosen_ports(config.state_dir)
     rows = [
         ("model", "group", "backend", "aliases", "hooks"),
@@ -158,4 +161,4 @@ def config_table(config: Config) -> str:
         f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",
         "",
     ]
-    return "\n".join([*head, *table])
+    return "\n".join([*head, *table, *memory_lines(config)])

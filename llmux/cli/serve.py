@@ -18,6 +18,7 @@ from llmux.config import (
     command_remarks,
     hook_remarks,
     loop_mistakes,
+    memory_remarks,
     mistaken,
     recipe_remarks,
     tls_remarks,
@@ -111,7 +112,12 @@ def serve(
 def _warn(config: Config, host: str) -> None:
     for remark in [*hook_remarks(config), *command_remarks(config)]:
         log.warning("hook_unusable", remark=remark)
-    suspects = [*recipe_remarks(config), *address_remarks(config, host), *tls_remarks(config)]
+    suspects = [
+        *recipe_remarks(config),
+        *memory_remarks(config),
+        *address_remarks(config, host),
+        *tls_remarks(config),
+    ]
     for remark in suspects:
         log.warning("config_suspect", remark=remark)
 

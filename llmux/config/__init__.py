@@ -5,6 +5,7 @@ from llmux.config.hookfiles import file_remarks, hook_remarks, program_remarks, 
 from llmux.config.limits import Limits
 from llmux.config.load import default_state_dir, load_config, parse_config
 from llmux.config.lookup import default_config_path
+from llmux.config.memory_remarks import memory_remarks
 from llmux.config.models import GroupConfig, HookTimeouts, ModelConfig, OnSwitch
 from llmux.config.own_address import loop_mistakes
 from llmux.config.places import mistaken
@@ -36,6 +37,7 @@ __all__ = [
     "hook_remarks",
     "load_config",
     "loop_mistakes",
+    "memory_remarks",
     "mistaken",
     "modeline",
     "parse_config",

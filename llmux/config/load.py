@@ -28,6 +28,7 @@ from llmux.config.environment import Environment, FromVariables, resolved, varia
 from llmux.config.files import decode_text, duplicates, is_yaml, read_text
 from llmux.config.foreign import of_llama_swap
 from llmux.config.keys import KeyRing, read_keys
+from llmux.config.memory_shortages import memory_shortages
 from llmux.config.places import Source, placed
 from llmux.config.section import MOST_TEXT, Keys, Section, attributes, file_keys, show_keys
 from llmux.config.shape import KEY_LISTS, Config, port_shortage
@@ -95,6 +96,8 @@ def parse_config(
     )
     if config is not None and (found := port_shortage(config)) is not None:
         reader.note(*found)
+    for shortage in memory_shortages(config) if config is not None else ():
+        reader.note(*shortage)
     if config is None or reader.mistakes:
         raise reader.error()
     return config

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+
 from llmux.config.models import ModelConfig
 from llmux.config.shape import Config
 
 
 def models_of(config: Config, group: str) -> list[ModelConfig]:
     """Return the models of a group, in the file's order."""
-    return [model for model in config.models.values() if model.group == group]
+    return config.groups_of_models.get(group, [])
 
 
 def sets_of(config: Config, group: str) -> tuple[tuple[str, ...], ...]:
@@ -23,6 +25,13 @@ def shares_memory(config: Config, group: str) -> bool:
     return says_needs or bool(sets_of(config, group))
 
 
+def sharing_groups(config: Config) -> Iterator[str]:
+    """Yield the groups that share memory, in the order of their first models."""
+    for group in config.groups_of_models:
+        if shares_memory(config, group):
+            yield group
+
+
 def resources_of(config: Config, group: str) -> tuple[str, ...]:
     """Return the resources of a group, in the file's order.
 
@@ -34,6 +43,27 @@ def resources_of(config: Config, group: str) -> tuple[str, ...]:
     return tuple(name for name in config.resources if name in own)
 
 
+def is_alone(config: Config, model: ModelConfig) -> bool:
+    """Return whether a model is awake alone, since its group shares memory and it names none."""
+    sets = sets_of(config, model.group)
+    return all(model.name not in each for each in sets) if sets else model.needs is None
+
+
+def awake_needs(model: ModelConfig) -> Mapping[str, int]:
+    """Return what a model needs awake, as far as the config says."""
+    return model.needs if isinstance(model.needs, dict) else {}
+
+
+def moving_need(model: ModelConfig, resource: str) -> int:
+    """Return the most that a model needs of a resource at any time, in bytes."""
+    needs = (awake_needs(model), model.needs_asleep, model.needs_waking)
+    return max(each.get(resource, 0) for each in needs)
+
+
+def held_asleep(models: Iterable[ModelConfig], resource: str) -> int:
+    """Return what models hold while they sleep, in bytes; one with a stop hook may hold nothing."""
+    return sum(model.needs_asleep.get(resource, 0) for model in models if model.stop is None)
+
+
 def _named(model: ModelConfig) -> set[str]:
-    needs = model.needs if isinstance(model.needs, dict) else {}
-    return {*needs, *model.needs_asleep, *model.needs_waking}
+    return {*awake_needs(model), *model.needs_asleep, *model.needs_waking}

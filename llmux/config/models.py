@@ -235,6 +235,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
             yield ("host",), "goes with 'port' only"
         elif not port and not url and given.get("recipe") is None:
             yield (), "give 'port' or 'url'"
+        if given.get("keep") is True and given.get("idle_sleep_secs") is not None:
+            yield ("idle_sleep_secs",), "'keep' keeps the model awake"
 
 
 class GroupConfig(Section, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from llmux.config.environment import Hidden
 from llmux.config.keys import KeyRing
 from llmux.config.limits import Limits
 from llmux.config.masking import header_secrets, variable_secrets
+from llmux.config.memory_names import name_conflicts
 from llmux.config.models import GroupConfig, ModelConfig, group_conflicts
 from llmux.config.places import Source
 from llmux.config.policy import PolicyConfig
@@ -177,6 +178,14 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
         """The names that clients are told of, in the file's order: the models', maybe aliases."""
         return tuple(name for name, own in self.names.items() if self.list_aliases or name == own)
 
+    @functools.cached_property
+    def groups_of_models(self) -> dict[str, list[ModelConfig]]:
+        """The models of each group, all in the file's order."""
+        found: dict[str, list[ModelConfig]] = {}
+        for model in self.models.values():
+            found.setdefault(model.group, []).append(model)
+        return found
+
     def passive_of(self, model: str) -> tuple[str, ...]:
         """Return the passive paths of a model."""
         own = self.models[model].passive
@@ -228,6 +237,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             if default not in known or (is_pattern(default) and default not in models):
                 yield ("default_model",), f"{default!r} is no model, nor an alias of one"
         yield from group_conflicts(given.get("groups"), models)
+        yield from name_conflicts(given)
 
 
 def port_shortage(config: Config) -> tuple[Keys, str] | None:

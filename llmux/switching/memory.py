@@ -14,7 +14,13 @@ from math import ceil
 
 from llmux.base.exclusions import limits_of
 from llmux.config import Config, ModelConfig
-from llmux.config.memory import models_of, resources_of, sets_of, shares_memory
+from llmux.config.memory import (
+    is_alone,
+    models_of,
+    resources_of,
+    sets_of,
+    shares_memory,
+)
 from llmux.policy.room import Amounts, Memory, Needs
 
 ALONE = "#alone"
@@ -129,9 +135,7 @@ class _Group:
 
     def _alone(self) -> Iterator[str]:
         """Yield the models that are awake alone."""
-        listed = {name for each in self._sets for name in each}
         for model in self._models:
             is_unmeasured = model.needs == "auto" and self._needs[model.name] is None
-            says_nothing = model.needs is None if not self._sets else model.name not in listed
-            if is_unmeasured or says_nothing:
+            if is_unmeasured or is_alone(self._config, model):
                 yield model.name

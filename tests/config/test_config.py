@@ -601,6 +601,8 @@ CONFIGS = st.fixed_dictionaries(
     optional={
         "policy": sections_of(PolicyConfig.__struct_fields__),
         "limits": sections_of(Limits.__struct_fields__),
+        "resources": ANYTHING,
+        "sets": ANYTHING,
         "state_dir": st.text(),
         "host": st.text(),
         "fallback": st.text().map("http://{}".format),

@@ -22,6 +22,7 @@ from llmux.config import (
     file_remarks,
     load_config,
     loop_mistakes,
+    memory_remarks,
     mistaken,
     program_remarks,
     recipe_remarks,
@@ -138,6 +139,7 @@ def look_at_config(path: Path) -> ConfigFacts:
         missing=(*program_remarks(config), *command_remarks(config)),
         addresses=(
             *recipe_remarks(config),
+            *memory_remarks(config),
             *address_remarks(config, config.host),
             *tls_remarks(config),
         ),

@@ -1,20 +1,26 @@
-"""Groups of llmux that let nothing be awake together which llama-swap keeps apart.
+"""Groups and sets of llmux that say what llama-swap's rules say of models awake together.
 
-In llmux, the models of one group take turns, and groups do not know of each other. llama-swap's
-rules can be finer. So models that may not be awake together share a group, and so do those between
-them; then groups are joined until one model of each may be awake at the same time.
+In llmux, the models of one group take turns, but for those that share a set, and groups do not know
+of each other. So models that may not be awake together share a group, and so do those between them;
+then groups are joined until one model of each may be awake at the same time. Where two models of a
+group may be awake together, it gets sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice, product
 from typing import Any
+
+from llmux.base.exclusions import MOST_LISTED, limits_of
 
 MOST_CHOICES = 20_000
 """Limit for the combinations that are tried, above which all models share one group."""
 
 MayCoexist = Callable[[Iterable[str]], bool]
+
+Sets = list[list[str]]
+"""Sets of models; models in none are awake alone."""
 
 
 def allowed_by_sets(sets: Sequence[frozenset[str]]) -> MayCoexist:
@@ -65,6 +71,36 @@ def make_groups(
     while not pairs_decide and (apart := _forbidden_choice(groups, may_coexist)) is not None:
         groups = _joined(groups, *apart)
     return groups
+
+
+def sets_of_pairs(models: Sequence[str], may_coexist: MayCoexist) -> Sets:
+    """Return the largest sets of models of which each two may be awake together.
+
+    There may be very many: the search ends behind the first that are too many for a config.
+    """
+    beside = {
+        one: {other for other in models if one != other and may_coexist((one, other))}
+        for one in models
+    }
+
+    def extend(chosen: tuple[str, ...], left: set[str], seen: set[str]) -> Iterator[list[str]]:
+        if not left and not seen:  # as C. Bron and J. Kerbosch find cliques
+            yield sorted(chosen, key=models.index)
+        pivot = max(left | seen, key=lambda name: len(beside[name] & left), default="")
+        for name in [name for name in models if name in left - beside.get(pivot, set())]:
+            yield from extend((*chosen, name), left & beside[name], seen & beside[name])
+            left, seen = left - {name}, seen | {name}
+
+    return [*islice(extend((), {*models}, set()), MOST_LISTED + 1)]
+
+
+def are_for_llmux(sets: Sets) -> bool:
+    """Return whether llmux can keep to these sets."""
+    try:
+        limits_of(tuple(map(tuple, sets)))
+    except ValueError:
+        return False
+    return True
 
 
 def lost_pairs(groups: Sequence[Sequence[str]], may_coexist: MayCoexist) -> list[tuple[str, str]]:

@@ -9,17 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmux.base.exclusions import maximal
 from llmux.cli.importing.checks import mapping, number, texts
 from llmux.cli.importing.coexistence import (
     MayCoexist,
+    Sets,
     allowed_by_groups,
     allowed_by_sets,
+    are_for_llmux,
     lost_pairs,
     make_groups,
+    sets_of_pairs,
 )
 from llmux.cli.importing.draft import Draft
 from llmux.cli.importing.macros import expand, scope
-from llmux.cli.importing.matrix import read_matrix
+from llmux.cli.importing.matrix import ModelSet, read_matrix
 from llmux.cli.importing.models import ModelReader, peer_draft
 from llmux.config.files import decode
 from llmux.errors import ConfigError
@@ -143,8 +147,8 @@ class _Reader:
         }
         models = [str(name) for name in self._data["models"]]
         if matrix:
-            rule = allowed_by_sets(read_matrix(matrix, self._data["models"]))
-            self._set_groups(models, rule, pairs_decide=False, name_of=lambda _: None)
+            sets = read_matrix(matrix, self._data["models"])
+            self._apply_matrix(models, sets)
             if matrix.get("evict_costs"):
                 self.draft.notes.append("matrix.evict_costs: llmux measures what each switch costs")
         else:
@@ -155,23 +159,41 @@ class _Reader:
             }
             for model in sorted({*named} - {*models}):
                 self.draft.notes.append(f"group {named[model]}: there is no model {model!r}")
-            rule = allowed_by_groups(groups, models)
-            self._set_groups(models, rule, pairs_decide=True, name_of=named.get)
+            self._apply_groups(models, allowed_by_groups(groups, models), named.get)
         scheduler = mapping(routing.get("scheduler"), "routing.scheduler")
         if scheduler.get("settings"):
             self.draft.notes.append(
                 "routing.scheduler: a request can have a priority, see x-llmux-priority"
             )
 
-    def _set_groups(
-        self,
-        models: list[str],
-        rule: MayCoexist,
-        *,
-        pairs_decide: bool,
-        name_of: Callable[[str], str | None],
+    def _apply_matrix(self, models: list[str], sets: list[ModelSet]) -> None:
+        """Give all models one group with sets, or groups of which one model each is awake."""
+        rule = allowed_by_sets(sets)
+        groups = make_groups(models, rule, pairs_decide=False)
+        largest = [sorted(each, key=models.index) for each in maximal(sets)]
+        if not lost_pairs(groups, rule) or not self._allow(largest):
+            self._name_groups(groups, lambda _: None)
+            self._note_lost(lost_pairs(groups, rule))
+
+    def _apply_groups(
+        self, models: list[str], rule: MayCoexist, name_of: Callable[[str], str | None]
     ) -> None:
-        groups = make_groups(models, rule, pairs_decide=pairs_decide)
+        """Group models that are kept apart, with sets for those of a group that are not."""
+        groups = make_groups(models, rule, pairs_decide=True)
+        self._name_groups(groups, name_of)
+        for group in groups:
+            lost = lost_pairs([group], rule)
+            if lost and not self._allow(sets_of_pairs(group, rule)):
+                self._note_lost(lost)
+
+    def _allow(self, sets: Sets) -> bool:
+        """Write sets; False if there are too many of them."""
+        if not are_for_llmux(sets):
+            return False
+        self.draft.values.setdefault("sets", []).extend(each for each in sets if len(each) > 1)
+        return True
+
+    def _name_groups(self, groups: list[list[str]], name_of: Callable[[str], str | None]) -> None:
         if len(groups) > 1:
             taken: set[str] = set()
             for group in groups:
@@ -180,7 +202,9 @@ class _Reader:
                 taken.add(name)
                 for model in group:
                     self.draft.models[model].values["group"] = name
-        if lost := lost_pairs(groups, rule):
+
+    def _note_lost(self, lost: list[tuple[str, str]]) -> None:
+        if lost:
             shown = ", ".join(f"{one} + {other}" for one, other in lost[:SHOWN_PAIRS])
             more = f" and {len(lost) - SHOWN_PAIRS} more" if len(lost) > SHOWN_PAIRS else ""
             self.draft.notes.append(
@@ -206,9 +230,8 @@ class _Reader:
                 continue
             group = self.draft.models[name].values.get("group", "default")
             if chosen.setdefault(group, name) != name:
-                self.draft.notes.append(
-                    f"hooks.on_startup.preload: {name} takes turns with {chosen[group]}"
-                )
+                first = f"of its group, {chosen[group]} is woken at the start"
+                self.draft.notes.append(f"hooks.on_startup.preload: {name}: {first}")
         if chosen:
             self.draft.values["groups"] = {
                 group: {"preload": name} for group, name in chosen.items()

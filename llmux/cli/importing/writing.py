@@ -51,6 +51,13 @@ def _entry(key: str, value: Any, indent: str) -> Iterator[str]:
         yield f"{indent}{_scalar(key)}:"
         for inner, item in value.items():
             yield from _entry(str(inner), item, f"{indent}  ")
+    elif (
+        isinstance(value, list)
+        and len(f"{indent}{_scalar(key)}: {_flow(value)}") > WIDTH
+        and all(isinstance(each, list) for each in value)
+    ):
+        yield f"{indent}{_scalar(key)}:"
+        yield from (f"{indent}  - {_flow(each)}" for each in value)
     elif key == "command" and isinstance(value, str) and _folds(value, indent):
         yield f"{indent}{key}: >-"
         yield from (f"{indent}  {line}" for line in _folded(value))

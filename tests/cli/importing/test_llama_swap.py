@@ -366,19 +366,102 @@ def test_groups_in_both_forms(read: Any) -> None:
         assert not draft.notes
 
 
-def test_models_that_must_take_turns_here_are_named(read: Any) -> None:
-    draft = read("""
+SERVERS = """
 models:
   a: {cmd: serve --port 1}
   b: {cmd: serve --port 2}
   c: {cmd: serve --port 3}
+  d: {cmd: serve --port 4}
+  e: {cmd: serve --port 5}
+"""
+
+
+def test_a_matrix_becomes_sets(read: Any, tmp_path: Path) -> None:
+    draft = read(
+        SERVERS
+        + """
 matrix:
-  sets: {one: "a & b", two: "b & c", three: "c & a"}
+  sets: {one: "a & b", two: "b & c", three: "c & a | d"}
   evict_costs: {a: 3}
-""")
-    assert [model.values["group"] for model in draft.models.values()] == ["a", "a", "c"]
-    assert draft.notes[0].endswith("here they take turns: a + b")
-    assert draft.notes[1].startswith("matrix.evict_costs")
+hooks: {on_startup: {preload: [a, b]}}
+"""
+    )
+    assert not any("group" in model.values for model in draft.models.values())
+    assert draft.values["sets"] == [["a", "b"], ["b", "c"], ["a", "c"]]
+    assert draft.values["groups"] == {"default": {"preload": "a"}}
+    cost, preload = draft.notes
+    assert cost.startswith("matrix.evict_costs")
+    assert preload.endswith("preload: b: of its group, a is woken at the start")
+    path = tmp_path / "llmux.yaml"
+    path.write_text(write_draft(draft))
+    assert load_config(path).sets == (("a", "b"), ("b", "c"), ("a", "c"))
+
+
+def test_a_matrix_that_needs_no_sets_becomes_groups(read: Any) -> None:
+    draft = read(SERVERS + "matrix: {sets: {one: '(a | b) & (c | d | e)'}}")
+    found = [model.values["group"] for model in draft.models.values()]
+    assert (found, draft.values) == (["a", "a", "c", "c", "c"], {})
+
+
+def test_sets_too_many_for_llmux_become_turns_with_a_note(read: Any) -> None:
+    models = [f"m{n}" for n in range(20)]
+    text = "".join(f"  {name}: {{cmd: 'serve --port ${{PORT}}'}}\n" for name in models)
+    halves = (" & ".join(models[:10]), " & ".join(models[10:]))
+    draft = read(f"models:\n{text}matrix: {{sets: {{one: '{halves[0]}', two: '{halves[1]}'}}}}")
+    assert "sets" not in draft.values
+    (note,) = draft.notes
+    assert "here they take turns: m" in note
+    assert note.endswith(" and 84 more")
+
+
+def allows(draft: Draft, models: tuple[str, ...]) -> bool:
+    """Whether the models may be awake together by a draft, as `llmux.switching.memory` reads it."""
+    by_group: dict[str, set[str]] = {}
+    for name in models:
+        by_group.setdefault(draft.models[name].values.get("group", "default"), set()).add(name)
+    sets = draft.values.get("sets", ())
+    return all(len(e) < 2 or any(e <= {*each} for each in sets) for e in by_group.values())
+
+
+def subsets() -> list[tuple[str, ...]]:
+    return [chosen for size in range(6) for chosen in combinations("abcde", size)]
+
+
+def test_what_a_matrix_allows_is_allowed_and_nothing_else(read: Any) -> None:
+    rng = random.Random(3)
+    for _ in range(60):
+        sets = [rng.sample("abcde", rng.randint(1, 4)) for _ in range(rng.randint(1, 5))]
+        expressions = {f"s{n}": " & ".join(each) for n, each in enumerate(sets)}
+        draft = read(SERVERS + yaml.safe_dump({"matrix": {"sets": expressions}}))
+        rule = allowed_by_sets([*map(frozenset, sets)])
+        assert not draft.notes
+        assert [rule(each) for each in subsets()] == [allows(draft, each) for each in subsets()]
+
+
+def test_what_groups_allow_is_allowed_and_nothing_else(read: Any) -> None:
+    rng = random.Random(4)
+    for _ in range(60):
+        homes = {model: rng.choice(["", "g", "h", "i"]) for model in "abcde"}
+        theirs: dict[str, dict[str, Any]] = {
+            name: {
+                "members": [model for model, home in homes.items() if home == name],
+                **{key: rng.random() < 0.5 for key in ("swap", "exclusive", "persistent")},
+            }
+            for name in "ghi"
+        }
+        draft = read(SERVERS + yaml.safe_dump({"groups": theirs}))
+        rule = allowed_by_groups(theirs, "abcde")
+        assert not draft.notes
+        assert [rule(each) for each in subsets()] == [allows(draft, each) for each in subsets()]
+
+
+def test_sets_are_written_one_a_line_if_they_are_long(tmp_path: Path) -> None:
+    sets = [[f"model-{n}", f"model-{n + 1}"] for n in range(9)]
+    for long in (sets, sets[:2]):
+        path = tmp_path / "out.yaml"
+        path.write_text(write_draft(Draft("x", {"sets": long})))
+        assert yaml.safe_load(path.read_text())["sets"] == long
+        assert ("\n  - [model-0, model-1]\n" in path.read_text()) == (long is sets)
 
 
 # ---- Writing ----
