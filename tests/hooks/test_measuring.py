@@ -21,7 +21,9 @@ from llmux.hooks.orphans import processes_with
 from llmux.hooks.processes import Kin, resident_bytes, with_kin
 from llmux.observe.gpus import NvidiaSmi
 from llmux.observe.listeners import observed
+from llmux.observe.needs_seen import FILE_NAME, SeenNeeds
 from llmux.server.composition import shell_hooks
+from llmux.switching.memory import memory_of
 from tests.observe.test_gpus import fake
 
 GIB = 1 << 30
@@ -89,7 +91,7 @@ class Bench:
                 for name, keys in models.items()
             },
         }
-        config = parse_config(data, directory=self.folder)
+        self.config = config = parse_config(data, directory=self.folder)
         self.shell = shell_hooks(config, observed(), lambda _: "")
         return Measurer(self.shell, smi, lambda: config)
 
@@ -345,3 +347,34 @@ def test_its_lines_are_read(text: str, found: dict[str, int]) -> None:
 def test_other_lines_are_no_measurement(text: str, why: str) -> None:
     with pytest.raises(Unmeasured, match=why):
         read_amounts(text, ["gpu0", "ram"])
+
+
+# ---- What comes of it ----
+
+
+async def test_a_measured_model_is_no_longer_awake_alone(bench: Bench) -> None:
+    wakes = {"a": bench.wake("a"), "b": bench.wake("b")}
+    measurer = bench.measurer(
+        resources={"gpu0": "20GiB"},
+        smi=bench.smi("a 10240 0", "b 8192 0"),
+        **{name: {"wake": wake} for name, wake in wakes.items()},
+    )
+    config = bench.config
+    seen = SeenNeeds(bench.state_dir / FILE_NAME, config)
+
+    def fit_together() -> bool:
+        shared = memory_of(config, "default", seen.all())
+        assert shared is not None
+        needs = [shared.memory.needs[name].awake for name in ("a", "b")]
+        return all(
+            sum(each) <= most for *each, most in zip(*needs, shared.memory.amounts, strict=True)
+        )
+
+    await bench.wakes("a", "b")
+    for model in ("a", "b"):
+        assert not fit_together()
+        found = await measurer.measure(model)
+        assert found is not None
+        assert seen.note(model, found)
+    assert fit_together()
+    assert seen.all() == {"a": {"gpu0": 10 * GIB}, "b": {"gpu0": 8 * GIB}}
