@@ -40,4 +40,6 @@ set LLAMA_SERVER or LLAMA_PYTHON (README.md)"
     fi
     set -- "$python" -m llama_cpp.server "$@" --model_alias "$LLMUX_MODEL"
 fi
+# With `needs`, llama.cpp must not fill what is free just now: others count on it. Older versions have no --fit.
+[ -z "${LLMUX_NEEDS:-}" ] || export LLAMA_ARG_FIT="${LLAMA_ARG_FIT:-off}"
 wake "${LLAMA_WAKE_SECS:-300}" "$@"

@@ -9,4 +9,6 @@ set -eu
 [ -n "${1:-}" ] || fail "usage: wake.sh COMMAND"
 PORT=$LLMUX_PORT
 export PORT
+# With `needs`, llama.cpp must not fill what is free just now: others count on it. Older versions have no --fit.
+[ -z "${LLMUX_NEEDS:-}" ] || export LLAMA_ARG_FIT="${LLAMA_ARG_FIT:-off}"
 wake '' sh -c "$1"

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Sleep hook: makes the SGLang server on $LLMUX_PORT release its memory. Succeeds if none runs, or it
 # sleeps already. A server that cannot be put to sleep is stopped, so that the GPU is free anyway.
+#
+#   ./sleep.sh [stop]    stop: the server is stopped: SIGTERM, and SIGKILL 30 s later.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=server.sh
 . "$(dirname "$0")/server.sh"
@@ -12,6 +14,18 @@ give_up() {
     say "$1; the server has been stopped, the next wake starts it again"
     exit 1
 }
+
+case ${1:-} in
+    '') ;;
+    stop)
+        stop_server 30
+        exit
+        ;;
+    *)
+        say "what to do must be stop, not $1"
+        exit 1
+        ;;
+esac
 
 look
 if ! left; then

@@ -31,13 +31,46 @@ must() {
     [ "$status" = 200 ] || fail "POST $1: status $status $(printf %s "$body" | head -c 300)"
 }
 
+# Prints the part of what is free on the GPUs now that SGLang shall use for weights and KV cache: 0.85 of the model's
+# `needs`, for activations and CUDA graphs come on top. Nothing without `needs`. 0.9 at most.
+static_part() {
+    {
+        timeout 10 nvidia-smi --query-gpu=index,memory.free --format=csv,noheader,nounits 2>/dev/null || :
+        printf '%s\n' "${LLMUX_NEEDS:-}"
+    } | LC_ALL=C awk -F '[ ,]+' '
+        /^[0-9]+, [0-9]+$/ { left["gpu" $1] = $2 * 1048576 }
+        /^gpu[0-9]+ / {
+            room = ($1 in left) ? left[$1] : $3
+            if (!need || $2 < need) need = $2
+            if (!free || room < free) free = room
+        }
+        END {
+            if (!need || !free) exit
+            part = 0.85 * need / free
+            printf "%.4f", (part > 0.9 ? 0.9 : int(part * 10000) / 10000)
+        }'
+}
+
+# wanted MODEL [OPTIONS]: prints what the server is started with, to be compared later.
+wanted() {
+    [ -z "${LLMUX_NEEDS:-}" ] || set -- "$@" "(needs: $LLMUX_NEEDS)"
+    echo "$*"
+}
+
 start() {
     command -v "${SGLANG_PYTHON:-python3}" >/dev/null ||
         fail "${SGLANG_PYTHON:-python3} not found; set SGLANG_PYTHON to a Python that has sglang"
     mkdir -p "$run"
     rm -f "$state_file"
     [ ! -e "$log_file" ] || mv -f "$log_file" "$log_file.1"
-    printf '%s\n' "$*" >"$options_file"
+    printf '%s\n' "$(wanted "$@")" >"$options_file"
+    case " $*" in
+        *' --mem-fraction-static'*) ;; # the user knows better
+        *)
+            part=$(static_part)
+            [ -z "$part" ] || set -- "$@" --mem-fraction-static "$part"
+            ;;
+    esac
     # A session of its own lets it outlive this hook, and lets sleep.sh end it with its workers.
     setsid "${SGLANG_PYTHON:-python3}" -m sglang.launch_server --model-path "$@" \
         --enable-memory-saver --host 127.0.0.1 --port "$LLMUX_PORT" \
@@ -72,7 +105,7 @@ if ! runs; then
     [ "$status" = 000 ] || fail "port $LLMUX_PORT is taken by a server that wake.sh did not start \
 (GET /get_model_info: status $status); stop it"
     start "$@"
-elif [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$*" ]; then
+elif [ -e "$options_file" ] && [ "$(cat "$options_file")" != "$(wanted "$@")" ]; then
     say "the server was started with other options; starting it again"
     stop_server 10
     start "$@"

@@ -40,9 +40,25 @@ must() {
     [ "$status" = 200 ] || fail "$method $path: status $status $(printf %s "$body" | head -c 300)"
 }
 
+# Prints the part of a GPU that suits the model's `needs`, as nvidia-smi tells the GPU's size, or else the config;
+# the largest of several. Nothing without `needs`. 0.95 at most: the driver and CUDA keep a little.
+gpu_share() {
+    {
+        timeout 10 nvidia-smi --query-gpu=index,memory.total --format=csv,noheader,nounits 2>/dev/null || :
+        printf '%s\n' "${LLMUX_NEEDS:-}"
+    } | LC_ALL=C awk -F '[ ,]+' '
+        /^[0-9]+, [0-9]+$/ { size["gpu" $1] = $2 * 1048576 }
+        /^gpu[0-9]+ / {
+            share = $2 / (($1 in size) ? size[$1] : $3)
+            if (share > most) most = share
+        }
+        END { if (most) printf "%.4f", (most > 0.95 ? 0.95 : int(most * 10000) / 10000) }'
+}
+
 # wanted MODEL [OPTIONS]: prints what the server is started with, to be compared later.
 wanted() {
     [ "$level" != stop ] || set -- "$@" "(without sleep mode)"
+    [ -z "${LLMUX_NEEDS:-}" ] || set -- "$@" "(needs: $LLMUX_NEEDS)"
     echo "$*"
 }
 
@@ -54,6 +70,14 @@ start() {
     say "starting ${VLLM:-vllm} serve $1; what it prints is in $log_file"
     echo "$LLMUX_MODEL" >"$model_file"
     printf '%s\n' "$(wanted "$@")" >"$options_file"
+    case " $*" in
+        *' --gpu-memory-utilization'* | *' --gpu_memory_utilization'* | *' --kv-cache-memory'* | \
+            *' --kv_cache_memory'*) ;; # the user knows better
+        *)
+            share=$(gpu_share)
+            [ -z "$share" ] || set -- "$@" --gpu-memory-utilization "$share"
+            ;;
+    esac
     # The paths used here exist only in development mode, which is why it must listen on loopback.
     dev_mode=0
     if [ "$level" != stop ]; then

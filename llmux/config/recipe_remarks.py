@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llmux.config.gpus import gpu_indexes
 from llmux.config.models import ModelConfig
 from llmux.config.places import placed
-from llmux.config.recipes import Recipe, find_recipe
+from llmux.config.recipes import PREFIX, Recipe, find_recipe
 from llmux.config.remarks import is_loopback
 from llmux.config.shape import Config
 from llmux.http.socketpath import socket_path
@@ -40,6 +41,8 @@ def recipe_remarks(config: Config) -> Iterator[str]:
             ]
             for parameter, remark in found:
                 yield placed(("models", model.name, "with", parameter), remark, config.source)
+            for remark in _kept_asleep(recipe, model, config.resources):
+                yield placed(("models", model.name, "needs"), remark, config.source)
 
 
 def _deaf_commands(
@@ -111,6 +114,24 @@ def _late_ends(recipe: Recipe, model: ModelConfig) -> Iterator[tuple[str, str]]:
         if limit_s is not None and text.isdecimal() and int(text) >= limit_s:
             limit = f"hook_timeouts.{parameter.below}, which is {limit_s:g} s"
             yield name, f"must be less than {limit}: at {text} s llmux has ended the hook"
+
+
+def _kept_asleep(recipe: Recipe, model: ModelConfig, resources: Mapping[str, int]) -> Iterator[str]:
+    """Yield a remark if `needs_asleep` lacks the GPUs of which a sleeping server keeps a part."""
+    # With this level, the server ends.
+    if not recipe.file.keeps_asleep or model.variables.get(f"{PREFIX}LEVEL") == "stop":
+        return
+    asleep = gpu_indexes(model.needs_asleep)
+    if isinstance(model.needs, dict):
+        missing = [name for name in gpu_indexes(model.needs) if name not in asleep]
+    else:  # which ones it uses is not known yet
+        missing = list(gpu_indexes(resources)) if model.needs and not asleep else []
+    if missing:
+        example = ", ".join(f"{name}: 1GiB" for name in missing)
+        yield (
+            f"while it sleeps, its server keeps {recipe.file.keeps_asleep}: "
+            f"say how much with needs_asleep, such as {{{example}}}"
+        )
 
 
 def _text_of(recipe: Recipe, model: ModelConfig, name: str) -> str:

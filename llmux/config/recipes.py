@@ -79,6 +79,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         hook_timeouts: Their time limits in seconds.
         model: Other keys of a model.
         parameters: Keys of `with`, by name.
+        keeps_asleep: What its server keeps of each GPU while it sleeps; empty for nothing.
     """
 
     description: str
@@ -87,6 +88,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     hook_timeouts: dict[str, float] = {}
     model: dict[str, Any] = {}
     parameters: dict[str, Parameter] = {}
+    keeps_asleep: str = ""
 
 
 @dataclass(frozen=True)

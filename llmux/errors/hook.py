@@ -12,7 +12,7 @@ class HookError(LlmuxError):
 
     Attributes:
         model: Name of the model.
-        hook: wake, sleep, alive, prefetch or verify_asleep.
+        hook: Its name.
         reason: Failure, worded to follow "the wake hook".
         exit_code: The shell's exit code; None if llmux killed it or it never started.
         output: The last lines that the hook printed.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmux.config import HookName, ModelConfig
+from llmux.config.gpus import gpu_indexes
 from llmux.hooks.orphans import MARK_VARIABLE
 from llmux.http.socketpath import socket_path
 
@@ -18,6 +21,18 @@ SOCKET_VARIABLE = "LLMUX_SOCKET"
 
 STATE_VARIABLE = "LLMUX_STATE_DIR"
 """Folder for what hooks keep between runs: the config's folder may be read-only."""
+
+MODEL_VARIABLE = "LLMUX_MODEL"
+HOOK_VARIABLE = "LLMUX_HOOK"
+
+KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
+"""Tells the Python package setproctitle, which vLLM and SGLang use, to leave the environment of a
+process readable in /proc, where llmux looks for the processes of a model."""
+
+NEEDS_VARIABLE = "LLMUX_NEEDS"
+SHARE_VARIABLE = "LLMUX_GPU_SHARE"
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
 
 CLEAN_UP_S = 20
 """Part of a hook's time limit that its own waits leave to it."""
@@ -41,6 +56,7 @@ def hook_environment(
     mark: str,
     secret_variables: AbstractSet[str],
     state_dir: Path | None = None,
+    resources: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """Return the environment of one run: this process's own, without secrets, and `LLMUX_*`.
 
@@ -56,14 +72,18 @@ def hook_environment(
         mark: Mark by which a later llmux finds the processes of this run; empty for none.
         secret_variables: Variables that hooks do not get.
         state_dir: The config's `state_dir`; None to leave its variable out.
+        resources: The config's `resources`.
     """
     own = {name: text for name, text in os.environ.items() if name not in secret_variables}
-    own.pop(MARK_VARIABLE, None)  # llmux itself may have been started by a hook
+    own = KEEPS_ENVIRONMENT | own
+    for inherited in (MARK_VARIABLE, NEEDS_VARIABLE, SHARE_VARIABLE):
+        own.pop(inherited, None)  # llmux itself may have been started by a hook
     if mark:
         own[MARK_VARIABLE] = mark
     port = backend_port(model)
     if state_dir is not None:
         own[STATE_VARIABLE] = str(state_dir)
+    own |= needs_variables(model.needs, resources or {}, own)
     if model.recipe is not None:
         own |= model.variables | {"LLMUX_URL": model.base_url, "LLMUX_PYTHON": sys.executable}
         own |= {"PORT": port, "LLMUX_HOOK_SECS": _whole_seconds(model.timeout_s(hook))}
@@ -71,13 +91,42 @@ def hook_environment(
     if (path := socket_path(model.base_url)) is not None:
         own[SOCKET_VARIABLE] = path
     return own | {
-        "LLMUX_MODEL": name,
+        MODEL_VARIABLE: name,
         "LLMUX_PORT": port,
         "LLMUX_DEST_PORT": port,  # upstream llmux's name for it
-        "LLMUX_HOOK": hook,
+        HOOK_VARIABLE: hook,
         "LLMUX_SOURCE": source,
         "LLMUX_TARGET": target,
     }
+
+
+def needs_variables(
+    needs: Mapping[str, int] | str | None, resources: Mapping[str, int], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the variables that tell hooks what their model may use; none for `auto` or no needs.
+
+    `LLMUX_NEEDS` has a line of `NAME BYTES WHOLE` for each resource. Where it needs GPUs, the
+    resources `gpu0`, `gpu1` and so on, CUDA shows it these alone, unless llmux's own environment
+    says which, and `LLMUX_GPU_SHARE` has the largest share of one.
+
+    Args:
+        needs: The model's.
+        resources: All there are.
+        environ: The other variables of the hook.
+    """
+    if not isinstance(needs, Mapping):
+        return {}
+    used = [name for name in resources if needs.get(name)]
+    lines = (f"{name} {needs[name]} {resources[name]}" for name in used)
+    found = {NEEDS_VARIABLE: "\n".join(lines)}
+    gpus = gpu_indexes(used)
+    if gpus:
+        share = max(needs[name] / resources[name] for name in gpus)
+        found[SHARE_VARIABLE] = f"{math.floor(share * 10_000) / 10_000:.4f}"
+        if VISIBLE_VARIABLE not in environ:
+            found[VISIBLE_VARIABLE] = ",".join(map(str, sorted(gpus.values())))
+            found[ORDER_VARIABLE] = "PCI_BUS_ID"  # nvidia-smi's
+    return found
 
 
 def _whole_seconds(limit_s: float | None) -> str:

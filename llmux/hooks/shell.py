@@ -8,11 +8,13 @@ model's server) lives on.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
+from tempfile import TemporaryFile
 
 import trio
 from msgspec.structs import replace
@@ -32,8 +34,11 @@ from llmux.switching.awake import Marks
 MARKED_HOOKS = frozenset({"wake", "sleep"})
 """Hooks that must not go on once another llmux has taken over."""
 
-CHECKS: frozenset[HookName] = frozenset({"alive", "verify_asleep"})
+CHECKS: frozenset[HookName] = frozenset({"alive", "verify_asleep", "memory"})
 """Hooks that only look; their output is logged if they fail, and once if they fail alike."""
+
+MOST_PRINTED = 64 << 10
+"""Bytes of a hook's standard output that are read, where it is an answer."""
 
 EXIT_HINTS = {126: " (not executable)", 127: " (command not found)"}  # POSIX sh, section 2.8.2
 
@@ -51,6 +56,7 @@ class ShellHooks:
         events: Told of each run, when it starts and when it has ended.
         kill_after_s: Time between SIGTERM and SIGKILL, in seconds.
         shows_output: True if clients are told what a failed hook has printed.
+        resources: The config's, for hooks whose models have needs.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class ShellHooks:
         secret_variables: Iterable[str] = (),
         kill_after_s: float = KILL_AFTER_S,
         shows_output: bool = False,
+        resources: Mapping[str, int] | None = None,
     ) -> None:
         """Run nothing yet.
 
@@ -79,7 +86,9 @@ class ShellHooks:
             secret_variables: Environment variables that hooks do not get, beside llmux's own.
             kill_after_s: Time between SIGTERM and SIGKILL, in seconds.
             shows_output: True if clients are told what a failed hook has printed.
+            resources: The config's, for hooks whose models have needs.
         """
+        self.resources = resources or {}
         self.shows_output = shows_output
         self.secret_variables = USUAL_SECRETS.union(secret_variables)
         self.marks = marks
@@ -97,6 +106,7 @@ class ShellHooks:
     def apply(self, config: Config) -> None:
         """Use another config from now on, except for its models: `use` takes those one by one."""
         self.secret_variables = USUAL_SECRETS.union(config.secret_variables)
+        self.resources = config.resources
         self.shows_output = config.errors.hook_output == "clients"
 
     def use(self, name: str, model: ModelConfig | None) -> None:
@@ -110,6 +120,10 @@ class ShellHooks:
     def of(self, model: str) -> ShellModelHooks:
         """Return the hooks that a model has now."""
         return ShellModelHooks(self, model, self._models[model])
+
+    def find(self, model: str) -> ShellModelHooks | None:
+        """Return the hooks of a model, or None if the config does not have it."""
+        return self.of(model) if model in self._models else None
 
     async def end_marked(self, mark: str) -> None:
         """See `llmux.hooks.orphans`."""
@@ -172,6 +186,15 @@ class ShellModelHooks:
     def __repr__(self) -> str:
         return f"<ShellModelHooks of {self._name!r}>"
 
+    @property
+    def model(self) -> str:
+        return self._name
+
+    @property
+    def address(self) -> str:
+        """URL of the model's backend."""
+        return self._config.base_url
+
     def has(self, hook: HookName) -> bool:
         return self._config.script(hook) is not None
 
@@ -180,8 +203,28 @@ class ShellModelHooks:
         timeout_s = self._config.timeout_s(hook)
         return math.inf if timeout_s is None else timeout_s
 
+    async def output(self, hook: HookName) -> str:
+        """Run a configured hook to its end; return what it prints, without its standard error.
+
+        Raises:
+            HookError: As from `run`; also if there is no room for its output.
+        """
+        try:
+            with TemporaryFile(buffering=0) as printed:
+                await self.run(hook, stdout=printed.fileno())
+                return os.pread(printed.fileno(), MOST_PRINTED, 0).decode(errors="replace")
+        except OSError as error:
+            failure = f"has no file for its output: {error}"
+            raise HookError(self._name, hook, failure, was_started=False) from None
+
     async def run(
-        self, hook: HookName, *, source: str = "", target: str = "", expects_failure: bool = False
+        self,
+        hook: HookName,
+        *,
+        source: str = "",
+        target: str = "",
+        expects_failure: bool = False,
+        stdout: int | None = None,
     ) -> None:
         """Run a configured hook to its end; see the module.
 
@@ -191,6 +234,7 @@ class ShellModelHooks:
             target: Model that the switch is for, if any.
             expects_failure: True if a failure is neither logged as one nor counted: the model is
                 still loading.
+            stdout: Descriptor of a file for its standard output; None for the model's log.
 
         Raises:
             HookError: It exited non-zero, could not be started, or outlived its time.
@@ -206,7 +250,7 @@ class ShellModelHooks:
         title = f"{hook} source={source} target={target}"
         with shell.open_log(model, title, is_check=hook in CHECKS) as run_log:
             try:
-                outcome = await self._run_shell(hook, environment, run_log)
+                outcome = await self._run_shell(hook, environment, run_log, stdout)
             finally:
                 tail = "" if run_log is None else MASKER.mask(run_log.tail())
                 if isinstance(run_log, CheckLog):
@@ -227,11 +271,16 @@ class ShellModelHooks:
             raise error
 
     async def _run_shell(
-        self, hook: HookName, environment: Mapping[str, str], run_log: RunLog | CheckLog | None
+        self,
+        hook: HookName,
+        environment: Mapping[str, str],
+        run_log: RunLog | CheckLog | None,
+        stdout: int | None,
     ) -> _Outcome:
         script, timeout_s = self._config.script(hook), self.timeout_s(hook)
         assert script is not None, f"{self._name} has no {hook} hook"
         ending = GroupEnd(self._shell.kill_after_s)
+        log_file = DEVNULL if run_log is None else run_log.descriptor
         with trio.move_on_after(timeout_s):
             try:
                 done = await trio.run_process(
@@ -240,8 +289,8 @@ class ShellModelHooks:
                     env=environment,
                     stdin=DEVNULL,
                     # A file, for with a pipe Trio would wait for background processes, too.
-                    stdout=DEVNULL if run_log is None else run_log.descriptor,
-                    stderr=DEVNULL if run_log is None else run_log.descriptor,
+                    stdout=log_file if stdout is None else stdout,
+                    stderr=log_file,
                     start_new_session=True,
                     check=False,
                     deliver_cancel=ending.begin,
@@ -271,6 +320,7 @@ class ShellModelHooks:
             # Today's, not those of the hook's config: a key added since is secret, too.
             secret_variables=self._shell.secret_variables,
             state_dir=self._shell.state_dir,
+            resources=self._shell.resources,
         )
 
 

@@ -1,8 +1,9 @@
 """Memory and load of the machine's GPUs, as nvidia-smi reports them.
 
-nvidia-smi is only run while somebody looks at the numbers, at most every `EVERY_S`, and never on
-the data path. When a GPU falls off the bus, nvidia-smi can hang where not even SIGKILL ends it; so
-the wait for its end is bounded, and no second one is started beside it.
+nvidia-smi is only run while somebody looks at the numbers, at most every `EVERY_S`, and to measure
+models (`llmux.hooks.measuring`); never on the data path. When a GPU falls off the bus, nvidia-smi
+can hang where not even SIGKILL ends it; so the wait for its end is bounded, and no second one is
+started beside it.
 """
 
 from __future__ import annotations
@@ -54,65 +55,38 @@ class QueryFailed(Exception):
     """nvidia-smi gave no numbers; the message says why."""
 
 
-class Gpus:
-    """The GPUs' latest numbers.
+class NvidiaSmi:
+    """Runs nvidia-smi, never two at a time.
 
     Args:
-        command: nvidia-smi's path; None if it is missing or not to be used.
+        command: Its path.
     """
 
-    def __init__(self, command: str | None) -> None:
+    def __init__(self, command: str) -> None:
         self._command = command
-        self._found: list[Gpu] = []
-        self._found_at = -math.inf
-        self._looked_at = -math.inf
-        self._wanted = trio.Event()
-        self._error = ""
+        self._one_at_a_time = trio.Lock()
         self._left: trio.Process | None = None  # one that could not be killed
 
-    @property
-    def are_watched(self) -> bool:
-        """True if nvidia-smi is there and to be used."""
-        return self._command is not None
+    async def query(self, what: str) -> str:
+        """Return its answer as CSV without a header and units.
 
-    def look(self) -> list[Gpu]:
-        """Return the latest numbers; none if there is no query of the last `FRESH_S`."""
-        now = trio.current_time()
-        self._looked_at = now
-        self._wanted.set()
-        return self._found if now - self._found_at < FRESH_S else []
+        Args:
+            what: The option that asks, such as `--query-gpu=index,name`.
 
-    async def run(self) -> None:
-        """Query once, and then regularly while somebody looks, until cancelled."""
-        if self._command is None:
-            return
-        while True:
-            await self._query(self._command)
-            await trio.sleep(EVERY_S)
-            if trio.current_time() - self._looked_at > LOOKED_AT_S:
-                self._wanted = trio.Event()
-                await self._wanted.wait()
+        Raises:
+            QueryFailed: It has no answer.
+        """
+        async with self._one_at_a_time:
+            return await self._output(what)
 
-    async def _query(self, command: str) -> None:
-        try:
-            found = list(parse(await self._output(command)))
-        except QueryFailed as error:
-            if str(error) != self._error:
-                log.warning("gpu_query_failed", error=str(error))
-            self._error = str(error)
-        else:
-            self._found, self._found_at, self._error = found, trio.current_time(), ""
-
-    async def _output(self, command: str) -> str:
-        """Run nvidia-smi; raises QueryFailed."""
+    async def _output(self, what: str) -> str:
         if self._left is not None and self._left.poll() is None:
             raise QueryFailed("an earlier nvidia-smi cannot be ended: the driver may have hung")
         self._left = None
-        options = [f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
         environment = {key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ}
         try:
             process = await trio.lowlevel.open_process(
-                [command, *options],
+                [self._command, what, "--format=csv,noheader,nounits"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -120,7 +94,7 @@ class Gpus:
                 start_new_session=True,
             )
         except OSError as error:
-            raise QueryFailed(f"{command}: {error.strerror}") from None
+            raise QueryFailed(f"{self._command}: {error.strerror}") from None
         try:
             with trio.fail_after(LONGEST_S):
                 data = await _read(process)
@@ -140,6 +114,55 @@ class Gpus:
         return text
 
 
+class Gpus:
+    """The GPUs' latest numbers.
+
+    Args:
+        smi: Runs nvidia-smi; None if it is missing or not to be used.
+    """
+
+    def __init__(self, smi: NvidiaSmi | None) -> None:
+        self._smi = smi
+        self._found: list[Gpu] = []
+        self._found_at = -math.inf
+        self._looked_at = -math.inf
+        self._wanted = trio.Event()
+        self._error = ""
+
+    @property
+    def are_watched(self) -> bool:
+        """True if nvidia-smi is there and to be used."""
+        return self._smi is not None
+
+    def look(self) -> list[Gpu]:
+        """Return the latest numbers; none if there is no query of the last `FRESH_S`."""
+        now = trio.current_time()
+        self._looked_at = now
+        self._wanted.set()
+        return self._found if now - self._found_at < FRESH_S else []
+
+    async def run(self) -> None:
+        """Query once, and then regularly while somebody looks, until cancelled."""
+        if self._smi is None:
+            return
+        while True:
+            await self._query(self._smi)
+            await trio.sleep(EVERY_S)
+            if trio.current_time() - self._looked_at > LOOKED_AT_S:
+                self._wanted = trio.Event()
+                await self._wanted.wait()
+
+    async def _query(self, smi: NvidiaSmi) -> None:
+        try:
+            found = list(parse(await smi.query(f"--query-gpu={','.join(FIELDS)}")))
+        except QueryFailed as error:
+            if str(error) != self._error:
+                log.warning("gpu_query_failed", error=str(error))
+            self._error = str(error)
+        else:
+            self._found, self._found_at, self._error = found, trio.current_time(), ""
+
+
 def _kill_group(process: trio.Process) -> None:
     """Kill the process, and what it has started, if it still runs."""
     if process.returncode is None:
@@ -157,6 +180,12 @@ async def _close(process: trio.Process) -> None:
 def find_nvidia_smi() -> str | None:
     """Return the path of nvidia-smi, if this machine has it."""
     return shutil.which(COMMAND)
+
+
+def nvidia_smi() -> NvidiaSmi | None:
+    """Return what runs nvidia-smi, if this machine has it."""
+    command = find_nvidia_smi()
+    return None if command is None else NvidiaSmi(command)
 
 
 async def _read(process: trio.Process) -> bytes:

@@ -29,7 +29,7 @@ from llmux.hooks.shell import ShellHooks
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.gpus import Gpus, find_nvidia_smi
+from llmux.observe.gpus import Gpus, nvidia_smi
 from llmux.observe.journal import FILE_NAME, Journal, Started, Stopped
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
@@ -137,7 +137,7 @@ def build_service(
     board = Switchboard(config, hooks or shell, events, record=record)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
-    gpus = Gpus(find_nvidia_smi() if config.watch_gpus else None)
+    gpus = Gpus(nvidia_smi() if config.watch_gpus else None)
     if gpus.are_watched:
         metrics.watch_gpus(gpus.look)
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
@@ -334,4 +334,5 @@ def shell_hooks(config: Config, events: Events, marks: Marks) -> ShellHooks:
         marks=marks,
         secret_variables=config.secret_variables,
         shows_output=config.errors.hook_output == "clients",
+        resources=config.resources,
     )

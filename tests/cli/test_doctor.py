@@ -36,13 +36,14 @@ from llmux.cli.doctor.facts import (
 from llmux.cli.doctor.findings import Finding, lines, ordered
 from llmux.cli.doctor.here import findings_here
 from llmux.cli.doctor.probes import Probes
-from llmux.cli.doctor.processes import listeners, listeners_of, listening, lock_holder
+from llmux.cli.doctor.processes import listeners, listeners_of, lock_holder
 from llmux.cli.doctor.reached import differences
 from llmux.cli.doctor.running import findings_running
 from llmux.cli.main import main
 from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.target import Target
 from llmux.config import parse_config
+from llmux.hooks.sockets import listening
 from llmux.observe.gpus import QueryFailed
 from llmux.observe.schemas import (
     AliveTrouble,

@@ -348,3 +348,33 @@ def test_more_models_than_ports(ports: str, room: int) -> None:
     del models["m0"]
     if room == 2:
         parse_config(data | {"models": models | {"other": HOOKS | {"port": 29002}}})
+
+
+# --- What servers keep asleep --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"needs": {"gpu0": "9GiB"}}, "{gpu0: 1GiB}"),
+        ({"needs": {"gpu0": 1, "gpu1": 1}, "needs_asleep": {"gpu1": 1}}, "{gpu0: 1GiB}"),
+        ({"needs": {"gpu0": 1}, "needs_asleep": {"gpu0": "1GiB"}}, None),
+        ({"needs": {"gpu0": 1}, "needs_asleep": {"gpu0": 0}}, None),
+        ({"needs": {"ram": 1}}, None),
+        ({"needs": "auto"}, "{gpu0: 1GiB, gpu1: 1GiB}"),
+        ({"needs": "auto", "needs_asleep": {"gpu1": 1}}, None),
+        ({"needs": {"gpu0": 1}, "with": {"model": "a", "level": "stop"}}, None),
+        ({"needs": {"gpu0": 1}, "recipe": "llama-cpp"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_sleeping_server_keeps_is_asked_for(
+    changes: dict[str, Any], missing: str | None, tmp_path: Path
+) -> None:
+    model = {"recipe": "vllm-sleep", "with": {"model": "a"}, "port": 8001} | changes
+    data = {"models": {"m": model}, "resources": {"gpu0": "9GiB", "gpu1": "9GiB", "ram": "9GiB"}}
+    remarks = list(recipe_remarks(parse_config(data, directory=tmp_path)))
+    assert remarks == ([] if missing is None else [
+        "models.m.needs: while it sleeps, its server keeps 0.8 GB of its GPU, or 2.4 to 7.4 GB of each "
+        f"of two: say how much with needs_asleep, such as {missing}"
+    ])  # fmt: skip

@@ -477,7 +477,60 @@ async def test_the_state_folder_is_in_the_environment_of_every_hook(tmp_path: Pa
     for hook in get_args(HookName):
         await shell.of("m").run(hook)
     told = (tmp_path / "told").read_text().splitlines()
-    assert told == [str((tmp_path / "state").resolve())] * 5
+    assert told == [str((tmp_path / "state").resolve())] * len(get_args(HookName))
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("needs", "environ", "told"),
+    [
+        (None, {}, {}),
+        ("auto", {}, {}),
+        ({"ram": GIB}, {}, {"LLMUX_NEEDS": f"ram {GIB} {8 * GIB}"}),
+        (
+            {"gpu1": 6 * GIB, "gpu0": 3 * GIB, "ram": 0},
+            {},
+            {
+                "LLMUX_NEEDS": f"gpu0 {3 * GIB} {8 * GIB}\ngpu1 {6 * GIB} {9 * GIB}",
+                "LLMUX_GPU_SHARE": "0.6666",
+                "CUDA_VISIBLE_DEVICES": "0,1",
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            },
+        ),
+        (
+            {"gpu1": 9 * GIB},
+            {"CUDA_VISIBLE_DEVICES": "7", "LLMUX_GPU_SHARE": "0.1", "LLMUX_NEEDS": "of another"},
+            {
+                "LLMUX_NEEDS": f"gpu1 {9 * GIB} {9 * GIB}",
+                "LLMUX_GPU_SHARE": "1.0000",
+                "CUDA_VISIBLE_DEVICES": "7",
+            },
+        ),
+        (None, {"LLMUX_NEEDS": "of another"}, {}),
+    ],
+    ids=["none", "auto", "ram", "gpus", "visible", "inherited"],
+)
+async def test_hooks_know_what_their_model_may_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    needs: Any,
+    environ: dict[str, str],
+    told: dict[str, str],
+) -> None:
+    resources = {"gpu0": 8 * GIB, "gpu1": 9 * GIB, "ram": 8 * GIB}
+    hooks = {"wake": "env -0 >told", "sleep": "x", "alive": "x"}
+    model = {"port": 1, "needs": needs} | hooks
+    data = {"models": {"m": model}, "resources": resources, "state_dir": "state"}
+    config = parse_config(data, directory=tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    await shell_hooks_of(config, observed(), lambda _: "").of("m").run("wake")
+    pairs = (tmp_path / "told").read_text().split("\0")
+    about = ("LLMUX_NEEDS", "LLMUX_GPU", "CUDA_")
+    assert dict(each.partition("=")[::2] for each in pairs if each.startswith(about)) == told
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from llmux.observe import gpus as module
-from llmux.observe.gpus import Gpus, QueryFailed, parse
+from llmux.observe.gpus import Gpus, NvidiaSmi, QueryFailed, parse
 from llmux.observe.metrics import Metrics
 from llmux.observe.schemas import Gpu
 from tests.lanes import running_lane
@@ -57,7 +57,7 @@ async def test_it_runs_while_somebody_looks(
     monkeypatch.setattr(module, "EVERY_S", 0.02)
     monkeypatch.setattr(module, "LOOKED_AT_S", 0.2)
     runs = tmp_path / "runs"
-    gpus = Gpus(fake(tmp_path, f"echo x >> {runs}; echo '{LINE}'"))
+    gpus = Gpus(NvidiaSmi(fake(tmp_path, f"echo x >> {runs}; echo '{LINE}'")))
 
     def count() -> int:
         return len(runs.read_text().split())
@@ -78,7 +78,7 @@ async def test_it_runs_while_somebody_looks(
 
 
 async def test_old_numbers_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = Gpus(fake(tmp_path, f"echo '{LINE}'"))
+    gpus = Gpus(NvidiaSmi(fake(tmp_path, f"echo '{LINE}'")))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gpus.run)
         with trio.fail_after(20):
@@ -109,7 +109,7 @@ async def test_a_failure_is_logged_once(
     monkeypatch.setattr(module, "EVERY_S", 0.01)
     monkeypatch.setattr(module, "LONGEST_S", 0.3)
     runs = tmp_path / "runs"
-    gpus = Gpus(fake(tmp_path, f"echo x >> {runs}; {script}"))
+    gpus = Gpus(NvidiaSmi(fake(tmp_path, f"echo x >> {runs}; {script}")))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gpus.run)
         with trio.fail_after(20):
@@ -125,7 +125,7 @@ async def test_a_failure_is_logged_once(
 async def test_a_missing_program_is_no_crash(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    gpus = Gpus(str(tmp_path / "gone"))
+    gpus = Gpus(NvidiaSmi(str(tmp_path / "gone")))
     with trio.move_on_after(0.2):
         await gpus.run()
     assert "No such file" in capfd.readouterr().out
@@ -141,7 +141,8 @@ async def test_one_that_cannot_be_killed_holds_nothing_up(
     monkeypatch.setattr(module, "END_S", 0.1)
     monkeypatch.setattr("os.killpg", lambda _group, _signal: None)
     runs = tmp_path / "runs"
-    gpus = Gpus(fake(tmp_path, f"echo x >> {runs}; exec sleep 3"))
+    smi = NvidiaSmi(fake(tmp_path, f"echo x >> {runs}; exec sleep 3"))
+    gpus = Gpus(smi)
     gpus.look()
     began = time.monotonic()
     with trio.move_on_after(1):
@@ -149,8 +150,8 @@ async def test_one_that_cannot_be_killed_holds_nothing_up(
     assert time.monotonic() - began < 3
     assert runs.read_text().split() == ["x"]  # no second one beside it
     assert "cannot be ended" in capfd.readouterr().out
-    assert gpus._left is not None
-    await gpus._left.wait()
+    assert smi._left is not None
+    await smi._left.wait()
 
 
 def test_unknown_numbers_are_no_metrics() -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from llmux.base.plainfiles import read_own
 from llmux.cli.doctor.facts import Descriptors, Listener, Process
 from llmux.hooks.environment import STATE_VARIABLE
+from llmux.hooks.sockets import all_listening, sockets_of
 
 PROC = Path("/proc")
-
-LISTENS = "0A"
-"""TCP_LISTEN of include/net/tcp_states.h, as /proc/net/tcp shows it."""
 
 MOST_LOCK_BYTES = 64 << 10
 
@@ -46,7 +43,7 @@ def listeners(ports: Collection[int]) -> tuple[Listener, ...] | None:
     """Return the listeners on some ports, with their owners; None without /proc."""
     if not (PROC / "net/tcp").exists():
         return None
-    found = [each for each in _all_listening() if each[1] in ports]
+    found = [each for each in all_listening() if each[1] in ports]
     owners = _owners({inode for _, _, inode in found})
     return tuple(
         Listener(host, port, process(owners[inode]) if inode in owners else None)
@@ -56,40 +53,8 @@ def listeners(ports: Collection[int]) -> tuple[Listener, ...] | None:
 
 def listeners_of(pid: int) -> tuple[Listener, ...]:
     """Return the listeners of a process; none if it is another user's."""
-    sockets = set()
-    with suppress(OSError):
-        for descriptor in (PROC / str(pid) / "fd").iterdir():
-            with suppress(OSError):
-                sockets.add(str(descriptor.readlink()))
-    return tuple(
-        Listener(host, port)
-        for host, port, inode in _all_listening()
-        if f"socket:[{inode}]" in sockets
-    )
-
-
-def _all_listening() -> Iterator[tuple[str, int, str]]:
-    for name in ("tcp", "tcp6"):
-        text = ""
-        with suppress(OSError):
-            text = (PROC / "net" / name).read_text()
-        yield from listening(text)
-
-
-def listening(table: str) -> Iterator[tuple[str, int, str]]:
-    """Yield address, port and inode of the sockets that listen, of the text of /proc/net/tcp."""
-    for line in table.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) > 9 and fields[3] == LISTENS:
-            address, _, port = fields[1].partition(":")
-            yield _address(address), int(port, 16), fields[9]
-
-
-def _address(text: str) -> str:
-    """Read an address: words of 32 bits, each in the machine's byte order (little-endian)."""
-    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
-    family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
-    return socket.inet_ntop(family, b"".join(words))
+    sockets = sockets_of(pid)
+    return tuple(Listener(host, port) for host, port, inode in all_listening() if inode in sockets)
 
 
 def _owners(inodes: Collection[str]) -> dict[str, int]:
