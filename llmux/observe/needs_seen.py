@@ -77,6 +77,11 @@ class SeenNeeds:
         """Use another config from now on."""
         self._config = config
 
+    def under(self, config: Config) -> Mapping[str, Mapping[str, int]]:
+        """Use a config from now on, and return `all`."""
+        self.use(config)
+        return self.all()
+
     def of(self, model: str) -> Mapping[str, int] | None:
         """Return the most that a model was seen to hold: bytes by resource, without a margin.
 

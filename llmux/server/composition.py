@@ -25,14 +25,17 @@ from llmux.config import Config
 from llmux.config.masking import MASKER
 from llmux.downstream.asgi import ModelTraffic
 from llmux.errors import LlmuxError
+from llmux.hooks.measuring import Measurer
 from llmux.hooks.shell import ShellHooks
+from llmux.observe import needs_seen
 from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
-from llmux.observe.gpus import Gpus, nvidia_smi
+from llmux.observe.gpus import Gpus, NvidiaSmi, nvidia_smi
 from llmux.observe.journal import FILE_NAME, Journal, Started, Stopped
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
+from llmux.observe.needs_seen import SeenNeeds
 from llmux.observe.recall import recall
 from llmux.proxy.access_log import AccessLog
 from llmux.proxy.forward import ModelProxy
@@ -46,6 +49,7 @@ from llmux.server.lifecycle import Lifecycle, Task
 from llmux.server.ports import PortBook
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.hooks import Hooks
+from llmux.switching.measuring import MemoryWatch
 from llmux.switching.model import Model
 from llmux.switching.reload import Reloader
 from llmux.switching.switchboard import Switchboard
@@ -134,23 +138,21 @@ def build_service(
     events = observed(metrics, journal, feed)
     tracing = tracing_of(config, events)
     shell = shell_hooks(config, events, record.mark)
-    board = Switchboard(config, hooks or shell, events, record=record)
+    seen = SeenNeeds(config.state_dir / needs_seen.FILE_NAME, config)
+    seen.load()
+    board = Switchboard(config, hooks or shell, events, record=record, measured=seen.under)
     metrics.watch_counts(board.gauges)
     feed.watch_counts(board.in_flight_and_queued)
-    gpus = Gpus(nvidia_smi() if config.watch_gpus else None)
-    if gpus.are_watched:
-        metrics.watch_gpus(gpus.look)
+    gpus = watched_gpus(config, metrics, smi := nvidia_smi())
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
     access_log = AccessLog(config, events)
     RULES.bodies = proxy.bodies
     forecasts = Forecasts(board)
     board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle, forecasts.ask)
     reloader = Reloader(config, board, events, complete=ports.assign)
-    reloader.tell(lambda new: MASKER.use(new.secrets))
-    reloader.tell(of_models=metrics.use)
-    reloader.tell(of_models=ports.use)
-    reloader.tell(shell.apply, of_models=shell.use)
-    reloader.tell(proxy.apply, of_models=proxy.use)
+    measurer = Measurer(shell, smi, lambda: reloader.config)
+    memory = memory_watch(measurer, seen, board, events)
+    tell_of_reloads(reloader, metrics, ports, shell, proxy)
     reloader.tell(access_log.apply)
     certificates = certificates_of(config, reloader, metrics)
     reloader.tell(lambda new: journal.add(started(new, feed.boot)))
@@ -189,6 +191,7 @@ def build_service(
         quiet.run,
         gpus.run,
         forecasts.run,
+        memory.run,
     ]
     if journal.is_kept:
         groups = {model.name: model.group for model in config.models.values()}
@@ -217,6 +220,36 @@ def build_service(
     return Service(
         app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle, certificates
     )
+
+
+def watched_gpus(config: Config, metrics: Metrics, smi: NvidiaSmi | None) -> Gpus:
+    """Return what shows the GPUs, in the metrics, too, if there are any to watch."""
+    gpus = Gpus(smi if config.watch_gpus else None)
+    if gpus.are_watched:
+        metrics.watch_gpus(gpus.look)
+    return gpus
+
+
+def tell_of_reloads(
+    reloader: Reloader, metrics: Metrics, ports: PortBook, shell: ShellHooks, proxy: ModelProxy
+) -> None:
+    """Let reloads reach the parts that keep something of each model."""
+    reloader.tell(lambda new: MASKER.use(new.secrets))
+    reloader.tell(of_models=metrics.use)
+    reloader.tell(of_models=ports.use)
+    reloader.tell(shell.apply, of_models=shell.use)
+    reloader.tell(proxy.apply, of_models=proxy.use)
+
+
+def memory_watch(
+    measurer: Measurer, seen: SeenNeeds, board: Switchboard, events: Events
+) -> MemoryWatch:
+    """Return what measures models with `needs: auto` while they are awake."""
+    watch = MemoryWatch(
+        measurer.measure, seen, lambda: board.to_measure, lambda _model: board.remeasure()
+    )
+    events.phase_changed.listen(watch.note)
+    return watch
 
 
 def certificates_of(config: Config, reloader: Reloader, metrics: Metrics) -> Certificates:

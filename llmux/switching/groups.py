@@ -15,7 +15,7 @@ from llmux.switching.group import AskForecast, Mode
 from llmux.switching.health import HeardSince
 from llmux.switching.hooks import Hooks
 from llmux.switching.idle import NO_IDLE_RULES, IdleRules
-from llmux.switching.memory import memory_of
+from llmux.switching.memory import Measured, memory_of
 from llmux.switching.model import Traits
 from llmux.switching.switcher import Switcher
 
@@ -28,6 +28,7 @@ class Groups:
         events: Gets the events of all switchers.
         record: Knows which models an earlier llmux left awake.
         on_new: Called with the switcher of each new group.
+        measured: Returns what models with `needs: auto` were seen to hold, by a config.
 
     Attributes:
         switchers: By group, in the config's order.
@@ -40,6 +41,7 @@ class Groups:
         events: Events,
         record: AwakeRecord,
         on_new: Callable[[Switcher], object],
+        measured: Callable[[Config], Measured] = lambda _: {},
     ) -> None:
         self.switchers: dict[str, Switcher] = {}
         self.mode: Mode = "auto"
@@ -47,6 +49,8 @@ class Groups:
         self._events = events
         self._record = record
         self._on_new = on_new
+        self._measured = measured
+        self._config: Config | None = None
         self._heard_since: HeardSince = lambda _model, _since: False
         self._on_sleep: Callable[[str], object] = lambda _model: None
         self._forecast: AskForecast = lambda _model: None
@@ -115,8 +119,26 @@ class Groups:
 
     def _use_memory(self, config: Config) -> None:
         """Let each group share the memory that a config gives it."""
+        self._config = config
+        measured = self._measured(config)
         for name, switcher in self.switchers.items():
-            switcher.use_memory(memory_of(config, name), config.busy)
+            switcher.use_memory(memory_of(config, name, measured), config.busy)
+
+    def remeasure(self) -> None:
+        """Use what models were seen to hold since."""
+        if self._config is not None:
+            self._use_memory(self._config)
+
+    @property
+    def to_measure(self) -> set[str]:
+        """The models that are awake and whose needs are to be measured."""
+        return {
+            model.name
+            for switcher in self.switchers.values()
+            if switcher.shares_memory
+            for model in switcher.awake
+            if self._used[model.name].needs == "auto"
+        }
 
     def refuses(self, config: Config) -> Iterator[tuple[Keys, str]]:
         """Yield path and message for each change in a new config that cannot be made now."""

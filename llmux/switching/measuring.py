@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import trio
 
+from llmux.observe.events import PhaseChanged
 from llmux.observe.logs import get_logger
 from llmux.observe.needs_seen import SeenNeeds
 
@@ -49,6 +50,11 @@ class MemoryWatch:
         self._due: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         self._wanted = trio.Event()
+
+    def note(self, event: PhaseChanged) -> None:
+        """Measure a model that has just woken, or was found awake. Never blocks."""
+        if event.state == "awake" and event.left != "draining":
+            self.woken(event.model)
 
     def woken(self, model: str) -> None:
         """Measure a model as soon as possible: it has just woken. Never blocks."""

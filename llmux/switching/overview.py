@@ -61,6 +61,11 @@ class Overview:
         }
 
     @property
+    def to_measure(self) -> set[str]:
+        """The models that are awake and whose needs are to be measured (`needs: auto`)."""
+        return self._groups.to_measure
+
+    @property
     def models(self) -> dict[str, Model]:
         """All models by name, in the config's order."""
         return dict(

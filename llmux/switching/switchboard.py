@@ -19,6 +19,7 @@ from llmux.switching.group import Mode
 from llmux.switching.groups import Groups
 from llmux.switching.hints import NO_HINTS, Hints
 from llmux.switching.hooks import Hooks
+from llmux.switching.memory import Measured
 from llmux.switching.model import Model
 from llmux.switching.overview import Overview
 from llmux.switching.switcher import Switcher
@@ -41,18 +42,20 @@ class Switchboard(Overview):
         events: Events,
         *,
         record: AwakeRecord | None = None,
+        measured: Callable[[Config], Measured] = lambda _: {},
     ) -> None:
         self._record = record or AwakeRecord(None)
         self._hooks = hooks
         self._events = events
         self._running: trio.Nursery | None = None
         self._is_stopped = False
-        super().__init__(Groups(hooks, events, self._record, self._start))
+        super().__init__(Groups(hooks, events, self._record, self._start, measured))
         self._groups.fill(config)
         self._ended = trio.Event()
         self.on_death: Callable[[], object] = lambda: None
         self.refuses, self.policies_for = self._groups.refuses, self._groups.policies_for
         self.apply, self.connect = self._groups.apply, self._groups.connect
+        self.remeasure = self._groups.remeasure
 
     def __repr__(self) -> str:
         return f"<Switchboard {dict(self.groups)!r}>"

@@ -204,6 +204,11 @@ class Switcher:
         return self._group.pins.in_force
 
     @property
+    def shares_memory(self) -> bool:
+        """True if several models may be awake."""
+        return self._group.shares_memory
+
+    @property
     def room(self) -> Room:
         """The memory that the models share."""
         return self._group.room

@@ -13,6 +13,7 @@ from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.switching.switchboard import Switchboard
 from tests.fakes import FakeHooks
+from tests.sharing import SharedHooks, gpu
 
 HOOKS = {"wake": "up", "sleep": "down", "alive": "ping"}
 
@@ -127,4 +128,31 @@ async def test_what_is_unfinished_in_all_groups(autojump_clock: MockClock) -> No
         nursery.start_soon(board.put_model_to_sleep, "a")
         await trio.sleep(1)
         assert board.unfinished == "the sleep hook of a"
+        board.stop()
+
+
+# ---- Measured needs ----
+
+
+async def test_models_are_awake_alone_until_their_needs_are_measured(
+    autojump_clock: MockClock,
+) -> None:
+    models = {
+        name: {"port": port, "needs": "auto", **HOOKS} for port, name in enumerate("ab", start=1)
+    }
+    seen: dict[str, dict[str, int]] = {}
+    auto = parse_config({"resources": {"gpu0": 100}, "memory_margin": 0.1, "models": models})
+    hooks = SharedHooks(shared=gpu(100, a=50, b=40))
+    board = Switchboard(auto, hooks, Events(), measured=lambda _: seen)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(board.run)
+        await ask(board, "a")
+        await ask(board, "b")
+        assert hooks.awake == {"b"}
+        assert board.to_measure == {"b"}
+        seen |= {"a": {"gpu0": 50}, "b": {"gpu0": 40}}
+        board.remeasure()
+        assert board.groups["default"].room.ledger.free == (56,)  # of 40 and a tenth
+        await ask(board, "a")
+        assert hooks.awake == {"a", "b"}
         board.stop()
