@@ -40,7 +40,9 @@ class LineFirst:
     model stays awake, later arrivals queue behind them, and it closes once the last of them is in
     flight. Meanwhile the policy is asked again only if nobody waits for the chosen target any more.
 
-    Models that freeze their requests are exempt: there, leaving early is the point.
+    Models that freeze their requests are exempt: there, leaving early is the point. So are groups
+    whose models share memory: there, a switch itself lets in the lines of the models that it
+    evicts, since others go on meanwhile.
 
     Args:
         policy: The wrapped policy.
@@ -56,6 +58,8 @@ class LineFirst:
         self._limit_s = limit_s if cuts and limit_s is not None else math.inf
 
     def decide(self, group: GroupView) -> Decision:
+        if group.room is not None:
+            return self._policy.decide(group)
         deferred, self._deferred = self._deferred, None
         if deferred is not None and deferred.active_since != group.active_since:
             deferred = None
