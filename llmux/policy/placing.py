@@ -20,9 +20,6 @@ from llmux.policy.shared import Shared
 NO_ROOM = "no models that may leave would make room"
 """Why nothing is woken although requests wait."""
 
-TAKEN = "memory that an older request needs is not free yet"
-"""Why a model is not woken although it may be its turn."""
-
 
 class Ways(Shared):
     """A scene of a group that shares memory: how each model could be woken, idle victims first."""
