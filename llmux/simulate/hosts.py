@@ -29,6 +29,7 @@ class CoresidentSetup:
         hooks_at_once: Number of hooks that may run at a time, whatever they touch.
         touches: The resources whose hooks run one at a time, by model: of two models that touch the
             same one, one hook runs at a time.
+        overlapping_hooks: True if hooks may overlap whatever they touch.
         traits: Limits on requests in flight, and whether they are frozen, by model.
         keep: The models that are never evicted.
         busy: Number of models that may be at work at once on a resource that they touch; the
@@ -44,6 +45,7 @@ class CoresidentSetup:
     policy: Callable[[], Policy]
     hooks_at_once: float = 1
     touches: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    overlapping_hooks: bool = False
     traits: Mapping[str, Traits] = field(default_factory=dict)
     keep: Collection[str] = ()
     busy: float = math.inf

@@ -80,7 +80,8 @@ class Moves:
         self._let_in = let_in
         self._rng = rng
         self.switches: list[Switch] = []
-        self.lanes = Lanes(setup.touches, setup.hooks_at_once)
+        touches = {} if setup.overlapping_hooks else setup.touches
+        self.lanes = Lanes(touches, setup.hooks_at_once)
         self.changed = set[Host](hosts.values())
 
     # ---- What policies see ----
@@ -123,7 +124,7 @@ class Moves:
             victim.leaves_since = now
             victim.to_drain += victim.waiters.count
         else:
-            self._close(victim, now)
+            self.close(victim, now)
 
     def close_served(self, now: float) -> None:
         """Close the models to evict whose line has been let in."""
@@ -135,9 +136,10 @@ class Moves:
                     self._measures.note_line_first(name, lasted_s, victim.to_drain)
                     victim.leaves_since = None
                     victim.to_drain = victim.in_flight.in_use
-                    self._close(victim, now)
+                    self.close(victim, now)
 
-    def _close(self, victim: Host, now: float) -> None:
+    def close(self, victim: Host, now: float) -> None:
+        """Let nobody in to a model any more, so that it drains."""
         self._outcome.spans.append((victim.index, victim.awake_since, now))
         self._move(victim, Phase.DRAINING, now)
         self._measures.note_closed(victim.name, now)
@@ -200,7 +202,7 @@ class Moves:
         if victim.in_flight.in_use:
             victim.server.freeze(now)
         seconds = self._setup.sleep_s(victim.name)
-        self._run_hook(victim, now + seconds, partial(self.slept, victim, seconds))
+        self.run_hook(victim, now + seconds, partial(self.slept, victim, seconds))
 
     def slept(self, victim: Host, seconds: float, now: float) -> None:
         """Note that a model sleeps, after a hook of so many seconds."""
@@ -214,7 +216,7 @@ class Moves:
         self.switches.remove(switch)
         self._move(target, Phase.WAKING, now)
         seconds = self._setup.wake_s(target.name)
-        self._run_hook(target, now + seconds, partial(self.woke, target, seconds))
+        self.run_hook(target, now + seconds, partial(self.woke, target, seconds))
 
     def woke(self, target: Host, seconds: float, now: float) -> None:
         """Note that a wake hook of so many seconds has ended."""
@@ -244,7 +246,7 @@ class Moves:
             self._ledger.slept(target.name)
             self._move(target, Phase.FAILED, then)
 
-        self._run_hook(target, now + self._setup.sleep_s(target.name), failed)
+        self.run_hook(target, now + self._setup.sleep_s(target.name), failed)
 
     def refuse_line(self, host: Host) -> None:
         """Refuse the requests in line; frozen ones keep waiting."""
@@ -254,7 +256,8 @@ class Moves:
         self.changed.add(host)
         self._outcome.failed += len(refused)
 
-    def _run_hook(self, host: Host, until: float, then: Then) -> None:
+    def run_hook(self, host: Host, until: float, then: Then) -> None:
+        """Have a hook run in its lanes until then, and something happen at its end."""
         self.lanes.enter(host.name)
         self._schedule(until, partial(self._end_hook, host, then))
 
