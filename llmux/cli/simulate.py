@@ -1,24 +1,24 @@
-"""`llmux simulate` and `llmux replay`."""
+"""`llmux simulate`."""
 
 from __future__ import annotations
 
 import math
 import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from llmux.cli.journals import find_journals
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.comparing import (
+    plot_if_asked,
+    plot_option,
+    policies_option,
+    policy_from,
+    progress_bar,
+)
 from llmux.config import PolicyConfig
-from llmux.errors import ConfigError
-from llmux.policy import POLICIES, Policy, load_policy
-from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.simulate.arrivals import (
     LONGEST_S,
     Arrival,
@@ -34,8 +34,7 @@ from llmux.simulate.arrivals import (
 from llmux.simulate.backends import Sharing, Slots
 from llmux.simulate.engine import Setup, simulate
 from llmux.simulate.outcome import Outcome
-from llmux.simulate.replay import Recording, load_recordings
-from llmux.simulate.report import NoPlots, figures, plot, plot_formats, render, row
+from llmux.simulate.report import render, row
 
 MAX_COUNT = 1_000_000
 """Largest number of models, slots or agents; more would run out of memory."""
@@ -59,67 +58,6 @@ class Number(click.FloatRange):
 SECONDS = Number(0, LONGEST_S)
 COUNT = click.IntRange(1, MAX_COUNT)
 CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-def _parse_policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    for name in names:
-        if name not in POLICIES and ":" not in name:
-            known = ", ".join(POLICIES)
-            raise click.BadParameter(
-                f"unknown policy {name!r} (one of: {known}; or package.module:Class)"
-            )
-    if not names:
-        raise click.BadParameter(f"names none (of: {', '.join(POLICIES)})")
-    return names
-
-
-def _load_policy(config: PolicyConfig) -> Policy:
-    """Create a policy; report an error in it as a command line error."""
-    with _policy_errors():
-        return load_policy(config, Path.cwd())
-
-
-@contextmanager
-def _policy_errors() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
-
-
-def _check_plot_path(
-    _context: click.Context, _option: click.Parameter, path: Path | None
-) -> Path | None:
-    """Reject a file that cannot be plotted to, before the simulations run."""
-    if path is None:
-        return None
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"there is no directory '{path.parent}'")
-    try:
-        formats = plot_formats()
-    except NoPlots as error:
-        raise click.ClickException(error.message) from None
-    if path.suffix and path.suffix[1:].lower() not in formats:
-        raise click.BadParameter(f"{path.suffix!r} is none of: {', '.join(formats)}")
-    return path
-
-
-policies_option = click.option(
-    "--policy",
-    "policies",
-    default="fifo,exhaustive,adaptive",
-    show_default=True,
-    callback=_parse_policies,
-    help="Policies to compare, separated by commas.",
-)
-plot_option = click.option(
-    "--plot",
-    "plot_to",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_check_plot_path,
-    help="Plot when each model was awake (needs llmux-proxy[plot]).",
-)
 
 
 @click.command("simulate")
@@ -244,7 +182,7 @@ def simulate_command(
     for name, outcome in outcomes.items():
         if outcome.failed:
             click.echo(f"{name}: failed wakes refused {outcome.failed} more requests")
-    _plot(outcomes, plot_to)
+    plot_if_asked(outcomes, plot_to)
 
 
 def _check_together(context: click.Context, options: dict[str, Any]) -> None:
@@ -290,97 +228,11 @@ def _run(name: str, **options: Any) -> Outcome:
         server=lambda _model: (
             Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
         ),
-        policy=partial(_load_policy, config),
+        policy=partial(policy_from, config),
         max_in_flight=options["max_in_flight"],
         preserves_in_flight=options["preserves_in_flight"],
         failing_wakes=options["failing_wakes"],
     )
-    with _progress(name, length) as note:
+    with progress_bar(name, length) as note:
         seed = options["seed"]
         return simulate(setup, arrivals, follow=follow, until=until, seed=seed, progress=note)
-
-
-@click.command("replay")
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@config_option
-@policies_option
-@plot_option
-@click.pass_context
-def replay_command(
-    context: click.Context,
-    /,
-    files: Sequence[Path],
-    config: Path | None,
-    policies: list[str],
-    plot_to: Path | None,
-) -> None:
-    """Replay recorded traffic under several policies: FILES, else the journal of the config.
-
-    A wait is the time in llmux's line or frozen with a model, in seconds. The row "observed" shows
-    what really happened; the policy in use at the time should come close to it. Several files may
-    be given, in any order.
-    """
-    if files and config is not None:
-        raise click.UsageError("give journals or a config (-c), not both")
-    try:
-        files = files or find_journals(with_options_before(context, {"config": config})["config"])
-    except ConfigError as error:
-        print_mistake(error)
-        sys.exit(EXIT_CONFIG)
-    try:
-        recordings = load_recordings(files, partial(click.echo, err=True))
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
-    outcomes = {}
-    for group, recording in recordings.items():
-        away = f", {recording.turned_away} not admitted" if recording.turned_away else ""
-        click.echo(
-            f"group {group}: {len(recording.requests)} requests for {len(recording.models)} models"
-            f"{away}; policy {recording.started.policy}"
-        )
-        if not recording.is_drained:
-            click.echo("drain_before_switch was off, but the replay drains: waits may differ")
-        rows = [_observed(recording)]
-        for name in policies:
-            with _policy_errors(), _progress(name, len(recording.requests)) as note:
-                outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
-            outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
-            rows.append(row(name, outcome.held_waits(), outcome))
-        click.echo(render(rows))
-    _plot(outcomes, plot_to)
-
-
-def _observed(recording: Recording) -> list[str]:
-    done = [switch for switch in recording.switches if switch.result == "success"]
-    last = max(request.ended for request in recording.requests)
-    total = last - min(request.arrived for request in recording.requests) or 1.0
-    draining = sum(switch.drain_s for switch in done) / total
-    switching = sum(switch.hooks_s for switch in done) / total
-    shares = ["-", f"{100 * draining:.0f} %", f"{100 * switching:.0f} %", "-"]
-    return ["observed", *figures(recording.held_waits()), str(len(done)), *shares, "-"]
-
-
-def _plot(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
-    if plot_to is None:
-        return
-    try:
-        plot(outcomes, plot_to)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise click.ClickException(f"--plot: {error}") from None
-
-
-@contextmanager
-def _progress(name: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; call the result with the number of requests answered."""
-    if not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    done = 0
-    with click.progressbar(length=length, label=name, file=sys.stderr) as bar:
-
-        def note(count: int) -> None:
-            nonlocal done
-            bar.update(count - done)
-            done = count
-
-        yield note
