@@ -25,7 +25,7 @@ from llmux.simulate.backends import Job
 from llmux.simulate.hosts import CoresidentSetup, Host
 from llmux.simulate.moves import Moves, Then
 from llmux.simulate.outcome import Outcome
-from llmux.switching.core import NO_TRAITS, Phase
+from llmux.switching.core import NO_TRAITS, ModelState, Phase
 from llmux.switching.failing import trial_at
 from llmux.switching.ledger import Ledger
 from llmux.switching.turns import Turns
@@ -137,7 +137,7 @@ class Coresident:
             let_in=self._admit_line,
             rng=rng,
         )
-        self._turns = Turns(self._hosts.values(), setup.touches, setup.busy)
+        self._turns = Turns(self._hosts.values(), setup.touches, setup.busy, self._latency_s)
         self._events: list[_Event] = []
         self._count = 0
         self._look_at = math.inf
@@ -184,7 +184,7 @@ class Coresident:
     def _settle(self, now: float) -> None:
         """Do all that may be done without asking the policy."""
         if self._turns.are_limited:
-            while (model := self._turns.next()) is not None:
+            while (model := self._turns.next(now)) is not None:
                 self._admit_first(self._hosts[model.name], 1, now)
         self._moves.close_served(now)
         self._moves.go_on(now)
@@ -214,14 +214,18 @@ class Coresident:
         job = Job(arrival.model, now, arrival.work_s)
         self._measures.note_arrival(host.name, now)
         self._moves.changed.add(host)
-        if host.admits and not host.waiters.count and self._turns.may_admit(host, now):
+        if host.admits and not host.waiters.count and self._turns.may_admit(host, now, now):
             self._admit(host, job, now)
         elif self._is_barred(host, now):
             self.outcome.failed += 1
         else:
             host.waiters.add(job)
 
+    def _latency_s(self, model: ModelState) -> float:
+        return self._measures.latency_s(model.name, max(1, model.in_flight.in_use)) or 0.0
+
     def _admit(self, host: Host, job: Job, now: float) -> None:
+        self._turns.note_admitted(host, now)
         host.in_flight.in_use += 1
         job.admitted_at = now
         job.frozen_s = -host.in_flight.frozen_s

@@ -173,7 +173,7 @@ class SharedRollout(Coresident):
         )
         self._moves.changed.update(self._hosts.values())
         host = self._hosts[asked.model]
-        if host.admits and not host.waiters.count and self._turns.may_admit(host, now):
+        if host.admits and not host.waiters.count and self._turns.may_admit(host, now, now):
             self.wait_s = 0.0
             return
         host.waiters.add(asked)

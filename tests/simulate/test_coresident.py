@@ -27,6 +27,7 @@ from llmux.simulate import (
     simulate_coresident,
     zipf,
 )
+from llmux.simulate.arrivals import exponential
 from llmux.simulate.backends import Crowd
 from llmux.switching.core import Traits
 
@@ -272,17 +273,16 @@ def test_turns_go_by_the_age_of_the_oldest_request() -> None:
         Arrival(101.0, "1", 10.0),  # waits for its turn
         Arrival(102.0, "2", 10.0),
         Arrival(103.0, "0", 10.0),  # 0 has its turn, and those of 1 and 2 come first
-        Arrival(104.0, "1", 10.0),
+        Arrival(104.0, "1", 10.0),  # is in line when the turn of 1 begins
     ]
     outcome = run([10, 10, 10], 80, arrivals, touches=gpu, busy=1)
     admitted = {(m, at): at + wait for m, at, wait in waits_of(outcome) if at}
-    # 104 is let in to 1 behind nobody that is older: 102 and 103 wait.
     assert admitted == {
         ("0", 100.0): 100.0,
         ("1", 101.0): 110.0,
         ("2", 102.0): 120.0,
         ("0", 103.0): 130.0,
-        ("1", 104.0): 140.0,
+        ("1", 104.0): 110.0,
     }
     two = run([10, 10, 10], 80, arrivals, touches=gpu, busy=2)
     waits = {(m, at): wait for m, at, wait in waits_of(two) if at}
@@ -309,6 +309,14 @@ def test_no_more_than_the_cap_are_at_work_on_a_resource(busy: int) -> None:
     for _, by, model in changes:
         running[model] += by
         assert sum(count > 0 for count in running.values()) <= busy
+
+
+def test_turns_serve_enough_for_one_model_at_a_time_to_keep_up() -> None:
+    # Half of what eight slots can do: turns of single requests would serve an eighth.
+    touches = {name: frozenset({"gpu"}) for name in "0123"}
+    arrivals = list(poisson(zipf(4), 0.5, exponential(8.0), 1000, random.Random(2)))
+    outcome = run([10] * 4, 80, arrivals, touches=touches, busy=1)
+    assert max(outcome.waits()) < 400
 
 
 def test_models_at_work_slow_each_other() -> None:
