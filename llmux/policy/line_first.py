@@ -40,9 +40,9 @@ class LineFirst:
     model stays awake, later arrivals queue behind them, and it closes once the last of them is in
     flight. Meanwhile the policy is asked again only if nobody waits for the chosen target any more.
 
-    Models that freeze their requests are exempt: there, leaving early is the point. So are groups
-    whose models share memory: there, a switch itself lets in the lines of the models that it
-    evicts, since others go on meanwhile.
+    Models that freeze their requests are exempt: there, leaving early is the point. Where several
+    models are awake, each eviction does this for its own model (`Steps.let_line_in_first`), so that
+    it holds up no other switch.
 
     Args:
         policy: The wrapped policy.
