@@ -160,7 +160,7 @@ def test_a_journal_without_memory_is_one_of_a_model_awake_at_a_time(tmp_path: Pa
 
 def test_the_record_says_all_that_a_simulation_needs() -> None:
     needs = {
-        "a": Needs((60, 0), (0, 60), (70, 60)),
+        "a": Needs.of((60, 0), (0, 60), (70, 60)),
         "b": Needs.of((10, 0)),
     }
     memory = Memory(("gpu", "ram"), (80, 256), needs)
