@@ -17,7 +17,8 @@ from llmux.policy import AdaptivePolicy, Policy
 from llmux.policy.room import Memory, Needs
 from llmux.simulate import Arrival, Setup, Slots, bursty, one_hot, poisson, simulate, zipf
 from llmux.simulate.arrivals import exponential
-from llmux.simulate.coresident import CoresidentSetup, simulate_coresident
+from llmux.simulate.coresident import simulate_coresident
+from llmux.simulate.hosts import CoresidentSetup
 from llmux.simulate.outcome import Outcome, mean, percentile
 
 GIB = 2**30

@@ -15,7 +15,8 @@ import trio
 
 from llmux.observe.logs import get_logger
 from llmux.policy import LineFirst
-from llmux.simulate.forecast import Rollout, Scene, scene_of
+from llmux.simulate.forecast import Scene, scene_of
+from llmux.simulate.shared_forecast import SharedScene, rollout_of
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
@@ -162,7 +163,7 @@ class Forecasts:
         policy, slice_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
         keeps_s, state = 0.0, _state(switcher)
         try:
-            rollout = Rollout(_scene(switcher), model)
+            rollout = rollout_of(_scene(switcher), model)
             for _ in rollout.slices():
                 took_s += trio.current_time() - slice_at
                 await trio.lowlevel.checkpoint()
@@ -187,7 +188,7 @@ def _state(switcher: Switcher) -> GroupState:
     return GroupState(active.name if active else None, running.target if running else None)
 
 
-def _scene(switcher: Switcher) -> Scene:
+def _scene(switcher: Switcher) -> Scene | SharedScene:
     running = switcher.running
     return scene_of(
         switcher.models.values(),

@@ -43,7 +43,7 @@ class Commands(click.Group):
         "examples": "llmux.cli.examples:examples_command",
         "import": "llmux.cli.importing.command:import_command",
         "init": "llmux.cli.init:init_command",
-        "replay": "llmux.cli.simulate:replay_command",
+        "replay": "llmux.cli.replay:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",
         "validate": "llmux.cli.validate:validate_command",

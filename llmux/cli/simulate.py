@@ -1,24 +1,27 @@
-"""`llmux simulate` and `llmux replay`."""
+"""`llmux simulate`."""
 
 from __future__ import annotations
 
 import math
 import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
+import msgspec
 
-from llmux.cli.journals import find_journals
-from llmux.cli.options import config_option, with_options_before
+from llmux.cli.comparing import (
+    plot_if_asked,
+    plot_option,
+    policies_option,
+    policy_from,
+    progress_bar,
+)
+from llmux.cli.fleets import Fleet, Times, fleet_with_needs, setup_of, shared_setup_of
 from llmux.config import PolicyConfig
-from llmux.errors import ConfigError
-from llmux.policy import POLICIES, Policy, load_policy
-from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.simulate.arrivals import (
     LONGEST_S,
     Arrival,
@@ -31,17 +34,28 @@ from llmux.simulate.arrivals import (
     read_trace,
     zipf,
 )
-from llmux.simulate.backends import Sharing, Slots
-from llmux.simulate.engine import Setup, simulate
+from llmux.simulate.backends import Job
+from llmux.simulate.coresident import simulate_coresident
+from llmux.simulate.engine import simulate
 from llmux.simulate.outcome import Outcome
-from llmux.simulate.replay import Recording, load_recordings
-from llmux.simulate.report import NoPlots, figures, plot, plot_formats, render, row
+from llmux.simulate.report import render, row
+from llmux.switching.core import Traits
 
 MAX_COUNT = 1_000_000
 """Largest number of models, slots or agents; more would run out of memory."""
 
 SYNTHETIC = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
 """Options of synthetic traffic, which have no effect with a trace."""
+
+
+SHARED = ("memory", "sleep_secs", "overlapping_hooks", "busy", "contention")
+"""Options of models that share memory, which have no effect without `--needs`."""
+
+SLEEP_SHARE = 0.25
+"""Part of a switch that puts a model to sleep, unless said otherwise."""
+
+GRAIN = 1024
+"""Numbers of `--needs` are counted to this part of their unit."""
 
 
 class Number(click.FloatRange):
@@ -61,65 +75,18 @@ COUNT = click.IntRange(1, MAX_COUNT)
 CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-def _parse_policies(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    for name in names:
-        if name not in POLICIES and ":" not in name:
-            known = ", ".join(POLICIES)
-            raise click.BadParameter(
-                f"unknown policy {name!r} (one of: {known}; or package.module:Class)"
-            )
-    if not names:
-        raise click.BadParameter(f"names none (of: {', '.join(POLICIES)})")
-    return names
-
-
-def _load_policy(config: PolicyConfig) -> Policy:
-    """Create a policy; report an error in it as a command line error."""
-    with _policy_errors():
-        return load_policy(config, Path.cwd())
-
-
-@contextmanager
-def _policy_errors() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise click.BadParameter(str(error).removeprefix("policy.name: ")) from None
-
-
-def _check_plot_path(
-    _context: click.Context, _option: click.Parameter, path: Path | None
-) -> Path | None:
-    """Reject a file that cannot be plotted to, before the simulations run."""
-    if path is None:
+def _parse_needs(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> list[float] | None:
+    if value is None:
         return None
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"there is no directory '{path.parent}'")
     try:
-        formats = plot_formats()
-    except NoPlots as error:
-        raise click.ClickException(error.message) from None
-    if path.suffix and path.suffix[1:].lower() not in formats:
-        raise click.BadParameter(f"{path.suffix!r} is none of: {', '.join(formats)}")
-    return path
-
-
-policies_option = click.option(
-    "--policy",
-    "policies",
-    default="fifo,exhaustive,adaptive",
-    show_default=True,
-    callback=_parse_policies,
-    help="Policies to compare, separated by commas.",
-)
-plot_option = click.option(
-    "--plot",
-    "plot_to",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_check_plot_path,
-    help="Plot when each model was awake (needs llmux-proxy[plot]).",
-)
+        needs = [float(part) for part in value.split(",")]
+    except ValueError:
+        needs = []
+    if not needs or not all(0 < need <= MAX_COUNT for need in needs):
+        raise click.BadParameter(f"{value!r} is no list of numbers like 60,40,20,4")
+    return needs
 
 
 @click.command("simulate")
@@ -157,6 +124,28 @@ plot_option = click.option(
     type=Number(0.001, LONGEST_S),
     help="Mean service time of a request.",
 )
+@click.option(
+    "--needs",
+    callback=_parse_needs,
+    help="Memory that each model needs, such as 60,40,20,4: as many are awake as fit.",
+)
+@click.option(
+    "--memory",
+    default=80.0,
+    show_default=True,
+    type=Number(0, MAX_COUNT, min_open=True),
+    help="Memory that there is, in the unit of --needs.",
+)
+@click.option(
+    "--sleep-secs",
+    type=SECONDS,
+    help="Part of --switch-secs that puts a model to sleep, with --needs.  [default: a quarter]",
+)
+@click.option("--overlapping-hooks", is_flag=True, help="With --needs, let hooks overlap.")
+@click.option(
+    "--busy", type=COUNT, help="With --needs, limit on models that serve requests at once."
+)
+@click.option("--contention", is_flag=True, help="With --needs, let all models share the --slots.")
 @click.option("--max-in-flight", type=COUNT, help="Limit on requests in flight per model.")
 @click.option(
     "--preserves-in-flight", is_flag=True, help="Freeze requests instead of draining them."
@@ -223,49 +212,87 @@ def simulate_command(
 ) -> None:
     """Compare policies on synthetic traffic, or on a trace (CSV: arrival_s, model, service_s).
 
+    One model is awake at a time; with --needs, as many as fit into --memory.
+
     A wait is the total wait of a request, in llmux's line and inside its backend, in seconds.
     """
     _check_together(context, options)
-    models = [str(index) for index in range(options["models"])]
     try:
-        if options["trace"] is not None:
-            options["trace"] = read_trace(options["trace"], work_s=options["service_secs"])
-            models = sorted({arrival.model for arrival in options["trace"]})
-        costs = read_costs(options["switch_costs"], models) if options["switch_costs"] else {}
+        fleet = _fleet(options)
+        path = options["switch_costs"]
+        options["switch_costs"] = read_costs(path, fleet.models) if path else {}
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    options.update(models=models, switch_costs=costs)
     rows = []
     outcomes = {}
     for name in policies:
-        outcome = outcomes[name] = _run(name, **options)
+        outcome = outcomes[name] = _run(name, fleet, **options)
         rows.append(row(name, outcome.waits(), outcome))
     click.echo(render(rows))
     for name, outcome in outcomes.items():
         if outcome.failed:
             click.echo(f"{name}: failed wakes refused {outcome.failed} more requests")
-    _plot(outcomes, plot_to)
+    plot_if_asked(outcomes, plot_to)
+
+
+def _fleet(options: dict[str, Any]) -> Fleet:
+    """Return the models, and replace the name of a trace by its requests.
+
+    Raises:
+        OSError: The trace cannot be read.
+        ValueError: It is no trace, or the needs do not go with the models.
+    """
+    needs = options["needs"]
+    models = [str(index) for index in range(options["models"] if needs is None else len(needs))]
+    if options["trace"] is not None:
+        options["trace"] = read_trace(options["trace"], work_s=options["service_secs"])
+        models = sorted({arrival.model for arrival in options["trace"]})
+    limit = options["max_in_flight"]
+    traits = Traits(math.inf if limit is None else limit, options["preserves_in_flight"])
+    if needs is None:
+        return Fleet(models, dict.fromkeys(models, traits))
+    units = [round(GRAIN * need) for need in needs]
+    try:
+        fleet = fleet_with_needs(models, units, round(GRAIN * options["memory"]), traits)
+    except ValueError as error:
+        raise ValueError(f"--needs: {error}") from None
+    assert fleet.shared is not None
+    limits = {"overlapping_hooks": options["overlapping_hooks"], "busy": options["busy"]}
+    return replace(fleet, shared=msgspec.structs.replace(fleet.shared, **limits))
 
 
 def _check_together(context: click.Context, options: dict[str, Any]) -> None:
     """Reject combinations of options in which one has no effect or a wrong one."""
+
+    def given(names: Iterable[str]) -> str:
+        source = click.core.ParameterSource.COMMANDLINE
+        found = [name for name in names if context.get_parameter_source(name) is source]
+        return ", ".join("--" + name.replace("_", "-") for name in found)
+
     if options["trace"] is not None:
-        given = click.core.ParameterSource.COMMANDLINE
-        names = [name for name in SYNTHETIC if context.get_parameter_source(name) is given]
-        if names:
-            flags = ", ".join("--" + name.replace("_", "-") for name in names)
+        if flags := given(SYNTHETIC):
             raise click.UsageError(f"--trace provides the traffic: leave out {flags}")
     elif options["pattern"] == "closed" and options["failing_wakes"]:
         raise click.UsageError(
             "--failing-wakes does not go with --pattern closed: agents with a failed request stop"
         )
+    if options["needs"] is None:
+        if flags := given(SHARED):
+            raise click.UsageError(f"without --needs, one model is awake: leave out {flags}")
+        return
+    if flags := given(("models", "switch_costs")):
+        raise click.UsageError(f"--needs has a number for each model: leave out {flags}")
+    if options["contention"] and options["sharing"]:
+        raise click.UsageError("--contention has all models share the slots: leave out --sharing")
+    if (options["sleep_secs"] or 0) > options["switch_secs"]:
+        raise click.UsageError("--sleep-secs is a part of --switch-secs, and cannot be more")
 
 
-def _run(name: str, **options: Any) -> Outcome:
+def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
     rng = random.Random(options["seed"])  # noqa: S311
     work = exponential(options["service_secs"])
-    slots, models, costs = options["slots"], options["models"], options["switch_costs"]
-    shares = (zipf if options["popularity"] == "zipf" else one_hot)(len(models))
+    slots = options["slots"]
+    shares = (zipf if options["popularity"] == "zipf" else one_hot)(len(fleet.models))
     arrivals: Iterator[Arrival] | Sequence[Arrival]
     follow = None
     until = math.inf
@@ -284,103 +311,34 @@ def _run(name: str, **options: Any) -> Outcome:
         max_wait_secs=options["max_wait_secs"],
         min_active_secs=options["min_active_secs"],
     )
-    setup = Setup(
-        models=models,
-        cost=lambda source, target: costs.get((source, target), options["switch_secs"]),
-        server=lambda _model: (
-            Sharing(lambda busy: min(1.0, slots / busy)) if options["sharing"] else Slots(slots)
-        ),
-        policy=partial(_load_policy, config),
-        max_in_flight=options["max_in_flight"],
-        preserves_in_flight=options["preserves_in_flight"],
+    policy, times = partial(policy_from, config), _times(options)
+    with progress_bar(name, length) as note:
+        how = Run(follow=follow, until=until, seed=options["seed"], progress=note)
+        if fleet.shared is None:
+            return simulate(setup_of(fleet, times, policy), arrivals, **how)
+        return simulate_coresident(
+            shared_setup_of(fleet, fleet.shared, times, policy), arrivals, **how
+        )
+
+
+class Run(TypedDict):
+    """What both simulators take."""
+
+    follow: Callable[[Job, float], Arrival | None] | None
+    until: float
+    seed: int
+    progress: Callable[[int], None]
+
+
+def _times(options: dict[str, Any]) -> Times:
+    switch_s, costs = options["switch_secs"], options["switch_costs"]
+    sleep_s = SLEEP_SHARE * switch_s if options["sleep_secs"] is None else options["sleep_secs"]
+    return Times(
+        cost=lambda source, target: costs.get((source, target), switch_s),
+        wake_s=switch_s - sleep_s,
+        sleep_s=sleep_s,
+        slots=options["slots"],
+        is_sharing=options["sharing"],
+        is_contended=options["contention"],
         failing_wakes=options["failing_wakes"],
     )
-    with _progress(name, length) as note:
-        seed = options["seed"]
-        return simulate(setup, arrivals, follow=follow, until=until, seed=seed, progress=note)
-
-
-@click.command("replay")
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@config_option
-@policies_option
-@plot_option
-@click.pass_context
-def replay_command(
-    context: click.Context,
-    /,
-    files: Sequence[Path],
-    config: Path | None,
-    policies: list[str],
-    plot_to: Path | None,
-) -> None:
-    """Replay recorded traffic under several policies: FILES, else the journal of the config.
-
-    A wait is the time in llmux's line or frozen with a model, in seconds. The row "observed" shows
-    what really happened; the policy in use at the time should come close to it. Several files may
-    be given, in any order.
-    """
-    if files and config is not None:
-        raise click.UsageError("give journals or a config (-c), not both")
-    try:
-        files = files or find_journals(with_options_before(context, {"config": config})["config"])
-    except ConfigError as error:
-        print_mistake(error)
-        sys.exit(EXIT_CONFIG)
-    try:
-        recordings = load_recordings(files, partial(click.echo, err=True))
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
-    outcomes = {}
-    for group, recording in recordings.items():
-        away = f", {recording.turned_away} not admitted" if recording.turned_away else ""
-        click.echo(
-            f"group {group}: {len(recording.requests)} requests for {len(recording.models)} models"
-            f"{away}; policy {recording.started.policy}"
-        )
-        if not recording.is_drained:
-            click.echo("drain_before_switch was off, but the replay drains: waits may differ")
-        rows = [_observed(recording)]
-        for name in policies:
-            with _policy_errors(), _progress(name, len(recording.requests)) as note:
-                outcome = simulate(recording.setup(name), recording.arrivals(), progress=note)
-            outcomes[name if len(recordings) == 1 else f"{group} {name}"] = outcome
-            rows.append(row(name, outcome.held_waits(), outcome))
-        click.echo(render(rows))
-    _plot(outcomes, plot_to)
-
-
-def _observed(recording: Recording) -> list[str]:
-    done = [switch for switch in recording.switches if switch.result == "success"]
-    last = max(request.ended for request in recording.requests)
-    total = last - min(request.arrived for request in recording.requests) or 1.0
-    draining = sum(switch.drain_s for switch in done) / total
-    switching = sum(switch.hooks_s for switch in done) / total
-    shares = ["-", f"{100 * draining:.0f} %", f"{100 * switching:.0f} %", "-"]
-    return ["observed", *figures(recording.held_waits()), str(len(done)), *shares, "-"]
-
-
-def _plot(outcomes: dict[str, Outcome], plot_to: Path | None) -> None:
-    if plot_to is None:
-        return
-    try:
-        plot(outcomes, plot_to)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise click.ClickException(f"--plot: {error}") from None
-
-
-@contextmanager
-def _progress(name: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; call the result with the number of requests answered."""
-    if not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    done = 0
-    with click.progressbar(length=length, label=name, file=sys.stderr) as bar:
-
-        def note(count: int) -> None:
-            nonlocal done
-            bar.update(count - done)
-            done = count
-
-        yield note

@@ -40,6 +40,33 @@ AT_ONCE = 500
 log = get_logger(__name__)
 
 
+class SharedMemory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The memory that the models of a group share, and what limits them beside it.
+
+    Needs are by model and resource; what is left out is 0.
+
+    Attributes:
+        resources: How much there is of each resource, in bytes. Those whose names begin with "#"
+            are llmux's own: they count models.
+        awake: What each model holds while it is awake.
+        asleep: What it holds while it sleeps.
+        waking: What it holds while it wakes, where that is more.
+        touches: The resources that each model's hooks touch.
+        overlapping_hooks: True if hooks that touch the same resource may overlap.
+        keep: The models that are evicted for no other.
+        busy: Number of models that may be at work at once on a resource; null: all.
+    """
+
+    resources: Mapping[str, int]
+    awake: Mapping[str, Mapping[str, int]]
+    asleep: Mapping[str, Mapping[str, int]] = {}
+    waking: Mapping[str, Mapping[str, int]] = {}
+    touches: Mapping[str, Collection[str]] = {}
+    overlapping_hooks: bool = False
+    keep: Collection[str] = ()
+    busy: int | None = None
+
+
 class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     """llmux has started, or its config has changed.
 
@@ -54,6 +81,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         drains: True if a switch waits for requests in flight (`drain_before_switch`).
         boot: Identifies the start of llmux; the same in all entries of one run. Empty in journals
             of earlier versions.
+        memory: The memory of the groups whose models share it; in others one is awake at a time.
     """
 
     at: float
@@ -66,6 +94,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     options: Mapping[str, Any] = {}
     drains: bool = True
     boot: str = ""
+    memory: Mapping[str, SharedMemory] = {}
 
 
 class Stopped(msgspec.Struct, tag_field="event", tag="stopped", frozen=True):

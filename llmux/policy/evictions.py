@@ -22,6 +22,9 @@ class Evictions:
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Sets] = {}
 
+    def __deepcopy__(self, _memo: object) -> Evictions:
+        return self  # a forecast's copy of a policy may use what is known: it never changes
+
     def minimal(
         self,
         missing: Amounts,

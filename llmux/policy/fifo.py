@@ -14,6 +14,10 @@ from llmux.policy.choices import (
     oldest,
     wanted,
 )
+from llmux.policy.evictions import Evictions
+from llmux.policy.in_order import InOrder
+
+OLDEST = "oldest first"
 
 
 class FifoPolicy:
@@ -21,8 +25,11 @@ class FifoPolicy:
 
     def __init__(self, config: PolicyConfig) -> None:
         self._min_active_s = config.min_active_secs
+        self._evictions = Evictions()
 
     def decide(self, group: GroupView) -> Decision:
+        if group.room is not None:
+            return self._decide_in_order(group)
         others = wanted(group)
         if not others:
             return Stay()
@@ -33,4 +40,14 @@ class FifoPolicy:
             may_start_at = max(may_start_at, may_leave_at(group, self._min_active_s))
         if may_start_at > now:
             return LookAgain(may_start_at, MIN_ACTIVE if ready else RETRY)
-        return first_come(oldest(ready), now, "oldest first")
+        return first_come(oldest(ready), now, OLDEST)
+
+    def _decide_in_order(self, group: GroupView) -> Decision:
+        turn = InOrder(group, self._evictions, self._min_active_s)
+        return turn.decide(
+            lambda way: turn.may_leave_at(way.evict),
+            lambda _view: True,
+            order=turn.ready,
+            rule=lambda _way: OLDEST,
+            why=MIN_ACTIVE,
+        )

@@ -2,8 +2,9 @@
 
 from llmux.simulate.arrivals import Arrival, Closed, bursty, one_hot, poisson, zipf
 from llmux.simulate.backends import Sharing, Slots
-from llmux.simulate.coresident import CoresidentSetup, simulate_coresident
+from llmux.simulate.coresident import simulate_coresident
 from llmux.simulate.engine import Setup, simulate
+from llmux.simulate.hosts import CoresidentSetup
 from llmux.simulate.outcome import Outcome
 
 __all__ = [

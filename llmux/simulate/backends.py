@@ -126,12 +126,14 @@ class Sharing:
         self._at = 0.0
         self._is_frozen = False
 
-    def _advance(self, now: float) -> None:
+    def advance(self, now: float) -> None:
+        """Note the progress up to now, at the present speed."""
         if self._jobs and not self._is_frozen:
             self._progress_s += (now - self._at) * self._speed(len(self._jobs))
         self._at = now
 
-    def _plan(self, now: float) -> None:
+    def plan(self, now: float) -> None:
+        """Set `done_at`, at the present speed."""
         if not self._jobs or self._is_frozen:
             self.done_at = math.inf
             return
@@ -139,23 +141,92 @@ class Sharing:
         self.done_at = now + left_s / self._speed(len(self._jobs))
 
     def add(self, job: Job, now: float) -> None:
-        self._advance(now)
+        self.advance(now)
         self._count += 1
         heapq.heappush(self._jobs, (self._progress_s + job.work_s, self._count, job))
-        self._plan(now)
+        self.plan(now)
 
     def pop(self, now: float) -> Job:
-        self._advance(now)
+        self.advance(now)
         job = heapq.heappop(self._jobs)[2]
-        self._plan(now)
+        self.plan(now)
         return job
 
     def freeze(self, now: float) -> None:
-        self._advance(now)
+        self.advance(now)
         self._is_frozen = True
         self.done_at = math.inf
 
     def thaw(self, now: float) -> None:
         self._at = now
         self._is_frozen = False
-        self._plan(now)
+        self.plan(now)
+
+
+class Crowd:
+    """Servers of models on shared resources, whose jobs slow each other.
+
+    Args:
+        speed: Speed of each job by the number of its own model's jobs, and of those of the other
+            models that share a resource with it; 1 for a job that runs alone.
+    """
+
+    def __init__(self, speed: Callable[[int, int], float]) -> None:
+        self._speed = speed
+        self._members: list[tuple[frozenset[str], _Crowded]] = []
+
+    def server(self, resources: frozenset[str]) -> Server:
+        """Create the server of a model that uses these resources."""
+        server = _Crowded(self._speed)
+        for others, other in self._members:
+            if not resources.isdisjoint(others):
+                server.neighbours.append(other)
+                other.neighbours.append(server)
+        self._members.append((resources, server))
+        return server
+
+
+class _Crowded(Sharing):
+    """A server whose speed depends on its neighbours, which are brought up to date at each change.
+
+    Attributes:
+        neighbours: The servers that share a resource with it.
+    """
+
+    def __init__(self, speed: Callable[[int, int], float]) -> None:
+        super().__init__(lambda own: speed(own, sum(each.at_work for each in self.neighbours)))
+        self.neighbours: list[_Crowded] = []
+
+    @property
+    def at_work(self) -> int:
+        """Number of jobs that make progress."""
+        return 0 if self._is_frozen else len(self._jobs)
+
+    def _before(self, now: float) -> None:
+        for each in self.neighbours:
+            each.advance(now)
+
+    def _after(self, now: float) -> None:
+        for each in self.neighbours:
+            each.plan(now)
+
+    def add(self, job: Job, now: float) -> None:
+        self._before(now)
+        super().add(job, now)
+        self._after(now)
+
+    def pop(self, now: float) -> Job:
+        self._before(now)
+        job = super().pop(now)
+        self._after(now)
+        return job
+
+    def freeze(self, now: float) -> None:
+        self._before(now)
+        super().freeze(now)
+        self._after(now)
+
+    def thaw(self, now: float) -> None:
+        self._before(now)
+        super().thaw(now)
+        self._after(now)

@@ -8,6 +8,8 @@ as measured on average: requests arrive at their present rates, and take the usu
     Scene       a group at one moment, copied, so that it may be read later
     Rollout     a simulation that starts from a scene with one more request, and ends as that one
                 is admitted
+
+`llmux.simulate.shared_forecast` does the same for groups whose models share memory.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from llmux.policy import LineFirst
+from llmux.policy import LineFirst, Policy
 from llmux.policy.estimates import Measures
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Sharing
@@ -50,6 +52,7 @@ class ModelScene(NamedTuple):
         waiting: When the requests in its line arrived, and their weights.
         in_flight: Number of requests in flight or frozen.
         retry_at: Earliest time at which it may be chosen.
+        used_at: When it was woken, or when its last request ended.
     """
 
     name: str
@@ -61,25 +64,36 @@ class ModelScene(NamedTuple):
     waiting: tuple[tuple[float, float], ...]
     in_flight: int
     retry_at: float
+    used_at: float
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A group at one moment.
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What the scenes of all groups have.
 
     Attributes:
-        now: That moment, in seconds of the clock of all times here.
+        now: The time of the scene, in seconds of the clock of all times here.
         models: The group's models.
-        target: The model that a running switch wakes; None without one.
         policy: A copy of the policy, which a rollout may change.
         measures: A copy of the measurements.
     """
 
     now: float
     models: tuple[ModelScene, ...]
-    target: str | None
-    policy: LineFirst
+    policy: Policy
     measures: Measures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(Moment):
+    """A group with one model awake at a time, at one moment.
+
+    Attributes:
+        target: The model that a running switch wakes; None without one.
+    """
+
+    policy: LineFirst
+    target: str | None
 
 
 def scene_of(
@@ -97,15 +111,29 @@ def scene_of(
     """
     copied = measures.copy()
     return Scene(
-        now,
-        tuple(_scene_of(model) for model in models),
-        target,
-        copy.deepcopy(policy, {id(measures): copied, id(measures.estimates): copied.estimates}),
-        copied,
+        now=now,
+        models=tuple(map(model_scene, models)),
+        target=target,
+        policy=copy_of(policy, measures, copied),
+        measures=copied,
     )
 
 
-def _scene_of(model: ModelState) -> ModelScene:
+PolicyT = TypeVar("PolicyT", bound=Policy)
+
+
+def copy_of(policy: PolicyT, measures: Measures, copied: Measures) -> PolicyT:
+    """Return a copy of a policy that decides on copied measurements.
+
+    Raises:
+        TypeError: It cannot be copied.
+    """
+    copies = {id(measures): copied, id(measures.estimates): copied.estimates}
+    return copy.deepcopy(policy, copies)
+
+
+def model_scene(model: ModelState) -> ModelScene:
+    """Return what a rollout needs of a model, as it is now."""
     traits = Traits(model.max_in_flight, model.preserves_in_flight)
     return ModelScene(
         model.name,
@@ -117,6 +145,7 @@ def _scene_of(model: ModelState) -> ModelScene:
         tuple((request.arrived_at, request.weight) for request in model.waiters),
         model.in_flight.in_use,
         model.retry_at,
+        model.used_at,
     )
 
 
@@ -140,10 +169,10 @@ class Rollout(Simulation):
             Setup(
                 models=list(by_name),
                 cost=measures.cost_s,
-                server=lambda name: Sharing(_speed_of(measures, name)),
+                server=lambda name: Sharing(speed_by_latency(measures, name)),
                 policy=lambda: scene.policy,
             ),
-            _expected_arrivals(scene, self._work_s),
+            expected_arrivals(scene, self._work_s),
             None,
             random.Random(0),  # noqa: S311 - unused: no wake fails
             lambda _count: None,
@@ -155,7 +184,7 @@ class Rollout(Simulation):
         self._policy = scene.policy
         self._asked = Job(model, scene.now, self._work_s[model])
         self._stations: dict[str, _Start] = {  # type: ignore[assignment]
-            name: _Start(index, each, Sharing(_speed_of(measures, name)))
+            name: _Start(index, each, Sharing(speed_by_latency(measures, name)))
             for index, (name, each) in enumerate(by_name.items())
         }
         self._views = {name: station.view() for name, station in self._stations.items()}
@@ -227,10 +256,9 @@ class Rollout(Simulation):
             self._target = station
 
     def _put_in_flight(self, station: Station, count: int) -> None:
-        """Add requests that are in flight already, at quantiles of an exponential distribution."""
-        now, usual_s = self._scene.now, self._work_s[station.name]
-        for index in range(count):
-            left_s = -usual_s * math.log(1 - (index + 0.5) / count)
+        """Add requests that are in flight already."""
+        now = self._scene.now
+        for left_s in work_left(count, self._work_s[station.name]):
             self._admit(station, Job(station.name, now, left_s), now)
 
     def _hooks_left_s(self) -> float:
@@ -245,7 +273,7 @@ class Rollout(Simulation):
             usual_s = self._measures.typical_cost_s(target) if known_s is None else known_s
             began_at = of_target.entered_at
         self._hooks_s = usual_s
-        return max(usual_s - (self._scene.now - began_at), OVERDUE_SHARE * usual_s)
+        return hook_left_s(usual_s, self._scene.now - began_at)
 
     # ---- The end ----
 
@@ -259,6 +287,16 @@ class Rollout(Simulation):
         if job is self._asked:
             self.wait_s = now - self._scene.now
         super()._admit(station, job, now)
+
+
+def hook_left_s(usual_s: float, runs_for_s: float) -> float:
+    """Return how much longer a hook is expected to run."""
+    return max(usual_s - runs_for_s, OVERDUE_SHARE * usual_s)
+
+
+def work_left(count: int, usual_s: float) -> list[float]:
+    """Return what is left of requests in flight: quantiles of an exponential distribution."""
+    return [-usual_s * math.log(1 - (index + 0.5) / count) for index in range(count)]
 
 
 class _Start(Station):
@@ -275,7 +313,7 @@ class _Start(Station):
         return not self.is_drained
 
 
-def _speed_of(measures: Measures, model: str) -> Callable[[int], float]:
+def speed_by_latency(measures: Measures, model: str) -> Callable[[int], float]:
     """Return the progress of each of n requests per second of work, from latencies (`replay`)."""
 
     @cache
@@ -286,7 +324,7 @@ def _speed_of(measures: Measures, model: str) -> Callable[[int], float]:
     return speed
 
 
-def _expected_arrivals(scene: Scene, work_s: Mapping[str, float]) -> Iterator[Arrival]:
+def expected_arrivals(scene: Moment, work_s: Mapping[str, float]) -> Iterator[Arrival]:
     """Yield requests for each model at its present rate, at random times from a fixed seed.
 
     Evenly spaced, they would never leave a gap in which a model is idle, and some policies wait for

@@ -16,16 +16,14 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from llmux.config import PolicyConfig
-from llmux.observe.journal import Request, Started, Switch, read_journal
-from llmux.policy import load_policy
+from llmux.observe.journal import Request, Started, Switch
+from llmux.policy import Policy, load_policy
 from llmux.policy.estimates import Latencies
 from llmux.simulate.arrivals import Arrival
-from llmux.simulate.backends import Sharing
-from llmux.simulate.engine import Setup
-from llmux.simulate.outcome import mean
+from llmux.simulate.backends import Server, Sharing
+from llmux.simulate.engine import Setup, simulate
+from llmux.simulate.outcome import Outcome, mean
 from llmux.simulate.spans import Spans
 
 Speed = Callable[[int], float]
@@ -67,6 +65,10 @@ class Recording:
             waits.append(admitted(request) - request.arrived + frozen_s)
         return waits
 
+    def simulate(self, policy: str, progress: Callable[[int], None] = lambda _: None) -> Outcome:
+        """Simulate the requests under a policy; see `setup`."""
+        return simulate(self.setup(policy), self.arrivals(), progress=progress)
+
     def setup(self, policy: str, **settings: object) -> Setup:
         """Return the setup for simulating these models under a policy.
 
@@ -74,21 +76,27 @@ class Recording:
             policy: A built-in policy, or `package.module:Class`, also in the working directory.
             settings: Policy settings that override the recorded ones.
         """
+        return Setup(
+            models=self.models,
+            cost=self._costs(),
+            server=self._servers(),
+            policy=self._policy(policy, settings),
+            max_in_flight=dict(self.started.slots),
+            preserves_in_flight=self.started.freezes,
+        )
+
+    def _policy(self, policy: str, settings: Mapping[str, object]) -> Callable[[], Policy]:
         used = {
             "max_wait_secs": self.started.max_wait_s,
             "min_active_secs": self.started.min_active_s,
             "options": self.started.options if policy == self.started.policy else {},
         }
         config = PolicyConfig(name=policy, **{**used, **settings})  # type: ignore[arg-type]
+        return partial(load_policy, config, Path.cwd())
+
+    def _servers(self) -> Callable[[str], Server]:
         speeds = {model: speed_of(self._served(model)) for model in self.models}
-        return Setup(
-            models=self.models,
-            cost=self._costs(),
-            server=lambda model: Sharing(speeds[model]),
-            policy=partial(load_policy, config, Path.cwd()),
-            max_in_flight=dict(self.started.slots),
-            preserves_in_flight=self.started.freezes,
-        )
+        return lambda model: Sharing(speeds[model])
 
     def arrivals(self) -> list[Arrival]:
         """Return the requests, each with its work."""
@@ -117,7 +125,11 @@ class Recording:
 
     @cached_property
     def _frozen(self) -> Mapping[str, Spans]:
-        """When each model was frozen: from the switch away from it until it was awake again."""
+        """When each model was frozen."""
+        return {model: Spans(intervals) for model, intervals in self._absences().items()}
+
+    def _absences(self) -> Mapping[str, Sequence[tuple[float, float]]]:
+        """Return from the switch away from each model that freezes until it was awake again."""
         spans: dict[str, list[tuple[float, float]]] = {model: [] for model in self.models}
         left: dict[str, float] = {}
         for switch in self.switches:
@@ -127,7 +139,7 @@ class Recording:
                 left.setdefault(switch.source, switch.started)
             if switch.result == "success" and switch.target in left:
                 spans[switch.target].append((left.pop(switch.target), switch.ended))
-        return {model: Spans(intervals) for model, intervals in spans.items()}
+        return spans
 
     def _costs(self) -> Callable[[str | None, str], float]:
         """Return mean hook times: of the pair, else of switches to the target, else of all."""
@@ -145,98 +157,6 @@ def admitted(request: Request) -> float:
     """Return the admission time of an admitted request."""
     assert request.admitted is not None
     return request.admitted
-
-
-class BadLines:
-    """Lines of a journal that are not valid entries.
-
-    Attributes:
-        count: Their number.
-        first: The first one's line number and error.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first = ""
-
-    def note(self, number: int, error: ValueError) -> None:
-        self.count += 1
-        self.first = self.first or f"line {number}: {error}"
-
-
-def load_recordings(
-    paths: Iterable[Path], report: Callable[[str], object] = lambda _remark: None
-) -> dict[str, Recording]:
-    """Load the recording of each group from the files of a journal.
-
-    Args:
-        paths: The files, in any order.
-        report: Called with a message for the user about anything that will not be replayed.
-
-    Raises:
-        OSError: A file cannot be read.
-        ValueError: The files are not a journal, or contain nothing to replay.
-    """
-    starts: list[Started] = []
-    requests: list[Request] = []
-    switches: list[Switch] = []
-    for path in paths:
-        bad = BadLines()
-        for entry in read_journal(path, bad.note):
-            match entry:
-                case Started():
-                    starts.append(entry)
-                case Request():
-                    requests.append(entry)
-                case Switch():
-                    switches.append(entry)
-        if bad.count:
-            report(f"{path}: lines skipped: {bad.count}; {bad.first}")
-    if not starts or not requests:
-        raise ValueError("the journal says of no request, or of no start")
-    starts.sort(key=lambda start: start.at)
-    requests.sort(key=lambda request: request.arrived)
-    switches.sort(key=lambda switch: switch.ended)
-    recordings = _by_group(merged(starts), requests, switches, report)
-    if not recordings:
-        raise ValueError("the journal has no request that can be replayed")
-    return recordings
-
-
-def _by_group(
-    started: Started,
-    requests: Sequence[Request],
-    switches: Sequence[Switch],
-    report: Callable[[str], object],
-) -> dict[str, Recording]:
-    groups = started.groups
-    recordings = {}
-    for group in dict.fromkeys(groups.values()):
-        arrived = [request for request in requests if groups.get(request.model) == group]
-        admissions = [request for request in arrived if request.admitted is not None]
-        if admissions:
-            own = [switch for switch in switches if groups.get(switch.target) == group]
-            turned_away = len(arrived) - len(admissions)
-            recordings[group] = Recording(started, admissions, turned_away, own)
-        elif arrived:
-            report(f"group {group}: requests skipped: {len(arrived)}; none was let in")
-    unknown = [request.model for request in requests if request.model not in groups]
-    if unknown:
-        names = ", ".join(sorted(set(unknown)))
-        report(f"requests skipped: {len(unknown)}; no start in the journal names {names}")
-    return recordings
-
-
-def merged(starts: Sequence[Started]) -> Started:
-    """Return the last start with the models of all starts, each as last configured."""
-    by_model = {model: start for start in starts for model in start.groups}
-    return replace(
-        starts[-1],
-        groups={model: start.groups[model] for model, start in by_model.items()},
-        slots={m: start.slots[m] for m, start in by_model.items() if m in start.slots},
-        freezes=[model for model, start in by_model.items() if model in start.freezes],
-        drains=all(start.drains for start in starts),
-    )
 
 
 class Served(NamedTuple):

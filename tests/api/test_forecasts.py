@@ -264,7 +264,7 @@ async def test_forecasts_for_many_costly_models_share_one_allowance(
             self.wait_s = 1.0
             yield
 
-    monkeypatch.setattr(module, "Rollout", Costly)
+    monkeypatch.setattr(module, "rollout_of", Costly)
     names = [f"m{number}" for number in range(40)]
     rig = Rig(names)
     forecasts = forecasts_of(rig)
@@ -303,7 +303,7 @@ async def test_a_full_line_tells_the_forecast_and_a_storm_costs_one(
             made.append(model)
             super().__init__(scene, model)
 
-    monkeypatch.setattr(module, "Rollout", Counted)
+    monkeypatch.setattr(module, "rollout_of", Counted)
     rig = rig_with(policy=AdaptivePolicy, queued_per_model=1)
     forecasts = forecasts_of(rig)
     rig.switcher.connect(lambda *_: False, lambda _: None, forecasts.ask)

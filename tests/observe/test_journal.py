@@ -28,7 +28,8 @@ from llmux.policy import POLICIES
 from llmux.server.composition import started as what_started
 from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
-from llmux.simulate.replay import admitted, load_recordings
+from llmux.simulate.recordings import load_recordings
+from llmux.simulate.replay import admitted
 from llmux.switching.model import SERVES, Traits
 from tests.fakes import FakeHooks, Rig, journal_entry
 

@@ -176,3 +176,63 @@ def test_switches_may_cost_what_a_file_says(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         says_in_one_line(simulated(*two, "--switch-costs", str(path)), 1, f"{path}{message}")
+
+
+# ---- Models that share memory ----
+
+NEEDS = ("--needs", "60,40,20,4", *FEW)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_several_models_are_awake_as_far_as_they_fit(policy: str) -> None:
+    def waited_s(*options: str) -> float:
+        return waits(CliRunner().invoke(main, ["simulate", *options, "--policy", policy]))
+
+    alone = waited_s(*FEW, "--models", "4")
+    some = waited_s(*NEEDS)
+    assert some < alone
+    assert waited_s(*NEEDS, "--memory", "124") < some
+
+
+def test_what_limits_models_that_share_memory() -> None:
+    usual = waits(simulated(*NEEDS))
+    assert waits(simulated(*NEEDS, "--contention")) > usual
+    assert waits(simulated(*NEEDS, "--busy", "1")) > usual
+    assert waits(simulated(*NEEDS, "--overlapping-hooks")) < usual
+    assert waits(simulated(*NEEDS, "--sleep-secs", "0")) != usual
+    assert waits(simulated(*NEEDS, "--max-in-flight", "1")) > usual
+    assert "fifo: failed wakes refused " in simulated(*NEEDS, "--failing-wakes", "0.5").output
+    closed = ("--pattern", "closed", "--hours", "0.2")
+    assert waits(simulated(*NEEDS, *closed)) > 0
+
+
+def test_models_of_a_trace_have_needs_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,model\n0,big\n1,small\n")
+    trace = ("--trace", str(path), "--switch-secs", "8", "--overlapping-hooks", "--service-secs")
+    # Both fit, and each waits for its own wake.
+    assert waits(simulated(*trace, "1", "--needs", "60,20")) == 6
+    done = simulated(*trace, "1", "--needs", "60,20,5")
+    says_in_one_line(done, 1, "--needs: 3 needs for 2 models")
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "message"),
+    [
+        (["--needs", "60,x"], 2, "'60,x' is no list of numbers like 60,40,20,4"),
+        (["--needs", ""], 2, "'' is no list of numbers"),
+        (["--needs", "60,-1"], 2, "'60,-1' is no list of numbers"),
+        (["--needs", "60,nan"], 2, "'60,nan' is no list of numbers"),
+        (["--needs", "60,81"], 1, "--needs: number 2 needs more than there is"),
+        (["--needs", "6,8", "--models", "3"], 2, "leave out --models"),
+        (["--needs", "6,8", "--sharing", "--contention"], 2, "leave out --sharing"),
+        (["--needs", "6,8", "--sleep-secs", "11"], 2, "cannot be more"),
+        (["--busy", "2", "--memory", "9"], 2, "leave out --memory, --busy"),
+        (["--needs", "6,8", "--memory", "0"], 2, "Invalid value for '--memory'"),
+        (["--needs", "6,8", "--busy", "0"], 2, "Invalid value for '--busy'"),
+    ],
+)
+def test_options_of_shared_memory_that_make_no_sense(
+    options: list[str], exit_code: int, message: str
+) -> None:
+    says_in_one_line(simulated(*options), exit_code, message)
