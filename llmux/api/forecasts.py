@@ -7,6 +7,7 @@ A refusal does not wait for a forecast: it uses one that is there, and asks for 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import trio
 from llmux.observe.logs import get_logger
 from llmux.policy import LineFirst
 from llmux.simulate.forecast import Scene, scene_of
-from llmux.simulate.shared_forecast import SharedScene, rollout_of
+from llmux.simulate.shared_forecast import Rules, SharedScene, rollout_of, shared_scene_of
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
@@ -37,10 +38,10 @@ log = get_logger(__name__)
 
 
 class GroupState(NamedTuple):
-    """The model that is awake, and the one that is being woken."""
+    """The models that are awake, and those that are being woken."""
 
-    active: str | None
-    target: str | None
+    awake: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 class Forecast(NamedTuple):
@@ -184,16 +185,23 @@ class Forecasts:
 
 
 def _state(switcher: Switcher) -> GroupState:
-    active, running = switcher.active, switcher.running
-    return GroupState(active.name if active else None, running.target if running else None)
+    awake = tuple(model.name for model in switcher.awake)
+    return GroupState(awake, tuple(switch.target for switch in switcher.switches))
 
 
 def _scene(switcher: Switcher) -> Scene | SharedScene:
-    running = switcher.running
-    return scene_of(
-        switcher.models.values(),
-        switcher.policy,
-        switcher.measures,
-        now=trio.current_time(),
-        target=running.target if running else None,
+    now, running = trio.current_time(), switcher.running
+    models, policy, measures = switcher.models.values(), switcher.policy, switcher.measures
+    room = switcher.room
+    if room.shared is None:
+        target = running.target if running else None
+        return scene_of(models, policy, measures, now=now, target=target)
+    ledger = copy.deepcopy(room.ledger)
+    ledger.renew(room.memory)  # where models that can be stopped need nothing asleep
+    rules = Rules(
+        touches={name: room.hook_resources(name) for name in switcher.models},
+        overlapping_hooks=room.shared.overlapping_hooks,
+        keep=[model.name for model in models if model.is_kept],
+        busy=switcher.busy,
     )
+    return shared_scene_of(models, ledger, policy, measures, now=now, rules=rules)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llmux.config import Config
 from llmux.observe.journal import SharedMemory
 from llmux.policy import Policy
-from llmux.simulate.backends import Crowd, Server, Sharing, Slots
+from llmux.simulate.arrivals import Arrival
+from llmux.simulate.backends import Crowd, Job, Server, Sharing, Slots
+from llmux.simulate.coresident import Follow
 from llmux.simulate.engine import Cost, Setup
 from llmux.simulate.hosts import CoresidentSetup
-from llmux.simulate.recorded import memory_of_record, touches_of_record
+from llmux.simulate.recorded import memory_of_record, record_of, touches_of_record
 from llmux.switching.core import NO_TRAITS, Traits
+from llmux.switching.memory import memory_of
 
 MEMORY = "memory"
 """The one resource of `--needs`."""
@@ -59,6 +63,34 @@ def fleet_with_needs(
             raise ValueError(f"number {number} needs more than there is")
     shared = SharedMemory({MEMORY: amount}, awake, touches={m: [MEMORY] for m in models})
     return Fleet(models, dict.fromkeys(models, traits), shared)
+
+
+def fleet_of(config: Config, group: str | None) -> Fleet:
+    """Return the models of a group of a config; the first group, unless one is named.
+
+    Raises:
+        ValueError: There is no such group.
+    """
+    groups = list(dict.fromkeys(model.group for model in config.models.values()))
+    name = groups[0] if group is None else group
+    if name not in groups:
+        raise ValueError(f"{config.path} has no group {name!r} (of: {', '.join(groups)})")
+    models = [model for model in config.models.values() if model.group == name]
+    memory = memory_of(config, name)
+    shared = None
+    if memory is not None:
+        shared = record_of(
+            memory.memory,
+            memory.touches,
+            overlapping_hooks=memory.overlapping_hooks,
+            keep=[model.name for model in models if model.keep],
+            busy=math.inf if config.busy is None else config.busy,
+        )
+    traits = {
+        model.name: Traits(model.max_in_flight or math.inf, model.preserves_in_flight)
+        for model in models
+    }
+    return Fleet([model.name for model in models], traits, shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +158,19 @@ def shared_setup_of(
         busy=math.inf if shared.busy is None else shared.busy,
         failing_wakes=times.failing_wakes,
     )
+
+
+def named_after(
+    models: Sequence[str], arrivals: Iterable[Arrival], follow: Follow | None
+) -> tuple[Iterator[Arrival], Follow | None]:
+    """Return synthetic traffic, whose models are numbers, as one for these models."""
+
+    def named(arrival: Arrival) -> Arrival:
+        return arrival._replace(model=models[int(arrival.model)])
+
+    def followed(job: Job, now: float) -> Arrival | None:
+        assert follow is not None
+        arrival = follow(job, now)
+        return None if arrival is None else named(arrival)
+
+    return map(named, arrivals), follow and followed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,8 +21,19 @@ from llmux.cli.comparing import (
     policy_from,
     progress_bar,
 )
-from llmux.cli.fleets import Fleet, Times, fleet_with_needs, setup_of, shared_setup_of
+from llmux.cli.fleets import (
+    Fleet,
+    Times,
+    fleet_of,
+    fleet_with_needs,
+    named_after,
+    setup_of,
+    shared_setup_of,
+)
+from llmux.cli.options import find_config
 from llmux.config import PolicyConfig
+from llmux.errors import ConfigError
+from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.simulate.arrivals import (
     LONGEST_S,
     Arrival,
@@ -34,8 +46,7 @@ from llmux.simulate.arrivals import (
     read_trace,
     zipf,
 )
-from llmux.simulate.backends import Job
-from llmux.simulate.coresident import simulate_coresident
+from llmux.simulate.coresident import Follow, simulate_coresident
 from llmux.simulate.engine import simulate
 from llmux.simulate.outcome import Outcome
 from llmux.simulate.report import render, row
@@ -50,6 +61,12 @@ SYNTHETIC = ("models", "load", "popularity", "pattern", "agents", "think_secs", 
 
 SHARED = ("memory", "sleep_secs", "overlapping_hooks", "busy", "contention")
 """Options of models that share memory, which have no effect without `--needs`."""
+
+OF_CONFIG = (
+    "models", "needs", "memory", "overlapping_hooks", "busy", "max_in_flight",
+    "preserves_in_flight",
+)  # fmt: skip
+"""Options that a config replaces."""
 
 SLEEP_SHARE = 0.25
 """Part of a switch that puts a model to sleep, unless said otherwise."""
@@ -90,6 +107,13 @@ def _parse_needs(
 
 
 @click.command("simulate")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Simulate the models of a config: their limits, and the memory that they share.",
+)
+@click.option("--group", help="Group of the config to simulate; the first by default.")
 @policies_option
 @click.option("--models", default=4, show_default=True, type=COUNT)
 @click.option(
@@ -212,7 +236,8 @@ def simulate_command(
 ) -> None:
     """Compare policies on synthetic traffic, or on a trace (CSV: arrival_s, model, service_s).
 
-    One model is awake at a time; with --needs, as many as fit into --memory.
+    One model is awake at a time; with --needs, as many as fit into --memory; with -c, as the
+    config says.
 
     A wait is the total wait of a request, in llmux's line and inside its backend, in seconds.
     """
@@ -221,6 +246,9 @@ def simulate_command(
         fleet = _fleet(options)
         path = options["switch_costs"]
         options["switch_costs"] = read_costs(path, fleet.models) if path else {}
+    except ConfigError as error:
+        print_mistake(error)
+        sys.exit(EXIT_CONFIG)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     rows = []
@@ -242,6 +270,8 @@ def _fleet(options: dict[str, Any]) -> Fleet:
         OSError: The trace cannot be read.
         ValueError: It is no trace, or the needs do not go with the models.
     """
+    if options["config"] is not None:
+        return _fleet_of_config(options)
     needs = options["needs"]
     models = [str(index) for index in range(options["models"] if needs is None else len(needs))]
     if options["trace"] is not None:
@@ -261,31 +291,54 @@ def _fleet(options: dict[str, Any]) -> Fleet:
     return replace(fleet, shared=msgspec.structs.replace(fleet.shared, **limits))
 
 
+def _fleet_of_config(options: dict[str, Any]) -> Fleet:
+    """Return the models of a config; raises ValueError, also if a trace names others."""
+    fleet = fleet_of(find_config(options["config"]), options["group"])
+    if options["trace"] is not None:
+        options["trace"] = read_trace(options["trace"], work_s=options["service_secs"])
+        odd = sorted({arrival.model for arrival in options["trace"]} - {*fleet.models})
+        if odd:
+            raise ValueError(f"--trace: {odd[0]!r} is none of: {', '.join(fleet.models)}")
+    if fleet.shared is not None and options["switch_costs"]:
+        raise ValueError("--switch-costs is for pairs of models, and these share memory")
+    return fleet
+
+
 def _check_together(context: click.Context, options: dict[str, Any]) -> None:
     """Reject combinations of options in which one has no effect or a wrong one."""
-
-    def given(names: Iterable[str]) -> str:
-        source = click.core.ParameterSource.COMMANDLINE
-        found = [name for name in names if context.get_parameter_source(name) is source]
-        return ", ".join("--" + name.replace("_", "-") for name in found)
-
     if options["trace"] is not None:
-        if flags := given(SYNTHETIC):
+        if flags := _given(context, SYNTHETIC):
             raise click.UsageError(f"--trace provides the traffic: leave out {flags}")
     elif options["pattern"] == "closed" and options["failing_wakes"]:
         raise click.UsageError(
             "--failing-wakes does not go with --pattern closed: agents with a failed request stop"
         )
-    if options["needs"] is None:
-        if flags := given(SHARED):
-            raise click.UsageError(f"without --needs, one model is awake: leave out {flags}")
-        return
-    if flags := given(("models", "switch_costs")):
-        raise click.UsageError(f"--needs has a number for each model: leave out {flags}")
     if options["contention"] and options["sharing"]:
         raise click.UsageError("--contention has all models share the slots: leave out --sharing")
     if (options["sleep_secs"] or 0) > options["switch_secs"]:
         raise click.UsageError("--sleep-secs is a part of --switch-secs, and cannot be more")
+    _check_models(context, options)
+
+
+def _check_models(context: click.Context, options: dict[str, Any]) -> None:
+    """Reject options that say twice, or for nothing, which models there are."""
+    if options["config"] is not None:
+        if flags := _given(context, OF_CONFIG):
+            raise click.UsageError(f"--config says what the models need: leave out {flags}")
+    elif options["group"] is not None:
+        raise click.UsageError("--group is of a config: name one with -c")
+    elif options["needs"] is None:
+        if flags := _given(context, SHARED):
+            raise click.UsageError(f"without --needs, one model is awake: leave out {flags}")
+    elif flags := _given(context, ("models", "switch_costs")):
+        raise click.UsageError(f"--needs has a number for each model: leave out {flags}")
+
+
+def _given(context: click.Context, names: Iterable[str]) -> str:
+    """Return those of these options that were given, as on the command line."""
+    source = click.core.ParameterSource.COMMANDLINE
+    found = [name for name in names if context.get_parameter_source(name) is source]
+    return ", ".join("--" + name.replace("_", "-") for name in found)
 
 
 def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
@@ -294,7 +347,7 @@ def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
     slots = options["slots"]
     shares = (zipf if options["popularity"] == "zipf" else one_hot)(len(fleet.models))
     arrivals: Iterator[Arrival] | Sequence[Arrival]
-    follow = None
+    follow: Follow | None = None
     until = math.inf
     length = options["requests"]
     if options["trace"] is not None:
@@ -306,6 +359,8 @@ def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
         arrive = poisson if options["pattern"] == "poisson" else bursty
         rate = options["load"] * slots / options["service_secs"]
         arrivals = arrive(shares, rate, work, length, rng)
+    if options["config"] is not None and options["trace"] is None:
+        arrivals, follow = named_after(fleet.models, arrivals, follow)
     config = PolicyConfig(
         name=name,
         max_wait_secs=options["max_wait_secs"],
@@ -324,7 +379,7 @@ def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
 class Run(TypedDict):
     """What both simulators take."""
 
-    follow: Callable[[Job, float], Arrival | None] | None
+    follow: Follow | None
     until: float
     seed: int
     progress: Callable[[int], None]

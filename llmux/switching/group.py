@@ -54,6 +54,7 @@ class Group:
         leaving: Models that are being removed, each with a callback for when it is gone.
         changed: Set whenever a decision, or the condition of a wait, may have changed.
         room: Who may be awake beside whom.
+        busy: Number of models that may be at work on one resource; None: any.
         places: Which models may be at work beside each other.
         running: The commands that are being carried out, in the order in which they began.
         on_sleep: Called with the name of each model that is about to be put to sleep.
@@ -82,7 +83,8 @@ class Group:
         self.leaving: dict[str, Callable[[], None]] = {}
         self.changed = RepeatedEvent()
         self.room = Room(self.changed)
-        self.places = Places(self.models, self.room.hook_resources)
+        self.busy: int | None = None
+        self.places = Places(self.models, self.room.hook_resources, self.measures)
         self.running: list[Running] = []
         self.pins.fit = lambda models: self.room.fit(models, wakes=models[-1])
         self.on_sleep: Callable[[str], object] = lambda _model: None

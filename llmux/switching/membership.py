@@ -58,13 +58,13 @@ class Membership:
         """
         group = self._group
         group.room.use(shared, group.models, lambda name: group.models[name].stops)
+        group.busy = busy
         group.places.use(busy if shared is not None else None)
         group.changed.set()
 
     def _refit(self) -> None:
         """Share the same memory among the models that there are now."""
-        places, shared = self._group.places, self._group.room.shared
-        self.use_memory(shared, None if places.limit == math.inf else int(places.limit))
+        self.use_memory(self._group.room.shared, self._group.busy)
 
     def apply(self, settings: PolicyConfig, queued_per_model: int, idle_rules: IdleRules) -> None:
         """Use other settings from now on."""

@@ -214,6 +214,12 @@ class Switcher:
         return self._group.room
 
     @property
+    def busy(self) -> float:
+        """Number of models that may be at work at once on one resource; infinity: all."""
+        busy = self._group.busy
+        return math.inf if busy is None else busy
+
+    @property
     def mode(self) -> Mode:
         """In `manual`, only operators' commands switch."""
         return self._group.mode

@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from llmux.switching.core import SERVES, ModelState
+
+NONE: Mapping[str, float] = MappingProxyType({})
 
 
 class Turns:
@@ -32,6 +35,7 @@ class Turns:
         most: How many models may be at work at once on a resource; infinity: all.
         latency_s: Returns the time that a model takes for a request with its present number in
             flight, in seconds; 0 if that is not known.
+        began_at: When the last turn of each model began, of earlier turns with other settings.
     """
 
     def __init__(
@@ -40,12 +44,18 @@ class Turns:
         touches: Mapping[str, frozenset[str]],
         most: float = math.inf,
         latency_s: Callable[[ModelState], float] = lambda _model: 0.0,
+        began_at: Mapping[str, float] = NONE,
     ) -> None:
         self._models = models
         self._touches = touches
         self._most = most
         self._latency_s = latency_s
-        self._began_at: dict[str, float] = {}  # the last turn of each model
+        self._began_at = dict(began_at)
+
+    @property
+    def began_at(self) -> Mapping[str, float]:
+        """When the last turn of each model began."""
+        return self._began_at
 
     @property
     def are_limited(self) -> bool:

@@ -26,7 +26,9 @@ from llmux.policy import (
     Stay,
     SwitchTo,
 )
+from llmux.policy.room import Memory, Needs
 from llmux.simulate.forecast import Rollout
+from llmux.switching.memory import GroupMemory
 from tests.fakes import FakeHooks, Rig
 
 
@@ -361,3 +363,23 @@ async def test_what_is_asked_for_in_vain_is_not_asked_for_in_a_loop(
         await wait_all_tasks_blocked()
         assert forecasts.ask("b") == 10
         tasks.cancel_scope.cancel()
+
+
+async def test_a_forecast_where_models_share_memory(autojump_clock: MockClock) -> None:
+    needs = {name: Needs.of((size,)) for name, size in {"a": 60, "b": 60, "c": 20}.items()}
+    shared = GroupMemory(
+        Memory(("gpu",), (80,), needs),
+        dict.fromkeys(needs, frozenset({"gpu"})),
+        overlapping_hooks=False,
+    )
+    seconds = {(name, hook): s for name in "abc" for hook, s in (("wake", 8.0), ("sleep", 2.0))}
+    rig = Rig("abc", hooks=FakeHooks(seconds=seconds), policy=FifoPolicy, memory=shared)
+    forecasts = forecasts_of(rig)
+    async with rig.running():
+        for model in ("a", "b", "a"):
+            await rig.ask(model, 4)
+        await forecasts.refresh()
+        assert forecasts.of("a") is None  # it admits
+        assert forecasts.of("c") == pytest.approx(8)  # fits beside a
+        assert forecasts.of("b") == pytest.approx(10)
+        assert await rig.ask("b") == pytest.approx(10)

@@ -236,3 +236,41 @@ def test_options_of_shared_memory_that_make_no_sense(
     options: list[str], exit_code: int, message: str
 ) -> None:
     says_in_one_line(simulated(*options), exit_code, message)
+
+
+# ---- Models of a config ----
+
+HOOKS = 'wake: "true", sleep: "true", alive: "true"'
+CONFIG = f"""
+resources: {{gpu: 80GiB}}
+models:
+  chat: {{port: 8001, {HOOKS}, needs: {{gpu: 60GiB}}, max_in_flight: 4}}
+  code: {{port: 8002, {HOOKS}, needs: {{gpu: 40GiB}}}}
+  embed: {{port: 8003, {HOOKS}, needs: {{gpu: 4GiB}}, keep: true}}
+  other: {{port: 8004, {HOOKS}, group: alone}}
+  more: {{port: 8005, {HOOKS}, group: alone}}
+"""
+
+
+def test_the_models_of_a_config_are_simulated(tmp_path: Path) -> None:
+    path = tmp_path / "llmux.yaml"
+    path.write_text(CONFIG)
+    given = (*FEW, "-c", str(path))
+    together = waits(simulated(*given))
+    path.write_text(CONFIG.replace("80GiB", "104GiB"))
+    assert waits(simulated(*given)) < together
+    assert waits(simulated(*given, "--group", "alone")) == waits(simulated(*FEW, "--models", "2"))
+    done = simulated(*given, "--group", "x")
+    says_in_one_line(done, 1, f"{path} has no group 'x' (of: default, alone)")
+    says_in_one_line(simulated(*given, "--needs", "6,8"), 2, "leave out --needs")
+    says_in_one_line(simulated(*FEW, "--group", "alone"), 2, "name one with -c")
+    closed = ("--pattern", "closed", "--hours", "0.2")
+    assert waits(simulated(*given, *closed)) > 0
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,model\n0,chat\n1,x\n")
+    done = simulated("-c", str(path), "--trace", str(trace))
+    says_in_one_line(done, 1, "--trace: 'x' is none of: chat, code, embed")
+    trace.write_text("arrival_s,model\n0,chat\n1,embed\n")
+    assert waits(simulated("-c", str(path), "--trace", str(trace))) > 0
+    path.write_text("models: []")
+    assert simulated(*given).exit_code == 2

@@ -496,7 +496,7 @@ async def test_a_model_that_is_always_at_work_gives_way_to_an_older_request(
         await rig.ask("b")
         requests.start_soon(keep_busy)
         await trio.sleep(21)
-        assert await rig.ask("b", 1) <= 10
+        assert await rig.ask("b", 1) <= 20  # one request long, and what is in flight then
         assert rig.awake == {"a", "b"}
 
 
