@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,46 @@ AT_ONCE = 500
 log = get_logger(__name__)
 
 
+class HeldAmounts(msgspec.Struct, frozen=True):
+    """What a model needs, in bytes of each resource, in the order of `SharedMemory.resources`.
+
+    Attributes:
+        awake: While it is awake or drains.
+        asleep: While it sleeps.
+        moving: While it wakes.
+    """
+
+    awake: Sequence[int]
+    asleep: Sequence[int]
+    moving: Sequence[int]
+
+
+class SharedMemory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The memory that the models of a group share.
+
+    Attributes:
+        resources: The names of its resources. Those that begin with `#` are llmux's own, and count
+            models.
+        amounts: How much there is of each, in bytes.
+        needs: What each model needs.
+        touches: By model, the resources on which its hooks run one at a time.
+        overlapping_hooks: True if hooks that touch the same resource may overlap.
+        kept: The models that are evicted for no other one (`keep`).
+        stops: The models with a `stop` hook, which can give back what they need asleep.
+        busy: Maximum number of models with requests in flight that use the same resource; None for
+            no limit.
+    """
+
+    resources: Sequence[str]
+    amounts: Sequence[int]
+    needs: Mapping[str, HeldAmounts]
+    touches: Mapping[str, Collection[str]] = {}
+    overlapping_hooks: bool = False
+    kept: Collection[str] = ()
+    stops: Collection[str] = ()
+    busy: int | None = None
+
+
 class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     """llmux has started, or its config has changed.
 
@@ -54,6 +94,8 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         drains: True if a switch waits for requests in flight (`drain_before_switch`).
         boot: Identifies the start of llmux; the same in all entries of one run. Empty in journals
             of earlier versions.
+        memory: By group, the memory that its models share. Groups that are not there have one model
+            awake at a time.
     """
 
     at: float
@@ -66,6 +108,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
     options: Mapping[str, Any] = {}
     drains: bool = True
     boot: str = ""
+    memory: Mapping[str, SharedMemory] = {}
 
 
 class Stopped(msgspec.Struct, tag_field="event", tag="stopped", frozen=True):
@@ -118,7 +161,7 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     """One switch has ended.
 
     Attributes:
-        source: The model that was put to sleep; None if no model was awake.
+        source: The model that was put to sleep, the first if several were; None if none was.
         target: The model to wake.
         started: When it began; from then on the source admitted no requests.
         ended: When it ended.
@@ -126,6 +169,9 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
         hooks_s: Part of the duration spent in hooks.
         result: success, failure, or abandoned.
         reason: The reason for the decision.
+        evicts: The models that it was to put to sleep. In journals of earlier versions it is absent,
+            and the source the only one.
+        sleeps_s: Part of `hooks_s` for each model that it put to sleep.
     """
 
     source: str | None
@@ -136,6 +182,8 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     hooks_s: float
     result: SwitchResult
     reason: str = ""
+    evicts: Collection[str] = ()
+    sleeps_s: Mapping[str, float] = {}
 
 
 Entry = Started | Stopped | Phase | Request | Switch

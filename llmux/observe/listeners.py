@@ -206,4 +206,6 @@ def switch_entry(event: SwitchEnded) -> Callable[[float], Switch]:
         event.hooks_s,
         event.result,
         event.record.reason,
+        event.record.evicts,
+        event.sleeps_s,
     )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-import trio
 from quart import Blueprint
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
@@ -30,7 +27,7 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
 from llmux.observe.gpus import Gpus, find_nvidia_smi
-from llmux.observe.journal import FILE_NAME, Journal, Started, Stopped
+from llmux.observe.journal import FILE_NAME, Journal
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.observe.recall import recall
@@ -44,6 +41,7 @@ from llmux.server.exits import exit_at_once
 from llmux.server.hypercorn_side import RULES, use_rules
 from llmux.server.lifecycle import Lifecycle, Task
 from llmux.server.ports import PortBook
+from llmux.server.settings_record import started, stopped
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.hooks import Hooks
 from llmux.switching.model import Model
@@ -153,7 +151,7 @@ def build_service(
     reloader.tell(proxy.apply, of_models=proxy.use)
     reloader.tell(access_log.apply)
     certificates = certificates_of(config, reloader, metrics)
-    reloader.tell(lambda new: journal.add(started(new, feed.boot)))
+    reloader.tell(lambda new: journal.add(started(new, feed.boot, board)))
     if tracing:
         reloader.tell(tracing.apply)
 
@@ -211,7 +209,7 @@ def build_service(
         app,
         lifecycle,
         ports,
-        note_start=lambda: journal.add(started(config, feed.boot)),
+        note_start=lambda: journal.add(started(config, feed.boot, board)),
         note_stop=lambda: journal.add(stopped()),
     )
     return Service(
@@ -243,32 +241,6 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
     return [
         (model, metrics_of(proxy.upstreams[name].backend)) for name, model in board.models.items()
     ]
-
-
-def started(config: Config, boot: str = "") -> Callable[[float], Started]:
-    """Return a journal entry for a start, or a reload, at the current time."""
-    now = trio.current_time()
-    options: dict[str, Any] = {}
-    with suppress(TypeError, ValueError, RecursionError):  # YAML has values that JSON lacks
-        options = msgspec.json.decode(msgspec.json.encode(config.policy.options))
-    return lambda offset_s: Started(
-        at=now + offset_s,
-        policy=config.policy.name,
-        groups={model.name: model.group for model in config.models.values()},
-        slots={m.name: m.max_in_flight for m in config.models.values() if m.max_in_flight},
-        max_wait_s=config.policy.max_wait_secs,
-        min_active_s=config.policy.min_active_secs,
-        freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
-        options=options,
-        drains=config.policy.drain_before_switch,
-        boot=boot,
-    )
-
-
-def stopped() -> Callable[[float], Stopped]:
-    """Return a journal entry for the end, at the current time."""
-    now = trio.current_time()
-    return lambda offset_s: Stopped(now + offset_s)
 
 
 def live_with(

@@ -90,7 +90,7 @@ class Chronicle:
             ended_at = trio.current_time()
             self.switches = [each for each in self.switches if each is not record]
             ended = msgspec.structs.replace(
-                record,
+                _as_it_went(record, tally) if result == "success" else record,
                 ended=self._events.clock.unix(ended_at),
                 result=result,
                 drain_secs=round(tally.drain_s, 3),
@@ -100,7 +100,7 @@ class Chronicle:
             cost_s = None
             if result == "success":
                 cost_s = self._measures.note_switched(
-                    record.source,
+                    ended.source,
                     record.target,
                     tally.hooks_s,
                     sleeps_s=tally.sleeps_s,
@@ -108,7 +108,14 @@ class Chronicle:
                 )
             self._events.switch_ended.tell(
                 SwitchEnded(
-                    ended, result, started_at, ended_at, tally.drain_s, tally.hooks_s, cost_s
+                    ended,
+                    result,
+                    started_at,
+                    ended_at,
+                    tally.drain_s,
+                    tally.hooks_s,
+                    cost_s,
+                    tally.sleeps_s,
                 )
             )
 
@@ -134,3 +141,13 @@ class Chronicle:
         self.switches = [*self.switches, record]
         self._events.switch_started.tell(record)
         return record
+
+
+def _as_it_went(record: SwitchRecord, tally: Tally) -> SwitchRecord:
+    """Return the record with the models that slept, if others than planned: see `Ledger.replan`."""
+    slept = tuple(tally.sleeps_s)
+    if not (record.evicts and slept) or set(slept) == set(record.evicts):
+        return record
+    source = record.source if record.source in slept else slept[0]
+    others = (name for name in slept if name != source)
+    return msgspec.structs.replace(record, source=source, evicts=(source, *others))

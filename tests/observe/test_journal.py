@@ -25,7 +25,7 @@ from llmux.config import parse_config
 from llmux.observe import journal
 from llmux.observe.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.policy import POLICIES
-from llmux.server.composition import started as what_started
+from llmux.server.settings_record import started as what_started
 from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
 from llmux.simulate.replay import admitted, load_recordings
