@@ -155,6 +155,8 @@ class Forecasts:
         """Return whether requests for a model wait for the policy, and the policy can be asked."""
         if switcher.mode != "auto" or switcher.pinned is not None:
             return False
+        if switcher.room.shared is not None:  # a rollout has one model awake at a time
+            return False
         is_unable = self._unable.get(switcher.group) is switcher.policy
         return not (model.admits or model.is_failing or is_unable)
 

@@ -169,8 +169,8 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
         hooks_s: Part of the duration spent in hooks.
         result: success, failure, or abandoned.
         reason: The reason for the decision.
-        evicts: The models that it was to put to sleep. In journals of earlier versions it is absent,
-            and the source the only one.
+        evicts: The models that it was to put to sleep. Journals of earlier versions lack it; there
+            the source is the only one.
         sleeps_s: Part of `hooks_s` for each model that it put to sleep.
     """
 

@@ -16,6 +16,7 @@ from werkzeug.routing import PathConverter
 from llmux.api.control import Controlled, control_routes
 from llmux.api.forecasts import Forecasts
 from llmux.api.llama_swap import llama_swap_routes
+from llmux.api.memory_status import MemoryWatch
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -133,8 +134,7 @@ def build_service(
     tracing = tracing_of(config, events)
     shell = shell_hooks(config, events, record.mark)
     board = Switchboard(config, hooks or shell, events, record=record)
-    metrics.watch_counts(board.gauges)
-    feed.watch_counts(board.in_flight_and_queued)
+    watch_models(board, metrics, feed)
     gpus = Gpus(find_nvidia_smi() if config.watch_gpus else None)
     if gpus.are_watched:
         metrics.watch_gpus(gpus.look)
@@ -215,6 +215,15 @@ def build_service(
     return Service(
         app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle, certificates
     )
+
+
+def watch_models(board: Switchboard, metrics: Metrics, feed: Feed) -> None:
+    """Show the counts of requests, and the memory that models share."""
+    metrics.watch_counts(board.gauges)
+    feed.watch_counts(board.in_flight_and_queued)
+    memory = MemoryWatch(board, feed.clock)
+    metrics.watch_memory(memory.now)
+    feed.look_up(memory.news)
 
 
 def certificates_of(config: Config, reloader: Reloader, metrics: Metrics) -> Certificates:

@@ -74,7 +74,7 @@ def _shared(config: Config, switcher: Switcher) -> SharedMemory | None:
         },
         {name: sorted(each) for name, each in shared.touches.items()},
         shared.overlapping_hooks,
-        kept=[model.name for model in models if model.is_kept],
-        stops=[model.name for model in models if model.stops],
+        kept=tuple(model.name for model in models if model.is_kept),
+        stops=tuple(model.name for model in models if model.stops),
         busy=config.busy,
     )

@@ -62,10 +62,12 @@ class Chronicle:
             PhaseChanged(now, model.name, model.phase.value, left.value, stayed_s)
         )
 
-    def pin(self, pinned: Pin | None) -> None:
-        """Emit the group's new pin; None if it has none any more."""
+    def pin(self, pinned: Pin | None, in_force: list[Pin]) -> None:
+        """Emit the group's last pin, or None if it has none any more, and all in force."""
         now = self._events.clock.now()
-        self._events.pin_changed.tell(PinChange(at=now, group=self._group, pinned=pinned))
+        self._events.pin_changed.tell(
+            PinChange(at=now, group=self._group, pinned=pinned, pins=in_force)
+        )
 
     @contextmanager
     def switch(self, wake: Wake, evict: Sequence[Model]) -> Iterator[Tally]:

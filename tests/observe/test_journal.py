@@ -580,6 +580,20 @@ def test_an_old_journal_says_nothing_of_options_and_drains(tmp_path: Path) -> No
     assert list(read_journal(path)) == [Started(0, "fifo", {"a": "default"}, {}, 300, 0)]
 
 
+def test_an_old_journal_says_nothing_of_memory_and_evictions(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(
+        '{"event":"started","at":0,"policy":"fifo","groups":{},"slots":{},"max_wait_s":3,'
+        '"min_active_s":0}\n{"event":"switch","source":"a","target":"b","started":1,"ended":2,'
+        '"drain_s":0,"hooks_s":1,"result":"success"}\n'
+    )
+    start, switch = read_journal(path)
+    assert isinstance(start, Started)
+    assert isinstance(switch, Switch)
+    assert start.memory == {}
+    assert (switch.evicts, switch.sleeps_s) == ((), {})
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [({"x": {1: [0.5, None]}}, {"x": {"1": [0.5, None]}}), ({"x": {None: 1}}, {})],
