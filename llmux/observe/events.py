@@ -14,8 +14,8 @@ Counts that change with every request are not told but looked up, by those who w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from llmux.errors import HookError
@@ -102,7 +102,6 @@ class SwitchEnded:
         drain_s: Of the whole, seconds until the last request of the source had ended.
         hooks_s: Of the whole, run time of hooks.
         cost_s: The new estimate of what a switch of this pair costs; None unless it succeeded.
-        sleeps_s: Of `hooks_s`, seconds for each model that it put to sleep.
     """
 
     record: SwitchRecord
@@ -112,7 +111,6 @@ class SwitchEnded:
     drain_s: float
     hooks_s: float
     cost_s: float | None
-    sleeps_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,43 +40,30 @@ AT_ONCE = 500
 log = get_logger(__name__)
 
 
-class HeldAmounts(msgspec.Struct, frozen=True):
-    """What a model needs, in bytes of each resource, in the order of `SharedMemory.resources`.
-
-    Attributes:
-        awake: While it is awake or drains.
-        asleep: While it sleeps.
-        moving: While it wakes.
-    """
-
-    awake: Sequence[int]
-    asleep: Sequence[int]
-    moving: Sequence[int]
-
-
 class SharedMemory(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The memory that the models of a group share.
+    """The memory that the models of a group share, and what limits them beside it.
+
+    Needs are by model and resource; what is left out is 0.
 
     Attributes:
-        resources: The names of its resources. Those that begin with `#` are llmux's own, and count
-            models.
-        amounts: How much there is of each, in bytes.
-        needs: What each model needs.
-        touches: By model, the resources on which its hooks run one at a time.
+        resources: How much there is of each resource, in bytes. Those whose names begin with "#"
+            are llmux's own: they count models.
+        awake: What each model holds while it is awake.
+        asleep: What it holds while it sleeps.
+        waking: What it holds while it wakes, where that is more.
+        touches: The resources that each model's hooks touch.
         overlapping_hooks: True if hooks that touch the same resource may overlap.
-        kept: The models that are evicted for no other one (`keep`).
-        stops: The models with a `stop` hook, which can give back what they need asleep.
-        busy: Maximum number of models with requests in flight that use the same resource; None for
-            no limit.
+        keep: The models that are evicted for no other.
+        busy: Number of models that may be at work at once on a resource; null: all.
     """
 
-    resources: Sequence[str]
-    amounts: Sequence[int]
-    needs: Mapping[str, HeldAmounts]
+    resources: Mapping[str, int]
+    awake: Mapping[str, Mapping[str, int]]
+    asleep: Mapping[str, Mapping[str, int]] = {}
+    waking: Mapping[str, Mapping[str, int]] = {}
     touches: Mapping[str, Collection[str]] = {}
     overlapping_hooks: bool = False
-    kept: Collection[str] = ()
-    stops: Collection[str] = ()
+    keep: Collection[str] = ()
     busy: int | None = None
 
 
@@ -94,8 +81,7 @@ class Started(msgspec.Struct, tag_field="event", tag="started", frozen=True):
         drains: True if a switch waits for requests in flight (`drain_before_switch`).
         boot: Identifies the start of llmux; the same in all entries of one run. Empty in journals
             of earlier versions.
-        memory: By group, the memory that its models share. Groups that are not there have one model
-            awake at a time.
+        memory: The memory of the groups whose models share it; in others one is awake at a time.
     """
 
     at: float
@@ -171,7 +157,6 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
         reason: The reason for the decision.
         evicts: The models that it was to put to sleep. Journals of earlier versions lack it; there
             the source is the only one.
-        sleeps_s: Part of `hooks_s` for each model that it put to sleep.
     """
 
     source: str | None
@@ -183,7 +168,6 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     result: SwitchResult
     reason: str = ""
     evicts: Collection[str] = ()
-    sleeps_s: Mapping[str, float] = {}
 
 
 Entry = Started | Stopped | Phase | Request | Switch

@@ -213,5 +213,4 @@ def switch_entry(event: SwitchEnded) -> Callable[[float], Switch]:
         event.result,
         event.record.reason,
         event.record.evicts,
-        event.sleeps_s,
     )

@@ -10,7 +10,8 @@ import msgspec
 import trio
 
 from llmux.config import Config
-from llmux.observe.journal import HeldAmounts, SharedMemory, Started, Stopped
+from llmux.observe.journal import SharedMemory, Started, Stopped
+from llmux.policy.room import Amounts
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
@@ -64,17 +65,24 @@ def _shared(config: Config, switcher: Switcher) -> SharedMemory | None:
     shared = switcher.room.shared
     if shared is None:
         return None
-    memory, models = shared.memory, switcher.models.values()
+    memory = shared.memory
+
+    def named(amounts: Amounts) -> dict[str, int]:
+        pairs = zip(memory.resources, amounts, strict=True)
+        return {name: amount for name, amount in pairs if amount}
+
+    needs = memory.needs.items()
     return SharedMemory(
-        memory.resources,
-        memory.amounts,
-        {
-            name: HeldAmounts(each.awake, each.asleep, each.moving)
-            for name, each in memory.needs.items()
+        resources=dict(zip(memory.resources, memory.amounts, strict=True)),
+        awake={model: named(each.awake) for model, each in needs},
+        asleep={model: named(each.asleep) for model, each in needs if any(each.asleep)},
+        waking={
+            model: named(each.moving)
+            for model, each in needs
+            if each.moving != tuple(map(max, each.awake, each.asleep))
         },
-        {name: sorted(each) for name, each in shared.touches.items()},
-        shared.overlapping_hooks,
-        kept=tuple(model.name for model in models if model.is_kept),
-        stops=tuple(model.name for model in models if model.stops),
+        touches={model: sorted(names) for model, names in shared.touches.items()},
+        overlapping_hooks=shared.overlapping_hooks,
+        keep=sorted(model.name for model in switcher.models.values() if model.is_kept),
         busy=config.busy,
     )

@@ -110,14 +110,7 @@ class Chronicle:
                 )
             self._events.switch_ended.tell(
                 SwitchEnded(
-                    ended,
-                    result,
-                    started_at,
-                    ended_at,
-                    tally.drain_s,
-                    tally.hooks_s,
-                    cost_s,
-                    tally.sleeps_s,
+                    ended, result, started_at, ended_at, tally.drain_s, tally.hooks_s, cost_s
                 )
             )
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmux.api.memory_status import MemoryWatch, memory_of
 from llmux.config import HookName
 from llmux.observe import schemas as shapes
-from llmux.observe.journal import Started, Switch, read_journal
+from llmux.observe.journal import SharedMemory, Started, Switch, read_journal
 from tests.fakes import FakeHooks
 from tests.lanes import Site, running_lane
 
@@ -260,7 +260,7 @@ async def test_where_one_is_awake_at_a_time_there_is_no_memory(tmp_path: Path) -
 
 
 async def test_the_journal_has_what_a_replay_needs(tmp_path: Path) -> None:
-    settings = {**SHARED, "overlapping_hooks": True}
+    settings = {**SHARED, "overlapping_hooks": True, "busy": 2}
     async with (
         running_lane("fast", tmp_path, hooks=RoomyHooks(), **settings) as site,
         site.client() as client,
@@ -269,16 +269,16 @@ async def test_the_journal_has_what_a_replay_needs(tmp_path: Path) -> None:
             assert (await client.post(CHAT, json={"model": model})).status_code == 200
     entries = list(read_journal(tmp_path / "journal.jsonl"))
     (started,) = (each for each in entries if isinstance(each, Started))
-    memory = started.memory["default"]
-    assert (memory.resources, memory.amounts) == (["gpu", "ram"], [80 * GIB, 30 * GIB])
-    needs = memory.needs["a"]
-    assert (needs.awake, needs.asleep) == ([40 * GIB, 0], [0, 9 * GIB])
-    assert needs.moving == [40 * GIB, 9 * GIB]
-    assert memory.touches == {each: ["gpu"] for each in "abc"}
-    assert (memory.overlapping_hooks, memory.busy) == (True, None)
-    assert (memory.kept, memory.stops) == ((), ())
+    assert started.memory["default"] == SharedMemory(
+        resources={"gpu": 80 * GIB, "ram": 30 * GIB},
+        awake={each: {"gpu": 40 * GIB} for each in "abc"},
+        asleep={each: {"ram": 9 * GIB} for each in "abc"},
+        touches={each: ["gpu"] for each in "abc"},
+        overlapping_hooks=True,
+        keep=[],
+        busy=2,
+    )
     switches = [each for each in entries if isinstance(each, Switch)]
     assert [(each.source, list(each.evicts), each.target) for each in switches] == [
         (None, [], "a"), (None, [], "b"), ("a", ["a"], "c"),
     ]  # fmt: skip
-    assert [list(each.sleeps_s) for each in switches] == [[], [], ["a"]]
