@@ -159,6 +159,7 @@ def metrics_table() -> str:
     metrics.watch_counts(dict)
     metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 0)
     metrics.watch_gpus(list)
+    metrics.watch_memory(dict)
     metrics.watch_certificate(lambda: 0.0)
     rows = (
         (f"`{name}`", family.type, labels(source, family), family.documentation)

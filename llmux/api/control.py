@@ -193,11 +193,7 @@ def _add_orders(routes: Blueprint, controlled: Controlled) -> None:
     @routes.post("/unpin")
     async def unpin() -> Response:
         order = await _body(UnpinOrder, default=UnpinOrder())
-        board.unpin(order.group)
-        if order.group is not None:
-            return answer(Message(message=f"Unpinned group: {order.group}"))
-        board.set_mode("auto")
-        return answer(Message(message="Unpinned. Switched to auto mode."))
+        return answer(Message(message=_unpin(controlled, order)))
 
     @routes.delete("/requests/<request_id>")
     async def cancel(request_id: str) -> Response:
@@ -213,6 +209,21 @@ def _add_orders(routes: Blueprint, controlled: Controlled) -> None:
         return answer(
             Message(message=f"Reloaded; needs a restart: {restart}" if restart else "Reloaded")
         )
+
+
+def _unpin(controlled: Controlled, order: UnpinOrder) -> str:
+    """Carry out an order, and return what was done."""
+    board = controlled.board
+    if order.model is not None and order.group is not None:
+        raise BadRequest("Request body: give a model or a group, not both")
+    if order.model is not None:
+        board.unpin(model=controlled.model(order.model))
+        return f"Unpinned model: {order.model}"
+    board.unpin(order.group)
+    if order.group is not None:
+        return f"Unpinned group: {order.group}"
+    board.set_mode("auto")
+    return "Unpinned. Switched to auto mode."
 
 
 def answer(what: Any) -> Response:

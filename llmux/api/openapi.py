@@ -134,8 +134,8 @@ OPERATIONS = (
     Operation("get", "/control/events", "A stream of events: `status` (Status), `phase` "
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
               "`requests` (RequestChanges), `tokens` (TokenRates), `alive` (AliveChange), "
-              "`failing` (FailingChange), `mode` (ModeChange), `pin` (PinChange), `reload` "
-              "(Reloaded), `lagged`. Continues after `Last-Event-ID`.",
+              "`failing` (FailingChange), `memory` (MemoryChange), `mode` (ModeChange), `pin` "
+              "(PinChange), `reload` (Reloaded), `lagged`. Continues after `Last-Event-ID`.",
               EVENTS,
               query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,
@@ -172,9 +172,9 @@ OPERATIONS = (
               Message, request=ModeOrder, errors=(BadRequest,)),
     Operation("post", "/control/pin", "Switch to a model and keep it awake.", Message,
               request=PinOrder, errors=(*ORDERS, PinLost)),
-    Operation("post", "/control/unpin", "Remove the pin of a group. Without a group: remove all "
-              "pins and switch by policy.", Message,
-              request=UnpinOrder, request_is_optional=True, errors=(BadRequest, GroupNotFound)),
+    Operation("post", "/control/unpin", "Remove the pins of a group, or of a model. Without "
+              "either: remove all pins and switch by policy.", Message, request=UnpinOrder,
+              request_is_optional=True, errors=(BadRequest, GroupNotFound, ModelNotFound)),
     Operation("post", "/control/reload", "Reload the config file.", Message,
               errors=(ConfigMistakes,)),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import trio
 
 from llmux import __version__
 from llmux.api.forecasts import Forecasts
+from llmux.api.memory_status import memory_of, needs_of
 from llmux.config import Config, HookName
 from llmux.observe.feed import Feed
 from llmux.observe.schemas import Gpu, GroupStatus, ModelStatus, Status
@@ -64,6 +65,10 @@ def _group_status(switcher: Switcher, feed: Feed, config: Config) -> GroupStatus
         switch=switcher.running,
         standby=rules.standby if rules else None,
         stays=switcher.why_it_stays or None,
+        awake_models=[model.name for model in switcher.awake],
+        switches=switcher.switches,
+        pins=switcher.pins,
+        memory=memory_of(switcher),
     )
 
 
@@ -78,14 +83,13 @@ def _model_status(
 ) -> ModelStatus:
     now = trio.current_time()
     config = board.config_of(model.name)
-    active = switcher.active
-    cost_s = board.estimated_switch_cost(active.name if active else None, model.name)
     eta_s = None if model.is_failing else switcher.eta_s(model)
     if eta_s:  # the switch has been measured
         forecast_s = forecasts.of(model.name)
         eta_s = eta_s if forecast_s is None else forecast_s
     oldest = model.waiters.oldest
     is_slept = model.idle_sleep_s != math.inf
+    needs = needs_of(switcher, model.name)
     return ModelStatus(
         group=switcher.group,
         state=model.phase.value,
@@ -103,7 +107,7 @@ def _model_status(
         failing=model.is_failing,
         failed_wakes=model.failed_wakes,
         alive_trouble=switcher.health.trouble_of(model),
-        cost_secs=0.0 if model is active else _rounded(cost_s),
+        cost_secs=0.0 if model.is_awake else _rounded(switcher.cost_s(model)),
         eta_secs=_rounded(eta_s),
         aliases=list(config.alias_names),
         backend=config.base_url,
@@ -111,6 +115,11 @@ def _model_status(
         idle_sleep_secs=model.idle_sleep_s if is_slept else None,
         hooks=[hook for hook in get_args(HookName) if config.script(hook)],
         tokens_per_sec=rates.per_second(model.name),
+        kept=model.is_kept,
+        stopped=switcher.room.is_stopped(model.name),
+        needs=needs.awake,
+        needs_asleep=needs.asleep,
+        needs_waking=needs.waking,
     )
 
 

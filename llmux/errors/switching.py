@@ -66,7 +66,7 @@ class ModelAsleep(LlmuxError):
 
 
 class ManualMode(LlmuxError):
-    """Manual mode is on and the request's model is not the active one."""
+    """Manual mode is on and the request's model is not awake."""
 
     status = 503
     code = "manual_mode"

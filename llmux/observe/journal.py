@@ -147,7 +147,7 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     """One switch has ended.
 
     Attributes:
-        source: The model that was put to sleep; None if no model was awake.
+        source: The model that was put to sleep, the first if several were; None if none was.
         target: The model to wake.
         started: When it began; from then on the source admitted no requests.
         ended: When it ended.
@@ -155,6 +155,8 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
         hooks_s: Part of the duration spent in hooks.
         result: success, failure, or abandoned.
         reason: The reason for the decision.
+        evicts: The models that it was to put to sleep. Journals of earlier versions lack it; there
+            the source is the only one.
     """
 
     source: str | None
@@ -165,6 +167,7 @@ class Switch(msgspec.Struct, tag_field="event", tag="switch", frozen=True, omit_
     hooks_s: float
     result: SwitchResult
     reason: str = ""
+    evicts: Collection[str] = ()
 
 
 Entry = Started | Stopped | Phase | Request | Switch

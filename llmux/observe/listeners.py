@@ -41,8 +41,7 @@ def log_events(events: Events) -> None:
         log.debug("phase", model=event.model, phase=event.state, left=event.left)
 
     def switch_started(record: SwitchRecord) -> None:
-        about = {"from": record.source, "to": record.target, "reason": record.reason}
-        log.info("switch_started", **about)
+        log.info("switch_started", **_models_of(record), reason=record.reason)
 
     def switch_ended(event: SwitchEnded) -> None:
         record, about = event.record, {"from": event.record.source}
@@ -79,6 +78,13 @@ def log_events(events: Events) -> None:
     events.switch_ended.listen(switch_ended)
     events.failing_changed.listen(failing_changed)
     events.hook_ended.listen(hook_ended)
+
+
+def _models_of(record: SwitchRecord) -> dict[str, object]:
+    about: dict[str, object] = {"from": record.source, "to": record.target}
+    if len(record.evicts) > 1:
+        about["evicts"] = list(record.evicts)
+    return about
 
 
 def is_routine(run: HookRun) -> bool:
@@ -206,4 +212,5 @@ def switch_entry(event: SwitchEnded) -> Callable[[float], Switch]:
         event.hooks_s,
         event.result,
         event.record.reason,
+        event.record.evicts,
     )

@@ -17,7 +17,7 @@ from prometheus_client import (
 
 from llmux import __version__
 from llmux.config import HookName, ModelConfig
-from llmux.observe.schemas import Gpu
+from llmux.observe.schemas import Gpu, ResourceMemory
 from llmux.observe.series import SECONDS_BUCKETS, Family, Histogram, Latest, LiveGauges, Row, Value
 
 __all__ = ["SECONDS_BUCKETS"]
@@ -204,6 +204,10 @@ class Metrics:
         """Export what `read` returns at each scrape; numbers that are unknown are left out."""
         self._add(LiveGauges(_GPUS, lambda: _gpu_rows(list(read()))))
 
+    def watch_memory(self, read: Callable[[], Mapping[str, Sequence[ResourceMemory]]]) -> None:
+        """Export what `read` returns at each scrape: by group, the memory that its models share."""
+        self._add(LiveGauges(_MEMORY, lambda: _memory_rows(read())))
+
     def watch_certificate(self, ends_at: Callable[[], float]) -> None:
         """Export when the certificate in use expires (Unix time); nothing if that is unknown."""
         about = "When the certificate that llmux serves expires (Unix time)"
@@ -312,6 +316,42 @@ _GPUS = (
     ("llmux_gpu_memory_total_bytes", "Memory of the GPU", ("gpu", "name")),
     ("llmux_gpu_utilization_ratio", "Share of time in which it computed", ("gpu", "name")),
 )
+
+
+_MEMORY = (
+    (
+        "llmux_memory_bytes",
+        "Memory that the models of a group share (resources)",
+        ("group", "resource"),
+    ),
+    (
+        "llmux_memory_held_bytes",
+        "Memory that a model holds, by its needs: awake, waking, falling (asleep), asleep",
+        ("group", "resource", "model", "state"),
+    ),
+    (
+        "llmux_memory_promised_bytes",
+        "Memory that a running switch will take once its evictions have given back enough",
+        ("group", "resource", "model"),
+    ),
+)
+
+
+def _memory_rows(memory: Mapping[str, Sequence[ResourceMemory]]) -> tuple[list[Row], ...]:
+    found = [(group, each) for group, resources in memory.items() for each in resources]
+    return (
+        [((group, each.resource), float(each.amount)) for group, each in found],
+        [
+            ((group, each.resource, held.model, held.holding), float(held.bytes))
+            for group, each in found
+            for held in each.held
+        ],
+        [
+            ((group, each.resource, promised.model), float(promised.bytes))
+            for group, each in found
+            for promised in each.promised
+        ],
+    )
 
 
 def _gpu_rows(gpus: Sequence[Gpu]) -> list[list[Row]]:

@@ -99,6 +99,7 @@ def _switches(switches: Sequence[Switch], groups: Mapping[str, str]) -> list[Swi
             reason=each.reason,
             drain_secs=round(each.drain_s, 3),
             hook_secs=round(each.hooks_s, 3),
+            evicts=tuple(each.evicts) or tuple(filter(None, [each.source])),
         )
         for number, each in enumerate(latest)
     ]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-import trio
 from quart import Blueprint
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
@@ -19,6 +16,7 @@ from werkzeug.routing import PathConverter
 from llmux.api.control import Controlled, control_routes
 from llmux.api.forecasts import Forecasts
 from llmux.api.llama_swap import llama_swap_routes
+from llmux.api.memory_status import MemoryFeed
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -32,7 +30,7 @@ from llmux.observe.clock import WallClock
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
 from llmux.observe.gpus import Gpus, NvidiaSmi, nvidia_smi
-from llmux.observe.journal import FILE_NAME, Journal, Started, Stopped
+from llmux.observe.journal import FILE_NAME, Journal
 from llmux.observe.listeners import observed
 from llmux.observe.metrics import Metrics
 from llmux.observe.needs_seen import SeenNeeds
@@ -47,6 +45,7 @@ from llmux.server.exits import exit_at_once
 from llmux.server.hypercorn_side import RULES, use_rules
 from llmux.server.lifecycle import Lifecycle, Task
 from llmux.server.ports import PortBook
+from llmux.server.settings_record import started, stopped
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.hooks import Hooks
 from llmux.switching.measuring import MemoryWatch
@@ -141,8 +140,7 @@ def build_service(
     seen = SeenNeeds(config.state_dir / needs_seen.FILE_NAME, config)
     seen.load()
     board = Switchboard(config, hooks or shell, events, record=record, measured=seen.under)
-    metrics.watch_counts(board.gauges)
-    feed.watch_counts(board.in_flight_and_queued)
+    watch_models(board, metrics, feed)
     gpus = watched_gpus(config, metrics, smi := nvidia_smi())
     proxy = ModelProxy(config, board, events, feed=feed, tracing=tracing)
     access_log = AccessLog(config, events)
@@ -151,11 +149,17 @@ def build_service(
     board.connect(proxy.upstreams.heard_since, proxy.upstreams.forget_idle, forecasts.ask)
     reloader = Reloader(config, board, events, complete=ports.assign)
     measurer = Measurer(shell, smi, lambda: reloader.config)
-    memory = memory_watch(measurer, seen, board, events)
+    memory = memory_watch(
+        measurer,
+        seen,
+        board,
+        events,
+        lambda: journal.add(started(reloader.config, feed.boot, board)),
+    )
     tell_of_reloads(reloader, metrics, ports, shell, proxy)
     reloader.tell(access_log.apply)
     certificates = certificates_of(config, reloader, metrics)
-    reloader.tell(lambda new: journal.add(started(new, feed.boot)))
+    reloader.tell(lambda new: journal.add(started(new, feed.boot, board)))
     if tracing:
         reloader.tell(tracing.apply)
 
@@ -214,7 +218,7 @@ def build_service(
         app,
         lifecycle,
         ports,
-        note_start=lambda: journal.add(started(config, feed.boot)),
+        note_start=lambda: journal.add(started(config, feed.boot, board)),
         note_stop=lambda: journal.add(stopped()),
     )
     return Service(
@@ -242,14 +246,38 @@ def tell_of_reloads(
 
 
 def memory_watch(
-    measurer: Measurer, seen: SeenNeeds, board: Switchboard, events: Events
+    measurer: Measurer,
+    seen: SeenNeeds,
+    board: Switchboard,
+    events: Events,
+    note: Callable[[], object],
 ) -> MemoryWatch:
-    """Return what measures models with `needs: auto` while they are awake."""
-    watch = MemoryWatch(
-        measurer.measure, seen, lambda: board.to_measure, lambda _model: board.remeasure()
-    )
+    """Return what measures models with `needs: auto` while they are awake.
+
+    Args:
+        measurer: Measures them.
+        seen: Keeps what was found.
+        board: Uses it.
+        events: Tells of wakes.
+        note: Called when needs have changed.
+    """
+
+    def changed(_model: str) -> None:
+        board.remeasure()
+        note()
+
+    watch = MemoryWatch(measurer.measure, seen, lambda: board.to_measure, changed)
     events.phase_changed.listen(watch.note)
     return watch
+
+
+def watch_models(board: Switchboard, metrics: Metrics, feed: Feed) -> None:
+    """Show the counts of requests, and the memory that models share."""
+    metrics.watch_counts(board.gauges)
+    feed.watch_counts(board.in_flight_and_queued)
+    memory = MemoryFeed(board, feed.clock)
+    metrics.watch_memory(memory.now)
+    feed.look_up(memory.news)
 
 
 def certificates_of(config: Config, reloader: Reloader, metrics: Metrics) -> Certificates:
@@ -276,32 +304,6 @@ def gated(config: Config, board: Switchboard, proxy: ModelProxy) -> list[tuple[M
     return [
         (model, metrics_of(proxy.upstreams[name].backend)) for name, model in board.models.items()
     ]
-
-
-def started(config: Config, boot: str = "") -> Callable[[float], Started]:
-    """Return a journal entry for a start, or a reload, at the current time."""
-    now = trio.current_time()
-    options: dict[str, Any] = {}
-    with suppress(TypeError, ValueError, RecursionError):  # YAML has values that JSON lacks
-        options = msgspec.json.decode(msgspec.json.encode(config.policy.options))
-    return lambda offset_s: Started(
-        at=now + offset_s,
-        policy=config.policy.name,
-        groups={model.name: model.group for model in config.models.values()},
-        slots={m.name: m.max_in_flight for m in config.models.values() if m.max_in_flight},
-        max_wait_s=config.policy.max_wait_secs,
-        min_active_s=config.policy.min_active_secs,
-        freezes=[m.name for m in config.models.values() if m.preserves_in_flight],
-        options=options,
-        drains=config.policy.drain_before_switch,
-        boot=boot,
-    )
-
-
-def stopped() -> Callable[[float], Stopped]:
-    """Return a journal entry for the end, at the current time."""
-    now = trio.current_time()
-    return lambda offset_s: Stopped(now + offset_s)
 
 
 def live_with(

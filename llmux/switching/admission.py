@@ -268,7 +268,7 @@ class Door:
     def _check_may_wait(self, model: Model, hints: Hints) -> None:
         group = self._group
         if group.mode == "manual" and not model.is_awake:
-            raise ManualMode(model.name, group.active_name)
+            raise ManualMode(model.name, group.awake_names)
         if model.waiters.count >= group.queued_per_model:
             message = f"{model.waiters.count} requests already wait for model {model.name}"
             raise QueueFull(message, retry_after_s=retry_after_s(group, model))

@@ -114,6 +114,11 @@ class Group:
         return [model for model in self.models.values() if model.is_awake]
 
     @property
+    def awake_names(self) -> str | None:
+        """The names of the models that are awake, for messages; None: none is."""
+        return ", ".join(model.name for model in self.awake) or None
+
+    @property
     def switch_lock(self) -> SwitchLock:
         """Held by each running command, for its models, until the settle barrier."""
         return self.room.lock

@@ -64,10 +64,12 @@ class Chronicle:
             PhaseChanged(now, model.name, model.phase.value, left.value, stayed_s)
         )
 
-    def pin(self, pinned: Pin | None) -> None:
-        """Emit the group's new pin; None if it has none any more."""
+    def pin(self, pinned: Pin | None, in_force: list[Pin]) -> None:
+        """Emit the group's last pin, or None if it has none any more, and all in force."""
         now = self._events.clock.now()
-        self._events.pin_changed.tell(PinChange(at=now, group=self._group, pinned=pinned))
+        self._events.pin_changed.tell(
+            PinChange(at=now, group=self._group, pinned=pinned, pins=in_force)
+        )
 
     @contextmanager
     def switch(self, wake: Wake, evict: Sequence[Model]) -> Iterator[Tally]:
@@ -92,7 +94,7 @@ class Chronicle:
             ended_at = trio.current_time()
             self.switches = [each for each in self.switches if each is not record]
             ended = msgspec.structs.replace(
-                record,
+                _as_it_went(record, tally) if result == "success" else record,
                 ended=self._events.clock.unix(ended_at),
                 result=result,
                 drain_secs=round(tally.drain_s, 3),
@@ -102,7 +104,7 @@ class Chronicle:
             cost_s = None
             if result == "success":
                 cost_s = self._measures.note_switched(
-                    record.source,
+                    ended.source,
                     record.target,
                     tally.hooks_s,
                     sleeps_s=tally.sleeps_s,
@@ -137,3 +139,13 @@ class Chronicle:
         self.switches = [*self.switches, record]
         self._events.switch_started.tell(record)
         return record
+
+
+def _as_it_went(record: SwitchRecord, tally: Tally) -> SwitchRecord:
+    """Return the record with the models that slept, if others than planned: see `Ledger.replan`."""
+    slept = tuple(tally.sleeps_s)
+    if not (record.evicts and slept) or set(slept) == set(record.evicts):
+        return record
+    source = record.source if record.source in slept else slept[0]
+    others = (name for name in slept if name != source)
+    return msgspec.structs.replace(record, source=source, evicts=(source, *others))

@@ -49,12 +49,12 @@ class Overview:
 
     @property
     def active_model(self) -> str | None:
-        """The model that is awake, or None; with several groups, the first such model."""
+        """The model that is awake, or None; with several, the first one."""
         return next((name for name in self.active_models.values() if name), None)
 
     @property
     def active_models(self) -> dict[str, str | None]:
-        """The model that is awake in each group."""
+        """The model that is awake in each group, the first if several are."""
         return {
             group: switcher.active.name if switcher.active else None
             for group, switcher in self._groups.switchers.items()
@@ -64,6 +64,14 @@ class Overview:
     def to_measure(self) -> set[str]:
         """The models that are awake and whose needs are to be measured (`needs: auto`)."""
         return self._groups.to_measure
+
+    @property
+    def awake_models(self) -> dict[str, list[str]]:
+        """The models that are awake in each group."""
+        return {
+            group: [model.name for model in switcher.awake]
+            for group, switcher in self._groups.switchers.items()
+        }
 
     @property
     def models(self) -> dict[str, Model]:

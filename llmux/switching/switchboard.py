@@ -124,12 +124,15 @@ class Switchboard(Overview):
         """Keep a model of its group awake; see `Wishes.pin`."""
         await self.switcher_of(pin.model).pin(pin)
 
-    def unpin(self, group: str | None = None) -> None:
-        """Let the policy choose again in one group, or in all.
+    def unpin(self, group: str | None = None, *, model: str | None = None) -> None:
+        """Let the policy choose again: about one model, in one group, or in all.
 
         Raises:
-            GroupNotFound: No group has this name.
+            GroupNotFound, ModelNotFound: There is none of this name.
         """
+        if model is not None:
+            self.switcher_of(model).unpin(model)
+            return
         if group is not None and group not in self.groups:
             raise GroupNotFound(group)
         for name, switcher in self.groups.items():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-from llmux.policy.evictions import Evictions
-from llmux.policy.shared import Shared
+from llmux.policy.room import less
 from llmux.switching.group import Group
 from llmux.switching.model import Model
-from llmux.switching.views import view_of
 
 
 def wait_s(group: Group, model: Model) -> float:
@@ -16,35 +14,18 @@ def wait_s(group: Group, model: Model) -> float:
 
     It assumes that the switch begins at once, although the policy may delay it.
     """
-    measures = group.measures
-    seconds = _shared_switch_s(group, model) if group.shares_memory else _switch_s(group, model)
+    measures, active = group.measures, group.active
+    seconds = 0.0
+    if group.shares_memory:
+        seconds += _shared_wait_s(group, model)
+    elif active is not model:
+        seconds += measures.cost_s(group.active_name, model.name)
+        if active is not None and active.in_flight.count:
+            seconds += measures.drain_s(active.name)
     if model.max_in_flight != math.inf:  # as many rounds as there are in line
         latency_s = measures.latency_s(model.name, int(model.max_in_flight)) or 0.0
         seconds += latency_s * model.waiters.count / model.max_in_flight
     return seconds
-
-
-def _switch_s(group: Group, model: Model) -> float:
-    measures, active = group.measures, group.active
-    if active is model:
-        return 0.0
-    seconds = measures.cost_s(group.active_name, model.name)
-    if active is not None and active.in_flight.count:
-        seconds += measures.drain_s(active.name)
-    return seconds
-
-
-def _shared_switch_s(group: Group, model: Model) -> float:
-    """Return the same where models share memory: with the evictions that have least at stake."""
-    if model.is_awake:
-        return 0.0
-    wake_s = group.measures.usual_wake_s(model.name)
-    view = view_of(group)
-    shown = view.models.get(model.name)
-    if view.room is None or shown is None or group.is_waking(model):
-        return wake_s
-    options = Shared(view, view.room, Evictions()).options(shown)
-    return options[0].cost_s + options[0].drain_s if options else wake_s
 
 
 def retry_after_s(group: Group, model: Model) -> float:
@@ -60,10 +41,44 @@ def eta_s(group: Group, model: Model) -> float | None:
     """Return `wait_s`, or None if this switch was never measured."""
     if model.admits:
         return 0.0
-    if group.shares_memory:
-        is_known = model.is_awake or group.measures.wake_s(model.name) is not None
-        return wait_s(group, model) if is_known else None
-    source = group.active_name
-    if source != model.name and group.measures.costs.estimate(source, model.name) is None:
+    if not model.is_awake and cost_s(group, model) is None:
         return None
     return wait_s(group, model)
+
+
+def cost_s(group: Group, model: Model) -> float | None:
+    """Return the expected hook time of a switch to a model that sleeps; None: never measured."""
+    measures = group.measures
+    if not group.shares_memory:
+        return measures.costs.estimate(group.active_name, model.name)
+    wake_s = measures.wake_s(model.name)
+    if wake_s is None:
+        return None
+    return wake_s + sum(measures.usual_sleep_s(each.name) for each in _leaving(group, model))
+
+
+def _shared_wait_s(group: Group, model: Model) -> float:
+    if model.is_awake:
+        return 0.0
+    measures, leaving = group.measures, _leaving(group, model)
+    drains_s = (measures.drain_s(each.name) for each in leaving if each.in_flight.count)
+    hooks_s = sum(measures.usual_sleep_s(each.name) for each in leaving)
+    return measures.usual_wake_s(model.name) + hooks_s + max(drains_s, default=0.0)
+
+
+def _leaving(group: Group, model: Model) -> list[Model]:
+    """Return the models that would leave for another one, if the least recently used did.
+
+    The policy may choose others; this takes no more time than a refusal may.
+    """
+    ledger = group.room.ledger
+    if any(plan.target == model.name for plan in ledger.plans):
+        return []  # a running switch makes room for it
+    missing, found = ledger.missing(model.name), list[Model]()
+    for each in sorted(group.awake, key=lambda awake: awake.used_at):
+        freed = ledger.freed(each.name)
+        helps = any(lack > 0 < back for lack, back in zip(missing, freed, strict=True))
+        if helps and not (each.is_kept or each.name in ledger.planned):
+            missing = less(missing, freed)
+            found.append(each)
+    return found

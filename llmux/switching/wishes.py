@@ -20,10 +20,10 @@ class Wishes:
 
     Args:
         group: The group.
-        tell_pin: Called with the group's pin, or None, after each change.
+        tell_pin: Called with the group's last pin, or None, and all in force, after each change.
     """
 
-    def __init__(self, group: Group, tell_pin: Callable[[Pin | None], object]) -> None:
+    def __init__(self, group: Group, tell_pin: Callable[[Pin | None, list[Pin]], object]) -> None:
         self._group = group
         self._tell_pin = tell_pin
         group.pins.on_change = self._apply_pin
@@ -35,7 +35,7 @@ class Wishes:
         if mode == "manual":
             for model in group.models.values():
                 if not model.is_awake:
-                    model.waiters.refuse(ManualMode(model.name, group.active_name))
+                    model.waiters.refuse(ManualMode(model.name, group.awake_names))
         group.changed.set()
 
     async def force_switch(self, name: str) -> None:
@@ -106,7 +106,7 @@ class Wishes:
         for model in group.models.values():
             if (refusal := group.pins.refusal(model.name)) is not None:
                 model.waiters.refuse(refusal)
-        self._tell_pin(group.pins.current)
+        self._tell_pin(group.pins.current, group.pins.in_force)
         group.changed.set()
 
     def _known(self, name: str) -> Model:

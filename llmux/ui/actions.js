@@ -3,6 +3,7 @@
 import { call, post } from "./api.js";
 import { many } from "./format.js";
 import { confirm, toast } from "./notices.js";
+import { awakeOf, sharesMemory } from "./switches.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
@@ -22,21 +23,33 @@ export class Actions {
     this._store = store;
   }
 
-  /** The model that a switch to this one would drain, its requests in flight, and the requests waiting for the others. @param {string} model */
+  /** The models that a switch to this one may drain, their requests in flight, and the requests waiting for the others. @param {string} model */
   _cost(model) {
-    const group = this._store.status?.groups[this._store.model(model)?.group ?? ""];
-    const active = group?.active_model;
-    const running = (active && active !== model && this._store.model(active)?.in_flight) || 0;
-    const others = (group?.models ?? []).filter((name) => name !== model);
-    const waiting = others.reduce((sum, name) => sum + (this._store.model(name)?.queued ?? 0), 0);
-    return { active, running, waiting };
+    const name = this._store.model(model)?.group ?? "";
+    const group = this._store.status?.groups[name];
+    const shared = sharesMemory(this._store, name);
+    const fits = shared && this._fits(model);
+    const leaving = group && !fits ? awakeOf(group).filter((other) => other !== model) : [];
+    const count = (/** @type {string[]} */ names, /** @type {"in_flight" | "queued"} */ what) => names.reduce((sum, other) => sum + (this._store.model(other)?.[what] ?? 0), 0);
+    const others = (group?.models ?? []).filter((other) => other !== model);
+    return { leaving, shared, running: count(leaving, "in_flight"), waiting: count(others, "queued") };
+  }
+
+  /** True if there is memory for a model beside what is awake. @param {string} model */
+  _fits(model) {
+    const { group, needs_waking: needs, needs_asleep: asleep } = this._store.model(model) ?? {};
+    const memory = this._store.status?.groups[group ?? ""]?.memory ?? [];
+    // Without sizes, lists of models say who may be awake beside whom, and the page does not know them.
+    return Boolean(needs && memory.length) && memory.every(({ resource, free }) => (needs?.[resource] ?? 0) - (asleep?.[resource] ?? 0) <= free);
   }
 
   /** @param {string} model */
   async switchTo(model) {
-    const { active, running } = this._cost(model);
+    const { leaving, shared, running } = this._cost(model);
     if (running) {
-      const text = `${many(running, "request")} in flight on ${active} must finish first; it admits no new ones meanwhile.`;
+      const text = shared
+        ? `There may be no memory for it beside ${leaving.join(", ")}. What has to leave first finishes its requests (${running} in flight in all), and admits no new ones meanwhile.`
+        : `${many(running, "request")} in flight on ${leaving[0]} must finish first; it admits no new ones meanwhile.`;
       if (!(await confirm({ title: `Switch to ${model}?`, text, yes: "Switch" })).yes) return;
     }
     await tell(() => post("control/switch", { model }));
@@ -54,14 +67,15 @@ export class Actions {
 
   /** @param {string} model */
   async pin(model) {
-    const { waiting } = this._cost(model);
-    const text = `Switches to ${model} and keeps it awake. Requests for the group's other models get 503 until it is unpinned${waiting ? `; ${waiting} wait now` : ""}.`;
+    const { shared, waiting } = this._cost(model);
+    const whose = shared ? "models that cannot be awake beside it" : "the group's other models";
+    const text = `Switches to ${model} and keeps it awake. Requests for ${whose} get 503 until it is unpinned${waiting ? `; ${waiting} wait now` : ""}.`;
     const answer = await confirm({ title: `Pin ${model}?`, text, yes: "Pin", option: "Let them wait instead" });
     if (answer.yes) await tell(() => post("control/pin", { model, wait: answer.option }));
   }
 
-  /** @param {string} group */
-  unpin = (group) => tell(() => post("control/unpin", { group }));
+  /** @param {{group: string} | {model: string}} what */
+  unpin = (what) => tell(() => post("control/unpin", what));
 
   /** @param {"auto" | "manual"} mode */
   async setMode(mode) {

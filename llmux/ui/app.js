@@ -15,6 +15,7 @@ import { Playground } from "./playground.js";
 import { Requests } from "./requests.js";
 import "./sections.js";
 import { Store } from "./state.js";
+import { awakeOf, moved, switchesOf } from "./switches.js";
 import { Timeline } from "./timeline.js";
 
 const TRIM_MS = 30_000;
@@ -62,7 +63,11 @@ store.on("status", () => {
   byId("mode-auto").setAttribute("aria-pressed", String(status.mode === "auto"));
   byId("mode-manual").setAttribute("aria-pressed", String(status.mode === "manual"));
   say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}`);
-  const active = Object.values(status.groups).map((group) => group.switch?.to ?? group.active_model ?? "idle");
+  const active = Object.values(status.groups).map((group) => {
+    const switches = switchesOf(group);
+    const stay = awakeOf(group).filter((name) => !switches.some((record) => moved(record).includes(name)));
+    return [...stay, ...switches.map((record) => record.to)].join(" + ") || "idle";
+  });
   document.title = `${active.join(", ")} · llmux`;
 });
 

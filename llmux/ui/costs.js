@@ -2,6 +2,7 @@
 
 import { byId, h, nameOf } from "./dom.js";
 import { duration } from "./format.js";
+import { awakeOf } from "./switches.js";
 
 /** @typedef {import("./state.js").Store} Store */
 
@@ -22,7 +23,7 @@ export class Costs {
   update() {
     const status = this._store.status;
     if (!status) return;
-    const groups = Object.entries(status.groups).map(([name, { models, active_model: active }]) => ({ name, models, active }));
+    const groups = Object.entries(status.groups).map(([name, group]) => ({ name, models: group.models, awake: awakeOf(group) }));
     const key = JSON.stringify([status.estimated_costs, groups]);
     if (key === this._shown) return;
     this._shown = key;
@@ -30,8 +31,9 @@ export class Costs {
     byId("costs-body").replaceChildren(...groups.map((group) => this._table(group, status.estimated_costs, most)));
   }
 
-  /** @param {{name: string, models: string[], active: string | null}} group @param {Record<string, Record<string, number>>} costs @param {number} most */
-  _table({ name, models, active }, costs, most) {
+  /** @param {{name: string, models: string[], awake: string[]}} group @param {Record<string, Record<string, number>>} costs @param {number} most */
+  _table({ name, models, awake }, costs, most) {
+    const now = awake.length ? awake : [NOTHING];
     const cell = (/** @type {string} */ from, /** @type {string} */ to) => {
       const secs = costs[from]?.[to];
       const element = h("td.heat", { title: from === to ? null : `${from === NOTHING ? "nothing" : from} → ${to}` }, from === to ? "" : secs === undefined ? "–" : duration(secs));
@@ -44,7 +46,7 @@ export class Costs {
       h("caption", {}, name),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from \\ to"), ...models.map((model) => h("th", { scope: "col" }, nameOf(model))))),
       h("tbody", {}, ...[NOTHING, ...models].map((from) =>
-        h(`tr${(active ?? NOTHING) === from ? ".now" : ""}`, {}, h("th", { scope: "row" }, nameOf(from === NOTHING ? "nothing" : from)), ...models.map((to) => cell(from, to))))),
+        h(`tr${now.includes(from) ? ".now" : ""}`, {}, h("th", { scope: "row" }, nameOf(from === NOTHING ? "nothing" : from)), ...models.map((to) => cell(from, to))))),
     );
   }
 }

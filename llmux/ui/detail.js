@@ -5,6 +5,7 @@ import { bytes, clock, duration, many } from "./format.js";
 import { explain, waitEnd } from "./explain.js";
 import { STATES } from "./looks.js";
 import { ruleInWords } from "./rules.js";
+import { change, moved } from "./switches.js";
 
 /**
  * @typedef {import("./state.js").Store} Store
@@ -88,7 +89,7 @@ export class Detail {
     const recalled = record.id < 0; // from the journal, which does not keep all of it
     const cause = record.request && (this._store.requests.get(record.request) ?? this._store.ended.get(record.request));
     return [
-      h("h2", { id: "detail-title" }, `${record.from ?? "nothing"} → ${record.to}`),
+      h("h2", { id: "detail-title" }, change(record)),
       h("p", {}, h(`span.chip.${result === "failure" ? "failed" : "plain"}`, {}, result), ` ${recalled ? "before the restart" : `switch ${record.id}`} · ${clock(record.started, true)} · ${duration(total)}`),
       record.error ? h("p.error-text", {}, record.error) : null,
       h("h3", {}, "Why"),
@@ -117,7 +118,7 @@ export class Detail {
 
   /** @param {SwitchRecord} record @param {number} end @returns {Bar[]} */
   _phases(record, end) {
-    const models = [...new Set([record.from, record.to])].filter((name) => name !== null);
+    const models = [...new Set(moved(record))];
     return models
       .flatMap((model) =>
         (this._store.states.get(model)?.within(record.started, end) ?? [])
@@ -131,7 +132,7 @@ export class Detail {
   /** @param {SwitchRecord} record @param {number} end */
   _hooks(record, end) {
     const runs = [...this._store.hooks.values()].filter(
-      (run) => [record.from, record.to].includes(run.model) && run.hook !== "alive" &&
+      (run) => moved(record).includes(run.model) && run.hook !== "alive" &&
         run.started >= record.started - SLACK_SECS && run.started <= end + SLACK_SECS,
     );
     if (!runs.length) return [h("p.none", {}, record.id < 0 ? "Not kept over a restart; the models' logs have their output." : "None has run yet.")];
@@ -159,7 +160,7 @@ export class Detail {
       switches.length ? h("h3", {}, many(switches.length, "switch").replace(/switchs$/, "switches")) : null,
       switches.length
         ? h("ul.plain-list", {}, ...switches.slice(-20).map((record) => h("li", {},
-            h("button.link-button", { type: "button", onclick: () => this.showSwitch(record) }, `${record.from ?? "nothing"} → ${record.to}`),
+            h("button.link-button", { type: "button", onclick: () => this.showSwitch(record) }, change(record)),
             ` ${duration((record.ended ?? now) - record.started)}${record.request === id ? ", for this request" : ""}: ${record.rule || "–"}${record.reason ? `, ${record.reason}` : ""}`)))
         : null,
       h("h3", {}, "Request"),

@@ -33,6 +33,13 @@ export function bytes(count) {
   return `${value < 9.95 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
+/** @param {number} count @returns {string} Bytes in GiB or MiB, as configs name memory. */
+export function binary(count) {
+  const mib = count / 2 ** 20;
+  const [value, unit] = mib < 1000 ? [mib, "MiB"] : [mib / 1024, "GiB"];
+  return `${value < 9.95 && value % 1 ? value.toFixed(1) : Math.round(value)} ${unit}`;
+}
+
 /** @param {string} name @param {number} most @returns {string} The name, without its organisation if it is longer than `most`. */
 export function shortName(name, most) {
   const cut = name.lastIndexOf("/", name.length - 2);

@@ -4,11 +4,14 @@ import { byId, h, nameOf, patchList, say } from "./dom.js";
 import { expectedWait } from "./explain.js";
 import { duration, many } from "./format.js";
 import { STATES } from "./looks.js";
+import { patchMemory } from "./memory.js";
+import { awakeOf, change, moved, pinsOf, switchesOf } from "./switches.js";
 
 /**
  * @typedef {import("./state.js").Store} Store
  * @typedef {import("./types.js").GroupStatus} GroupStatus
  * @typedef {import("./types.js").ModelStatus} ModelStatus
+ * @typedef {import("./types.js").SwitchRecord} SwitchRecord
  */
 
 const FRESHEN_MS = 250;
@@ -36,7 +39,7 @@ export class Groups {
     card.append(
       h("div.group-head", {},
         h("span.group-name", {}, name),
-        part("pin", h("button.badge.pin", { type: "button", hidden: true, onclick: () => this._actions.unpin(name) })),
+        part("pins", h("span.pins")),
         part("standby", h("span.badge", { hidden: true })),
       ),
       h("div.group-top", {},
@@ -48,44 +51,50 @@ export class Groups {
         ),
       ),
       part("stays", h("div.small-text", { hidden: true })),
-      h("div.group-progress", {}, part("progress", h("progress", { max: 1, "aria-label": `Progress of the switch in ${name}` })), part("times", h("span.times"))),
+      part("one", h("div.group-progress")),
+      part("switches", h("ul.switches", { "aria-label": `Running switches of ${name}`, hidden: true })),
+      part("memory", h("div.memory", { hidden: true })),
       h("div.scroll", {}, h("table.table.models", {},
         h("caption.unseen", {}, `Models of ${name}`),
         h("thead.unseen", {}, h("tr", {}, ...["Model", "State", "In flight and waiting", "Actions"].map((text) => h("th", { scope: "col" }, text)))),
         part("models", h("tbody")),
       )),
     );
+    addProgress(card, card.one, `Progress of the switch in ${name}`);
     return card;
   }
 
   /** @param {any} card @param {string} name */
   _patchGroup(card, name) {
-    const group = /** @type {any} */ (this._store.status).groups[name];
+    const group = /** @type {GroupStatus} */ (/** @type {any} */ (this._store.status).groups[name]);
     const models = /** @type {[string, ModelStatus][]} */ (group.models.map((/** @type {string} */ model) => [model, this._store.model(model)]).filter((/** @type {any[]} */ pair) => pair[1]));
     const now = this._store.now();
     const running = models.reduce((sum, [, model]) => sum + model.in_flight, 0);
     const waiting = models.reduce((sum, [, model]) => sum + model.queued, 0);
-    const shown = group.active_model ?? group.switch?.to ?? null;
+    const switches = switchesOf(group);
+    const awake = awakeOf(group);
+    const several = switches.length > 1;
+    const shown = awake.length ? awake.join(", ") : group.switch?.to ?? null;
     const { label, state, since, expected } = phaseOf(group, models, shown);
     card.dataset.state = state;
     say(card.active, shown ?? "nothing awake");
-    say(card.phase, label);
-    const took = Math.max(0, now - since);
-    const switching = Boolean(group.switch);
-    card.progress.hidden = !switching;
-    if (switching && expected) card.progress.value = Math.min(1, took / expected);
-    else card.progress.removeAttribute("value");
-    card.progress.classList.toggle("late", Boolean(expected && took > expected));
-    say(card.times, switching ? `${duration(took)} of ${expected ? `about ${duration(expected)}` : "unknown"}${expected && took > expected ? " (late)" : ""}` : `for ${duration(took)}`);
-    card.stays.hidden = !group.stays || switching;
-    say(card.stays, group.stays ? `stays with ${group.active_model}: ${group.stays}` : "");
+    card.active.classList.toggle("many", awake.length > 2);
+    say(card.phase, several ? `${switches.length} switches run` : label);
+    card.one.hidden = several;
+    patchProgress(card, Math.max(0, now - since), switches.length > 0, expected);
+    card.switches.hidden = !several;
+    patchList(card.switches, several ? switches : [], (record) => String(record.id), makeSwitch, (row, record) => patchSwitch(row, record, models, now));
+    patchMemory(card.memory, group.memory ?? [], this._store);
+    card.stays.hidden = !group.stays || switches.length > 0;
+    say(card.stays, group.stays ? `stays with ${awake.join(", ")}: ${group.stays}` : "");
     say(card.running, String(running));
     say(card.waiting, String(waiting));
     say(card.oldest, waiting ? duration(this._longestWait(models, now)) : "–");
-    card.pin.hidden = !group.pinned;
-    if (group.pinned) {
-      say(card.pin, `pinned to ${group.pinned.model}${group.pinned.wait ? ", others wait" : ""} · unpin`);
-    }
+    const pins = pinsOf(group);
+    patchList(card.pins, pins, (pin) => `${pins.length > 1} ${pin.model}`, (pin) => {
+      const what = pins.length > 1 ? { model: pin.model } : { group: name };
+      return h("button.badge.pin", { type: "button", onclick: () => this._actions.unpin(what) });
+    }, (badge, pin) => say(badge, `pinned to ${pin.model}${pin.wait ? ", others wait" : ""} · unpin`));
     card.standby.hidden = !group.standby;
     say(card.standby, `standby: ${group.standby}`);
     patchList(card.models, models, ([model]) => model, ([model]) => this._makeModel(model), (row, [model, status]) => this._patchModel(row, model, status, group, now));
@@ -109,7 +118,7 @@ export class Groups {
     const part = (/** @type {string} */ key, /** @type {any} */ element) => (row[key] = element);
     const button = (/** @type {string} */ text, /** @type {() => void} */ act) => h("button.small", { type: "button", "aria-label": `${text} ${name}`, onclick: act }, text);
     row.append(
-      h("th", { scope: "row", title: name }, h("span.model-name", {}, nameOf(name)), part("error", h("div.error-text", { hidden: true }))),
+      h("th", { scope: "row", title: name }, h("span.model-name", {}, nameOf(name)), part("kept", h("span.badge", { hidden: true, title: "Only operators put it to sleep for another model" }, "kept")), part("error", h("div.error-text", { hidden: true }))),
       h("td", {}, part("chip", h("span.chip")), part("eta", h("div.small-text"))),
       h("td.num", {}, part("numbers", h("span"))),
       h("td.orders", {},
@@ -124,7 +133,9 @@ export class Groups {
   /** @param {any} row @param {string} name @param {ModelStatus} model @param {GroupStatus} group @param {number} now */
   _patchModel(row, name, model, group, now) {
     row.chip.className = `chip ${model.state}`;
-    say(row.chip, STATES[model.state].label);
+    say(row.chip, model.stopped && model.state === "asleep" ? "stopped" : STATES[model.state].label);
+    row.chip.title = model.stopped ? "Asleep, and its stop hook has run" : "";
+    row.kept.hidden = !model.kept;
     const wait = expectedWait(this._store, name, now);
     const waits = model.queued > 0 && !model.awake && wait !== null && model.state !== "draining";
     const away = waits || (["asleep", "failed"].includes(model.state) && wait !== null);
@@ -146,9 +157,46 @@ export class Groups {
     say(row.error, alive + failing + trouble);
     row.error.title = model.last_error ?? "";
     row.switch.disabled = model.awake;
-    row.pin.disabled = group.pinned?.model === name;
+    row.pin.disabled = pinsOf(group).some((pin) => pin.model === name);
     row.sleep.disabled = !model.awake;
   }
+}
+
+/** @param {any} owner Gets the parts. @param {Element} parent @param {string} label */
+function addProgress(owner, parent, label) {
+  owner.progress = h("progress", { max: 1, "aria-label": label });
+  owner.times = h("span.times");
+  parent.append(owner.progress, owner.times);
+}
+
+/** @param {any} owner @param {number} took @param {boolean} switching @param {number | null | undefined} expected */
+function patchProgress({ progress, times }, took, switching, expected) {
+  progress.hidden = !switching;
+  if (switching && expected) progress.value = Math.min(1, took / expected);
+  else progress.removeAttribute("value");
+  progress.classList.toggle("late", Boolean(expected && took > expected));
+  say(times, switching ? `${duration(took)} of ${expected ? `about ${duration(expected)}` : "unknown"}${expected && took > expected ? " (late)" : ""}` : `for ${duration(took)}`);
+}
+
+/** One of several running switches. @param {SwitchRecord} record */
+function makeSwitch(record) {
+  const row = h("li", {}, h("strong", {}, change(record)));
+  row.append((row.phase = h("span.phase")), (row.bar = h("div.group-progress")));
+  addProgress(row, row.bar, `Progress of the switch to ${record.to}`);
+  return row;
+}
+
+/** @param {any} row @param {SwitchRecord} record @param {[string, ModelStatus][]} models @param {number} now */
+function patchSwitch(row, record, models, now) {
+  const busy = models.find(([name, model]) => moved(record).includes(name) && ["draining", "sleeping", "waking"].includes(model.state));
+  say(row.phase, busy ? activity(...busy) : "waits for its turn");
+  patchProgress(row, Math.max(0, now - record.started), true, record.expected_secs);
+}
+
+/** @param {string} name @param {ModelStatus} model */
+function activity(name, model) {
+  const left = model.state === "draining" ? `, ${many(model.in_flight, "request")} left` : "";
+  return `${name}: ${STATES[model.state].label}${left}`;
 }
 
 /**

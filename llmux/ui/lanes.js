@@ -2,6 +2,7 @@
 
 import { clock, duration, shortName } from "./format.js";
 import { STATES, fills, modelColour } from "./looks.js";
+import { moved } from "./switches.js";
 import { colour } from "./theme.js";
 
 /**
@@ -15,6 +16,7 @@ import { colour } from "./theme.js";
 
 export const AXIS_HEIGHT = 22;
 export const SWITCHES_HEIGHT = 26;
+export const SHARED_LEVELS = 2; // of switches that run at the same time
 export const LANE_HEIGHT = 46;
 const LANE_PADDING = 5;
 const LEAST_SCALE = 4; // smallest number of requests that fills a lane's height
@@ -121,7 +123,7 @@ export class Lanes {
     const slack = (4 / this.width) * this._view.span;
     return [...this._store.switches.values()].findLast(
       (record) =>
-        [record.from, record.to].includes(row.name) &&
+        moved(record).includes(row.name) &&
         time >= record.started - slack && time <= (record.ended ?? Infinity) + slack,
     );
   }
@@ -279,13 +281,21 @@ export class Lanes {
 
   /** @param {CanvasRenderingContext2D} ink @param {Row} row @param {number} now */
   _drawSwitches(ink, row, now) {
-    let free = -Infinity;
+    const levels = Math.max(1, Math.round(row.height / SWITCHES_HEIGHT));
+    const height = row.height / levels;
+    /** By level: the end of its last switch in pixels, that of its text, and that switch's time of end. */
+    const rows = Array.from({ length: levels }, () => ({ free: -Infinity, until: -Infinity }));
     for (const record of this._store.switches.values()) {
       const end = record.ended ?? now;
       if (record.group !== row.name || end < this._from || record.started > this._to) continue;
+      const level = rows.findIndex(({ until }) => until <= record.started);
+      const number = level < 0 ? rows.indexOf(rows.reduce((one, other) => (other.until < one.until ? other : one))) : level;
+      const here = rows[number];
+      here.until = Math.max(here.until, end);
+      const top = row.top + number * height;
       const left = Math.max(-4, this.x(record.started));
-      const box = { x: left, y: row.top + 5, width: Math.max(5, this.x(end) - left), height: row.height - 9 };
-      this._switchBoxes.push({ record, box: { ...box, x: box.x - 3, y: row.top, width: box.width + 6, height: row.height } });
+      const box = { x: left, y: top + 5, width: Math.max(5, this.x(end) - left), height: height - 9 };
+      this._switchBoxes.push({ record, box: { ...box, x: box.x - 3, y: top, width: box.width + 6, height } });
       const failed = record.result === "failure";
       const chosen = record.id === this.chosenSwitch;
       ink.fillStyle = failed ? /** @type {any} */ (this._fills).failed.fill : this._colours.accent;
@@ -305,11 +315,11 @@ export class Lanes {
       if (box.width > width + 10) {
         ink.fillStyle = failed || (abandoned && !chosen) ? this._colours.text : this._colours["on-accent"];
         ink.fillText(text, Math.max(5, box.x + 6), box.y + box.height / 2 + 0.5);
-        free = box.x + box.width;
-      } else if (box.x > free + 4 && this._nextStart(record, row) - box.x - box.width > width + 14) {
+        here.free = box.x + box.width;
+      } else if (box.x > here.free + 4 && this._nextStart(record, row) - box.x - box.width > width + 14) {
         ink.fillStyle = failed ? this._colours.failed : this._colours.muted;
         ink.fillText(text, box.x + box.width + 5, box.y + box.height / 2 + 0.5);
-        free = box.x + box.width + 5 + width;
+        here.free = box.x + box.width + 5 + width;
       }
     }
   }

@@ -1,6 +1,7 @@
 /** The page's data: built from status, history and events, and limited to the last hour. */
 
 import { Counts, States } from "./series.js";
+import { switchesOf } from "./switches.js";
 
 /**
  * @typedef {import("./types.js").Status} Status
@@ -112,7 +113,7 @@ export class Store {
     for (const map of [this.states, this.counts]) {
       for (const name of map.keys()) if (!(name in status.models)) map.delete(name);
     }
-    for (const group of Object.values(status.groups)) if (group.switch) this._addSwitch(group.switch);
+    for (const group of Object.values(status.groups)) for (const record of switchesOf(group)) this._addSwitch(record);
     this._mark("status");
     this._mark("timeline");
   }
@@ -220,6 +221,7 @@ const EVENTS = {
       const group = /** @type {Status} */ (store.status).groups[model.group];
       const awake = group.models.filter((name) => ["awake", "draining"].includes(store.model(name)?.state ?? ""));
       group.active_model = awake[0] ?? null;
+      group.awake_models = awake;
       group.since = change.at;
     }
     store._mark("status");
@@ -228,7 +230,11 @@ const EVENTS = {
   switch(store, record) {
     store._addSwitch(record);
     const group = /** @type {Status} */ (store.status).groups[record.group];
-    if (group) group.switch = record.ended === null ? record : null;
+    if (group) {
+      const others = switchesOf(group).filter(({ id }) => id !== record.id);
+      group.switches = record.ended === null ? [...others, record] : others;
+      group.switch = group.switches[0] ?? null;
+    }
     store._mark("status");
     store._mark("timeline");
   },
@@ -271,7 +277,14 @@ const EVENTS = {
   },
   pin(store, change) {
     const group = /** @type {Status} */ (store.status).groups[change.group];
-    if (group) group.pinned = change.pinned;
+    if (group) Object.assign(group, { pinned: change.pinned, pins: change.pins });
+    store._mark("status");
+  },
+  memory(store, change) {
+    for (const [name, memory] of Object.entries(change.groups)) {
+      const group = /** @type {Status} */ (store.status).groups[name];
+      if (group) group.memory = memory;
+    }
     store._mark("status");
   },
 };

@@ -3,8 +3,9 @@
 import { StackedChart } from "./chart.js";
 import { byId, h, nameOf, patchList, say } from "./dom.js";
 import { clock, duration, many } from "./format.js";
-import { AXIS_HEIGHT, LANE_HEIGHT, Lanes, SWITCHES_HEIGHT } from "./lanes.js";
+import { AXIS_HEIGHT, LANE_HEIGHT, Lanes, SHARED_LEVELS, SWITCHES_HEIGHT } from "./lanes.js";
 import { STATES, modelColour } from "./looks.js";
+import { change, moved, sharesMemory } from "./switches.js";
 import { onTheme } from "./theme.js";
 import { View } from "./view.js";
 
@@ -87,7 +88,7 @@ export class Timeline {
     if (!status || !outer) return;
     this._narrow = outer < NARROW;
     const gutter = this._narrow ? NARROW_GUTTER : GUTTER;
-    const key = JSON.stringify([outer, devicePixelRatio, Object.entries(status.groups).map(([name, { models }]) => [name, models])]);
+    const key = JSON.stringify([outer, devicePixelRatio, Object.entries(status.groups).map(([name, { models }]) => [name, models, sharesMemory(this._store, name)])]);
     if (key !== this._layout || force) {
       this._layout = key;
       /** @type {Row[]} */
@@ -97,7 +98,7 @@ export class Timeline {
         rows.push({ kind, name, top: last.top + last.height, height });
       };
       for (const [group, { models }] of Object.entries(status.groups)) {
-        add("switches", group, SWITCHES_HEIGHT);
+        add("switches", group, SWITCHES_HEIGHT * (sharesMemory(this._store, group) ? SHARED_LEVELS : 1));
         for (const model of models) add("model", model, LANE_HEIGHT);
       }
       this._body.style.setProperty("--gutter", `${gutter}px`);
@@ -307,7 +308,7 @@ export class Timeline {
     }
     if (record) {
       const took = duration((record.ended ?? now) - record.started);
-      lines.push(`Switch ${record.from ?? "nothing"} → ${record.to}, ${record.result ?? "running"}, ${took}`);
+      lines.push(`Switch ${change(record)}, ${record.result ?? "running"}, ${took}`);
       if (record.reason) lines.push(record.reason);
       if (record.waiting) lines.push(`${many(record.waiting, "request")} waited for it`);
     }
@@ -346,7 +347,7 @@ export class Timeline {
   /** Select the switch before or after the current one, within the selected lane if there is one. @param {number} step */
   _nextSwitch(step) {
     const lane = this._lanes.chosenLane;
-    const records = [...this._store.switches.values()].filter((record) => !lane || [record.from, record.to].includes(lane));
+    const records = [...this._store.switches.values()].filter((record) => !lane || moved(record).includes(lane));
     const at = records.findIndex((record) => record.id === this._lanes.chosenSwitch);
     const next = records[at < 0 ? records.length - 1 : Math.max(0, Math.min(records.length - 1, at + step))];
     if (!next) return;

@@ -7,7 +7,7 @@
  * @typedef {{id: number, group: string, from: string | null, to: string, started: number,
  *   ended: number | null, result: "success" | "failure" | "abandoned" | null, reason: string,
  *   rule: string, request: string | null, waiting: number, expected_secs: number | null,
- *   drain_secs: number, hook_secs: number, error: string | null}} SwitchRecord
+ *   drain_secs: number, hook_secs: number, error: string | null, evicts?: string[]}} SwitchRecord
  * @typedef {{model: string, hook: string, started: number, duration_secs: number | null,
  *   ok: boolean | null, error: string | null, output: string}} HookRun
  * @typedef {{at: number, models: Record<string, [number, number]>}} Counts
@@ -23,10 +23,17 @@
  *   aliases: string[], backend: string, max_in_flight: number | null,
  *   idle_sleep_secs: number | null, hooks: string[], failing?: boolean, failed_wakes?: number,
  *   alive_trouble?: {failures: number, limit: number, error: string} | null,
- *   tokens_per_sec?: number}} ModelStatus
+ *   tokens_per_sec?: number, kept?: boolean, stopped?: boolean,
+ *   needs?: Record<string, number> | null, needs_asleep?: Record<string, number> | null,
+ *   needs_waking?: Record<string, number> | null}} ModelStatus
+ * @typedef {"awake" | "waking" | "falling" | "asleep"} Holding
+ * @typedef {{resource: string, amount: number, free: number,
+ *   held: {model: string, bytes: number, as: Holding}[],
+ *   promised: {model: string, bytes: number, evicts: string[]}[]}} ResourceMemory
  * @typedef {{state: "idle" | "active" | "switching", since: number, active_model: string | null,
  *   models: string[], pinned: Pin | null, switch: SwitchRecord | null, standby: string | null,
- *   stays?: string | null}} GroupStatus
+ *   stays?: string | null, awake_models?: string[], switches?: SwitchRecord[], pins?: Pin[],
+ *   memory?: ResourceMemory[]}} GroupStatus
  * @typedef {{index: number, name: string, memory_used_bytes: number | null,
  *   memory_total_bytes: number | null, utilization: number | null}} Gpu
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",

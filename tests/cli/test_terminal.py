@@ -471,6 +471,7 @@ def run(*arguments: str) -> Result:
         (["pin", "a", "--wait"], ("POST", "/control/pin", b'{"model":"a","wait":true}')),
         (["unpin"], ("POST", "/control/unpin", b"{}")),
         (["unpin", "--group", "g"], ("POST", "/control/unpin", b'{"group":"g"}')),
+        (["unpin", "a"], ("POST", "/control/unpin", b'{"model":"a"}')),
         (["mode", "manual"], ("POST", "/control/mode", b'{"mode":"manual"}')),
         (["cancel", "r/1"], ("DELETE", "/control/requests/r%2F1", b"")),
         (["reload"], ("POST", "/control/reload", b"")),
@@ -487,7 +488,7 @@ def test_orders(fake: Fake, arguments: list[str], asked: object) -> None:
 def test_status_and_requests(fake: Fake) -> None:
     fake.says(STATUS)
     assert "llama -> mistral  waking 12 s of ~40 s" in run("status").stdout
-    assert json.loads(run("status", "--json").stdout) == msgspec.to_builtins(STATUS)
+    assert json.loads(run("status", "--json").stdout) == json.loads(msgspec.json.encode(STATUS))
     fake.says(REQUESTS)
     assert "10.0.0.7:51322" in run("requests", "--limit", "7").stdout
     assert fake.asked[-1][1] == "/control/requests?limit=7"
@@ -657,6 +658,7 @@ def test_mistakes_in_the_command_line(fake: Fake) -> None:
         ["switch"], ["mode", "off"], ["status", "--url", "ftp://x"], ["completion", "tcsh"],
         ["requests", "--watch"], ["requests", "--watch", "--json"], ["top"],
         ["status", "--key", "a", "--key-file", "b"], ["logs", "x", "-n", "-1"],
+        ["unpin", "a", "--group", "g"],
     ):  # fmt: skip
         assert run(*command).exit_code == 2, command
     assert not fake.asked

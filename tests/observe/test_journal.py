@@ -25,7 +25,7 @@ from llmux.config import parse_config
 from llmux.observe import journal
 from llmux.observe.journal import Entry, Journal, Request, Started, Switch, read_journal
 from llmux.policy import POLICIES
-from llmux.server.composition import started as what_started
+from llmux.server.settings_record import started as what_started
 from llmux.simulate import replay, simulate
 from llmux.simulate.outcome import mean
 from llmux.simulate.recordings import load_recordings
@@ -579,6 +579,20 @@ def test_an_old_journal_says_nothing_of_options_and_drains(tmp_path: Path) -> No
         '"max_wait_s":300,"min_active_s":0}\n'
     )
     assert list(read_journal(path)) == [Started(0, "fifo", {"a": "default"}, {}, 300, 0)]
+
+
+def test_an_old_journal_says_nothing_of_memory_and_evictions(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(
+        '{"event":"started","at":0,"policy":"fifo","groups":{},"slots":{},"max_wait_s":3,'
+        '"min_active_s":0}\n{"event":"switch","source":"a","target":"b","started":1,"ended":2,'
+        '"drain_s":0,"hooks_s":1,"result":"success"}\n'
+    )
+    start, switch = read_journal(path)
+    assert isinstance(start, Started)
+    assert isinstance(switch, Switch)
+    assert start.memory == {}
+    assert switch.evicts == ()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmux.observe.metrics import SECONDS_BUCKETS, STATES, Metrics, ModelGauges
+from llmux.observe.schemas import HeldMemory, PromisedMemory, ResourceMemory
 from llmux.switching.model import Phase
 
 # What dashboards and alerts may rely on.
@@ -33,6 +34,9 @@ MORE = {
     "llmux_healthy": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
     "llmux_tls_certificate_expiry_timestamp_seconds": ("gauge", set()),
+    "llmux_memory_bytes": ("gauge", {"group", "resource"}),
+    "llmux_memory_held_bytes": ("gauge", {"group", "resource", "model", "state"}),
+    "llmux_memory_promised_bytes": ("gauge", {"group", "resource", "model"}),
     "llmux_tokens": ("counter", {"model", "kind"}),
     "llmux_time_to_first_token_seconds": ("histogram", {"model"}),
 }
@@ -40,11 +44,21 @@ MORE = {
 NOW = ModelGauges(queued=1, in_flight=2, group="g", state="awake", oldest_wait_s=3)
 
 
+MEMORY = ResourceMemory(
+    resource="gpu0",
+    amount=80 << 30,
+    free=20 << 30,
+    held=[HeldMemory(model="a", bytes=60 << 30, holding="awake")],
+    promised=[PromisedMemory(model="b", bytes=40 << 30, evicts=["a"])],
+)
+
+
 def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": NOW})
     metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
     metrics.watch_certificate(lambda: 1.0)
+    metrics.watch_memory(lambda: {"g": [MEMORY]})
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
     metrics.tokens.labels("a", "prompt").inc()
     metrics.first_token.labels("a").observe(1)
@@ -89,6 +103,26 @@ def test_counts_are_read_when_scraped() -> None:
     assert 'llmux_request_oldest_wait_seconds{model="a"} 5.0' in text
     assert 'llmux_model_state{group="g",model="a",state="draining"} 1.0' in text
     assert 'llmux_model_state{group="g",model="a",state="awake"} 0.0' in text
+
+
+def test_memory_is_read_when_scraped() -> None:
+    metrics = Metrics()
+    memory = {"g": [MEMORY]}
+    metrics.watch_memory(lambda: memory)
+
+    def found() -> dict[str, tuple[dict[str, str], float]]:
+        families = text_string_to_metric_families(metrics.render().decode())
+        samples = (each for family in families for each in family.samples)
+        return {s.name: (s.labels, s.value) for s in samples if s.name.startswith("llmux_memory_")}
+
+    where = {"group": "g", "resource": "gpu0"}
+    assert found() == {
+        "llmux_memory_bytes": (where, 80 << 30),
+        "llmux_memory_held_bytes": ({**where, "model": "a", "state": "awake"}, 60 << 30),
+        "llmux_memory_promised_bytes": ({**where, "model": "b"}, 40 << 30),
+    }
+    memory.clear()  # a reload: one model is awake at a time
+    assert not found()
 
 
 def test_a_model_state_is_one_of_those_that_are_exported() -> None:

@@ -322,10 +322,10 @@ def gpu_findings(facts: Facts) -> Iterator[Finding]:
 def _gpu_findings(facts: Facts, use: GpuUse) -> Iterator[Finding]:
     gpu, states, has_told = use.gpu, _states(facts), False
     for process, used in use.users:
-        if used <= max(HELD_BYTES, HELD_SHARE * (gpu.memory_total_bytes or 0)):
+        state = states.get(process.model or "")
+        if used <= max(HELD_BYTES, HELD_SHARE * (gpu.memory_total_bytes or 0), _kept(state)):
             continue
         holds = f"holds {size(used)} of GPU {gpu.index}"
-        state = states.get(process.model or "")
         if process.model is None:
             has_told = True
             severity: Severity = "warning" if process.is_readable else "note"
@@ -349,6 +349,13 @@ def _gpu_findings(facts: Facts, use: GpuUse) -> Iterator[Finding]:
     if is_full and should_be_free and not has_told:
         what = f"all models are asleep, but {size(used_now or 0)} of GPU {gpu.index} are in use"
         yield Finding("problem", "gpu", what, "the next wake will not fit", "nvidia-smi")
+
+
+def _kept(state: ModelStatus | None) -> int:
+    """Return what a sleeping model may hold of one resource, in bytes, as its config says."""
+    if state is None or state.state != "asleep" or state.stopped:
+        return 0
+    return max((state.needs_asleep or {}).values(), default=0)
 
 
 def descriptor_findings(facts: Facts) -> Iterator[Finding]:

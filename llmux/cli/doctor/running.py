@@ -10,9 +10,11 @@ from llmux.cli.doctor.findings import Finding, Severity, number
 from llmux.cli.doctor.probes import is_of_this_machine, port_of
 from llmux.cli.doctor.reached import silence_findings, version_findings
 from llmux.cli.doctor.requests import request_findings
+from llmux.cli.doctor.sharing import fits_beside, members, memory_findings, shares_memory
+from llmux.cli.terminal.several import awake_of, models_of, pins_of, switches_of
 from llmux.cli.terminal.views import span
 from llmux.config.section import show_keys
-from llmux.observe.schemas import GroupStatus, ModelStatus
+from llmux.observe.schemas import GroupStatus, ModelStatus, SwitchRecord
 
 USUAL_SWITCH_S = 60.0
 """Duration from which to warn of a switch whose duration is not known yet."""
@@ -71,15 +73,26 @@ def operator_findings(facts: Facts, running: Running) -> Iterator[Finding]:
         severity: Severity = "problem" if waiting else "warning"
         yield Finding(severity, "mode", what, why, facts.llmux("mode", "auto"))
     for name, group in status.groups.items():
-        if group.pinned is None:
+        pins = pins_of(group)
+        if not pins:
             continue
-        waiting = _waiting_elsewhere(_modelsrequests_of(running, group))
-        does = f"{waiting} wait" if waiting else "wait" if group.pinned.wait else "get 503"
+        names = [pin.model for pin in pins]
+        others = [
+            model
+            for each, model in members(running, group)
+            if not (shares_memory(running, group) and fits_beside(running, group, each, names))
+        ]
+        waiting = _waiting_elsewhere(others)
+        waits = any(pin.wait for pin in pins)
+        does = f"{waiting} wait" if waiting else "wait" if waits else "get 503"
+        whose = "models that cannot be awake beside it"
+        if not shares_memory(running, group):
+            whose = "the group's other models"
         yield Finding(
             "problem" if waiting else "warning",
             "pin",
-            f"{group.pinned.model} is pinned in group {name}",
-            f"requests for the group's other models: {does}",
+            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} pinned in group {name}",
+            f"requests for {whose if len(names) == 1 else whose.replace('it', 'them')}: {does}",
             facts.llmux("unpin", "--group", name),
         )
 
@@ -92,11 +105,6 @@ def _waiting_elsewhere(models: Iterable[ModelStatus]) -> int:
     return sum(model.queued for model in models if not model.awake)
 
 
-def _modelsrequests_of(running: Running, group: GroupStatus) -> list[ModelStatus]:
-    models = running.status.models
-    return [models[name] for name in group.models if name in models]
-
-
 # ---- Switches and lines ----
 
 
@@ -104,25 +112,34 @@ def group_findings(
     facts: Facts, running: Running, name: str, group: GroupStatus
 ) -> Iterator[Finding]:
     """Yield a switch that takes long, and lines that the policy lets wait."""
-    if group.switch is not None:
-        yield from _switch_findings(facts, running, group)
-    elif running.status.mode == "auto" and group.pinned is None:
-        for model in group.models:
-            if model in running.status.models:
-                yield from _line_findings(facts, running, name, group, model)
+    switches, shared = switches_of(group), shares_memory(running, group)
+    for switch in switches:
+        yield from _switch_findings(facts, running, group, switch)
+    yield from memory_findings(name, group)
+    pinned = [pin.model for pin in pins_of(group)]
+    if running.status.mode != "auto" or (not shared and (switches or pinned)):
+        return
+    targets = {switch.target for switch in switches}
+    for model, _ in members(running, group):
+        if model not in targets and fits_beside(running, group, model, pinned):
+            yield from _line_findings(facts, running, name, group, model)
 
 
-def _switch_findings(facts: Facts, running: Running, group: GroupStatus) -> Iterator[Finding]:
-    switch, at = group.switch, running.status.at
-    assert switch is not None
-    took, usual = at - switch.started, switch.expected_secs
-    phase, why, remedy = _phase(facts, running, group)
-    if deaf := _deaf(facts, running, group):
+def _switch_findings(
+    facts: Facts, running: Running, group: GroupStatus, switch: SwitchRecord
+) -> Iterator[Finding]:
+    took, usual = running.status.at - switch.started, switch.expected_secs
+    moved, waiting_for = models_of(switch), [switch.target]
+    if not shares_memory(running, group):
+        moved, waiting_for = tuple(group.models), group.models
+    phase, why, remedy = _phase(facts, running, moved)
+    if deaf := _deaf(facts, running, switch, moved):
         why += f"; {deaf}"
     of = f" of ~{span(usual)}" if usual is not None else ""
-    waiting = sum(model.queued for model in _modelsrequests_of(running, group))
+    waiting = sum(model.queued for name, model in members(running, group) if name in waiting_for)
+    sources = " and ".join(models_of(switch)[:-1]) or "nothing"
     what = (
-        f"the switch from {switch.source or 'nothing'} to {switch.target} takes {span(took)}{of}, "
+        f"the switch from {sources} to {switch.target} takes {span(took)}{of}, "
         f"now: {phase}; {_wait(waiting)}"
     )
     if usual is not None and took > max(2 * usual, usual + LATE_S):
@@ -133,10 +150,10 @@ def _switch_findings(facts: Facts, running: Running, group: GroupStatus) -> Iter
         yield Finding("note", "switch", what, why)
 
 
-def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str, str]:
+def _phase(facts: Facts, running: Running, moved: Iterable[str]) -> tuple[str, str, str]:
     """Return what a switch does, what it waits for, and what to do about it."""
     models, at = running.status.models, running.status.at
-    for name in group.models:
+    for name in moved:
         state = models[name].state if name in models else ""
         if state == "draining":
             inside = requests_of(running, name, "forwarding", "answering")
@@ -155,14 +172,13 @@ def _phase(facts: Facts, running: Running, group: GroupStatus) -> tuple[str, str
     return "between two hooks", "", facts.llmux("status")
 
 
-def _deaf(facts: Facts, running: Running, group: GroupStatus) -> str:
+def _deaf(facts: Facts, running: Running, switch: SwitchRecord, moved: Iterable[str]) -> str:
     """Return what a wake that has gone on for long finds at its server's address."""
-    assert group.switch is not None
-    for name in group.models:
+    for name in moved:
         model = running.status.models.get(name)
         if model is None or model.state != "waking" or facts.listeners is None:
             continue
-        waited_s = running.status.at - max(model.since, group.switch.started)
+        waited_s = running.status.at - max(model.since, switch.started)
         port = port_of(model.backend) if is_of_this_machine(model.backend) else None
         if port is None or waited_s <= STUCK_S:
             continue
@@ -198,7 +214,11 @@ def _line_findings(
     expected = f"; expected wait of a new one: {span(model.eta_secs)}" if model.eta_secs else ""
     if state.stays is not None:
         bound = f" (at most about {span(most)}, policy.max_wait_secs)" if most else ""
-        why = f"the policy stays with {state.active_model}: {state.stays}{bound}{expected}"
+        awake = ", ".join(awake_of(state)) or "what is awake"
+        why = f"the policy stays with {awake}: {state.stays}{bound}{expected}"
+        yield Finding(_by_wait(wait, running), "line", what, why, facts.llmux("switch", name))
+    elif switches_of(state):
+        why = f"it waits until a running switch has ended, or for memory{expected}"
         yield Finding(_by_wait(wait, running), "line", what, why, facts.llmux("switch", name))
     elif wait > STUCK_S:
         why = f"no switch of group {group} runs, and its policy gives no reason{expected}"

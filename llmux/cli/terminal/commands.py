@@ -221,8 +221,9 @@ def status_command(terminal: Terminal) -> None:
 def top_command(terminal: Terminal) -> None:
     """Show the status live, with switches and requests; q quits.
 
-    Keys: up and down (or k and j) choose a model, s switches to it, p pins it, u unpins its group,
-    z puts it to sleep, m changes the mode. Each asks first.
+    Keys: up and down (or k and j) choose a model, s switches to it, p pins it, u unpins its group
+    (only the model, if several are pinned), z puts it to sleep, m changes the mode. Each asks
+    first.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("top needs a terminal; `llmux status` prints once")
@@ -307,7 +308,9 @@ sleep_command = _model_order(
 @remote("pin")
 @model_argument
 @click.option(
-    "--wait", is_flag=True, help="Requests for the group's other models wait; else they get 503."
+    "--wait",
+    is_flag=True,
+    help="Requests for models that cannot be awake beside it wait; else they get 503.",
 )
 def pin_command(terminal: Terminal, *, model: str, wait: bool) -> None:
     """Switch to a model and keep it awake.
@@ -320,10 +323,18 @@ def pin_command(terminal: Terminal, *, model: str, wait: bool) -> None:
 
 
 @remote("unpin")
-@click.option("--group", help="Whose pin. Default: every group's; and the mode becomes auto.")
-def unpin_command(terminal: Terminal, *, group: str | None) -> None:
-    """Remove the pin."""
-    terminal.order("/control/unpin", {} if group is None else {"group": group}, "unpinning ...")
+@click.argument("model", required=False, shell_complete=complete_models)
+@click.option("--group", help="All pins of this group.")
+def unpin_command(terminal: Terminal, *, model: str | None, group: str | None) -> None:
+    """Remove the pin of a model, or those of a group.
+
+    By default, all pins are removed, and the mode becomes auto.
+    """
+    if model is not None and group is not None:
+        raise click.UsageError("give a model or --group, not both")
+    order = {"model": model, "group": group}
+    body = {key: name for key, name in order.items() if name is not None}
+    terminal.order("/control/unpin", body, "unpinning ...")
 
 
 @remote("mode")

@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from llmux.cli.terminal.several import switches_of
 from llmux.observe.schemas import (
     AliveChange,
     Counts,
     FailingChange,
     GroupStatus,
     History,
+    MemoryChange,
     ModeChange,
     ModelStatus,
     PhaseChange,
@@ -40,6 +42,7 @@ KINDS: dict[str, type[Any]] = {
     "tokens": TokenRates,
     "alive": AliveChange,
     "failing": FailingChange,
+    "memory": MemoryChange,
     "mode": ModeChange,
     "pin": PinChange,
 }
@@ -110,10 +113,13 @@ class Picture:
                 for name, rate in news.models.items():
                     self._set_model(status, name, tokens_per_sec=rate)
             case SwitchRecord():
-                running = news if news.ended is None else None
-                self._set_group(status, news.group, switch=running)
+                self._set_switch(status, news)
             case PinChange():
-                self._set_group(status, news.group, pinned=news.pinned)
+                pins = news.pins or ([] if news.pinned is None else [news.pinned])
+                self._set_group(status, news.group, pinned=news.pinned, pins=pins)
+            case MemoryChange():
+                for name, memory in news.groups.items():
+                    self._set_group(status, name, memory=memory)
             case ModeChange():
                 self.status = replace(status, mode=news.mode)
 
@@ -178,15 +184,26 @@ class Picture:
             return
         members = status.groups[model.group].models
         states = {n: m.state for n, m in status.models.items() if n in members}
-        awake = next((name for name, state in states.items() if state == "awake"), None)
+        awake = [name for name in members if states.get(name) == "awake"]
         switching = not {"waking", "draining", "sleeping"}.isdisjoint(states.values())
         self._set_group(
             status,
             model.group,
-            active_model=awake,
+            active_model=awake[0] if awake else None,
+            awake_models=awake,
             since=news.at,
-            state="switching" if switching else "idle" if awake is None else "active",
+            state="active" if awake else "switching" if switching else "idle",
         )
+
+    def _set_switch(self, status: Status, news: SwitchRecord) -> None:
+        group = status.groups.get(news.group)
+        if group is None:
+            return
+        switches = [each for each in switches_of(group) if each.id != news.id]
+        if news.ended is None:
+            switches.append(news)
+        first = switches[0] if switches else None
+        self._set_group(status, news.group, switch=first, switches=switches)
 
     def _set_counts(self, status: Status, news: Counts) -> None:
         for name, (in_flight, queued) in news.models.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
@@ -11,8 +11,9 @@ from rich.text import Text
 
 from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.failures import Failed, shown
+from llmux.cli.terminal.several import models_of, switches_of
 from llmux.cli.terminal.views import span
-from llmux.observe.schemas import GroupStatus, ModelStatus, Status
+from llmux.observe.schemas import GroupStatus, ModelStatus, Status, SwitchRecord
 
 LOOK_S = 0.5
 """Interval between looks at the status."""
@@ -55,13 +56,23 @@ def describe(status: Status, model: str) -> str:
     name = _own_name(status, model)
     if name is None or (group := status.groups.get(status.models[name].group)) is None:
         return ""
-    members = {each: status.models[each] for each in group.models if each in status.models}
+    switch, moved = _part_of(group, name)
+    members = {each: status.models[each] for each in moved if each in status.models}
     step = _step(members, status.at)
     if not step:
-        return f"lets in who has waited for {shown(name)}" if group.switch is not None else ""
-    other = group.switch is not None and group.switch.target != name
-    before = f"first a switch to {shown(group.switch.target)}: " if other and group.switch else ""
-    return before + step + _whole(group, status.at)
+        return f"lets in who has waited for {shown(name)}" if switch is not None else ""
+    other = switch is not None and switch.target != name
+    before = f"first a switch to {shown(switch.target)}: " if other and switch else ""
+    return before + step + _whole(switch, status.at)
+
+
+def _part_of(group: GroupStatus, name: str) -> tuple[SwitchRecord | None, Sequence[str]]:
+    """Return the switch that a model is part of or waits for, and the models to look at."""
+    switches = switches_of(group)
+    own = next((each for each in switches if name in models_of(each)), None)
+    if not (group.memory or len(switches) > 1):  # one model is awake at a time
+        return own or group.switch, group.models
+    return own, (name,) if own is None else models_of(own)
 
 
 def _own_name(status: Status, model: str) -> str | None:
@@ -84,9 +95,9 @@ def _step(members: dict[str, ModelStatus], now: float) -> str:
     return ""
 
 
-def _whole(group: GroupStatus, now: float) -> str:
-    """Return how much of the expected duration of the switch has passed."""
-    if group.switch is None or group.switch.expected_secs is None:
+def _whole(switch: SwitchRecord | None, now: float) -> str:
+    """Return how much of the expected duration of a switch has passed."""
+    if switch is None or switch.expected_secs is None:
         return ""
-    took_s = max(0.0, now - group.switch.started)
-    return f" ({span(took_s)} of ~{span(group.switch.expected_secs)} in all)"
+    took_s = max(0.0, now - switch.started)
+    return f" ({span(took_s)} of ~{span(switch.expected_secs)} in all)"

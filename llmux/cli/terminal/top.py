@@ -25,6 +25,7 @@ from llmux.cli.terminal.client import Client
 from llmux.cli.terminal.events import read_events
 from llmux.cli.terminal.failures import Failed
 from llmux.cli.terminal.picture import Picture
+from llmux.cli.terminal.several import pins_of
 from llmux.observe.schemas import History, Message, RequestList, Status
 
 FRAME_S = 0.25
@@ -210,10 +211,14 @@ class Screen:
         if model is None:
             return None
         group = status.models[model].group
+        unpin = (f"unpin group {group}", "/control/unpin", {"group": group})
+        pins = pins_of(status.groups[group]) if group in status.groups else []
+        if len(pins) > 1 and model in {pin.model for pin in pins}:
+            unpin = (f"unpin {model}", "/control/unpin", {"model": model})
         return {
             "s": (f"switch to {model}", "/control/switch", {"model": model}),
             "p": (f"pin {model}", "/control/pin", {"model": model}),
-            "u": (f"unpin group {group}", "/control/unpin", {"group": group}),
+            "u": unpin,
             "z": (f"sleep {model}", "/control/sleep", {"model": model}),
         }.get(key)
 
@@ -238,16 +243,18 @@ class Screen:
         bars = SPARK_WIDTH if width < 110 else WIDE_SPARK_WIDTH
         sparks = {name: views.sparkline(values, bars) for name, values in picture.queues.items()}
         chosen = self._chosen_model(status)
+        remarks = [_cut(line) for line in views.remark_lines(status, now)]
+        tables = [views.groups_table(status, now), views.models_table(status, now, chosen, sparks)]
+        if memory := views.memory_table(status):
+            tables.append(memory)
         parts: list[RenderableType] = [
             _cut(views.head_line(status, self._url, now)),
             self._last_line(),
-            Text(),
-            views.groups_table(status, now),
-            Text(),
-            views.models_table(status, now, chosen, sparks),
         ]
-        parts += [_cut(line) for line in views.remark_lines(status, now)]
-        used = 7 + len(status.groups) + len(parts) - 6 + len(status.models)
+        for table in tables:
+            parts += [Text(), table]
+        parts += remarks
+        used = 3 + sum(2 + table.row_count for table in tables) - 2 + len(remarks)
         # A blank line and a head for each; requests get what switches leave.
         left = max(0, height - used - 4)
         switches = list(picture.switches.values())[::-1][: max(3, left // 2)]

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from llmux.cli.terminal.failures import shown
+from llmux.cli.terminal.grid import Grid
+from llmux.cli.terminal.several import awake_of, models_of, pins_of, switches_of
 from llmux.observe.schemas import (
     GroupStatus,
+    HeldMemory,
     ModelStatus,
+    PromisedMemory,
     RequestInfo,
     RequestList,
     Status,
@@ -29,11 +32,8 @@ STYLES = {
     "waking": "yellow", "draining": "yellow", "sleeping": "yellow", "switching": "yellow",
     "waiting": "yellow", "abandoned": "yellow",
     "failed": "bold red", "failure": "bold red",
-    "asleep": "dim", "idle": "dim",
+    "asleep": "dim", "stopped": "dim", "idle": "dim",
 }  # fmt: skip
-
-LEAST_WIDTH = 8
-"""Smallest width of a column whose words may be cut."""
 
 LAST_LINES = 4
 """Number of a hook's last lines that are shown below its error."""
@@ -59,6 +59,10 @@ def word(text: str | None, style: str = "") -> Text:
     return Text(_line(text or "-"), style, no_wrap=True, overflow="ellipsis")
 
 
+def _wrapped(text: str | None, style: str = "") -> Text:
+    return Text(_line(text or "-"), style)
+
+
 def _line(text: str) -> str:
     return shown(" ".join(text.split("\n")))
 
@@ -75,6 +79,8 @@ def span(seconds: float | None) -> str:
 
 def size(count: int) -> str:
     """A number of bytes with about three digits."""
+    if count < 0:
+        return f"-{size(-count)}"
     if count < 10_000:
         return f"{count} B"
     value = count / 1024
@@ -101,51 +107,6 @@ def _count(count: int, style: str = "") -> Text:
     return Text(str(count), style if count else "dim")
 
 
-class Grid:
-    """A table without lines that drops columns where there is no room.
-
-    Args:
-        columns: Heads and forms: `>` puts a column right, `~` lets its words be cut, `?` lets it be
-            left out, the last such one first.
-    """
-
-    def __init__(self, *columns: tuple[str, str]) -> None:
-        self._columns = columns
-        self._rows: list[tuple[list[Text], str]] = []
-
-    def add_row(self, *cells: Text, style: str = "") -> None:
-        """Append a row."""
-        self._rows.append((list(cells), style))
-
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table, as wide as the terminal."""
-        shown_ones = list(range(len(self._columns)))
-        optional = [i for i in shown_ones if "?" in self._columns[i][1]]
-        while optional and self._least_width(shown_ones) > options.max_width:
-            shown_ones.remove(optional.pop())
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for head, form in (self._columns[i] for i in shown_ones):
-            cut = "~" in form
-            table.add_column(
-                head,
-                justify="right" if ">" in form else "left",
-                no_wrap=not cut,  # rich makes only the others narrower
-                min_width=LEAST_WIDTH if cut else len(head),
-            )
-        for cells, style in self._rows:
-            table.add_row(*(cells[i] for i in shown_ones), style=style)
-        yield table
-
-    def _least_width(self, shown_ones: Sequence[int]) -> int:
-        widths = (
-            LEAST_WIDTH
-            if "~" in self._columns[i][1]
-            else max(len(self._columns[i][0]), *(cells[i].cell_len for cells, _ in self._rows), 0)
-            for i in shown_ones
-        )
-        return sum(widths) + 2 * (len(shown_ones) - 1)
-
-
 # ---- Status ----
 
 
@@ -165,51 +126,69 @@ def show_status(status: Status, url: str) -> RenderableType:
         Text(),
         models_table(status, status.at),
     ]
+    if memory := memory_table(status, wraps=True):
+        parts += [Text(), memory]
     remarks = remark_lines(status, status.at)
     return Group(*parts, *([Text(), *remarks] if remarks else []))
 
 
 def groups_table(status: Status, now: float) -> Grid:
-    """Show a line for each group: activity, since when, expected duration."""
+    """Show a line for each group, and one for each switch beside models that are awake."""
     table = Grid(
         ("GROUP", "~?"), ("MODEL", "~"), ("STATE", ""), ("IN FLIGHT", ">?"), ("WAITING", ">?"),
         ("PINNED", "?"),
     )  # fmt: skip
     for name, group in status.groups.items():
         models = [status.models[model] for model in group.models if model in status.models]
-        pinned = group.pinned
+        awake, switches = awake_of(group), switches_of(group)
+        first = switches[0] if len(switches) == 1 else None
+        alone = first if first and {*awake} <= {*models_of(first)} else None
         table.add_row(
             word(name),
-            word(_model_of(group)),
-            _doing(group, status, now),
+            word(_change(alone) if alone else ", ".join(awake) or None),
+            _switching(alone, status, now, group.models) if alone else _doing(group, status, now),
             _count(sum(model.in_flight for model in models)),
             _count(sum(model.queued for model in models), "yellow"),
-            Text("-" if pinned is None else "yes, wait" if pinned.wait else "yes"),
+            _pinned(group),
         )
+        for switch in [] if alone else switches:
+            doing = _switching(switch, status, now, models_of(switch))
+            table.add_row(Text(), word(_change(switch)), doing, Text(), Text(), Text())
     return table
 
 
-def _model_of(group: GroupStatus) -> str | None:
-    if group.switch is None:
-        return group.active_model
-    return f"{group.switch.source or 'nothing'} -> {group.switch.target}"
+def _change(switch: SwitchRecord) -> str:
+    *evicts, target = models_of(switch)
+    return f"{' + '.join(evicts) or 'nothing'} -> {target}"
+
+
+def _pinned(group: GroupStatus) -> Text:
+    pins = pins_of(group)
+    if not pins:
+        return Text("-")
+    wait = ", wait" if any(pin.wait for pin in pins) else ""
+    several = len(pins) > 1 or len(awake_of(group)) > 1
+    return word((", ".join(pin.model for pin in pins) if several else "yes") + wait)
+
+
+def _busy(status: Status, models: Iterable[str]) -> str | None:
+    """Return the state of the first of these models that is between two states of rest."""
+    states = (status.models[model].state for model in models if model in status.models)
+    return next((each for each in states if each in {"draining", "sleeping", "waking"}), None)
 
 
 def _doing(group: GroupStatus, status: Status, now: float) -> Text:
-    """Return a group's activity and its duration: `waking 12 s of ~40 s`."""
-    busy = [
-        status.models[model].state
-        for model in group.models
-        if model in status.models
-        and status.models[model].state in {"draining", "sleeping", "waking"}
-    ]
-    if group.switch is None:
-        state = busy[0] if busy else group.state
-        return _state(state).append(f" {span(now - group.since)}", "default")
-    doing = _state(busy[0] if busy else "switching")
-    doing.append(f" {span(now - group.switch.started)}", "default")
-    if group.switch.expected_secs is not None:
-        doing.append(f" of ~{span(group.switch.expected_secs)}", "default")
+    """Return the activity of a group without a switch, and its duration."""
+    state = None if awake_of(group) else _busy(status, group.models)
+    return _state(state or group.state).append(f" {span(now - group.since)}", "default")
+
+
+def _switching(switch: SwitchRecord, status: Status, now: float, models: Iterable[str]) -> Text:
+    """Return the activity of a switch and its duration: `waking 12 s of ~40 s`."""
+    doing = _state(_busy(status, models) or "switching")
+    doing.append(f" {span(now - switch.started)}", "default")
+    if switch.expected_secs is not None:
+        doing.append(f" of ~{span(switch.expected_secs)}", "default")
     return doing
 
 
@@ -235,7 +214,7 @@ def models_table(
         oldest = model.oldest_wait_secs if model.queued else None
         cells = [
             word(name),
-            _state(model.state),
+            _state("stopped" if model.stopped and model.state == "asleep" else model.state),
             Text(span(now - model.since)),
             Text(_in_flight(model), "" if model.in_flight else "dim"),
             _count(model.queued, "yellow"),
@@ -255,16 +234,53 @@ def _in_flight(model: ModelStatus) -> str:
     return f"{model.in_flight}" + (f"/{model.max_in_flight}" if model.max_in_flight else "")
 
 
+def memory_table(status: Status, *, wraps: bool = False) -> Grid | None:
+    """Show who holds each resource that models share; None: there is none.
+
+    Args:
+        status: Says it.
+        wraps: True to take several lines for a resource rather than to cut.
+    """
+    names = _wrapped if wraps else word
+    shared = {name: group.memory for name, group in status.groups.items() if group.memory}
+    if not shared:
+        return None
+    table = Grid(
+        ("MEMORY", "~"), ("SIZE", ">"), ("FREE", ">"), ("HELD BY", "~"), ("PROMISED", "~?"),
+    )  # fmt: skip
+    for name, memory in shared.items():
+        for each in memory:
+            table.add_row(
+                word(each.resource if len(shared) == 1 else f"{name}: {each.resource}"),
+                Text(size(each.amount)),
+                Text(size(each.free), "bold red" if each.free < 0 else ""),
+                names(", ".join(map(_held, each.held)) or None),
+                names(", ".join(map(_promised, each.promised)) or None, "yellow"),
+            )
+    return table
+
+
+def _held(held: HeldMemory) -> str:
+    how = "" if held.holding == "awake" else f" ({held.holding})"
+    return f"{held.model} {size(held.bytes)}{how}"
+
+
+def _promised(promised: PromisedMemory) -> str:
+    after = f" after {' + '.join(promised.evicts)}" if promised.evicts else ""
+    return f"{promised.model} {size(promised.bytes)}{after}"
+
+
 def remark_lines(status: Status, now: float) -> list[Text]:
     """Show the reasons of running switches, and errors of models."""
     lines = [
-        Text(_line(f"{name}: switch {group.switch.id}, {why(group.switch)}"))
+        Text(_line(f"{name}: switch {switch.id}, {why(switch)}"))
         for name, group in status.groups.items()
-        if group.switch is not None
+        for switch in switches_of(group)
     ]
     for name, group in status.groups.items():
-        if group.stays is not None and group.switch is None:
-            lines.append(Text(_line(f"{name}: stays with {group.active_model}: {group.stays}")))
+        if group.stays is not None and not switches_of(group):
+            awake = ", ".join(awake_of(group))
+            lines.append(Text(_line(f"{name}: stays with {awake}: {group.stays}")))
     for name, model in status.models.items():
         if (found := model.alive_trouble) is not None:
             failed = f"alive failed {found.failures} of {found.limit}: {found.error}"
@@ -315,7 +331,7 @@ def switches_table(switches: Iterable[SwitchRecord], now: float) -> Grid:
     for switch in switches:
         table.add_row(
             Text(span(now - switch.started)),
-            word(f"{switch.source or 'nothing'} -> {switch.target}"),
+            word(_change(switch)),
             _state(switch.result or "running"),
             Text(span((now if switch.ended is None else switch.ended) - switch.started)),
             Text(span(switch.drain_secs)),

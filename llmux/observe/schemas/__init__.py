@@ -21,6 +21,13 @@ from llmux.observe.schemas.listings import (
     RunningModels,
     Unloaded,
 )
+from llmux.observe.schemas.memory import (
+    HeldMemory,
+    Holding,
+    MemoryChange,
+    PromisedMemory,
+    ResourceMemory,
+)
 from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
 from llmux.observe.schemas.requests import (
@@ -65,9 +72,12 @@ __all__ = [
     "GroupState",
     "GroupStatus",
     "Health",
+    "HeldMemory",
     "History",
+    "Holding",
     "HookRun",
     "Journal",
+    "MemoryChange",
     "Message",
     "ModeChange",
     "ModeName",
@@ -91,11 +101,13 @@ __all__ = [
     "Pin",
     "PinChange",
     "PinOrder",
+    "PromisedMemory",
     "Reloaded",
     "RequestChanges",
     "RequestInfo",
     "RequestList",
     "RequestPhase",
+    "ResourceMemory",
     "Run",
     "RunningModel",
     "RunningModels",

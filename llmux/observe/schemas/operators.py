@@ -12,7 +12,8 @@ class Pin(Shape, frozen=True):
 
     Attributes:
         model: The pinned model.
-        wait: True if requests for the group's other models wait; otherwise they get 503.
+        wait: True if requests for models that cannot be awake beside it wait; otherwise they get
+            503.
     """
 
     model: str
@@ -37,12 +38,14 @@ class PinChange(Shape, frozen=True):
     Attributes:
         at: When.
         group: The group.
-        pinned: The new pin; null: the group is not pinned any more.
+        pinned: The last pin; null: the group is not pinned any more.
+        pins: All pins in force, the last one first.
     """
 
     at: float
     group: str
     pinned: Pin | None
+    pins: list[Pin] = msgspec.field(default_factory=list)
 
 
 class Reloaded(Shape, frozen=True):

@@ -31,7 +31,7 @@ class PinOrder(Order, frozen=True):
 
     Attributes:
         model: The model's name, or an alias.
-        wait: True if requests for the group's other models wait until the group is unpinned;
+        wait: True if requests for models that cannot be awake beside it wait until it is unpinned;
             otherwise they get 503.
     """
 
@@ -44,6 +44,8 @@ class UnpinOrder(Order, frozen=True):
 
     Attributes:
         group: The group to unpin. By default all groups are unpinned, and the mode becomes auto.
+        model: The model whose pin is to be removed, by its name or an alias; not with a group.
     """
 
     group: str | None = None
+    model: str | None = None

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from llmux.observe.schemas.base import ModelState, ModeName, Shape
+from llmux.observe.schemas.memory import ResourceMemory
 from llmux.observe.schemas.operators import Pin
 from llmux.observe.schemas.requests import Counts
 from llmux.observe.schemas.switches import AliveTrouble, HookRun, PhaseChange, SwitchRecord
@@ -40,7 +41,8 @@ class ModelStatus(Shape, frozen=True):
         last_error: Why the last attempt to wake it or put it to sleep failed; null after a
             successful wake.
         retry_in_secs: After a failed wake, time until the next attempt is allowed.
-        cost_secs: Expected hook time of a switch from the model that is awake now; null: unknown.
+        cost_secs: Expected hook time of a switch to it, from the models that are awake now; null:
+            unknown.
         eta_secs: Expected wait of a request that arrives now: the policy is asked what it would do.
             In manual mode, and with a pin, as if the switch began at once. null: unknown, or its
             wake keeps failing.
@@ -57,6 +59,12 @@ class ModelStatus(Shape, frozen=True):
             awake.
         tokens_per_sec: Tokens per second of the responses that ended in the last minute, as far as
             they reported them.
+        kept: True if it is evicted for no other model, but only by an operator (`keep`).
+        stopped: True if it sleeps, and its stop hook has run since.
+        needs: What it needs of the memory that its group shares while it is awake, in bytes by
+            resource; null: it shares none, or is awake alone, for example until it was measured.
+        needs_asleep: What it needs while it sleeps; null: it shares none.
+        needs_waking: What it needs while it wakes; null as for `needs`.
     """
 
     group: str
@@ -79,6 +87,11 @@ class ModelStatus(Shape, frozen=True):
     failed_wakes: int = 0
     alive_trouble: AliveTrouble | None = None
     tokens_per_sec: float = 0.0
+    kept: bool = False
+    stopped: bool = False
+    needs: dict[str, int] | None = None
+    needs_asleep: dict[str, int] | None = None
+    needs_waking: dict[str, int] | None = None
 
 
 class GroupStatus(Shape, frozen=True):
@@ -87,13 +100,18 @@ class GroupStatus(Shape, frozen=True):
     Attributes:
         state: switching, active (a model is awake) or idle.
         since: When the last change of a model's state happened.
-        active_model: The model that is awake; null: none is.
+        active_model: The model that is awake, the first if several are; null: none is.
         models: The names of its models.
-        pinned: Its pin; null: it is not pinned.
-        switch: The running switch; null: none is running.
+        pinned: Its last pin; null: it is not pinned.
+        switch: The running switch, the first if several are; null: none is running.
         standby: The model that is woken while the group is idle; null: none.
-        stays: Why the model that is awake stays, although requests wait for others; null: none do,
+        stays: Why the models that are awake stay, although requests wait for others; null: none do,
             or the policy does not say.
+        awake_models: All models that are awake.
+        switches: All running switches, in the order in which they began.
+        pins: All pins in force, the last one first.
+        memory: The memory that its models share; empty: one of them is awake at a time, or they
+            share none that has a size.
     """
 
     state: GroupState
@@ -104,6 +122,10 @@ class GroupStatus(Shape, frozen=True):
     switch: SwitchRecord | None
     standby: str | None
     stays: str | None = None
+    awake_models: list[str] = []  # noqa: RUF012 - msgspec copies it
+    switches: list[SwitchRecord] = []  # noqa: RUF012
+    pins: list[Pin] = []  # noqa: RUF012
+    memory: list[ResourceMemory] = []  # noqa: RUF012
 
 
 class Gpu(Shape, frozen=True):
@@ -133,8 +155,7 @@ class Status(Shape, frozen=True):
         boot: Identifies this start of llmux; ids of events and requests are only valid within it.
         started: When llmux started.
         state: switching if any group is switching, else active if any is active, else idle.
-        active_model: The model that is awake; null: none is. With several groups, the first such
-            model.
+        active_model: The model that is awake; null: none is. With several, the first one.
         mode: auto or manual.
         policy: The name of the policy.
         queue_depth: Number of requests that wait, by model.

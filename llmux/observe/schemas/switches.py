@@ -77,7 +77,7 @@ class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}
     Attributes:
         id: Its number since the start of llmux.
         group: Its group.
-        source: The model that was awake; null: none.
+        source: The model that was awake and is put to sleep, the first of several; null: none.
         target: The model to wake.
         started: When it began.
         ended: When it ended; null: it is running.
@@ -88,7 +88,7 @@ class SwitchRecord(Shape, frozen=True, rename={"source": "from", "target": "to"}
         request: The request that had waited longest for the target; null: none.
         waiting: Number of requests that waited for the target when it began.
         expected_secs: Expected duration, from earlier hooks and drains; null: unknown.
-        drain_secs: Part of the duration spent on the drain of the source.
+        drain_secs: Part of the duration spent on the drain of the source, the longest of several.
         hook_secs: Part of the duration spent in hooks.
         error: Why it failed.
         evicts: The models that it puts to sleep; `from` is the first of them.
