@@ -13,6 +13,7 @@ from llmux.config import HookName
 from llmux.errors import HookError, NotAlive
 from llmux.observe.events import Drained, Events
 from llmux.observe.logs import get_logger
+from llmux.switching.awake import AwakeRecord
 from llmux.switching.draining import cut_sockets, log_slow_drain, wait_drained
 from llmux.switching.group import Group
 from llmux.switching.hooks import Hooks, ModelHooks
@@ -49,6 +50,7 @@ class Steps:
         hooks: Runs the hooks.
         group: Supplies the settings, and records measured drains.
         events: Gets an event for each drain.
+        record: The models that may be awake, on disk.
         on_asleep: Called with each model that has been put to sleep.
     """
 
@@ -58,11 +60,13 @@ class Steps:
         group: Group,
         events: Events,
         *,
+        record: AwakeRecord,
         on_asleep: Callable[[Model], object],
     ) -> None:
         self._hooks = hooks
         self._group = group
         self._events = events
+        self._record = record
         self._on_asleep = on_asleep
         self._must_end_by: dict[object, float] = {}  # of each hook that runs
         self._is_closing = False
@@ -217,7 +221,8 @@ class Steps:
         Raises:
             HookError: It may still need something.
         """
-        await self._run_hook(hooks, "stop", source=model.name, target=target.name)
+        with self._record.unsure(model.name):
+            await self._run_hook(hooks, "stop", source=model.name, target=target.name)
         self._group.room.ledger.stopped(model.name)
         log.info("model_stopped", model=model.name, to=target.name)
 

@@ -134,7 +134,9 @@ class Switcher:
         self._door = Door(state)
         self._breaker = Breaker(state, events)
         self._members = Membership(state, self._record, self._chronicle)
-        self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
+        self._steps = Steps(
+            hooks, state, events, record=self._record, on_asleep=self._members.note_asleep
+        )
         placer = Placer(state, self._steps.hooks_of)
         self._decider = Decider(state, policy, placer)
         self._carrier = Carrier(
