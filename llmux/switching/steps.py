@@ -180,7 +180,7 @@ class Steps:
             target: The model that the switch is for.
             hooks: The hooks of `model`.
             then: The phase to enter afterwards.
-            is_deep: True to run the stop hook instead, since it may need nothing asleep.
+            is_deep: True to run the stop hook instead, as if there is not enough for it asleep.
 
         Returns:
             The hook time in seconds.
@@ -191,8 +191,9 @@ class Steps:
         started_at = trio.current_time()
         self._group.on_sleep(model.name)
         ledger = self._group.room.ledger
-        if not is_deep and ledger.may_sleep(model.name):
+        if may_sleep := not is_deep and ledger.may_sleep(model.name):
             ledger.sleep(model.name)
+        is_deep |= not may_sleep and hooks.has("stop")
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         hook: HookName = "stop" if is_deep else "sleep"

@@ -271,13 +271,11 @@ class Switcher:
 
     async def put_to_sleep(self) -> None:
         """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
-        ledger = self._group.room.ledger
         for model in self.models.values():
             if model.holds_gpu:
                 hooks = self._steps.hooks_of(model)
-                is_deep = hooks.has("stop") and not ledger.may_sleep(model.name)
                 with suppress(HookError):  # logged
-                    await self._steps.put_to_sleep(model, model, hooks, is_deep=is_deep)
+                    await self._steps.put_to_sleep(model, model, hooks)
 
     # ---- The loop ----
 
