@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
@@ -30,9 +31,16 @@ from bench.table import number, render
 from llmux.config import Config, PolicyConfig, parse_config
 from llmux.observe.journal import Phase, Switch, read_journal
 from llmux.policy import AdaptivePolicy
-from llmux.simulate import Arrival, Outcome, Slots, poisson, zipf
+from llmux.simulate import (
+    Arrival,
+    CoresidentSetup,
+    Outcome,
+    Slots,
+    poisson,
+    simulate_coresident,
+    zipf,
+)
 from llmux.simulate.arrivals import exponential
-from llmux.simulate.coresident import CoresidentSetup, simulate_coresident
 from llmux.simulate.outcome import mean, percentile
 from llmux.switching.memory import GroupMemory, memory_of
 
@@ -75,7 +83,7 @@ SIMULATIONS = 20
 
 Figures = Mapping[str, float]
 NAMES = ("mean", "p99", "wakes")
-WAYS = ("one hook at a time", "hooks overlap")
+WAYS = ("one hook at a time", "one on each resource", "all hooks overlap")
 
 
 @dataclass(frozen=True)
@@ -97,21 +105,23 @@ class Live:
 
 
 def config_of(way: str, ports: Sequence[int]) -> dict[str, object]:
-    """Return the config; what a model needs 0 of, its hooks touch nevertheless."""
+    """Return the config of a way."""
     models = {}
     for (name, kind), port in zip(MODELS.items(), ports, strict=True):
+        needs = {"gpu0": kind.gpu0 << 30, "gpu1": kind.gpu1 << 30}
         models[name] = {
             "port": port,
             "wake": HOOK.format(begun="wakes", s=kind.wake_s, ended="awake"),
             "sleep": HOOK.format(begun="sleeps", s=kind.sleep_s, ended="asleep"),
             "alive": "true",
-            "needs": {"gpu0": kind.gpu0 << 30, "gpu1": kind.gpu1 << 30},
+            # Hooks also touch what a model needs nothing of, if it says so.
+            "needs": {r: n for r, n in needs.items() if n or way == "one hook at a time"},
         }
     return {
         "port": 0,
         "state_dir": "state",
         "resources": RESOURCES,
-        "overlapping_hooks": way == "hooks overlap",
+        "overlapping_hooks": way == "all hooks overlap",
         "models": models,
     }
 
@@ -219,7 +229,9 @@ def run_simulated(
         sleep_s=sleep_s,
         server=lambda _model: Slots(SLOTS),
         policy=lambda: AdaptivePolicy(PolicyConfig()),
-        hooks_at_once=len(MODELS) if memory.overlapping_hooks else 1,
+        hooks_at_once=math.inf,
+        touches=memory.touches,
+        overlapping_hooks=memory.overlapping_hooks,
     )
     return simulate_coresident(setup, arrivals)
 
