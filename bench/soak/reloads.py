@@ -58,6 +58,8 @@ def change_preserving(rng: random.Random, model: Config, member: Member) -> None
     """Declare that a model preserves its requests, which it then loses."""
     model["preserves_in_flight"] = True
     model["sleep"] = member.hook(f"lose_requests; go_to_sleep {member.group}")
+    if "stop" in model:
+        model["stop"] = member.hook(f"lose_requests; stop_it {member.group}")
 
 
 def change_needs(rng: random.Random, model: Config, member: Member) -> None:
