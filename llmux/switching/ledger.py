@@ -244,9 +244,9 @@ class Ledger:
 
     # ---- What llmux finds ----
 
-    def find(self, model: str) -> None:
-        """Note that a model may be awake, without asking whether it fits."""
-        self._hold(model, Hold.AWAKE, is_found=True)
+    def find(self, model: str, hold: Hold = Hold.AWAKE) -> None:
+        """Note that a model may be awake, or waking, without asking whether it fits."""
+        self._hold(model, hold, is_found=True)
 
     def renew(self, memory: Memory) -> None:
         """Use other amounts and needs; of models that are new, assume that they sleep."""

@@ -381,6 +381,20 @@ async def test_a_stop_hook_that_runs_is_in_the_record(
         assert record.entry("a") is record.entry("b") is None
 
 
+async def test_one_that_was_killed_in_its_wake_may_hold_what_only_the_wake_needs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    needs = {"a": Needs.of((40,), peak=(60,)), "b": Needs.of((40,))}
+    record = AwakeRecord(tmp_path / "awake.json")
+    record.load(["a", "b"])
+    record.note("a", "unsure")
+    memory = shared({"gpu": 80}, needs, overlapping_hooks=True)  # else b would wait for a's lane
+    rig = SharedRig(memory, record=record, seconds={("a", "sleep"): 10})
+    rig.hooks.held["a"] = (60,)
+    async with rig.running():
+        assert await rig.ask("b") == 10
+
+
 # ---- A config with less memory ----
 
 
