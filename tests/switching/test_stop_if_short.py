@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import HookError
 from llmux.policy.room import Needs
+from llmux.switching.awake import AwakeRecord
 from llmux.switching.ledger import Hold
 from llmux.switching.model import Phase, Traits
 from tests.sharing import SharedRig, shared
@@ -70,3 +73,49 @@ async def test_when_it_is_down_and_the_stop_of_another_takes_long(
         await trio.sleep(1000)
         assert rig.switcher.models["a"].phase is Phase.ASLEEP
         beside.cancel_scope.cancel()
+
+
+async def test_after_two_failed_wakes_at_a_time(autojump_clock: MockClock) -> None:
+    needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
+    memory = shared({"gpu0": 40, "gpu1": 40, "ram": 30}, needs)
+    rig = SharedRig(
+        memory,
+        traits={name: Traits(stops=True) for name in needs},
+        seconds={(name, "sleep"): 10 for name in needs},
+        failing={(name, "wake"): 1 for name in needs},
+    )
+    rig.hooks.held |= {"a": (0, 0, 0), "b": (0, 0, 0)}
+    async with rig.running() as tasks:
+        await wait_all_tasks_blocked()
+        ledger = rig.switcher.room.ledger
+        await rig.switcher.put_model_to_sleep("b")
+        ledger.stopped("b")  # both are stopped, as after a time in which others slept
+        for name in needs:
+            tasks.start_soon(refused, rig, name)
+        await trio.sleep(50)
+        assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
+
+
+async def test_after_a_restart_that_finds_two(autojump_clock: MockClock, tmp_path: Path) -> None:
+    needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
+    record = AwakeRecord(tmp_path / "awake.json")
+    record.load(needs)
+    for name in needs:
+        record.note(name, "unsure")
+    rig = SharedRig(
+        shared({"gpu0": 40, "gpu1": 40, "ram": 30}, needs),
+        traits={name: Traits(stops=True) for name in needs},
+        seconds={(name, "sleep"): 10 for name in needs},
+        record=record,
+    )
+    rig.hooks.awake |= {*needs}
+    rig.hooks.held |= {name: each.awake for name, each in needs.items()}
+    async with rig.running():
+        await trio.sleep(50)
+        ledger = rig.switcher.room.ledger
+        assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
+
+
+async def refused(rig: SharedRig, model: str) -> None:
+    with pytest.raises(HookError):
+        await rig.ask(model)
