@@ -296,9 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.residency.live", description=__doc__)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY",
+                        help=f"of: {'; '.join(WAYS)}")  # fmt: skip
     options = parser.parse_args(arguments)
     found = []
-    for way in WAYS:
+    for way in options.ways:
         for seed in options.seeds:
             print(f"live: {way}, seed {seed}", file=sys.stderr, flush=True)
             found.append(compare(way, seed, options.requests))
