@@ -144,11 +144,11 @@ async def answer(backend: Gate | Shared, stream: trio.SocketStream) -> None:
 
 
 @asynccontextmanager
-async def backends(kind: Kind) -> AsyncIterator[list[int]]:
+async def backends(kind: Kind, models: int = MODELS) -> AsyncIterator[list[int]]:
     """A backend for each model; yields their ports."""
     async with trio.open_nursery() as nursery:
         ports = []
-        for _ in range(MODELS):
+        for _ in range(models):
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             ports.append(listener.socket.getsockname()[1])
             serve = partial(trio.serve_listeners, partial(answer, kind.live()), [listener])

@@ -10,6 +10,10 @@ promises of docs/guarantees.md are checked all the time:
   that it cuts (a drain over its time, a model found down) or whose client has left before that hook
   starts, so a request that is still connected then is always a violation. Servers also check that
   no smuggled request, no target that is not normalized, and no second model name reaches them.
+- With `--shared`, several models of a group are awake, as far as two resources suffice. Servers
+  check that what all of them hold is no more than there is, and hooks that none overlap on a
+  resource. Some models need something asleep, and have a stop hook; reloads change needs and
+  amounts.
 - Good clients check that each request ends in time and once: with the whole response of the right
   model, a documented error, or a cut; and that each error and cut has a cause: a fault injected
   into that model at the time, an operator's order, or a drain over its time.

@@ -70,6 +70,9 @@ def main() -> None:
     parser.add_argument(
         "--http2", action=argparse.BooleanOptionalAction, default=True, help="llmux speaks it"
     )
+    parser.add_argument(
+        "--shared", action="store_true", help="several models of a group are awake, within memory"
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy logs and config there")
     options = parser.parse_args()
     end_on_sigterm()
@@ -84,6 +87,7 @@ def main() -> None:
             groups=options.groups,
             ports=free_ports(options.models + 2),
             http2=options.http2,
+            shares=options.shared,
         )
         llmux = Llmux(stage, options.lane)
         run = Run(stage, llmux, Record(llmux), seconds=60 * options.minutes, seed=options.seed)
@@ -98,9 +102,10 @@ def main() -> None:
             if options.keep is not None:
                 shutil.copytree(name, options.keep, dirs_exist_ok=True)
         run.record.violations += [entry["what"] for entry in read_lines(Path(name) / "violations")]
+        sharing = " that share memory" if options.shared else ""
         print(
             f"lane {options.lane}, seed {options.seed}, {options.minutes:g} min, "
-            f"{len(stage.members)} models, HTTP/2 {'on' if options.http2 else 'off'}\n"
+            f"{len(stage.members)} models{sharing}, HTTP/2 {'on' if options.http2 else 'off'}\n"
         )
         print(report(run))
         sys.exit(1 if run.record.violations else 0)

@@ -26,9 +26,9 @@ from bench.soak.stage import Member
 from bench.soak.watch import DEATH_S
 
 REFUSALS = {
-    "switch": {"hook_failed", "not_ready", "pinned", "pin_lost", "model_not_found"},
-    "pin": {"hook_failed", "not_ready", "pin_lost", "pinned", "model_not_found"},
-    "sleep": {"hook_failed", "not_ready", "pinned", "model_not_found"},
+    "switch": {"hook_failed", "not_ready", "pinned", "pin_lost", "model_not_found", "no_room"},
+    "pin": {"hook_failed", "not_ready", "pin_lost", "pinned", "model_not_found", "no_room"},
+    "sleep": {"hook_failed", "not_ready", "pinned", "model_not_found", "no_room"},
 }
 """The documented errors of an order."""
 
@@ -58,6 +58,11 @@ async def tickets(run: Run) -> None:
         member = rng.choice(run.stage.members)
         put("sleep", SLEEP_FAULTS_VERIFIED if member.is_verified else SLEEP_FAULTS, rng, member)
 
+    async def stop(rng: random.Random) -> None:
+        sleepers = [each for each in run.stage.members if each.share and each.share.is_sleeper]
+        if sleepers:
+            put("stop", SLEEP_FAULTS, rng, rng.choice(sleepers))
+
     async def verify(rng: random.Random) -> None:
         verified = [member for member in run.stage.members if member.is_verified]
         put("verify_asleep", ["says no"], rng, rng.choice(verified))
@@ -65,6 +70,7 @@ async def tickets(run: Run) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.now_and_then, "wake hook", wake)
         nursery.start_soon(run.now_and_then, "sleep hook", sleep)
+        nursery.start_soon(run.now_and_then, "stop hook", stop)
         nursery.start_soon(run.now_and_then, "verify_asleep hook", verify)
 
 

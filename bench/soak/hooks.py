@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 HOOKS = r"""
-# Sourced by each hook: its functions take the group, and the words that start a server.
+# Sourced by each hook: its functions take the group, and the words that start a server. Where
+# models share memory, these are set: gpu, the file that a server locks; lanes, the files that hooks
+# lock; kept, the file of what the model needs asleep; and books, what it needs awake.
 slug=$(printf %s "$LLMUX_MODEL" | tr -c 'A-Za-z0-9\n' _)
 
 complain() {
     printf '{"at": %s, "what": "%s"}\n' "$(date +%s.%N)" "$*" >> violations
 }
 
-alone() {  # wake and sleep hooks of a group never overlap
-    gpu=gpu-$1
-    exec 9> "hooks-$1"
-    flock -n 9 || complain "two hooks at once: $LLMUX_HOOK of $LLMUX_MODEL"
+alone() {  # hooks of a group, or of one resource, never overlap
+    gpu=${gpu:-gpu-$1}
+    fd=9
+    for lane in ${lanes:-hooks-$1}; do
+        eval "exec $fd> $lane"
+        flock -n $fd || complain "two hooks at once on $lane: $LLMUX_HOOK of $LLMUX_MODEL"
+        fd=$((fd - 1))
+    done
+}
+
+keep() {  # what a model needs asleep; there is enough for one of a group
+    [ -n "$kept" ] || return 0
+    : > "$kept"
+    set -- "kept-$1-"*
+    [ $# = 1 ] || complain "more is kept asleep than there is: $*"
 }
 
 fault() {  # takes the ticket for this hook, if there is one
@@ -49,9 +62,9 @@ wake_up() {
     esac
     end_server
     flock -s -w 0.5 "$gpu" true || complain "$LLMUX_MODEL is woken while $(cat "$gpu") is awake"
-    rm -f "ready-$slug" "lost-$slug"
+    rm -f "ready-$slug" "lost-$slug" "${kept:-none}"
     $2 "$SOAK_PYTHON" -I -S "$SOAK_SERVER" "--id=$LLMUX_SOAK-$slug-" --model "$LLMUX_MODEL" \
-        --slug "$slug" --group "$1" --port "$LLMUX_PORT" 9>&- &
+        --slug "$slug" --gpu "$gpu" --books "$books" --port "$LLMUX_PORT" 9>&- 8>&- &
     until [ -s "ready-$slug" ]; do sleep 0.02; done
     case $kind in
         "fails late") echo "found no weights"; exit 1 ;;
@@ -68,11 +81,27 @@ lose_requests() {  # of a model that says that it preserves them: it does not
 
 go_to_sleep() {
     alone "$1"
+    put_down
+    keep "$1"
+    end_badly
+}
+
+stop_it() {  # a model that is awake or asleep
+    alone "$1"
+    put_down
+    rm -f "${kept:-none}"
+    end_badly
+}
+
+put_down() {
     rm -f "awake-$slug"
     fault
     [ "$kind" = "does nothing" ] && exit 1
     sleep 0.06  # for the server to look whether a request is inside
     end_server
+}
+
+end_badly() {
     case $kind in
         fails) exit 1 ;;
         hangs) sleep 60 ;;
@@ -87,6 +116,6 @@ is_alive() {
 
 is_asleep() {
     fault
-    [ -z "$kind" ] && flock -s -n "gpu-$1" true
+    [ -z "$kind" ] && flock -s -n "${gpu:-gpu-$1}" true
 }
 """

@@ -14,6 +14,7 @@ import trio
 from bench.soak.ask import upstream_name
 from bench.soak.run import BROKEN, Run
 from bench.soak.settings import HOOK_S, KEY, LIMITS, POLICY
+from bench.soak.sharing import lower_amounts, raise_needs
 from bench.soak.stage import Member
 from bench.soak.watch import DEATH_S
 
@@ -56,7 +57,14 @@ def change_timeouts(rng: random.Random, model: Config, member: Member) -> None:
 def change_preserving(rng: random.Random, model: Config, member: Member) -> None:
     """Declare that a model preserves its requests, which it then loses."""
     model["preserves_in_flight"] = True
-    model["sleep"] = f". ./hooks.sh; lose_requests; go_to_sleep {member.group}"
+    model["sleep"] = member.hook(f"lose_requests; go_to_sleep {member.group}")
+    if "stop" in model:
+        model["stop"] = member.hook(f"lose_requests; stop_it {member.group}")
+
+
+def change_needs(rng: random.Random, model: Config, member: Member) -> None:
+    """Let a model need more of what models share."""
+    raise_needs(rng, model)
 
 
 def set_key(key: str, value: Callable[[random.Random, Member], Any]) -> Change:
@@ -77,13 +85,15 @@ MODEL_CHANGES: dict[str, Change] = {
     "preserves_in_flight": change_preserving,
     "upstream_model": set_key("upstream_model", lambda _, member: upstream_name(member.name)),
     "headers": set_key("headers", lambda rng, _: {"x-added": str(rng.random())}),
+    "needs": change_needs,
     "idle_sleep_secs": set_key("idle_sleep_secs", lambda rng, _: rng.choice((0.5, 3))),
 }
 
 
 def change_policy(rng: random.Random, config: Config) -> None:
     """Change the policy and `min_active_secs`."""
-    name = rng.choice(("adaptive", "fifo", "exhaustive", "cost_aware", "time_slice"))
+    one_awake = ("fifo", "exhaustive", "cost_aware", "time_slice")
+    name = rng.choice(("adaptive", *(() if "resources" in config else one_awake)))
     config["policy"] = {**POLICY, "name": name, "min_active_secs": rng.choice((0, 0.3))}
     if name == "cost_aware":
         config["policy"]["options"] = {"coalesce_secs": 0.2}
@@ -129,7 +139,7 @@ def change_rest(rng: random.Random, config: Config) -> None:
 
 SITE_CHANGES = (
     change_policy, change_policy_flags, change_limits, change_keys, change_pages, change_rest,
-    change_groups,
+    lower_amounts, change_groups,
 )  # fmt: skip
 """Changes outside of models. `change_groups` is last: it reads keys of models."""
 

@@ -8,7 +8,7 @@ WAIT_S = 8.0
 DRAIN_S = 5.0
 STALL_S = 3.0
 BODY_S = 10.0
-HOOK_S = {"wake": 4, "sleep": 3, "alive": 1, "prefetch": 2, "verify_asleep": 2}
+HOOK_S = {"wake": 4, "sleep": 3, "stop": 3, "alive": 1, "prefetch": 2, "verify_asleep": 2}
 BODY_BYTES = 8 << 20
 QUEUED_BYTES = 64 << 20
 CONNECTIONS = 400
@@ -86,6 +86,7 @@ FAVOURITE_S = 20.0
 EVERY_S = {
     "wake hook": 6.0,
     "sleep hook": 10.0,
+    "stop hook": 15.0,
     "verify_asleep hook": 10.0,
     "backend killed": 8.0,
     "backend stopped": 20.0,
@@ -123,7 +124,7 @@ CODES: dict[str, set[int]] = {
     "body_too_large": {413}, "queue_full": {429}, "switch_timeout": {504}, "hook_failed": {500},
     "manual_mode": {503}, "pinned": {503}, "cancelled": {503}, "not_ready": {503},
     "shutting_down": {503}, "too_many_connections": {503}, "backend_error": {502},
-    "model_failing": {503},
+    "model_failing": {503}, "no_room": {409},
 }  # fmt: skip
 """llmux's errors, each with its statuses."""
 

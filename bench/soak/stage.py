@@ -16,6 +16,7 @@ from typing import Any
 from bench.soak import backend
 from bench.soak.hooks import HOOKS
 from bench.soak.settings import HOOK_S, LIMITS, POLICY
+from bench.soak.sharing import Share, resources
 from bench.soak.watchdog import MARK_VARIABLE
 from llmux.config.shape import Config
 
@@ -27,6 +28,7 @@ class Member:
     Attributes:
         is_verified: It has a verify_asleep hook that no reload takes away.
         is_guest: Reloads remove and add it.
+        share: What it needs, in a run whose models share memory; else None.
     """
 
     name: str
@@ -37,21 +39,26 @@ class Member:
     is_verified: bool
     limit: int | None
     is_guest: bool
+    share: Share | None
 
     @property
     def slug(self) -> str:
         """Name in file names; the hooks compute the same."""
-        return re.sub(r"[^A-Za-z0-9]", "_", self.name)
+        return slug_of(self.name)
+
+    def hook(self, what: str) -> str:
+        """Return a hook that runs functions of `hooks.sh`."""
+        return f". ./hooks.sh; {self.share.variables if self.share else ''}{what}"
 
     @property
     def sleep(self) -> str:
         """The sleep hook."""
-        return f". ./hooks.sh; go_to_sleep {self.group}"
+        return self.hook(f"go_to_sleep {self.group}")
 
     @property
     def verify_asleep(self) -> str:
         """The verify_asleep hook."""
-        return f". ./hooks.sh; is_asleep {self.group}"
+        return self.hook(f"is_asleep {self.group}")
 
     def config(self) -> dict[str, Any]:
         """The model in llmux's config."""
@@ -59,9 +66,9 @@ class Member:
             "port": self.port,
             "group": self.group,
             "aliases": [self.alias],
-            "wake": f". ./hooks.sh; wake_up {self.group} {self.starter}",
+            "wake": self.hook(f"wake_up {self.group} {self.starter}"),
             "sleep": self.sleep,
-            "alive": ". ./hooks.sh; is_alive",
+            "alive": self.hook("is_alive"),
             "hook_timeouts": HOOK_S,
         }
         if self.is_verified:
@@ -70,6 +77,8 @@ class Member:
             keys["prefetch"] = "sleep 0.05"
         if self.limit is not None:
             keys["max_in_flight"] = self.limit
+        if self.share is not None:
+            keys |= self.share.config()
         return keys
 
 
@@ -86,15 +95,27 @@ class Stage:
     """The folder of a run: config, hooks, and the records of hooks and servers."""
 
     def __init__(
-        self, folder: Path, *, models: int, groups: int, ports: Sequence[int], http2: bool
+        self,
+        folder: Path,
+        *,
+        models: int,
+        groups: int,
+        ports: Sequence[int],
+        http2: bool,
+        shares: bool = False,
     ) -> None:
         self.folder = folder
         self.mark = secrets.token_hex(8)
         self.port, *backends = ports
         self.http2 = http2
+        self.resources = resources(groups) if shares else {}
+        names = [
+            f"maker/model-{index}" if index % 3 == 1 else f"model-{index}"
+            for index in range(models + 1)
+        ]
         self.members = [
             Member(
-                name=f"maker/model-{index}" if index % 3 == 1 else f"model-{index}",
+                name=name,
                 alias=f"also-{index}",
                 group=f"g{index % groups}",
                 port=backends[index],
@@ -102,8 +123,13 @@ class Stage:
                 is_verified=(index // groups) % 3 != 1,
                 limit=4 if (index // groups) % 3 == 2 else None,
                 is_guest=index == models,
+                share=Share.of(
+                    f"g{index % groups}", slug_of(name), index // groups, is_guest=index == models
+                )
+                if shares
+                else None,
             )
-            for index in range(models + 1)
+            for index, name in enumerate(names)
         ]
         self.by_name = {member.name: member for member in self.members}
         self.environment = {
@@ -128,6 +154,8 @@ class Stage:
             "on_shutdown": "sleep",
             "models": {member.name: member.config() for member in self.members},
         }
+        if self.resources:
+            config["resources"] = dict(self.resources)
         if "http2" in Config.__struct_fields__:
             config["http2"] = self.http2
         return config
@@ -170,9 +198,13 @@ class Stage:
 
     def hook_runs(self) -> bool:
         """Return whether a wake or sleep hook is running."""
-        groups = {member.group for member in self.members}
         locks = Path("/proc/locks").read_text()
-        return any(is_locked(self.folder / f"hooks-{group}", locks) for group in groups)
+        return any(is_locked(lane, locks) for lane in self.folder.glob("hooks-*"))
+
+
+def slug_of(name: str) -> str:
+    """Return a model's name in file names."""
+    return re.sub(r"[^A-Za-z0-9]", "_", name)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -115,7 +115,9 @@ async def look(run: Run) -> None:
         ]
         for name, seen in models.items():
             late_s = time.time() - seen["since"] - DRAIN_OVER_S
-            if seen["state"] == "draining" and late_s > 0 and (name, seen["since"]) not in reported:
+            # Where models share memory, one that has drained may wait for others' hooks.
+            drains = seen["state"] == "draining" and (seen["in_flight"] or not run.stage.resources)
+            if drains and late_s > 0 and (name, seen["since"]) not in reported:
                 reported.add((name, seen["since"]))
                 requests = [each for each in await run.requests() if each["model"] == name]
                 run.record.violations.append(

@@ -31,7 +31,7 @@ from llmux.observe.logs import get_logger
 from llmux.observe.schemas import HookRun
 from llmux.switching.awake import Marks
 
-MARKED_HOOKS = frozenset({"wake", "sleep"})
+MARKED_HOOKS = frozenset({"wake", "sleep", "stop"})
 """Hooks that must not go on once another llmux has taken over."""
 
 CHECKS: frozenset[HookName] = frozenset({"alive", "verify_asleep", "memory"})
@@ -51,7 +51,7 @@ class ShellHooks:
     Attributes:
         directory: Working directory of hooks.
         state_dir: Folder that hooks are told to keep their files in, if any.
-        marks: Returns the mark for the environment of a model's wake and sleep hook.
+        marks: Returns the mark for the environment of a model's wake, sleep and stop hook.
         secret_variables: Environment variables that hooks do not get.
         events: Told of each run, when it starts and when it has ended.
         kill_after_s: Time between SIGTERM and SIGKILL, in seconds.
@@ -81,7 +81,7 @@ class ShellHooks:
             log_dir: Folder of their logs.
             events: Told of each run, when it starts and when it has ended.
             state_dir: Folder that hooks are told to keep their files in; None for no folder.
-            marks: Returns the mark for the environment of a model's wake and sleep hook; see
+            marks: Returns the mark for the environment of a model's wake, sleep and stop hook; see
                 `llmux.hooks.orphans`.
             secret_variables: Environment variables that hooks do not get, beside llmux's own.
             kill_after_s: Time between SIGTERM and SIGKILL, in seconds.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +116,15 @@ class AwakeRecord:
             self._entries[model] = Entry("unsure", secrets.token_hex(8))
         if self._entries.get(model) != before:
             self._write()
+
+    @contextmanager
+    def unsure(self, model: str) -> Iterator[None]:
+        """Record a hook of a model that sleeps, for as long as the context lasts."""
+        self.note(model, "unsure")
+        try:
+            yield
+        finally:
+            self.note(model, None)
 
     def _write(self) -> None:
         if self._path is None:

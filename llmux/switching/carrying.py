@@ -161,7 +161,10 @@ class Carrier:
     # ---- Make room ----
 
     async def _make_room(self, running: Running, tally: Tally) -> None:
-        """Drain the models to evict and put them to sleep, all at a time; raises like `_switch`."""
+        """Drain the models to evict and put them to sleep; raises like `_switch`.
+
+        All at a time, but in order where one model is awake at a time.
+        """
         self._placer.add_stranded(running)
         async with trio.open_nursery() as nursery:
 
@@ -169,9 +172,13 @@ class Carrier:
                 nursery.start_soon(self._evict, running, eviction)
 
             running.evict = begin
-            for eviction in running.evictions.values():
-                if not eviction.is_over:
+            for eviction in list(running.evictions.values()):
+                if eviction.is_over:
+                    continue
+                if self._group.shares_memory:
                     begin(eviction)
+                else:
+                    await self._evict(running, eviction)
             for name in running.plan.stop:
                 if name not in running.plan.evict and not self._group.room.is_stopped(name):
                     nursery.start_soon(self._stop, running, self._group.models[name])

@@ -231,8 +231,12 @@ class Ledger:
     def sleep(self, model: str) -> None:
         """Take the memory for a sleep hook, which begins now."""
         assert self.may_sleep(model), model
-        if self._holds[model] is Hold.AWAKE:  # else it may hold more, of a wake that has failed
+        if self._holds[model] is Hold.AWAKE:
             self._hold(model, Hold.FALLING)
+        elif (
+            self._holds[model] is Hold.STARTING
+        ):  # its wake has failed, and it may hold all of that
+            self._hold(model, Hold.WAKING)
 
     def slept(self, model: str) -> None:
         """Give back a model's memory, now that its sleep is verified."""
@@ -244,9 +248,9 @@ class Ledger:
 
     # ---- What llmux finds ----
 
-    def find(self, model: str) -> None:
-        """Note that a model may be awake, without asking whether it fits."""
-        self._hold(model, Hold.AWAKE, is_found=True)
+    def find(self, model: str, hold: Hold = Hold.AWAKE) -> None:
+        """Note that a model may be awake, or waking, without asking whether it fits."""
+        self._hold(model, hold, is_found=True)
 
     def renew(self, memory: Memory) -> None:
         """Use other amounts and needs; of models that are new, assume that they sleep."""

@@ -13,6 +13,7 @@ from llmux.config import HookName
 from llmux.errors import HookError, NotAlive
 from llmux.observe.events import Drained, Events
 from llmux.observe.logs import get_logger
+from llmux.switching.awake import AwakeRecord
 from llmux.switching.draining import cut_sockets, log_slow_drain, wait_drained
 from llmux.switching.group import Group
 from llmux.switching.hooks import Hooks, ModelHooks
@@ -49,6 +50,7 @@ class Steps:
         hooks: Runs the hooks.
         group: Supplies the settings, and records measured drains.
         events: Gets an event for each drain.
+        record: The models that may be awake, on disk.
         on_asleep: Called with each model that has been put to sleep.
     """
 
@@ -58,11 +60,13 @@ class Steps:
         group: Group,
         events: Events,
         *,
+        record: AwakeRecord,
         on_asleep: Callable[[Model], object],
     ) -> None:
         self._hooks = hooks
         self._group = group
         self._events = events
+        self._record = record
         self._on_asleep = on_asleep
         self._must_end_by: dict[object, float] = {}  # of each hook that runs
         self._is_closing = False
@@ -176,7 +180,7 @@ class Steps:
             target: The model that the switch is for.
             hooks: The hooks of `model`.
             then: The phase to enter afterwards.
-            is_deep: True to run the stop hook instead, since it may need nothing asleep.
+            is_deep: True to run the stop hook instead, as if there is not enough for it asleep.
 
         Returns:
             The hook time in seconds.
@@ -187,8 +191,9 @@ class Steps:
         started_at = trio.current_time()
         self._group.on_sleep(model.name)
         ledger = self._group.room.ledger
-        if not is_deep and ledger.may_sleep(model.name):
+        if may_sleep := not is_deep and ledger.may_sleep(model.name):
             ledger.sleep(model.name)
+        is_deep |= not may_sleep and hooks.has("stop")
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         hook: HookName = "stop" if is_deep else "sleep"
@@ -217,7 +222,8 @@ class Steps:
         Raises:
             HookError: It may still need something.
         """
-        await self._run_hook(hooks, "stop", source=model.name, target=target.name)
+        with self._record.unsure(model.name):
+            await self._run_hook(hooks, "stop", source=model.name, target=target.name)
         self._group.room.ledger.stopped(model.name)
         log.info("model_stopped", model=model.name, to=target.name)
 

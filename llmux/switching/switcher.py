@@ -134,7 +134,9 @@ class Switcher:
         self._door = Door(state)
         self._breaker = Breaker(state, events)
         self._members = Membership(state, self._record, self._chronicle)
-        self._steps = Steps(hooks, state, events, on_asleep=self._members.note_asleep)
+        self._steps = Steps(
+            hooks, state, events, record=self._record, on_asleep=self._members.note_asleep
+        )
         placer = Placer(state, self._steps.hooks_of)
         self._decider = Decider(state, policy, placer)
         self._carrier = Carrier(
@@ -275,13 +277,11 @@ class Switcher:
 
     async def put_to_sleep(self) -> None:
         """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
-        ledger = self._group.room.ledger
         for model in self.models.values():
             if model.holds_gpu:
                 hooks = self._steps.hooks_of(model)
-                is_deep = hooks.has("stop") and not ledger.may_sleep(model.name)
                 with suppress(HookError):  # logged
-                    await self._steps.put_to_sleep(model, model, hooks, is_deep=is_deep)
+                    await self._steps.put_to_sleep(model, model, hooks)
 
     # ---- The loop ----
 

@@ -8,6 +8,7 @@ from llmux.switching.commands import Sleep
 from llmux.switching.group import Group
 from llmux.switching.health import Health
 from llmux.switching.hooks import Hooks
+from llmux.switching.ledger import Hold
 from llmux.switching.model import Model, Phase
 
 log = get_logger(__name__)
@@ -22,9 +23,9 @@ async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Hea
         and not model.holds_gpu  # else `Membership.add` has dealt with it
     }
     # For all models before the first checkpoint, so that none counts as asleep meanwhile.
-    for name in found:
+    for name, entry in found.items():
         group.models[name].holds_gpu = True
-        group.room.ledger.find(name)
+        group.room.ledger.find(name, Hold.AWAKE if entry.state == "awake" else Hold.STARTING)
     with group.switch_lock.all_held():
         for name, entry in found.items():
             await _take_over_one(group, group.models[name], entry, hooks, health)

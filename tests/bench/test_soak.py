@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import random
@@ -14,6 +15,7 @@ import pytest
 
 from bench.soak.ask import Ask, Seen, judge, upstream_name
 from bench.soak.backend.answers import MARKER, plain_body
+from bench.soak.backend.server import overdrawn
 from bench.soak.checks import json_mistakes, logged_faults, text_mistakes
 from bench.soak.hostile import Foe
 from bench.soak.hostile_clients import ACTS, WEIGHTS
@@ -36,6 +38,7 @@ from bench.soak.settings import (
     STOPPED_BODY_S,
     memory_bound_bytes,
 )
+from bench.soak.sharing import Share, lower_amounts, raise_needs, resources
 from bench.soak.stage import Fault, Stage
 from llmux.config import parse_config
 
@@ -46,15 +49,20 @@ SEEN = Seen("cut", 200, "a", request_id="r-1", ask=ASK, begun_at=100.0, ended_at
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run that does not begin."""
-    stage = Stage(tmp_path, models=6, groups=2, ports=range(20_000, 20_008), http2=True)
+    return run_of(tmp_path, shares=False)
+
+
+def run_of(folder: Path, *, shares: bool) -> Run:
+    ports = range(20_000, 20_008)
+    stage = Stage(folder, models=6, groups=2, ports=ports, http2=True, shares=shares)
     llmux = Llmux(stage, "serve")
     return Run(stage, llmux, Record(llmux), seconds=1, seed=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", [*LANES, "serve --shared"])
 def test_twenty_seconds_of_faults_break_no_promise(lane: str) -> None:
-    command = [sys.executable, "-m", "bench.soak", "--minutes", "0.3", "--lane", lane]
+    command = [sys.executable, "-m", "bench.soak", "--minutes", "0.3", "--lane", *lane.split()]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         command, cwd=root, check=False, capture_output=True, text=True, timeout=240
@@ -143,6 +151,34 @@ def test_a_body_that_stops_falls_at_the_stall_limit(run: Run) -> None:
     assert "a body that stops" in run.record.violations[0]
 
 
+# ---- Shared memory ----
+
+
+def test_what_running_servers_hold_is_summed_up(tmp_path: Path) -> None:
+    for name, books in (("a", "g0-x=60"), ("b", "g0-x=40,g0-y=60"), ("ended", "g0-x=50")):
+        (tmp_path / f"holds-{name}").write_text(books)
+    with (tmp_path / "holds-a").open() as a, (tmp_path / "holds-b").open() as b:
+        fcntl.flock(a, fcntl.LOCK_EX)
+        fcntl.flock(b, fcntl.LOCK_EX)
+        assert overdrawn(tmp_path) == []
+        (tmp_path / "holds-b").write_text("g0-x=41,g0-y=60")
+        assert overdrawn(tmp_path) == ["g0-x: {'holds-a': 60, 'holds-b': 41}"]
+
+
+def test_reloads_never_let_llmux_count_less_than_servers_hold() -> None:
+    rng = random.Random(1)
+    for _ in range(100):
+        model = Share.of("g0", "a", rng.randrange(6), is_guest=False).config()
+        before = dict(model["needs"])
+        raise_needs(rng, model)
+        assert all(model["needs"][name] >= size for name, size in before.items())
+        config = {"resources": resources(2)}
+        lower_amounts(rng, config)
+        assert all(config["resources"][name] <= size for name, size in resources(2).items())
+        most = max(*model["needs"].values(), *model.get("needs_waking", {"": 0}).values())
+        assert most <= min(size for name, size in config["resources"].items() if "ram" not in name)
+
+
 # ---- Requests ----
 
 
@@ -171,7 +207,9 @@ def test_a_request_is_framed_as_it_says() -> None:
 # ---- Reloads ----
 
 
-def test_every_config_of_a_reload_can_be_used(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares", [False, True])
+def test_every_config_of_a_reload_can_be_used(tmp_path: Path, *, shares: bool) -> None:
+    run = run_of(tmp_path, shares=shares)
     reloads, rng = Reloads(run), random.Random(1)
     seen: dict[str, set[bool]] = {}
 
@@ -187,7 +225,9 @@ def test_every_config_of_a_reload_can_be_used(run: Run, tmp_path: Path) -> None:
             note("model", model)
         note("guest", {"there": run.stage.members[-1].name in config["models"]})
     assert {"site groups", "site api_keys", "site cors_origins", "site access_log"} <= seen.keys()
-    usual = ("aliases", "hook_timeouts")
+    usual = ("aliases", "hook_timeouts", "needs")
+    assert seen["model needs"] == {shares}
+    assert ("model needs_waking" in seen) == ("site resources" in seen) == shares
     assert all(seen[f"model {key}"] == {True, False} for key in MODEL_CHANGES if key not in usual)
 
 

@@ -1,4 +1,4 @@
-"""The stand-in server: holds the group's GPU, serves, misbehaves, and reports violations."""
+"""The stand-in server: holds the group's GPU, or a part of it, serves, misbehaves, and reports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bench.soak.backend.amounts import GPU
 from bench.soak.backend.answers import (
     GARBAGE,
     MARKER,
@@ -53,13 +54,16 @@ class Server:
         folder: The run's folder: locks, marks of awake models, and records.
     """
 
-    def __init__(self, folder: Path, *, model: str, slug: str, group: str, port: int) -> None:
+    def __init__(
+        self, folder: Path, *, model: str, slug: str, gpu: str, books: str, port: int
+    ) -> None:
         self.folder = folder
         self._model = model
         self._awake = folder / f"awake-{slug}"
         self._lost = folder / f"lost-{slug}"
         self._ready = folder / f"ready-{slug}"
-        self._gpu = folder / f"gpu-{group}"
+        self._gpu = folder / gpu
+        self._books = books
         self._port = port
         self._listener = socket.socket()
         self._inside: dict[socket.socket, str] = {}
@@ -72,7 +76,9 @@ class Server:
             self._complain(f"two models awake: {self._model} is woken beside {holder}")
             sys.exit("the GPU is taken")
         os.ftruncate(gpu, 0)
-        os.pwrite(gpu, self._model.encode(), 0)
+        os.pwrite(gpu, (self._books or self._model).encode(), 0)
+        if self._books:
+            self._check_books()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not _retry(lambda: self._listener.bind(("127.0.0.1", self._port)), PORT_S):
             sys.exit(f"port {self._port} is taken")
@@ -86,6 +92,19 @@ class Server:
                 signal.pause()
                 continue
             threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _check_books(self) -> None:
+        """Check that what all servers hold is no more than there is.
+
+        Each has written it into the file that it locks, so one that has ended holds nothing.
+        """
+        found: list[str] = []
+        for _ in range(round(GPU_S / LOOK_S)):
+            found = overdrawn(self.folder)
+            if not found:
+                return
+            time.sleep(LOOK_S)
+        self._complain(f"more is held than there is, with {self._model} woken: {found}")
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, EOFError):
@@ -249,6 +268,22 @@ class Server:
             output.write(line.encode())
 
 
+def overdrawn(folder: Path) -> list[str]:
+    """Return the resources of which the running servers hold more than there is, and who does."""
+    held: dict[str, dict[str, int]] = {}
+    for file in folder.glob("holds-*"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for entry in filter(None, os.pread(descriptor, 1000, 0).decode().split(",")):
+                resource, _, size = entry.partition("=")
+                held.setdefault(resource, {})[file.name] = int(size)
+        finally:
+            os.close(descriptor)
+    return [f"{name}: {sizes}" for name, sizes in held.items() if sum(sizes.values()) > GPU]
+
+
 def _end_with(number: signal.Signals) -> NoReturn:
     os.kill(os.getpid(), number)
     while True:  # another thread may get it, and this one go on for a moment
@@ -273,13 +308,15 @@ def main() -> None:
     parser.add_argument("--id", help="the run's mark and the model, by which its process is found")
     parser.add_argument("--model")
     parser.add_argument("--slug", help="its name in file names")
-    parser.add_argument("--group")
+    parser.add_argument("--gpu", help="the file that it locks")
+    parser.add_argument("--books", help="what it needs, in a run whose models share memory")
     parser.add_argument("--port", type=int)
     options = parser.parse_args()
     Server(
         Path.cwd(),
         model=options.model,
         slug=options.slug,
-        group=options.group,
+        gpu=options.gpu,
+        books=options.books,
         port=options.port,
     ).run()
