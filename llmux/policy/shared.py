@@ -43,6 +43,17 @@ class Shared(Scene):
     def unserved(self) -> Iterable[ModelView]:
         return self._unserved
 
+    def _find_rate(self, name: str) -> float:
+        """Return the rate at which requests for a model arrive.
+
+        Where several models may leave, that of an idle one is at most one request in the time since
+        its last: measured rates fall slowly, and a model that is out of use should leave first.
+        """
+        rate = super()._find_rate(name)
+        view = self.group.models[name]
+        idle_s = 0.0 if view.in_flight else self.now - view.used_at
+        return 1 / idle_s if len(self._freed) > 1 and rate * idle_s > 1 else rate
+
     def since(self, view: ModelView) -> float:
         assert view.awake_since is not None
         return view.awake_since
