@@ -4,6 +4,9 @@ One model is awake and busy, and equally many requests wait for each of the othe
 situations the model stays awake, closes because requests have waited long enough, or stays although
 a request is overdue. A seed decides which pairs of models have known switch costs. Figures are CPU
 time, the best of several repeats, and include building the view of the group.
+
+A second table is for shared memory: several models are awake, half of them busy, and requests wait
+for as many others.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from bench.machine import cpu_model
 from bench.table import number, render
 from llmux.config import PolicyConfig
 from llmux.policy import AdaptivePolicy, Decision, GroupView
-from llmux.policy.base import by_name
+from llmux.policy.base import RoomView, by_name
 from llmux.policy.estimates import ARRIVALS, Measures
+from llmux.policy.room import Memory, Needs, total
 from llmux.simulate.backends import Job
 from llmux.switching.core import ModelState
 from llmux.switching.lines import Line, Occupancy
@@ -31,6 +37,8 @@ SHARES = (0.5, 1.0)
 """Share of the pairs of models whose switch cost is known."""
 
 SITUATIONS = ("stays", "closes", "overdue")
+AWAKE = (4, 9, 16)
+WITH_ROOM = ("stays", "closes")
 REPEATS, TIMES = 40, 20
 NOW = 1000.0
 SWITCH_S = 10.0
@@ -54,6 +62,38 @@ def decision_in(situation: str, models: int, share: float, waiting: int) -> Call
     def decide() -> Decision:
         views = by_name([state.view() for state in states])
         return policy.decide(GroupView(NOW, "m0", since, views, estimates))
+
+    decide()
+    return decide
+
+
+def decision_with_room(situation: str, awake: int, waiting: int) -> Callable[[], Decision]:
+    """Make a repeatable decision of a group with this many models awake, and as many asleep."""
+    draw = random.Random(1)
+    names = [f"m{index}" for index in range(2 * awake)]
+    needs = {name: Needs.of((draw.randint(2, 40),)) for name in names}
+    amount = total((needs[name].awake for name in names[:awake]), (0,))
+    room = RoomView(Memory(("gpu",), amount, needs), (0,))
+    waited_s = 290.0 if situation == "closes" else 0.01
+    arrivals: dict[str, list[float]] = {name: [] for name in names}
+    for place in range(waiting):
+        arrivals[names[awake + place % awake]].append(NOW - waited_s + 0.01 * place / waiting)
+    states = [_state(name, arrivals[name], 0) for name in names]
+    for state in states[:awake:2]:
+        state.in_flight.in_use = 8
+    measures = _measured(names, 0.0)
+    for name in names:
+        measures.note_woken(name, SWITCH_S * draw.uniform(0.5, 1.5))
+        measures.note_slept(name, draw.uniform(0.5, 1.5))
+        for place in range(ARRIVALS):
+            measures.note_arrival(name, NOW - (ARRIVALS - place) * draw.uniform(0.002, 0.02))
+    policy = AdaptivePolicy(PolicyConfig())
+
+    def decide() -> Decision:
+        views = [state.view() for state in states]
+        for index in range(awake):
+            views[index] = replace(views[index], awake_since=0.0, used_at=NOW - index)
+        return policy.decide(GroupView(NOW, None, None, by_name(views), measures.estimates, room))
 
     decide()
     return decide
@@ -102,15 +142,28 @@ def table(models: Sequence[int], waiting: int, repeats: int, times: int) -> str:
     return render([heads, *rows])
 
 
+def table_with_room(awake: Sequence[int], waiting: int, repeats: int, times: int) -> str:
+    """A row for each number of models that are awake."""
+
+    def cell(count: int, situation: str) -> str:
+        return number(microseconds(decision_with_room(situation, count, waiting), repeats, times))
+
+    rows = [[str(count), *(cell(count, how) for how in WITH_ROOM)] for count in awake]
+    return render([["awake", *WITH_ROOM], *rows])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.decision", description=__doc__)
     parser.add_argument("--models", type=int, nargs="+", default=MODELS, help="2 or more")
+    parser.add_argument("--awake", type=int, nargs="+", default=AWAKE, help="in shared memory")
     parser.add_argument("--waiting", type=int, default=WAITING, help="requests in line, in all")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--times", type=int, default=TIMES, help="decisions in each repeat")
     options = parser.parse_args(arguments)
     print(f"µs for a decision, {options.waiting:,} waiting; of the pairs of models so many known\n")
     print(table(options.models, options.waiting, options.repeats, options.times))
+    print("\nSeveral models awake within shared memory\n")
+    print(table_with_room(options.awake, options.waiting, options.repeats, options.times))
     print(f"\nPython {platform.python_version()}, {cpu_model()}")
 
 

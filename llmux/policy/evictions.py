@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from llmux.policy.room import Amounts, less, more
 
@@ -25,26 +25,21 @@ class Evictions:
     def __deepcopy__(self, _memo: object) -> Evictions:
         return self  # a forecast's copy of a policy may use what is known: it never changes
 
-    def minimal(
-        self,
-        missing: Amounts,
-        freed: Mapping[str, Amounts],
-        rank: Callable[[str], float],
-    ) -> Sets:
+    def minimal(self, missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
         """Return the minimal sets of models whose eviction frees what is missing.
 
         Args:
             missing: What is missing of each resource; 0 or less where there is enough.
-            freed: What the eviction of each model would free.
-            rank: Order in which a greedy choice takes models, beyond `EXACT` of them.
+            freed: What the eviction of each model would free. Beyond `EXACT` models, a greedy
+                choice takes them in this order.
 
         Returns:
             One empty set if nothing is missing, and no set if all of `freed` is not enough.
         """
-        if all(amount <= 0 for amount in missing):
+        if max(missing) <= 0:
             return ((),)
         if len(freed) > EXACT:
-            return _greedy(missing, freed, rank)
+            return _greedy(missing, freed)
         key = (missing, *freed.items())
         found = self._known.get(key)
         if found is None:
@@ -66,7 +61,7 @@ def _all_minimal(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
         for at in range(start, len(helpful)):
             name, amounts = helpful[at]
             still = less(lacks, amounts)
-            if all(amount <= 0 for amount in still):
+            if max(still) <= 0:
                 if _is_minimal((*chosen, name), freed, still):
                     found.append((*chosen, name))
             else:
@@ -78,23 +73,23 @@ def _all_minimal(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
 
 def _is_minimal(chosen: Sequence[str], freed: Mapping[str, Amounts], still: Amounts) -> bool:
     """Return whether each model of a sufficient set is needed; `still` is what is missing then."""
-    return not any(all(amount <= 0 for amount in more(still, freed[name])) for name in chosen)
+    return not any(max(more(still, freed[name])) <= 0 for name in chosen)
 
 
-def _greedy(missing: Amounts, freed: Mapping[str, Amounts], rank: Callable[[str], float]) -> Sets:
+def _greedy(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
     chosen: list[str] = []
     still = missing
-    for name in sorted(freed, key=rank):
-        if any(lacks > 0 < amount for lacks, amount in zip(still, freed[name], strict=True)):
+    for name, amounts in freed.items():
+        if any(lacks > 0 < amount for lacks, amount in zip(still, amounts, strict=True)):
             chosen.append(name)
-            still = less(still, freed[name])
-            if all(amount <= 0 for amount in still):
+            still = less(still, amounts)
+            if max(still) <= 0:
                 break
     else:
         return ()
     for name in reversed(chosen[:-1]):  # the last to be chosen comes first: it is ranked lowest
         without = more(still, freed[name])
-        if all(amount <= 0 for amount in without):
+        if max(without) <= 0:
             chosen.remove(name)
             still = without
     return (tuple(chosen),)

@@ -98,8 +98,11 @@ class Scene(ABC):
         """Return the rate at which requests for a model arrive."""
         rate = self._rates.get(name)
         if rate is None:
-            rate = self._rates[name] = self.measures.arrivals_per_s(name, self.now)
+            rate = self._rates[name] = self._find_rate(name)
         return rate
+
+    def _find_rate(self, name: str) -> float:
+        return self.measures.arrivals_per_s(name, self.now)
 
     def stake(self, view: ModelView, away_s: float) -> float:
         """Return what a model's users suffer while it is away, in seconds squared.

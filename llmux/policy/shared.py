@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 
 from llmux.policy.base import GroupView, ModelView, RoomView
-from llmux.policy.evictions import Evictions, Sets
+from llmux.policy.evictions import EXACT, Evictions, Sets
 from llmux.policy.room import Amounts, less, more, total
 from llmux.policy.scene import Option, Scene
 
@@ -29,6 +30,10 @@ class Shared(Scene):
         }
         self._most = total(self._freed.values(), room.free)
         self._needing: Mapping[str, AbstractSet[str]] | None = None
+        self._found: dict[str, Sets] = {}
+        self._times: dict[str, tuple[float, float, float]] = {}
+        self._fit: dict[tuple[str, str], bool] = {}
+        self._left: dict[str, Amounts] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -37,6 +42,17 @@ class Shared(Scene):
     @property
     def unserved(self) -> Iterable[ModelView]:
         return self._unserved
+
+    def _find_rate(self, name: str) -> float:
+        """Return the rate at which requests for a model arrive.
+
+        Where several models may leave, that of an idle one is at most one request in the time since
+        its last: measured rates fall slowly, and a model that is out of use should leave first.
+        """
+        rate = super()._find_rate(name)
+        view = self.group.models[name]
+        idle_s = 0.0 if view.in_flight else self.now - view.used_at
+        return 1 / idle_s if len(self._freed) > 1 and rate * idle_s > 1 else rate
 
     def since(self, view: ModelView) -> float:
         assert view.awake_since is not None
@@ -63,7 +79,7 @@ class Shared(Scene):
         if self._needing is None:
             needing: dict[str, set[str]] = {each: set() for each in self._freed}
             for view in self.wanted:
-                if sets := self._sets(view):
+                if sets := self._sets(view.name):
                     for each in set(sets[0]).intersection(*sets[1:]):
                         needing[each].add(view.name)
             self._needing = needing
@@ -81,26 +97,49 @@ class Shared(Scene):
             missing = more(missing, self.room.memory.needs[name].taken)
         models = self.group.models
         idle = {name: freed for name, freed in self._freed.items() if not models[name].in_flight}
-        return self._of_sets(target, self._evictions.minimal(missing, idle, self._rank))
+        return self._of_sets(target, self._minimal(missing, idle))
 
-    def _sets(self, target: ModelView) -> Sets:
-        return self._evictions.minimal(self.missing(target.name), self._freed, self._rank)
+    def _sets(self, target: str) -> Sets:
+        found = self._found.get(target)
+        if found is None:
+            found = self._found[target] = self._minimal(self.missing(target), self._freed)
+        return found
 
-    def _rank(self, name: str) -> float:
-        """Return what is at stake for each byte that a model's eviction frees."""
-        measures = self.measures
-        away_s = measures.usual_sleep_s(name) + measures.usual_wake_s(name)
-        return self.rate(name) * away_s**3 / max(1, sum(self._freed[name]))
+    def _minimal(self, missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
+        if len(freed) > EXACT:
+            ranked = self._ranked.items()
+            freed = {name: amounts for name, amounts in ranked if name in freed}
+        return self._evictions.minimal(missing, freed)
+
+    @cached_property
+    def _ranked(self) -> Mapping[str, Amounts]:
+        """What evictions free, by what is at stake for each byte of it, the least first."""
+
+        def at_stake(name: str) -> float:
+            sleep_s, wake_s, _ = self._times_s(name)
+            return self.rate(name) * (sleep_s + wake_s) ** 3 / max(1, sum(self._freed[name]))
+
+        return {name: self._freed[name] for name in sorted(self._freed, key=at_stake)}
+
+    def _times_s(self, name: str) -> tuple[float, float, float]:
+        """Return how long the sleep, the wake and the drain of a model that is awake take."""
+        found = self._times.get(name)
+        if found is None:
+            measures, view = self.measures, self.group.models[name]
+            sleep_s, wake_s = measures.usual_sleep_s(name), measures.usual_wake_s(name)
+            found = self._times[name] = sleep_s, wake_s, self.own_drain_s(view)
+        return found
 
     def _find_options(self, target: ModelView) -> Sequence[Option]:
-        return self._of_sets(target, self._sets(target))
+        return self._of_sets(target, self._sets(target.name))
 
     def _of_sets(self, target: ModelView, sets: Sets) -> Sequence[Option]:
         options = [self.option(target, names, is_choice=len(sets) > 1) for names in sets]
-        options.sort(key=self._stake_and_use)
+        if len(options) > 1:
+            options.sort(key=self._stake_and_use)
         return options
 
-    def option(self, target: ModelView, evict: Iterable[str], *, is_choice: bool) -> Option:
+    def option(self, target: ModelView, evict: Sequence[str], *, is_choice: bool) -> Option:
         """Return the option of evicting these models.
 
         Args:
@@ -108,26 +147,32 @@ class Shared(Scene):
             evict: The models to put to sleep.
             is_choice: True if other sets would do: then a drain counts against a set.
         """
-        measures = self.measures
-        views = [self.group.models[name] for name in evict]
-        cost_s = sum((measures.usual_sleep_s(view.name) for view in views), 0.0)
-        cost_s += measures.usual_wake_s(target.name)
-        stake = drain_s = 0.0
-        for view in views:
-            own_s = self.own_drain_s(view)
+        models = self.group.models
+        wake_s = self.measures.usual_wake_s(target.name)
+        sleep_s = self.measures.usual_sleep_s(target.name)
+        times_s = [self._times_s(name) for name in evict]
+        cost_s = sum((each_s for each_s, _, _ in times_s), 0.0) + wake_s
+        drain_s = stake = 0.0
+        for name, (_, back_s, own_s) in zip(evict, times_s, strict=True):
             drain_s = max(drain_s, own_s)
-            away_s = cost_s + measures.usual_wake_s(view.name)
-            if not self._fit_together(target.name, view.name):
-                away_s += measures.usual_sleep_s(target.name)  # it has to leave again for this one
-            stake += self.stake(view, away_s + 2 * own_s if is_choice else away_s)
-        return Option(target, views, cost_s, drain_s, stake)
+            away_s = cost_s + back_s
+            if not self._fit_together(target.name, name):
+                away_s += sleep_s  # the target has to leave again for this one
+            stake += self.stake(models[name], away_s + 2 * own_s if is_choice else away_s)
+        return Option(target, [models[name] for name in evict], cost_s, drain_s, stake)
 
     def _fit_together(self, target: str, evicted: str) -> bool:
         """Return whether both may be awake at a time, beside the models that cannot be evicted."""
-        needs = self.room.memory.needs
-        left = less(self._most, needs[target].taken)
-        return min(less(left, needs[evicted].taken)) >= 0
+        fit = self._fit.get((target, evicted))
+        if fit is None:
+            needs = self.room.memory.needs
+            left = self._left.get(target)
+            if left is None:
+                left = self._left[target] = less(self._most, needs[target].taken)
+            beside = less(left, needs[evicted].taken)
+            fit = self._fit[target, evicted] = min(beside) >= 0
+        return fit
 
     def _stake_and_use(self, option: Option) -> tuple[float, float]:
-        used = (self.now if view.in_flight else view.used_at for view in option.evict)
+        used = [self.now if view.in_flight else view.used_at for view in option.evict]
         return option.stake, max(used, default=0.0)

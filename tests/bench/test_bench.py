@@ -11,7 +11,15 @@ import yaml
 
 from bench import decision
 from bench.contestants import LLAMA_SWAP, Stage, starters
-from bench.decision import SHARES, SITUATIONS, WAITING, decision_in
+from bench.decision import (
+    AWAKE,
+    SHARES,
+    SITUATIONS,
+    WAITING,
+    WITH_ROOM,
+    decision_in,
+    decision_with_room,
+)
 from bench.echo import ANSWER, ANSWER_BYTES
 from bench.native import Load
 from bench.processes import CannotRun
@@ -132,6 +140,15 @@ def test_the_echo_answers_what_the_backend_answers() -> None:
     assert len(ANSWER) == ANSWER_BYTES == 300
 
 
+@pytest.mark.parametrize("awake", AWAKE)
+def test_decisions_in_shared_memory_are_of_the_kinds_named(awake: int) -> None:
+    stays, closes = (decision_with_room(how, awake, WAITING)() for how in WITH_ROOM)
+    assert isinstance(stays, LookAgain)
+    assert isinstance(closes, SwitchTo)
+    assert closes.rule == "close"
+    assert closes.evict
+
+
 def test_decisions_of_each_kind_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
     for share in SHARES:
         stays, closes, overdue = (decision_in(how, 8, share, WAITING)() for how in SITUATIONS)
@@ -139,6 +156,8 @@ def test_decisions_of_each_kind_are_timed(capsys: pytest.CaptureFixture[str]) ->
         assert isinstance(closes, SwitchTo)
         assert closes.rule == "close"
         assert isinstance(overdue, LookAgain)
-    decision.main(["--models", "2", "3", "--waiting", "5", "--repeats", "1", "--times", "1"])
+    short = ["--waiting", "5", "--repeats", "1", "--times", "1"]
+    decision.main(["--models", "2", "3", "--awake", "5", *short])
     rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows if row[:1] == ["5"]] == [3]
     assert [len(row) for row in rows if row[:1] in (["2"], ["3"])] == [7, 7]

@@ -14,32 +14,32 @@ NAMES = "abcdefghijklmnop"
 
 
 def test_nothing_is_evicted_where_nothing_is_missing() -> None:
-    assert Evictions().minimal((0, -5), {"a": (1, 1)}, len) == ((),)
+    assert Evictions().minimal((0, -5), {"a": (1, 1)}) == ((),)
 
 
 def test_there_is_no_set_where_all_are_not_enough() -> None:
-    assert Evictions().minimal((3,), {"a": (1,), "b": (1,)}, len) == ()
+    assert Evictions().minimal((3,), {"a": (1,), "b": (1,)}) == ()
 
 
 def test_each_set_is_enough_and_none_holds_another() -> None:
     freed = {"chat": (60, 0), "embed": (4, 0), "small": (0, 20), "other": (20, 0)}
-    assert set(Evictions().minimal((22, 0), freed, len)) == {("chat",), ("embed", "other")}
-    assert set(Evictions().minimal((61, 20), freed, len)) == {
+    assert set(Evictions().minimal((22, 0), freed)) == {("chat",), ("embed", "other")}
+    assert set(Evictions().minimal((61, 20), freed)) == {
         ("chat", "embed", "small"),
         ("chat", "small", "other"),
     }
 
 
 def test_what_frees_nothing_that_is_missing_stays() -> None:
-    assert Evictions().minimal((10, 0), {"a": (0, 50), "b": (10, 0)}, len) == (("b",),)
+    assert Evictions().minimal((10, 0), {"a": (0, 50), "b": (10, 0)}) == (("b",),)
 
 
-def test_beyond_nine_models_one_set_is_chosen_by_rank() -> None:
+def test_beyond_nine_models_one_set_is_chosen_in_their_order() -> None:
     freed = {name: (index + 1,) for index, name in enumerate(NAMES)}
     assert len(freed) > EXACT
-    (chosen,) = Evictions().minimal((20,), freed, lambda name: -ord(name))
+    (chosen,) = Evictions().minimal((20,), dict(reversed(freed.items())))
     assert chosen == ("p", "o")
-    (chosen,) = Evictions().minimal((20,), freed, ord)
+    (chosen,) = Evictions().minimal((20,), freed)
     # a to f make 21; nothing but `a` can stay after that.
     assert sorted(chosen) == ["b", "c", "d", "e", "f"]
 
@@ -55,7 +55,7 @@ def systems(draw: st.DrawFn, most: int = 7) -> tuple[Amounts, dict[str, Amounts]
 @given(systems())
 def test_exactly_the_minimal_sets_are_found(system: tuple[Amounts, dict[str, Amounts]]) -> None:
     missing, freed = system
-    found = Evictions().minimal(missing, freed, len)
+    found = Evictions().minimal(missing, freed)
     enough = [
         frozenset(chosen)
         for count in range(len(freed) + 1)
@@ -70,7 +70,7 @@ def test_exactly_the_minimal_sets_are_found(system: tuple[Amounts, dict[str, Amo
 @given(systems(most=16))
 def test_a_greedy_set_is_enough_and_minimal(system: tuple[Amounts, dict[str, Amounts]]) -> None:
     missing, freed = system
-    found = Evictions().minimal(missing, freed, ord)
+    found = Evictions().minimal(missing, freed)
     everything = less(missing, total(freed.values(), (0,) * len(missing)))
     assert bool(found) == (max(everything) <= 0)
     for chosen in found:

@@ -87,6 +87,17 @@ def test_of_equal_stakes_the_least_recently_used_model_leaves() -> None:
     assert decision.evict == ("vision",)
 
 
+@pytest.mark.parametrize(("used", "leaves"), [(NOW - 1, "vision"), (NOW - 200, "code")])
+def test_a_model_that_is_out_of_use_leaves_although_its_rate_was_high(
+    used: float, leaves: str
+) -> None:
+    measures = measured({"code": 0.02, "vision": 0.01})
+    shown = [awake("code", used=used), awake("vision", used=NOW - 1), line("embed", 900.0)]
+    decision = ask(view(*shown, gpu=70, measures=measures))
+    assert isinstance(decision, SwitchTo)
+    assert decision.evict == (leaves,)
+
+
 def test_a_busy_model_is_spared_where_an_idle_one_would_do() -> None:
     measures = measured({"code": 0.11, "vision": 0.1})  # without its drain, vision would leave
     measures.note_drained("vision", 4, 60.0)

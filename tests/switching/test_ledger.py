@@ -156,7 +156,7 @@ class Ledgers(RuleBasedStateMachine):
             for name, phase in self.phases.items()
             if phase == "awake" and not self._is_moved(name)
         }
-        if sets := self.evictions.minimal(self.ledger.missing(model), freed, len):
+        if sets := self.evictions.minimal(self.ledger.missing(model), freed):
             self.ledger.plan(model, draw.draw(st.sampled_from(sets)))
 
     def _leaving(self) -> list[str]:

@@ -1,0 +1,311 @@
+"""Faults of sharing memory that were found by random tests, each in its smallest form."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from llmux.errors import HookError, LlmuxError, NoRoom
+from llmux.observe.schemas import Pin
+from llmux.policy.room import Memory, Needs
+from llmux.switching.ledger import Hold
+from llmux.switching.memory import GroupMemory
+from llmux.switching.model import Phase, Traits
+from tests.sharing import SharedRig, gpu, shared
+
+RAM = ("gpu", "ram")
+
+
+def one(*names: str) -> GroupMemory:
+    """Return room for one model, as the fake machine sees it."""
+    memory = Memory(("#one",), (1,), dict.fromkeys(names, Needs.of((1,))))
+    return GroupMemory(memory, dict.fromkeys(names, frozenset({"#one"})), overlapping_hooks=False)
+
+
+def count(rig: SharedRig, model: str, hook: str) -> int:
+    return rig.hooks.calls.count((model, hook))
+
+
+# ---- Whose wait holds up others ----
+
+
+async def test_who_can_never_be_served_delays_nobody(autojump_clock: MockClock) -> None:
+    traits = {"kept": Traits(is_kept=True)}
+    rig = SharedRig(gpu(80, kept=30, big=80, a=20), traits=traits, max_wait_secs=10)
+    async with rig.running() as requests:
+        await rig.ask("kept")
+        requests.start_soon(rig.ask, "big")
+        await trio.sleep(1000)
+        assert await rig.ask("a") == 0
+        await rig.switcher.put_model_to_sleep("kept")
+
+
+async def test_an_operator_who_waits_for_a_running_switch_holds_up_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    rig = SharedRig(gpu(100, a=60, b=60, small=30))
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 1000)
+        await trio.sleep(1)
+        for _ in range(2):
+            requests.start_soon(rig.switcher.force_switch, "b")
+        await trio.sleep(1)
+        assert await rig.ask("small") == 0
+        assert rig.phase("a") is Phase.DRAINING
+
+
+async def test_after_a_command_that_has_no_room_the_next_one_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {"a": Needs.of((40, 0), (0, 60)), "b": Needs.of((40, 60))}
+    rig = SharedRig(shared({"gpu": 80, "ram": 60}, needs))
+    ended: list[str] = []
+
+    async def wish(name: str) -> None:
+        with pytest.raises(NoRoom):
+            await rig.switcher.force_switch(name)
+        ended.append(name)
+
+    async with rig.running() as requests:
+        requests.start_soon(wish, "b")
+        requests.start_soon(wish, "b")
+        await trio.sleep(1)
+        assert ended == ["b", "b"]
+
+
+# ---- Whom operators and reloads evict ----
+
+
+async def test_an_operator_evicts_no_kept_model_while_another_will_do_soon(
+    autojump_clock: MockClock,
+) -> None:
+    rig = SharedRig(
+        gpu(80, embed=30, a=40, b=40),
+        traits={"embed": Traits(is_kept=True)},
+        seconds={("b", "wake"): 5},
+    )
+    async with rig.running() as requests:
+        await rig.ask("embed")
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(1)
+        await rig.switcher.force_switch("a")
+        assert rig.awake == {"embed", "a"}
+
+
+async def test_after_a_reload_an_idle_model_leaves_that_was_let_in_just_now(
+    autojump_clock: MockClock,
+) -> None:
+    for _ in range(8):  # in a random order of tasks
+        rig = SharedRig(gpu(80, a=40, b=40))
+        async with rig.running() as requests:
+            requests.start_soon(rig.ask, "a", 50)
+            await trio.sleep(1)
+            async with rig.switcher.serving("b"):
+                rig.use(gpu(60, a=40, b=40))
+            await trio.sleep(1)
+            assert rig.awake == {"a"}
+
+
+async def test_after_a_reload_pinned_models_stay_if_others_can_leave(
+    autojump_clock: MockClock,
+) -> None:
+    rig = SharedRig(gpu(80, a=40, b=40))
+    async with rig.running():
+        await rig.switcher.pin(Pin(model="a", wait=False))
+        await trio.sleep(1)
+        await rig.ask("b")
+        rig.use(gpu(60, a=40, b=40))
+        await trio.sleep(1)
+        assert rig.awake == {"a"}
+
+
+async def test_after_a_reload_whoever_can_sleep_does(autojump_clock: MockClock) -> None:
+    needs = {"a": Needs.of((40, 0), (0, 50)), "b": Needs.of((40, 0)), "c": Needs.of((0, 60))}
+    before = shared({"gpu": 80, "ram": 120}, needs)
+    rig = SharedRig(before)
+    async with rig.running() as requests:
+        for model in "abc":
+            await rig.ask(model)
+        requests.start_soon(rig.ask, "b", 10)
+        requests.start_soon(rig.ask, "c", 1000)
+        await trio.sleep(1)
+        rig.use(shared({"gpu": 60, "ram": 100}, needs))  # a sleeps only once c does
+        await trio.sleep(100)
+        assert rig.awake == {"a", "c"}
+
+
+async def test_a_stop_hook_that_fails_is_not_tried_all_the_time(autojump_clock: MockClock) -> None:
+    needs = {name: Needs.of((60, 0), (0, 50)) for name in ("a", "b")}
+    rig = SharedRig(
+        shared({"gpu": 80, "ram": 100}, needs),
+        traits={name: Traits(stops=True) for name in needs},
+        failing={("a", "stop"): -1, ("b", "stop"): -1},
+    )
+    async with rig.running():
+        rig.use(shared({"gpu": 80, "ram": 60}, needs))
+        await trio.sleep(100)
+        assert 1 <= count(rig, "a", "stop") + count(rig, "b", "stop") <= 60
+        rig.hooks.failing.clear()
+        await trio.sleep(100)
+        assert Hold.STOPPED in {rig.switcher.room.ledger.hold(name) for name in needs}
+
+
+# ---- What running switches meet ----
+
+
+async def test_a_pin_may_be_placed_while_a_switch_drains(autojump_clock: MockClock) -> None:
+    rig = SharedRig(gpu(100, a=60, b=60, small=40), max_wait_secs=5)
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 100)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(20)
+        assert rig.phase("a") is Phase.DRAINING
+        await rig.switcher.pin(Pin(model="small", wait=True))
+        await trio.sleep(1)
+        assert not rig.switcher.has_died
+        rig.switcher.unpin()
+
+
+async def test_a_drain_is_called_off_when_room_is_made_without_it(
+    autojump_clock: MockClock,
+) -> None:
+    rig = SharedRig(gpu(100, a=50, x=50, b=50), max_wait_secs=5)
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 1000)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "x", 100)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(20)
+        (drains,) = (m for m in "ax" if rig.phase(m) is Phase.DRAINING)
+        other = "x" if drains == "a" else "a"
+        requests.start_soon(rig.switcher.put_model_to_sleep, other)
+        await trio.sleep(1)
+        assert rig.phase(other) is Phase.DRAINING
+        assert rig.phase(drains) is Phase.AWAKE
+
+
+async def test_a_victim_may_be_removed_while_others_drain(autojump_clock: MockClock) -> None:
+    rig = SharedRig(gpu(100, a=40, x=40, i=20, big=80), max_wait_secs=5)
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 1000)
+        requests.start_soon(rig.ask, "x", 30)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "i", 60)
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "big")
+        await trio.sleep(20)
+        rig.switcher.remove("x", lambda: None)
+        await trio.sleep(100)
+        assert not rig.switcher.has_died
+
+
+async def test_hooks_of_a_group_that_shares_no_more_take_turns(autojump_clock: MockClock) -> None:
+    rig = SharedRig(gpu(100, a=40, b=40, c=20, d=60), seconds={("c", "wake"): 5, ("b", "wake"): 9})
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 50)
+        await trio.sleep(1)
+        requests.start_soon(rig.switcher.force_switch, "d")
+        requests.start_soon(rig.ask, "c")
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(1)
+        rig.hooks.use(one(*"abcd"))
+        rig.switcher.use_memory(None)
+        await trio.sleep(1000)
+        assert not rig.switcher.has_died
+        assert len(rig.awake) <= 1
+        for model in "abcd":
+            await rig.ask(model)
+            assert rig.awake == {model}
+
+
+# ---- Memory of models that sleep ----
+
+
+async def test_a_failed_cold_start_takes_no_memory_asleep_that_there_is_not(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "a": Needs.of((40, 0), (0, 50)),
+        "b": Needs.of((40, 60)),
+    }
+    rig = SharedRig(
+        shared({"gpu": 80, "ram": 100}, needs),
+        traits={"a": Traits(stops=True)},
+        failing={("a", "wake"): 1},
+    )
+    async with rig.running():
+        await rig.ask("b")
+        assert rig.hooks.calls[0] == ("a", "stop")
+        with pytest.raises(HookError):
+            await rig.ask("a")
+        assert rig.hooks.stands["a"] == "stopped"
+
+
+async def test_a_target_is_stopped_itself_where_its_memory_is_needed(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {"a": Needs.of((80, 0), (0, 50)), "v": Needs.of((80, 0), (0, 50))}
+    rig = SharedRig(shared({"gpu": 80, "ram": 60}, needs), traits={"a": Traits(stops=True)})
+    rig.hooks.stands["a"] = "stopped"
+    async with rig.running():
+        await trio.sleep(1)
+        await rig.ask("v")
+        rig.switcher.room.ledger.slept("a")
+        rig.hooks.stands["a"] = "asleep"
+        await rig.ask("a")
+        await rig.ask("v")
+    assert rig.awake == {"v"}
+
+
+async def test_a_model_leaves_to_make_room_for_what_another_needs_asleep(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "t": Needs.of((80, 0)),
+        "v": Needs.of((80, 0), (0, 60)),
+        "w": Needs.of((0, 60)),
+    }
+    rig = SharedRig(shared({"gpu": 80, "ram": 100}, needs))
+    async with rig.running():
+        await rig.ask("w")
+        with trio.move_on_after(1):
+            await rig.ask("v")
+        await rig.switcher.put_model_to_sleep("w")
+        await rig.ask("v")
+        await rig.ask("w")
+        assert rig.awake == {"v", "w"}
+        await rig.ask("t")
+        assert rig.awake == {"t"}
+
+
+async def test_other_victims_may_need_other_stops(autojump_clock: MockClock) -> None:
+    """While `x` drains, `i` becomes idle; but what `i` needs asleep is held by `s`."""
+    needs = {
+        "x": Needs.of((50, 0)),
+        "i": Needs.of((50, 0), (0, 50)),
+        "s": Needs.of((10, 0), (0, 50)),
+        "t": Needs.of((50, 0)),
+    }
+    rig = SharedRig(
+        shared({"gpu": 100, "ram": 60}, needs),
+        traits={"s": Traits(stops=True)},
+        max_wait_secs=5,
+    )
+    rig.hooks.stands["s"] = "stopped"
+    async with rig.running() as requests:
+        await trio.sleep(1)
+        requests.start_soon(rig.ask, "x", 400)
+        requests.start_soon(rig.ask, "i", 60)
+        await trio.sleep(1)
+        rig.switcher.room.ledger.slept("s")
+        rig.hooks.stands["s"] = "asleep"
+        requests.start_soon(rig.ask, "t")
+        await trio.sleep(20)
+        assert {rig.phase("x"), rig.phase("i")} == {Phase.DRAINING, Phase.AWAKE}
+        with pytest.raises(LlmuxError) if False else trio.move_on_after(200):  # noqa: FBT003
+            while rig.phase("t") is not Phase.AWAKE:
+                await trio.sleep(1)
+        assert rig.phase("t") is Phase.AWAKE
