@@ -5,7 +5,8 @@ Its books are its own: they know nothing of llmux's ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import trio
 from llmux.config import HookName
 from llmux.errors import HookError
 from llmux.policy import AdaptivePolicy
-from llmux.policy.room import Amounts, Memory, Needs
+from llmux.policy.room import Amounts, Memory, Needs, total
 from llmux.switching.memory import GroupMemory
 from llmux.switching.model import Phase, Traits
 from tests.fakes import FakeHooks, FakeModelHooks, Rig
@@ -24,24 +25,27 @@ from tests.fakes import FakeHooks, FakeModelHooks, Rig
 class SharedHooks(FakeHooks):
     """Hooks on memory that models share.
 
-    They check invariants 1 to 3 of docs/guarantees.md: no more is held than there is, hooks that
+    They check invariants 1 to 3 of docs/guarantees.md: no hook takes more than there is, hooks that
     touch the same resource run one at a time, no sleep with a request inside.
 
     Attributes:
         shared: The memory.
         stoppers: Which models have a `stop` hook.
-        held: What each model holds.
+        stands: For each model, the part of its needs that it holds: an attribute of `Needs`, or
+            "stopped" for none; those that are not named sleep.
+        leaving: What models need that the memory does not name any more.
         hooks: The hooks that run.
         overlapped: The most hooks that ran at a time.
-        checks: False while more is held than there is for a reason outside llmux.
+        faults: Number of hooks that failed, by hook.
     """
 
     shared: GroupMemory = field(default_factory=lambda: gpu(0))
     stoppers: set[str] = field(default_factory=set)
-    held: dict[str, Amounts] = field(default_factory=dict)
+    stands: dict[str, str] = field(default_factory=dict)
+    leaving: dict[str, Needs] = field(default_factory=dict)
     hooks: list[tuple[str, str]] = field(default_factory=list)
     overlapped: int = 0
-    checks: bool = True
+    faults: Counter[str] = field(default_factory=Counter)
 
     def of(self, model: str) -> FakeModelHooks:
         hooks = super().of(model)
@@ -49,20 +53,59 @@ class SharedHooks(FakeHooks):
             return hooks
         return FakeModelHooks(self, model, hooks.missing | {"stop"}, hooks.timeouts)
 
+    # ---- The books ----
+
     def needs(self, model: str) -> Needs:
-        return self.shared.memory.needs[model]
+        return self.shared.memory.needs.get(model) or self.leaving[model]
 
-    def hold(self, model: str, amounts: Amounts) -> None:
-        self.held[model] = amounts
-        if self.checks:
-            self.check()
+    def held(self, model: str) -> Amounts:
+        """Return what a model holds."""
+        stands = self.stands.get(model, "asleep")
+        needs = self.needs(model)
+        return (0,) * len(needs.awake) if stands == "stopped" else getattr(needs, stands)
 
-    def check(self) -> None:
+    @property
+    def total(self) -> Amounts:
+        """What all models hold."""
         memory = self.shared.memory
-        held = [self.held.get(name, needs.asleep) for name, needs in memory.needs.items()]
-        total = tuple(map(sum, zip(*held, strict=True)))
-        for name, amount, most in zip(memory.resources, total, memory.amounts, strict=True):
-            assert amount <= most, f"{amount} of {most} {name} are held: {self.held}"
+        names = {**memory.needs, **self.leaving}
+        return total(map(self.held, names), (0,) * len(memory.amounts))
+
+    def hold(self, model: str, stands: str) -> None:
+        before, memory = self.total, self.shared.memory
+        self.stands[model] = stands
+        rows = zip(memory.resources, self.total, before, memory.amounts, strict=True)
+        for name, amount, had, most in rows:
+            # After a reload more may be held than there is, but nothing may be added to it.
+            assert amount <= max(had, most), f"{model}: {amount} of {most} {name}: {self.stands}"
+
+    def use(self, memory: GroupMemory, leaving: Iterable[str] = ()) -> None:
+        """Use other memory, of which models that are about to be removed need what they did."""
+        old = self.shared.memory.resources
+
+        def carry(amounts: Amounts) -> Amounts:
+            by_name = dict(zip(old, amounts, strict=True))
+            names = memory.memory.resources
+            return tuple(0 if name[0] == "#" else by_name.get(name, 0) for name in names)
+
+        known = {name: self.needs(name) for name in leaving}
+        self.leaving = {
+            name: Needs(*map(carry, (each.awake, each.asleep, each.moving, each.starting)))
+            for name, each in known.items()
+        }
+        self.shared = memory
+
+    def forget(self, model: str) -> None:
+        """Forget a model that was removed."""
+        self.leaving.pop(model, None)
+        self.stands.pop(model, None)
+
+    # ---- Hooks ----
+
+    def touches(self, model: str) -> frozenset[str]:
+        if self.shared.overlapping_hooks:
+            return frozenset()
+        return self.shared.touches.get(model, frozenset(self.shared.memory.resources))
 
     async def run(self, model: str, hook: HookName, *, source: str = "", target: str = "") -> None:
         key = (model, hook)
@@ -71,37 +114,46 @@ class SharedHooks(FakeHooks):
             return
         self.calls.append(key)
         assert not self._drains(model) or not self.inside.get(model), f"{key} with a request inside"
-        mine = self.shared.touches.get(model, frozenset(self.shared.memory.resources))
         for other, running in self.hooks:
-            theirs = self.shared.touches.get(other, frozenset(self.shared.memory.resources))
             assert other != model, f"{key} beside {running} of the same model"
-            is_apart = self.shared.overlapping_hooks or not mine & theirs
+            is_apart = not self.touches(model) & self.touches(other)
             assert is_apart, f"{key} beside {running} of {other}"
-        self.overlapped = max(self.overlapped, len(self.hooks) + 1)
         self.hooks.append(key)
-        needs = self.needs(model)
-        if hook == "wake":
-            is_cold = not any(self.held.get(model, needs.asleep))
-            self.hold(model, needs.starting if is_cold else needs.moving)
-        elif hook == "sleep" and model in self.awake:
-            self.hold(model, needs.falling)
-        self.awake.discard(model)
+        self.overlapped = max(self.overlapped, len(self.hooks))
         try:
-            await self._take(key, model, hook)
-            if hook == "wake":
-                self.awake.add(model)
-                self.woken_at[model] = trio.current_time()
-                self.hold(model, needs.awake)
-            elif hook == "verify_asleep" or (hook == "sleep" and model not in self.verifiers):
-                self.hold(model, needs.asleep)
-            elif hook == "stop":
-                self.hold(model, (0,) * len(needs.awake))
+            await self._run(model, hook)
         except HookError:
-            if hook == "sleep" and model not in self.verifiers:  # as llmux has to assume
-                self.hold(model, needs.asleep)
+            self.faults[hook] += 1
             raise
         finally:
             self.hooks.remove(key)
+
+    async def _run(self, model: str, hook: HookName) -> None:
+        stands = self.stands.get(model, "asleep")
+        was_awake = model in self.awake
+        self.awake.discard(model)
+        is_verified = model in self.verifiers
+        if hook == "wake":
+            assert not was_awake, f"{model} wakes, but is awake"
+            self.hold(model, "starting" if stands == "stopped" else "moving")
+        elif hook == "sleep" and (was_awake or stands == "awake"):
+            self.hold(model, "falling")
+        elif hook == "sleep" and stands == "starting":
+            self.hold(model, "moving")  # its wake has failed; it may take what it needs asleep
+        try:
+            await self._take((model, hook), model, hook)
+        except HookError:
+            if hook == "sleep" and not is_verified:  # as llmux has to assume
+                self.hold(model, "asleep")
+            raise
+        if hook == "wake":
+            self.awake.add(model)
+            self.woken_at[model] = trio.current_time()
+            self.hold(model, "awake")
+        elif hook == "verify_asleep" or (hook == "sleep" and not is_verified):
+            self.hold(model, "asleep")
+        elif hook == "stop":
+            self.hold(model, "stopped")
 
 
 def gpu(amount: int, **needs: int) -> GroupMemory:
@@ -143,7 +195,8 @@ class SharedRig(Rig):
 
     def use(self, memory: GroupMemory) -> None:
         """Change the memory, as a reload does."""
-        self.hooks.shared = self.memory = memory
+        self.memory = memory
+        self.hooks.use(memory)
         self.switcher.use_memory(memory)
 
     @property

@@ -59,9 +59,9 @@ def memory_in(config: Config) -> GroupMemory:
     if shares_memory(config, GROUP) and (memory := memory_of(config, GROUP)) is not None:
         return memory
     one = Needs.of((1,))
-    memory = Memory(("#one",), (1,), dict.fromkeys(config.models, one))
+    single = Memory(("#one",), (1,), dict.fromkeys(config.models, one))
     touches = dict.fromkeys(config.models, frozenset({"#one"}))
-    return GroupMemory(memory, touches, overlapping_hooks=False)
+    return GroupMemory(single, touches, overlapping_hooks=False)
 
 
 @dataclass

@@ -26,7 +26,8 @@ from llmux.policy import AdaptivePolicy, Decision, GroupView, Policy, Stay, Swit
 from llmux.policy.room import Memory, Needs
 from llmux.simulate import Arrival, Slots, poisson
 from llmux.simulate.arrivals import exponential
-from llmux.simulate.coresident import CoresidentSetup, simulate_coresident
+from llmux.simulate.coresident import simulate_coresident
+from llmux.simulate.hosts import CoresidentSetup
 from llmux.simulate.outcome import mean
 
 SERVICE_S = 1.0

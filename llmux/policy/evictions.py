@@ -51,10 +51,15 @@ class Evictions:
 
 def _all_minimal(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
     found: list[tuple[str, ...]] = []
+    if not freed:
+        return ()
+    # What a model needs more of asleep than awake, others may have to give back.
+    least = tuple(map(min, zip(*freed.values(), strict=True)))
+    scarce = [lacks > 0 or amount < 0 for lacks, amount in zip(missing, least, strict=True)]
     helpful = [
         (name, amounts)
         for name, amounts in freed.items()
-        if any(lacks > 0 < amount for lacks, amount in zip(missing, amounts, strict=True))
+        if any(is_scarce and amount > 0 for is_scarce, amount in zip(scarce, amounts, strict=True))
     ]
 
     def extend(start: int, chosen: tuple[str, ...], lacks: Amounts) -> None:
@@ -79,17 +84,20 @@ def _is_minimal(chosen: Sequence[str], freed: Mapping[str, Amounts], still: Amou
 def _greedy(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
     chosen: list[str] = []
     still = missing
-    for name, amounts in freed.items():
-        if any(lacks > 0 < amount for lacks, amount in zip(still, amounts, strict=True)):
-            chosen.append(name)
-            still = less(still, amounts)
-            if max(still) <= 0:
-                break
-    else:
-        return ()
+    left = dict(freed)
+    while max(still) > 0:
+        name = next((name for name, amounts in left.items() if _helps(still, amounts)), None)
+        if name is None:
+            return ()
+        chosen.append(name)
+        still = less(still, left.pop(name))
     for name in reversed(chosen[:-1]):  # the last to be chosen comes first: it is ranked lowest
         without = more(still, freed[name])
         if max(without) <= 0:
             chosen.remove(name)
             still = without
     return (tuple(chosen),)
+
+
+def _helps(missing: Amounts, freed: Amounts) -> bool:
+    return any(lacks > 0 < amount for lacks, amount in zip(missing, freed, strict=True))

@@ -36,7 +36,7 @@ class Ways(Shared):
         # Beyond nine models only one set is tried. If that one is busy, idle ones may do as well.
         models = self.group.models
         idle = {name: freed for name, freed in self._freed.items() if not has_work(models[name])}
-        sets = self._evictions.minimal(self.missing(target.name), idle, self._rank)
+        sets = self._minimal(self.missing(target.name), idle)
         return [*self._of_sets(target, sets), *found]
 
     @property

@@ -16,6 +16,8 @@ from llmux.errors import NoRoom
 from llmux.observe.logs import get_logger
 from llmux.policy import Decision, LineFirst, LookAgain, Policy, SwitchTo
 from llmux.policy.base import LEAST_STEP_S
+from llmux.policy.placing import Placing
+from llmux.policy.room import Amounts
 from llmux.switching.commands import Command, Sleep, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import Idleness
@@ -27,6 +29,9 @@ from llmux.switching.views import view_of
 
 REFUSED_S = 1.0
 """Time until a policy is asked again whose decision had no room."""
+
+RELIEF_S = 10.0
+"""Shortest time between two attempts to make one model give back memory that is lacking."""
 
 log = get_logger(__name__)
 
@@ -43,12 +48,13 @@ class Decider:
         self._placer = placer
         self._began_at = 0.0
         self._why_it_stays = ""
+        self._relieved_at: dict[str, float] = {}
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Use another policy, with the group's current settings."""
         self._has_looked_back = self._has_overcommitted = False
-        self.policy = LineFirst(policy, self._group.settings, self._group.measures)
+        self.policy = LineFirst(Placing(policy), self._group.settings, self._group.measures)
 
     def begin(self) -> None:
         """Start counting idle time, and queue the wake of the model that the config preloads."""
@@ -63,17 +69,20 @@ class Decider:
     def decide(self) -> tuple[Running | None, float]:
         """Return the next command, or None and when to decide again (Trio's clock, seconds)."""
         group = self._group
-        running = self._place_queued()
+        running, lacks_room = self._place_queued()
         if running is not None:
             return running, math.inf
-        if group.shares_memory and (running := self._relieve()) is not None:
-            return running, math.inf
-        # While an operator's command waits for others to end, no further ones begin.
-        if group.mode == "manual" or group.commands:
-            return None, math.inf
+        relieve_at = math.inf
+        if group.shares_memory:
+            running, relieve_at = self._relieve()
+            if running is not None:
+                return running, math.inf
+        # While an operator's command waits for the room that others will leave, none begin.
+        if group.mode == "manual" or lacks_room:
+            return None, relieve_at
         command, look_again_at = self._choose()
         if command is None:
-            return None, look_again_at
+            return None, min(look_again_at, relieve_at)
         running = self._placer.place(command)
         return running, math.inf if running else self._note_refused(command)
 
@@ -86,48 +95,82 @@ class Decider:
             log.warning("policy_overcommits", group=self._group.name, to=target, evict=evict)
         return trio.current_time() + REFUSED_S
 
-    def _place_queued(self) -> Running | None:
-        """Place the first queued command that can begin, in order for each model."""
+    def _place_queued(self) -> tuple[Running | None, bool]:
+        """Place the first queued command that can begin, in order for each model.
+
+        Returns:
+            It, if any; and whether one waits for room, and not only for its own model.
+        """
         group = self._group
         held_up: set[str] = set()
+        lacks_room = False
         for command in list(group.commands):
             name = command.target.name
-            if name not in held_up and (running := self._placer.place(command)) is not None:
+            if name in held_up:
+                continue
+            if (running := self._placer.place(command)) is not None:
                 group.commands.remove(command)
-                return running
-            if not group.running and name not in held_up:  # nothing can end that would make room
+                return running, False
+            if group.running:
+                held_up.add(name)
+                lacks_room |= not self._is_moving(command.target)
+            else:  # nothing can end that would make room
                 group.commands.remove(command)
                 log.warning("no_room", model=name, command=type(command).__name__.lower())
                 command.outcome.end(NoRoom(name))
-            held_up.add(name)
-        return None
+        return None, lacks_room
 
-    def _relieve(self) -> Running | None:
-        """Put a model to sleep where more is held than there is, as after a reload."""
-        ledger = self._group.room.ledger
+    def _relieve(self) -> tuple[Running | None, float]:
+        """Put a model to sleep where more is held than there is, as after a reload.
+
+        Returns:
+            The command, if there is one; and when to try again.
+        """
+        group, now = self._group, trio.current_time()
+        ledger = group.room.ledger
         if not ledger.is_overcommitted:
-            return None
+            return None, math.inf
         lacks = ledger.projected()
 
-        def helps(model: Model) -> bool:
-            freed = ledger.freed(model.name)
+        def helps(freed: Amounts) -> bool:
             return any(free < 0 < back for free, back in zip(lacks, freed, strict=True))
 
-        def stopping_helps(model: Model) -> bool:
-            is_asleep = ledger.hold(model.name) is Hold.ASLEEP
-            asleep = ledger.held(model.name)
-            return is_asleep and any(f < 0 < a for f, a in zip(lacks, asleep, strict=True))
+        def costs(model: Model) -> tuple[bool, bool, float]:
+            has_to_stay = model.is_kept or model.name in group.pins.models
+            return has_to_stay, model.in_flight.in_use > 0, model.used_at
 
-        free = [model for model in self._group.models.values() if not self._is_moving(model)]
-        if awake := [model for model in free if model.is_awake and helps(model)]:
-            model = min(awake, key=lambda m: (m.is_kept, m.in_flight.in_use > 0, m.used_at))
-            reason = "the models that are awake need more than there is"
-            return self._placer.place(Sleep(model, reason, stands=True, rule="overcommitted"))
-        if asleep := [model for model in free if model.stops and stopping_helps(model)]:
-            model = min(asleep, key=lambda m: m.used_at)
-            reason = "the models that sleep need more than there is"
-            return self._placer.place(Stop(model, reason, stands=True, rule="overcommitted"))
-        return None
+        awake = sorted((m for m in group.awake if helps(ledger.freed(m.name))), key=costs)
+        if any(map(self._is_moving, awake)):
+            return None, math.inf  # it is let in just now, and may leave then
+        commands: list[Command] = [
+            Sleep(
+                model,
+                "the models that are awake need more than there is",
+                stands=True,
+                rule="overcommitted",
+            )
+            for model in awake
+        ]
+        asleep = (m for m in group.models.values() if m.stops and not self._is_moving(m))
+        commands += [
+            Stop(
+                model,
+                "the models that sleep need more than there is",
+                stands=True,
+                rule="overcommitted",
+            )
+            for model in sorted(asleep, key=lambda m: m.used_at)
+            if ledger.hold(model.name) is Hold.ASLEEP and helps(ledger.held(model.name))
+        ]
+        at = math.inf
+        for command in commands:
+            due_at = self._relieved_at.get(command.target.name, -math.inf) + RELIEF_S
+            if due_at > now:  # its hook has just failed
+                at = min(at, due_at)
+            elif (running := self._placer.place(command)) is not None:
+                self._relieved_at[command.target.name] = now
+                return running, math.inf
+        return None, at
 
     def _is_moving(self, model: Model) -> bool:
         return self._group.switch_lock.holds(model.name)
@@ -164,7 +207,7 @@ class Decider:
         for running in group.running:
             plan = running.plan
             if plan in group.room.ledger.plans and plan.target == decision.model:
-                if not set(decision.evict) - {*plan.evict}:
+                if {*decision.evict} == {*plan.evict}:
                     continue
                 new = self._placer.replan(running, decision.evict)
                 if running.plan is not plan:

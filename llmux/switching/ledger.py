@@ -140,7 +140,10 @@ class Ledger:
         for model in stoppable:
             if self.is_possible(plan):
                 break
-            if any(self.memory.needs[model].asleep) and model not in self.planned - {*plan.evict}:
+            if any(self.memory.needs[model].asleep) and model not in self.planned - {
+                *plan.evict,
+                target,
+            }:
                 plan.stop = (*plan.stop, model)
         if not self.is_possible(plan):
             self.plans.remove(plan)
@@ -316,6 +319,8 @@ class Ledger:
         """Return what a switch's target has still to take."""
         if not plan.target:
             return self._zero
+        if plan.target in plan.stop:
+            return self.memory.needs[plan.target].starting
         return self._to_wake(plan.target)
 
     def _to_wake(self, model: str) -> Amounts:

@@ -138,9 +138,11 @@ class Placer:
     def _choose(self, target: Model, *, by_operator: bool) -> Sequence[str] | None:
         """Return the models to evict that have the least at stake, or None if none make room.
 
-        For an operator, models that are kept or pinned leave, too, if there is no other way.
+        For an operator, models that are kept or pinned leave, too, if there is no other way, also
+        not once what runs now has ended.
         """
-        for spares_kept in (True, False) if by_operator else (True,):
+        spares_none = by_operator and not self._group.running
+        for spares_kept in (True, False) if spares_none else (True,):
             view = view_of(self._group, spares_kept=spares_kept)
             if view.room is None or (shown := view.models.get(target.name)) is None:
                 continue
@@ -173,7 +175,9 @@ class Placer:
         ]
         sleeping.sort(key=lambda model: model.used_at)
         leaving = [name for name in evict if group.models[name].stops]
-        return [*(model.name for model in sleeping), *leaving]
+        is_asleep = bool(target) and group.room.ledger.hold(target) is Hold.ASLEEP
+        last = [target] if is_asleep and group.models[target].stops else []
+        return [*(model.name for model in sleeping), *leaving, *last]
 
     def _eviction(self, name: str) -> Eviction:
         model = self._group.models[name]

@@ -23,8 +23,8 @@ def view_of(group: Group, *, spares_kept: bool = True) -> GroupView:
     active, now = group.active, trio.current_time()
     shown = list(group.models.values())
     pinned = group.pins.models
-    if pinned and spares_kept:  # the policy may choose nothing that a pin forbids
-        shown = [m for m in shown if m.is_awake or group.pins.holds_up(m.name) is None]
+    if spares_kept:  # the policy may choose nothing that a pin or a kept model forbids
+        shown = [m for m in shown if m.is_awake or not _is_barred(group, m)]
     views = (_shown(group, model) for model in shown)
     room = None
     if group.shares_memory:
@@ -49,6 +49,16 @@ def view_of(group: Group, *, spares_kept: bool = True) -> GroupView:
         measures=group.measures.estimates,
         room=room,
     )
+
+
+def _is_barred(group: Group, model: Model) -> bool:
+    """Return whether models that have to stay leave no room for this one."""
+    if group.pins.current is not None and group.pins.holds_up(model.name) is not None:
+        return not (group.shares_memory and group.switch_lock.holds(model.name))
+    if not group.shares_memory or group.switch_lock.holds(model.name):
+        return False  # a switch that runs goes on
+    kept = [each.name for each in group.awake if each.is_kept]
+    return bool(kept) and not group.room.fit([*kept, model.name], wakes=model.name)
 
 
 def _shown(group: Group, model: Model) -> ModelView:

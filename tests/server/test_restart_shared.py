@@ -369,7 +369,6 @@ async def test_a_stop_hook_that_runs_is_in_the_record(
     )
     stoppers = {name: Traits(stops=True) for name in ("a", "b")}
     rig = SharedRig(memory, traits=stoppers, record=record, seconds={("a", "stop"): 10})
-    rig.hooks.checks = False  # at the start
     async with rig.running():
         await trio.sleep(5)
         assert rig.hooks.calls == [("a", "stop")]
@@ -390,7 +389,7 @@ async def test_one_that_was_killed_in_its_wake_may_hold_what_only_the_wake_needs
     record.note("a", "unsure")
     memory = shared({"gpu": 80}, needs, overlapping_hooks=True)  # else b would wait for a's lane
     rig = SharedRig(memory, record=record, seconds={("a", "sleep"): 10})
-    rig.hooks.held["a"] = (60,)
+    rig.hooks.stands["a"] = "moving"
     async with rig.running():
         assert await rig.ask("b") == 10
 

@@ -263,7 +263,7 @@ async def test_where_ram_is_short_the_model_used_least_recently_is_stopped(
     autojump_clock: MockClock,
 ) -> None:
     rig = with_ram(120, a=True, b=True, c=True)  # for two of three
-    rig.hooks.held["a"] = (0, 0)  # not started yet
+    rig.hooks.stands["a"] = "stopped"  # not started yet
     async with rig.running():
         await trio.sleep(1)
         assert rig.hooks.calls == [("a", "stop")]
@@ -284,7 +284,7 @@ async def test_where_nothing_else_can_be_stopped_the_evicted_model_is(
     autojump_clock: MockClock,
 ) -> None:
     rig = with_ram(120, a=True, b=False, c=False)
-    rig.hooks.held["a"] = (0, 0)
+    rig.hooks.stands["a"] = "stopped"
     async with rig.running():
         await rig.ask("a")
         await rig.ask("b")
@@ -395,7 +395,6 @@ async def test_after_a_reload_with_less_memory_what_does_not_fit_sleeps(
     autojump_clock: MockClock,
 ) -> None:
     rig = SharedRig(gpu(80, a=40, b=40))
-    rig.hooks.checks = False  # more is held at first
     async with rig.running() as requests:
         requests.start_soon(rig.ask, "a", 50)
         await rig.ask("b")
@@ -434,7 +433,6 @@ async def test_after_a_restart_what_fits_is_adopted_and_the_rest_sleeps(
     for name in ("a", "b", "c"):
         record.note(name, "awake")
     rig = SharedRig(gpu(80, a=40, b=40, c=40), record=record)
-    rig.hooks.checks = False  # more is held at first
     rig.hooks.awake = {"a", "b", "c"}
     async with rig.running():
         await trio.sleep(1)
@@ -544,7 +542,7 @@ async def test_a_model_without_a_place_has_its_line_served_before_it_is_evicted(
 
 async def test_the_wake_after_a_stop_is_measured_by_itself(autojump_clock: MockClock) -> None:
     rig = with_ram(120, a=True, b=False, c=False)
-    rig.hooks.held["a"] = (0, 0)
+    rig.hooks.stands["a"] = "stopped"
     rig.hooks.seconds = {("a", "wake"): 30, ("b", "wake"): 2}
     async with rig.running():
         for model in "aba":

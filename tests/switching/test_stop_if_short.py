@@ -21,7 +21,7 @@ def one_sleeper() -> SharedRig:
     needs = {name: Needs.of((40, 0), (0, 20)) for name in ("a", "b")}
     memory = shared({"gpu": 80, "ram": 30}, needs)
     rig = SharedRig(memory, traits={name: Traits(stops=True) for name in needs})
-    rig.hooks.held["a"] = (0, 0)  # not started yet
+    rig.hooks.stands["a"] = "stopped"  # not started yet
     return rig
 
 
@@ -63,7 +63,7 @@ async def test_when_it_is_down_and_the_stop_of_another_takes_long(
     needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
     memory = shared({"gpu0": 40, "gpu1": 40, "ram": 30}, needs)
     rig = SharedRig(memory, traits={name: Traits(stops=True) for name in needs})
-    rig.hooks.held["a"] = (0, 0, 0)
+    rig.hooks.stands["a"] = "stopped"
     async with trio.open_nursery() as beside, rig.running():
         beside.start_soon(rig.switcher.health.watch)
         await wait_all_tasks_blocked()
@@ -84,7 +84,7 @@ async def test_after_two_failed_wakes_at_a_time(autojump_clock: MockClock) -> No
         seconds={(name, "sleep"): 10 for name in needs},
         failing={(name, "wake"): 1 for name in needs},
     )
-    rig.hooks.held |= {"a": (0, 0, 0), "b": (0, 0, 0)}
+    rig.hooks.stands |= {"a": "stopped", "b": "stopped"}
     async with rig.running() as tasks:
         await wait_all_tasks_blocked()
         ledger = rig.switcher.room.ledger
@@ -109,7 +109,7 @@ async def test_after_a_restart_that_finds_two(autojump_clock: MockClock, tmp_pat
         record=record,
     )
     rig.hooks.awake |= {*needs}
-    rig.hooks.held |= {name: each.awake for name, each in needs.items()}
+    rig.hooks.stands |= dict.fromkeys(needs, "awake")
     async with rig.running():
         await trio.sleep(50)
         ledger = rig.switcher.room.ledger
