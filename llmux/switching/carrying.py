@@ -168,10 +168,13 @@ class Carrier:
         self._placer.add_stranded(running)
         async with trio.open_nursery() as nursery:
 
-            def begin(eviction: Eviction) -> None:
-                nursery.start_soon(self._evict, running, eviction)
+            def begin(each: Eviction | Model) -> None:
+                if isinstance(each, Eviction):
+                    nursery.start_soon(self._evict, running, each)
+                else:
+                    nursery.start_soon(self._stop, running, each)
 
-            running.evict = begin
+            running.begin = begin
             for eviction in list(running.evictions.values()):
                 if eviction.is_over:
                     continue
@@ -180,9 +183,9 @@ class Carrier:
                 else:
                     await self._evict(running, eviction)
             for name in running.plan.stop:
-                if name not in running.plan.evict and not self._group.room.is_stopped(name):
-                    nursery.start_soon(self._stop, running, self._group.models[name])
-        running.evict = None
+                if name not in running.evictions and not self._group.room.is_stopped(name):
+                    begin(self._group.models[name])
+        running.begin = None
         evictions = running.evictions.values()
         tally.drain_s = max((each.drain_s for each in evictions), default=0.0)
         tally.sleeps_s |= {e.model.name: e.sleep_s for e in evictions if e.sleep_s is not None}

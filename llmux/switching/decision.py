@@ -209,12 +209,7 @@ class Decider:
             if plan in group.room.ledger.plans and plan.target == decision.model:
                 if {*decision.evict} == {*plan.evict}:
                     continue
-                new = self._placer.replan(running, decision.evict)
-                if running.plan is not plan:
-                    if running.evict is not None:
-                        for eviction in new:
-                            running.evict(eviction)
-                    group.changed.set()  # what is called off
+                if self._placer.replan(running, decision.evict):
                     return trio.current_time()
         return math.inf
 

@@ -165,10 +165,12 @@ class Ledger:
         place = self.plans.index(old)
         self.plans.remove(old)
         try:
-            return self.plan(old.target, evict, stoppable)
+            plan = self.plan(old.target, evict, stoppable)
         except ValueError:
             self.plans.insert(place, old)
             raise
+        plan.stop = tuple(dict.fromkeys([*old.stop, *plan.stop]))  # some are being stopped
+        return plan
 
     @property
     def planned(self) -> set[str]:

@@ -5,7 +5,7 @@ All of it is synchronous, so that a command is either placed as a whole or not a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from llmux.policy.evictions import Evictions
 from llmux.policy.shared import Shared
@@ -67,19 +67,24 @@ class Placer:
             models |= {*running.plan.models}
         group.switch_lock.take(running, models)
 
-    def replan(self, running: Running, evict: Sequence[str]) -> Iterable[Eviction]:
-        """Let a running switch evict other models; return the evictions that are new."""
-        group = self._group
-        ledger = group.room.ledger
-        stoppable = self._stoppable(running.plan.target, evict)
+    def replan(self, running: Running, evict: Sequence[str]) -> bool:
+        """Let a running switch evict other models; return whether that was possible."""
+        group, old = self._group, running.plan
         try:
-            plan = ledger.replan(running.plan, evict, stoppable)
+            plan = group.room.ledger.replan(old, evict, self._stoppable(old.target, evict))
         except ValueError:
-            return []
+            return False
         new = [self._eviction(name) for name in running.replace(plan)]
         running.evictions |= {each.model.name: each for each in new}
         self.lock(running)
-        return new
+        if running.begin is not None:
+            stops = [n for n in plan.stop if n not in old.stop and n not in running.evictions]
+            for eviction in new:
+                running.begin(eviction)
+            for name in stops:
+                running.begin(group.models[name])
+        group.changed.set()  # for what is called off
+        return True
 
     def has_stranded(self, running: Running) -> bool:
         """Return whether a switch has to evict models that were found to hold memory.

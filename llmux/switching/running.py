@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 
 from llmux.switching.commands import Command
@@ -45,7 +45,8 @@ class Running:
         evictions: The models that it puts to sleep, by name.
         is_waking: True from its start until the wake of its target has ended.
         failure: Why it has failed or was abandoned, while models of its own still move.
-        evict: Begins a further eviction while others go on; None before and after.
+        begin: Begins a further eviction, or to stop a further model, while others go on; None
+            before and after.
     """
 
     def __init__(self, command: Command, plan: Plan) -> None:
@@ -55,7 +56,7 @@ class Running:
         self.evictions: dict[str, Eviction] = {}
         self.is_waking = False
         self.failure: Exception | None = None
-        self.evict: Callable[[Eviction], object] | None = None
+        self.begin: Callable[[Eviction | Model], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Running {type(self.command).__name__} {self.command.target.name!r} {self.plan}>"
@@ -73,7 +74,7 @@ class Running:
             if each.may_stay and not each.is_called_off
         )
 
-    def replace(self, plan: Plan) -> Iterable[str]:
+    def replace(self, plan: Plan) -> list[str]:
         """Take another plan; call off the evictions that it does not need, return the new ones."""
         self.plan = plan
         for name, each in self.evictions.items():

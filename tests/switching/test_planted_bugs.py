@@ -49,7 +49,7 @@ PLANTS = {
     ),
     "forget the next in line when a place becomes free": (
         "switching/model.py",
-        "        self.used_at = trio.current_time()\n        self._admit_more()\n",
+        "        self.used_at = trio.current_time()\n        self.admit_more()\n",
         "        self.used_at = trio.current_time()\n",
     ),
     "abandon a switch that is wanted": (
