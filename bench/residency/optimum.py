@@ -213,7 +213,8 @@ class Optimum:
         """Return the state to change to at once; None to go on."""
         at = self._place[state]
         best, found = self._going_on(at), None
-        for then in self.system.choices(state):
+        # To begin a drain and to call it off at once is worth as much as to evict the idle model.
+        for then in sorted(self.system.choices(state), key=lambda then: then.draining):
             value = self._values[self._place[then]]
             if self._is_better(value, best):
                 best, found = value, then
