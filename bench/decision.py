@@ -92,7 +92,7 @@ def decision_with_room(situation: str, awake: int, waiting: int) -> Callable[[],
     def decide() -> Decision:
         views = [state.view() for state in states]
         for index in range(awake):
-            views[index] = replace(views[index], awake_since=0.0, used_at=NOW - index)
+            views[index] = replace(views[index], awake_since=0.0, used_at=NOW - index / 1000)
         return policy.decide(GroupView(NOW, None, None, by_name(views), measures.estimates, room))
 
     decide()

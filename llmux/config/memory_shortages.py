@@ -19,13 +19,9 @@ from llmux.config.memory import (
 )
 from llmux.config.memory_names import NEEDS
 from llmux.config.models import ModelConfig
-from llmux.config.policy import POLICY_NAMES
 from llmux.config.section import Keys
 from llmux.config.shape import Config
 from llmux.config.sizes import size_text
-
-SHARING_POLICY = "adaptive"
-"""The policy of llmux's own that decides for several awake models."""
 
 Found = Iterator[tuple[Keys, str]]
 
@@ -44,10 +40,6 @@ def memory_shortages(config: Config) -> Found:
         if model.keep and not shares_memory(config, model.group):
             why = "goes with 'needs' or 'sets': of its group, one model is awake at a time"
             yield ("models", model.name, "keep"), why
-    name = config.policy.name
-    if any(sharing_groups(config)) and name in POLICY_NAMES and name != SHARING_POLICY:
-        why = f"decides for one awake model: 'needs' and 'sets' go with {SHARING_POLICY!r}"
-        yield ("policy", "name"), f"{name!r} {why}"
 
 
 def _too_much(models: Sequence[ModelConfig], resource: str, amount: int) -> Found:

@@ -78,7 +78,6 @@ def test_the_config_of_the_issue() -> None:
         (config({"a": {"keep": True}, "b": gpu("1GiB", keep=True)}), "models.b.keep: goes not with that of 'a': 'a' is awake alone"),
         (config({"a": {"keep": True}, "b": {"keep": True}, "c": {}}, sets=[["a", "c"], ["c", "b"]]), "models.b.keep: no set holds all of 'a', 'b'"),
         # the policy
-        (config({"a": gpu("1GiB")}, policy={"name": "fifo"}), "policy.name: 'fifo' decides for one awake model: 'needs' and 'sets' go with 'adaptive'"),
     ],
 )  # fmt: skip
 def test_one_mistake_is_one_line(data: dict[str, Any], line: str) -> None:
