@@ -56,7 +56,8 @@ def _too_much(models: Sequence[ModelConfig], resource: str, amount: int) -> Foun
         return
     asleep = held_asleep(models, resource)
     if asleep > amount:
-        holders = (m for m in models if m.stop is None and m.needs_asleep.get(resource))
+        fixed = (m for m in models if m.stop is None or m.preserves_in_flight)
+        holders = (m for m in fixed if m.needs_asleep.get(resource))
         told = f"{_listed(holders)} need {size_text(asleep)} of it while they sleep"
         why = "without a 'stop' hook, they cannot be put into a deeper sleep"
         yield ("resources", resource), f"{told}, which is more than there is: {why}"

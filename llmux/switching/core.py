@@ -154,6 +154,11 @@ class ModelState:
         self.is_kept = traits.is_kept
         self.stops = traits.stops
 
+    @property
+    def may_stop(self) -> bool:
+        """True if its stop hook may run, which would lose requests that are frozen with it."""
+        return self.stops and not self.preserves_in_flight
+
     # ---- Phases ----
 
     @property

@@ -151,7 +151,7 @@ class Decider:
             )
             for model in awake
         ]
-        asleep = (m for m in group.models.values() if m.stops and not self._is_moving(m))
+        asleep = (m for m in group.models.values() if m.may_stop and not self._is_moving(m))
         commands += [
             Stop(
                 model,

@@ -220,6 +220,7 @@ class Groups:
             self._used[model.name] = model
             use(model.name, model)
             switcher.models[model.name].apply(traits_of(model))
+            self.remeasure()  # whether it may be stopped may have changed
 
         if waits:
             switcher.renew(model.name, change)

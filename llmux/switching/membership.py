@@ -57,7 +57,7 @@ class Membership:
             busy: Number of models that may be at work on one resource; None: any.
         """
         group = self._group
-        group.room.use(shared, group.models, lambda name: group.models[name].stops)
+        group.room.use(shared, group.models, lambda name: group.models[name].may_stop)
         group.busy = busy
         group.places.use(busy if shared is not None else None)
         group.changed.set()

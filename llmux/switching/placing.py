@@ -172,16 +172,16 @@ class Placer:
         sleeping = [
             model
             for name, model in group.models.items()
-            if model.stops
+            if model.may_stop
             and name != target
             and not model.holds_gpu
             and not self._is_taken(name)
             and group.room.ledger.hold(name) is Hold.ASLEEP
         ]
         sleeping.sort(key=lambda model: model.used_at)
-        leaving = [name for name in evict if group.models[name].stops]
+        leaving = [name for name in evict if group.models[name].may_stop]
         is_asleep = bool(target) and group.room.ledger.hold(target) is Hold.ASLEEP
-        last = [target] if is_asleep and group.models[target].stops else []
+        last = [target] if is_asleep and group.models[target].may_stop else []
         return [*(model.name for model in sleeping), *leaving, *last]
 
     def _eviction(self, name: str) -> Eviction:

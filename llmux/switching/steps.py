@@ -193,7 +193,7 @@ class Steps:
         ledger = self._group.room.ledger
         if may_sleep := not is_deep and ledger.may_sleep(model.name):
             ledger.sleep(model.name)
-        is_deep |= not may_sleep and hooks.has("stop")
+        is_deep |= not may_sleep and model.may_stop and hooks.has("stop")
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         hook: HookName = "stop" if is_deep else "sleep"

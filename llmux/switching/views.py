@@ -100,6 +100,6 @@ def _free(group: Group) -> Amounts:
         held = room.ledger.held(model.name)
         if model.is_stranded:
             free = more(free, room.ledger.freed(model.name))
-        elif model.stops and room.ledger.hold(model.name) is Hold.ASLEEP:
+        elif model.may_stop and room.ledger.hold(model.name) is Hold.ASLEEP:
             free = more(free, held)
     return free

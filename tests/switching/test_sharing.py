@@ -550,3 +550,19 @@ async def test_the_wake_after_a_stop_is_measured_by_itself(autojump_clock: MockC
     measures = rig.switcher.measures
     assert measures.usual_wake_s("a", is_stopped=True) == 30
     assert measures.usual_wake_s("b") == 2
+
+
+async def test_a_model_that_freezes_its_requests_is_not_stopped(autojump_clock: MockClock) -> None:
+    needs = {"a": Needs.of((60, 0), (0, 50)), "b": Needs.of((60, 0)), "c": Needs.of((0, 60))}
+    rig = SharedRig(
+        shared({"gpu": 80, "ram": 100}, needs),
+        traits={"a": Traits(preserves_in_flight=True, stops=True)},
+        max_wait_secs=5,
+    )
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 50)
+        await trio.sleep(1)
+        await rig.ask("c")
+        await rig.ask("b")  # for what a needs asleep, c has to leave
+        assert rig.awake == {"b"}
+    assert not [call for call in rig.hooks.calls if call[1] == "stop"]
