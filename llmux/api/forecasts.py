@@ -198,6 +198,8 @@ def _scene(switcher: Switcher) -> Scene | SharedScene:
         return scene_of(models, policy, measures, now=now, target=target)
     ledger = copy.deepcopy(room.ledger)
     ledger.renew(room.memory)  # where models that can be stopped need nothing asleep
+    for plan in ledger.plans:
+        plan.stop = ()
     rules = Rules(
         touches={name: room.hook_resources(name) for name in switcher.models},
         overlapping_hooks=room.shared.overlapping_hooks,

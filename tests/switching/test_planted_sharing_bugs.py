@@ -1,0 +1,154 @@
+"""Plants the classic bugs of shared memory, one at a time, and demands that a test notices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SHARING = (
+    "tests/switching/test_sharing.py",
+    "tests/switching/test_sharing_faults.py",
+    "tests/switching/test_stop_if_short.py",
+    "tests/switching/test_ledger.py",
+    "tests/switching/test_sharing_stateful.py",
+)
+POLICY = ("tests/policy",)
+
+PLANTS = {
+    "give memory back before sleep is verified": (
+        "switching/steps.py",
+        '        hook: HookName = "stop" if is_deep else "sleep"\n',
+        '        hook: HookName = "stop" if is_deep else "sleep"\n'
+        "        ledger.slept(model.name)\n",
+        SHARING,
+    ),
+    "promise the same bytes to two switches": (
+        "switching/ledger.py",
+        "        for each in (*self._before(plan), plan):\n",
+        "        for each in (plan,):\n",
+        SHARING,
+    ),
+    "take memory that earlier switches wait for": (
+        "switching/ledger.py",
+        "        for earlier in self._before(plan):\n",
+        "        for earlier in ():\n",
+        SHARING,
+    ),
+    "let a victim admit again while its memory is promised": (
+        "switching/carrying.py",
+        "        async with self._lane_of_sleep(running, model, is_wanted) as may_go:\n",
+        "        if model.phase is Phase.DRAINING and group.shares_memory:\n"
+        "            model.enter(Phase.AWAKE)\n"
+        "        async with self._lane_of_sleep(running, model, is_wanted) as may_go:\n",
+        SHARING,
+    ),
+    "count the target only once it is awake": (
+        "switching/ledger.py",
+        "        self._hold(plan.target, Hold.STARTING if is_stopped else Hold.WAKING)\n",
+        "        pass\n",
+        SHARING,
+    ),
+    "run two hooks on one resource": (
+        "switching/lanes.py",
+        "                    return not each.touches & taken\n",
+        "                    return True\n",
+        SHARING,
+    ),
+    "leave the lanes before a failed wake is cleaned up": (
+        "switching/carrying.py",
+        "                await self._steps.clean_up(target, hooks, error)\n",
+        "                await lane.aclose()\n"
+        "                await self._steps.clean_up(target, hooks, error)\n",
+        SHARING,
+    ),
+    "forget a model whose sleep has failed": (
+        "switching/placing.py",
+        "            if model.is_stranded and room",
+        "            if not model.is_stranded and room",
+        SHARING,
+    ),
+    "count a stop before its hook has ended": (
+        "switching/steps.py",
+        "        with self._record.unsure(model.name):\n"
+        '            await self._run_hook(hooks, "stop", source=model.name, target=target.name)\n'
+        "        self._group.room.ledger.stopped(model.name)\n",
+        "        self._group.room.ledger.stopped(model.name)\n"
+        "        with self._record.unsure(model.name):\n"
+        '            await self._run_hook(hooks, "stop", source=model.name, target=target.name)\n',
+        SHARING,
+    ),
+    "unlock a victim while it drains": (
+        "switching/placing.py",
+        "            models |= {*running.plan.models}\n",
+        "            pass\n",
+        SHARING,
+    ),
+    "forget the reservation of a switch that drains": (
+        "switching/ledger.py",
+        "        for plan in self.plans:\n            if plan is not without:\n",
+        "        for plan in self.plans:\n            if not plan.evict:\n",
+        SHARING,
+    ),
+    "call off the switch of an operator": (
+        "switching/views.py",
+        "bool(draining) and not running.command.stands and ledger.may_drop(plan)",
+        "bool(draining) and ledger.may_drop(plan)",
+        SHARING,
+    ),
+    "seek the tightest deadline only where a set makes room": (
+        "policy/deadlines.py",
+        "        views = may_be_chosen(scene.unserved, scene.now)\n",
+        "        views = [v for v in may_be_chosen(scene.unserved, scene.now) if scene.options(v)]\n",
+        POLICY,
+    ),
+    "give only the first in line a deadline": (
+        "policy/deadlines.py",
+        "for at, turns in line.places)",
+        "for at, turns in line.places[:1])",
+        POLICY,
+    ),
+}
+
+FAST = "promise the same bytes to two switches"
+"""One of them for every run: each takes seconds."""
+
+
+@pytest.mark.parametrize("bug", PLANTS)
+def test_a_bug_can_be_planted(bug: str) -> None:
+    name, before, _, _ = PLANTS[bug]
+    found = (ROOT / "llmux" / name).read_text().count(before)
+    assert found == 1, f"{name} has changed: change the plant {bug!r}, too"
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [FAST, *(pytest.param(bug, marks=pytest.mark.slow) for bug in PLANTS if bug != FAST)],
+)
+def test_a_planted_bug_is_noticed(bug: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("llmux", "tests", "bench"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    name, before, after, tests = PLANTS[bug]
+    file = tmp_path / "llmux" / name
+    file.write_text(file.read_text().replace(before, after))
+    # Some bugs leave a test waiting for ever; that is noticed, too.
+    ends_if_stuck = ["-o", "faulthandler_timeout=40", "-o", "faulthandler_exit_on_timeout=true"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", *ends_if_stuck, *tests],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    # 1: a test failed. A plant that cannot even be imported or collected proves nothing.
+    assert run.returncode == 1 or "Timeout" in run.stderr, run.stdout[-3000:]
