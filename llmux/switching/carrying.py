@@ -75,8 +75,7 @@ class Carrier:
                 command.outcome.end()
             except SwitchAbandoned:
                 log.info("switch_abandoned", to=target.name)
-                for name in [target.name, *running.evictions]:
-                    await self._let_in(name)
+                await self._let_in(target.name)
                 if command.stands:
                     command.outcome.end(NoRoom(target.name))
             except HookError as error:
@@ -204,8 +203,8 @@ class Carrier:
         finally:
             eviction.is_over = True
             self._placer.lock(running)
-        if eviction.is_called_off:
-            await self._let_in(eviction.model.name)
+        # If it stays after all, at once: others may still be busy with their hooks.
+        await self._let_in(eviction.model.name)
 
     def _fail(self, running: Running, error: Exception) -> None:
         running.failure = running.failure or error

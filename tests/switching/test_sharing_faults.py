@@ -306,3 +306,35 @@ async def test_other_victims_may_need_other_stops(autojump_clock: MockClock) -> 
             while rig.phase("t") is not Phase.AWAKE:
                 await trio.sleep(1)
         assert rig.phase("t") is Phase.AWAKE
+
+
+async def test_a_victim_that_stays_after_all_serves_those_in_its_line(
+    autojump_clock: MockClock,
+) -> None:
+    """It has drained, and waits for its lane, when the sleep of another victim fails."""
+    needs = {
+        "chat": Needs.of((60, 0)),
+        "code": Needs.of((0, 40)),
+        "slow": Needs.of((0, 40)),
+        "t": Needs.of((80, 40)),
+    }
+    rig = SharedRig(
+        shared({"gpu0": 80, "gpu1": 80}, needs),
+        verifiers={"chat"},
+        failing={("chat", "verify_asleep"): 2},
+        seconds={("chat", "sleep"): 5, ("slow", "wake"): 60},
+    )
+
+    async def force() -> None:
+        with pytest.raises(HookError):
+            await rig.switcher.force_switch("t")
+
+    async with rig.running() as requests:
+        await rig.ask("chat")
+        await rig.ask("code")
+        requests.start_soon(rig.ask, "slow")
+        await trio.sleep(1)
+        requests.start_soon(force)
+        await trio.sleep(1)
+        assert rig.phase("code") is Phase.DRAINING
+        assert await rig.ask("code") < 15
