@@ -76,7 +76,7 @@ class Latencies:
         if seconds is None:
             return None
         _, most, _ = self._buckets[max(self._buckets)]
-        return seconds * max(1.0, in_flight / most)
+        return seconds * max(1.0, in_flight / most) if most else seconds
 
 
 class Rate:

@@ -262,3 +262,12 @@ def test_beyond_nine_models_what_is_evicted_makes_room(
     assert isinstance(decision, SwitchTo)
     gained = total((memory.needs[name].awake for name in decision.evict), (free,))
     assert gained >= memory.needs["m0"].awake
+
+
+def test_a_model_without_a_set_keeps_its_deadline() -> None:
+    """What has to leave for it moves; others may not take long meanwhile, unless there is room."""
+    moving = ModelView("code", 1, awake_since=500.0, used_at=NOW, is_moving=True)
+    for waits_s, may in ((1.0, True), (299.0, False)):
+        chat, rerank = line("chat", NOW - waits_s), line("rerank", *[NOW - 1.0] * 9)
+        decision = ask(view(moving, awake("vision"), chat, rerank, gpu=70, free=0))
+        assert isinstance(decision, SwitchTo) is may, (waits_s, decision)

@@ -84,22 +84,10 @@ PLANTS = {
         '            await self._run_hook(hooks, "stop", source=model.name, target=target.name)\n',
         SHARING,
     ),
-    "unlock a victim while it drains": (
-        "switching/placing.py",
-        "            models |= {*running.plan.models}\n",
-        "            pass\n",
-        SHARING,
-    ),
     "forget the reservation of a switch that drains": (
         "switching/ledger.py",
         "        for plan in self.plans:\n            if plan is not without:\n",
         "        for plan in self.plans:\n            if not plan.evict:\n",
-        SHARING,
-    ),
-    "call off the switch of an operator": (
-        "switching/views.py",
-        "bool(draining) and not running.command.stands and ledger.may_drop(plan)",
-        "bool(draining) and ledger.may_drop(plan)",
         SHARING,
     ),
     "seek the tightest deadline only where a set makes room": (

@@ -338,3 +338,18 @@ async def test_a_victim_that_stays_after_all_serves_those_in_its_line(
         await trio.sleep(1)
         assert rig.phase("code") is Phase.DRAINING
         assert await rig.ask("code") < 15
+
+
+async def test_a_victim_that_waits_for_its_lane_admits_nobody(autojump_clock: MockClock) -> None:
+    needs = {"code": Needs.of((40,)), "slow": Needs.of((40,)), "t": Needs.of((40,))}
+    rig = SharedRig(shared({"gpu": 80}, needs), seconds={("slow", "wake"): 60})
+    async with rig.running() as requests:
+        await rig.ask("code")
+        requests.start_soon(rig.ask, "slow")
+        await trio.sleep(1)
+        requests.start_soon(rig.switcher.force_switch, "t")
+        await trio.sleep(1)
+        assert rig.phase("code") is Phase.DRAINING
+        requests.start_soon(rig.ask, "code", 100)
+        await trio.sleep(30)
+        assert not rig.hooks.inside.get("code")
