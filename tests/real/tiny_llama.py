@@ -14,9 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np  # type: ignore[import-not-found]
-from safetensors.numpy import save_file  # type: ignore[import-not-found]
-from tokenizers import (  # type: ignore[import-not-found]
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import (
     Tokenizer,
     decoders,
     models,
