@@ -140,12 +140,6 @@ class Group:
         at_rest = all(model.phase in AT_REST for model in self.models.values())
         return "idle" if at_rest else "switching"
 
-    async def let_in(self) -> None:
-        """Admit the lines of all models that are awake; returns once each request has settled."""
-        for model in list(self.models.values()):
-            if model.is_awake:
-                await model.let_in()
-
     # ---- Demand ----
 
     @property

@@ -29,7 +29,6 @@ async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Hea
     with group.switch_lock.all_held():
         for name, entry in found.items():
             await _take_over_one(group, group.models[name], entry, hooks, health)
-        await group.let_in()
     if group.shares_memory:  # else it is put to sleep for the next model that wakes
         for model in group.models.values():
             if model.holds_gpu and not model.is_awake:
@@ -45,6 +44,7 @@ async def _take_over_one(
     if may_stay and await health.is_alive(model):
         log.info("model_adopted", model=model.name)
         model.enter(Phase.AWAKE)
+        await model.let_in()  # before the next one is looked at, which may take long
     else:  # it may hold GPU memory, so it is put to sleep before another model wakes
         log.warning("model_unsure", model=model.name, hint="slept before another wakes")
         model.enter(Phase.FAILED)

@@ -566,3 +566,17 @@ async def test_a_model_that_freezes_its_requests_is_not_stopped(autojump_clock: 
         await rig.ask("b")  # for what a needs asleep, c has to leave
         assert rig.awake == {"b"}
     assert not [call for call in rig.hooks.calls if call[1] == "stop"]
+
+
+async def test_a_model_that_is_adopted_serves_while_others_are_looked_at(
+    autojump_clock: MockClock,
+) -> None:
+    record = AwakeRecord(None)
+    for name in ("a", "b"):
+        record.note(name, "awake")
+    rig = SharedRig(gpu(80, a=40, b=40), record=record, seconds={("b", "alive"): 10})
+    rig.hooks.awake = {"a", "b"}
+    rig.hooks.stands |= dict.fromkeys("ab", "awake")
+    async with rig.running():
+        assert await rig.ask("a") < 1
+        assert await rig.ask("b") == 10
