@@ -152,7 +152,7 @@ class Carrier:
         group, ledger, target = self._group, self._group.room.ledger, running.target
         return group.room.lanes.turn(
             running.number,
-            group.room.touches(target.name),
+            lambda: group.room.touches(target.name),
             lambda: not self._placer.has_stranded(running) and ledger.may_wake(running.plan),
             lambda: self._placer.has_stranded(running) or not self._goes_on(running),
         )
@@ -249,7 +249,7 @@ class Carrier:
 
         return group.room.lanes.turn(
             running.number,
-            group.room.touches(name),
+            lambda: group.room.touches(name),
             is_ready,
             lambda: group.closed_with is not None or not is_wanted(),
         )
@@ -257,11 +257,14 @@ class Carrier:
     async def _stop(self, running: Running, model: Model) -> None:
         """Stop a model that sleeps, since what it needs asleep is needed."""
         room = self._group.room
-        touches = room.touches(model.name)
+        lane = room.lanes.turn(
+            running.number,
+            lambda: room.touches(model.name),
+            lambda: True,
+            lambda: not self._goes_on(running),
+        )
         try:
-            async with room.lanes.turn(
-                running.number, touches, lambda: True, lambda: not self._goes_on(running)
-            ) as may_go:
+            async with lane as may_go:
                 if may_go:
                     await self._steps.stop(model, running.target, self._steps.hooks_of(model))
         except LlmuxError as error:

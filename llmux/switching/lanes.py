@@ -20,12 +20,13 @@ class Turn:
 
     Attributes:
         order: Number of the command that it belongs to: earlier commands go first.
-        touches: The resources that no other hook may touch meanwhile.
+        touches: Returns the resources that no other hook may touch meanwhile. A reload may change
+            that as long as the hook waits.
         is_ready: Returns whether it could start now, if no other hook ran.
     """
 
     order: int
-    touches: frozenset[str] = field(compare=False)
+    touches: Callable[[], frozenset[str]] = field(compare=False)
     is_ready: Callable[[], bool] = field(compare=False)
 
 
@@ -48,7 +49,7 @@ class Lanes:
     async def turn(
         self,
         order: int,
-        touches: frozenset[str],
+        touches: Callable[[], frozenset[str]],
         is_ready: Callable[[], bool],
         is_in_vain: Callable[[], bool],
     ) -> AsyncIterator[bool]:
@@ -66,14 +67,17 @@ class Lanes:
         turn = Turn(order, touches, is_ready)
         insort(self._waiting, turn)
         try:
-            while not (may_go := self._may_go(turn)) and not is_in_vain():
+            # In vain first: a hook may become ready just when it is not wanted any more.
+            while not (is_over := is_in_vain()) and not self._may_go(turn):
                 await self._changed.wait()
         finally:
             self._waiting = [each for each in self._waiting if each is not turn]
             self._changed.set()
-        if not may_go:
+        if is_over:
             yield False
             return
+        touched = touches()
+        turn.touches = lambda: touched
         self._running.append(turn)
         try:
             yield True
@@ -83,10 +87,10 @@ class Lanes:
 
     def _may_go(self, turn: Turn) -> bool:
         """Return whether it is a hook's turn, whatever the order in which tasks ask."""
-        taken = frozenset[str]().union(*(each.touches for each in self._running))
+        taken = frozenset[str]().union(*(each.touches() for each in self._running))
         for each in self._waiting:
             if each.is_ready():
                 if each is turn:
-                    return not each.touches & taken
-                taken |= each.touches
+                    return not each.touches() & taken
+                taken |= each.touches()
         return False
