@@ -73,7 +73,8 @@ class Decider:
         if running is not None:
             return running, math.inf
         relieve_at = math.inf
-        if group.shares_memory:
+        # Where one model is awake at a time, one that is stranded sleeps before another wakes.
+        if group.shares_memory or len(group.awake) > 1:
             running, relieve_at = self._relieve()
             if running is not None:
                 return running, math.inf

@@ -59,7 +59,8 @@ class Placer:
     def lock(self, running: Running) -> None:
         """Lock the models that a command still moves."""
         group = self._group
-        if not group.shares_memory:
+        has_others = any(each is not running for each in group.running)
+        if not group.shares_memory and not has_others:  # else a reload has just changed that
             group.switch_lock.take(running)
             return
         models = {running.target.name} | {n for n, e in running.evictions.items() if not e.is_over}

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.errors import ConfigError
-from tests.storm import GROUP, Storm, StormHooks, config_of
+from tests.storm import GROUP, Storm, StormHooks, config_of, is_sound
 
 MODELS = ("a", "b", "c", "d", "e")
 names = st.sampled_from(MODELS)
@@ -85,7 +85,10 @@ def parsed(drawn: dict[str, Any], policy: dict[str, Any]) -> Any:
     if drawn["kind"] in {"needs", "alone"}:
         keys["resources"] = {"gpu0": drawn["gpu0"], "gpu1": 80, "ram": drawn["ram"]}
         keys["overlapping_hooks"] = drawn["overlapping_hooks"]
-    return config_of(models, policy={"max_wait_secs": BOUND_S, **policy}, **keys)
+    config = config_of(models, policy={"max_wait_secs": BOUND_S, **policy}, **keys)
+    if not is_sound(config):
+        raise ConfigError(["a model can never be awake"])
+    return config
 
 
 class SharingMachine(RuleBasedStateMachine):
