@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trio_util import RepeatedEvent
 
-from llmux.policy.room import Memory, Needs, less
+from llmux.policy.room import Amounts, Memory, Needs, less
 from llmux.switching.lanes import Lanes
 from llmux.switching.ledger import Hold, Ledger
 from llmux.switching.memory import GroupMemory
@@ -71,19 +71,13 @@ class Room:
         if needs is None:
             return Needs.of((0,) * len(memory.amounts))
 
-        def carry(amounts: Mapping[str, int]) -> tuple[int, ...]:
-            return tuple(
-                (1 if any(amounts.values()) else 0)
-                if name.startswith("#")
-                else amounts.get(name, 0)
-                for name in memory.resources
-            )
+        def carry(amounts: Amounts, own: int = 1) -> Amounts:
+            by_name = dict(zip(known.resources, amounts, strict=True))
+            names = memory.resources
+            return tuple(own if n.startswith("#") else by_name.get(n, 0) for n in names)
 
-        named = [
-            carry(dict(zip(known.resources, amounts, strict=True)))
-            for amounts in (needs.awake, needs.asleep, needs.moving, needs.starting)
-        ]
-        return Needs(*named)
+        asleep = carry(needs.asleep, 0)
+        return Needs(carry(needs.awake), asleep, carry(needs.moving), carry(needs.starting))
 
     def touches(self, model: str) -> frozenset[str]:
         """Return the resources that no other hook may touch while one of this model runs."""

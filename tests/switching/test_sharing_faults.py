@@ -7,14 +7,18 @@ from contextlib import suppress
 import pytest
 import trio
 from trio.testing import MockClock
+from trio_util import RepeatedEvent
 
+from llmux.config import Config
 from llmux.errors import HookError, NoRoom
 from llmux.observe.schemas import Pin
 from llmux.policy.room import Memory, Needs
 from llmux.switching.ledger import Hold
 from llmux.switching.memory import GroupMemory
 from llmux.switching.model import Phase, Traits
+from llmux.switching.room import Room
 from tests.sharing import SharedRig, gpu, shared
+from tests.storm import Storm, StormHooks, config_of
 
 RAM = ("gpu", "ram")
 
@@ -251,7 +255,7 @@ async def test_a_victim_that_stays_admits_at_once(autojump_clock: MockClock) -> 
                 patience.start_soon(rig.ask, "big")
                 while rig.phase("b") is not Phase.DRAINING:
                     await trio.sleep(0.1)
-                requests.start_soon(rig.ask, "b", 1)
+                requests.start_soon(rig.ask, "b", 10)
         await trio.sleep(1)
         assert rig.phase("a") is Phase.SLEEPING
         assert rig.phase("b") is Phase.AWAKE
@@ -259,6 +263,37 @@ async def test_a_victim_that_stays_admits_at_once(autojump_clock: MockClock) -> 
 
 
 # ---- Memory of models that sleep ----
+
+
+async def test_after_a_reload_a_model_without_a_stop_hook_is_known_to_need_memory_asleep(
+    autojump_clock: MockClock,
+) -> None:
+    def config(**hooks: str) -> Config:
+        a = {"needs": {"gpu": 60}, "needs_asleep": {"ram": 40}, **hooks}
+        resources = {"gpu": 80, "ram": 60}
+        return config_of({"a": a, "b": {"needs": {"gpu": 60}}}, resources=resources)
+
+    storm = Storm(config(stop="x"), StormHooks())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storm.board.run)
+        await storm.ask("a", 0)
+        storm.reload(config())
+        await trio.sleep(1)
+        assert storm.switcher.models["a"].phase is Phase.ASLEEP
+        assert storm.switcher.room.memory.needs["a"].asleep == (0, 40)
+        nursery.cancel_scope.cancel()
+
+
+def test_a_model_that_leaves_the_config_takes_up_no_turn_of_others_while_it_sleeps() -> None:
+    room = Room(RepeatedEvent())
+    before = shared({"gpu": 80, "ram": 60}, {"a": Needs.of((60, 0), (0, 40))})
+    room.use(before, ["a"], lambda _model: False)
+    alone = Memory(("#alone",), (2,), {"b": Needs.of((2,))})
+    after = GroupMemory(alone, {"b": frozenset({"#alone"})}, overlapping_hooks=False)
+    room.use(after, ["a", "b"], lambda _model: False)
+    assert room.ledger.free == (2,)
+    room.ledger.find("a")
+    assert room.ledger.free == (1,)
 
 
 async def test_a_failed_cold_start_takes_no_memory_asleep_that_there_is_not(
