@@ -212,6 +212,9 @@ class Decider:
                     continue
                 if self._placer.replan(running, decision.evict):
                     return trio.current_time()
+                if not running.is_fixed:
+                    running.is_fixed = True  # so that the policy decides on something else
+                    return trio.current_time()
         return math.inf
 
     def _next_look(self, decision: Decision | None) -> float:

@@ -169,7 +169,8 @@ class Ledger:
         except ValueError:
             self.plans.insert(place, old)
             raise
-        plan.stop = tuple(dict.fromkeys([*old.stop, *plan.stop]))  # some are being stopped
+        stopping = [model for model in old.stop if model not in old.evict]  # some have begun
+        plan.stop = tuple(dict.fromkeys([*stopping, *plan.stop]))
         return plan
 
     @property

@@ -5,7 +5,7 @@ All of it is synchronous, so that a command is either placed as a whole or not a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llmux.policy.evictions import Evictions
 from llmux.policy.shared import Shared
@@ -68,9 +68,13 @@ class Placer:
             models |= {*running.plan.models}
         group.switch_lock.take(running, models)
 
-    def replan(self, running: Running, evict: Sequence[str]) -> bool:
+    def replan(self, running: Running, evict: Iterable[str]) -> bool:
         """Let a running switch evict other models; return whether that was possible."""
         group, old = self._group, running.plan
+        # One that sleeps already may have been removed since.
+        evict = [name for name in evict if name in group.models]
+        if not all(self._may_leave(name, running) for name in evict):
+            return False
         try:
             plan = group.room.ledger.replan(old, evict, self._stoppable(old.target, evict))
         except ValueError:
@@ -86,6 +90,13 @@ class Placer:
                 running.begin(group.models[name])
         group.changed.set()  # for what is called off
         return True
+
+    def _may_leave(self, name: str, running: Running) -> bool:
+        """Return whether a running switch may evict a model, or does already."""
+        own = running.evictions.get(name)
+        if own is not None and not own.is_called_off:
+            return True
+        return self._group.models[name].is_awake and not self._is_taken(name)
 
     def has_stranded(self, running: Running) -> bool:
         """Return whether a switch has to evict models that were found to hold memory.

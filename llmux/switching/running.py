@@ -44,6 +44,7 @@ class Running:
         number: Its place in the order of all commands: earlier ones go first.
         evictions: The models that it puts to sleep, by name.
         is_waking: True from its start until the wake of its target has ended.
+        is_fixed: True if other evictions were asked for, and there is no room for that.
         failure: Why it has failed or was abandoned, while models of its own still move.
         begin: Begins a further eviction, or to stop a further model, while others go on; None
             before and after.
@@ -55,6 +56,7 @@ class Running:
         self.number = next(NUMBERS)
         self.evictions: dict[str, Eviction] = {}
         self.is_waking = False
+        self.is_fixed = False
         self.failure: Exception | None = None
         self.begin: Callable[[Eviction | Model], object] | None = None
 
@@ -76,8 +78,9 @@ class Running:
 
     def replace(self, plan: Plan) -> list[str]:
         """Take another plan; call off the evictions that it does not need, return the new ones."""
+        known = {name for name, each in self.evictions.items() if not each.is_called_off}
         self.plan = plan
         for name, each in self.evictions.items():
             if name not in plan.evict:
                 each.is_called_off = True
-        return [name for name in plan.evict if name not in self.evictions]
+        return [name for name in plan.evict if name not in known]

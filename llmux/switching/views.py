@@ -81,7 +81,8 @@ def _room_of(group: Group) -> RoomView:
         plan = running.plan
         if plan in ledger.plans and plan.target:
             draining = running.draining
-            may_change = bool(draining) and not running.command.stands and ledger.may_drop(plan)
+            is_fixed = running.is_fixed or running.command.stands
+            may_change = bool(draining) and not is_fixed and ledger.may_drop(plan)
             switches.append(RunningSwitch(plan.target, plan.evict, draining, may_change=may_change))
     return RoomView(group.room.memory, _free(group), tuple(switches))
 

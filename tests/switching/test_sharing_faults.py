@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -193,19 +194,68 @@ async def test_a_drain_is_called_off_when_room_is_made_without_it(
         assert rig.phase(drains) is Phase.AWAKE
 
 
-async def test_a_victim_may_be_removed_while_others_drain(autojump_clock: MockClock) -> None:
-    rig = SharedRig(gpu(100, a=40, x=40, i=20, big=80), max_wait_secs=5)
+@asynccontextmanager
+async def with_a_drain_for_big(
+    x_s: float,
+) -> AsyncIterator[tuple[SharedRig, str, Callable[[], None]]]:
+    """Run a switch to `big`, for which `x` leaves, and either `a` or `i`, which are busy for long.
+
+    Yields:
+        The rig, which of the two drains, and how to end the work of the other one.
+    """
+    needs = {
+        "a": Needs.of((40, 0)),
+        "i": Needs.of((40, 0)),
+        "x": Needs.of((0, 20)),
+        "big": Needs.of((40, 20)),
+    }
+    seconds = {("a", "sleep"): 50.0, ("i", "sleep"): 50.0}
+    rig = SharedRig(shared({"gpu0": 80, "gpu1": 20}, needs), seconds=seconds, max_wait_secs=5)
+    work = {"a": trio.CancelScope(), "i": trio.CancelScope()}
+
+    async def ask(model: str) -> None:
+        with work[model]:
+            await rig.ask(model, 10_000)
+
     async with rig.running() as requests:
-        requests.start_soon(rig.ask, "a", 1000)
-        requests.start_soon(rig.ask, "x", 30)
-        await trio.sleep(1)
-        requests.start_soon(rig.ask, "i", 60)
+        requests.start_soon(ask, "a")
+        requests.start_soon(ask, "i")
+        requests.start_soon(rig.ask, "x", x_s)
         await trio.sleep(1)
         requests.start_soon(rig.ask, "big")
         await trio.sleep(20)
+        assert rig.phase("x") is Phase.DRAINING
+        (drains,) = (model for model in "ai" if rig.phase(model) is Phase.DRAINING)
+        other = "i" if drains == "a" else "a"
+        yield rig, drains, work[other].cancel
+        for scope in work.values():
+            scope.cancel()
+
+
+async def test_a_drain_is_called_off_after_a_victim_was_removed(autojump_clock: MockClock) -> None:
+    async with with_a_drain_for_big(30) as (rig, drains, end_other):
         rig.switcher.remove("x", lambda: None)
-        await trio.sleep(100)
-        assert not rig.switcher.has_died
+        await trio.sleep(20)
+        assert "x" not in rig.switcher.models
+        end_other()
+        await trio.sleep(51)
+        assert rig.awake == {drains, "big"}
+
+
+async def test_a_drain_that_was_called_off_may_be_needed_after_all(
+    autojump_clock: MockClock,
+) -> None:
+    async with with_a_drain_for_big(30) as (rig, drains, end_other):
+        await trio.sleep(20)
+        end_other()
+        await trio.sleep(1)
+        assert rig.phase(drains) is Phase.AWAKE
+        (running,) = rig.switcher._group.running
+        placer = rig.switcher._decider._placer
+        assert not placer.replan(running, ["x", "nobody"])
+        assert placer.replan(running, ["x", drains])
+        await trio.sleep(1)
+        assert rig.phase(drains) is Phase.DRAINING
 
 
 async def test_two_switches_run_while_a_group_ceases_to_share(autojump_clock: MockClock) -> None:
