@@ -91,7 +91,7 @@ NO_TRAITS = Traits()
 
 def retry_delay_s(failures: int) -> float:
     """Return the seconds to wait after a failure, given the number of failures right before it."""
-    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
+    return min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures, 30))
 
 
 class ModelState:

@@ -14,6 +14,7 @@ from llmux.errors import HookError, LlmuxError, ModelFailing
 from llmux.observe.schemas import FailingChange, Pin
 from llmux.policy import POLICIES, GroupView, Policy, SwitchTo
 from llmux.policy.base import Decision
+from llmux.switching.core import retry_delay_s
 from llmux.switching.idle import IdleRules
 from llmux.switching.model import Model, Phase, Traits
 from tests.fakes import FakeHooks, Rig
@@ -437,3 +438,7 @@ def test_forgiving_ends_it_at_once() -> None:
     assert model.is_failing
     model.forgive()
     assert (model.is_failing, model.retry_at) == (False, -math.inf)
+
+
+def test_the_delay_of_retries_has_a_limit_after_any_number_of_failures() -> None:
+    assert [retry_delay_s(failures) for failures in (0, 1, 2, 5_000)] == [2, 4, 8, 60]
