@@ -82,21 +82,34 @@ def _is_minimal(chosen: Sequence[str], freed: Mapping[str, Amounts], still: Amou
 
 
 def _greedy(missing: Amounts, freed: Mapping[str, Amounts]) -> Sets:
-    chosen: list[str] = []
-    still = missing
-    left = dict(freed)
+    allowed = dict(freed)
+    chosen, still = _chosen(missing, allowed)
     while max(still) > 0:
-        name = next((name for name, amounts in left.items() if _helps(still, amounts)), None)
-        if name is None:
+        # Some may need what is missing now themselves, asleep: do without the last of them.
+        takers = [name for name in chosen if _helps(still, less((0,) * len(still), freed[name]))]
+        if not takers:
             return ()
-        chosen.append(name)
-        still = less(still, left.pop(name))
+        del allowed[takers[-1]]
+        chosen, still = _chosen(missing, allowed)
     for name in reversed(chosen[:-1]):  # the last to be chosen comes first: it is ranked lowest
         without = more(still, freed[name])
         if max(without) <= 0:
             chosen.remove(name)
             still = without
     return (tuple(chosen),)
+
+
+def _chosen(missing: Amounts, freed: Mapping[str, Amounts]) -> tuple[list[str], Amounts]:
+    """Take each time the first model that helps; return them, and what is missing then."""
+    chosen: list[str] = []
+    left = dict(freed)
+    while max(missing) > 0:
+        name = next((name for name, amounts in left.items() if _helps(missing, amounts)), None)
+        if name is None:
+            break
+        chosen.append(name)
+        missing = less(missing, left.pop(name))
+    return chosen, missing
 
 
 def _helps(missing: Amounts, freed: Amounts) -> bool:

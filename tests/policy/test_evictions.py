@@ -44,6 +44,11 @@ def test_beyond_nine_models_one_set_is_chosen_in_their_order() -> None:
     assert sorted(chosen) == ["b", "c", "d", "e", "f"]
 
 
+def test_beyond_nine_models_one_that_needs_more_asleep_stays_if_another_leaves() -> None:
+    freed = dict.fromkeys(NAMES, (0, 0)) | {"b": (10, -5), "f": (10, 0)}
+    assert Evictions().minimal((10, 0), freed) == (("f",),)
+
+
 @st.composite
 def systems(draw: st.DrawFn, most: int = 7) -> tuple[Amounts, dict[str, Amounts]]:
     kinds = draw(st.integers(1, 3))
