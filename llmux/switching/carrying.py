@@ -15,7 +15,7 @@ from llmux.errors import HookError, LlmuxError, NoRoom, NotReady, ShuttingDown
 from llmux.observe.logs import get_logger
 from llmux.switching.admission import Door
 from llmux.switching.breaker import after_failure
-from llmux.switching.commands import BringDown, Wake
+from llmux.switching.commands import BringDown, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.hooks import ModelHooks
 from llmux.switching.membership import Membership
@@ -79,6 +79,9 @@ class Carrier:
                 if command.stands:
                     command.outcome.end(NoRoom(target.name))
             except HookError as error:
+                if isinstance(command, Stop):  # which says nothing of its wakes
+                    command.outcome.end(error)
+                    return
                 target.waiters.refuse(after_failure(target, error))
                 command.outcome.end(error)
                 # Still in its lanes: nothing else wakes there until it sleeps.
