@@ -71,6 +71,8 @@ class Placer:
     def replan(self, running: Running, evict: Iterable[str]) -> bool:
         """Let a running switch evict other models; return whether that was possible."""
         group, old = self._group, running.plan
+        if running.failure is not None or not running.draining:
+            return False  # it is about to end, or to wake its target
         # One that sleeps already may have been removed since.
         evict = [name for name in evict if name in group.models]
         if not all(self._may_leave(name, running) for name in evict):

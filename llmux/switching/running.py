@@ -73,7 +73,7 @@ class Running:
         return tuple(
             name
             for name, each in self.evictions.items()
-            if each.may_stay and not each.is_called_off
+            if each.may_stay and not (each.is_called_off or each.is_over)
         )
 
     def replace(self, plan: Plan) -> list[str]:

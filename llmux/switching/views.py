@@ -81,7 +81,7 @@ def _room_of(group: Group) -> RoomView:
         plan = running.plan
         if plan in ledger.plans and plan.target:
             draining = running.draining
-            is_fixed = running.is_fixed or running.command.stands
+            is_fixed = running.is_fixed or running.command.stands or running.failure is not None
             may_change = bool(draining) and not is_fixed and ledger.may_drop(plan)
             switches.append(RunningSwitch(plan.target, plan.evict, draining, may_change=may_change))
     return RoomView(group.room.memory, _free(group), tuple(switches))

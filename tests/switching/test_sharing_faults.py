@@ -18,6 +18,8 @@ from llmux.switching.ledger import Hold
 from llmux.switching.memory import GroupMemory
 from llmux.switching.model import Phase, Traits
 from llmux.switching.room import Room
+from llmux.switching.steps import SwitchAbandoned
+from llmux.switching.views import _room_of
 from tests.sharing import SharedRig, gpu, shared
 from tests.storm import Storm, StormHooks, config_of
 
@@ -246,17 +248,27 @@ async def test_a_drain_is_called_off_after_a_victim_was_removed(autojump_clock: 
 async def test_a_drain_that_was_called_off_may_be_needed_after_all(
     autojump_clock: MockClock,
 ) -> None:
-    async with with_a_drain_for_big(30) as (rig, drains, end_other):
-        await trio.sleep(20)
-        end_other()
-        await trio.sleep(1)
-        assert rig.phase(drains) is Phase.AWAKE
+    async with with_a_drain_for_big(100) as (rig, drains, _):
+        other = "i" if drains == "a" else "a"
         (running,) = rig.switcher._group.running
         placer = rig.switcher._decider._placer
         assert not placer.replan(running, ["x", "nobody"])
+        assert placer.replan(running, ["x", other])
+        await trio.sleep(0.1)
+        assert (rig.phase(drains), rig.phase(other)) == (Phase.AWAKE, Phase.DRAINING)
         assert placer.replan(running, ["x", drains])
-        await trio.sleep(1)
-        assert rig.phase(drains) is Phase.DRAINING
+        await trio.sleep(0.1)
+        assert (rig.phase(drains), rig.phase(other)) == (Phase.DRAINING, Phase.AWAKE)
+
+
+async def test_a_switch_that_was_just_given_up_evicts_no_others(autojump_clock: MockClock) -> None:
+    async with with_a_drain_for_big(100) as (rig, drains, _):
+        other = "i" if drains == "a" else "a"
+        (running,) = rig.switcher._group.running
+        running.failure = SwitchAbandoned()  # as `Carrier` notes it before the switch has ended
+        (shown,) = _room_of(rig.switcher._group).switches
+        assert not shown.may_change
+        assert not rig.switcher._decider._placer.replan(running, ["x", other])
 
 
 async def test_two_switches_run_while_a_group_ceases_to_share(autojump_clock: MockClock) -> None:
