@@ -90,18 +90,19 @@ class SharedHooks(FakeHooks):
         """Use other memory, of which models that are about to be removed need what they did."""
         old = self.shared.memory.resources
 
-        def carry(amounts: Amounts) -> Amounts:
+        def carry(amounts: Amounts, own: int = 1) -> Amounts:
             by_name = dict(zip(old, amounts, strict=True))
-            own = int(amounts != asleep)  # of what only llmux counts
             names = memory.memory.resources
             return tuple(own if name[0] == "#" else by_name.get(name, 0) for name in names)
 
         known = {name: self.needs(name) for name in leaving}
-        self.leaving = {}
-        for name, each in known.items():
-            asleep = each.asleep
-            carried = map(carry, (each.awake, asleep, each.moving, each.starting))
-            self.leaving[name] = Needs(*carried)
+        # Of what only llmux counts, one for each model that does not sleep.
+        self.leaving = {
+            name: Needs(
+                carry(each.awake), carry(each.asleep, 0), carry(each.moving), carry(each.starting)
+            )
+            for name, each in known.items()
+        }
         self.shared = memory
 
     def forget(self, model: str) -> None:
@@ -128,11 +129,11 @@ class SharedHooks(FakeHooks):
             return
         self.calls.append(key)
         assert not self._drains(model) or not self.inside.get(model), f"{key} with a request inside"
-        # A verify_asleep belongs to the hook before it, and so does a sleep after a failed wake.
-        has_failed = hook != "wake" and self.stands.get(model) in {"moving", "starting"}
-        if hook != "verify_asleep" and not (has_failed and model in self.touched):
-            self.touched[model] = self.touches(model)
-        touches = self.touched[model]
+        touches = self.touches(model)
+        if hook != "wake" and self.stands.get(model) in {"falling", "moving", "starting"}:
+            # It may belong to the hook before it, which a reload does not change.
+            touches &= self.touched.get(model, touches)
+        self.touched[model] = touches
         for (other, running), theirs in self.hooks.items():
             assert other != model, f"{key} beside {running} of the same model"
             assert not touches & theirs, f"{key} beside {running} of {other}"
