@@ -157,15 +157,18 @@ class Ledger:
         return plan
 
     def replan(self, old: Plan, evict: Iterable[str], stoppable: Iterable[str] = ()) -> Plan:
-        """Plan other evictions for a switch, behind all others.
+        """Plan other evictions for a switch, behind all others; it must not have to wait for them.
 
         Raises:
-            ValueError: As for `plan`; the old plan stands.
+            ValueError: As for `plan`, or it would have to wait; the old plan stands.
         """
         place = self.plans.index(old)
         self.plans.remove(old)
         try:
             plan = self.plan(old.target, evict, stoppable)
+            if not self._may_go_first(plan, self._after(plan, self._free)):
+                self.drop(plan)
+                raise ValueError(f"{old.target} would wait for other switches")
         except ValueError:
             self.plans.insert(place, old)
             raise
@@ -200,6 +203,16 @@ class Ledger:
                     return False
         return True
 
+    def _may_go_first(self, plan: Plan, left: Amounts) -> bool:
+        """Return whether a plan may go before all earlier ones, if it leaves so much."""
+        if not _suffices(self._free, left):
+            return False
+        for earlier in self._before(plan):
+            before, left = left, self._after(earlier, left)
+            if not _suffices(before, left):
+                return False
+        return True
+
     def drop(self, plan: Plan) -> None:
         """Forget a command that has ended or is given up; idempotent."""
         if plan in self.plans:
@@ -209,14 +222,7 @@ class Ledger:
 
     def may_wake(self, plan: Plan) -> bool:
         """Return whether the target may wake now, without taking what earlier switches need."""
-        left = less(self._free, self._wanted(plan))
-        if not _suffices(self._free, left):
-            return False
-        for earlier in self._before(plan):
-            before, left = left, self._after(earlier, left)
-            if not _suffices(before, left):
-                return False
-        return True
+        return self._may_go_first(plan, less(self._free, self._wanted(plan)))
 
     def wake(self, plan: Plan) -> None:
         """Take the memory for the target's wake, which begins now."""

@@ -54,6 +54,8 @@ class Placer:
         group.room.ledger.drop(running.plan)
         group.switch_lock.release(running)
         group.running = [each for each in group.running if each is not running]
+        for each in group.running:
+            each.is_fixed = False  # there may be room now
         group.changed.set()
 
     def lock(self, running: Running) -> None:

@@ -73,6 +73,19 @@ def test_a_switch_that_fits_does_not_wait_for_the_drain_of_another() -> None:
     assert ledger.may_wake(slow)
 
 
+def test_a_switch_that_evicts_others_instead_waits_for_no_other_switch() -> None:
+    ledger = gpu(120, v=50, i=30, w=40, t=50, u=20)
+    wake(ledger, "v", "i", "w")
+    first = ledger.plan("t", ("v",))
+    second = ledger.plan("u", ("w",))  # leaves 20, once w has drained
+    with pytest.raises(ValueError, match="t would wait for other switches"):
+        ledger.replan(first, ("i",))
+    assert ledger.plans == [first, second]
+    put_to_sleep(ledger, "w")
+    ledger.wake(second)
+    assert ledger.plans == [ledger.replan(first, ("i",))]
+
+
 def test_a_later_switch_may_use_what_an_earlier_one_leaves_but_not_before() -> None:
     ledger = gpu(80, big=80, a=30, b=30)
     wake(ledger, "big")

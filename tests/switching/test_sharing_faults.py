@@ -182,19 +182,51 @@ async def test_a_drain_is_called_off_when_room_is_made_without_it(
     autojump_clock: MockClock,
 ) -> None:
     rig = SharedRig(gpu(100, a=50, x=50, b=50), max_wait_secs=5)
+    scopes = {"a": trio.CancelScope(), "x": trio.CancelScope()}
+
+    async def ask(model: str) -> None:
+        with scopes[model]:
+            await rig.ask(model, 10_000)
+
     async with rig.running() as requests:
-        requests.start_soon(rig.ask, "a", 1000)
-        await trio.sleep(1)
-        requests.start_soon(rig.ask, "x", 100)
-        await trio.sleep(1)
+        for model in scopes:
+            requests.start_soon(ask, model)
+            await trio.sleep(1)
         requests.start_soon(rig.ask, "b")
         await trio.sleep(20)
         (drains,) = (m for m in "ax" if rig.phase(m) is Phase.DRAINING)
         other = "x" if drains == "a" else "a"
         requests.start_soon(rig.switcher.put_model_to_sleep, other)
         await trio.sleep(1)
-        assert rig.phase(other) is Phase.DRAINING
-        assert rig.phase(drains) is Phase.AWAKE
+        # It does not wait for the other drain instead, which may take longer.
+        assert (rig.phase(other), rig.phase(drains)) == (Phase.DRAINING, Phase.DRAINING)
+        scopes[other].cancel()
+        await trio.sleep(1)
+        assert rig.awake == {drains, "b"}
+        scopes[drains].cancel()
+
+
+async def test_the_switch_of_an_operator_is_not_called_off(autojump_clock: MockClock) -> None:
+    rig = SharedRig(gpu(100, a=50, x=50, b=50), max_wait_secs=5)
+    scopes = {"a": trio.CancelScope(), "x": trio.CancelScope()}
+
+    async def ask(model: str) -> None:
+        with scopes[model]:
+            await rig.ask(model, 10_000)
+
+    async with rig.running() as requests:
+        for model in scopes:
+            requests.start_soon(ask, model)
+            await trio.sleep(1)
+        requests.start_soon(rig.switcher.force_switch, "b")
+        requests.start_soon(rig.ask, "b")
+        await trio.sleep(20)
+        (drains,) = (m for m in "ax" if rig.phase(m) is Phase.DRAINING)
+        other = "x" if drains == "a" else "a"
+        scopes[other].cancel()
+        await trio.sleep(1000)
+        assert (rig.phase(other), rig.phase(drains)) == (Phase.AWAKE, Phase.DRAINING)
+        scopes[drains].cancel()
 
 
 @asynccontextmanager
