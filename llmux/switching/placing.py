@@ -121,6 +121,17 @@ class Placer:
             if model.name not in running.plan.evict and not self._is_taken(model.name, running):
                 yield model.name
 
+    def in_the_way_of_sleep(self, model: Model) -> list[Model]:
+        """Return the models to stop so that there is memory for what this one needs asleep.
+
+        Call it only while no command runs.
+        """
+        plan = self._planned("", (model.name,))
+        if plan is None:
+            return []
+        self._group.room.ledger.drop(plan)
+        return [self._group.models[name] for name in plan.stop if name != model.name]
+
     # ---- What a command evicts ----
 
     def _plan(self, command: Command) -> Plan | None:

@@ -137,7 +137,7 @@ class Switcher:
         self._steps = Steps(
             hooks, state, events, record=self._record, on_asleep=self._members.note_asleep
         )
-        placer = Placer(state, self._steps.hooks_of)
+        placer = self._placer = Placer(state, self._steps.hooks_of)
         self._decider = Decider(state, policy, placer)
         self._carrier = Carrier(
             state,
@@ -277,11 +277,13 @@ class Switcher:
 
     async def put_to_sleep(self) -> None:
         """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
-        for model in self.models.values():
+        for model in list(self.models.values()):  # one may be removed once it sleeps
             if model.holds_gpu:
-                hooks = self._steps.hooks_of(model)
+                steps = self._steps
                 with suppress(HookError):  # logged
-                    await self._steps.put_to_sleep(model, model, hooks)
+                    for each in self._placer.in_the_way_of_sleep(model):
+                        await steps.stop(each, model, steps.hooks_of(each))
+                    await steps.put_to_sleep(model, model, steps.hooks_of(model))
 
     # ---- The loop ----
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 from trio_util import RepeatedEvent
 
@@ -355,6 +356,45 @@ async def test_a_victim_that_stays_admits_at_once(autojump_clock: MockClock) -> 
         assert rig.phase("a") is Phase.SLEEPING
         assert rig.phase("b") is Phase.AWAKE
         assert rig.switcher.models["b"].in_flight.count == 2
+
+
+# ---- The end ----
+
+
+async def until_stopped(rig: SharedRig) -> None:
+    """Stop the switcher, wait until it has ended, and put all models to sleep."""
+    rig.switcher.stop()
+    await trio.testing.wait_all_tasks_blocked()
+    await rig.switcher.put_to_sleep()
+    assert not rig.hooks.awake
+    assert not [model for model in rig.switcher.models.values() if model.holds_gpu]
+
+
+async def test_at_the_end_others_are_stopped_for_what_a_model_needs_asleep(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {name: Needs.of((40, 0), (0, 40)) for name in ("a", "v")}
+    rig = SharedRig(shared({"gpu": 80, "ram": 60}, needs), traits={"a": Traits(stops=True)})
+    rig.hooks.stands["a"] = "stopped"
+    async with rig.running():
+        for model in "va":
+            await rig.ask(model)
+        await rig.switcher.put_model_to_sleep("a")
+        assert rig.hooks.stands == {"a": "asleep", "v": "awake"}
+        await until_stopped(rig)
+        assert rig.hooks.stands == {"a": "stopped", "v": "asleep"}
+
+
+async def test_at_the_end_a_model_may_be_removed(autojump_clock: MockClock) -> None:
+    rig = SharedRig(gpu(80, a=40, b=40))
+    removed: list[str] = []
+    async with rig.running():
+        for model in "ab":
+            await rig.ask(model)
+        rig.switcher.stop()
+        rig.switcher.remove("a", lambda: removed.append("a"))
+        await until_stopped(rig)
+    assert removed == ["a"]
 
 
 # ---- Memory of models that sleep ----
