@@ -277,13 +277,16 @@ class Switcher:
 
     async def put_to_sleep(self) -> None:
         """Put all models that hold the GPU to sleep; call it only after `run` has ended."""
-        for model in list(self.models.values()):  # one may be removed once it sleeps
-            if model.holds_gpu:
-                steps = self._steps
-                with suppress(HookError):  # logged
-                    for each in self._placer.in_the_way_of_sleep(model):
-                        await steps.stop(each, model, steps.hooks_of(each))
-                    await steps.put_to_sleep(model, model, steps.hooks_of(model))
+        steps, ledger = self._steps, self._group.room.ledger
+        left = [model for model in self.models.values() if model.holds_gpu]
+        while left:
+            # Those first that may sleep now: they may make room for what others need asleep.
+            model = min(left, key=lambda each: not ledger.may_sleep(each.name))
+            left.remove(model)
+            with suppress(HookError):  # logged
+                for each in self._placer.in_the_way_of_sleep(model):
+                    await steps.stop(each, model, steps.hooks_of(each))
+                await steps.put_to_sleep(model, model, steps.hooks_of(model))
 
     # ---- The loop ----
 

@@ -385,6 +385,16 @@ async def test_at_the_end_others_are_stopped_for_what_a_model_needs_asleep(
         assert rig.hooks.stands == {"a": "stopped", "v": "asleep"}
 
 
+async def test_at_the_end_models_sleep_first_that_make_room(autojump_clock: MockClock) -> None:
+    needs = {"a": Needs.of((40, 0), (0, 40)), "b": Needs.of((40, 30))}
+    rig = SharedRig(shared({"gpu": 80, "ram": 60}, needs))
+    async with rig.running():
+        for model in "ab":
+            await rig.ask(model)
+        assert rig.awake == {"a", "b"}
+        await until_stopped(rig)
+
+
 async def test_at_the_end_a_model_may_be_removed(autojump_clock: MockClock) -> None:
     rig = SharedRig(gpu(80, a=40, b=40))
     removed: list[str] = []
