@@ -36,6 +36,7 @@ class SharedHooks(FakeHooks):
         leaving: What models need that the memory does not name any more.
         hooks: The hooks that run, and the resources that they touch.
         touched: What the last hook of each model touches, or has.
+        last: Which one that was.
         forced: Models that may take what they need asleep in any case, since they are down.
         stopping: Models whose stop hook has run, which is to be verified.
         overlapped: The most hooks that ran at a time.
@@ -48,6 +49,7 @@ class SharedHooks(FakeHooks):
     leaving: dict[str, Needs] = field(default_factory=dict)
     hooks: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     touched: dict[str, frozenset[str]] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
     forced: set[str] = field(default_factory=set)
     overlapped: int = 0
@@ -130,10 +132,11 @@ class SharedHooks(FakeHooks):
         self.calls.append(key)
         assert not self._drains(model) or not self.inside.get(model), f"{key} with a request inside"
         touches = self.touches(model)
-        if hook != "wake" and self.stands.get(model) in {"falling", "moving", "starting"}:
+        is_first = self.last.get(model) == "wake" and self.stands.get(model) == "awake"
+        if hook != "wake" and not is_first:
             # It may belong to the hook before it, which a reload does not change.
             touches &= self.touched.get(model, touches)
-        self.touched[model] = touches
+        self.touched[model], self.last[model] = touches, hook
         for (other, running), theirs in self.hooks.items():
             assert other != model, f"{key} beside {running} of the same model"
             assert not touches & theirs, f"{key} beside {running} of {other}"

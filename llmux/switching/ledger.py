@@ -240,15 +240,13 @@ class Ledger:
         extra = less(self.memory.needs[model].falling, self._held[model])
         return _suffices(self._free, less(self._free, extra))
 
-    def sleep(self, model: str) -> None:
-        """Take the memory for a sleep hook, which begins now."""
-        assert self.may_sleep(model), model
+    def sleep(self, model: str, *, is_forced: bool = False) -> None:
+        """Take the memory for a sleep hook, which begins now, even if there is not enough."""
+        assert is_forced or self.may_sleep(model), model
         if self._holds[model] is Hold.AWAKE:
-            self._hold(model, Hold.FALLING)
-        elif (
-            self._holds[model] is Hold.STARTING
-        ):  # its wake has failed, and it may hold all of that
-            self._hold(model, Hold.WAKING)
+            self._hold(model, Hold.FALLING, is_found=is_forced)
+        elif self._holds[model] is Hold.STARTING:  # its wake has failed
+            self._hold(model, Hold.WAKING, is_found=is_forced)
 
     def slept(self, model: str) -> None:
         """Give back a model's memory, now that its sleep is verified."""

@@ -191,9 +191,10 @@ class Steps:
         started_at = trio.current_time()
         self._group.on_sleep(model.name)
         ledger = self._group.room.ledger
-        if may_sleep := not is_deep and ledger.may_sleep(model.name):
-            ledger.sleep(model.name)
+        may_sleep = ledger.may_sleep(model.name)
         is_deep |= not may_sleep and model.may_stop and hooks.has("stop")
+        if not is_deep:  # even if there is no room for that: it is down, or llmux ends
+            ledger.sleep(model.name, is_forced=not may_sleep)
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         hook: HookName = "stop" if is_deep else "sleep"
@@ -208,10 +209,8 @@ class Steps:
                 model.enter(Phase.FAILED)
                 raise
         model.holds_gpu = False
-        if is_deep:
-            ledger.stopped(model.name)
-        else:
-            ledger.slept(model.name)
+        give_back = ledger.stopped if is_deep else ledger.slept
+        give_back(model.name)
         model.enter(then)
         self._on_asleep(model)
         return trio.current_time() - started_at

@@ -358,6 +358,34 @@ async def test_a_victim_that_stays_admits_at_once(autojump_clock: MockClock) -> 
         assert rig.switcher.models["b"].in_flight.count == 2
 
 
+async def test_what_a_model_that_is_down_needs_asleep_goes_to_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "a": Needs.of((40, 0), (0, 40)),
+        "b": Needs.of((20, 30)),
+        "c": Needs.of((20, 20)),
+    }
+    rig = SharedRig(
+        shared({"gpu": 80, "ram": 60}, needs, overlapping_hooks=True),
+        seconds={("a", "sleep"): 100},
+        alive_interval_secs=10,
+        alive_failures=1,
+    )
+    async with rig.running() as requests:
+        requests.start_soon(rig.switcher.health.watch)
+        for model in "ab":
+            await rig.ask(model)
+        rig.hooks.awake.discard("a")
+        rig.hooks.forced.add("a")
+        await trio.sleep(11)
+        assert rig.phase("a") is Phase.SLEEPING
+        assert rig.switcher.room.ledger.hold("a") is Hold.FALLING
+        await rig.ask("c")
+        assert (rig.phase("a"), rig.phase("b")) == (Phase.SLEEPING, Phase.ASLEEP)
+        requests.cancel_scope.cancel()
+
+
 # ---- The end ----
 
 
