@@ -58,7 +58,10 @@ def _is_barred(group: Group, model: Model) -> bool:
     if not group.shares_memory or group.switch_lock.holds(model.name):
         return False  # a switch that runs goes on
     kept = [each.name for each in group.awake if each.is_kept]
-    return bool(kept) and not group.room.fit([*kept, model.name], wakes=model.name)
+    if not kept or group.room.fit([*kept, model.name], wakes=model.name):
+        return False
+    # Some may need more asleep than awake, so that it fits only as long as they are awake.
+    return max(group.room.ledger.missing(model.name)) > 0
 
 
 def _shown(group: Group, model: Model) -> ModelView:

@@ -84,6 +84,22 @@ async def test_after_a_command_that_has_no_room_the_next_one_goes_on(
         assert ended == ["b", "b"]
 
 
+async def test_what_fits_now_is_woken_though_it_would_not_if_others_slept(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "kept": Needs.of((10, 30)),
+        "c": Needs.of((40, 0), (0, 10)),
+        "b": Needs.of((40, 30)),
+    }
+    traits = {"kept": Traits(is_kept=True)}
+    rig = SharedRig(shared({"gpu": 100, "ram": 60}, needs), traits=traits)
+    async with rig.running():
+        for model in ("kept", "c", "b"):
+            await rig.ask(model)
+        assert rig.awake == {"kept", "b", "c"}
+
+
 # ---- Whom operators and reloads evict ----
 
 
