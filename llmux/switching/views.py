@@ -57,8 +57,11 @@ def _is_barred(group: Group, model: Model) -> bool:
         return not (group.shares_memory and group.switch_lock.holds(model.name))
     if not group.shares_memory or group.switch_lock.holds(model.name):
         return False  # a switch that runs goes on
-    kept = [each.name for each in group.awake if each.is_kept]
-    if not kept or group.room.fit([*kept, model.name], wakes=model.name):
+    pinned = group.pins.models
+    kept = [each.name for each in group.awake if each.is_kept or each.name in pinned]
+    # After a reload, there may be no room any more for one that leaves the config.
+    may_lack = kept or model.name in group.leaving
+    if not may_lack or group.room.fit([*kept, model.name], wakes=model.name):
         return False
     # Some may need more asleep than awake, so that it fits only as long as they are awake.
     return max(group.room.ledger.missing(model.name)) > 0

@@ -14,6 +14,7 @@ from trio_util import RepeatedEvent
 from llmux.config import Config
 from llmux.errors import HookError, NoRoom
 from llmux.observe.schemas import Pin
+from llmux.policy import FifoPolicy
 from llmux.policy.room import Memory, Needs
 from llmux.switching.ledger import Hold
 from llmux.switching.memory import GroupMemory
@@ -98,6 +99,25 @@ async def test_what_fits_now_is_woken_though_it_would_not_if_others_slept(
         for model in ("kept", "c", "b"):
             await rig.ask(model)
         assert rig.awake == {"kept", "b", "c"}
+
+
+async def test_one_that_leaves_the_config_and_fits_no_more_delays_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    rig = SharedRig(gpu(80, a=40, old=80, b=40), policy=FifoPolicy)
+    async with rig.running() as requests:
+        requests.start_soon(rig.ask, "a", 10)
+        await trio.sleep(1)
+        with trio.move_on_after(1000):
+            async with trio.open_nursery() as patience:
+                patience.start_soon(rig.ask, "old")
+                await trio.sleep(1)
+                rig.switcher.remove("old", lambda: None)
+                rig.use(gpu(60, a=40, old=80, b=40))
+                await trio.sleep(100)
+                with trio.fail_after(100):
+                    await rig.ask("b")
+                patience.cancel_scope.cancel()
 
 
 # ---- Whom operators and reloads evict ----
