@@ -106,8 +106,8 @@ class Ledger:
         return less(self._to_wake(target), self.projected(without))
 
     def freed(self, model: str) -> Amounts:
-        """Return what the sleep of a model gives back; nothing if it was removed once it slept."""
-        if model not in self._held:
+        """Return what the sleep of a model gives back; nothing if it is stopped, or was removed."""
+        if model not in self._held or self._holds[model] is Hold.STOPPED:
             return self._zero
         return less(self._held[model], self.memory.needs[model].asleep)
 

@@ -86,6 +86,17 @@ def test_a_switch_that_evicts_others_instead_waits_for_no_other_switch() -> None
     assert ledger.plans == [ledger.replan(first, ("i",))]
 
 
+def test_a_switch_stays_possible_once_a_victim_of_it_is_stopped() -> None:
+    needs = {"a": Needs.of((40, 0), (0, 50)), "b": Needs.of((40, 0)), "t": Needs.of((80, 40))}
+    ledger = Ledger(Memory(("gpu", "ram"), (80, 50), needs))
+    wake(ledger, "a", "b")
+    plan = ledger.plan("t", ("a", "b"), ("a",))
+    assert plan.stop == ("a",)
+    ledger.stopped("a")
+    assert ledger.is_possible(plan)
+    assert ledger.projected() == (0, 10)
+
+
 def test_a_later_switch_may_use_what_an_earlier_one_leaves_but_not_before() -> None:
     ledger = gpu(80, big=80, a=30, b=30)
     wake(ledger, "big")
