@@ -13,7 +13,7 @@ from llmux.switching.commands import BringDown, Command, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.hooks import ModelHooks
 from llmux.switching.ledger import Hold, Plan
-from llmux.switching.model import Model
+from llmux.switching.model import Model, Phase
 from llmux.switching.running import Eviction, Running
 from llmux.switching.views import view_of
 
@@ -87,7 +87,9 @@ class Placer:
         running.evictions |= {each.model.name: each for each in new}
         self.lock(running)
         if running.begin is not None:
-            stops = [n for n in plan.stop if n not in old.stop and n not in running.evictions]
+            fresh = [name for name in plan.stop if name not in old.stop]
+            evictions = running.evictions
+            stops = [n for n in fresh if n not in evictions or evictions[n].is_over]
             for eviction in new:
                 running.begin(eviction)
             for name in stops:
@@ -206,7 +208,12 @@ class Placer:
             and group.room.ledger.hold(name) is Hold.ASLEEP
         ]
         sleeping.sort(key=lambda model: model.used_at)
-        leaving = [name for name in evict if group.models[name].may_stop]
+        # One whose sleep hook runs may be stopped only later.
+        leaving = [
+            name
+            for name in evict
+            if group.models[name].may_stop and group.models[name].phase is not Phase.SLEEPING
+        ]
         is_asleep = bool(target) and group.room.ledger.hold(target) is Hold.ASLEEP
         last = [target] if is_asleep and group.models[target].may_stop else []
         return [*(model.name for model in sleeping), *leaving, *last]

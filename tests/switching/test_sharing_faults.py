@@ -16,6 +16,7 @@ from llmux.errors import HookError, NoRoom
 from llmux.observe.schemas import Pin
 from llmux.policy import FifoPolicy
 from llmux.policy.room import Memory, Needs
+from llmux.switching.commands import Wake
 from llmux.switching.ledger import Hold
 from llmux.switching.memory import GroupMemory
 from llmux.switching.model import Phase, Traits
@@ -420,6 +421,36 @@ async def test_what_a_model_that_is_down_needs_asleep_goes_to_no_other(
         await rig.ask("c")
         assert (rig.phase("a"), rig.phase("b")) == (Phase.SLEEPING, Phase.ASLEEP)
         requests.cancel_scope.cancel()
+
+
+async def test_a_victim_that_sleeps_is_stopped_for_one_that_is_evicted_instead(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "l": Needs.of((0, 20, 0), (0, 0, 40)),
+        "m": Needs.of((40, 0, 0)),
+        "i": Needs.of((40, 0, 0), (0, 0, 40)),
+        "t": Needs.of((40, 20, 0)),
+    }
+    memory = shared({"gpu0": 80, "gpu1": 20, "ram": 60}, needs)
+    rig = SharedRig(memory, traits={"l": Traits(stops=True)})
+    rig.hooks.stands["l"] = "stopped"
+    async with rig.running() as requests:
+        for model in "imil":
+            await rig.ask(model)
+        requests.start_soon(rig.ask, "m", 1000)
+        await trio.sleep(1)
+        assert rig.awake == {"l", "m", "i"}
+        target = rig.switcher.models["t"]
+        rig.switcher._group.queue(Wake(target, "a test", stands=True, evict=("l", "m")))
+        await trio.sleep(1)
+        assert rig.hooks.stands["l"] == "asleep"
+        assert rig.phase("m") is Phase.DRAINING
+        (running,) = rig.switcher._group.running
+        assert rig.switcher._decider._placer.replan(running, ["l", "i"])
+        await trio.sleep(1)
+        assert rig.awake == {"m", "t"}
+        assert (rig.hooks.stands["l"], rig.hooks.stands["i"]) == ("stopped", "asleep")
 
 
 # ---- The end ----
