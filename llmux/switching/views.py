@@ -105,8 +105,8 @@ def _free(group: Group) -> Amounts:
         if group.switch_lock.holds(model.name):
             continue
         held = room.ledger.held(model.name)
-        if model.is_stranded:
+        if model.is_stranded and not model.may_stop:
             free = more(free, room.ledger.freed(model.name))
-        elif model.may_stop and room.ledger.hold(model.name) is Hold.ASLEEP:
+        elif model.is_stranded or (model.may_stop and room.ledger.hold(model.name) is Hold.ASLEEP):
             free = more(free, held)
     return free

@@ -423,6 +423,30 @@ async def test_what_a_model_that_is_down_needs_asleep_goes_to_no_other(
         requests.cancel_scope.cancel()
 
 
+async def test_a_model_whose_stop_has_failed_is_stopped_before_another_wakes(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {
+        "c": Needs.of((80, 0), (0, 40)),
+        "d": Needs.of((0, 0), (0, 40)),
+        "e": Needs.of((80, 0)),
+    }
+    rig = SharedRig(
+        shared({"gpu": 80, "ram": 60}, needs),
+        traits={"c": Traits(stops=True)},
+        failing={("c", "stop"): 2},
+    )
+    rig.hooks.stands["c"] = "stopped"
+    rig.switcher.room.ledger.stopped("c")
+    async with rig.running():
+        await rig.ask("c")
+        with pytest.raises(HookError):
+            await rig.switcher.put_model_to_sleep("c")
+        assert rig.switcher.models["c"].is_stranded
+        await rig.ask("e")
+        assert rig.hooks.stands["c"] == "stopped"
+
+
 async def test_a_victim_that_sleeps_is_stopped_for_one_that_is_evicted_instead(
     autojump_clock: MockClock,
 ) -> None:
