@@ -147,6 +147,26 @@ PLANTS = {
         "",
         SHARING,
     ),
+    "let a stopped victim need memory asleep": (
+        "switching/ledger.py",
+        "        if model not in self._held or self._holds[model] is Hold.STOPPED:\n"
+        "            return self._zero\n"
+        "        return less(",
+        "        if model not in self._held:\n            return self._zero\n        return less(",
+        SHARING,
+    ),
+    "never stop a victim that sleeps already": (
+        "switching/placing.py",
+        "            stops = [n for n in fresh if n not in evictions or evictions[n].is_over]\n",
+        "            stops = [n for n in fresh if n not in evictions]\n",
+        SHARING,
+    ),
+    "take what a model that is down needs asleep": (
+        "switching/steps.py",
+        "            ledger.sleep(model.name, is_forced=not may_sleep)\n",
+        "            if may_sleep:\n                ledger.sleep(model.name)\n",
+        SHARING,
+    ),
     "seek the tightest deadline only where a set makes room": (
         "policy/deadlines.py",
         "        views = may_be_chosen(scene.unserved, scene.now)\n",
