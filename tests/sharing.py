@@ -163,6 +163,8 @@ class SharedHooks(FakeHooks):
         elif hook == "sleep" and stands == "awake":
             self.hold(model, "falling")
         elif hook == "sleep" and stands == "starting":
+            if model not in self.stoppers:  # a reload has removed its stop hook: no other way
+                self.forced.add(model)
             self.hold(model, "moving")  # its wake has failed; it may take what it needs asleep
         try:
             await self._take((model, hook), model, hook)

@@ -266,6 +266,8 @@ class Storm:
         switcher = self.switcher
         spared = {pin.model for pin in switcher.pins}
         spared |= {m.name for m in switcher.models.values() if m.is_kept and m.phase not in AT_REST}
+        if model.name in switcher._group.leaving and not self.fit({model.name}, model.name):
+            return True
         pinned = {pin.model for pin in switcher.pins}
         if switcher.mode == "manual" or (
             pinned and not self.fit({*pinned, model.name}, model.name)
