@@ -1,0 +1,4 @@
+"""Several hosts, each with an llmux of its own: which of them should get a request.
+
+Pure functions of what the hosts say of themselves, for `llmux pick` and for simulated fleets.
+"""
