@@ -31,7 +31,7 @@ HOLDS = {
     Phase.WAKING: {Hold.WAKING, Hold.STARTING},
     Phase.AWAKE: {Hold.AWAKE},
     Phase.DRAINING: {Hold.AWAKE},
-    Phase.SLEEPING: {Hold.FALLING, Hold.AWAKE, Hold.WAKING, Hold.STARTING},
+    Phase.SLEEPING: {Hold.FALLING, Hold.AWAKE, Hold.WAKING, Hold.STARTING, Hold.UNSURE},
     Phase.FAILED: set(Hold),
 }
 """What a model may hold in each phase."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from llmux.policy.room import Amounts, Memory, covers, less, more
+from llmux.policy.room import Amounts, Memory, covers, less, more, total
 
 
 class Hold(Enum):
@@ -32,6 +32,8 @@ class Hold(Enum):
     WAKING = "waking"
     STARTING = "starting"
     """Those of a wake hook that runs after a stop."""
+    UNSURE = "unsure"
+    """All that it may need: a killed llmux was putting it to sleep, stopping or waking it."""
 
 
 @dataclass(eq=False)
@@ -190,7 +192,7 @@ class Ledger:
             return True
         free = before = self._free
         for each in (*self._before(plan), plan):
-            before, free = free, self._after(each, free)
+            before, free = self._around(each, free)
         return _suffices(before, free)
 
     def may_drop(self, plan: Plan) -> bool:
@@ -198,7 +200,7 @@ class Ledger:
         left = self._free
         for each in self.plans:
             if each is not plan:
-                before, left = left, self._after(each, left)
+                before, left = self._around(each, left)
                 if not _suffices(before, left):
                     return False
         return True
@@ -208,7 +210,7 @@ class Ledger:
         if not _suffices(self._free, left):
             return False
         for earlier in self._before(plan):
-            before, left = left, self._after(earlier, left)
+            before, left = self._around(earlier, left)
             if not _suffices(before, left):
                 return False
         return True
@@ -237,15 +239,16 @@ class Ledger:
 
     def may_sleep(self, model: str) -> bool:
         """Return whether there is room for what the model needs while it falls asleep."""
+        before = more(self._free, self._doubt(model))
         extra = less(self.memory.needs[model].falling, self._held[model])
-        return _suffices(self._free, less(self._free, extra))
+        return _suffices(before, less(self._free, extra))
 
     def sleep(self, model: str, *, is_forced: bool = False) -> None:
         """Take the memory for a sleep hook, which begins now, even if there is not enough."""
         assert is_forced or self.may_sleep(model), model
         if self._holds[model] is Hold.AWAKE:
             self._hold(model, Hold.FALLING, is_found=is_forced)
-        elif self._holds[model] is Hold.STARTING:  # its wake has failed
+        elif self._holds[model] in {Hold.STARTING, Hold.UNSURE}:  # its wake has failed
             self._hold(model, Hold.WAKING, is_found=is_forced)
 
     def slept(self, model: str) -> None:
@@ -288,7 +291,7 @@ class Ledger:
                 return needs.falling
             case Hold.AWAKE:
                 return needs.awake
-            case Hold.WAKING:
+            case Hold.WAKING | Hold.UNSURE:
                 return needs.moving
             case Hold.STARTING:
                 return needs.starting
@@ -307,6 +310,21 @@ class Ledger:
             if each is plan:
                 return
             yield each
+
+    def _around(self, plan: Plan, free: Amounts) -> tuple[Amounts, Amounts]:
+        """Return what is free before and after a plan that begins with `free`.
+
+        Before it, models that it evicts hold nothing asleep for certain: so it has to find room.
+        """
+        before = total(map(self._doubt, plan.evict), free)
+        return before, self._after(plan, free)
+
+    def _doubt(self, model: str) -> Amounts:
+        """Return what a model holds only if it was put to sleep already, which is not known."""
+        if self._holds.get(model) is not Hold.UNSURE:
+            return self._zero
+        needs = self.memory.needs[model]
+        return less(needs.moving, needs.starting)
 
     def _after(self, plan: Plan, free: Amounts) -> Amounts:
         """Return what is free after a plan that begins with `free`."""

@@ -16,6 +16,7 @@ from llmux.switching.bookkeeping import Bookkeeper
 from llmux.switching.commands import Command, Reconfigure, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import IdleRules
+from llmux.switching.ledger import Hold
 from llmux.switching.memory import GroupMemory
 from llmux.switching.model import AT_REST, NO_TRAITS, Model, Phase, Traits
 from llmux.switching.observer import Chronicle
@@ -46,7 +47,7 @@ class Membership:
         if self._record.take_left(name):
             log.warning("model_unsure", model=name, hint="slept before another wakes")
             model.holds_gpu = True
-            group.room.ledger.find(name)
+            group.room.ledger.find(name, Hold.UNSURE)
             model.enter(Phase.FAILED)
 
     def use_memory(self, shared: GroupMemory | None, busy: int | None = None) -> None:

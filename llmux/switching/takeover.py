@@ -25,7 +25,7 @@ async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Hea
     # For all models before the first checkpoint, so that none counts as asleep meanwhile.
     for name, entry in found.items():
         group.models[name].holds_gpu = True
-        group.room.ledger.find(name, Hold.AWAKE if entry.state == "awake" else Hold.STARTING)
+        group.room.ledger.find(name, Hold.AWAKE if entry.state == "awake" else Hold.UNSURE)
     with group.switch_lock.all_held():
         for name, entry in found.items():
             await _take_over_one(group, group.models[name], entry, hooks, health)

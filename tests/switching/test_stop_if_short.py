@@ -116,6 +116,30 @@ async def test_after_a_restart_that_finds_two(autojump_clock: MockClock, tmp_pat
         assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
 
 
+@pytest.mark.parametrize("slept", ["a", "b"])
+async def test_after_a_restart_that_finds_one_killed_in_its_sleep(
+    autojump_clock: MockClock, tmp_path: Path, slept: str
+) -> None:
+    needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
+    record = AwakeRecord(tmp_path / "awake.json")
+    record.load(needs)
+    for name in needs:
+        record.note(name, "unsure")
+    rig = SharedRig(
+        shared({"gpu0": 40, "gpu1": 40, "ram": 30}, needs),
+        traits={name: Traits(stops=True) for name in needs},
+        seconds={(name, hook): 10 for name in needs for hook in ("sleep", "stop")},
+        record=record,
+    )
+    rig.hooks.awake |= {*needs} - {slept}
+    # One is asleep already, which nobody has seen; the other was being started.
+    rig.hooks.stands |= {name: "asleep" if name == slept else "awake" for name in needs}
+    async with rig.running():
+        await trio.sleep(50)
+        ledger = rig.switcher.room.ledger
+        assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
+
+
 async def refused(rig: SharedRig, model: str) -> None:
     with pytest.raises(HookError):
         await rig.ask(model)
