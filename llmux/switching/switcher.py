@@ -283,9 +283,10 @@ class Switcher:
             # Those first that may sleep now: they may make room for what others need asleep.
             model = min(left, key=lambda each: not ledger.may_sleep(each.name))
             left.remove(model)
-            with suppress(HookError):  # logged
-                for each in self._placer.in_the_way_of_sleep(model):
+            for each in self._placer.in_the_way_of_sleep(model):
+                with suppress(HookError):  # logged; then the model is stopped itself, if it can be
                     await steps.stop(each, model, steps.hooks_of(each))
+            with suppress(HookError):
                 await steps.put_to_sleep(model, model, steps.hooks_of(model))
 
     # ---- The loop ----

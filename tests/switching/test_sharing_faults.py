@@ -688,3 +688,20 @@ async def test_a_victim_that_waits_for_its_lane_admits_nobody(autojump_clock: Mo
         requests.start_soon(rig.ask, "code", 100)
         await trio.sleep(30)
         assert not rig.hooks.inside.get("code")
+
+
+async def test_at_the_end_a_stop_that_fails_keeps_no_model_awake(
+    autojump_clock: MockClock,
+) -> None:
+    needs = {name: Needs.of((40, 0), (0, 40)) for name in ("a", "v")}
+    traits = {name: Traits(stops=True) for name in needs}
+    rig = SharedRig(shared({"gpu": 80, "ram": 60}, needs), traits=traits)
+    rig.hooks.stands["a"] = rig.hooks.stands["v"] = "stopped"
+    async with rig.running():
+        for model in "va":
+            await rig.ask(model)
+        await rig.switcher.put_model_to_sleep("a")
+        assert rig.hooks.stands == {"a": "asleep", "v": "awake"}
+        rig.hooks.failing["a", "stop"] = 1
+        await until_stopped(rig)
+        assert rig.hooks.stands == {"a": "asleep", "v": "stopped"}
