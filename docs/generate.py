@@ -157,7 +157,7 @@ def metrics_table() -> str:
     """Every series, as its own code describes it."""
     metrics = Metrics()
     metrics.watch_counts(dict)
-    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 0)
+    metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 0)
     metrics.watch_gpus(list)
     metrics.watch_memory(dict)
     metrics.watch_certificate(lambda: 0.0)

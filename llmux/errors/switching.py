@@ -173,6 +173,16 @@ class StreamCut(Exception):
         self.why = why
 
 
+class Cordoned(LlmuxError):
+    """An operator lets llmux take no new requests (`llmux cordon`); the line is still served."""
+
+    status = 503
+    code = "cordoned"
+
+    def __init__(self) -> None:
+        super().__init__("llmux is cordoned: it takes no new requests", retry_after_s=5)
+
+
 class ShuttingDown(LlmuxError):
     """The server is stopping; clients may try again once it is back."""
 

@@ -165,6 +165,7 @@ def build_service(
 
     metrics.watch_site(
         is_healthy=lambda: board.is_healthy,
+        is_cordoned=lambda: board.is_cordoned,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
     controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts)

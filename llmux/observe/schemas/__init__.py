@@ -28,7 +28,7 @@ from llmux.observe.schemas.memory import (
     PromisedMemory,
     ResourceMemory,
 )
-from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
+from llmux.observe.schemas.operators import CordonChange, ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
 from llmux.observe.schemas.requests import (
     Counts,
@@ -64,6 +64,7 @@ __all__ = [
     "Alive",
     "AliveChange",
     "AliveTrouble",
+    "CordonChange",
     "Counts",
     "Error",
     "ErrorDetail",

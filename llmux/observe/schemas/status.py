@@ -157,6 +157,7 @@ class Status(Shape, frozen=True):
         state: switching if any group is switching, else active if any is active, else idle.
         active_model: The model that is awake; null: none is. With several, the first one.
         mode: auto or manual.
+        cordoned: True while new requests are refused.
         policy: The name of the policy.
         queue_depth: Number of requests that wait, by model.
         groups: The groups, by name.
@@ -180,6 +181,7 @@ class Status(Shape, frozen=True):
     models: dict[str, ModelStatus]
     estimated_costs: dict[str, dict[str, float]]
     gpus: list[Gpu] = []  # noqa: RUF012 - msgspec copies it
+    cordoned: bool = False
 
 
 class Run(Shape, frozen=True):
