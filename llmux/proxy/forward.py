@@ -373,7 +373,9 @@ class ModelProxy:
 
         def exchange(headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
             try:
-                return upstream.backend.exchange(lane.method, target, headers, lane.body.data)
+                return upstream.backend.exchange(
+                    lane.method, target, headers, lane.body.data, journey.note_sent
+                )
             except ValueError as error:
                 raise BadRequest(f"The request cannot be forwarded: {error}") from None
 
