@@ -8,6 +8,7 @@ from llmux.errors import BadRequest, BodyTooLarge, RequestTooSlow
 from llmux.http import wire
 from llmux.http.asgi_types import Message, Receive, Scope, Send
 from llmux.http.syntax import Headers
+from llmux.observe.logs import get_logger
 from llmux.proxy.forward import ModelProxy
 from llmux.proxy.held import Body
 from llmux.proxy.lane import ClientLeft
@@ -31,6 +32,8 @@ then has only to recycle the connection, in which it must not be cancelled.
 # The last: the server is closing the connection (it has begun `send_eof`).
 SERVER_BREAKS = (*wire.BREAKS, trio.BusyResourceError)
 
+log = get_logger(__name__)
+
 
 class Watched:
     """A request served in a task of the lifespan, while the server's own task watches the client.
@@ -53,6 +56,7 @@ class Watched:
         self.ended = trio.Event()
         self.is_ending = False
         self.sending_since: float | None = None
+        self._is_given_up = False
         self._receive = receive
         self._asgi_send = send
 
@@ -68,6 +72,9 @@ class Watched:
                 await self.serve(proxy)
         except ClientLeft:
             pass
+        except Exception:
+            # Also what was raised beside a cancellation: no `except` inside the scope catches that.
+            log.exception("request_failed")
         finally:
             self.ended.set()
             if not self.is_ending:
@@ -90,6 +97,7 @@ class Watched:
                     self.end_within(LEFT_S)
                     await self.ended.wait()
         finally:
+            self._is_given_up = True
             if not self.ended.is_set():
                 self.scope.cancel()
 
@@ -114,6 +122,8 @@ class Watched:
         await self._pass_on(message)
 
     async def _pass_on(self, message: Message) -> None:
+        if self._is_given_up:  # the server has closed the connection, and takes no message
+            raise ClientLeft
         self.sending_since = trio.current_time()
         try:
             await self._asgi_send(message)
