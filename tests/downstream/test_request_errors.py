@@ -72,7 +72,7 @@ async def test_a_response_after_the_server_has_closed_the_connection() -> None:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True):
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 await send({"type": "http.response.start", "status": 503, "headers": []})
 
     server = Server()
