@@ -1,6 +1,7 @@
 /** Wires the page together. */
 
 import { Actions } from "./actions.js";
+import { access } from "./api.js";
 import { Costs } from "./costs.js";
 import { Detail } from "./detail.js";
 import { byId, say } from "./dom.js";
@@ -62,7 +63,7 @@ store.on("status", () => {
   if (!status) return;
   byId("mode-auto").setAttribute("aria-pressed", String(status.mode === "auto"));
   byId("mode-manual").setAttribute("aria-pressed", String(status.mode === "manual"));
-  say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}`);
+  say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}${access.readsOnly ? " · read only" : ""}`);
   const active = Object.values(status.groups).map((group) => {
     const switches = switchesOf(group);
     const stay = awakeOf(group).filter((name) => !switches.some((record) => moved(record).includes(name)));
@@ -75,7 +76,9 @@ byId("mode-auto").addEventListener("click", () => actions.setMode("auto"));
 byId("mode-manual").addEventListener("click", () => actions.setMode("manual"));
 byId("reload").addEventListener("click", () => actions.reload());
 byId("key").addEventListener("click", async () => {
-  if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();
+  if (!(await askKeys("For llmux with control_keys, read_keys or api_keys."))) return;
+  access.readsOnly = false; // until an answer says so again
+  feed.retry();
 });
 // Not submit buttons: Enter in a field would press the first of those.
 for (const back of document.querySelectorAll("dialog button[value=no]")) {
