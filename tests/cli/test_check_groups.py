@@ -50,6 +50,16 @@ def gpus(*names: str) -> dict[str, Any]:
             [("a", "c", "b")],
         ),
         ({"a1": {"port": 1}, "b1": {"port": 2}, "c1": {"port": 1}}, [("a", "c"), ("b",)]),
+        (
+            {
+                "a1": {"port": 1},
+                "b1": {"port": 2},
+                "c1": {"port": 1},
+                "d1": {"port": 2},
+                "d2": {"port": 1},
+            },
+            [("a", "b", "c", "d")],
+        ),
     ],
 )
 def test_which_groups_share_nothing(
