@@ -17,6 +17,7 @@ from llmux.api.control import Controlled, control_routes
 from llmux.api.forecasts import Forecasts
 from llmux.api.llama_swap import llama_swap_routes
 from llmux.api.memory_status import MemoryFeed
+from llmux.api.outlook import Outlooks
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -167,7 +168,11 @@ def build_service(
         is_healthy=lambda: board.is_healthy,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts)
+    outlooks = Outlooks(board, feed, forecasts)
+    outlooks.watch(events)
+    controlled = Controlled(
+        board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts, outlooks
+    )
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         visitor_routes(lambda: reloader.config, board),
@@ -195,6 +200,7 @@ def build_service(
         quiet.run,
         gpus.run,
         forecasts.run,
+        outlooks.run,
         memory.run,
     ]
     if journal.is_kept:

@@ -146,6 +146,11 @@ class Switchboard(Overview):
         """True if every group's switcher can make progress."""
         return not any(switcher.has_died for switcher in self.groups.values())
 
+    @property
+    def is_stopped(self) -> bool:
+        """True after `stop`."""
+        return self._is_stopped
+
     async def run(self) -> None:
         """Run every group's switcher until `stop`."""
         self._record.load(self.models)
