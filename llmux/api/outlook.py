@@ -46,6 +46,7 @@ class Outlooks:
         events.phase_changed.listen(lambda _: self.hurry())
         events.failing_changed.listen(lambda _: self.hurry())
         events.mode_changed.listen(lambda _: self.hurry())
+        events.cordon_changed.listen(lambda _: self.hurry())
         events.pin_changed.listen(lambda _: self.hurry())
         events.reloaded.listen(lambda _: self.hurry())
 
@@ -72,7 +73,7 @@ class Outlooks:
     def now(self) -> Outlook:
         """Return the outlook with the forecasts that there are."""
         board = self._board
-        self._told = host_state(board)
+        self._told = board.host_state
         return Outlook(
             at=self._feed.clock.now(),
             boot=self._feed.boot,
@@ -86,11 +87,12 @@ class Outlooks:
 
     def _model(self, switcher: Switcher, model: Model) -> ModelOutlook:
         measures, in_flight = switcher.measures, model.in_flight.count
+        refusal = switcher.refusal(model)
         config = self._board.config_of(model.name)
         latency_s = measures.latency_s(model.name, max(1, model.in_flight.in_use))
         return ModelOutlook(
             wait_secs=_rounded(self._forecasts.eta_s(switcher, model)),
-            refused=switcher.refusal_of(model),
+            refused=None if refusal is None else refusal.code,
             awake=model.is_awake,
             running=in_flight,
             waiting=model.queued,
@@ -103,16 +105,9 @@ class Outlooks:
 
     def _news(self) -> tuple[str, Outlook] | None:
         """Return the outlook if the host's state has changed: it may stop, or die."""
-        if self._told in {None, host_state(self._board)}:
+        if self._told in {None, self._board.host_state}:
             return None
         return "outlook", self.now()
-
-
-def host_state(board: Switchboard) -> HostState:
-    """Return whether new requests are taken, or why not."""
-    if not board.is_healthy:
-        return "dead"
-    return "stopping" if board.is_stopped else "ready"
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -93,7 +93,7 @@ from llmux.switching.room import Room
 from llmux.switching.running import Running
 from llmux.switching.steps import Steps
 from llmux.switching.takeover import take_over
-from llmux.switching.waits import cost_s, eta_s, refusal_of
+from llmux.switching.waits import cost_s, eta_s
 from llmux.switching.wishes import Wishes
 
 log = get_logger(__name__)
@@ -152,6 +152,7 @@ class Switcher:
         # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
         self.set_mode, self.force_switch = wishes.set_mode, wishes.force_switch
+        self.set_cordoned, self.refusal = wishes.set_cordoned, self._door.refusal
         self.put_model_to_sleep = wishes.put_model_to_sleep
         self.pin, self.unpin = wishes.pin, wishes.unpin
         self.add, self.remove = self._members.add, self._members.remove
@@ -159,7 +160,6 @@ class Switcher:
         self.is_unused = self._members.is_unused
         self.look_at_sockets = partial(look_at_sockets, state)
         self.eta_s, self.cost_s = partial(eta_s, state), partial(cost_s, state)
-        self.refusal_of = partial(refusal_of, state)
         self.use_memory = self._members.use_memory
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))

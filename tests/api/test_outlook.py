@@ -121,8 +121,7 @@ async def running(**settings: Any) -> AsyncIterator[tuple[Place, trio.Nursery]]:
     rig = Rig(hooks=hooks, **settings)
     board: Any = SimpleNamespace(
         groups={"default": rig.switcher},
-        is_healthy=True,
-        is_stopped=False,
+        host_state="ready",
         config_of=lambda name: ModelConfig(name=name, port=1, wake="w", sleep="s", alive="l"),
     )
     feed, forecasts = Feed(), Forecasts(board)
@@ -190,7 +189,7 @@ async def test_a_host_s_state_is_told_within_a_tick(autojump_clock: MockClock) -
         await anext(reader)
         assert b'"state":"ready"' in await anext(reader)
         await trio.sleep(0.3)
-        place.board.is_healthy = False
+        place.board.host_state = "dead"
         began_at = trio.current_time()
         assert b'"state":"dead"' in await anext(reader)
         assert trio.current_time() - began_at <= TICK_S

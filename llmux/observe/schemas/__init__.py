@@ -28,7 +28,7 @@ from llmux.observe.schemas.memory import (
     PromisedMemory,
     ResourceMemory,
 )
-from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
+from llmux.observe.schemas.operators import CordonChange, ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
 from llmux.observe.schemas.outlook import HostState, ModelOutlook, Outlook
 from llmux.observe.schemas.requests import (
@@ -47,7 +47,9 @@ from llmux.observe.schemas.status import (
     Health,
     History,
     Journal,
+    ModelHealth,
     ModelStatus,
+    Readiness,
     Run,
     Status,
 )
@@ -65,6 +67,7 @@ __all__ = [
     "Alive",
     "AliveChange",
     "AliveTrouble",
+    "CordonChange",
     "Counts",
     "Error",
     "ErrorDetail",
@@ -85,6 +88,7 @@ __all__ = [
     "ModeName",
     "ModeOrder",
     "ModelFacts",
+    "ModelHealth",
     "ModelList",
     "ModelObject",
     "ModelOrder",
@@ -106,6 +110,7 @@ __all__ = [
     "PinChange",
     "PinOrder",
     "PromisedMemory",
+    "Readiness",
     "Reloaded",
     "RequestChanges",
     "RequestInfo",
