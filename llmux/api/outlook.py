@@ -7,11 +7,14 @@ permits. While nobody reads, nothing is done.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import trio
 
 from llmux.api.forecasts import Forecasts
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
+from llmux.observe.outlook_series import OutlookGauges
 from llmux.observe.schemas import HostState, ModelOutlook, Outlook
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
@@ -70,6 +73,25 @@ class Outlooks:
         await self._forecasts.refresh()
         return self.now()
 
+    def gauges(self) -> OutlookGauges:
+        """Return the outlook for a scrape, with the forecasts that there are.
+
+        Those that are outdated are made anew soon after, for the next scrape.
+        """
+        switchers = list(self._board.groups.values())
+        found = [(each, model) for each in switchers for model in each.models.values()]
+        for _, model in found:
+            if not model.admits:
+                self._forecasts.ask(model.name)
+        return OutlookGauges(
+            waits_s={m.name: self._forecasts.eta_s(each, m) for each, m in found},
+            waiting=sum(model.queued for _, model in found),
+            running=sum(model.in_flight.count for _, model in found),
+            awake=[model.name for _, model in found if model.is_awake],
+            wanted=[model.name for _, model in found if model.queued and not model.is_awake],
+            most_awake=sum(map(most_awake, switchers)),
+        )
+
     def now(self) -> Outlook:
         """Return the outlook with the forecasts that there are."""
         board = self._board
@@ -108,6 +130,18 @@ class Outlooks:
         if self._told in {None, self._board.host_state}:
             return None
         return "outlook", self.now()
+
+
+def most_awake(switcher: Switcher) -> int:
+    """Return an upper bound of the number of a group's models that may be awake together."""
+    if switcher.room.shared is None:
+        return 1
+    memory = switcher.room.ledger.memory
+    counts = []
+    for place, amount in enumerate(memory.amounts):
+        sizes = sorted(needs.awake[place] for needs in memory.needs.values())
+        counts.append(sum(total <= amount for total in accumulate(sizes)))
+    return max(1, min(counts))
 
 
 def _rounded(seconds: float | None) -> float | None:
