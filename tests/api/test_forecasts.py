@@ -232,6 +232,8 @@ async def test_a_forecast_that_takes_too_long_does_not_start_over_for_each_answe
 ) -> None:
     asked: list[float] = []
 
+    monkeypatch.setattr(module, "cpu_s", trio.current_time)
+
     def ponder(view: GroupView) -> Decision:
         asked.append(view.now)
         mock_clock.jump(0.3)  # longer than the patience of an answer
@@ -267,6 +269,7 @@ async def test_forecasts_for_many_costly_models_share_one_allowance(
             yield
 
     monkeypatch.setattr(module, "rollout_of", Costly)
+    monkeypatch.setattr(module, "cpu_s", trio.current_time)
     names = [f"m{number}" for number in range(40)]
     rig = Rig(names)
     forecasts = forecasts_of(rig)
