@@ -174,9 +174,7 @@ def build_service(
         is_cordoned=lambda: board.is_cordoned,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    outlooks = Outlooks(board, feed, forecasts)
-    outlooks.watch(events)
-    metrics.watch_outlook(outlooks.gauges)
+    outlooks = told_outlooks(Outlooks(board, feed, forecasts), events, metrics)
     controlled = Controlled(
         board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts, outlooks
     )
@@ -251,6 +249,13 @@ def build_service(
         certificates,
         watchdog,
     )
+
+
+def told_outlooks(outlooks: Outlooks, events: Events, metrics: Metrics) -> Outlooks:
+    """Have outlooks told as soon as something changes, and exported as metrics."""
+    outlooks.watch(events)
+    metrics.watch_outlook(outlooks.gauges)
+    return outlooks
 
 
 def watched_gpus(config: Config, metrics: Metrics, smi: NvidiaSmi | None) -> Gpus:
