@@ -62,7 +62,8 @@ async def test_without_a_picker_requests_go_on(tmp_path: Path, number: signal.Si
         fleet.picker.send_signal(signal.SIGKILL)
 
 
-async def test_hosts_are_restarted_one_after_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_emptied", [True, False], ids=["cordoned", "at once"])
+async def test_hosts_are_restarted_one_after_the_other(tmp_path: Path, is_emptied: bool) -> None:
     async with running_fleet(tmp_path, options={"rate": 20, "tokens": 10}) as fleet:
         async with fleet.client() as client, trio.open_nursery() as nursery:
             answers: list[httpx.Response] = []
@@ -75,12 +76,13 @@ async def test_hosts_are_restarted_one_after_the_other(tmp_path: Path) -> None:
                 while not is_over:
                     for model in "abc":
                         nursery.start_soon(send, model)
-                        await trio.sleep(0.1)
+                        await trio.sleep(0.03)
 
             nursery.start_soon(load)
             for host in fleet.hosts:
-                await host.order("cordon")
-                await until_idle(host)
+                if is_emptied:
+                    await host.order("cordon")
+                    await until_idle(host)
                 await host.restart()
                 await until_heard(fleet, host)
             is_over = True
