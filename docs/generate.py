@@ -157,7 +157,7 @@ def metrics_table() -> str:
     """Every series, as its own code describes it."""
     metrics = Metrics()
     metrics.watch_counts(dict)
-    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 0)
+    metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 0)
     metrics.watch_gpus(list)
     metrics.watch_memory(dict)
     metrics.watch_certificate(lambda: 0.0)
@@ -189,11 +189,17 @@ def errors_table() -> str:
         if issubclass(error, LlmuxError) and error is not LlmuxError
     )
     causes: dict[tuple[int, str], list[str]] = {}
+    elsewhere: set[tuple[int, str]] = set()
     for error in sorted(kinds, key=lambda error: (error.status, error.code)):
         said = (inspect.getdoc(error) or "").partition("\n")[0]
         causes.setdefault((error.status, error.code), []).append(said)
-    rows = ((str(status), f"`{code}`", " ".join(said)) for (status, code), said in causes.items())
-    return table(("status", "`code`", "when"), rows)
+        if error.may_be_served_elsewhere:
+            elsewhere.add((error.status, error.code))
+    rows = (
+        (str(key[0]), f"`{key[1]}`", "yes" if key in elsewhere else "", " ".join(said))
+        for key, said in causes.items()
+    )
+    return table(("status", "`code`", "elsewhere", "when"), rows)
 
 
 # ---- Paths ----

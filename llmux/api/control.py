@@ -184,6 +184,16 @@ def _add_orders(routes: Blueprint, controlled: Controlled) -> None:
         board.set_mode(order.mode)
         return answer(Message(message=f"Switched to {order.mode} mode"))
 
+    @routes.post("/cordon")
+    async def cordon() -> Response:
+        board.set_cordoned(True)
+        return answer(Message(message="Cordoned: new requests are refused"))
+
+    @routes.post("/uncordon")
+    async def uncordon() -> Response:
+        board.set_cordoned(False)
+        return answer(Message(message="Uncordoned: new requests are admitted"))
+
     @routes.post("/pin")
     async def pin() -> Response:
         order = await _body(PinOrder)

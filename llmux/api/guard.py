@@ -43,6 +43,17 @@ def check_key(ring: KeyRing) -> None:
         raise InvalidKey
 
 
+def check_named(config: Config) -> None:
+    """Admit the current request if it may learn which models there are.
+
+    Raises:
+        InvalidKey: There are `api_keys`, and it carries neither one of them nor a control key.
+    """
+    headers = request.scope["headers"]
+    if config.api_keys and not config.control_keys.accepts(headers):
+        check_key(config.api_keys)
+
+
 def check_control(config: Config) -> None:
     """Admit the current request if it may control llmux.
 

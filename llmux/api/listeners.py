@@ -16,7 +16,7 @@ PORT: Literal["port"] = "port"
 
 READING = frozenset({"GET", "HEAD"})
 
-ON_BOTH = frozenset({b"/health", b"/metrics"})
+ON_BOTH = (b"/health", b"/metrics")
 
 CONTROL_AND_PAGE = (*CONTROL_PATHS, b"/ui")
 
@@ -44,5 +44,5 @@ def wrong_listener(scope: Scope, *, is_apart: bool) -> LlmuxError | None:
     is_control = is_below(path, CONTROL_AND_PAGE)
     if LISTENER in scope:
         is_root = path == ROOT and scope.get("method") in READING  # it leads to the page
-        return None if is_control or is_root or path in ON_BOTH else NotHere(ABOUT_OTHERS)
+        return None if is_control or is_root or is_below(path, ON_BOTH) else NotHere(ABOUT_OTHERS)
     return NotHere(ABOUT_CONTROL) if is_apart and is_control else None

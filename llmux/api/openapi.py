@@ -37,6 +37,7 @@ from llmux.observe.schemas import (
     History,
     Journal,
     Message,
+    ModelHealth,
     ModelList,
     ModelObject,
     ModelOrder,
@@ -46,6 +47,7 @@ from llmux.observe.schemas import (
     OllamaTags,
     OllamaVersion,
     PinOrder,
+    Readiness,
     RequestList,
     RunningModels,
     Status,
@@ -99,6 +101,13 @@ class Operation:
 
 
 COUNT = {"type": "number", "minimum": 0}
+UNHEALTHY: dict[Any, str] = {
+    Health: "The switcher has stopped",
+    Readiness: "Cordoned, stopping or dead",
+    ModelHealth: "A request would be refused, or the model is not awake",
+}
+"""When these answer 503."""
+
 ORDERS = (ModelNotFound, BadRequest, HookError, NotReady, ShuttingDown)
 
 OPERATIONS = (
@@ -127,6 +136,13 @@ OPERATIONS = (
               TEXT, errors=(ModelNotFound, HookError, ShuttingDown)),
     Operation("get", "/metrics", "Metrics for Prometheus.", TEXT),
     Operation("get", "/health", "llmux's health; 503 if the switcher has stopped.", Health),
+    Operation("get", "/health/ready", "Whether this host takes new requests; 503 if it is "
+              "cordoned, stopping or dead.", Readiness),
+    Operation("get", "/health/models/{name}", "Whether a request for a model would be served now, "
+              "though perhaps after a wait; an alias counts. 503 if not. Needs a key if there are "
+              "api_keys.", ModelHealth, errors=(ModelNotFound, BadRequest),
+              query=(Query("awake", "503 also if the model is not awake.",
+                           {"type": "string", "enum": ["", "true", "false"]}),)),
     Operation("get", "/control/status", "The current status of groups and models.", Status),
     Operation("get", "/control/history", "What happened in the last hour.", History,
               errors=(BadRequest,),
@@ -134,8 +150,9 @@ OPERATIONS = (
     Operation("get", "/control/events", "A stream of events: `status` (Status), `phase` "
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
               "`requests` (RequestChanges), `tokens` (TokenRates), `alive` (AliveChange), "
-              "`failing` (FailingChange), `memory` (MemoryChange), `mode` (ModeChange), `pin` "
-              "(PinChange), `reload` (Reloaded), `lagged`. Continues after `Last-Event-ID`.",
+              "`failing` (FailingChange), `memory` (MemoryChange), `mode` (ModeChange), "
+              "`cordon` (CordonChange), `pin` (PinChange), `reload` (Reloaded), `lagged`. "
+              "Continues after `Last-Event-ID`.",
               EVENTS,
               query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,
@@ -170,6 +187,9 @@ OPERATIONS = (
               "it again.", Message, request=ModelOrder, errors=ORDERS),
     Operation("post", "/control/mode", "Switch by policy (auto), or on orders only (manual).",
               Message, request=ModeOrder, errors=(BadRequest,)),
+    Operation("post", "/control/cordon", "Refuse new requests with 503 `cordoned`; those in line "
+              "or in flight are served. A reload keeps this, a restart does not.", Message),
+    Operation("post", "/control/uncordon", "Admit new requests again.", Message),
     Operation("post", "/control/pin", "Switch to a model and keep it awake.", Message,
               request=PinOrder, errors=(*ORDERS, PinLost)),
     Operation("post", "/control/unpin", "Remove the pins of a group, or of a model. Without "
@@ -262,8 +282,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
         errors.append(Forbidden)
     is_ollamas = operation.path.startswith("/api/") and Forbidden not in errors
     told = OllamaError if is_ollamas else Error
-    if operation.response is Health:
-        responses["503"] = {"description": "The switcher has stopped", "content": content}
+    if operation.response in UNHEALTHY:
+        responses["503"] = {"description": UNHEALTHY[operation.response], "content": content}
     for error in sorted(set(errors), key=lambda each: (each.status, each.code)):
         codes = sorted({e.code for e in errors if e.status == error.status})
         responses[str(error.status)] = {

@@ -1,4 +1,4 @@
-"""llmux's public paths as Quart routes (models, metrics, health), and errors as answers."""
+"""llmux's public paths as Quart routes (models, metrics), and errors as answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from llmux.base.names import shown
 from llmux.config import Config
 from llmux.errors import BodyTooLarge, Forbidden, LlmuxError, ModelNotFound
 from llmux.observe.metrics import CONTENT_TYPE, Metrics
-from llmux.observe.schemas import Health
 from llmux.openai import ollama
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import Dialect, ErrorInfo, dialect_of
@@ -33,7 +32,7 @@ CurrentConfig = Callable[[], Config]
 
 
 def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -> Blueprint:
-    """Routes for the model list, metrics and health."""
+    """Routes for the model list and metrics."""
     routes = Blueprint("public", __name__)
     created = int(time.time())
 
@@ -66,14 +65,6 @@ def public_routes(config: CurrentConfig, board: Switchboard, metrics: Metrics) -
         answer = Response(in_pieces(text), content_type=CONTENT_TYPE)
         answer.content_length = len(text)
         return answer
-
-    @routes.get("/health")
-    async def show_health() -> Response:
-        # Only their number: their names are for clients with a key.
-        failing = sum(model.is_failing for model in board.models.values()) or msgspec.UNSET
-        is_ok = board.is_healthy
-        health = Health("ok" if is_ok else "the switcher has stopped", failing)
-        return _json(msgspec.json.encode(health), 200 if is_ok else 503)
 
     return routes
 

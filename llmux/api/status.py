@@ -50,6 +50,7 @@ def status_of(
         },
         estimated_costs=board.estimated_costs(),
         gpus=gpus,
+        cordoned=board.is_cordoned,
     )
 
 

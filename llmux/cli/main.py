@@ -22,8 +22,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 """Settings of the command line, which all commands inherit."""
 
 TERMINAL = (
-    "cancel", "logs", "mode", "pin", "reload", "requests", "sleep", "status", "switch", "top",
-    "unpin", "wake",
+    "cancel", "cordon", "logs", "mode", "pin", "reload", "requests", "sleep", "status", "switch",
+    "top", "uncordon", "unpin", "wake",
 )  # fmt: skip
 """Commands that talk to a running llmux."""
 

@@ -44,6 +44,7 @@ from llmux.errors.request import (
     UnsupportedCoding,
 )
 from llmux.errors.switching import (
+    Cordoned,
     ManualMode,
     ModelAsleep,
     ModelFailing,
@@ -71,6 +72,7 @@ __all__ = [
     "BodyTooLarge",
     "ConfigError",
     "ConfigMistakes",
+    "Cordoned",
     "Forbidden",
     "GroupNotFound",
     "HeadTooLarge",

@@ -13,6 +13,7 @@ class BackendError(LlmuxError):
 
     status = 502
     code = "backend_error"
+    may_be_served_elsewhere = True
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Backend error: {reason}")

@@ -17,6 +17,8 @@ class LlmuxError(Exception):
         code: Machine-readable `error.code`, which clients may rely on.
         may_be_repeated: False to keep clients from retrying as they otherwise would after this
             status.
+        may_be_served_elsewhere: True if another host might serve the request, as long as it has
+            reached no backend here.
         challenge: Value of a `WWW-Authenticate` header; empty for no header.
         extra: Further members of a backend's own error object.
         accepts: Value of an `Accept-Encoding` header, with the codings that llmux supports; empty
@@ -27,6 +29,7 @@ class LlmuxError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     may_be_repeated: ClassVar[bool] = True
+    may_be_served_elsewhere: ClassVar[bool] = False
     challenge: ClassVar[str] = ""
     extra: Mapping[str, Any] = {}
     accepts: ClassVar[str] = ""

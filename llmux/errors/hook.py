@@ -24,6 +24,7 @@ class HookError(LlmuxError):
 
     status = 500
     code = "hook_failed"
+    may_be_served_elsewhere = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class ModelNotFound(LlmuxError):
 
     status = 404
     code = "model_not_found"
+    may_be_served_elsewhere = True
 
     def __init__(self, name: str, known: Collection[str] = ()) -> None:
         super().__init__(f"Model not found: {shown(name)}")
@@ -67,6 +68,7 @@ class IdNotFound(LlmuxError):
 
     status = 404
     code = "id_not_found"
+    may_be_served_elsewhere = True
 
     def __init__(self, id: str) -> None:  # noqa: A002
         super().__init__(

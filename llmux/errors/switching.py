@@ -10,6 +10,7 @@ class QueueFull(LlmuxError):
 
     status = 429
     code = "queue_full"
+    may_be_served_elsewhere = True
 
 
 class TooManyConnections(LlmuxError):
@@ -22,6 +23,7 @@ class TooManyConnections(LlmuxError):
 
     status = 503
     code = "too_many_connections"
+    may_be_served_elsewhere = True
 
     def __init__(self, limit: int, whose: str = "llmux") -> None:
         super().__init__(f"{whose} has {limit} connections, its limit", retry_after_s=1)
@@ -32,6 +34,7 @@ class SwitchTimeout(LlmuxError):
 
     status = 504
     code = "switch_timeout"
+    may_be_served_elsewhere = True
 
     def __init__(self) -> None:
         super().__init__("Request timed out waiting for model")
@@ -46,6 +49,7 @@ class WouldSwitch(LlmuxError):
     status = 409
     code = "would_switch"
     may_be_repeated = False
+    may_be_served_elsewhere = True
 
     def __init__(self, model: str) -> None:
         super().__init__(f"Model {model} is not active, and the request asks for no switch")
@@ -60,6 +64,7 @@ class ModelAsleep(LlmuxError):
     status = 503
     code = "model_asleep"
     may_be_repeated = False
+    may_be_served_elsewhere = True
 
     def __init__(self, model: str, state: str) -> None:
         super().__init__(f"Model {model} is not awake ({state}), and requests like this wake none")
@@ -70,6 +75,7 @@ class ManualMode(LlmuxError):
 
     status = 503
     code = "manual_mode"
+    may_be_served_elsewhere = True
 
     def __init__(self, model: str, active: str | None) -> None:
         super().__init__(
@@ -82,6 +88,7 @@ class Pinned(LlmuxError):
 
     status = 503
     code = "pinned"
+    may_be_served_elsewhere = True
 
     def __init__(self, model: str, pinned: str) -> None:
         super().__init__(f"Model {pinned} is pinned: model {model} not available")
@@ -102,6 +109,7 @@ class NotReady(LlmuxError):
 
     status = 503
     code = "not_ready"
+    may_be_served_elsewhere = True
 
     def __init__(self, model: str) -> None:
         super().__init__(f"Model not ready: {model}")
@@ -131,6 +139,7 @@ class ModelFailing(LlmuxError):
 
     status = 503
     code = "model_failing"
+    may_be_served_elsewhere = True
 
     def __init__(
         self, model: str, failures: int, cause: LlmuxError | None, *, retry_after_s: float
@@ -173,11 +182,23 @@ class StreamCut(Exception):
         self.why = why
 
 
+class Cordoned(LlmuxError):
+    """An operator lets llmux take no new requests (`llmux cordon`); the line is still served."""
+
+    status = 503
+    code = "cordoned"
+    may_be_served_elsewhere = True
+
+    def __init__(self) -> None:
+        super().__init__("llmux is cordoned: it takes no new requests", retry_after_s=5)
+
+
 class ShuttingDown(LlmuxError):
     """The server is stopping; clients may try again once it is back."""
 
     status = 503
     code = "shutting_down"
+    may_be_served_elsewhere = True
 
     def __init__(self) -> None:
         super().__init__("llmux is shutting down", retry_after_s=5)
@@ -187,6 +208,7 @@ class SwitcherDied(LlmuxError):
     """The task that switches has ended, so no model can be woken."""
 
     status = 503
+    may_be_served_elsewhere = True
 
     def __init__(self) -> None:
         super().__init__("Internal error: the switcher has stopped")

@@ -17,13 +17,15 @@ from llmux.http.syntax import Headers
 UPSTREAM = b"/upstream/"
 
 OWN_PATHS = frozenset({
-    b"/v1/models", b"/models", b"/metrics", b"/health", b"/control", b"/ui",
+    b"/v1/models", b"/models", b"/metrics", b"/health", b"/health/ready", b"/control", b"/ui",
     # Ollama's clients request these before they use a model.
     b"/api/tags", b"/api/ps", b"/api/version",
     # Tools for llama-swap request these.
     b"/running", b"/unload", b"/api/models/unload",
 })  # fmt: skip
-OWN_PREFIXES = (b"/v1/models/", b"/models/", b"/control/", b"/ui/", b"/api/models/unload/")
+OWN_PREFIXES = (
+    b"/v1/models/", b"/models/", b"/health/models/", b"/control/", b"/ui/", b"/api/models/unload/",
+)  # fmt: skip
 
 CONTROL_PATHS = (b"/control", b"/unload", b"/api/models/unload")
 """Paths for operators only, with all paths below them."""
@@ -34,7 +36,9 @@ ROOT_METHODS = frozenset({b"GET", b"HEAD"})
 
 # The rest of these paths is a model's name, which may hold slashes.
 _NAMED = re.compile(
-    rb"(/+v1/+models|/+models|/+control/+logs|/+api/+models/+unload)/(/*+[^/].*)", re.DOTALL
+    rb"(/+v1/+models|/+models|/+health/+models|/+control/+logs|/+api/+models/+unload)"
+    rb"/(/*+[^/].*)",
+    re.DOTALL,
 )
 _SLASHES = re.compile(rb"/{2,}")
 

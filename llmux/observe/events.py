@@ -22,6 +22,7 @@ from llmux.errors import HookError
 from llmux.observe.clock import WallClock
 from llmux.observe.schemas import (
     AliveChange,
+    CordonChange,
     FailingChange,
     HookRun,
     ModeChange,
@@ -155,4 +156,5 @@ class Events:
         self.failing_changed = Channel[FailingChange]()
         self.pin_changed = Channel[PinChange]()
         self.mode_changed = Channel[ModeChange]()
+        self.cordon_changed = Channel[CordonChange]()
         self.reloaded = Channel[Reloaded]()

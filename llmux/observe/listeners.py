@@ -73,6 +73,7 @@ def log_events(events: Events) -> None:
         else:
             log.warning("hook_failed", **about, **why, stderr=error.output)
 
+    events.cordon_changed.listen(lambda change: log.info("cordon", cordoned=change.cordoned))
     events.phase_changed.listen(phase_changed)
     events.switch_started.listen(switch_started)
     events.switch_ended.listen(switch_ended)
@@ -168,6 +169,7 @@ def feed_events(events: Events, feed: Feed) -> None:
     events.failing_changed.listen(lambda change: feed.tell("failing", change))
     events.pin_changed.listen(lambda change: feed.tell("pin", change))
     events.mode_changed.listen(lambda change: feed.tell("mode", change))
+    events.cordon_changed.listen(lambda change: feed.tell("cordon", change))
     events.reloaded.listen(lambda reloaded: feed.tell("reload", reloaded))
 
 

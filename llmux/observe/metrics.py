@@ -189,11 +189,21 @@ class Metrics:
         """
         self._add(LiveGauges(_LIVE, lambda: _live_rows(read())))
 
-    def watch_site(self, *, is_healthy: Callable[[], bool], queue_limit: Callable[[], int]) -> None:
+    def watch_site(
+        self,
+        *,
+        is_healthy: Callable[[], bool],
+        is_cordoned: Callable[[], bool],
+        queue_limit: Callable[[], int],
+    ) -> None:
         """Export gauges that are not about a single model, read from the source at each scrape."""
         self._live(
             ("llmux_healthy", "1 if every group can switch, else 0 (and /health is 503)", ()),
             lambda: [((), float(is_healthy()))],
+        )
+        self._live(
+            ("llmux_cordoned", "1 if new requests are refused (llmux cordon), else 0", ()),
+            lambda: [((), float(is_cordoned()))],
         )
         self._live(
             ("llmux_request_queue_limit", "Limit of the requests that wait for one model", ()),

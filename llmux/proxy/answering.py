@@ -174,6 +174,6 @@ async def _refuse(journey: Journey, error: LlmuxError, bodies: Bodies) -> None:
             await events.send_events(dialect.events(error_info(error), NOTHING_SENT))
             await events.end_events()
         return
-    status, headers, body = error_answer(error, dialect)
+    status, headers, body = error_answer(error, dialect, was_sent=journey.was_sent)
     with bodies.answering(len(body)):
         await lane.reply(status, [*headers, *journey.answers(status)], body)

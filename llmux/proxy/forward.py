@@ -263,6 +263,7 @@ class ModelProxy:
         if journey.cancelled_with is not None:  # during an earlier phase
             raise journey.cancelled_with
         if journey.serving is None:
+            self._board.check_cordon()
             with self._passing.enter(lane.cut_scope) as journey.passing:
                 journey.passing.on_cut = lane.unblock
                 await self._forward(journey)
@@ -372,7 +373,9 @@ class ModelProxy:
 
         def exchange(headers: HeaderList) -> AbstractAsyncContextManager[Answer]:
             try:
-                return upstream.backend.exchange(lane.method, target, headers, lane.body.data)
+                return upstream.backend.exchange(
+                    lane.method, target, headers, lane.body.data, journey.note_sent
+                )
             except ValueError as error:
                 raise BadRequest(f"The request cannot be forwarded: {error}") from None
 

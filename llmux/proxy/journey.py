@@ -57,6 +57,7 @@ class Journey:
         expects_stream: True if the answer should be a stream.
         kept_alive: Sends comments while it waits; None if the client gets none.
         pause: Scope of the wait between a refused connection and the next try.
+        was_sent: True once any of it may have reached a backend, so that it cannot be repeated.
         backend: The backend that it was sent to; None before, and after a refused connection.
 
         answer: The backend's answer; None before, and for answers of llmux's own.
@@ -72,7 +73,7 @@ class Journey:
         "answer", "arrived_at", "asked", "backend", "cancelled_with", "client", "expects_stream",
         "fields", "first", "head_s", "headers", "id", "is_filtered", "kept_alive", "lane",
         "model", "outcome", "passing", "pause", "redirects", "serving", "sharing", "status",
-        "target", "tokens", "told", "trace", "upstream",
+        "target", "tokens", "told", "trace", "upstream", "was_sent",
     )  # fmt: skip
 
     # Set by one phase and read by later ones only, so they need no value before.
@@ -89,7 +90,7 @@ class Journey:
         self.arrived_at = trio.current_time()
         self.first: FirstMessage | None = None
         self.model = ""
-        self.redirects = self.is_filtered = False
+        self.redirects = self.is_filtered = self.was_sent = False
         self.serving: Serving | None = None
         self.passing: Flight | None = None
         self.backend: Backend | None = None
@@ -223,6 +224,10 @@ class Journey:
             self.lane.cut_scope.cancel()
         if self.lane.unblock is not None:
             self.lane.unblock()
+
+    def note_sent(self) -> None:
+        """Note that its first byte is about to go to a backend."""
+        self.was_sent = True
 
     def read_tokens(self) -> None:
         """Read the token counts from an answer that has ended."""

@@ -15,6 +15,7 @@ from werkzeug.routing import PathConverter
 
 from llmux.api.control import Controlled, control_routes
 from llmux.api.forecasts import Forecasts
+from llmux.api.health import health_routes
 from llmux.api.llama_swap import llama_swap_routes
 from llmux.api.memory_status import MemoryFeed
 from llmux.api.page import page_routes
@@ -165,11 +166,13 @@ def build_service(
 
     metrics.watch_site(
         is_healthy=lambda: board.is_healthy,
+        is_cordoned=lambda: board.is_cordoned,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
     controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts)
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
+        health_routes(lambda: reloader.config, board),
         visitor_routes(lambda: reloader.config, board),
         control_routes(controlled),
         llama_swap_routes(controlled),

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
 import trio
 
 from llmux.errors import (
+    Cordoned,
     LlmuxError,
     ManualMode,
     ModelAsleep,
@@ -27,8 +29,13 @@ from llmux.switching.inflight import Flight
 from llmux.switching.model import Model
 from llmux.switching.waits import retry_after_s
 
-Check = Callable[[Model, Hints, Place], None]
-"""Raises LlmuxError for a request that may neither be admitted nor wait."""
+
+class Check(Protocol):
+    """Raises LlmuxError for a request that may neither be admitted nor wait."""
+
+    def __call__(self, model: Model, hints: Hints, place: Place, *, is_new: bool) -> None:
+        """Check; `is_new` is False for a request that has been in line before."""
+
 
 log = get_logger(__name__)
 
@@ -145,14 +152,15 @@ class Serving:
         Raises:
             LlmuxError: The request is refused: on arrival, in line, or after too long a wait.
         """
+        is_new = not self.queued
         try:
-            self._check(self._model, self._hints, self._place)
+            self._check(self._model, self._hints, self._place, is_new=is_new)
         except ModelNotFound:
             # A reload removed the model since the request was read, or moved it to another group.
             if self._find is None or (found := self._find(self._model.name)) is None:
                 raise
             self._model, self._check = found
-            self._check(self._model, self._hints, self._place)
+            self._check(self._model, self._hints, self._place, is_new=is_new)
         # No checkpoint between these checks and the count.
         if self._hints.is_passive:
             self.flight = self._model.look(self._scope)
@@ -248,34 +256,49 @@ class Door:
             find=find,
         )
 
-    def check_admissible(self, model: Model, hints: Hints, place: Place) -> None:
+    def check_admissible(self, model: Model, hints: Hints, place: Place, *, is_new: bool) -> None:
         """Raise LlmuxError if a request may neither enter a model of this group nor wait for it."""
-        if self._models.get(model.name) is not model:
-            raise ModelNotFound(model.name)  # removed just now
-        if self._group.closed_with is not None:
-            self._group.check_open()
+        if (error := self.refusal(model, hints, is_new=is_new)) is not None:
+            # Some are raised for many callers; each raise would lengthen their traceback.
+            raise error.with_traceback(None)
         if hints.is_passive:
-            if not model.is_awake:
-                raise ModelAsleep(model.name, model.phase.value)
             return
-        if (refusal := self._pins.refusal(model.name)) is not None:
-            raise refusal
         if not model.admits:
-            self._check_may_wait(model, hints)
             place.check()
         self._measures.note_arrival(model.name, trio.current_time())
 
-    def _check_may_wait(self, model: Model, hints: Hints) -> None:
+    def refusal(
+        self, model: Model, hints: Hints = NO_HINTS, *, is_new: bool = True
+    ) -> LlmuxError | None:
+        """Return the error for a request that may neither enter a model nor wait; None if it may.
+
+        Args:
+            model: The model.
+            hints: What the request asks for.
+            is_new: False if the request has been in line before.
+        """
+        if self._models.get(model.name) is not model:
+            return ModelNotFound(model.name)  # removed just now
+        if self._group.closed_with is not None:
+            return self._group.closed_with
+        if hints.is_passive:
+            return None if model.is_awake else ModelAsleep(model.name, model.phase.value)
+        if self._group.is_cordoned and is_new:
+            return Cordoned()
+        if (pinned := self._pins.refusal(model.name)) is not None:
+            return pinned
+        return None if model.admits else self._refusal_in_line(model, hints)
+
+    def _refusal_in_line(self, model: Model, hints: Hints) -> LlmuxError | None:
         group = self._group
         if group.mode == "manual" and not model.is_awake:
-            raise ManualMode(model.name, group.awake_names)
+            return ManualMode(model.name, group.awake_names)
         if model.waiters.count >= group.queued_per_model:
             message = f"{model.waiters.count} requests already wait for model {model.name}"
-            raise QueueFull(message, retry_after_s=retry_after_s(group, model))
+            return QueueFull(message, retry_after_s=retry_after_s(group, model))
         if hints.never_switch and not model.is_awake:
-            raise WouldSwitch(model.name)
-        if (failing := refusal(group, model)) is not None:
-            raise failing
+            return WouldSwitch(model.name)
+        return refusal(group, model)
 
     def refuse_if_switch_needed(self, model: Model) -> None:
         """Refuse requests in line for a model that stops admitting, if they may not wait for it.

@@ -48,6 +48,7 @@ class Group:
         idle_rules: Apply while no request needs a model.
         measures: Costs, drains, absences, rates and latencies seen so far.
         mode: In `manual`, only operators' commands switch.
+        is_cordoned: True while new requests are refused.
         pins: Models that operators keep awake.
         commands: Queued commands; they take precedence over the policy.
         changes: By model, a callback for when it sleeps: a new config, or the end of a removal.
@@ -77,6 +78,7 @@ class Group:
         self.idle_rules = idle_rules
         self.measures = Measures()
         self.mode: Mode = "auto"
+        self.is_cordoned = False
         self.pins = Pins()
         self.commands: deque[Command] = deque()
         self.changes: dict[str, Callable[[], None]] = {}

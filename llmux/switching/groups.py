@@ -33,6 +33,7 @@ class Groups:
     Attributes:
         switchers: By group, in the config's order.
         mode: The mode of all groups, including new ones.
+        is_cordoned: True if all groups are cordoned, including new ones.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Groups:
     ) -> None:
         self.switchers: dict[str, Switcher] = {}
         self.mode: Mode = "auto"
+        self.is_cordoned = False
         self._hooks = hooks
         self._events = events
         self._record = record
@@ -113,6 +115,7 @@ class Groups:
             switcher.connect(self._heard_since, self._on_sleep, self._forecast)
             self._on_new(switcher)
         switcher.set_mode(self.mode)
+        switcher.set_cordoned(self.is_cordoned)
         switcher.add(model.name, traits_of(model))
         self._used[model.name] = model
         self._switcher_of[model.name] = switcher

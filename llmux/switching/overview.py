@@ -33,6 +33,24 @@ class Overview:
         """`auto`, or `manual`, in which only operators switch; the same in all groups."""
         return self._groups.mode
 
+    @property
+    def is_cordoned(self) -> bool:
+        """True if new requests are refused; the same in all groups."""
+        return self._groups.is_cordoned
+
+    def refusal_of(self, model: str) -> str | None:
+        """Return the `error.code` that a request for a model would get now; None: it is served.
+
+        A served one may have to wait. Limits for single clients and for request bodies are left
+        out, since they depend on the request.
+
+        Raises:
+            ModelNotFound: No model has this name; aliases do not count.
+        """
+        switcher = self._groups.switcher_of(model)
+        error = switcher.refusal(switcher.models[model])
+        return None if error is None else error.code
+
     def switcher_of(self, model: str) -> Switcher:
         """Return the switcher of a model's group; raises ModelNotFound."""
         return self._groups.switcher_of(model)

@@ -8,11 +8,12 @@ import trio
 from trio_util import periodic
 
 from llmux.config import Config
-from llmux.errors import GroupNotFound
+from llmux.errors import Cordoned, GroupNotFound
 from llmux.http.clients import NO_PLACE, Place
 from llmux.observe.events import Events
 from llmux.observe.pauses import leave_out_pauses
-from llmux.observe.schemas import ModeChange, Pin
+from llmux.observe.schemas import CordonChange, ModeChange, Pin
+from llmux.observe.schemas.outlook import HostState
 from llmux.switching.admission import Check, Serving
 from llmux.switching.awake import AwakeRecord
 from llmux.switching.group import Mode
@@ -112,6 +113,24 @@ class Switchboard(Overview):
             switcher.set_mode(mode)
         self._events.mode_changed.tell(ModeChange(at=self._events.clock.now(), mode=mode))
 
+    def set_cordoned(self, cordoned: bool) -> None:
+        """Refuse new requests from now on, or admit them again; idempotent.
+
+        Requests in line or in flight are served as usual, and operators' commands are carried out.
+        """
+        if cordoned is self.is_cordoned:
+            return
+        self._groups.is_cordoned = cordoned
+        for switcher in self.groups.values():
+            switcher.set_cordoned(cordoned)
+        change = CordonChange(at=self._events.clock.now(), cordoned=cordoned)
+        self._events.cordon_changed.tell(change)
+
+    def check_cordon(self) -> None:
+        """Raise Cordoned if new requests are refused: for those that no model here serves."""
+        if self.is_cordoned:
+            raise Cordoned
+
     async def force_switch(self, model: str) -> None:
         """Switch a model's group to it; see `Wishes.force_switch`."""
         await self.switcher_of(model).force_switch(model)
@@ -145,6 +164,15 @@ class Switchboard(Overview):
     def is_healthy(self) -> bool:
         """True if every group's switcher can make progress."""
         return not any(switcher.has_died for switcher in self.groups.values())
+
+    @property
+    def host_state(self) -> HostState:
+        """ready, or why new requests are refused."""
+        if not self.is_healthy:
+            return "dead"
+        if self._is_stopped:
+            return "stopping"
+        return "cordoned" if self.is_cordoned else "ready"
 
     async def run(self) -> None:
         """Run every group's switcher until `stop`."""

@@ -152,6 +152,7 @@ class Switcher:
         # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
         self.set_mode, self.force_switch = wishes.set_mode, wishes.force_switch
+        self.set_cordoned, self.refusal = wishes.set_cordoned, self._door.refusal
         self.put_model_to_sleep = wishes.put_model_to_sleep
         self.pin, self.unpin = wishes.pin, wishes.unpin
         self.add, self.remove = self._members.add, self._members.remove

@@ -38,6 +38,10 @@ class Wishes:
                     model.waiters.refuse(ManualMode(model.name, group.awake_names))
         group.changed.set()
 
+    def set_cordoned(self, cordoned: bool) -> None:
+        """Refuse new requests, or admit them again; those in line are served either way."""
+        self._group.is_cordoned = cordoned
+
     async def force_switch(self, name: str) -> None:
         """Switch to a model regardless of the policy; returns when it is awake.
 

@@ -89,6 +89,13 @@ export class Actions {
     await tell(() => post("control/mode", { mode }));
   }
 
+  /** Take no new requests, or take them again. @param {boolean} cordoned */
+  async setCordoned(cordoned) {
+    const text = "New requests get 503, and a balancer sends them elsewhere. Those in line or in flight are served. Ends when it is uncordoned or restarted.";
+    if (cordoned && !(await confirm({ title: "Cordon llmux?", text, yes: "Cordon", danger: true })).yes) return;
+    await tell(() => post(cordoned ? "control/cordon" : "control/uncordon", {}));
+  }
+
   async reload() {
     const text = "Reads the config file again. Models whose server or hooks changed are drained and put to sleep with their old hooks; a bad file changes nothing.";
     if ((await confirm({ title: "Reload the config?", text, yes: "Reload" })).yes) await tell(() => post("control/reload", {}));

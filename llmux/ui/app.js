@@ -62,6 +62,11 @@ store.on("status", () => {
   if (!status) return;
   byId("mode-auto").setAttribute("aria-pressed", String(status.mode === "auto"));
   byId("mode-manual").setAttribute("aria-pressed", String(status.mode === "manual"));
+  const cordoned = Boolean(status.cordoned); // an older llmux does not say
+  byId("cordon").setAttribute("aria-pressed", String(cordoned));
+  say(byId("cordon"), cordoned ? "Uncordon" : "Cordon");
+  say(byId("cordoned"), cordoned ? "Cordoned: new requests get 503; those in line or in flight are served." : "");
+  byId("cordoned").hidden = !cordoned;
   say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}`);
   const active = Object.values(status.groups).map((group) => {
     const switches = switchesOf(group);
@@ -73,6 +78,7 @@ store.on("status", () => {
 
 byId("mode-auto").addEventListener("click", () => actions.setMode("auto"));
 byId("mode-manual").addEventListener("click", () => actions.setMode("manual"));
+byId("cordon").addEventListener("click", () => actions.setCordoned(!store.status?.cordoned));
 byId("reload").addEventListener("click", () => actions.reload());
 byId("key").addEventListener("click", async () => {
   if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();

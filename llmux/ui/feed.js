@@ -13,7 +13,7 @@ const SILENCE_MS = 40_000; // llmux sends at least a comment every 15 s
 const STATUS_EVERY_MS = 10_000;
 const REQUESTS_EVERY_MS = 2_000;
 /** Events that change costs, estimates, errors or models. */
-const CHANGES_STATUS = new Set(["switch", "alive", "failing", "pin", "mode", "reload"]);
+const CHANGES_STATUS = new Set(["switch", "alive", "failing", "pin", "mode", "cordon", "reload"]);
 
 /** Reconnects forever. */
 export class Feed {

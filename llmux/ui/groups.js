@@ -221,6 +221,7 @@ export function spoken(kind, data) {
   if (kind === "alive") return data.trouble ? `${data.model}: alive failed ${data.trouble.failures} of ${data.trouble.limit}` : `${data.model} is alive again`;
   if (kind === "failing") return data.failing ? `${data.model} keeps failing to wake` : `${data.model} has stopped failing`;
   if (kind === "mode") return `${data.mode} mode`;
+  if (kind === "cordon") return data.cordoned ? "llmux is cordoned" : "llmux is uncordoned";
   if (kind === "pin") return data.pinned ? `${data.group} is pinned to ${data.pinned.model}` : `${data.group} is unpinned`;
   if (kind === "reload") return data.ok ? "The config was reloaded" : "The config could not be reloaded";
   return "";

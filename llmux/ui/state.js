@@ -275,6 +275,10 @@ const EVENTS = {
     /** @type {Status} */ (store.status).mode = change.mode;
     store._mark("status");
   },
+  cordon(store, change) {
+    /** @type {Status} */ (store.status).cordoned = change.cordoned;
+    store._mark("status");
+  },
   pin(store, change) {
     const group = /** @type {Status} */ (store.status).groups[change.group];
     if (group) Object.assign(group, { pinned: change.pinned, pins: change.pins });

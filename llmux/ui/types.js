@@ -37,7 +37,7 @@
  * @typedef {{index: number, name: string, memory_used_bytes: number | null,
  *   memory_total_bytes: number | null, utilization: number | null}} Gpu
  * @typedef {{at: number, version: string, boot: string, started: number, mode: "auto" | "manual",
- *   policy: string, groups: Record<string, GroupStatus>, models: Record<string, ModelStatus>,
+ *   cordoned?: boolean, policy: string, groups: Record<string, GroupStatus>, models: Record<string, ModelStatus>,
  *   estimated_costs: Record<string, Record<string, number>>, gpus: Gpu[]}} Status
  * @typedef {{started: number, ended: number | null}} Run
  * @typedef {{at: number, last_event_id: string, runs: Run[], phases: PhaseChange[],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
@@ -75,9 +75,12 @@ class Exchange:
     when cancelled.
     """
 
-    __slots__ = ("_connection", "_origin", "_pool", "_request", "sender")
+    __slots__ = ("_connection", "_on_send", "_origin", "_pool", "_request", "sender")
 
-    def __init__(self, origin: Origin, pool: Pool, request: Request) -> None:
+    def __init__(
+        self, origin: Origin, pool: Pool, request: Request, on_send: Callable[[], object]
+    ) -> None:
+        self._on_send = on_send
         self._origin = origin
         self._pool = pool
         self._request = request
@@ -137,6 +140,7 @@ class Exchange:
     async def _ask(self, connection: Connection) -> Answer:
         self._pool.add(connection)
         connection.begin()
+        self._on_send()
         may_stall, dead_s = len(self._request.body) > STALLING_BYTES, self._origin.dead_peer_s
         if may_stall:
             connection.allow_stall(dead_s, allowed=True)
@@ -223,7 +227,12 @@ class Backend:
         return f"<Backend {self.base_url}, {len(self._pool)} idle, {self._pool.in_use} in use>"
 
     def exchange(
-        self, method: bytes, target: bytes, headers: Headers, body: bytes
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        on_send: Callable[[], object] = lambda: None,
     ) -> AbstractAsyncContextManager[Answer]:
         """Send one request; entering yields its answer, once the headers are in.
 
@@ -233,6 +242,7 @@ class Backend:
             headers: Without Host and Content-Length, which are added, and without hop-by-hop ones,
                 except Connection and Upgrade to ask for an upgrade.
             body: The whole body.
+            on_send: Called before the first byte goes out, each time that it is sent.
 
         Raises:
             ValueError: Not a target, or CR, LF or NUL that would change the request.
@@ -240,7 +250,7 @@ class Backend:
             BackendError: On entering: no answer.
         """
         request = Request(self._origin, method, target, headers, body)
-        exchange = Exchange(self._origin, self._pool, request)
+        exchange = Exchange(self._origin, self._pool, request, on_send)
         return exchange if len(body) < JOINED_BODY_BYTES else uploading(exchange)
 
     def heard_at(self) -> float:

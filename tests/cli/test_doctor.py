@@ -261,6 +261,11 @@ def test_the_mode_is_manual() -> None:
     assert the_one(running(msgspec.structs.replace(status(), mode="manual"))).severity == "warning"
 
 
+def test_a_cordon() -> None:
+    found = the_one(running(msgspec.structs.replace(status(), cordoned=True)))
+    assert (found.severity, found.do) == ("warning", "llmux uncordon")
+
+
 def test_a_pin() -> None:
     pin = Pin(model="llama", wait=True)
     found = the_one(running(status(pinned=pin)))

@@ -473,6 +473,8 @@ def run(*arguments: str) -> Result:
         (["unpin", "--group", "g"], ("POST", "/control/unpin", b'{"group":"g"}')),
         (["unpin", "a"], ("POST", "/control/unpin", b'{"model":"a"}')),
         (["mode", "manual"], ("POST", "/control/mode", b'{"mode":"manual"}')),
+        (["cordon"], ("POST", "/control/cordon", b"")),
+        (["uncordon"], ("POST", "/control/uncordon", b"")),
         (["cancel", "r/1"], ("DELETE", "/control/requests/r%2F1", b"")),
         (["reload"], ("POST", "/control/reload", b"")),
     ],
@@ -839,7 +841,17 @@ def test_the_picture_knows_modes_pins_and_unknown_events() -> None:
     status = tell(found, "pin", group="default", pinned={"model": "llama", "wait": False})
     assert status.groups["default"].pinned == Pin(model="llama", wait=False)
     assert tell(found, "pin", group="default", pinned=None).groups["default"].pinned is None
+    assert tell(found, "cordon", cordoned=True).cordoned
+    assert not tell(found, "cordon", cordoned=False).cordoned
     assert tell(found, "weather", fine=True) is status or found.status is not None
+
+
+def test_a_cordon_is_seen_at_once() -> None:
+    status = msgspec.structs.replace(STATUS, cordoned=True)
+    head, *lines = drawn(views.show_status(status, URL)).splitlines()
+    assert head.startswith(f"llmux {STATUS.version} at {URL}, cordoned, up")
+    assert "cordoned: new requests get 503 (`llmux uncordon` ends that)" in lines
+    assert "cordoned" not in drawn(views.show_status(STATUS, URL))
 
 
 def test_the_picture_knows_checks_that_fail() -> None:

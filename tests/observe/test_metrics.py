@@ -32,6 +32,7 @@ MORE = {
     "llmux_model_failing": ("gauge", {"model"}),
     "llmux_request_oldest_wait_seconds": ("gauge", {"model"}),
     "llmux_healthy": ("gauge", set()),
+    "llmux_cordoned": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
     "llmux_tls_certificate_expiry_timestamp_seconds": ("gauge", set()),
     "llmux_memory_bytes": ("gauge", {"group", "resource"}),
@@ -56,7 +57,7 @@ MEMORY = ResourceMemory(
 def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": NOW})
-    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
+    metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 7)
     metrics.watch_certificate(lambda: 1.0)
     metrics.watch_memory(lambda: {"g": [MEMORY]})
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)

@@ -64,7 +64,7 @@ def test_the_text_is_prometheus_own() -> None:
 def test_a_registry_has_what_is_rendered() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": ModelGauges(1, 2, "g", "awake", 3)})
-    metrics.watch_site(is_healthy=lambda: True, queue_limit=lambda: 7)
+    metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 7)
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
     metrics.switch_duration.labels("idle", "a").observe(1)
 

@@ -80,6 +80,10 @@ def manual(site: Site) -> None:
     site.service.board.set_mode("manual")
 
 
+def cordon(site: Site) -> None:
+    site.service.board.set_cordoned(True)
+
+
 async def pin_b(site: Site) -> None:
     await site.service.board.pin(Pin(model="b", wait=False))
 
@@ -123,11 +127,19 @@ CASES = {
     "hook_failed": Case(500, hooks={"failing": {("a", "wake"): -1}}),
     "internal": Case(500, prepare=forget),
     "backend_error": Case(502, prepare=hang_up),
+    "cordoned": Case(503, prepare=cordon),
     "manual_mode": Case(503, prepare=manual),
     "pinned": Case(503, prepare=pin_b),
     "shutting_down": Case(503, prepare=close_the_doors),
     "switch_timeout": Case(504, {"policy": {"request_timeout_secs": 0.02}}, hooks=SLOW),
 }
+
+
+ELSEWHERE = {
+    "model_not_found", "id_not_found", "would_switch", "queue_full", "hook_failed", "cordoned",
+    "manual_mode", "pinned", "shutting_down", "switch_timeout",
+}  # fmt: skip
+"""Those after which another host may serve the request."""
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -145,5 +157,7 @@ async def test_on_both_lanes(lane: str, code: str, tmp_path: Path) -> None:
             )
             assert (answer.status_code, read(answer.json())) == (case.status, code), answer.text
             assert answer.headers["content-type"] == "application/json"
+            retry = answer.headers.get("x-llmux-retry")
+            assert retry == ("elsewhere" if code in ELSEWHERE else None)
             if code not in {"invalid_api_key", "forbidden"}:
                 assert "x-llmux-request-id" in answer.headers

@@ -96,6 +96,17 @@ def test_orders_do_what_they_say(tmp_path: Path, watched: Watched) -> None:
         expect(page.locator("#mode-auto")).to_have_attribute("aria-pressed", "true")
         assert stage.status()["mode"] == "auto"
 
+        page.click("#cordon")
+        confirm(page)
+        expect(page.locator("#cordoned")).to_contain_text("Cordoned: new requests get 503")
+        expect(page.locator("#cordon")).to_have_attribute("aria-pressed", "true")
+        watched.expected.append("503")
+        assert stage.ask("a").wait().status == 503
+        assert stage.status()["cordoned"] is True
+        page.click("#cordon")
+        expect(page.locator("#cordoned")).to_be_hidden()
+        assert stage.status()["cordoned"] is False
+
         stage.rack.write_config(models={"a": {"aliases": ["alpha"]}})
         page.click("#reload")
         confirm(page)

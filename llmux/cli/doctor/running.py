@@ -62,7 +62,7 @@ def findings_running(facts: Facts) -> Iterator[Finding]:
 
 
 def operator_findings(facts: Facts, running: Running) -> Iterator[Finding]:
-    """Yield the mode and the pins that keep requests from being served."""
+    """Yield the mode, the cordon and the pins that keep requests from being served."""
     status = running.status
     if status.mode == "manual":
         waiting = _waiting_elsewhere(status.models.values())
@@ -72,6 +72,10 @@ def operator_findings(facts: Facts, running: Running) -> Iterator[Finding]:
             why += f"; {_wait(waiting)}"
         severity: Severity = "problem" if waiting else "warning"
         yield Finding(severity, "mode", what, why, facts.llmux("mode", "auto"))
+    if status.cordoned:
+        what = "llmux is cordoned: it takes no new requests"
+        why = "they get 503 cordoned, until it is uncordoned or started again"
+        yield Finding("warning", "cordon", what, why, facts.llmux("uncordon"))
     for name, group in status.groups.items():
         pins = pins_of(group)
         if not pins:

@@ -222,8 +222,8 @@ def top_command(terminal: Terminal) -> None:
     """Show the status live, with switches and requests; q quits.
 
     Keys: up and down (or k and j) choose a model, s switches to it, p pins it, u unpins its group
-    (only the model, if several are pinned), z puts it to sleep, m changes the mode. Each asks
-    first.
+    (only the model, if several are pinned), z puts it to sleep, m changes the mode, c cordons and
+    uncordons. Each asks first.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("top needs a terminal; `llmux status` prints once")
@@ -346,6 +346,22 @@ def mode_command(terminal: Terminal, *, mode: str) -> None:
     wake, sleep, pin), and requests for a model that is not awake get 503.
     """
     terminal.order("/control/mode", {"mode": mode}, "changing the mode ...")
+
+
+@remote("cordon")
+def cordon_command(terminal: Terminal) -> None:
+    """Take no new requests: they get 503, and a balancer sends them elsewhere.
+
+    Those in line or in flight are served to their end, and switch models as usual. `llmux uncordon`
+    or a restart ends it; a reload does not.
+    """
+    terminal.order("/control/cordon", None, "cordoning ...")
+
+
+@remote("uncordon")
+def uncordon_command(terminal: Terminal) -> None:
+    """Take new requests again."""
+    terminal.order("/control/uncordon", None, "uncordoning ...")
 
 
 @remote("cancel")

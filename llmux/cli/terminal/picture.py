@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from llmux.cli.terminal.several import switches_of
 from llmux.observe.schemas import (
     AliveChange,
+    CordonChange,
     Counts,
     FailingChange,
     GroupStatus,
@@ -44,6 +45,7 @@ KINDS: dict[str, type[Any]] = {
     "failing": FailingChange,
     "memory": MemoryChange,
     "mode": ModeChange,
+    "cordon": CordonChange,
     "pin": PinChange,
 }
 """Events that change the picture."""
@@ -94,6 +96,8 @@ class Picture:
                 self._change_requests(news)
             case SwitchRecord():
                 self._note_switches([news])
+            case CordonChange() if self.status is not None:
+                self.status = replace(self.status, cordoned=news.cordoned)
         if self.status is not None:
             self._latest = max(self._latest, getattr(news, "at", 0.0))
             self._change(self.status, news)

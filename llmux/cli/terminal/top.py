@@ -44,7 +44,7 @@ WIDE_SPARK_WIDTH = 30
 
 ARROWS = {b"\x1b[A": "k", b"\x1bOA": "k", b"\x1b[B": "j", b"\x1bOB": "j"}
 
-HELP = "q quit  k/j choose  s switch  p pin  u unpin  z sleep  m mode"
+HELP = "q quit  k/j choose  s switch  p pin  u unpin  z sleep  m mode  c cordon"
 
 
 def run_top(connect: Callable[[], Client]) -> None:
@@ -207,6 +207,9 @@ class Screen:
         if key == "m":
             mode = "manual" if status.mode == "auto" else "auto"
             return f"{mode} mode", "/control/mode", {"mode": mode}
+        if key == "c":
+            verb = "uncordon" if status.cordoned else "cordon"
+            return verb, f"/control/{verb}", None
         model = self._chosen_model(status)
         if model is None:
             return None

@@ -113,6 +113,8 @@ def _count(count: int, style: str = "") -> Text:
 def head_line(status: Status, url: str, now: float) -> Text:
     """Show llmux's version, state, mode and policy."""
     line = Text.assemble(("llmux", "bold"), f" {shown(status.version)} at {url}")
+    if status.cordoned:
+        line.append(", ").append("cordoned", "bold yellow")
     line.append(f", up {span(now - status.started)}, policy {shown(status.policy)}, mode ")
     return line.append(status.mode, "bold yellow" if status.mode == "manual" else "")
 
@@ -271,8 +273,10 @@ def _promised(promised: PromisedMemory) -> str:
 
 
 def remark_lines(status: Status, now: float) -> list[Text]:
-    """Show the reasons of running switches, and errors of models."""
-    lines = [
+    """Show the reasons of running switches, errors of models, and whether llmux is cordoned."""
+    cordon = "cordoned: new requests get 503 (`llmux uncordon` ends that)"
+    lines = [Text(cordon, "yellow")] if status.cordoned else []
+    lines += [
         Text(_line(f"{name}: switch {switch.id}, {why(switch)}"))
         for name, group in status.groups.items()
         for switch in switches_of(group)

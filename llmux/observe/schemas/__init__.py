@@ -28,7 +28,7 @@ from llmux.observe.schemas.memory import (
     PromisedMemory,
     ResourceMemory,
 )
-from llmux.observe.schemas.operators import ModeChange, Pin, PinChange, Reloaded
+from llmux.observe.schemas.operators import CordonChange, ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
 from llmux.observe.schemas.requests import (
     Counts,
@@ -46,7 +46,9 @@ from llmux.observe.schemas.status import (
     Health,
     History,
     Journal,
+    ModelHealth,
     ModelStatus,
+    Readiness,
     Run,
     Status,
 )
@@ -64,6 +66,7 @@ __all__ = [
     "Alive",
     "AliveChange",
     "AliveTrouble",
+    "CordonChange",
     "Counts",
     "Error",
     "ErrorDetail",
@@ -83,6 +86,7 @@ __all__ = [
     "ModeName",
     "ModeOrder",
     "ModelFacts",
+    "ModelHealth",
     "ModelList",
     "ModelObject",
     "ModelOrder",
@@ -102,6 +106,7 @@ __all__ = [
     "PinChange",
     "PinOrder",
     "PromisedMemory",
+    "Readiness",
     "Reloaded",
     "RequestChanges",
     "RequestInfo",

@@ -32,6 +32,18 @@ class ModeChange(Shape, frozen=True):
     mode: ModeName
 
 
+class CordonChange(Shape, frozen=True):
+    """llmux has been cordoned or uncordoned.
+
+    Attributes:
+        at: When.
+        cordoned: True if new requests are refused from now on.
+    """
+
+    at: float
+    cordoned: bool
+
+
 class PinChange(Shape, frozen=True):
     """A group has been pinned or unpinned.
 

@@ -9,6 +9,7 @@ import msgspec
 from llmux.observe.schemas.base import ModelState, ModeName, Shape
 from llmux.observe.schemas.memory import ResourceMemory
 from llmux.observe.schemas.operators import Pin
+from llmux.observe.schemas.outlook import HostState
 from llmux.observe.schemas.requests import Counts
 from llmux.observe.schemas.switches import AliveTrouble, HookRun, PhaseChange, SwitchRecord
 
@@ -157,6 +158,7 @@ class Status(Shape, frozen=True):
         state: switching if any group is switching, else active if any is active, else idle.
         active_model: The model that is awake; null: none is. With several, the first one.
         mode: auto or manual.
+        cordoned: True while new requests are refused.
         policy: The name of the policy.
         queue_depth: Number of requests that wait, by model.
         groups: The groups, by name.
@@ -180,6 +182,7 @@ class Status(Shape, frozen=True):
     models: dict[str, ModelStatus]
     estimated_costs: dict[str, dict[str, float]]
     gpus: list[Gpu] = []  # noqa: RUF012 - msgspec copies it
+    cordoned: bool = False
 
 
 class Run(Shape, frozen=True):
@@ -227,6 +230,29 @@ class Journal(Shape, frozen=True):
     """
 
     entries: list[dict[str, Any]]
+
+
+class Readiness(Shape, frozen=True):
+    """Whether this host takes new requests.
+
+    Attributes:
+        status: ready, or why new requests are refused.
+    """
+
+    status: HostState
+
+
+class ModelHealth(Shape, frozen=True):
+    """Whether a request for a model would be served now.
+
+    Attributes:
+        awake: True if the model admits requests. Otherwise one that is served waits for it.
+        code: The `error.code` that a request would get; only present then, or if `awake` was asked
+            for and is false.
+    """
+
+    awake: bool
+    code: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Health(Shape, frozen=True):
