@@ -158,7 +158,7 @@ def config_table(config: Config) -> str:
         *([f"control on {where}"] if (where := _control_of(config)) else []),
         f"state in   {config.state_dir}",
         f"policy     {config.policy.name}",
-        f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",
+        f"keys       {config.key_counts}",
         "",
     ]
     return "\n".join([*head, *table, *memory_lines(config)])
