@@ -25,6 +25,9 @@ from llmux.switching.switcher import Switcher
 FRESH_S = 1.0
 """How long a forecast is used at least."""
 
+STALE_S = 10.0
+"""How long one is told at most, if there was no time for another."""
+
 MOST_SHARE = 0.05
 """Share of the time that all forecasts together may take, as long as somebody asks for them."""
 
@@ -49,15 +52,26 @@ class Forecast(NamedTuple):
 
     Attributes:
         wait_s: In seconds; None: unknown.
+        at: When it was made (Trio's clock).
         took_s: Time that it took, in seconds.
         until: When it is outdated (Trio's clock).
         state: What it was made for; it is outdated, too, once this has changed.
     """
 
     wait_s: float | None
+    at: float
     took_s: float
     until: float
     state: GroupState
+
+    def left_s(self) -> float | None:
+        """Return the expected wait of a request that arrives now, if all goes as foretold.
+
+        While a switch is running, later requests wait less.
+        """
+        if self.wait_s is None or not self.state.targets:
+            return self.wait_s
+        return max(0.0, self.wait_s - (trio.current_time() - self.at))
 
 
 class Allowance:
@@ -101,7 +115,24 @@ class Forecasts:
     def of(self, model: str) -> float | None:
         """Return the forecast for a model that does not admit requests now; None: not known."""
         made = self._current(model)
-        return None if made is None else made.wait_s
+        return None if made is None else made.left_s()
+
+    def eta_s(self, switcher: Switcher, model: Model) -> float | None:
+        """Return the expected wait of a request that arrives now; None: unknown.
+
+        It is a forecast where requests wait for the policy, if need be one that is a few seconds
+        old. Where there is none, the switch is taken to begin at once.
+        """
+        if model.admits:
+            return 0.0
+        rough_s = None if model.is_failing else switcher.eta_s(model)
+        if rough_s is None or not self._is_foretold(switcher, model):
+            return rough_s
+        made = self._made.get(model.name)
+        if made is None or made.state != _state(switcher):
+            return rough_s
+        left_s = made.left_s() if trio.current_time() - made.at <= STALE_S else None
+        return rough_s if left_s is None else left_s
 
     def ask(self, model: str) -> float | None:
         """Like `of`; if there is none, `run` will make one soon. Cheap enough for each refusal."""
@@ -110,7 +141,7 @@ class Forecasts:
             self._asked_for.add(model)
             self._is_asked.set()
             return None
-        return made.wait_s
+        return made.left_s()
 
     def _current(self, model: str) -> Forecast | None:
         made, switcher = self._made.get(model), self._switcher_of(model)
@@ -161,8 +192,8 @@ class Forecasts:
         return not (model.admits or model.is_failing or is_unable)
 
     async def _make(self, switcher: Switcher, model: str) -> None:
-        policy, slice_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
-        keeps_s, state = 0.0, _state(switcher)
+        policy, began_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
+        slice_at, keeps_s, state = began_at, 0.0, _state(switcher)
         try:
             rollout = rollout_of(_scene(switcher), model)
             for _ in rollout.slices():
@@ -181,7 +212,7 @@ class Forecasts:
             self._made.pop(model, None)
             all_took_s = took_s + sum(each.took_s for each in self._made.values())
             until = trio.current_time() + max(keeps_s, all_took_s / MOST_SHARE)
-            self._made[model] = Forecast(wait_s, took_s, until, state)
+            self._made[model] = Forecast(wait_s, began_at, took_s, until, state)
 
 
 def _state(switcher: Switcher) -> GroupState:

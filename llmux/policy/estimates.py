@@ -259,6 +259,10 @@ class Measures(Estimates):
         """A read-only view, for policies."""
         return Estimates(self._known)
 
+    def knows_wake(self, model: str) -> bool:
+        """Return whether a wake of the model was ever measured."""
+        return model in self._known.wakes_s or self.costs.knows(model)
+
     def note_switched(
         self,
         source: str | None,
