@@ -2,3 +2,7 @@
 
 Pure functions of what the hosts say of themselves, for `llmux pick` and for simulated fleets.
 """
+
+from llmux.fleet.choice import HostView, choose
+
+__all__ = ["HostView", "choose"]
