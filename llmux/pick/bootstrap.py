@@ -29,6 +29,9 @@ PICK_TIMEOUT = "0.25s"
 PRIVATE = ("/control", "/ui", "/metrics")
 """Paths of hosts that clients of Envoy do not reach."""
 
+OPEN = ("/health", "/health/ready")
+"""Paths that need no key, for balancers in front: whether any host would answer."""
+
 HEAD = """\
 # Made by `llmux pick envoy-config`. Start with: envoy -c THIS_FILE
 #
@@ -231,6 +234,15 @@ def _routes(config: PickConfig) -> Json:
         }
         for path in PRIVATE
     ]
+    off = ["picker", "api_key_auth"] if config.envoy.api_keys else ["picker"]
+    routes += [
+        {
+            "match": {"path": path},
+            "route": {"cluster": HOSTS, "timeout": "5s"},
+            **_without(*off),
+        }
+        for path in OPEN
+    ]
     for match in ({"path": "/v1/models"}, {"path": "/models"}):
         routes.append(
             {
@@ -271,9 +283,8 @@ def _has_header(model: str) -> Json:
 
 def _without(*names: str) -> Json:
     """Switch filters off for a route."""
-    settings = {
-        name: typed("filters.http.ext_proc.v3.ExtProcPerRoute", disabled=True) for name in names
-    }
+    off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+    settings = {name: dict(off) for name in names}
     return {"typed_per_filter_config": settings}
 
 
