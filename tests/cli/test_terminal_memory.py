@@ -200,6 +200,14 @@ def test_the_picture_knows_memory_and_pins() -> None:
 # ---- Keys of top ----
 
 
+def test_c_cordons_and_uncordons() -> None:
+    client = Client(Target(URL, None, None))
+    screen = Screen(URL, Feed(lambda: client), Orders(client))
+    for cordoned, verb in ((False, "cordon"), (True, "uncordon")):
+        status = msgspec.structs.replace(with_group(), cordoned=cordoned)
+        assert screen._order(status, "c") == (verb, f"/control/{verb}", None)
+
+
 @pytest.mark.parametrize(
     ("pinned", "asked"),
     [
