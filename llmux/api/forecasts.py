@@ -22,11 +22,11 @@ from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
-FRESH_S = 1.0
-"""How long a forecast is used at least."""
+FRESH_S = 0.9
+"""How long a forecast is used at least; a little less than the second between two outlooks."""
 
-STALE_S = 10.0
-"""How long one is told at most, if there was no time for another."""
+STALE_S = 60.0
+"""How long one is told at most: if there was no time for another, or only scrapes ask."""
 
 MOST_SHARE = 0.05
 """Share of the time that all forecasts together may take, as long as somebody asks for them."""

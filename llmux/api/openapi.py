@@ -162,8 +162,8 @@ OPERATIONS = (
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
               "`requests` (RequestChanges), `tokens` (TokenRates), `alive` (AliveChange), "
               "`failing` (FailingChange), `memory` (MemoryChange), `mode` (ModeChange), "
-              "`cordon` (CordonChange), `pin` (PinChange), `reload` (Reloaded), `outlook` (Outlook), "
-              "`lagged`. Continues after `Last-Event-ID`.",
+              "`cordon` (CordonChange), `pin` (PinChange), `reload` (Reloaded), "
+              "`outlook` (Outlook), `lagged`. Continues after `Last-Event-ID`.",
               EVENTS,
               query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,

@@ -7,11 +7,14 @@ permits. While nobody reads, nothing is done.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import trio
 
 from llmux.api.forecasts import Forecasts
 from llmux.observe.events import Events
 from llmux.observe.feed import Feed
+from llmux.observe.outlook_series import OutlookGauges
 from llmux.observe.schemas import HostState, ModelOutlook, Outlook
 from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
@@ -46,6 +49,7 @@ class Outlooks:
         events.phase_changed.listen(lambda _: self.hurry())
         events.failing_changed.listen(lambda _: self.hurry())
         events.mode_changed.listen(lambda _: self.hurry())
+        events.cordon_changed.listen(lambda _: self.hurry())
         events.pin_changed.listen(lambda _: self.hurry())
         events.reloaded.listen(lambda _: self.hurry())
 
@@ -69,10 +73,29 @@ class Outlooks:
         await self._forecasts.refresh()
         return self.now()
 
+    def gauges(self) -> OutlookGauges:
+        """Return the outlook for a scrape, with the forecasts that there are.
+
+        Those that are outdated are made anew soon after, for the next scrape.
+        """
+        switchers = list(self._board.groups.values())
+        found = [(each, model) for each in switchers for model in each.models.values()]
+        for _, model in found:
+            if not model.admits:
+                self._forecasts.ask(model.name)
+        return OutlookGauges(
+            waits_s={m.name: self._forecasts.eta_s(each, m) for each, m in found},
+            waiting=sum(model.queued for _, model in found),
+            running=sum(model.in_flight.count for _, model in found),
+            awake=[model.name for _, model in found if model.is_awake],
+            wanted=[model.name for _, model in found if model.queued and not model.is_awake],
+            most_awake=sum(map(most_awake, switchers)),
+        )
+
     def now(self) -> Outlook:
         """Return the outlook with the forecasts that there are."""
         board = self._board
-        self._told = host_state(board)
+        self._told = board.host_state
         return Outlook(
             at=self._feed.clock.now(),
             boot=self._feed.boot,
@@ -86,11 +109,12 @@ class Outlooks:
 
     def _model(self, switcher: Switcher, model: Model) -> ModelOutlook:
         measures, in_flight = switcher.measures, model.in_flight.count
+        refusal = switcher.refusal(model)
         config = self._board.config_of(model.name)
         latency_s = measures.latency_s(model.name, max(1, model.in_flight.in_use))
         return ModelOutlook(
             wait_secs=_rounded(self._forecasts.eta_s(switcher, model)),
-            refused=switcher.refusal_of(model),
+            refused=None if refusal is None else refusal.code,
             awake=model.is_awake,
             running=in_flight,
             waiting=model.queued,
@@ -103,16 +127,21 @@ class Outlooks:
 
     def _news(self) -> tuple[str, Outlook] | None:
         """Return the outlook if the host's state has changed: it may stop, or die."""
-        if self._told in {None, host_state(self._board)}:
+        if self._told in {None, self._board.host_state}:
             return None
         return "outlook", self.now()
 
 
-def host_state(board: Switchboard) -> HostState:
-    """Return whether new requests are taken, or why not."""
-    if not board.is_healthy:
-        return "dead"
-    return "stopping" if board.is_stopped else "ready"
+def most_awake(switcher: Switcher) -> int:
+    """Return an upper bound of the number of a group's models that may be awake together."""
+    if switcher.room.shared is None:
+        return 1
+    memory = switcher.room.ledger.memory
+    counts = []
+    for place, amount in enumerate(memory.amounts):
+        sizes = sorted(needs.awake[place] for needs in memory.needs.values())
+        counts.append(sum(total <= amount for total in accumulate(sizes)))
+    return max(1, min(counts))
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -176,6 +176,7 @@ def build_service(
     )
     outlooks = Outlooks(board, feed, forecasts)
     outlooks.watch(events)
+    metrics.watch_outlook(outlooks.gauges)
     controlled = Controlled(
         board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts, outlooks
     )

@@ -174,11 +174,6 @@ class Switchboard(Overview):
             return "stopping"
         return "cordoned" if self.is_cordoned else "ready"
 
-    @property
-    def is_stopped(self) -> bool:
-        """True after `stop`."""
-        return self._is_stopped
-
     async def run(self) -> None:
         """Run every group's switcher until `stop`."""
         self._record.load(self.models)

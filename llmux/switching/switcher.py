@@ -94,7 +94,7 @@ from llmux.switching.room import Room
 from llmux.switching.running import Running
 from llmux.switching.steps import Steps
 from llmux.switching.takeover import take_over
-from llmux.switching.waits import cost_s, eta_s, refusal_of
+from llmux.switching.waits import cost_s, eta_s
 from llmux.switching.wishes import Wishes
 
 log = get_logger(__name__)
@@ -163,7 +163,6 @@ class Switcher:
         self.is_unused = self._members.is_unused
         self.look_at_sockets = partial(look_at_sockets, state)
         self.eta_s, self.cost_s = partial(eta_s, state), partial(cost_s, state)
-        self.refusal_of = partial(refusal_of, state)
         self.use_memory = self._members.use_memory
         for name in names:
             self.add(name, (traits or {}).get(name, NO_TRAITS))

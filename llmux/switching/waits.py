@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmux.errors import ManualMode, QueueFull
 from llmux.policy.room import less
-from llmux.switching.breaker import refusal
 from llmux.switching.group import Group
 from llmux.switching.model import Model
 
@@ -46,22 +44,6 @@ def eta_s(group: Group, model: Model) -> float | None:
     if not model.is_awake and not group.measures.knows_wake(model.name):
         return None
     return wait_s(group, model)
-
-
-def refusal_of(group: Group, model: Model) -> str | None:
-    """Return the code of the error that a request arriving now would get; None: it is served."""
-    if group.closed_with is not None:
-        return group.closed_with.code
-    if (pinned := group.pins.refusal(model.name)) is not None:
-        return pinned.code
-    if model.admits:
-        return None
-    if group.mode == "manual" and not model.is_awake:
-        return ManualMode.code
-    if model.waiters.count >= group.queued_per_model:
-        return QueueFull.code
-    failing = refusal(group, model)
-    return None if failing is None else failing.code
 
 
 def cost_s(group: Group, model: Model) -> float | None:

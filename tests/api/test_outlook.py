@@ -16,11 +16,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.api.forecasts import Forecasts
-from llmux.api.outlook import EVERY_S, Outlooks
+from llmux.api.outlook import EVERY_S, Outlooks, most_awake
 from llmux.config import ModelConfig
 from llmux.observe.events import Events
 from llmux.observe.feed import GRACE_S, TICK_S, Feed
 from llmux.observe.schemas import Message, Outlook, Pin
+from llmux.policy.room import Memory, Needs
 from llmux.switching.core import Traits
 from tests.fakes import FakeHooks, Rig
 from tests.lanes import Site, running_lane
@@ -121,8 +122,7 @@ async def running(**settings: Any) -> AsyncIterator[tuple[Place, trio.Nursery]]:
     rig = Rig(hooks=hooks, **settings)
     board: Any = SimpleNamespace(
         groups={"default": rig.switcher},
-        is_healthy=True,
-        is_stopped=False,
+        host_state="ready",
         config_of=lambda name: ModelConfig(name=name, port=1, wake="w", sleep="s", alive="l"),
     )
     feed, forecasts = Feed(), Forecasts(board)
@@ -190,7 +190,7 @@ async def test_a_host_s_state_is_told_within_a_tick(autojump_clock: MockClock) -
         await anext(reader)
         assert b'"state":"ready"' in await anext(reader)
         await trio.sleep(0.3)
-        place.board.is_healthy = False
+        place.board.host_state = "dead"
         began_at = trio.current_time()
         assert b'"state":"dead"' in await anext(reader)
         assert trio.current_time() - began_at <= TICK_S
@@ -247,3 +247,36 @@ async def test_in_manual_mode_the_switch_is_taken_to_begin_at_once(
         place.rig.switcher.set_mode("manual")
         await place.forecasts.refresh()
         assert place.now("b").wait_secs == 10
+
+
+async def test_a_scrape_gets_the_last_forecasts_and_asks_for_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as (place, requests), trio.open_nursery() as tasks:
+        tasks.start_soon(place.forecasts.run)
+        first = place.outlooks.gauges()
+        assert (first.waits_s, first.awake, first.wanted) == ({"a": 0, "b": 10}, ["a"], [])
+        place.rig.switcher.measures.note_switched("a", "b", 20)
+        await wait_all_tasks_blocked()
+        place.rig.switcher.measures.note_switched("a", "b", 1000)
+        await trio.sleep(15)
+        assert place.outlooks.gauges().waits_s["b"] == 13  # of the first scrape
+        await wait_all_tasks_blocked()
+        assert place.outlooks.gauges().waits_s["b"] == pytest.approx(309.1)
+        requests.start_soon(place.rig.ask, "b")
+        await wait_all_tasks_blocked()
+        during = place.outlooks.gauges()
+        assert (during.waiting, during.running, during.awake, during.wanted) == (1, 0, [], ["b"])
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"), [((60, 60, 20), 2), ((90, 90, 90), 1), ((10, 10, 10), 3)]
+)
+def test_how_many_models_may_be_awake(sizes: tuple[int, ...], most: int) -> None:
+    needs = {name: Needs.of((size,)) for name, size in zip("abc", sizes, strict=True)}
+    room = SimpleNamespace(
+        shared=object(), ledger=SimpleNamespace(memory=Memory(("gpu",), (80,), needs))
+    )
+    switcher: Any = SimpleNamespace(room=room)
+    assert most_awake(switcher) == most
