@@ -313,9 +313,7 @@ def _retries() -> Json:
         "retry_back_off": {"base_interval": "0.05s", "max_interval": "1s"},
         "host_selection_retry_max_attempts": 8,
         "retry_host_predicate": [
-            _filter(
-                "previous_hosts", typed("retry.host.previous_hosts.v3.PreviousHostsPredicate")
-            )
+            _filter("previous_hosts", typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"))
         ],
         "retry_priority": _filter(
             "previous_priorities",
@@ -325,5 +323,3 @@ def _retries() -> Json:
             ),
         ),
     }
-
-

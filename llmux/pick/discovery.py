@@ -1,10 +1,10 @@
-"""Find the hosts: addresses of the config, names that are looked up, a file as Envoy's EDS reads."""
+"""Find the hosts: addresses and names of the config, or a file as Envoy's EDS reads it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,7 +24,7 @@ LOOK_S = 1.0
 log = get_logger(__name__)
 
 
-async def found_addresses(config: PickConfig) -> AsyncIterator[list[Address]]:
+async def found_addresses(config: PickConfig) -> AsyncGenerator[list[Address], None]:
     """Yield the addresses of all hosts: at once, and whenever they change.
 
     What cannot be read or looked up for now leaves its hosts as they were.
@@ -43,8 +43,8 @@ async def found_addresses(config: PickConfig) -> AsyncIterator[list[Address]]:
             name, port = split_address(host.address)
             if not is_name(name):
                 known[host.address] = [address_of(config, host, f"{name}:{port}")]
-            elif (found := await _look_up(name, port)) or host.address not in known:
-                known[host.address] = [address_of(config, host, each) for each in found]
+            elif (looked_up := await _look_up(name, port)) or host.address not in known:
+                known[host.address] = [address_of(config, host, each) for each in looked_up]
         latest = sorted({address for found in known.values() for address in found})
         if latest != told:
             told = latest
@@ -84,14 +84,10 @@ def address_of(config: PickConfig, host: HostConfig, endpoint: str) -> Address:
 # ---- A file, as Envoy's EDS reads it ----
 
 
-async def _of_file(config: PickConfig, path: Path) -> AsyncIterator[list[Address]]:
+async def _of_file(config: PickConfig, path: Path) -> AsyncGenerator[list[Address], None]:
     told, stamp = None, None
     while True:
-        try:
-            found = path.stat()
-            latest = (found.st_mtime_ns, found.st_size, found.st_ino)
-        except OSError:
-            latest = None  # `decode` says why
+        latest = _stamp(path)
         if latest != stamp or told is None:
             stamp = latest
             try:
@@ -106,6 +102,15 @@ async def _of_file(config: PickConfig, path: Path) -> AsyncIterator[list[Address
                     told = hosts
                     yield hosts
         await asyncio.sleep(LOOK_S)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file; None: it is not there, and `decode` says why."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def endpoints_of(path: Path, data: object) -> list[str]:
@@ -123,12 +128,9 @@ def endpoints_of(path: Path, data: object) -> list[str]:
     try:
         found = [endpoint for each in assignments for endpoint in _endpoints(each)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            [
-                f"{path}: expected a ClusterLoadAssignment as Envoy's EDS reads it, with IP "
-                f"addresses in endpoints.lb_endpoints.endpoint.address.socket_address ({error!r})"
-            ]
-        ) from None
+        places = "endpoints.lb_endpoints.endpoint.address.socket_address"
+        expected = f"expected a ClusterLoadAssignment, with IP addresses in {places}"
+        raise ConfigError([f"{path}: {expected} ({error!r})"]) from None
     return sorted(set(found))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from llmux.errors import BadRequest, ModelNotFound, NoHost, NoModel
-from llmux.fleet.choice import HostView, choose
+from llmux.fleet.choice import USELESS_S, HostView, choose
 from llmux.http.syntax import Headers
 from llmux.openai.fields import Fields, read_fields
 from llmux.openai.naming import find_model
@@ -97,14 +97,14 @@ def any_host(views: Sequence[HostView], now: float) -> list[str]:
 
 def _business(view: HostView, now: float) -> tuple[bool, int, str]:
     outlook = view.outlook
-    if outlook is None:
+    if outlook is None or now - view.seen_at > USELESS_S:
         return (True, 0, view.endpoint)
     at_work = sum(model.running + model.waiting for model in outlook.models.values())
     return (outlook.state != "ready", at_work + sum(view.sent.values()), view.endpoint)
 
 
 def _no_host(views: Sequence[HostView], model: str) -> NoHost:
-    reasons = set()
+    reasons: set[str] = set()
     for view in views:
         there = view.model(model)
         if view.outlook is not None and view.outlook.state != "ready":

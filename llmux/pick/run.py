@@ -6,7 +6,7 @@ import asyncio
 import signal
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
 
 from hypercorn.config import Sockets
@@ -137,7 +137,16 @@ async def run(config: PickConfig, *, on_serving: Callable[[str, str], None]) -> 
                 await stopped.wait()
                 following.cancel()
         except* ConfigError as errors:
-            raise errors.exceptions[0] from None
+            mistakes = [line for error in _leaves(errors) for line in error.lines]
+            raise ConfigError(mistakes) from None
+
+
+def _leaves(errors: BaseExceptionGroup[ConfigError]) -> Iterator[ConfigError]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _waiting(event: asyncio.Event) -> Callable[[], Awaitable[None]]:

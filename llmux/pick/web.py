@@ -37,8 +37,8 @@ class Site:
         self._clock = clock
         self._created = int(time.time())
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request; the protocol of lifespans is not supported."""
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        """Answer a request; nothing is to be done when the process starts and ends."""
         if scope["type"] != "http":
             raise NotImplementedError
         try:

@@ -122,7 +122,7 @@ async def running_host(
         ends_with: The exit code that llmux must end with.
         **settings: The rest of its config.
     """
-    folder.mkdir()
+    await trio.Path(folder).mkdir()
     async with trio.open_nursery() as nursery:
         standins: dict[str, Standin] = {}
         for name in models:

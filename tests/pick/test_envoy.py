@@ -32,7 +32,9 @@ async def test_models_stay_on_hosts_of_their_own(fleet: Fleet) -> None:
             for model in "abc":
                 answer = await ask(client, model)
                 assert answer.status_code == 200, answer.text
-    assert [sorted(each.engine.served for each in host.standins.values()) for host in fleet.hosts] == [[0, 0, 4]] * 3
+    assert [
+        sorted(each.engine.served for each in host.standins.values()) for host in fleet.hosts
+    ] == [[0, 0, 4]] * 3
     assert len({fleet.host_of(model).endpoint for model in "abc"}) == 3
 
 
@@ -138,30 +140,19 @@ async def test_without_a_picker_requests_go_on(tmp_path: Path, number: signal.Si
             for model in "abc":
                 await ask(client, model)
             fleet.picker.send_signal(number)
-            took = []
             for count in range(30):
-                began = trio.current_time()
                 answer = await ask(client, "abc"[count % 3])
-                took.append(trio.current_time() - began)
                 assert answer.status_code == 200, answer.text
                 await trio.sleep(0.05)
             assert (await client.get("/v1/models")).status_code == 200
         fleet.picker.send_signal(signal.SIGKILL)
-    print(f"took {sorted(took)[-5:]}")
 
 
 async def test_streams_are_not_buffered(tmp_path: Path) -> None:
     async with running_fleet(tmp_path, options={"rate": 20, "tokens": 10}) as fleet:
         async with fleet.client() as client:
-            gaps: list[float] = []
             async with client.stream(
                 "POST", "/v1/chat/completions", json=chat("a", stream=True)
             ) as answer:
-                last = None
-                async for _ in answer.aiter_raw():
-                    now = trio.current_time()
-                    if last is not None:
-                        gaps.append(now - last)
-                    last = now
-    assert len(gaps) >= 9
-    print(f"gaps {gaps}")
+                pieces = [piece async for piece in answer.aiter_raw()]
+    assert len(pieces) >= 10
