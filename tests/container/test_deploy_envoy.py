@@ -92,8 +92,8 @@ def test_the_unit_of_a_group_is_that_of_one_llmux() -> None:
     mine.remove(added[0])
     for line, other in zip(mine, lines, strict=True):
         if "%i" in line and not line.startswith("Description="):
-            line = line.replace("/%i.yaml", "/llmux.yaml").replace("llmux/%i", "llmux")
-            assert line == other
+            general = line.replace("/%i.yaml", "/llmux.yaml").replace("llmux/%i", "llmux")
+            assert general == other
         elif "%i" not in line:
             assert line == other
     assert float(unit("llmux@")["Service"]["WatchdogSec"]) > 0
