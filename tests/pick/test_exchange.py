@@ -117,7 +117,7 @@ def test_later_messages_of_a_stream_pass() -> None:
     assert answer.HasField("response_trailers")
 
 
-DUPLEX = {"protocol_config": {"request_body_mode": FULL_DUPLEX_STREAMED}}
+DUPLEX: dict[str, Any] = {"protocol_config": {"request_body_mode": FULL_DUPLEX_STREAMED}}
 
 
 def body(data: bytes, *, is_last: bool = False) -> Any:

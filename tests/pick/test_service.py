@@ -293,7 +293,7 @@ def test_each_address_of_a_name_is_a_host(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_site_lists_the_models_of_all_hosts(tmp_path: Path) -> None:
-    async def test(picker: Picker, first: FakeHost, _: FakeHost) -> None:
+    async def test(picker: Picker, first: FakeHost, second: FakeHost) -> None:
         await until(lambda: [host.trouble for host in picker.table] == ["", ""])
         answer = partial(picker.site.answer, "GET")
         status, _, text = answer("/v1/models")
