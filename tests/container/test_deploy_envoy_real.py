@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trio
+import yaml
 
+from tests.certificates import client_context
 from tests.container.test_deploy_envoy import FOLDER, HOME, fleet_folder
+from tests.documents import blocks
 from tests.pick.stage import KEY, free_port, needs_envoy, running_picker, until_answered
 from tests.servers import Rack, chat, running_backends, running_llmux
 
@@ -97,15 +101,20 @@ async def running_hosts(stage: Path, names: tuple[str, ...]) -> AsyncIterator[li
             nursery.cancel_scope.cancel()
 
 
+async def write_envoy_config(path: Path) -> None:
+    """Write envoy.yaml beside a config of the picker."""
+    command = [sys.executable, "-m", "llmux", "pick", "envoy-config", "-c", str(path)]
+    made = await trio.run_process(command, capture_stdout=True)
+    path.with_name("envoy.yaml").write_bytes(made.stdout)
+
+
 async def write_configs(stage: Path, hosts: list[str]) -> tuple[Path, str, str]:
     """Write pick.json and envoy.yaml; returns the first, Envoy's URL and the picker's."""
     front, listen, web = (f"127.0.0.1:{free_port()}" for _ in range(3))
     path = stage / "pick.json"
     config = {"listen": listen, "web": web, "hosts": hosts, "read_keys": [KEY]}
     path.write_text(json.dumps({**config, "envoy": {"listen": front}}))
-    command = [sys.executable, "-m", "llmux", "pick", "envoy-config", "-c", str(path)]
-    made = await trio.run_process(command, capture_stdout=True)
-    (stage / "envoy.yaml").write_bytes(made.stdout)
+    await write_envoy_config(path)
     return path, f"http://{front}", f"http://{web}"
 
 
@@ -241,3 +250,83 @@ async def test_an_envoy_that_cannot_start_leaves_the_old_one(tmp_path: Path) -> 
             while "--restart-epoch 1" not in commands_below(envoy):
                 await trio.sleep(0.1)
         assert (await client.post(CHAT, json=chat("b"))).status_code == 200
+
+
+# ---- The example, with its keys and TLS ----
+
+
+def write_certificates(folder: Path) -> None:
+    """Make the hosts' certificates as README.md does."""
+    (script,) = (
+        block.script for block in blocks(FOLDER / "README.md") if "-out hosts-ca.pem" in block.code
+    )
+    subprocess.run(["bash", "-euc", script], cwd=folder, check=True, capture_output=True)
+
+
+def host_config(folder: Path, stage: Path, rack: Rack, port: int) -> Path:
+    """The example's llmux.yaml with models that are here."""
+    example = yaml.safe_load((FOLDER / "llmux.yaml").read_text())
+    (folder / "read-key").write_text((stage / "read-key").read_text())
+    changes = {
+        "host": "127.0.0.1",
+        "port": port,
+        "tls": {"cert": str(stage / "host.pem"), "key": str(stage / "host-key.pem")},
+        "read_keys": [{"file": str(folder / "read-key")}],
+        "trusted_proxies": ["127.0.0.1"],
+        "state_dir": "state",
+        "models": {name: rack.model(name) for name in rack.backends},
+    }
+    assert set(example) == set(changes) - {"state_dir"} | {"metrics_access"}
+    path = folder / "llmux.json"
+    path.write_text(json.dumps({**example, **changes}))
+    return path
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+async def test_the_example_serves_with_its_keys_and_certificates(tmp_path: Path) -> None:
+    config = fleet_folder(tmp_path)
+    write_certificates(tmp_path)
+    async with AsyncExitStack() as stack:
+        text = config.read_text()
+        for number in (11, 12, 13):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            rack = await stack.enter_async_context(running_backends(folder, "qwen", "mistral"))
+            port = free_port()
+            made = host_config(folder, tmp_path, rack, port)
+            await stack.enter_async_context(running_llmux(made))
+            text = text.replace(f"10.0.0.{number}:3000", f"127.0.0.1:{port}")
+        front, web = free_port(), free_port()
+        for given, here in {
+            "127.0.0.1:9002": f"127.0.0.1:{free_port()}",
+            "127.0.0.1:9003": f"127.0.0.1:{web}",
+            "127.0.0.1:9901": f"127.0.0.1:{free_port()}",
+            "0.0.0.0:443": f"127.0.0.1:{front}",
+        }.items():
+            assert given in text
+            text = text.replace(given, here)
+        config.write_text(text)
+        await write_envoy_config(config)
+        await stack.enter_async_context(running_picker(config, []))
+        await until_answered(f"http://127.0.0.1:{web}/health")
+        stack.enter_context(running_parent(tmp_path))
+        url = f"https://127.0.0.1:{front}"
+        right = {"Authorization": "Bearer change-me-2", "Host": "models.example.org"}
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=60, verify=client_context())
+        )
+        with trio.fail_after(20):
+            while True:
+                with suppress(httpx.HTTPError):
+                    if (await client.get("/health", headers=right)).status_code == 200:
+                        break
+                await trio.sleep(0.1)
+        for model in ("qwen", "mistral", "qwen"):
+            answer = await client.post(CHAT, json=chat(model), headers=right)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-llmux-model"] == model
+        listed = (await client.get("/v1/models", headers=right)).json()["data"]
+        assert [each["id"] for each in listed] == ["mistral", "qwen"]
+        assert [each["llmux"]["hosts"] for each in listed] == [3, 3]
+        for wrong in ({}, {"Authorization": "Bearer change-me-too"}):
+            assert (await client.post(CHAT, json=chat("qwen"), headers=wrong)).status_code == 401
