@@ -4,5 +4,6 @@ Pure functions of what the hosts say of themselves, for `llmux pick` and for sim
 """
 
 from llmux.fleet.choice import HostView, choose
+from llmux.fleet.homes import Demand, homes
 
-__all__ = ["HostView", "choose"]
+__all__ = ["Demand", "HostView", "choose", "homes"]

@@ -59,7 +59,7 @@ class ExpectedWait:
         seed: Seed of that choice.
     """
 
-    def __init__(self, seeing: Seeing = Seeing(), *, pickers: int = 1, seed: int = 0) -> None:  # noqa: B008
+    def __init__(self, seeing: Seeing = Seeing(), *, pickers: int = 1, seed: int = 0) -> None:
         self._seeing = seeing
         self._pickers = [Picker() for _ in range(pickers)]
         self._rng = random.Random(seed)  # noqa: S311

@@ -100,8 +100,12 @@ class AloneHost(Simulation):
         if target is None or self._source is not None:
             return scene
         # Without a source, a simulated switch is a delay in which its target does not move yet.
-        waking = {"phase": Phase.WAKING, "entered_at": self._began_at}
-        moved = (each._replace(**waking) if each.name == target else each for each in scene.models)
+        moved = (
+            each._replace(phase=Phase.WAKING, entered_at=self._began_at)
+            if each.name == target
+            else each
+            for each in scene.models
+        )
         return replace(scene, models=tuple(moved))
 
     def _run_hooks(self, now: float) -> None:
@@ -219,9 +223,10 @@ def _known_of(host: FleetHost, model: ModelState, now: float) -> ModelOutlook:
 def _copied(scene: Scene | SharedScene) -> Scene | SharedScene:
     """Return a copy of a scene that a rollout may change."""
     measures = scene.measures.copy()
-    policy = copy_of(scene.policy, scene.measures, measures)
     if isinstance(scene, Scene):
-        return replace(scene, policy=policy, measures=measures)
+        alone = copy_of(scene.policy, scene.measures, measures)
+        return replace(scene, policy=alone, measures=measures)
+    policy = copy_of(scene.policy, scene.measures, measures)
     memory = scene.ledger.memory
     ledger = copy.deepcopy(scene.ledger, {id(memory): memory})
     return replace(scene, policy=policy, measures=measures, ledger=ledger)
