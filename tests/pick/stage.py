@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ import trio
 from llmux.standin.options import Options
 from llmux.standin.server import Standin, serve
 from tests.prefork import Forked, fork
-from tests.servers import LlmuxProcess, running_llmux
+from tests.servers import LlmuxProcess, chat, running_llmux
 
 needs_envoy = pytest.mark.skipif(
     find_spec("envoy") is None or find_spec("grpc") is None,
@@ -35,26 +35,83 @@ needs_envoy = pytest.mark.skipif(
 KEY = "a-key-that-only-reads"
 
 
+class Runs:
+    """The processes of one llmux, one after the other, in a task of their own.
+
+    Args:
+        config: Its config.
+        ends_with: The exit code that each must end with.
+    """
+
+    def __init__(self, config: Path, ends_with: int | None) -> None:
+        self.llmux: LlmuxProcess | None = None
+        self._config = config
+        self._ends_with = ends_with
+        self._is_over = False
+        self._asked, self._done = trio.Event(), trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        has_started = False
+        while not self._is_over:
+            self._asked = trio.Event()
+            async with running_llmux(self._config, ends_with=self._ends_with) as self.llmux:
+                if not has_started:
+                    task_status.started()
+                has_started = True
+                self._done.set()
+                await self._asked.wait()
+        self._done.set()
+
+    async def again(self) -> None:
+        """End the process, and start another one."""
+        self._done = trio.Event()
+        self._asked.set()
+        await self._done.wait()
+
+    async def end(self) -> None:
+        """End the process."""
+        self._is_over = True
+        await self.again()
+
+
 @dataclass
 class Host:
     """A host: an llmux, and its stand-ins by model.
 
     Attributes:
-        endpoint: Its address.
-        llmux: Its process.
         standins: Its backends.
         folder: Where its config is.
+        runs: Its processes.
     """
 
-    endpoint: str
-    llmux: LlmuxProcess
     standins: Mapping[str, Standin]
     folder: Path
+    runs: Runs
+
+    @property
+    def llmux(self) -> LlmuxProcess:
+        """Its process."""
+        assert self.runs.llmux is not None
+        return self.runs.llmux
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return self.llmux.url.partition("://")[2]
 
     @property
     def served(self) -> int:
         """Requests that its models have answered."""
         return sum(each.engine.served for each in self.standins.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that its models are answering."""
+        return sum(each.engine.in_flight for each in self.standins.values())
+
+    async def restart(self) -> None:
+        """End llmux, and start it anew at the same address."""
+        await self.runs.again()
 
     async def order(self, name: str) -> None:
         """Send an order without a body: `cordon`."""
@@ -89,13 +146,16 @@ class Fleet:
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(
-            base_url=self.url, timeout=30, limits=limits, verify=False, **options
-        )
+        options = {"timeout": 30, "limits": limits, "verify": False, **options}
+        return httpx.AsyncClient(base_url=self.url, **options)
 
     def host_of(self, model: str) -> Host:
         """The host whose stand-in of a model has answered most."""
         return max(self.hosts, key=lambda host: host.standins[model].engine.served)
+
+
+async def ask(client: httpx.AsyncClient, model: str, **options: object) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json=chat(model), **options)  # type: ignore[arg-type]
 
 
 def free_port() -> int:
@@ -111,6 +171,7 @@ async def running_host(
     *,
     options: Mapping[str, Any] | None = None,
     ends_with: int | None = 0,
+    more: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Host]:
     """Start a host with a stand-in for each model.
@@ -120,6 +181,7 @@ async def running_host(
         models: Names of its models.
         options: Of all stand-ins; see `llmux.standin.options`.
         ends_with: The exit code that llmux must end with.
+        more: Models of its config that have other backends.
         **settings: The rest of its config.
     """
     await trio.Path(folder).mkdir()
@@ -129,16 +191,18 @@ async def running_host(
             made = Options(**{"model": name, "tokens": 4, "asleep": True, **(options or {})})
             standins[name] = await nursery.start(serve, made)
         config = {
-            "port": 0,
+            "port": free_port(),
             "state_dir": "state",
             "control_keys": [STEERS, KEY],
-            "models": {name: _model(each) for name, each in standins.items()},
+            "models": {name: _model(each) for name, each in standins.items()} | dict(more or {}),
             **settings,
         }
         path = folder / "llmux.json"
         path.write_text(json.dumps(config))
-        async with running_llmux(path, ends_with=ends_with) as llmux:
-            yield Host(llmux.url.removeprefix("http://"), llmux, standins, folder)
+        runs = Runs(path, ends_with)
+        await nursery.start(runs.run)
+        yield Host(standins, folder, runs)
+        await runs.end()
         nursery.cancel_scope.cancel()
 
 
@@ -227,6 +291,8 @@ async def running_fleet(
     envoy: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     homes: Sequence[str] = (),
+    change: Callable[[bytes], bytes] | None = None,
+    scheme: str = "http",
     **pick: Any,
 ) -> AsyncIterator[Fleet]:
     """Start hosts, a picker and Envoy.
@@ -239,6 +305,8 @@ async def running_fleet(
         envoy: The section of `pick.yaml`.
         settings: The rest of the hosts' config.
         homes: Models whose home is the first host, the second one, and so on.
+        change: Changes the config of Envoy.
+        scheme: How clients reach Envoy.
         **pick: The rest of `pick.yaml`.
     """
     async with AsyncExitStack() as stack:
@@ -262,7 +330,7 @@ async def running_fleet(
             "listen": listen,
             "web": web,
             "read_keys": [KEY],
-            "hosts": [host.endpoint for host in hosts],
+            **({"hosts": [host.endpoint for host in hosts]} if hosts else {}),
             "envoy": {
                 "listen": front,
                 "homes": {name: [hosts[i].endpoint] for i, name in enumerate(homes)},
@@ -276,10 +344,17 @@ async def running_fleet(
         await until_answered(f"http://{web}/health")
         bootstrap = folder / "envoy.yaml"
         command = [sys.executable, "-m", "llmux", "pick", "envoy-config", "-c", str(path)]
-        bootstrap.write_bytes((await trio.run_process(command, capture_stdout=True)).stdout)
+        text = (await trio.run_process(command, capture_stdout=True)).stdout
+        bootstrap.write_bytes(text if change is None else change(text))
         process = stack.enter_context(running_envoy(bootstrap, folder / "envoy.log"))
         fleet = Fleet(
-            f"http://{front}", hosts, picker, f"http://{web}", folder, process, {"picker": lines}
+            f"{scheme}://{front}",
+            hosts,
+            picker,
+            f"http://{web}",
+            folder,
+            process,
+            {"picker": lines},
         )
         await _until_ready(fleet)
         yield fleet

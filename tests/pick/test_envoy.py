@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import signal
+import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
+import yaml
 
-from tests.pick.stage import Fleet, needs_envoy, running_fleet
+from llmux.pick.clusters import socket_address
+from tests.certificates import authority, client_context, write_pair
+from tests.lanes import ScriptedBackend
+from tests.pick.stage import Fleet, ask, needs_envoy, running_fleet, running_host
 from tests.servers import chat
 
 pytestmark = [pytest.mark.slow, needs_envoy]
@@ -20,10 +24,6 @@ pytestmark = [pytest.mark.slow, needs_envoy]
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     async with running_fleet(tmp_path) as fleet:
         yield fleet
-
-
-async def ask(client: httpx.AsyncClient, model: str, **options: object) -> httpx.Response:
-    return await client.post("/v1/chat/completions", json=chat(model), **options)  # type: ignore[arg-type]
 
 
 async def test_models_stay_on_hosts_of_their_own(fleet: Fleet) -> None:
@@ -101,53 +101,6 @@ async def test_keys_of_clients_are_checked_and_hidden(tmp_path: Path) -> None:
                 assert (await ask(client, "a", headers=headers)).status_code == 200
 
 
-async def test_a_host_that_is_killed_loses_no_request_without_an_answer(tmp_path: Path) -> None:
-    async with running_fleet(
-        tmp_path, options={"rate": 20, "tokens": 10}, ends_with=(-9, 0, 0)
-    ) as fleet:
-        async with fleet.client() as client:
-            dead = fleet.hosts[0]
-            answers: list[httpx.Response] = []
-
-            async def send(model: str) -> None:
-                answers.append(await ask(client, model))
-
-            async with trio.open_nursery() as nursery:
-                for number in range(60):
-                    nursery.start_soon(send, "abc"[number % 3])
-                    await trio.sleep(0.05)
-                    if number == 20:
-                        dead.llmux.process.kill()
-    assert [answer.status_code for answer in answers] == [200] * 60
-
-
-async def test_a_cordoned_host_gets_no_new_requests(fleet: Fleet) -> None:
-    async with fleet.client() as client:
-        await ask(client, "a")
-        host = fleet.host_of("a")
-        await host.order("cordon")
-        served = host.served
-        for _ in range(5):
-            assert (await ask(client, "a")).status_code == 200
-        assert host.served == served
-        await host.order("uncordon")
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-async def test_without_a_picker_requests_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    async with running_fleet(tmp_path, ["a", "b", "c"], homes="abc") as fleet:
-        async with fleet.client() as client:
-            for model in "abc":
-                await ask(client, model)
-            fleet.picker.send_signal(number)
-            for count in range(30):
-                answer = await ask(client, "abc"[count % 3])
-                assert answer.status_code == 200, answer.text
-                await trio.sleep(0.05)
-            assert (await client.get("/v1/models")).status_code == 200
-        fleet.picker.send_signal(signal.SIGKILL)
-
-
 async def test_streams_are_not_buffered(tmp_path: Path) -> None:
     async with running_fleet(tmp_path, options={"rate": 20, "tokens": 10}) as fleet:
         async with fleet.client() as client:
@@ -156,3 +109,126 @@ async def test_streams_are_not_buffered(tmp_path: Path) -> None:
             ) as answer:
                 pieces = [piece async for piece in answer.aiter_raw()]
     assert len(pieces) >= 10
+
+
+async def test_websockets_pass(tmp_path: Path) -> None:
+    async def echo(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(UPGRADED)
+        while data := await stream.receive_some():
+            await stream.send_all(b"\x82\x04" + unmasked(data))
+
+    async with trio.open_nursery() as nursery:
+        backend = ScriptedBackend()
+        backend.play = echo
+        await nursery.start(backend.serve)
+        socket = {"port": backend.port, "wake": "true", "sleep": "true", "alive": "true"}
+        async with running_fleet(tmp_path, ["a", "b"], settings={"more": {"ws": socket}}) as fleet:
+            host, _, port = fleet.url.removeprefix("http://").partition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stream:
+                await stream.send_all(UPGRADE % b"/v1/realtime?model=ws")
+                answer = b""
+                while b"\r\n\r\n" not in answer:
+                    answer += await stream.receive_some()
+                assert answer.startswith(b"HTTP/1.1 101 ")
+                await stream.send_all(b"\x82\x84\0\0\0\0ping")
+                assert await stream.receive_some() == b"\x82\x04ping"
+        nursery.cancel_scope.cancel()
+
+
+UPGRADE = (
+    b"GET %b HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+UPGRADED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+"""RFC 6455, section 1.3."""
+
+
+def unmasked(frame: bytes) -> bytes:
+    """The payload of a small frame of a client."""
+    return bytes(byte ^ frame[2 + i % 4] for i, byte in enumerate(frame[6:]))
+
+
+async def test_all_connections_may_be_encrypted(tmp_path: Path) -> None:
+    tls = write_pair(tmp_path)
+    ca = tmp_path / "ca.pem"
+    authority().cert_pem.write_to_path(str(ca))
+    async with running_fleet(
+        tmp_path,
+        ["ab", "ab"],
+        settings={"tls": tls},
+        envoy={"tls": tls},
+        scheme="https",
+        hosts_tls={"ca": str(ca)},
+    ) as fleet:
+        async with fleet.client(verify=client_context()) as client:
+            for model in "abab":
+                assert (await ask(client, model)).status_code == 200
+
+
+async def test_a_gateway_that_sends_bodies_to_the_picker(tmp_path: Path) -> None:
+    """As gateways of the Gateway API do: no filter reads the model, and the picker gets all."""
+    async with running_fleet(tmp_path, ["a", "b"], change=as_gateway) as fleet:
+        async with fleet.client() as client:
+            for model in "abab":
+                answer = await ask(client, model)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["model"] == model
+            large = await client.post(
+                "/v1/chat/completions", json=chat("a", user="x" * (1 << 20)), timeout=60
+            )
+            assert large.status_code == 200, large.text
+    assert [host.served for host in fleet.hosts] == [3, 2]
+
+
+def as_gateway(text: bytes) -> bytes:
+    config = yaml.safe_load(text)
+    chain = config["static_resources"]["listeners"][0]["filter_chains"][0]
+    manager = chain["filters"][0]["typed_config"]
+    filters = [each for each in manager["http_filters"] if each["name"] in {"picker", "router"}]
+    filters[0]["typed_config"]["processing_mode"] = {
+        "request_header_mode": "SEND",
+        "response_header_mode": "SEND",
+        "request_body_mode": "FULL_DUPLEX_STREAMED",
+        "response_body_mode": "FULL_DUPLEX_STREAMED",
+        "request_trailer_mode": "SEND",
+        "response_trailer_mode": "SEND",
+    }
+    manager["http_filters"] = filters
+    del manager["upgrade_configs"]
+    return yaml.safe_dump(config).encode()
+
+
+async def test_hosts_may_be_in_a_file(tmp_path: Path) -> None:
+    """The same file for Envoy and the picker; a host that is added gets requests."""
+    file = tmp_path / "hosts.json"
+    async with AsyncExitStack() as stack:
+        hosts = [
+            await stack.enter_async_context(running_host(tmp_path / f"h{name}", [name]))
+            for name in "ab"
+        ]
+
+        def write(count: int) -> None:
+            places = [
+                {"endpoint": {"address": socket_address(host.endpoint)}} for host in hosts[:count]
+            ]
+            made = {
+                "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+                "cluster_name": "hosts",
+                "endpoints": [{"lb_endpoints": places}],
+            }
+            new = tmp_path / "new.json"
+            new.write_text(json.dumps({"resources": [made]}))
+            new.rename(file)
+
+        write(1)
+        async with running_fleet(tmp_path, [], eds_file=str(file)) as fleet:
+            async with fleet.client() as client:
+                assert (await ask(client, "a")).status_code == 200
+                assert (await ask(client, "b")).status_code == 404
+                write(2)
+                with trio.fail_after(20):
+                    while (await ask(client, "b")).status_code != 200:
+                        await trio.sleep(0.1)
