@@ -40,7 +40,7 @@ BLOCKS = {page.relative_to(ROOT).as_posix(): list(blocks(page)) for page in PAGE
 ALL = [block for found in BLOCKS.values() for block in found]
 YAML = [block for block in ALL if block.language in {"yaml", "yml"}]
 
-WELL_KNOWN_PORT = re.compile(r"\b(3000|8001|8002|8003|8101|8102|9002|11434)\b")
+WELL_KNOWN_PORT = re.compile(r"\b(3000|3001|3002|3003|8001|8002|8003|8101|8102|9002|9003|11434)\b")
 COMMAND = re.compile(
     r"^(\$ |(curl|llmux|make|python3?|pip|docker|podman|systemctl) )", re.MULTILINE
 )

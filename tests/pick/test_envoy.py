@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -75,8 +76,24 @@ async def test_models_are_listed_and_unknown_ones_refused(fleet: Fleet) -> None:
         unknown = await ask(client, "nobody")
         assert unknown.status_code == 404
         assert unknown.json()["error"]["code"] == "model_not_found"
-        for path in ("/control/status", "/ui/", "/metrics"):
-            assert (await client.get(path)).status_code == 404
+        assert (await client.get("/v1/models/b")).json()["id"] == "b"
+        assert len((await client.get("/api/tags")).json()["models"]) == 3
+
+
+async def test_clients_do_not_reach_what_is_for_operators(fleet: Fleet) -> None:
+    """Hosts without keys would take them for programs of this machine."""
+    host, _, port = fleet.url.removeprefix("http://").partition(":")
+    for path in (
+        "/control/status", "/control", "//control/status", "/%63ontrol/status", "/x/../control/status",
+        "/x/%2e%2e/control/status", "/control%2fstatus", "/v1/..%2fcontrol/status", "/./control/status",
+        "/unload", "/api/models/unload/a", "/ui/", "/metrics", "/metrics/", "/metrics?x=1",
+    ):  # fmt: skip
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            await stream.send_all(request.encode())
+            answer = b"".join([data async for data in stream])
+        assert re.match(rb"HTTP/1.1 (404|400) ", answer), (path, answer[:200])
+        assert b"llmux_" not in answer
 
 
 async def test_bodies_pass_up_to_the_limit(fleet: Fleet) -> None:
