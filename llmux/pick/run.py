@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import ssl
 import time
@@ -116,6 +117,7 @@ async def run(config: PickConfig, *, on_serving: Callable[[str, str], None]) -> 
         ConfigError: A file that the config names cannot be used.
         OSError: An address cannot be bound.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request to a host
     MASKER.use([*config.read_keys.texts, *config.envoy.api_keys.texts])
     picker = Picker(config)
     stopped = asyncio.Event()

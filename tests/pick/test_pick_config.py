@@ -15,6 +15,11 @@ from llmux.pick.config import load_pick_config
 from llmux.pick.discovery import endpoints_of
 
 
+@pytest.fixture(autouse=True)
+def _leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmux.observe.logs.configure", lambda *_, **__: None)
+
+
 def load(folder: Path, text: str) -> Any:
     path = folder / "pick.yaml"
     path.write_text(text)
