@@ -18,11 +18,13 @@ from llmux import errors
 from llmux.config import config_schema, editor_schema
 from llmux.config.models import NEEDS_SLEEP
 from llmux.config.recipes import Parameter, find_recipe, recipe_names
-from llmux.config.schema import SCHEMA_FILE
+from llmux.config.schema import SCHEMA_FILE, described_schema
 from llmux.errors import LlmuxError
 from llmux.http.paths import PASSIVE, PASSIVE_PATHS
 from llmux.observe.metrics import Metrics
 from llmux.observe.outlook_series import OutlookGauges
+from llmux.pick.config import SECTIONS as PICK_SECTIONS
+from llmux.pick.config import PickConfig
 from llmux.switching.reload import FIXED
 
 DOCS = Path(__file__).parent
@@ -63,6 +65,28 @@ def config_tables() -> str:
         title = f"`{path}`" if path else "The file"
         head = ("key", "type", "default", "meaning", "on reload")
         parts += [f"## {title}", section["description"], table(head, rows)]
+    return "\n\n".join(parts)
+
+
+def pick_tables() -> str:
+    """A heading and a table for each section of `pick.yaml`."""
+    schema = described_schema(PickConfig, PICK_SECTIONS)
+    parts = []
+    for path, section in sections(schema["$defs"], "", schema["$ref"]):
+        rows = (
+            (
+                f"`{key}`",
+                kind(shape, unit(path, key)),
+                needed(key, [section]) or default(shape),
+                shape["description"],
+            )
+            for key, shape in section["properties"].items()
+        )
+        parts += [
+            f"### `{path}`" if path else "### The picker's file",
+            section["description"],
+            table(("key", "type", "default", "meaning"), rows),
+        ]
     return "\n\n".join(parts)
 
 
@@ -260,6 +284,7 @@ def parameter_kind(parameter: Parameter) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "config": config_tables,
+    "pick": pick_tables,
     "metrics": metrics_table,
     "errors": errors_table,
     "passive": passive_table,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ def modeline() -> str:
     return f"# yaml-language-server: $schema={SCHEMA_FILE.as_uri()}"
 
 
-def config_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of the config."""
-    schema = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})  # Path
-    for section in SECTIONS:
+def described_schema(root: type, sections: Iterable[type]) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a section and of those in it, described by their docs."""
+    schema = msgspec.json.schema(root, schema_hook=lambda _: {"type": "string"})  # Path
+    for section in sections:
         shape = schema["$defs"][section.__name__]
         text = inspect.getdoc(section) or ""
         shape["description"] = text.partition("\n")[0]
@@ -58,6 +58,12 @@ def config_schema() -> dict[str, Any]:
         for key, kind in file_keys(section).items():
             if A_SHARE not in getattr(kind, "__metadata__", ()):
                 _allow_durations(shape["properties"][key])
+    return schema
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the config."""
+    schema = described_schema(Config, SECTIONS)
     _add_recipes(schema["$defs"]["ModelConfig"])
     config = schema["$defs"]["Config"]
     config["required"] = ["models"]  # the loader fills in the rest

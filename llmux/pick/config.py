@@ -139,6 +139,8 @@ class PickConfig(Section, frozen=True, kw_only=True):
             able to send them.
         refuse_unknown: Answer requests for models that no host knows with 404. false: they go to
             any host, for hosts with a fallback.
+        most_endpoints: Most hosts in an answer; 1 for a gateway whose Envoy takes the pick by a
+            cluster of type ORIGINAL_DST, which understands no list. null: all that would do.
         envoy: What `llmux pick envoy-config` prints.
     """
 
@@ -152,7 +154,8 @@ class PickConfig(Section, frozen=True, kw_only=True):
     read_keys: KeyList = msgspec.field(default_factory=KeyRing)
     model_headers: tuple[HeaderName, ...] = ("x-llmux-model", "x-gateway-model-name")
     refuse_unknown: bool = True
-    envoy: EnvoyConfig = EnvoyConfig()
+    most_endpoints: Annotated[int, Meta(ge=1)] | None = None
+    envoy: EnvoyConfig = msgspec.field(default_factory=EnvoyConfig)
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
@@ -176,6 +179,9 @@ class PickConfig(Section, frozen=True, kw_only=True):
         return tuple(
             HostConfig(address=host) if isinstance(host, str) else host for host in self.hosts
         )
+
+
+SECTIONS = (PickConfig, HostConfig, HostsTlsConfig, PairConfig, EnvoyConfig)
 
 
 def load_pick_config(path: Path) -> PickConfig:

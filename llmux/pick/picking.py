@@ -47,7 +47,14 @@ class Pick:
     model: str
 
 
-def pick(table: Table, ask: Ask, now: float, *, refuses_unknown: bool = True) -> Pick:
+def pick(
+    table: Table,
+    ask: Ask,
+    now: float,
+    *,
+    refuses_unknown: bool = True,
+    most: int | None = None,
+) -> Pick:
     """Choose hosts for a request.
 
     Args:
@@ -55,6 +62,7 @@ def pick(table: Table, ask: Ask, now: float, *, refuses_unknown: bool = True) ->
         ask: The request.
         now: The time, by the table's clock.
         refuses_unknown: False to let a request for a model that no host has go to any of them.
+        most: Most endpoints; None: all that would do.
 
     Raises:
         ModelNotFound: No host knows the model, and all have been heard.
@@ -72,7 +80,7 @@ def pick(table: Table, ask: Ask, now: float, *, refuses_unknown: bool = True) ->
         endpoints = choose(views, model, now=now)
     if not endpoints:
         raise _no_host(views, model or named)
-    return Pick(endpoints, model or named)
+    return Pick(endpoints[:most], model or named)
 
 
 def model_of(ask: Ask, table: Table) -> str:

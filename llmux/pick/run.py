@@ -55,8 +55,14 @@ class Picker:
         return any(host.is_fresh(now) for host in self.table)
 
     def _choose(self, ask: Ask) -> Pick:
-        refuses_unknown = self._config.refuse_unknown
-        picked = pick(self.table, ask, self._clock(), refuses_unknown=refuses_unknown)
+        config = self._config
+        picked = pick(
+            self.table,
+            ask,
+            self._clock(),
+            refuses_unknown=config.refuse_unknown,
+            most=config.most_endpoints,
+        )
         self.table.note_sent(picked.endpoints[0], picked.model)
         return picked
 

@@ -38,6 +38,11 @@ def test_only_hosts_of_the_subset_are_chosen() -> None:
         chosen(table_of(*THREE), only={"10.9.9.9:3000"})
 
 
+def test_an_answer_may_be_limited_to_the_best_hosts() -> None:
+    picked = pick(table_of(*THREE), Ask(target=CHAT, told="a"), 0.0, most=1)
+    assert list(picked.endpoints) == [endpoint(2)]
+
+
 def test_no_host_says_why() -> None:
     table = table_of(outlook("cordoned", a=model()), outlook(a=model(refused="queue_full")))
     with pytest.raises(
