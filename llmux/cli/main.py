@@ -43,6 +43,7 @@ class Commands(click.Group):
         "examples": "llmux.cli.examples:examples_command",
         "import": "llmux.cli.importing.command:import_command",
         "init": "llmux.cli.init:init_command",
+        "pick": "llmux.cli.pick:pick_command",
         "replay": "llmux.cli.replay:replay_command",
         "schema": "llmux.cli.check:schema_command",
         "simulate": "llmux.cli.simulate:simulate_command",

@@ -36,6 +36,10 @@ from llmux.config.sizes import size_bytes
 from llmux.config.values import A_SHARE, IN_BYTES, check_not_blank
 from llmux.errors import ConfigError
 
+S = TypeVar("S", bound=Section)
+
+_fields = functools.cache(msgspec.structs.fields)  # it takes a millisecond
+
 
 def load_config(path: Path) -> Config:
     """Read and check a config file.
@@ -103,6 +107,33 @@ def parse_config(
     return config
 
 
+def load_section(section: type[S], path: Path) -> S:
+    """Read and check a file that holds one section: the config of another program than the server.
+
+    Args:
+        section: Type of the section.
+        path: `.yaml` and `.yml` files are YAML, all others JSON.
+
+    Raises:
+        ConfigError: The file cannot be read, or has mistakes, with all of them.
+    """
+    text = read_text(path)
+    data = decode_text(path, text)
+    if data is None:
+        raise ConfigError([f"{path}: the file is empty"])
+    source = Source(str(path), text, is_yaml=is_yaml(path))
+    reader = _Reader(str(path), path.parent.absolute(), source)
+    if (found := misfit(data)) is not None:
+        reader.note(*found)
+        raise reader.error()
+    for keys in duplicates(data):
+        reader.note(keys, "duplicate key")
+    result = reader.read_section(section, reader.with_variables(data), ())
+    if result is None or reader.mistakes:
+        raise reader.error()
+    return result
+
+
 def default_state_dir(path: Path) -> Path:
     """Return a folder of the config's own, below the platform's place for state.
 
@@ -113,11 +144,6 @@ def default_state_dir(path: Path) -> Path:
     of_service = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     root = Path(of_service or platformdirs.user_state_path("llmux", appauthor=False)).absolute()
     return root / f"{path.stem}-{digest[:8]}"
-
-
-S = TypeVar("S", bound=Section)
-
-_fields = functools.cache(msgspec.structs.fields)  # it takes a millisecond
 
 
 class _Reader:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from llmux.base.names import shown
 from llmux.errors.base import LlmuxError
 
 
@@ -202,6 +205,18 @@ class ShuttingDown(LlmuxError):
 
     def __init__(self) -> None:
         super().__init__("llmux is shutting down", retry_after_s=5)
+
+
+class NoHost(LlmuxError):
+    """No host of a fleet would serve the request now (`llmux pick`)."""
+
+    status = 503
+    code = "no_host"
+
+    def __init__(self, model: str, reasons: Collection[str], *, retry_after_s: float) -> None:
+        what = f"model {shown(model)}" if model else "the request"
+        why = f" ({', '.join(reasons)})" if reasons else ""
+        super().__init__(f"No host can serve {what} now{why}", retry_after_s=retry_after_s)
 
 
 class SwitcherDied(LlmuxError):

@@ -134,7 +134,7 @@ def test_extras_that_name_the_project_name_it_right() -> None:
         for requirement in extra
         if requirement.startswith("llmux")
     ]
-    assert own == [f"{NAME}[otel]"]
+    assert own == [f"{NAME}[fleet,otel]"]
 
 
 def test_the_changelog_begins_with_this_version() -> None:
