@@ -11,7 +11,7 @@ import trio
 from quart import Blueprint, Response, request
 
 from llmux.api.forecasts import Forecasts
-from llmux.api.guard import check_control
+from llmux.api.guard import READING, READS_ONLY, check_control, reads_only
 from llmux.api.logfile import LogReader
 from llmux.api.masked import masked_config
 from llmux.api.openapi import openapi
@@ -46,6 +46,9 @@ MOST_LISTED = 1000
 MOST_ENTRIES = 10_000
 """Journal entries in one answer, at most."""
 
+RUN_HOOKS = frozenset({"control.ask_alive"})
+"""Routes that answer GET, but start a process for each request: not for read keys."""
+
 MOST_LINES = 10_000
 """Log lines in one answer, at most, before those that are followed."""
 
@@ -76,12 +79,22 @@ class Controlled:
 
 
 def control_routes(controlled: Controlled) -> Blueprint:
-    """Return the control API's routes, for control keys, or without keys for this machine only."""
+    """Return the control API's routes, for control keys, or without keys for this machine only.
+
+    Read keys open those that read: all that answer GET, except `RUN_HOOKS`.
+    """
     routes = Blueprint("control", __name__, url_prefix="/control")
 
     @routes.before_request
     async def guard() -> None:
-        check_control(controlled.config)
+        only_reads = request.method in READING and request.endpoint not in RUN_HOOKS
+        check_control(controlled.config, steers=not only_reads)
+
+    @routes.after_request
+    async def tell_access(response: Response) -> Response:
+        if reads_only(controlled.config):
+            response.headers[READS_ONLY] = "read"
+        return response
 
     _add_queries(routes, controlled)
     _add_orders(routes, controlled)

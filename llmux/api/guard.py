@@ -1,4 +1,7 @@
-"""Access to the control API: a control key, or without keys any program of this machine."""
+"""Access to the control API: a control key, or without those any program of this machine.
+
+A read key lets its client read only: what steers llmux, and what makes it run a hook, is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from llmux.api.listeners import LISTENER, SOCKET
 from llmux.base.names import shown
 from llmux.config import Config
 from llmux.config.keys import KeyRing
-from llmux.errors import Forbidden, InvalidKey
+from llmux.errors import Forbidden, InvalidKey, ReadKey
 from llmux.http.clients import NO_PROXIES, TrustedProxies, is_loopback
 
 # Headers that proxies, load balancers and CDNs add, and programs of this machine do not send.
@@ -23,14 +26,21 @@ _OF_PROXIES = re.compile(
     r"|x-amzn-trace-id|x-arr-.*|x-proxy-.*|x-nginx-.*"
 )
 
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods by which a client only reads, unless a route says otherwise."""
+
+READS_ONLY = "x-llmux-access"
+"""Header of the control API's answers to a read key, with the value `read`."""
+
 FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 """Values of `Sec-Fetch-Site` (W3C Fetch Metadata): same-site is another port of this host."""
 
 
 def metrics_keys(config: Config) -> KeyRing:
     """Return the keys that open the metrics; an empty ring opens them to everybody."""
-    rings = {"open": KeyRing(), "api_key": config.api_keys, "control_key": config.control_keys}
-    return rings[config.metrics_access]
+    if config.metrics_access == "control_key":
+        return config.control_keys | config.read_keys
+    return config.api_keys if config.metrics_access == "api_key" else KeyRing()
 
 
 def check_key(ring: KeyRing) -> None:
@@ -54,17 +64,42 @@ def check_named(config: Config) -> None:
         check_key(config.api_keys)
 
 
-def check_control(config: Config) -> None:
+def reads_only(config: Config) -> bool:
+    """Return whether the current request carries a read key, and none that controls."""
+    headers = request.scope["headers"]
+    return bool(config.read_keys.accepts(headers)) and not config.control_keys.accepts(headers)
+
+
+def check_control(config: Config, *, steers: bool = True) -> None:
     """Admit the current request if it may control llmux.
 
+    A request with a read key reads only, also from this machine: a proxy may have brought it.
+
+    Args:
+        config: The config in use.
+        steers: False if the request only reads.
+
     Raises:
-        InvalidKey: There are control keys, and it carries none of them.
-        Forbidden: There are none, and it does not come from a program of this machine.
+        ReadKey: It steers, and carries a read key.
+        InvalidKey: It carries no key, and needs one.
+        Forbidden: No key would do, and it does not come from a program of this machine.
     """
-    if keys := config.control_keys:
-        check_key(keys)
+    if reads_only(config):
+        if steers:
+            raise ReadKey
+    elif config.control_keys:
+        check_key(config.control_keys)
     else:
+        _check_without_control_keys(config, steers=steers)
+
+
+def _check_without_control_keys(config: Config, *, steers: bool) -> None:
+    try:
         check_own_machine(config)
+    except Forbidden:
+        if config.read_keys and not steers:  # with one of them it would be admitted
+            raise InvalidKey from None
+        raise
 
 
 def check_own_machine(config: Config, *, may_be_linked: bool = False) -> None:

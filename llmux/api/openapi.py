@@ -26,6 +26,7 @@ from llmux.errors import (
     ModelNotFound,
     NotReady,
     PinLost,
+    ReadKey,
     RequestNotFound,
     ShuttingDown,
 )
@@ -99,6 +100,13 @@ class Operation:
     query: tuple[Query, ...] = field(default=())
     redirect: str = ""
 
+    @property
+    def steers(self) -> bool:
+        """True if a read key does not open it."""
+        return is_below(self.path.encode(), CONTROL_PATHS) and (
+            self.method != "get" or self.path in {"/unload", "/control/alive"}
+        )
+
 
 COUNT = {"type": "number", "minimum": 0}
 UNHEALTHY: dict[Any, str] = {
@@ -160,7 +168,7 @@ OPERATIONS = (
               query=(Query("limit", "Limit for requests; at most 1000.", COUNT),)),
     Operation("delete", "/control/requests/{request_id}", "Cancel a request.", Message,
               errors=(RequestNotFound,)),
-    Operation("get", "/control/alive", "Run a model's alive hook.", Alive,
+    Operation("get", "/control/alive", "Run a model's alive hook. Needs what orders need.", Alive,
               errors=(ModelNotFound,),
               query=(Query("model", "Name or alias.", {"type": "string"}, required=True),)),
     Operation("get", "/control/logs/{model}", "The output of a model's hooks and server.", TEXT,
@@ -279,7 +287,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         responses["302"] = {"description": operation.redirect}
     errors: list[type[LlmuxError]] = [InvalidKey, *operation.errors]
     if is_below(operation.path.encode(), CONTROL_PATHS):
-        errors.append(Forbidden)
+        errors += [Forbidden, ReadKey] if operation.steers else [Forbidden]
     is_ollamas = operation.path.startswith("/api/") and Forbidden not in errors
     told = OllamaError if is_ollamas else Error
     if operation.response in UNHEALTHY:

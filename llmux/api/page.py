@@ -39,12 +39,12 @@ INDEX = "index.html"
 
 
 def check_visitor(config: Config) -> None:
-    """Admit everybody if there are control keys, which the page asks for, else this machine only.
+    """Admit everybody if there are keys, which the page asks for, else this machine only.
 
     Raises:
         Forbidden: The request that is being served comes from elsewhere.
     """
-    if not config.control_keys:
+    if not config.answers_other_machines:
         check_own_machine(config, may_be_linked=True)
 
 
@@ -56,7 +56,7 @@ class _File:
 
 
 def page_routes(config: Callable[[], Config]) -> Blueprint:
-    """Serve the page: to all if there are control keys, which it asks for, else to this machine."""
+    """Serve the page: to all if there are keys, which it asks for, else to this machine."""
     routes = Blueprint("page", __name__)
     served = dict(_read(files("llmux") / "ui"))
 

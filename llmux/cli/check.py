@@ -12,7 +12,7 @@ import click
 import yaml
 from msgspec.structs import asdict, replace
 
-from llmux.cli.fitting import memory_lines
+from llmux.cli.fitting import measured_needs, memory_lines
 from llmux.cli.options import config_option, find_config, with_options_before
 from llmux.config import (
     Config,
@@ -29,11 +29,18 @@ from llmux.config import (
     tls_remarks,
 )
 from llmux.config.environment import hide
+from llmux.config.splitting import separable
 from llmux.errors import ConfigError
 from llmux.http.certificates import day
 from llmux.policy import load_policy
 from llmux.server.exits import EXIT_CONFIG, EXIT_WARNINGS, print_mistake
 from llmux.server.ports import chosen_ports
+
+LEAST_PARTS = 2
+"""Parts that share nothing from which on it is told that several llmux could serve them."""
+
+MOST_PARTS = 6
+"""Parts that are named."""
 
 
 @click.command("check")
@@ -131,6 +138,18 @@ def whole_models(config: Config) -> str:
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=1000)
 
 
+def split_lines(config: Config) -> list[str]:
+    """Return a hint where several llmux, on several cores, could serve the groups; else none."""
+    parts = separable(config)
+    if len(parts) < LEAST_PARTS:
+        return []
+    shown = [" with ".join(part) for part in parts[:MOST_PARTS]]
+    more = [f"{len(parts) - MOST_PARTS} more"] if len(parts) > MOST_PARTS else []
+    one_core = f"groups {', '.join([*shown, *more])}: one llmux serves them on one core"
+    several = "one llmux for each, behind a proxy, uses several (docs/fleet.md)"
+    return ["", f"{one_core}. They share no memory and no server: {several}"]
+
+
 def config_table(config: Config) -> str:
     """Show a config to people: where it listens, a line for each model, and who fits with whom."""
     chosen = chosen_ports(config.state_dir)
@@ -158,7 +177,8 @@ def config_table(config: Config) -> str:
         *([f"control on {where}"] if (where := _control_of(config)) else []),
         f"state in   {config.state_dir}",
         f"policy     {config.policy.name}",
-        f"keys       {len(config.api_keys)} for models, {len(config.control_keys)} for control",
+        f"keys       {config.key_counts}",
         "",
     ]
-    return "\n".join([*head, *table, *memory_lines(config)])
+    measured = measured_needs(config)
+    return "\n".join([*head, *table, *memory_lines(config, measured), *split_lines(config)])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
+
+import msgspec
 
 from llmux.config import Config
 from llmux.config.memory import models_of, sharing_groups
 from llmux.config.sizes import size_text
+from llmux.observe.needs_seen import FILE_NAME, SeenNeeds
 from llmux.policy.room import Amounts, Needs, covers, less, total
+from llmux.server.ports import chosen_ports, with_ports
 from llmux.switching.memory import Measured, memory_of
 
 SHOWN = 8
@@ -101,6 +106,20 @@ def _taken(needs: Needs, asleep: Amounts) -> tuple[Amounts, Amounts]:
     return tuple(max(0, more) for more in less(needs.awake, asleep)), less(needs.moving, asleep)
 
 
+def measured_needs(config: Config) -> Measured:
+    """Return what models with `needs: auto` were seen to use by the llmux that serves this config.
+
+    Of a state folder that this user may not read, nothing.
+    """
+    # What was seen counts for a server at its port, which llmux may have chosen.
+    seen = SeenNeeds(
+        config.state_dir / FILE_NAME, with_ports(config, chosen_ports(config.state_dir))
+    )
+    with suppress(OSError, msgspec.MsgspecError):
+        seen.read()
+    return seen.all()
+
+
 def memory_lines(config: Config, measured: Measured | None = None) -> list[str]:
     """Return a paragraph for each group that shares memory; nothing if there is none."""
     return [line for group in sharing_groups(config) for line in _told(config, group, measured)]
@@ -114,6 +133,7 @@ def _told(config: Config, group: str, measured: Measured | None) -> Iterator[str
     yield ""
     shared = ", ".join(amounts)
     yield f"group {group}: " + (f"shares {shared}" if shared else "sets of models share it")
+    yield from _rows("measured", [*_measured(config, group, measured or {})], "models")
     sets = [" + ".join(each) for each in fitting.sets]
     yield from _rows("together", sets, "sets", is_whole=fitting.is_whole)
     unmeasured = [
@@ -132,6 +152,14 @@ def _told(config: Config, group: str, measured: Measured | None) -> Iterator[str
     others = [name for name in fitting.models if name not in kept and name not in unmeasured]
     out = [name for name in others if kept and not fitting.fits((*kept, name))]
     yield from _rows("never meanwhile", out, "models")
+
+
+def _measured(config: Config, group: str, measured: Measured) -> Iterator[str]:
+    """Yield the models with `needs: auto`, and the most that each was seen to use, as it was."""
+    for model in models_of(config, group):
+        if model.needs == "auto" and model.name in measured:
+            amounts = (f"{name} {size_text(n)}" for name, n in measured[model.name].items())
+            yield f"{model.name}: {', '.join(amounts) or 'nothing'}"
 
 
 def _rows(title: str, rows: Sequence[str], what: str, *, is_whole: bool = True) -> Iterator[str]:

@@ -131,6 +131,6 @@ def _greet(
 ) -> None:
     """Tell people where llmux is; a log for programs stays free of it."""
     if options.log_format == "text":
-        has_keys = bool(config.control_keys)
+        has_keys = config.answers_other_machines
         scheme = "http" if config.tls is None else "https"
         greet(welcome(sockets, control, has_keys=has_keys, scheme=scheme))

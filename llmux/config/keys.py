@@ -57,6 +57,10 @@ class KeyRing:
     def __hash__(self) -> int:
         return hash((self._keys, self.variables))
 
+    def __or__(self, other: KeyRing) -> KeyRing:
+        """Return a ring with the keys of both."""
+        return KeyRing((*self._keys, *other._keys), self.variables | other.variables)
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The keys themselves, for masking them in logs."""

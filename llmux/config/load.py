@@ -31,7 +31,7 @@ from llmux.config.keys import KeyRing, read_keys
 from llmux.config.memory_shortages import memory_shortages
 from llmux.config.places import Source, placed
 from llmux.config.section import MOST_TEXT, Keys, Section, attributes, file_keys, show_keys
-from llmux.config.shape import KEY_LISTS, Config, port_shortage
+from llmux.config.shape import KEY_LISTS, Config, doubled_keys, port_shortage
 from llmux.config.sizes import size_bytes
 from llmux.config.values import A_SHARE, IN_BYTES, check_not_blank
 from llmux.errors import ConfigError
@@ -98,8 +98,9 @@ def parse_config(
         source=source,
         hidden=reader.environment.secrets,
     )
-    if config is not None and (found := port_shortage(config)) is not None:
-        reader.note(*found)
+    for check in (port_shortage, doubled_keys):
+        if config is not None and (found := check(config)) is not None:
+            reader.note(*found)
     for shortage in memory_shortages(config) if config is not None else ():
         reader.note(*shortage)
     if config is None or reader.mistakes:

@@ -47,11 +47,14 @@ from llmux.http.paths import PASSIVE_PATHS
 TRACING_SECRETS = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
 """Environment variables with the key of a trace collector (OpenTelemetry's OTLP exporter)."""
 
-USUAL_SECRETS = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS"})
+USUAL_SECRETS = frozenset({"LLMUX_API_KEYS", "LLMUX_CONTROL_KEYS", "LLMUX_READ_KEYS"})
 """Usual names of the environment variables with llmux's own keys."""
 
-KEY_LISTS = ("api_keys", "control_keys")
+KEY_LISTS = ("api_keys", "control_keys", "read_keys")
 """Keys of the file whose values are secret."""
+
+METRICS_KEYS = {"api_key": ("api_keys",), "control_key": ("control_keys", "read_keys")}
+"""The lists of the keys that open the metrics, by `metrics_access`."""
 
 TRACING_NEEDS = "opentelemetry.exporter.otlp.proto.http"
 """The module that the extra `otel` installs last."""
@@ -104,6 +107,8 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             one.
         control_keys: Keys for the control API, in the same form. With keys, it also answers other
             machines.
+        read_keys: Keys that show all of the control API and steer nothing, in the same form. Other
+            machines may read with one, also without any control_keys.
         control: A separate listener for the control API and the page; null for the main listener.
         trusted_proxies: Addresses and networks of proxies in front of llmux, and unix for peers on
             Unix sockets. llmux believes the client addresses that they forward (X-Forwarded-For),
@@ -154,6 +159,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     passive: tuple[PassivePath, ...] = PASSIVE_PATHS
     api_keys: KeyList = msgspec.field(default_factory=KeyRing)
     control_keys: KeyList = msgspec.field(default_factory=KeyRing)
+    read_keys: KeyList = msgspec.field(default_factory=KeyRing)
     control: ControlConfig | None = None
     trusted_proxies: tuple[Proxy, ...] = ()
     metrics_access: Literal["open", "api_key", "control_key"] = "open"
@@ -211,6 +217,7 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
             {
                 *self.api_keys.texts,
                 *self.control_keys.texts,
+                *self.read_keys.texts,
                 *self.hidden,
                 *header_secrets(headers),
                 *variable_secrets({*self.secret_variables, *USUAL_SECRETS}),
@@ -221,7 +228,19 @@ class Config(Section, frozen=True, kw_only=True, dict=True):
     def secret_variables(self) -> frozenset[str]:
         """Environment variables that hold keys; hooks do not get them."""
         tracing = TRACING_SECRETS if self.tracing else frozenset()
-        return self.api_keys.variables | self.control_keys.variables | tracing
+        rings = (self.api_keys, self.control_keys, self.read_keys)
+        return tracing.union(*(ring.variables for ring in rings))
+
+    @property
+    def answers_other_machines(self) -> bool:
+        """True if there are keys by which other machines may use the control API."""
+        return bool(self.control_keys or self.read_keys)
+
+    @property
+    def key_counts(self) -> str:
+        """How many keys there are, for people."""
+        reading = f", {len(self.read_keys)} for reading" if self.read_keys else ""
+        return f"{len(self.api_keys)} for models, {len(self.control_keys)} for control{reading}"
 
     @staticmethod
     def conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
@@ -252,6 +271,15 @@ def port_shortage(config: Config) -> tuple[Keys, str] | None:
     return ("ports",), f"{told}: widen the range, or give the models 'port' or 'url'"
 
 
+def doubled_keys(config: Config) -> tuple[Keys, str] | None:
+    """Return path and message if a key is to read only, and steers nevertheless; else None."""
+    both = len({*config.read_keys.texts} & {*config.control_keys.texts})
+    if not both:
+        return None
+    what = "a key that is" if both == 1 else f"{both} keys that are"
+    return ("read_keys",), f"{what} in control_keys, too, and would steer: leave it in one of them"
+
+
 def _top_level_conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]:
     if given.get("tracing") is True and not _is_installed(TRACING_NEEDS):
         yield ("tracing",), "needs OpenTelemetry: pip install 'llmux-proxy[otel]'"
@@ -260,10 +288,11 @@ def _top_level_conflicts(given: Mapping[Any, Any]) -> Iterator[tuple[Keys, str]]
     control = given.get("control")
     if isinstance(control, dict) and control.get("port") == given.get("port", 3000) != 0:
         yield ("control", "port"), "is the main listener's port"
-    needed = f"{given.get('metrics_access')}s"
-    if needed in KEY_LISTS and not given.get(needed):
+    needed = METRICS_KEYS.get(str(given.get("metrics_access")), ())
+    if needed and not any(map(given.get, needed)):
         # Without any key to send, nobody could read the metrics.
-        yield ("metrics_access",), f"needs {needed!r}, of which there are none"
+        lists = " or ".join(map(repr, needed))
+        yield ("metrics_access",), f"needs {lists}, of which there are none"
 
 
 def _alias_conflicts(models: Any, owners: dict[str, str]) -> Iterator[tuple[Keys, str]]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import trio
 
 from llmux.downstream.fast_connection import ClientConnection
+from llmux.downstream.pulse import Pulse
 
 
 class Departures:
@@ -20,27 +21,35 @@ class Departures:
     An event names a descriptor by its number only, and may belong to an earlier owner of the
     number: a closed socket stays registered while a child between fork and exec has a copy of it
     (epoll(7), Q6). So an event is only a reason to look at the connection that has the number now.
+
+    Attributes:
+        pulse: Shows that `run` runs.
     """
 
     # One event is enough, and without EPOLLONESHOT it would come again until the close.
     events: ClassVar[int] = select.EPOLLRDHUP | select.EPOLLONESHOT
 
     def __init__(self) -> None:
+        self.pulse = Pulse()
         self._epoll = select.epoll()
         self._connections: dict[int, ClientConnection] = {}
 
     async def run(self) -> None:
         """Cancel the work for clients that have left; never returns."""
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self.look()
+            with self.pulse.beating(self._epoll):
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self.look()
         finally:
             self._epoll.close()
 
     def look(self) -> None:
         """Cancel the work for the clients that have left since the last look."""
         for fileno, _ in self._epoll.poll(0):
+            if fileno == self.pulse.fileno:
+                self.pulse.answer()
+                continue
             connection = self._connections.get(fileno)
             if connection is not None and connection.has_left():
                 connection.note_left()

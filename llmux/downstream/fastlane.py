@@ -90,6 +90,11 @@ class FastLane:
             finally:
                 self._farewells.close()
 
+    def standing_still(self) -> list[str]:
+        """Return those of its tasks that have not answered since the last call, for people."""
+        pulses = {"relays bodies": self.pump.pulse, "notices departures": self._departures.pulse}
+        return [f"the task that {does}" for does, pulse in pulses.items() if not pulse.look()]
+
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end."""
         try:

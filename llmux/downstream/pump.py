@@ -22,6 +22,7 @@ import outcome
 import trio
 
 from llmux.downstream.fast_connection import ClientConnection
+from llmux.downstream.pulse import Pulse
 from llmux.proxy.lane import ClientLeft
 from llmux.upstream.answers import WireBody
 
@@ -77,9 +78,14 @@ class Relay:
 
 
 class Pump:
-    """Relays bodies for tasks that wait in `leftover`, while `run` runs."""
+    """Relays bodies for tasks that wait in `leftover`, while `run` runs.
+
+    Attributes:
+        pulse: Shows that it runs.
+    """
 
     def __init__(self) -> None:
+        self.pulse = Pulse()
         self._epoll = select.epoll()
         self._relays: dict[int, Relay] = {}
 
@@ -87,12 +93,13 @@ class Pump:
         """Relay; never returns."""
         last = -math.inf
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                before, last = last, trio.current_time()
-                may_rest = self._relay_round()
-                if may_rest and last - before < BUSY_S:
-                    await trio.sleep(REST_S)
+            with self.pulse.beating(self._epoll):
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    before, last = last, trio.current_time()
+                    may_rest = self._relay_round()
+                    if may_rest and last - before < BUSY_S:
+                        await trio.sleep(REST_S)
         finally:
             self._epoll.close()
 
@@ -104,6 +111,8 @@ class Pump:
         for fileno, _ in ready:
             relay = relays.get(fileno)
             if relay is None:
+                if fileno == self.pulse.fileno:
+                    self.pulse.answer()
                 continue
             if (ended := relay.step()) is not None:
                 self._remove(fileno)

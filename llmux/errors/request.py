@@ -208,6 +208,19 @@ class InvalidKey(LlmuxError):
         )
 
 
+class ReadKey(LlmuxError):
+    """The request would steer llmux, and its key is one of the `read_keys`, which only read."""
+
+    status = 403
+    code = "read_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This is a read key, which shows llmux and steers nothing: orders take one of the "
+            "control_keys"
+        )
+
+
 class Forbidden(LlmuxError):
     """The control API refuses this peer or, without keys, requests from other sites' pages."""
 

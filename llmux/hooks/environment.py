@@ -34,6 +34,9 @@ SHARE_VARIABLE = "LLMUX_GPU_SHARE"
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
 
+OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+"""What systemd gives llmux alone: a server that took them for its own would report for llmux."""
+
 CLEAN_UP_S = 20
 """Part of a hook's time limit that its own waits leave to it."""
 
@@ -76,8 +79,9 @@ def hook_environment(
     """
     own = {name: text for name, text in os.environ.items() if name not in secret_variables}
     own = KEEPS_ENVIRONMENT | own
-    for inherited in (MARK_VARIABLE, NEEDS_VARIABLE, SHARE_VARIABLE):
-        own.pop(inherited, None)  # llmux itself may have been started by a hook
+    # llmux itself may have been started by a hook.
+    for inherited in (MARK_VARIABLE, NEEDS_VARIABLE, SHARE_VARIABLE, *OF_SYSTEMD):
+        own.pop(inherited, None)
     if mark:
         own[MARK_VARIABLE] = mark
     port = backend_port(model)

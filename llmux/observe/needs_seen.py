@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -64,14 +65,21 @@ class SeenNeeds:
 
     def load(self) -> None:
         """Read what earlier llmux have seen; a file that cannot be read counts as empty."""
-        if self._path is None:
-            return
         try:
-            self._seen = msgspec.json.decode(read_own(self._path, MOST_BYTES), type=_File).models
-        except FileNotFoundError:
-            pass
+            self.read()
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("needs_unreadable", path=str(self._path), error=str(error))
+
+    def read(self) -> None:
+        """Read what earlier llmux have seen; no file counts as an empty one.
+
+        Raises:
+            OSError, msgspec.MsgspecError: It cannot be read.
+        """
+        if self._path is None:
+            return
+        with suppress(FileNotFoundError):
+            self._seen = msgspec.json.decode(read_own(self._path, MOST_BYTES), type=_File).models
 
     def use(self, config: Config) -> None:
         """Use another config from now on."""

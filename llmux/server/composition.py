@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from llmux.server.hypercorn_side import RULES, use_rules
 from llmux.server.lifecycle import Lifecycle, Task
 from llmux.server.ports import PortBook
 from llmux.server.settings_record import started, stopped
+from llmux.server.systemd import Watchdog, beat_s
 from llmux.switching.awake import AwakeRecord, Marks
 from llmux.switching.hooks import Hooks
 from llmux.switching.measuring import MemoryWatch
@@ -83,6 +85,7 @@ class Service:
         journal: The record of requests and switches for `llmux replay`.
         lifecycle: Starts the background tasks, and ends them in order.
         certificates: The certificate in use, for listeners.
+        watchdog: Tells systemd that all goes on.
     """
 
     app: QuartTrio
@@ -95,6 +98,7 @@ class Service:
     journal: Journal
     lifecycle: Lifecycle
     certificates: Certificates
+    watchdog: Watchdog
 
 
 def build_app(config: Config) -> tuple[QuartTrio, Switchboard]:
@@ -189,6 +193,8 @@ def build_service(
     app.asgi_app = traffic  # type: ignore[assignment]
 
     quiet = QuietWatch(proxy.journeys, board, lambda: reloader.config)
+    watchdog = Watchdog(beat_s(os.environ, os.getpid()))
+    watchdog.watch(board.standing_still)
     listener = ControlListener(control, traffic, certificates) if control else None
     tasks: list[Task] = [
         journal.run,
@@ -199,6 +205,7 @@ def build_service(
         gpus.run,
         forecasts.run,
         memory.run,
+        watchdog.run,
     ]
     if journal.is_kept:
         groups = {model.name: model.group for model in config.models.values()}
@@ -225,7 +232,17 @@ def build_service(
         note_stop=lambda: journal.add(stopped()),
     )
     return Service(
-        app, board, proxy, traffic, reloader, metrics, feed, journal, lifecycle, certificates
+        app,
+        board,
+        proxy,
+        traffic,
+        reloader,
+        metrics,
+        feed,
+        journal,
+        lifecycle,
+        certificates,
+        watchdog,
     )
 
 

@@ -42,7 +42,8 @@ def greeting(
     Args:
         sockets: The main listener's.
         control: The control API's own listener, if it has one; it then has the page, too.
-        has_keys: True if there are control keys: without them the page answers loopback only.
+        has_keys: True if there are keys for the control API: without them the page answers loopback
+            only.
         scheme: http or https.
     """
     if not sockets:

@@ -35,6 +35,15 @@ log = get_logger(__name__)
 _Claims = dict[str, tuple[int, socket.socket | None]]
 
 
+def with_ports(config: Config, ports: Mapping[str, int]) -> Config:
+    """Return the config with these ports for the models, of them, that leave theirs to llmux."""
+    models = {
+        name: replace(model, port=ports[name]) if model.chooses_port and name in ports else model
+        for name, model in config.models.items()
+    }
+    return replace(config, models=models)
+
+
 class PortBook:
     """The ports chosen for one config's models.
 
@@ -91,11 +100,7 @@ class PortBook:
         if ports != kept:
             self._write(ports)
         self._chosen = {model.name: ports[model.name] for model in choosing}
-        models = {
-            name: replace(model, port=ports[name]) if model.chooses_port else model
-            for name, model in config.models.items()
-        }
-        return replace(config, models=models)
+        return with_ports(config, ports)
 
     def _port_of(self, name: str, ports: Mapping[str, int], config: Config, allowed: range) -> int:
         given = set(_given_ports(config))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 
 import trio
@@ -28,6 +25,7 @@ from llmux.server.hypercorn_side import HypercornSide
 from llmux.server.listening import listeners
 from llmux.server.secure import serve_tls
 from llmux.server.signals import HANDLED, let_through
+from llmux.server.systemd import notify_systemd, reloading
 from llmux.switching.reload import Vet, no_mistakes
 
 log = logs.get_logger(__name__)
@@ -70,11 +68,12 @@ async def serve_config(
             stall_s=config.limits.client_stall_secs,
             most_fields=config.limits.header_fields,
         )
+        service.watchdog.watch(lane.standing_still)
     serve_connection = serving(lane, rest, service.certificates)
     reserve = MOST_CONNECTIONS if control else 0
     most = config.limits.connections or most_connections(len(service.board.groups), reserve)
     reloader = service.reloader
-    reloader.vet = vet
+    reloader.vet, reloader.reloading = vet, reloading
     shares = connection_shares(most, lambda: reloader.config)
     serve_connection = at_most(most, serve_connection, shares, is_tls=bool(service.certificates))
     with (
@@ -157,17 +156,6 @@ async def _handle_signals(
                 about = {"waits_for": waits_for, "hint": f"{again} cuts them"}
             log.info("stopping", signal=name, grace_secs=grace_s, **about)
             stopping.set()
-
-
-def notify_systemd(state: str) -> None:
-    """Notify systemd, if it started llmux with `Type=notify`; see sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        # A name that begins with @ is in the abstract namespace.
-        notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.send(state.encode())
 
 
 async def _wait_first(*waits: Callable[[], Awaitable[None]]) -> None:

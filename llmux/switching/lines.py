@@ -55,6 +55,11 @@ class Line(Generic[RequestT]):
         return len(self._settling)
 
     @property
+    def unsettled(self) -> Iterator[RequestT]:
+        """Those granted requests themselves, in no order."""
+        return iter(self._settling)
+
+    @property
     def oldest(self) -> float | None:
         """Arrival time of the first request in line, or None."""
         for request in self._line:

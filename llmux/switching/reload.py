@@ -8,6 +8,7 @@ that still wait for it, and is then put to sleep with its old hooks. Other model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Reloader:
     Attributes:
         config: The config in use.
         vet: Finds mistakes that depend on how llmux was started.
+        reloading: Makes a context around each reading of the file.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Reloader:
     ) -> None:
         self.config = config
         self.vet: Vet = no_mistakes
+        self.reloading: Callable[[], AbstractContextManager[object]] = nullcontext
         self._complete = complete
         self._started_with = config
         self._board = board
@@ -143,7 +146,8 @@ class Reloader:
                 while self._answered == self._asked_for:
                     await self._asked.wait()
                 number = self._asked_for
-                self._latest = await self._reload_once()
+                with self.reloading():
+                    self._latest = await self._reload_once()
                 self._answered = number
                 self._read.set()
         finally:

@@ -210,6 +210,16 @@ class Switchboard(Overview):
             if stuck:
                 self.on_death()
 
+    def standing_still(self) -> list[str]:
+        """Return the switchers that have not gone on since the last call, and why, for people.
+
+        Once llmux stops, they end within its grace, however they are.
+        """
+        if self._is_stopped:
+            return []
+        found = ((name, each.progress.look()) for name, each in self.groups.items())
+        return [f"the switcher of {name}: {why}" for name, why in found if why]
+
     def end(self) -> None:
         """End `run` at once, after `stop`; a running hook is ended as at its time-out."""
         if self._running is not None:

@@ -89,6 +89,7 @@ from llmux.switching.memory import GroupMemory
 from llmux.switching.model import NO_TRAITS, Model, Traits
 from llmux.switching.observer import Chronicle
 from llmux.switching.placing import Placer
+from llmux.switching.progress import Progress
 from llmux.switching.room import Room
 from llmux.switching.running import Running
 from llmux.switching.steps import Steps
@@ -107,6 +108,7 @@ class Switcher:
         models: The group's models by name.
         measures: Costs, drains, absences, rates and latencies seen so far.
         health: Checks the model that is awake.
+        progress: Looks whether this switcher goes on.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class Switcher:
             chronicle=self._chronicle,
         )
         self.health = Health(lambda: state.in_use, hooks, settings, self._bring_down, events)
+        self.progress = Progress(state, lambda: self._steps.is_stuck)
         wishes = Wishes(state, self._chronicle.pin)
         # Methods of the parts that the rest of llmux calls through the switcher.
         self.serving, self.check_admissible = self._door.serving, self._door.check_admissible
@@ -307,6 +310,7 @@ class Switcher:
 
     async def _next_command(self) -> Running | None:
         while self._group.closed_with is None:
+            self.progress.came_round()
             # Where one model is awake at a time, one command runs at a time.
             if self._group.shares_memory or not self._group.running:
                 self._members.remove_unwanted()

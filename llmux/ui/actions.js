@@ -1,11 +1,13 @@
 /** Operator actions; those that cut or delay requests ask for confirmation. */
 
-import { call, post } from "./api.js";
+import { access, call, post } from "./api.js";
 import { many } from "./format.js";
 import { confirm, toast } from "./notices.js";
 import { awakeOf, sharesMemory } from "./switches.js";
 
 /** @typedef {import("./state.js").Store} Store */
+
+const READ_KEY = "This is a read key, which shows llmux and steers nothing. Keys, above, takes a control key.";
 
 /** Run an action and show its result. @param {() => Promise<{message: string}>} act */
 async function tell(act) {
@@ -21,6 +23,12 @@ export class Actions {
   /** @param {Store} store */
   constructor(store) {
     this._store = store;
+  }
+
+  /** Tell a user whose key only reads, and return true. */
+  _isRefused() {
+    if (access.readsOnly) toast(READ_KEY, "bad");
+    return access.readsOnly;
   }
 
   /** The models that a switch to this one may drain, their requests in flight, and the requests waiting for the others. @param {string} model */
@@ -45,6 +53,7 @@ export class Actions {
 
   /** @param {string} model */
   async switchTo(model) {
+    if (this._isRefused()) return;
     const { leaving, shared, running } = this._cost(model);
     if (running) {
       const text = shared
@@ -57,6 +66,7 @@ export class Actions {
 
   /** @param {string} model */
   async sleep(model) {
+    if (this._isRefused()) return;
     const { in_flight: running = 0, queued = 0 } = this._store.model(model) ?? {};
     if (running || queued) {
       const text = `${many(running, "request")} in flight will finish first. A request for it wakes it again${queued ? `, and ${many(queued, "request")} wait now` : ""}.`;
@@ -67,6 +77,7 @@ export class Actions {
 
   /** @param {string} model */
   async pin(model) {
+    if (this._isRefused()) return;
     const { shared, waiting } = this._cost(model);
     const whose = shared ? "models that cannot be awake beside it" : "the group's other models";
     const text = `Switches to ${model} and keeps it awake. Requests for ${whose} get 503 until it is unpinned${waiting ? `; ${waiting} wait now` : ""}.`;
@@ -75,11 +86,13 @@ export class Actions {
   }
 
   /** @param {{group: string} | {model: string}} what */
-  unpin = (what) => tell(() => post("control/unpin", what));
+  async unpin(what) {
+    if (!this._isRefused()) await tell(() => post("control/unpin", what));
+  }
 
   /** @param {"auto" | "manual"} mode */
   async setMode(mode) {
-    if (this._store.status?.mode === mode) return;
+    if (this._store.status?.mode === mode || this._isRefused()) return;
     if (mode === "manual") {
       const asleep = Object.values(this._store.status?.models ?? {}).filter((model) => !model.awake);
       const waiting = asleep.reduce((sum, model) => sum + model.queued, 0);
@@ -97,12 +110,14 @@ export class Actions {
   }
 
   async reload() {
+    if (this._isRefused()) return;
     const text = "Reads the config file again. Models whose server or hooks changed are drained and put to sleep with their old hooks; a bad file changes nothing.";
     if ((await confirm({ title: "Reload the config?", text, yes: "Reload" })).yes) await tell(() => post("control/reload", {}));
   }
 
   /** @param {string} id Of a request. */
   async cancel(id) {
+    if (this._isRefused()) return;
     const request = this._store.requests.get(id);
     const text = request ? `${request.method} ${request.path} for ${request.model || "no model"}, from ${request.client ?? "an unknown client"}. The client gets an error or a cut response.` : "";
     if (!(await confirm({ title: `Cancel request ${id}?`, text, yes: "Cancel the request", danger: true })).yes) return;

@@ -4,6 +4,9 @@ import { authorization } from "./keys.js";
 
 /** @typedef {import("./keys.js").KeyKind} KeyKind */
 
+/** What the key of this tab opens, as the latest answer of the control API has it. */
+export const access = { readsOnly: false };
+
 const BASE = new URL("../", document.baseURI);
 
 /** A response with an error status. */
@@ -25,6 +28,7 @@ export class ApiError extends Error {
 export async function call(path, { key = "control", ...options } = {}) {
   const headers = { ...authorization(key), .../** @type {any} */ (options.headers) };
   const response = await fetch(new URL(path, BASE), { ...options, headers, cache: "no-store" });
+  if (path.startsWith("control/") && response.status !== 401) access.readsOnly = response.headers.get("x-llmux-access") === "read";
   if (response.ok) return response;
   const text = await response.text();
   let error = { message: text || response.statusText, code: "" };

@@ -1,6 +1,7 @@
 /** Wires the page together. */
 
 import { Actions } from "./actions.js";
+import { access } from "./api.js";
 import { Costs } from "./costs.js";
 import { Detail } from "./detail.js";
 import { byId, say } from "./dom.js";
@@ -67,7 +68,7 @@ store.on("status", () => {
   say(byId("cordon"), cordoned ? "Uncordon" : "Cordon");
   say(byId("cordoned"), cordoned ? "Cordoned: new requests get 503; those in line or in flight are served." : "");
   byId("cordoned").hidden = !cordoned;
-  say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}`);
+  say(byId("facts"), `${status.version} · ${status.policy} · up ${duration(store.now() - status.started)}${access.readsOnly ? " · read only" : ""}`);
   const active = Object.values(status.groups).map((group) => {
     const switches = switchesOf(group);
     const stay = awakeOf(group).filter((name) => !switches.some((record) => moved(record).includes(name)));
@@ -81,7 +82,9 @@ byId("mode-manual").addEventListener("click", () => actions.setMode("manual"));
 byId("cordon").addEventListener("click", () => actions.setCordoned(!store.status?.cordoned));
 byId("reload").addEventListener("click", () => actions.reload());
 byId("key").addEventListener("click", async () => {
-  if (await askKeys("For llmux with control_keys or api_keys.")) feed.retry();
+  if (!(await askKeys("For llmux with control_keys, read_keys or api_keys."))) return;
+  access.readsOnly = false; // until an answer says so again
+  feed.retry();
 });
 // Not submit buttons: Enter in a field would press the first of those.
 for (const back of document.querySelectorAll("dialog button[value=no]")) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 from llmux.cli import fitting
 from llmux.cli.fitting import Fitting, memory_lines
 from llmux.cli.main import main
-from llmux.config import Config, parse_config
+from llmux.config import Config, load_config, parse_config
+from llmux.observe.needs_seen import FILE_NAME, SeenNeeds
+from llmux.server.ports import PortBook
 from llmux.switching.ledger import Ledger
 from llmux.switching.memory import memory_of
 
@@ -54,7 +58,36 @@ def test_who_fits_with_whom() -> None:
         "  never meanwhile  big",
     ]
     measured = memory_lines(found, {"new": {"gpu0": 10 << 30}})
-    assert measured[2:4] == ["  together         chat + embed + new", "                   code + embed + new"]  # fmt: skip
+    assert measured[2] == "  measured         new: gpu0 10GiB"
+    assert measured[3:5] == ["  together         chat + embed + new", "                   code + embed + new"]  # fmt: skip
+
+
+def test_check_reads_what_was_measured_and_writes_nothing(tmp_path: Path) -> None:
+    """Also of a model whose port llmux has chosen: it counts for the server at that port."""
+    path = tmp_path / "llmux.json"
+    hooks = {"wake": "true", "sleep": "true", "alive": "true"}
+    started = {"recipe": "process", "with": {"command": "true ${PORT}"}}
+    models = {"new": started | {"needs": "auto"}, "odd": hooks | {"needs": "auto", "port": 1}}
+    path.write_text(json.dumps({"models": models, "resources": GPUS, "state_dir": "state"}))
+    run = partial(CliRunner().invoke, main, ["check", str(path)])
+    assert "measured" not in run().stdout.partition("alone")[0]
+    assert not (tmp_path / "state").exists()
+
+    book = PortBook(tmp_path / "state")
+    served = book.assign(load_config(path))
+    seen = SeenNeeds(tmp_path / "state" / FILE_NAME, served)
+    assert seen.note("new", {"gpu0": 12 << 30, "ram": 1 << 29})
+    assert seen.note("odd", {})
+    book.close()
+    done = run()
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "  measured         new: gpu0 12GiB, ram 512MiB\n                   odd: nothing" in (
+        done.stdout
+    )
+    (tmp_path / "state" / FILE_NAME).write_text("{")
+    done = run()
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "new (until it is measured)" in done.stdout
 
 
 def test_sets() -> None:

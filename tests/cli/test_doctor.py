@@ -420,6 +420,10 @@ def test_the_remedy_names_the_file_of_keys() -> None:
     secret = SecretFile(Path("/etc/llmux/control"), "control_keys", 0o600)
     found = the_one(replace(FACTS, trouble="key", secrets=(secret,), options="-c x.yaml"))
     assert found.do == "llmux doctor --key-file /etc/llmux/control -c x.yaml"
+    reading = SecretFile(Path("/etc/llmux/read"), "read_keys", 0o600)
+    for secrets, file in (((reading,), "read"), ((reading, secret), "control")):
+        found = the_one(replace(FACTS, trouble="key", secrets=secrets, options="-c x.yaml"))
+        assert found.do == f"llmux doctor --key-file /etc/llmux/{file} -c x.yaml"
 
 
 # ---- This machine ----

@@ -286,8 +286,20 @@ def test_spans(seconds: float | None, text: str) -> None:
 
 
 def test_sizes() -> None:
-    counts = (0, 9999, 10_000, 20 << 20, 20 << 30)
-    assert [views.size(n) for n in counts] == ["0 B", "9999 B", "10 KiB", "20 MiB", "20 GiB"]
+    for count, text in {
+        0: "0 B",
+        9999: "9999 B",
+        10_000: "9.8 KiB",
+        123_456: "121 KiB",
+        20 << 20: "20 MiB",
+        (1 << 30) - 1: "1 GiB",
+        3 << 29: "1.5 GiB",
+        4 << 30: "4 GiB",
+        -(5 << 30): "-5 GiB",
+        80 << 30: "80 GiB",
+        3 << 40: "3072 GiB",
+    }.items():
+        assert views.size(count) == text
 
 
 def test_sparklines() -> None:

@@ -237,6 +237,18 @@ async def test_keys(rack: Rack, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_a_read_key_is_for_what_only_looks(rack: Rack) -> None:
+    config = rack.write_config(control_keys=[KEY], read_keys=["look-1234567890"])
+    reading: dict[str, Any] = {"LLMUX_CONTROL_KEY": "look-1234567890"}
+    async with running_llmux(config) as llmux:
+        for command in (["status"], ["requests"], ["logs", "a"]):
+            await run(llmux, *command, **reading)
+        for command in (["reload"], ["switch", "a"], ["cancel", "x"]):
+            told = await run(llmux, *command, exit_code=6, **reading)
+            assert "This is a read key, which shows llmux and steers nothing" in told
+
+
+@pytest.mark.slow
 async def test_bash_completes_what_is_running(llmux: LlmuxProcess, tmp_path: Path) -> None:
     ask = partial(complete, tmp_path=tmp_path)
     line = f"llmux pin --url {llmux.url} "

@@ -132,7 +132,7 @@ def test_memory_of_several_groups_and_more_held_than_there_is() -> None:
     table = views.memory_table(msgspec.structs.replace(STATUS, groups=two))
     assert table is not None
     assert [re.split(r" {2,}", line) for line in drawn(table).splitlines()[1:]] == [
-        [f"{name}: gpu0", "80 GiB", "-5120 MiB", "-", "-"] for name in ("a", "b")
+        [f"{name}: gpu0", "80 GiB", "-5 GiB", "-", "-"] for name in ("a", "b")
     ]
     assert views.memory_table(msgspec.structs.replace(STATUS, groups={})) is None
 

@@ -362,10 +362,13 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     assert len(mistakes(tmp_path, api_keys=["", 1, "good"], control_keys=[None], port="x")) == 4
 
 
-@pytest.mark.parametrize("access", ["api_key", "control_key"])
-def test_a_door_needs_its_keys(tmp_path: Path, access: str) -> None:
+@pytest.mark.parametrize(
+    ("access", "lists"),
+    [("api_key", "'api_keys'"), ("control_key", "'control_keys' or 'read_keys'")],
+)
+def test_a_door_needs_its_keys(tmp_path: Path, access: str, lists: str) -> None:
     assert mistakes(tmp_path, metrics_access=access) == [
-        f"metrics_access: needs '{access}s', of which there are none"
+        f"metrics_access: needs {lists}, of which there are none"
     ]
     assert mistakes(tmp_path, metrics_access="shut") == [
         "metrics_access: expected 'open' or 'api_key' or 'control_key', got 'shut'"
@@ -405,10 +408,29 @@ def test_nothing_shows_a_key(tmp_path: Path) -> None:
     assert "control_keys=KeyRing(***, ***)" in shown
     table = config_table(config)
     assert "keys       1 for models, 2 for control" in table
-    for text in (shown, str(config), repr(config.models["a"]), table):
+    with_reading = parse_config(
+        {"models": {"a": model}, "control_keys": ["c"], "read_keys": [CONTROL]}, directory=tmp_path
+    )
+    assert "0 for models, 1 for control, 1 for reading" in config_table(with_reading)
+    for text in (shown, str(config), repr(config.models["a"]), table, repr(with_reading)):
         assert SECRET not in text
         assert CONTROL not in text
     assert config.models["a"].headers["Authorization"] == f"Bearer {SECRET}"
+
+
+def test_a_key_that_reads_must_not_steer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be one for models, too, as a control key may."""
+    (tmp_path / "keys").write_text(f"{CONTROL}\n{OTHER}\n")
+    monkeypatch.setenv("READING", f"x,{CONTROL}")
+    told = "a key that is in control_keys, too, and would steer: leave it in one of them"
+    for read in ([{"file": "keys"}], [{"env": "READING"}], [CONTROL]):
+        assert mistakes(tmp_path, control_keys=["x1", CONTROL], read_keys=read) == [
+            f"read_keys: {told}"
+        ]
+    two = mistakes(tmp_path, control_keys=[CONTROL, OTHER], read_keys=[{"file": "keys"}])
+    assert two == [f"read_keys: {told.replace('a key that is', '2 keys that are')}"]
+    config = loaded(tmp_path, api_keys=[OTHER], control_keys=["c"], read_keys=[OTHER, OTHER])
+    assert len(config.read_keys) == 2
 
 
 def test_rings_compare_by_their_keys() -> None:
@@ -423,6 +445,7 @@ async def test_hooks_do_not_get_the_variables(
 ) -> None:
     monkeypatch.setenv("TEAM_KEYS", SECRET)
     monkeypatch.setenv("STEERING_KEYS", CONTROL)
+    monkeypatch.setenv("LOOKING_KEYS", OTHER)
     monkeypatch.setenv("NO_SECRET", "stays")
     config = parse_config(
         {
@@ -430,13 +453,14 @@ async def test_hooks_do_not_get_the_variables(
             "state_dir": "state",
             "api_keys": [{"env": "TEAM_KEYS"}],
             "control_keys": [{"env": "STEERING_KEYS"}],
+            "read_keys": [{"env": "LOOKING_KEYS"}],
         },
         directory=tmp_path,
     )
     await shell_hooks(config, Events(), lambda _: "").of("a").run("wake")
     environment = (tmp_path / "environment").read_text()
     assert "NO_SECRET=stays" in environment
-    for gone in ("TEAM_KEYS", "STEERING_KEYS", SECRET, CONTROL):
+    for gone in ("TEAM_KEYS", "STEERING_KEYS", "LOOKING_KEYS", SECRET, CONTROL, OTHER):
         assert gone not in environment
 
 
@@ -445,13 +469,15 @@ async def test_no_key_in_logs_or_journal(
     lane: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG")
-    async with running_lane(lane, tmp_path, api_keys=[SECRET], control_keys=[CONTROL]) as site:
+    keys: dict[str, Any] = {"api_keys": [SECRET], "control_keys": [CONTROL], "read_keys": [OTHER]}
+    async with running_lane(lane, tmp_path, **keys) as site:
         await site.exchange(ask(bearer(SECRET)))
+        await site.exchange(get(b"/control/status", bearer(OTHER)))
         await site.exchange(ask(api_key("sk-wr0ng")))
         await site.exchange(get(b"/control/status", bearer(CONTROL)))
         metrics = await site.exchange(get(b"/metrics"))
     journal = (tmp_path / "journal.jsonl").read_text()
     assert '"event":"request"' in journal
     for text in (journal, caplog.text, *capfd.readouterr(), metrics.decode()):
-        for key in (SECRET, CONTROL, "sk-wr0ng"):
+        for key in (SECRET, CONTROL, OTHER, "sk-wr0ng"):
             assert key not in text

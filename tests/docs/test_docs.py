@@ -152,6 +152,9 @@ def test_the_unit_file() -> None:
     longest_s = config.shutdown_grace_secs + kill_s
     longest_s += 2 * (timeouts.sleep + kill_s + timeouts.verify_asleep + kill_s)
     assert float(service["TimeoutStopSec"]) > longest_s
+    # It beats three times in this, and a frozen one is killed soon after SIGABRT.
+    assert float(service["WatchdogSec"]) >= 10
+    assert float(service["TimeoutAbortSec"]) < float(service["TimeoutStopSec"])
     # What a sandbox would take from the servers that hooks start.
     harmful = {
         "PrivateDevices", "PrivateTmp", "ProtectHome", "MemoryDenyWriteExecute", "NoNewPrivileges",

@@ -455,6 +455,8 @@ async def test_which_hooks_a_model_has(bench: Bench) -> None:
 async def test_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in USUAL_SECRETS:
         monkeypatch.setenv(secret, "hush")
+    for of_systemd in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        monkeypatch.setenv(of_systemd, "llmux's own")
     monkeypatch.setenv("HF_TOKEN", "the user's own")
     await bench.run("env | sort", source="a", target="b/c")
     assert [line for line in bench.printed() if line.startswith("LLMUX_")] == [
@@ -466,6 +468,7 @@ async def test_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
         "LLMUX_TARGET=b/c",
     ]
     assert "HF_TOKEN=the user's own" in bench.printed()
+    assert not [line for line in bench.printed() if "llmux's own" in line]
 
 
 async def test_the_state_folder_is_in_the_environment_of_every_hook(tmp_path: Path) -> None:

@@ -397,6 +397,34 @@ def test_keys_are_asked_for_and_kept_in_the_tab(tmp_path: Path, watched: Watched
         page.wait_for_selector("#link[data-state=live]")
 
 
+def test_with_a_read_key_the_page_shows_all_and_steers_nothing(
+    tmp_path: Path, watched: Watched
+) -> None:
+    reader, steerer = "look-1234567890", "steer-1234567890"
+    with staged(tmp_path, "a", "b", keys=(steerer,), read_keys=[reader]) as stage:
+        watched.expected.append("401")
+        page = watched.page
+        page.goto(f"{stage.url}/ui")
+        page.wait_for_selector("#keys[open]")
+        page.fill("#keys-control", reader)
+        page.click("#keys .primary")
+        page.wait_for_selector("#link[data-state=live]")
+        expect(page.locator("#facts")).to_contain_text("read only")
+        expect(page.locator("#groups tr:has(th[title=a])")).to_be_visible()
+        for button in ("button[aria-label='Switch a']", "button[aria-label='Pin b']", "#reload"):
+            page.click(button)
+            expect(page.locator(".toast")).to_have_count(1)
+            toast(page, "This is a read key")
+            expect(page.locator("#confirm")).to_be_hidden()
+        assert stage.status()["active_model"] is None
+        page.click("#key")
+        page.fill("#keys-control", steerer)
+        page.click("#keys .primary")
+        page.click("button[aria-label='Switch a']")
+        toast(page, "Switched to model: a")
+        expect(page.locator("#facts")).not_to_contain_text("read only")
+
+
 def test_markup_from_the_server_stays_text(tmp_path: Path, watched: Watched) -> None:
     evil = "<img src=x onerror=window.pwned=1>"
     hook = f"echo '<script>window.pwned=1</script>{evil}'; : > b.awake; exit 1"

@@ -36,7 +36,7 @@ Exit codes:
     help="Where llmux is. Default: $LLMUX_URL, the config's host and port, or "
     "http://127.0.0.1:3000.",
 )
-@click.option("--key", help="One of llmux's control_keys; rather use --key-file.")
+@click.option("--key", help="One of llmux's control_keys or read_keys; rather use --key-file.")
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="A file whose first line is the key."
 )

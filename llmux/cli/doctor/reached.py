@@ -65,7 +65,9 @@ def _holder_finding(facts: Facts, holder: Process) -> Finding:
 
 
 def _key_file(facts: Facts) -> str:
-    return next((str(each.path) for each in facts.secrets if each.key == "control_keys"), "FILE")
+    """Return a file with a key that the doctor can use: to read, any will do."""
+    found = {each.key: str(each.path) for each in reversed(facts.secrets)}
+    return found.get("control_keys") or found.get("read_keys") or "FILE"
 
 
 def version_findings(facts: Facts, running: Running) -> Iterator[Finding]:

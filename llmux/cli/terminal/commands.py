@@ -183,8 +183,8 @@ def remote(name: str, *, has_json: bool = True) -> Callable[[Callable[..., None]
             ),
             click.option(
                 "--key",
-                help="One of llmux's control_keys. Every user of this machine sees it (ps): rather "
-                "use --key-file or $LLMUX_CONTROL_KEY.",
+                help="One of llmux's control_keys; one of its read_keys to look only. Every user "
+                "of this machine sees it (ps): rather use --key-file or $LLMUX_CONTROL_KEY.",
             ),
             click.option(
                 "--url",

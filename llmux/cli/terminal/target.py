@@ -53,7 +53,7 @@ class Target:
 
     Attributes:
         url: Where it is, without a slash at its end; or `unix:` and the path of a socket.
-        key: One of its `control_keys`; None to send none.
+        key: One of its `control_keys`, or to look only of its `read_keys`; None to send none.
         trust: Whose certificate it has; None: one that the system trusts.
     """
 

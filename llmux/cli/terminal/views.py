@@ -78,17 +78,18 @@ def span(seconds: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes with about three digits."""
+    """A number of bytes with at most four digits, as people write it: 4 GiB, 1.5 GiB, 512 MiB."""
     if count < 0:
         return f"-{size(-count)}"
     if count < 10_000:
         return f"{count} B"
-    value = count / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 9999.5:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.0f} GiB"
+    value, unit = count / 1024, "KiB"
+    for larger in ("MiB", "GiB"):
+        if value < 1023.5:
+            break
+        value, unit = value / 1024, larger
+    text = f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return f"{text.removesuffix('.0')} {unit}"
 
 
 def sparkline(values: Sequence[int], width: int) -> str:
