@@ -22,6 +22,7 @@ from llmux.config.schema import SCHEMA_FILE
 from llmux.errors import LlmuxError
 from llmux.http.paths import PASSIVE, PASSIVE_PATHS
 from llmux.observe.metrics import Metrics
+from llmux.observe.outlook_series import OutlookGauges
 from llmux.switching.reload import FIXED
 
 DOCS = Path(__file__).parent
@@ -158,6 +159,7 @@ def metrics_table() -> str:
     metrics = Metrics()
     metrics.watch_counts(dict)
     metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 0)
+    metrics.watch_outlook(lambda: OutlookGauges({}, 0, 0, (), (), 0))
     metrics.watch_gpus(list)
     metrics.watch_memory(dict)
     metrics.watch_certificate(lambda: 0.0)

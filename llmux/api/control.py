@@ -15,6 +15,7 @@ from llmux.api.guard import READING, READS_ONLY, check_control, reads_only
 from llmux.api.logfile import LogReader
 from llmux.api.masked import masked_config
 from llmux.api.openapi import openapi
+from llmux.api.outlook import Outlooks
 from llmux.api.status import status_of
 from llmux.base.names import shown
 from llmux.config import Config
@@ -65,6 +66,7 @@ class Controlled:
     reloader: Reloader
     gpus: Gpus
     forecasts: Forecasts
+    outlooks: Outlooks
 
     @property
     def config(self) -> Config:
@@ -97,6 +99,7 @@ def control_routes(controlled: Controlled) -> Blueprint:
         return response
 
     _add_queries(routes, controlled)
+    _add_records(routes, controlled)
     _add_orders(routes, controlled)
     return routes
 
@@ -116,6 +119,10 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
         await forecasts.refresh()
         return answer(status())
 
+    @routes.get("/outlook")
+    async def show_outlook() -> Response:
+        return answer(await controlled.outlooks.fresh())
+
     @routes.get("/history")
     async def show_history() -> Response:
         secs = _number("secs", REMEMBERED_S, most=REMEMBERED_S)
@@ -127,6 +134,7 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
         last = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
         await forecasts.refresh()
         reader = feed.reading(status, last)
+        controlled.outlooks.hurry()
         return _stream(reader, "text/event-stream")
 
     @routes.get("/requests")
@@ -138,6 +146,10 @@ def _add_queries(routes: Blueprint, controlled: Controlled) -> None:
         model = controlled.model(request.args.get("model", ""))
         switcher = board.switcher_of(model)
         return answer(Alive(model, await switcher.health.is_alive(switcher.models[model])))
+
+
+def _add_records(routes: Blueprint, controlled: Controlled) -> None:
+    feed = controlled.feed
 
     @routes.get("/logs/<path:model>")
     async def show_log(model: str) -> Response:

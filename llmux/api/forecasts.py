@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -22,8 +23,11 @@ from llmux.switching.model import Model
 from llmux.switching.switchboard import Switchboard
 from llmux.switching.switcher import Switcher
 
-FRESH_S = 1.0
-"""How long a forecast is used at least."""
+FRESH_S = 0.9
+"""How long a forecast is used at least; a little less than the second between two outlooks."""
+
+STALE_S = 60.0
+"""How long one is told at most: if there was no time for another, or only scrapes ask."""
 
 MOST_SHARE = 0.05
 """Share of the time that all forecasts together may take, as long as somebody asks for them."""
@@ -33,6 +37,12 @@ PATIENCE_S = 0.25
 
 LONGEST_S = 86_400.0
 """Longest wait that is foretold: a policy of the user's own may look again in a thousand years."""
+
+OUTRUN_S = 5.0
+"""The same, once a switch has begun or ended since."""
+
+cpu_s = time.thread_time
+"""Measures what forecasts take. Where others want the core, too, the clock would run faster."""
 
 log = get_logger(__name__)
 
@@ -49,15 +59,29 @@ class Forecast(NamedTuple):
 
     Attributes:
         wait_s: In seconds; None: unknown.
+        at: When it was made (Trio's clock).
         took_s: Time that it took, in seconds.
         until: When it is outdated (Trio's clock).
         state: What it was made for; it is outdated, too, once this has changed.
     """
 
     wait_s: float | None
+    at: float
     took_s: float
     until: float
     state: GroupState
+
+    def left_s(self, now: GroupState) -> float | None:
+        """Return the expected wait of a request that arrives now, if all goes as foretold.
+
+        Once a switch is running, later requests wait less.
+
+        Args:
+            now: The present state.
+        """
+        if self.wait_s is None or (now == self.state and not now.targets):
+            return self.wait_s
+        return max(0.0, self.wait_s - (trio.current_time() - self.at))
 
 
 class Allowance:
@@ -101,16 +125,46 @@ class Forecasts:
     def of(self, model: str) -> float | None:
         """Return the forecast for a model that does not admit requests now; None: not known."""
         made = self._current(model)
-        return None if made is None else made.wait_s
+        return None if made is None else made.left_s(made.state)
+
+    def eta_s(self, switcher: Switcher, model: Model) -> float | None:
+        """Return the expected wait of a request that arrives now; None: unknown.
+
+        It is a forecast where requests wait for the policy, if need be one that is a few seconds
+        old. Where there is none, the switch is taken to begin at once.
+        """
+        if model.admits:
+            return 0.0
+        rough_s = None if model.is_failing else switcher.eta_s(model)
+        if rough_s is None or not self._is_foretold(switcher, model):
+            return rough_s
+        left_s = self._last_s(switcher, model.name)
+        return rough_s if left_s is None else left_s
 
     def ask(self, model: str) -> float | None:
-        """Like `of`; if there is none, `run` will make one soon. Cheap enough for each refusal."""
-        made = self._current(model)
-        if made is None:
+        """Like `eta_s`, but None if there is no forecast; if it is outdated, `run` makes another.
+
+        Cheap enough for each refusal.
+        """
+        if self._current(model) is None:
             self._asked_for.add(model)
             self._is_asked.set()
+        switcher = self._switcher_of(model)
+        if switcher is None or not self._is_foretold(switcher, switcher.models[model]):
             return None
-        return made.wait_s
+        return self._last_s(switcher, model)
+
+    def _last_s(self, switcher: Switcher, model: str) -> float | None:
+        """Return what is left of the last forecast; None: it is too old.
+
+        Where there was no time for another, one from before the last switch says more than that
+        the policy would do as the request wants at once; but if it now does, that is known.
+        """
+        made, state = self._made.get(model), _state(switcher)
+        if made is None or (made.state != state and model in state.targets):
+            return None
+        keeps_s = STALE_S if made.state == state else OUTRUN_S
+        return made.left_s(state) if trio.current_time() - made.at <= keeps_s else None
 
     def _current(self, model: str) -> Forecast | None:
         made, switcher = self._made.get(model), self._switcher_of(model)
@@ -161,15 +215,15 @@ class Forecasts:
         return not (model.admits or model.is_failing or is_unable)
 
     async def _make(self, switcher: Switcher, model: str) -> None:
-        policy, slice_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
-        keeps_s, state = 0.0, _state(switcher)
+        policy, began_at, took_s, wait_s = switcher.policy, trio.current_time(), 0.0, None
+        slice_at, keeps_s, state = cpu_s(), 0.0, _state(switcher)
         try:
             rollout = rollout_of(_scene(switcher), model)
             for _ in rollout.slices():
-                took_s += trio.current_time() - slice_at
+                took_s += cpu_s() - slice_at
                 await trio.lowlevel.checkpoint()
-                slice_at = trio.current_time()
-            took_s += trio.current_time() - slice_at
+                slice_at = cpu_s()
+            took_s += cpu_s() - slice_at
             wait_s, keeps_s = rollout.wait_s, FRESH_S
             if wait_s is not None and wait_s > LONGEST_S:
                 wait_s = None
@@ -181,7 +235,7 @@ class Forecasts:
             self._made.pop(model, None)
             all_took_s = took_s + sum(each.took_s for each in self._made.values())
             until = trio.current_time() + max(keeps_s, all_took_s / MOST_SHARE)
-            self._made[model] = Forecast(wait_s, took_s, until, state)
+            self._made[model] = Forecast(wait_s, began_at, took_s, until, state)
 
 
 def _state(switcher: Switcher) -> GroupState:

@@ -47,6 +47,7 @@ from llmux.observe.schemas import (
     OllamaProcesses,
     OllamaTags,
     OllamaVersion,
+    Outlook,
     PinOrder,
     Readiness,
     RequestList,
@@ -152,6 +153,8 @@ OPERATIONS = (
               query=(Query("awake", "503 also if the model is not awake.",
                            {"type": "string", "enum": ["", "true", "false"]}),)),
     Operation("get", "/control/status", "The current status of groups and models.", Status),
+    Operation("get", "/control/outlook", "What a request for each model would meet now: for what "
+              "chooses among several hosts.", Outlook),
     Operation("get", "/control/history", "What happened in the last hour.", History,
               errors=(BadRequest,),
               query=(Query("secs", "Seconds to look back, at most 3600.", COUNT),)),
@@ -159,8 +162,8 @@ OPERATIONS = (
               "(PhaseChange), `switch` (SwitchRecord), `hook` (HookRun), `counts` (Counts), "
               "`requests` (RequestChanges), `tokens` (TokenRates), `alive` (AliveChange), "
               "`failing` (FailingChange), `memory` (MemoryChange), `mode` (ModeChange), "
-              "`cordon` (CordonChange), `pin` (PinChange), `reload` (Reloaded), `lagged`. "
-              "Continues after `Last-Event-ID`.",
+              "`cordon` (CordonChange), `pin` (PinChange), `reload` (Reloaded), "
+              "`outlook` (Outlook), `lagged`. Continues after `Last-Event-ID`.",
               EVENTS,
               query=(Query("last_event_id", "The same as the header.", {"type": "string"}),)),
     Operation("get", "/control/requests", "The requests under way, oldest first.", RequestList,

@@ -84,10 +84,6 @@ def _model_status(
 ) -> ModelStatus:
     now = trio.current_time()
     config = board.config_of(model.name)
-    eta_s = None if model.is_failing else switcher.eta_s(model)
-    if eta_s:  # the switch has been measured
-        forecast_s = forecasts.of(model.name)
-        eta_s = eta_s if forecast_s is None else forecast_s
     oldest = model.waiters.oldest
     is_slept = model.idle_sleep_s != math.inf
     needs = needs_of(switcher, model.name)
@@ -109,7 +105,7 @@ def _model_status(
         failed_wakes=model.failed_wakes,
         alive_trouble=switcher.health.trouble_of(model),
         cost_secs=0.0 if model.is_awake else _rounded(switcher.cost_s(model)),
-        eta_secs=_rounded(eta_s),
+        eta_secs=_rounded(forecasts.eta_s(switcher, model)),
         aliases=list(config.alias_names),
         backend=config.base_url,
         max_in_flight=config.max_in_flight,

@@ -129,8 +129,13 @@ class Feed:
         if self.is_heard:
             self._pending.append(encode_event(kind, msgspec.json.encode(shape)))
 
+    def tell_now(self, kind: str, shape: Shape) -> None:
+        """Like `tell`, in a batch of its own, which readers get at once."""
+        self.tell(kind, shape)
+        self._seal()
+
     def look_up(self, look: Look) -> None:
-        """Register a function to call before each batch."""
+        """Register a function to call before each batch, and before the feed ends."""
         self._looks.append(look)
 
     def watch_counts(self, count: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
@@ -143,6 +148,11 @@ class Feed:
     def is_heard(self) -> bool:
         """True if there are readers, or one may reconnect."""
         return bool(self._readers) or trio.current_time() < self._heard_until
+
+    async def wait_heard(self) -> None:
+        """Wait until there is a reader."""
+        while not self.is_heard:
+            await self._came.wait()
 
     @property
     def has_ended(self) -> bool:
@@ -272,6 +282,8 @@ class Feed:
 
     def stop(self) -> None:
         """End all event streams, once they have sent all pending events."""
+        if self.is_heard and not self._has_ended:
+            self._look()
         self._seal()
         self._has_ended = True
         self._sealed.set()

@@ -17,6 +17,8 @@ from prometheus_client import (
 
 from llmux import __version__
 from llmux.config import HookName, ModelConfig
+from llmux.observe import outlook_series
+from llmux.observe.outlook_series import OutlookGauges
 from llmux.observe.schemas import Gpu, ResourceMemory
 from llmux.observe.series import SECONDS_BUCKETS, Family, Histogram, Latest, LiveGauges, Row, Value
 
@@ -209,6 +211,10 @@ class Metrics:
             ("llmux_request_queue_limit", "Limit of the requests that wait for one model", ()),
             lambda: [((), float(queue_limit()))],
         )
+
+    def watch_outlook(self, read: Callable[[], OutlookGauges]) -> None:
+        """Export what `read` returns at each scrape, for what chooses among several hosts."""
+        self._add(LiveGauges(outlook_series.SERIES, lambda: outlook_series.rows_of(read())))
 
     def watch_gpus(self, read: Callable[[], Iterable[Gpu]]) -> None:
         """Export what `read` returns at each scrape; numbers that are unknown are left out."""

@@ -69,6 +69,10 @@ class SwitchCosts:
         """Return the known estimates of switches away from `source`, by target."""
         return {target: into[source] for target, into in self._into.items() if source in into}
 
+    def knows(self, target: str) -> bool:
+        """Return whether a switch to `target` was seen, from whatever source."""
+        return target in self._means
+
     def typical(self, target: str) -> float:
         """Return the mean estimate of switches to `target`, else of all switches, else 0."""
         return self._means.get(target, self._mean)

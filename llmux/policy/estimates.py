@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmux.policy.costs import SMOOTHING, SwitchCosts
+from llmux.policy.latencies import Latencies, Served
 from llmux.policy.removed import with_removed_names
 
 NOTICED = 4.0
@@ -25,58 +26,7 @@ DRAIN_MARGIN = 2.0
 """Safety factor on the average drain of the same number of requests. In simulation, 1 and 1.5 break
 the bound, and always expecting the longest drain makes waits longer under overload."""
 
-LATENCY_SMOOTHING = 0.1
-"""Weight of the newest latency in its bucket, after the first ten."""
-
 NOTHING: Mapping[str, float] = MappingProxyType({})
-
-
-class Latencies:
-    """Latencies of a model, or durations of its drains, by its number of requests in flight.
-
-    There is one bucket per power of two, with the running mean of both numbers. Estimates are
-    interpolated between buckets; outside of them, the nearest bucket counts.
-    """
-
-    __slots__ = ("_buckets",)
-
-    def __init__(self) -> None:
-        self._buckets: dict[int, tuple[int, float, float]] = {}  # samples, in flight, seconds
-
-    def copy(self) -> Latencies:
-        copied = Latencies()
-        copied._buckets = self._buckets.copy()
-        return copied
-
-    def note(self, in_flight: int, seconds: float) -> None:
-        """Record an answer to a request that raised the number to `in_flight`, or a drain."""
-        bucket = in_flight.bit_length()
-        samples, mean_count, mean_s = self._buckets.get(bucket, (0, 0.0, 0.0))
-        weight = max(LATENCY_SMOOTHING, 1 / (samples + 1))
-        mean_count += weight * (in_flight - mean_count)
-        mean_s += weight * (seconds - mean_s)
-        self._buckets[bucket] = (samples + 1, mean_count, mean_s)
-
-    def estimate(self, in_flight: int) -> float | None:
-        """Return the seconds for a request that raises the number to `in_flight`, or None."""
-        below: tuple[float, float] | None = None
-        for bucket in sorted(self._buckets):
-            _, count, seconds = self._buckets[bucket]
-            if count >= in_flight:
-                if below is None:
-                    return seconds
-                share = (in_flight - below[0]) / (count - below[0])
-                return below[1] + share * (seconds - below[1])
-            below = (count, seconds)
-        return below[1] if below else None
-
-    def extrapolate(self, in_flight: int) -> float | None:
-        """Return the same, but beyond the last bucket in proportion to the number in flight."""
-        seconds = self.estimate(in_flight)
-        if seconds is None:
-            return None
-        _, most, _ = self._buckets[max(self._buckets)]
-        return seconds * max(1.0, in_flight / most) if most else seconds
 
 
 class Rate:
@@ -118,6 +68,7 @@ class _Measurements:
         self.closed_at: dict[str, float] = {}
         self.rates: dict[str, Rate] = {}
         self.latencies = defaultdict[str, Latencies](Latencies)
+        self.served: dict[str, Served] = {}
 
     def __repr__(self) -> str:
         return repr(vars(self))
@@ -130,6 +81,7 @@ class _Measurements:
         for kept, mine in ((copied.drains, self.drains), (copied.latencies, self.latencies)):
             kept.update((model, each.copy()) for model, each in mine.items())
         copied.rates = {model: rate.copy() for model, rate in self.rates.items()}
+        copied.served = {model: each.copy() for model, each in self.served.items()}
         return copied
 
 
@@ -259,6 +211,10 @@ class Measures(Estimates):
         """A read-only view, for policies."""
         return Estimates(self._known)
 
+    def knows_wake(self, model: str) -> bool:
+        """Return whether a wake of the model was ever measured."""
+        return model in self._known.wakes_s or self.costs.knows(model)
+
     def note_switched(
         self,
         source: str | None,
@@ -354,7 +310,16 @@ class Measures(Estimates):
 
     def note_served(self, model: str, in_flight: int, seconds: float) -> None:
         """Record the latency of a request that raised the number in flight to `in_flight`."""
-        self._known.latencies[model].note(in_flight, seconds)
+        known = self._known
+        known.latencies[model].note(in_flight, seconds)
+        served = known.served.get(model)
+        if served is None:
+            served = known.served[model] = Served()
+        served.note(in_flight, seconds)
+
+    def served(self, model: str) -> Served:
+        """Return how long the model's requests take, for forecasts."""
+        return self._known.served.get(model) or Served()
 
     def forget(self, model: str) -> None:
         """Drop everything about a removed model."""
@@ -371,6 +336,7 @@ class Measures(Estimates):
             known.closed_at,
             known.rates,
             known.latencies,
+            known.served,
         ):
             by_model.pop(model, None)
 

@@ -19,6 +19,7 @@ from llmux.api.forecasts import Forecasts
 from llmux.api.health import health_routes
 from llmux.api.llama_swap import llama_swap_routes
 from llmux.api.memory_status import MemoryFeed
+from llmux.api.outlook import Outlooks
 from llmux.api.page import page_routes
 from llmux.api.public import answer_http_error, answer_llmux_error, public_routes, visitor_routes
 from llmux.config import Config
@@ -173,7 +174,12 @@ def build_service(
         is_cordoned=lambda: board.is_cordoned,
         queue_limit=lambda: reloader.config.limits.queued_per_model,
     )
-    controlled = Controlled(board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts)
+    outlooks = Outlooks(board, feed, forecasts)
+    outlooks.watch(events)
+    metrics.watch_outlook(outlooks.gauges)
+    controlled = Controlled(
+        board, feed, proxy.journeys, journal, shell, reloader, gpus, forecasts, outlooks
+    )
     app = new_app(
         public_routes(lambda: reloader.config, board, metrics),
         health_routes(lambda: reloader.config, board),
@@ -204,6 +210,7 @@ def build_service(
         quiet.run,
         gpus.run,
         forecasts.run,
+        outlooks.run,
         memory.run,
         watchdog.run,
     ]

@@ -3,7 +3,7 @@
 A policy may stay with the model that is awake, wake others first, or end a drain early. Rules of
 thumb leave that out, and are wrong by multiples. So a forecast continues from the present state in
 the simulator: the same policy decides, on copies of the same estimates, and everything else happens
-as measured on average: requests arrive at their present rates, and take the usual latency.
+as measured: requests arrive at their present rates, and take as long as the latest ones did.
 
     Scene       a group at one moment, copied, so that it may be read later
     Rollout     a simulation that starts from a scene with one more request, and ends as that one
@@ -15,19 +15,18 @@ as measured on average: requests arrive at their present rates, and take the usu
 from __future__ import annotations
 
 import copy
-import heapq
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, TypeVar
 
 from llmux.policy import LineFirst, Policy
 from llmux.policy.estimates import Measures
-from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Job, Sharing
 from llmux.simulate.engine import LOOK, SWITCHED, Setup, Simulation, Station
+from llmux.simulate.expected import Works, expected_arrivals
 from llmux.switching.core import ModelState, Phase, Traits
 
 MOST_EVENTS = 1500
@@ -164,7 +163,7 @@ class Rollout(Simulation):
     def __init__(self, scene: Scene, model: str) -> None:
         measures = scene.measures
         by_name = {each.name: each for each in scene.models}
-        self._work_s = {name: measures.latency_s(name, 1) or 0.0 for name in by_name}
+        works = self._works = Works(measures, by_name)
         super().__init__(
             Setup(
                 models=list(by_name),
@@ -172,7 +171,7 @@ class Rollout(Simulation):
                 server=lambda name: Sharing(speed_by_latency(measures, name)),
                 policy=lambda: scene.policy,
             ),
-            expected_arrivals(scene, self._work_s),
+            expected_arrivals(by_name, measures, works, scene.now),
             None,
             random.Random(0),  # noqa: S311 - unused: no wake fails
             lambda _count: None,
@@ -182,7 +181,7 @@ class Rollout(Simulation):
         self._scene = scene
         self._measures, self._estimates = measures, measures.estimates
         self._policy = scene.policy
-        self._asked = Job(model, scene.now, self._work_s[model])
+        self._asked = Job(model, scene.now, works.usual_s(model))
         self._stations: dict[str, _Start] = {  # type: ignore[assignment]
             name: _Start(index, each, Sharing(speed_by_latency(measures, name)))
             for index, (name, each) in enumerate(by_name.items())
@@ -226,7 +225,7 @@ class Rollout(Simulation):
     def _fill(self, station: _Start, scene: ModelScene) -> None:
         """Bring a station into a model's phase, and its requests into the line or in flight."""
         for arrived_at, weight in scene.waiting:
-            job = Job(scene.name, arrived_at, self._work_s[scene.name])
+            job = Job(scene.name, arrived_at, self._works.new_s(scene.name))
             job.weight = weight
             station.waiters.add(job)
         self._waiting += len(scene.waiting)
@@ -258,7 +257,7 @@ class Rollout(Simulation):
     def _put_in_flight(self, station: Station, count: int) -> None:
         """Add requests that are in flight already."""
         now = self._scene.now
-        for left_s in work_left(count, self._work_s[station.name]):
+        for left_s in self._works.left_s(station.name, count):
             self._admit(station, Job(station.name, now, left_s), now)
 
     def _hooks_left_s(self) -> float:
@@ -294,11 +293,6 @@ def hook_left_s(usual_s: float, runs_for_s: float) -> float:
     return max(usual_s - runs_for_s, OVERDUE_SHARE * usual_s)
 
 
-def work_left(count: int, usual_s: float) -> list[float]:
-    """Return what is left of requests in flight: quantiles of an exponential distribution."""
-    return [-usual_s * math.log(1 - (index + 0.5) / count) for index in range(count)]
-
-
 class _Start(Station):
     """A station as a model of a scene; `Rollout` puts its requests there."""
 
@@ -315,32 +309,14 @@ class _Start(Station):
 
 def speed_by_latency(measures: Measures, model: str) -> Callable[[int], float]:
     """Return the progress of each of n requests per second of work, from latencies (`replay`)."""
+    latencies = measures.served(model).latencies
 
     @cache
     def speed(count: int) -> float:
-        alone_s, together_s = measures.latency_s(model, 1), measures.latency_s(model, count)
+        alone_s, together_s = latencies.estimate(1), latencies.estimate(count)
         return alone_s / together_s if alone_s and together_s else 1.0
 
     return speed
-
-
-def expected_arrivals(scene: Moment, work_s: Mapping[str, float]) -> Iterator[Arrival]:
-    """Yield requests for each model at its present rate, at random times from a fixed seed.
-
-    Evenly spaced, they would never leave a gap in which a model is idle, and some policies wait for
-    such a gap.
-    """
-    rng = random.Random(1)  # noqa: S311 - not for secrets
-    coming: list[tuple[float, str, float]] = []
-    for each in scene.models:
-        rate = scene.measures.arrivals_per_s(each.name, scene.now)
-        if rate > 0:
-            coming.append((scene.now + rng.expovariate(rate), each.name, rate))
-    heapq.heapify(coming)
-    while coming:
-        at, name, rate = coming[0]
-        yield Arrival(at, name, work_s[name])
-        heapq.heapreplace(coming, (at + rng.expovariate(rate), name, rate))
 
 
 def forecast_s(scene: Scene, model: str) -> float | None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from llmux.config import PolicyConfig
 from llmux.observe.journal import Request, Started, Switch
 from llmux.policy import Policy, load_policy
-from llmux.policy.estimates import Latencies
+from llmux.policy.latencies import Latencies
 from llmux.simulate.arrivals import Arrival
 from llmux.simulate.backends import Server, Sharing
 from llmux.simulate.engine import Setup, simulate

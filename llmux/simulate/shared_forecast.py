@@ -18,6 +18,7 @@ from llmux.policy.estimates import Measures
 from llmux.policy.placing import Placing
 from llmux.simulate.backends import Job, Sharing
 from llmux.simulate.coresident import LOOK, Coresident
+from llmux.simulate.expected import Works, expected_arrivals
 from llmux.simulate.forecast import (
     EVENTS_A_SLICE,
     MOST_EVENTS,
@@ -26,11 +27,9 @@ from llmux.simulate.forecast import (
     Rollout,
     Scene,
     copy_of,
-    expected_arrivals,
     hook_left_s,
     model_scene,
     speed_by_latency,
-    work_left,
 )
 from llmux.simulate.hosts import CoresidentSetup, Host
 from llmux.simulate.moves import Switch, Then
@@ -109,7 +108,8 @@ class SharedRollout(Coresident):
     def __init__(self, scene: SharedScene, model: str) -> None:
         measures, rules = scene.measures, scene.rules
         memory = scene.ledger.memory
-        self._work_s = {name: measures.latency_s(name, 1) or 0.0 for name in memory.needs}
+        works = self._works = Works(measures, memory.needs)
+        names = [each.name for each in scene.models]
         policy = Placing(scene.policy)
         super().__init__(
             CoresidentSetup(
@@ -125,7 +125,7 @@ class SharedRollout(Coresident):
                 keep=rules.keep,
                 busy=rules.busy,
             ),
-            expected_arrivals(scene, self._work_s),
+            expected_arrivals(names, measures, works, scene.now),
             policy=policy,
             measures=measures,
             ledger=scene.ledger,
@@ -136,7 +136,7 @@ class SharedRollout(Coresident):
         self._slice_ends = 0
         self._scene = scene
         self._leaving: list[Host] = []  # that sleep without a switch
-        self._asked = Job(model, scene.now, self._work_s[model])
+        self._asked = Job(model, scene.now, works.usual_s(model))
         self._resume()
 
     def slices(self) -> Iterator[None]:
@@ -184,7 +184,7 @@ class SharedRollout(Coresident):
         """Bring a host into a model's phase, and its requests into the line or in flight."""
         host.drains, host.retry_at, host.used_at = scene.drains, scene.retry_at, scene.used_at
         for arrived_at, weight in scene.waiting:
-            job = Job(scene.name, arrived_at, self._work_s[scene.name])
+            job = Job(scene.name, arrived_at, self._works.new_s(scene.name))
             job.weight = weight
             host.waiters.add(job)
         phase, at = scene.phase, scene.entered_at
@@ -208,7 +208,7 @@ class SharedRollout(Coresident):
     def _serve(self, host: Host, scene: ModelScene) -> None:
         host.move_to(Phase.AWAKE, scene.awake_since)
         now = self._scene.now
-        for left_s in work_left(scene.in_flight, self._work_s[host.name]):
+        for left_s in self._works.left_s(host.name, scene.in_flight):
             self._admit(host, Job(host.name, now, left_s), now)
 
     def _resume_sleep(self, host: Host, scene: ModelScene) -> None:

@@ -38,10 +38,10 @@ def retry_after_s(group: Group, model: Model) -> float:
 
 
 def eta_s(group: Group, model: Model) -> float | None:
-    """Return `wait_s`, or None if this switch was never measured."""
+    """Return `wait_s`, or None if no wake of the model was ever measured."""
     if model.admits:
         return 0.0
-    if not model.is_awake and cost_s(group, model) is None:
+    if not model.is_awake and not group.measures.knows_wake(model.name):
         return None
     return wait_s(group, model)
 

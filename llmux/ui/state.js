@@ -251,6 +251,13 @@ const EVENTS = {
     store._mark("status");
     store._mark("timeline");
   },
+  outlook(store, outlook) {
+    for (const [name, { wait_secs: wait, cost_secs: cost }] of Object.entries(outlook.models)) {
+      const model = store.model(name);
+      if (model) Object.assign(model, { eta_secs: wait, cost_secs: cost });
+    }
+    store._mark("status");
+  },
   tokens(store, rates) {
     for (const [name, rate] of Object.entries(rates.models)) {
       const model = store.model(name);

@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.api import forecasts as module
-from llmux.api.forecasts import FRESH_S, MOST_SHARE, PATIENCE_S, Forecasts
+from llmux.api.forecasts import FRESH_S, MOST_SHARE, OUTRUN_S, PATIENCE_S, Forecasts
 from llmux.config import PolicyConfig
 from llmux.errors import QueueFull
 from llmux.policy import (
@@ -232,6 +232,8 @@ async def test_a_forecast_that_takes_too_long_does_not_start_over_for_each_answe
 ) -> None:
     asked: list[float] = []
 
+    monkeypatch.setattr(module, "cpu_s", trio.current_time)
+
     def ponder(view: GroupView) -> Decision:
         asked.append(view.now)
         mock_clock.jump(0.3)  # longer than the patience of an answer
@@ -267,6 +269,7 @@ async def test_forecasts_for_many_costly_models_share_one_allowance(
             yield
 
     monkeypatch.setattr(module, "rollout_of", Costly)
+    monkeypatch.setattr(module, "cpu_s", trio.current_time)
     names = [f"m{number}" for number in range(40)]
     rig = Rig(names)
     forecasts = forecasts_of(rig)
@@ -383,3 +386,30 @@ async def test_a_forecast_where_models_share_memory(autojump_clock: MockClock) -
         assert forecasts.of("c") == pytest.approx(8)  # fits beside a
         assert forecasts.of("b") == pytest.approx(10)
         assert await rig.ask("b") == pytest.approx(10)
+
+
+async def test_a_forecast_outlasts_a_switch_for_a_while(autojump_clock: MockClock) -> None:
+    """Until there is time for another, that of before says more than that none is known."""
+    seconds = {(n, hook): s for n in "abc" for hook, s in (("wake", 8.0), ("sleep", 2.0))}
+    rig = Rig("abc", hooks=FakeHooks(seconds=seconds), policy=AdaptivePolicy)
+    forecasts = forecasts_of(rig)
+    async with rig.running() as requests:
+        for model in ("c", "b", "a"):
+            await rig.ask(model, 4)
+        with trio.CancelScope() as busy:
+            requests.start_soon(keep_busy, busy, requests, rig)
+            await trio.sleep(20)
+            c = rig.switcher.models["c"]
+            await forecasts.refresh()
+            expected_s = forecasts.eta_s(rig.switcher, c)
+            assert expected_s is not None
+            assert expected_s > 2 * 10  # the policy's stay, and another switch
+            requests.start_soon(rig.switcher.force_switch, "b")
+            await trio.sleep(3)
+            assert forecasts.of("c") is None
+            assert forecasts.ask("c") == pytest.approx(expected_s - 3)
+            assert forecasts.ask("b") is None  # it is being woken, which is better known
+            assert forecasts.eta_s(rig.switcher, c) == pytest.approx(expected_s - 3)
+            await trio.sleep(OUTRUN_S)
+            assert forecasts.ask("c") is None
+            busy.cancel()

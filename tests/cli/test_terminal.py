@@ -826,6 +826,21 @@ def test_the_picture_follows_a_switch() -> None:
     assert status.groups["default"].state == "idle"
 
 
+def test_the_picture_has_the_latest_expected_waits() -> None:
+    known = {
+        "refused": None, "awake": False, "running": 0, "waiting": 1, "max_in_flight": None,
+        "arrivals_per_sec": 0.1, "latency_secs": None,
+    }  # fmt: skip
+    models = {
+        "whisper": {"wait_secs": 12.5, "cost_secs": 4.0, **known},
+        "gone": {"wait_secs": None, "cost_secs": None, **known},
+    }
+    status = tell(picture(), "outlook", boot="x", state="ready", models=models)
+    assert status.models["whisper"].eta_secs == 12.5
+    assert status.models["whisper"].cost_secs == 4
+    assert "gone" not in status.models
+
+
 def test_the_picture_has_tokens_a_second() -> None:
     assert "TOK/S" not in drawn(views.show_status(STATUS, URL))
     status = tell(picture(), "tokens", models={"whisper": 41.5, "gone": 1.0})

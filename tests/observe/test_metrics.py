@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmux.observe.metrics import SECONDS_BUCKETS, STATES, Metrics, ModelGauges
+from llmux.observe.outlook_series import OutlookGauges
 from llmux.observe.schemas import HeldMemory, PromisedMemory, ResourceMemory
 from llmux.switching.model import Phase
 
@@ -34,6 +37,13 @@ MORE = {
     "llmux_healthy": ("gauge", set()),
     "llmux_cordoned": ("gauge", set()),
     "llmux_request_queue_limit": ("gauge", set()),
+    "llmux_expected_wait_seconds": ("gauge", {"model"}),
+    "llmux_requests_waiting": ("gauge", set()),
+    "llmux_requests_running": ("gauge", set()),
+    "llmux_models_info": (
+        "gauge",
+        {"running_lora_adapters", "waiting_lora_adapters", "max_lora"},
+    ),
     "llmux_tls_certificate_expiry_timestamp_seconds": ("gauge", set()),
     "llmux_memory_bytes": ("gauge", {"group", "resource"}),
     "llmux_memory_held_bytes": ("gauge", {"group", "resource", "model", "state"}),
@@ -44,6 +54,15 @@ MORE = {
 
 NOW = ModelGauges(queued=1, in_flight=2, group="g", state="awake", oldest_wait_s=3)
 
+
+OUTLOOK = OutlookGauges(
+    waits_s={"a": 0.0, "b": 7.5, "c": None, "d": 9.0},
+    waiting=3,
+    running=2,
+    awake=["a", "x"],
+    wanted=["b", "d"],
+    most_awake=2,
+)
 
 MEMORY = ResourceMemory(
     resource="gpu0",
@@ -58,6 +77,7 @@ def test_every_series_of_the_contract_and_no_other() -> None:
     metrics = Metrics()
     metrics.watch_counts(lambda: {"a": NOW})
     metrics.watch_site(is_healthy=lambda: True, is_cordoned=lambda: False, queue_limit=lambda: 7)
+    metrics.watch_outlook(lambda: OUTLOOK)
     metrics.watch_certificate(lambda: 1.0)
     metrics.watch_memory(lambda: {"g": [MEMORY]})
     metrics.requests.count("a", 200, waited=True, first_byte_s=1)
@@ -88,6 +108,24 @@ def test_every_series_of_the_contract_and_no_other() -> None:
     assert not gone, f"users may rely on {gone}"
     assert found == known
     assert max(SECONDS_BUCKETS) == 3600
+
+
+def test_what_endpoint_pickers_read() -> None:
+    metrics = Metrics()
+    metrics.watch_outlook(lambda: OUTLOOK)
+    lines = metrics.render().decode().splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("llmux_"))
+    waits = {name: value for name, value in found.items() if "expected_wait" in name}
+    assert waits == {
+        'llmux_expected_wait_seconds{model="a"}': "0.0",
+        'llmux_expected_wait_seconds{model="b"}': "7.5",
+        'llmux_expected_wait_seconds{model="d"}': "9.0",
+    }  # nothing of c, whose wait is unknown
+    assert (found["llmux_requests_waiting"], found["llmux_requests_running"]) == ("3.0", "2.0")
+    labels = 'max_lora="2",running_lora_adapters="a,x",waiting_lora_adapters="b,d"'
+    at = next(float(value) for name, value in found.items() if name.startswith("llmux_models_info"))
+    assert f"llmux_models_info{{{labels}}}" in found
+    assert abs(at - time.time()) < 3600
 
 
 def test_counts_are_read_when_scraped() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.policy.estimates import ARRIVALS, Latencies, Measures, Rate
+from llmux.policy.estimates import ARRIVALS, Measures, Rate
+from llmux.policy.latencies import Latencies
 
 
 def latencies(*notes: tuple[int, float]) -> Latencies:
@@ -178,5 +179,5 @@ def test_a_model_that_is_forgotten_was_never_seen() -> None:
         measures.forget("a")
         known = repr(vars(measures))
         assert "'a'" not in known
-        assert known.count("'b'") == 7  # once in each, and where a switch led to it in two
+        assert known.count("'b'") == 8  # once in each, and where a switch led to it in two
         assert measures.longest_drain_s() == 5  # of the group

@@ -1,14 +1,14 @@
-"""Forecasts: what is left of a switch, what the policy does first, and how far off they are."""
+"""Forecasts: what is left of a switch, and what the policy does first.
+
+`tests/bench/test_forecast_bench.py` is about how far off they are.
+"""
 
 from __future__ import annotations
 
 import math
-import random
 import threading
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -16,9 +16,8 @@ import pytest
 from llmux.config import PolicyConfig
 from llmux.policy import LineFirst, load_policy
 from llmux.policy.estimates import Measures
-from llmux.simulate.arrivals import Arrival, zipf
 from llmux.simulate.backends import Job, Sharing
-from llmux.simulate.engine import Setup, Simulation, Station
+from llmux.simulate.engine import Station
 from llmux.simulate.forecast import MOST_EVENTS, Rollout, Scene, forecast_s, scene_of
 from llmux.switching.core import NO_TRAITS, ModelState, Phase, Traits
 
@@ -191,61 +190,3 @@ def test_a_policy_that_cannot_be_copied() -> None:
         scene_of(
             [], LineFirst(Uncopyable(), PolicyConfig(), measures), measures, now=0, target=None
         )
-
-
-# ---- How far off they are ----
-
-
-class Asked(Simulation):
-    """Forecasts the waits of some requests, and notes how long they did wait."""
-
-    def ask(self, share: float) -> None:
-        self.share, self.rng = share, random.Random(7)
-        self.found: list[tuple[float, Job]] = []
-
-    def _arrive(self, arrival: Arrival, now: float) -> None:
-        station = self._stations[arrival.model]
-        is_asked = now > 200 and not station.admits and self.rng.random() < self.share
-        if is_asked:
-            target = self._target.name if self._target else None
-            models = self._stations.values()
-            expected = forecast_s(
-                scene_of(models, self._policy, self._measures, now=now, target=target),
-                arrival.model,
-            )
-        super()._arrive(arrival, now)
-        if is_asked:
-            assert expected is not None
-            self.found.append((expected, list(station.waiters)[-1]))
-
-
-def errors(policy: str, rate: float, cost_s: float, count: int) -> list[float]:
-    rng = random.Random(3)
-    at, arrivals = 0.0, []
-    for _ in range(count):
-        at += rng.expovariate(rate)
-        name = rng.choices("abc", zipf(3))[0]
-        arrivals.append(Arrival(at, name, rng.expovariate(1 / 3)))
-    setup = Setup(
-        models=["a", "b", "c"],
-        cost=lambda *_: cost_s,
-        server=lambda _: Sharing(lambda running: 1 / (1 + 0.05 * (running - 1))),
-        policy=partial(load_policy, PolicyConfig(name=policy), Path()),
-    )
-    nothing: Callable[[int], None] = lambda _: None  # noqa: E731
-    run = Asked(setup, iter(arrivals), None, random.Random(1), nothing)
-    run.ask(0.1)
-    run.run(math.inf)
-    waits = [(expected, job.admitted_at - job.arrived_at) for expected, job in run.found]
-    assert len(waits) > 30
-    return [abs(expected - waited) / waited for expected, waited in waits]
-
-
-@pytest.mark.parametrize(
-    ("policy", "rate", "cost_s"),
-    [("adaptive", 0.5, 5.0), ("adaptive", 1.0, 10.0), ("fifo", 0.5, 8.0)],
-)
-def test_half_of_the_forecasts_are_within_30_percent(
-    policy: str, rate: float, cost_s: float
-) -> None:
-    assert median(errors(policy, rate, cost_s, 1200)) < 0.3

@@ -1,11 +1,9 @@
-"""Forecasts where models share memory: running switches, who has to leave, and their errors."""
+"""Forecasts where models share memory: running switches, and who has to leave."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Sequence
-from statistics import median
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,11 +13,9 @@ from llmux.policy import LineFirst, load_policy
 from llmux.policy.estimates import Measures
 from llmux.policy.placing import Placing
 from llmux.policy.room import Memory, Needs
-from llmux.simulate.arrivals import Arrival, zipf
 from llmux.simulate.backends import Job, Sharing
-from llmux.simulate.coresident import Coresident
 from llmux.simulate.forecast import MOST_EVENTS, scene_of
-from llmux.simulate.hosts import CoresidentSetup, Host
+from llmux.simulate.hosts import Host
 from llmux.simulate.shared_forecast import (
     Rules,
     SharedRollout,
@@ -234,70 +230,3 @@ def test_both_kinds_of_groups_are_foretold(place: Place) -> None:
     models: Iterable[ModelState] = [place["a"], place["b"]]
     one = rollout_of(scene_of(models, asks, place.measures, now=NOW, target=None), "b")
     assert not isinstance(one, SharedRollout)
-
-
-# ---- How far off they are ----
-
-
-class Asked(Coresident):
-    """Forecasts the waits of some requests, and notes how long they did wait."""
-
-    def ask(self, share: float) -> None:
-        self.share, self.rng = share, random.Random(7)
-        self.found: list[tuple[float, Job]] = []
-
-    def _arrive(self, arrival: Arrival, now: float) -> None:
-        host = self._hosts[arrival.model]
-        is_asked = now > 200 and not host.admits and self.rng.random() < self.share
-        if is_asked:
-            rules = Rules(touches=self._setup.touches)
-            scene = shared_scene_of(
-                self._hosts.values(), self._ledger, self._policy, self._measures, now=now,
-                rules=rules,
-            )  # fmt: skip
-            expected = shared_forecast_s(scene, arrival.model)
-        super()._arrive(arrival, now)
-        if is_asked:
-            assert expected is not None
-            self.found.append((expected, list(host.waiters)[-1]))
-
-
-def errors(policy: str, rate: float, sizes: Sequence[int], count: int) -> list[float]:
-    rng = random.Random(3)
-    names = "abcdef"[: len(sizes)]
-    at, arrivals = 0.0, []
-    for _ in range(count):
-        at += rng.expovariate(rate)
-        name = rng.choices(names, zipf(len(names)))[0]
-        arrivals.append(Arrival(at, name, rng.expovariate(1 / 3)))
-    needs = {name: Needs.of((size,)) for name, size in zip(names, sizes, strict=True)}
-    setup = CoresidentSetup(
-        memory=Memory(("gpu",), (80,), needs),
-        wake_s=lambda _: WAKE_S,
-        sleep_s=lambda _: SLEEP_S,
-        server=lambda _: Sharing(lambda running: 1 / (1 + 0.05 * (running - 1))),
-        policy=lambda: load_policy(PolicyConfig(name=policy)),
-        hooks_at_once=math.inf,
-        touches=dict.fromkeys(names, frozenset({"gpu"})),
-    )
-    measures = Measures()
-    run = Asked(
-        setup,
-        iter(arrivals),
-        policy=LineFirst(Placing(setup.policy()), PolicyConfig(), measures),
-        measures=measures,
-        ledger=Ledger(setup.memory),
-        rng=random.Random(1),
-    )
-    run.ask(0.1)
-    run.run(math.inf)
-    waits = [(expected, job.admitted_at - job.arrived_at) for expected, job in run.found]
-    assert len(waits) > 20
-    return [abs(expected - waited) / waited for expected, waited in waits]
-
-
-@pytest.mark.parametrize(
-    ("policy", "rate"), [("adaptive", 1.5), ("exhaustive", 1.0), ("fifo", 1.0)]
-)
-def test_half_of_the_forecasts_are_within_30_percent(policy: str, rate: float) -> None:
-    assert median(errors(policy, rate, [50, 40, 35, 30, 25], 600)) < 0.3

@@ -21,6 +21,7 @@ from llmux.observe.schemas import (
     MemoryChange,
     ModeChange,
     ModelStatus,
+    Outlook,
     PhaseChange,
     PinChange,
     RequestChanges,
@@ -45,6 +46,7 @@ KINDS: dict[str, type[Any]] = {
     "failing": FailingChange,
     "memory": MemoryChange,
     "mode": ModeChange,
+    "outlook": Outlook,
     "cordon": CordonChange,
     "pin": PinChange,
 }
@@ -96,6 +98,8 @@ class Picture:
                 self._change_requests(news)
             case SwitchRecord():
                 self._note_switches([news])
+            case Outlook():
+                self._set_outlook(news)
             case CordonChange() if self.status is not None:
                 self.status = replace(self.status, cordoned=news.cordoned)
         if self.status is not None:
@@ -222,6 +226,12 @@ class Picture:
             status.models[name] = replace(
                 model, in_flight=in_flight, queued=queued, oldest_wait_secs=oldest
             )
+
+    def _set_outlook(self, news: Outlook) -> None:
+        for name, model in news.models.items():
+            if self.status is not None:
+                fields = {"eta_secs": model.wait_secs, "cost_secs": model.cost_secs}
+                self._set_model(self.status, name, **fields)
 
     @staticmethod
     def _set_model(status: Status, name: str, **fields: Any) -> None:

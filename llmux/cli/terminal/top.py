@@ -77,7 +77,7 @@ def run_top(connect: Callable[[], Client]) -> None:
 class Feed:
     """Keeps the picture up to date, by events and now and then by the whole status.
 
-    The status has what no event tells: costs, ETAs, and who is first in line.
+    The status has what no event tells, such as who is first in line.
 
     Attributes:
         picture: Changed and read under `lock` only.

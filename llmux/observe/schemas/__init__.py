@@ -30,6 +30,7 @@ from llmux.observe.schemas.memory import (
 )
 from llmux.observe.schemas.operators import CordonChange, ModeChange, Pin, PinChange, Reloaded
 from llmux.observe.schemas.orders import ModelOrder, ModeOrder, PinOrder, UnpinOrder
+from llmux.observe.schemas.outlook import HostState, ModelOutlook, Outlook
 from llmux.observe.schemas.requests import (
     Counts,
     RequestChanges,
@@ -79,6 +80,7 @@ __all__ = [
     "History",
     "Holding",
     "HookRun",
+    "HostState",
     "Journal",
     "MemoryChange",
     "Message",
@@ -90,6 +92,7 @@ __all__ = [
     "ModelList",
     "ModelObject",
     "ModelOrder",
+    "ModelOutlook",
     "ModelState",
     "ModelStatus",
     "OllamaDetails",
@@ -101,6 +104,7 @@ __all__ = [
     "OllamaTags",
     "OllamaVersion",
     "Order",
+    "Outlook",
     "PhaseChange",
     "Pin",
     "PinChange",

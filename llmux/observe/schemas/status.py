@@ -45,8 +45,8 @@ class ModelStatus(Shape, frozen=True):
         cost_secs: Expected hook time of a switch to it, from the models that are awake now; null:
             unknown.
         eta_secs: Expected wait of a request that arrives now: the policy is asked what it would do.
-            In manual mode, and with a pin, as if the switch began at once. null: unknown, or its
-            wake keeps failing.
+            In manual mode, and with a pin, as if the switch began at once. null: unknown, since it
+            was never woken, or its wake keeps failing.
         aliases: Other names for it.
         backend: The URL of its server.
         max_in_flight: Limit of the requests in flight; null: no limit.

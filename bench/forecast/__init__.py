@@ -1,0 +1,1 @@
+"""How far off the expected waits are, simulated and live: `python -m bench.forecast`."""
