@@ -33,11 +33,13 @@ class Arrival(NamedTuple):
         at: Seconds of simulated time.
         model: The requested model.
         work_s: Service time on an otherwise idle server, in seconds.
+        lost_s: Seconds that it has spent before on hosts that died.
     """
 
     at: float
     model: str
     work_s: float
+    lost_s: float = 0.0
 
 
 def zipf(count: int) -> list[float]:

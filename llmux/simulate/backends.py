@@ -20,11 +20,14 @@ class Job:
         in_flight: Number of requests in flight at that time, itself included.
         frozen_s: Seconds for which it was frozen with its model; valid once it has ended.
         weight: Factor by which its age counts in line.
+        lost_s: Seconds that it has spent before on hosts that died.
     """
 
-    __slots__ = ("admitted_at", "arrived_at", "frozen_s", "in_flight", "model", "weight", "work_s")
+    __slots__ = (
+        "admitted_at", "arrived_at", "frozen_s", "in_flight", "lost_s", "model", "weight", "work_s",
+    )  # fmt: skip
 
-    def __init__(self, model: str, arrived_at: float, work_s: float) -> None:
+    def __init__(self, model: str, arrived_at: float, work_s: float, lost_s: float = 0.0) -> None:
         self.model = model
         self.arrived_at = arrived_at
         self.work_s = work_s
@@ -32,6 +35,7 @@ class Job:
         self.in_flight = 0
         self.frozen_s = 0.0
         self.weight = 1.0
+        self.lost_s = lost_s
 
 
 class Server(Protocol):

@@ -139,6 +139,8 @@ class Coresident:
         )
         self._turns = Turns(self._hosts.values(), setup.touches, setup.busy, self._latency_s)
         self._events: list[_Event] = []
+        self._has_begun = False
+        self._now = 0.0
         self._count = 0
         self._look_at = math.inf
         self._seconds = dict.fromkeys(("serving", "draining", "switching", "idle"), 0.0)
@@ -147,9 +149,18 @@ class Coresident:
 
     def run(self, until: float) -> None:
         """Process events in order of time, up to `until`."""
-        self._draw_arrival()
-        hosts = list(self._hosts.values())
-        now = 0.0
+        self.advance(until)
+        for host in self._hosts.values():
+            if host.is_awake:
+                self.outcome.spans.append((host.index, host.awake_since, self._now))
+        self.outcome.seconds = self._seconds
+
+    def advance(self, until: float) -> None:
+        """Process events in order of time, up to `until`; more may follow."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._draw_arrival()
+        hosts, now = list(self._hosts.values()), self._now
         while True:
             first = min(hosts, key=_done_at)
             done_at = first.server.done_at
@@ -172,10 +183,7 @@ class Coresident:
                     event.what(now)
             self._settle(now)
             self._ask(now)
-        for host in hosts:
-            if host.is_awake:
-                self.outcome.spans.append((host.index, host.awake_since, now))
-        self.outcome.seconds = self._seconds
+        self._now = now
 
     def _is_over(self) -> bool:
         """Return whether to stop although something is left to happen."""
@@ -211,7 +219,7 @@ class Coresident:
 
     def _arrive(self, arrival: Arrival, now: float) -> None:
         host = self._hosts[arrival.model]
-        job = Job(arrival.model, now, arrival.work_s)
+        job = Job(arrival.model, now, arrival.work_s, arrival.lost_s)
         self._measures.note_arrival(host.name, now)
         self._moves.changed.add(host)
         if host.admits and not host.waiters.count and self._turns.may_admit(host, now, now):

@@ -143,6 +143,8 @@ class Simulation:
         self._source: Station | None = None
         self._waiting = 0  # in all lines, and frozen
         self._events: list[tuple[float, int, int, Arrival | None]] = []
+        self._has_begun = False
+        self._now = 0.0
         self._count = 0
         self._coming = 0  # number of arrivals among the events
         self._look_at = math.inf
@@ -155,9 +157,18 @@ class Simulation:
 
     def run(self, until: float) -> None:
         """Process events in order of time, up to `until`."""
-        self._draw_arrival()
-        events = self._events
-        now = 0.0
+        self.advance(until)
+        if self._target is None and self._serving is not None:
+            span = self._serving.index, self._serving.awake_since, self._now
+            self.outcome.spans.append(span)
+        self.outcome.seconds = self._seconds
+
+    def advance(self, until: float) -> None:
+        """Process events in order of time, up to `until`; more may follow."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._draw_arrival()
+        events, now = self._events, self._now
         while True:
             serving = self._serving
             done_at = serving.server.done_at if serving else math.inf
@@ -181,9 +192,7 @@ class Simulation:
                     continue  # superseded by a later LookAgain
             if self._target is None:
                 self._ask(now)
-        if self._target is None and self._serving is not None:
-            self.outcome.spans.append((self._serving.index, self._serving.awake_since, now))
-        self.outcome.seconds = self._seconds
+        self._now = now
 
     def _is_over(self, done_at: float) -> bool:
         """Return whether only superseded `LookAgain` events are left."""
@@ -210,7 +219,7 @@ class Simulation:
 
     def _arrive(self, arrival: Arrival, now: float) -> None:
         station = self._stations[arrival.model]
-        job = Job(arrival.model, now, arrival.work_s)
+        job = Job(arrival.model, now, arrival.work_s, arrival.lost_s)
         self._measures.note_arrival(station.name, now)
         if station.admits:
             self._admit(station, job, now)

@@ -194,7 +194,7 @@ class Rollout(Simulation):
         while self.wait_s is None and self._left > 0:
             self._slice_ends = self._left - EVENTS_A_SLICE
             before = self._left
-            self.run(math.inf)
+            self.advance(math.inf)
             if self._left == before:
                 return  # nothing is left to happen
             yield

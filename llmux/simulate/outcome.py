@@ -19,7 +19,7 @@ class Outcome:
     Attributes:
         names: The models.
         models: The index of the request's model in `names`.
-        arrived_at: Its arrival.
+        arrived_at: Its arrival; at the first host, if it was sent to others after that.
         admitted_at: Its admission.
         ended_at: Its end.
         work_s: Its service time on an otherwise idle server.
@@ -49,7 +49,7 @@ class Outcome:
     def add(self, index: int, job: Job, now: float) -> None:
         """Add a request that ended now, of the model with this index."""
         self.models.append(index)
-        self.arrived_at.append(job.arrived_at)
+        self.arrived_at.append(job.arrived_at - job.lost_s)
         self.admitted_at.append(job.admitted_at)
         self.ended_at.append(now)
         self.work_s.append(job.work_s)

@@ -144,7 +144,7 @@ class SharedRollout(Coresident):
         while self.wait_s is None and self._left > 0:
             before = self._left
             self._slice_ends = before - EVENTS_A_SLICE
-            self.run(math.inf)
+            self.advance(math.inf)
             if self._left == before:
                 return  # nothing is left to happen
             yield
