@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from llmux.errors import ConfigError
+from llmux.http.paths import CONTROL_PATHS
 from llmux.pick.clusters import HOSTS, MODELS, clusters, home_clusters, socket_address, typed
 from llmux.pick.config import PickConfig
 from llmux.pick.exchange import DESTINATION, OWN, SUBSET
@@ -26,11 +27,15 @@ CLIENT_HEADER = "x-llmux-client"
 PICK_TIMEOUT = "0.25s"
 """Time for a pick; then, and if there is no picker, Envoy chooses by itself."""
 
-PRIVATE = ("/control", "/ui", "/metrics")
-"""Paths of hosts that clients of Envoy do not reach."""
+PRIVATE = (*(path.decode() for path in CONTROL_PATHS), "/ui", "/metrics", "/logs")
+"""Paths of hosts that clients of Envoy do not reach, with those below: what comes from Envoy may
+come from the host's own machine, which needs no key."""
 
 OPEN = ("/health", "/health/ready")
 """Paths that need no key, for balancers in front: whether any host would answer."""
+
+LISTS = ("/v1/models", "/models", "/api/tags")
+"""Lists of models, which the picker has of all hosts."""
 
 HEAD = """\
 # Made by `llmux pick envoy-config`. Start with: envoy -c THIS_FILE
@@ -97,8 +102,6 @@ def _listener(config: PickConfig) -> Json:
     return {
         "name": "clients",
         "address": socket_address(envoy.listen),
-        # A body is kept whole, to read its model and to send it again to another host.
-        "per_connection_buffer_limit_bytes": envoy.max_body_bytes,
         "filter_chains": [chain],
     }
 
@@ -108,6 +111,10 @@ def _manager(config: PickConfig) -> Json:
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="clients",
         use_remote_address=True,
+        # Routes are compared with paths as hosts read them: no `//control`, no `%63ontrol`.
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
         # Requests wait for a switch, and streams for their model; hosts limit both.
         stream_idle_timeout="3600s",
         request_timeout="0s",
@@ -243,14 +250,14 @@ def _routes(config: PickConfig) -> Json:
         }
         for path in OPEN
     ]
-    for match in ({"path": "/v1/models"}, {"path": "/models"}):
-        routes.append(
-            {
-                "match": {**match, "headers": [_is_get()]},
-                "route": {"cluster": MODELS, "timeout": "5s"},
-                **_without("picker"),
-            }
-        )
+    routes += [
+        {
+            "match": {"path_separated_prefix": path, "headers": [_is_get()]},
+            "route": {"cluster": MODELS, "timeout": "5s"},
+            **_without("picker"),
+        }
+        for path in LISTS
+    ]
     for cluster, models, _ in home_clusters(config):
         routes += [
             {"match": {"prefix": "/", "dynamic_metadata": [_named(name)]}, **_to(cluster)}
@@ -261,7 +268,14 @@ def _routes(config: PickConfig) -> Json:
             for name in models
         ]
     routes.append({"match": {"prefix": "/"}, **_to(HOSTS)})
-    host = {"name": "all", "domains": ["*"], "routes": routes}
+    host = {
+        "name": "all",
+        "domains": ["*"],
+        # A body is kept whole, to read its model and to send it again to another host. Responses
+        # are not: a client that reads slowly slows its host down.
+        "request_body_buffer_limit": config.envoy.max_body_bytes,
+        "routes": routes,
+    }
     return {"name": "routes", "virtual_hosts": [host]}
 
 

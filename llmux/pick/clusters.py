@@ -89,8 +89,6 @@ def _common(config: PickConfig) -> Json:
                 "http_health_check": {"path": HEALTH_PATH},
             }
         ],
-        # A body must fit, to be sent again.
-        "per_connection_buffer_limit_bytes": config.envoy.max_body_bytes,
         "circuit_breakers": {
             "thresholds": [
                 {
@@ -101,7 +99,8 @@ def _common(config: PickConfig) -> Json:
                 }
             ]
         },
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # If no host seems healthy, try all of them: one may have come back just now.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
     }
     if config.hosts_tls is not None:
         made["transport_socket"] = _hosts_tls(config)

@@ -131,7 +131,7 @@ class PickConfig(Section, frozen=True, kw_only=True):
         web: Where the picker serves /v1/models, /health and /metrics; null for nowhere.
         hosts: The hosts: addresses, or mappings.
         eds_file: File with the hosts, as Envoy's EDS reads it: a ClusterLoadAssignment, in YAML or
-            JSON. It is read again when it changes.
+            JSON, with the cluster_name hosts. It is read again when it changes.
         control_port: Port of the hosts' control APIs, if they have a listener of their own.
         hosts_tls: The hosts speak TLS.
         read_keys: Keys of which the hosts accept one (their read_keys or control_keys).

@@ -1,4 +1,4 @@
-"""The picker's own HTTP: `/v1/models` of all hosts, `/health` and `/metrics`."""
+"""The picker's own HTTP: lists of the models of all hosts, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypercorn.config import Config, Sockets
 
 from llmux.base.names import shown
 from llmux.errors import LlmuxError, ModelNotFound
+from llmux.openai import ollama
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import OPENAI, ErrorInfo, dialect_of
 from llmux.pick.metrics import CONTENT_TYPE, Metrics
@@ -67,7 +68,9 @@ class Site:
                 return self._health()
             if path == "/metrics":
                 return 200, CONTENT_TYPE, self._metrics.scrape()
-            if path == "/models":
+            if path == "/api/tags":
+                return 200, JSON, ollama.tags(self._created, self._table.models)
+            if path.rstrip("/") == "/models":
                 rows = ((name, self._created, self._facts(name)) for name in self._table.models)
                 return 200, JSON, model_list(rows)
             if path.startswith("/models/"):

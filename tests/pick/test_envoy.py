@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 import trio
 import yaml
 
+from llmux.pick.bootstrap import bootstrap_text
 from llmux.pick.clusters import socket_address
+from llmux.pick.config import load_pick_config
 from tests.certificates import authority, client_context, write_pair
 from tests.lanes import ScriptedBackend
-from tests.pick.stage import Fleet, ask, needs_envoy, running_fleet, running_host
+from tests.pick.stage import Fleet, ask, envoy_path, needs_envoy, running_fleet, running_host
 from tests.servers import chat
 
 pytestmark = [pytest.mark.slow, needs_envoy]
@@ -75,8 +79,24 @@ async def test_models_are_listed_and_unknown_ones_refused(fleet: Fleet) -> None:
         unknown = await ask(client, "nobody")
         assert unknown.status_code == 404
         assert unknown.json()["error"]["code"] == "model_not_found"
-        for path in ("/control/status", "/ui/", "/metrics"):
-            assert (await client.get(path)).status_code == 404
+        assert (await client.get("/v1/models/b")).json()["id"] == "b"
+        assert len((await client.get("/api/tags")).json()["models"]) == 3
+
+
+async def test_clients_do_not_reach_what_is_for_operators(fleet: Fleet) -> None:
+    """Hosts without keys would take them for programs of this machine."""
+    host, _, port = fleet.url.removeprefix("http://").partition(":")
+    for path in (
+        "/control/status", "/control", "//control/status", "/%63ontrol/status", "/x/../control/status",
+        "/x/%2e%2e/control/status", "/control%2fstatus", "/v1/..%2fcontrol/status", "/./control/status",
+        "/unload", "/api/models/unload/a", "/ui/", "/metrics", "/metrics/", "/metrics?x=1",
+    ):  # fmt: skip
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            await stream.send_all(request.encode())
+            answer = b"".join([data async for data in stream])
+        assert re.match(rb"HTTP/1.1 (404|400) ", answer), (path, answer[:200])
+        assert b"llmux_" not in answer
 
 
 async def test_bodies_pass_up_to_the_limit(fleet: Fleet) -> None:
@@ -232,3 +252,30 @@ async def test_hosts_may_be_in_a_file(tmp_path: Path) -> None:
                 with trio.fail_after(20):
                     while (await ask(client, "b")).status_code != 200:
                         await trio.sleep(0.1)
+
+
+CONFIGS = {
+    "names": "hosts: ['llmux-1.example:3000', '10.0.0.2:3000']",
+    "IPv6": "hosts: ['[::1]:3000', '[::1]:3001']\nenvoy: {listen: '[::1]:8080', homes: {a: ['[::1]:3001']}}",
+    "a file": "eds_file: hosts.yaml\nweb: null",
+    "everything": """
+        hosts: ['10.0.0.1:3000', {address: '10.0.0.2:3000', control: 'https://10.0.0.2:3001'}]
+        hosts_tls: {name: llmux.example}
+        envoy:
+          api_keys: [one, two]
+          admin: 127.0.0.1:9901
+          max_body_bytes: 16MiB
+          homes: {a: ['10.0.0.2:3000'], 'org/b': ['10.0.0.1:3000', '10.0.0.2:3000']}
+    """,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+async def test_envoy_accepts_each_kind_of_config(name: str, tmp_path: Path) -> None:
+    config, made = tmp_path / "pick.yaml", tmp_path / "envoy.yaml"
+    (tmp_path / "hosts.yaml").write_text("resources: []\n")
+    config.write_text(textwrap.dedent(CONFIGS[name]))
+    made.write_text(bootstrap_text(load_pick_config(config)))
+    command = [str(envoy_path()), "--mode", "validate", "-c", str(made), "-l", "error"]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -301,6 +301,8 @@ def test_the_site_lists_the_models_of_all_hosts(tmp_path: Path) -> None:
         assert (status, [each["id"] for each in listed]) == (200, ["a", "b"])
         assert listed[1]["llmux"] == {"awake": 1, "hosts": 2, "aliases": []}
         assert msgspec.json.decode(answer("/v1/models/a")[2])["id"] == "a"
+        tags = msgspec.json.decode(answer("/api/tags")[2])["models"]
+        assert [each["name"] for each in tags] == ["a", "b"]
         assert answer("/health")[0] == 200
         assert answer("/nowhere")[0] == 404
         await asyncio.sleep(0)
