@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,34 +25,27 @@ from llmux.cli.fleets import (
     Times,
     fleet_of,
     fleet_with_needs,
-    named_after,
     setup_of,
     shared_setup_of,
 )
+from llmux.cli.numbers import COUNT, MAX_COUNT, SECONDS, Number, parse_needs
 from llmux.cli.options import find_config
+from llmux.cli.simulate_hosts import OF_HOSTS, check_faults, compare_routers, hosts_options
+from llmux.cli.traffic import traffic_of
 from llmux.config import PolicyConfig
 from llmux.errors import ConfigError
+from llmux.policy import Policy
 from llmux.server.exits import EXIT_CONFIG, print_mistake
 from llmux.simulate.arrivals import (
     LONGEST_S,
-    Arrival,
-    Closed,
-    bursty,
-    exponential,
-    one_hot,
-    poisson,
     read_costs,
     read_trace,
-    zipf,
 )
 from llmux.simulate.coresident import Follow, simulate_coresident
 from llmux.simulate.engine import simulate
 from llmux.simulate.outcome import Outcome
 from llmux.simulate.report import render, row
 from llmux.switching.core import Traits
-
-MAX_COUNT = 1_000_000
-"""Largest number of models, slots or agents; more would run out of memory."""
 
 SYNTHETIC = ("models", "load", "popularity", "pattern", "agents", "think_secs", "hours", "requests")
 """Options of synthetic traffic, which have no effect with a trace."""
@@ -75,35 +67,7 @@ GRAIN = 1024
 """Numbers of `--needs` are counted to this part of their unit."""
 
 
-class Number(click.FloatRange):
-    """A number in a range; NaN is rejected."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        return number
-
-
-SECONDS = Number(0, LONGEST_S)
-COUNT = click.IntRange(1, MAX_COUNT)
 CSV_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-def _parse_needs(
-    _context: click.Context, _option: click.Parameter, value: str | None
-) -> list[float] | None:
-    if value is None:
-        return None
-    try:
-        needs = [float(part) for part in value.split(",")]
-    except ValueError:
-        needs = []
-    if not needs or not all(0 < need <= MAX_COUNT for need in needs):
-        raise click.BadParameter(f"{value!r} is no list of numbers like 60,40,20,4")
-    return needs
 
 
 @click.command("simulate")
@@ -150,7 +114,7 @@ def _parse_needs(
 )
 @click.option(
     "--needs",
-    callback=_parse_needs,
+    callback=parse_needs,
     help="Memory that each model needs, such as 60,40,20,4: as many are awake as fit.",
 )
 @click.option(
@@ -229,6 +193,7 @@ def _parse_needs(
     help="Shortest time that a model stays awake.",
 )
 @click.option("--seed", default=0, show_default=True)
+@hosts_options
 @plot_option
 @click.pass_context
 def simulate_command(
@@ -238,6 +203,8 @@ def simulate_command(
 
     One model is awake at a time; with --needs, as many as fit into --memory; with -c, as the
     config says.
+
+    With --hosts, routers in front of so many such machines are compared instead, under one policy.
 
     A wait is the total wait of a request, in llmux's line and inside its backend, in seconds.
     """
@@ -251,6 +218,9 @@ def simulate_command(
         sys.exit(EXIT_CONFIG)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    if options["hosts"] > 1:
+        compare_routers(fleet, _times(options), _policy(policies[0], options), options)
+        return
     rows = []
     outcomes = {}
     for name in policies:
@@ -313,11 +283,25 @@ def _check_together(context: click.Context, options: dict[str, Any]) -> None:
         raise click.UsageError(
             "--failing-wakes does not go with --pattern closed: agents with a failed request stop"
         )
+    _check_hosts(context, options)
     if options["contention"] and options["sharing"]:
         raise click.UsageError("--contention has all models share the slots: leave out --sharing")
     if (options["sleep_secs"] or 0) > options["switch_secs"]:
         raise click.UsageError("--sleep-secs is a part of --switch-secs, and cannot be more")
     _check_models(context, options)
+
+
+def _check_hosts(context: click.Context, options: dict[str, Any]) -> None:
+    """Reject options that have no effect with one host, or with several."""
+    if options["hosts"] == 1:
+        if flags := _given(context, OF_HOSTS):
+            raise click.UsageError(f"there is one host: give --hosts, or leave out {flags}")
+        return
+    if options["pattern"] == "closed":
+        raise click.UsageError("--hosts does not go with --pattern closed")
+    if flags := _given(context, ("plot_to",)):
+        raise click.UsageError("--hosts compares routers, and plots none: leave out --plot")
+    check_faults(options["faults"], options["hosts"])
 
 
 def _check_models(context: click.Context, options: dict[str, Any]) -> None:
@@ -342,38 +326,24 @@ def _given(context: click.Context, names: Iterable[str]) -> str:
 
 
 def _run(name: str, fleet: Fleet, **options: Any) -> Outcome:
-    rng = random.Random(options["seed"])  # noqa: S311
-    work = exponential(options["service_secs"])
-    slots = options["slots"]
-    shares = (zipf if options["popularity"] == "zipf" else one_hot)(len(fleet.models))
-    arrivals: Iterator[Arrival] | Sequence[Arrival]
-    follow: Follow | None = None
-    until = math.inf
-    length = options["requests"]
-    if options["trace"] is not None:
-        arrivals, length = options["trace"], len(options["trace"])
-    elif options["pattern"] == "closed":
-        agents = Closed(options["agents"], shares, exponential(options["think_secs"]), work, rng)
-        arrivals, follow, until = agents.first(), agents.follow, 3600 * options["hours"]
-    else:
-        arrive = poisson if options["pattern"] == "poisson" else bursty
-        rate = options["load"] * slots / options["service_secs"]
-        arrivals = arrive(shares, rate, work, length, rng)
-    if options["config"] is not None and options["trace"] is None:
-        arrivals, follow = named_after(fleet.models, arrivals, follow)
+    traffic = traffic_of(fleet, options)
+    policy, times = _policy(name, options), _times(options)
+    with progress_bar(name, traffic.length) as note:
+        how = Run(follow=traffic.follow, until=traffic.until, seed=options["seed"], progress=note)
+        if fleet.shared is None:
+            return simulate(setup_of(fleet, times, policy), traffic.arrivals, **how)
+        return simulate_coresident(
+            shared_setup_of(fleet, fleet.shared, times, policy), traffic.arrivals, **how
+        )
+
+
+def _policy(name: str, options: dict[str, Any]) -> Callable[[], Policy]:
     config = PolicyConfig(
         name=name,
         max_wait_secs=options["max_wait_secs"],
         min_active_secs=options["min_active_secs"],
     )
-    policy, times = partial(policy_from, config), _times(options)
-    with progress_bar(name, length) as note:
-        how = Run(follow=follow, until=until, seed=options["seed"], progress=note)
-        if fleet.shared is None:
-            return simulate(setup_of(fleet, times, policy), arrivals, **how)
-        return simulate_coresident(
-            shared_setup_of(fleet, fleet.shared, times, policy), arrivals, **how
-        )
+    return partial(policy_from, config)
 
 
 class Run(TypedDict):

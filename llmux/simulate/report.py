@@ -36,9 +36,9 @@ def figures(waits: Sequence[float]) -> list[str]:
     return [f"{value:.2f}" for value in values]
 
 
-def render(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows as aligned columns under `HEADS`."""
-    lines = [HEADS, *rows]
+def render(rows: Sequence[Sequence[str]], *, first: str = HEADS[0]) -> str:
+    """Format rows as aligned columns under `HEADS`, of which the first may be another."""
+    lines = [(first, *HEADS[1:]), *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
     return "\n".join(
         "  ".join(

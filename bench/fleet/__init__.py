@@ -1,0 +1,1 @@
+"""Ways to choose among hosts, compared by simulation."""
