@@ -12,7 +12,7 @@ import yaml
 
 from llmux.errors import ConfigError
 from llmux.http.paths import CONTROL_PATHS
-from llmux.pick.clusters import HOSTS, MODELS, clusters, home_clusters, socket_address, typed
+from llmux.pick.clusters import HOSTS, MODELS, SITES, clusters, home_clusters, socket_address, typed
 from llmux.pick.config import PickConfig
 from llmux.pick.exchange import DESTINATION, OWN, SUBSET
 
@@ -36,6 +36,9 @@ OPEN = ("/health", "/health/ready")
 
 LISTS = ("/v1/models", "/models", "/api/tags")
 """Lists of models, which the picker has of all hosts."""
+
+PLAIN = ("/", "/api/ps", "/api/version", "/running")
+"""What any host answers itself."""
 
 HEAD = """\
 # Made by `llmux pick envoy-config`. Start with: envoy -c THIS_FILE
@@ -245,7 +248,7 @@ def _routes(config: PickConfig) -> Json:
     routes += [
         {
             "match": {"path": path},
-            "route": {"cluster": HOSTS, "timeout": "5s"},
+            "route": {"cluster": SITES, "timeout": "5s"},
             **_without(*off),
         }
         for path in OPEN
@@ -257,6 +260,14 @@ def _routes(config: PickConfig) -> Json:
             **_without("picker"),
         }
         for path in LISTS
+    ]
+    routes += [
+        {
+            "match": {"path": path, "headers": [_is_get()]},
+            "route": {"cluster": SITES, "timeout": "5s"},
+            **_without("picker"),
+        }
+        for path in PLAIN
     ]
     for cluster, models, _ in home_clusters(config):
         routes += [

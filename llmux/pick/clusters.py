@@ -10,7 +10,7 @@ from llmux.pick.exchange import DESTINATION, LB
 
 Json = dict[str, Any]
 
-HOSTS, MODELS, PICKER, PICKER_WEB = "hosts", "models", "picker", "picker_web"
+HOSTS, SITES, MODELS, PICKER, PICKER_WEB = "hosts", "sites", "models", "picker", "picker_web"
 
 HEALTH_PATH = "/health/ready"
 
@@ -28,7 +28,7 @@ def socket_address(text: str) -> Json:
 
 def clusters(config: PickConfig) -> list[Json]:
     """Return all clusters."""
-    made = [_hosts(config)]
+    made = [_hosts(config), _sites(config)]
     made += [_homes(config, name, order) for name, _, order in home_clusters(config)]
     made.append(_picker(config))
     if config.web is not None:
@@ -52,17 +52,30 @@ def home_clusters(config: PickConfig) -> list[tuple[str, list[str], tuple[str, .
 def _hosts(config: PickConfig) -> Json:
     """Return the cluster of all hosts, where the hash of a model's name decides on its home."""
     hashed = typed("load_balancing_policies.maglev.v3.Maglev")
-    made: Json = {
+    return {
         "name": HOSTS,
         **_common(config),
         "load_balancing_policy": _picked_or("maglev", hashed),
+        **_everywhere(config, HOSTS),
     }
+
+
+def _sites(config: PickConfig) -> Json:
+    """Return the cluster of all hosts for what they answer themselves: lists, health.
+
+    On connections of its own: after such a request, a host serves a connection in its slow lane,
+    which takes twice the CPU for each request of a model.
+    """
+    return {"name": SITES, **_common(config), **_everywhere(config, SITES)}
+
+
+def _everywhere(config: PickConfig, name: str) -> Json:
+    """Return that a cluster has all hosts."""
     if config.eds_file is not None:
         source = {"path_config_source": {"path": str(config.eds_file)}}
-        made |= {"type": "EDS", "eds_cluster_config": {"eds_config": source}}
-        return made
-    addresses = [host.address for host in config.addresses]
-    return made | _placed(HOSTS, [addresses])
+        found = {"eds_config": source, "service_name": HOSTS}
+        return {"type": "EDS", "eds_cluster_config": found}
+    return _placed(name, [[host.address for host in config.addresses]])
 
 
 def _homes(config: PickConfig, name: str, order: Sequence[str]) -> Json:
@@ -220,7 +233,7 @@ def _picker_web(address: str) -> Json:
 
 def _models(config: PickConfig) -> Json:
     """Return who answers `GET /v1/models`: the picker for all hosts, else some host for itself."""
-    names = [HOSTS] if config.web is None else [PICKER_WEB, HOSTS]
+    names = [SITES] if config.web is None else [PICKER_WEB, SITES]
     return {
         "name": MODELS,
         "connect_timeout": "0.25s",

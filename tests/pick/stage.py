@@ -375,4 +375,4 @@ async def _until_ready(fleet: Fleet) -> None:
     try:
         await until_answered(f"{fleet.url}/health")
     except trio.TooSlowError:
-        raise AssertionError((fleet.folder / "envoy.log").read_text()) from None
+        raise AssertionError((fleet.folder / "envoy.log").read_text()[:4000]) from None
