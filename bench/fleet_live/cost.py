@@ -1,8 +1,8 @@
 """What Envoy and a picker add to a small request: `python -m bench.fleet_live.cost`.
 
-One llmux, whose model is awake; the backend and the load are one C program, as in `bench.proxy`. All
-proxies are on one core, backend and load on the other. Envoy has one worker. The ways take turns in
-each round; figures are medians of the rounds.
+One llmux, whose model is awake; the backend and the load are one C program, as in `bench.proxy`.
+All proxies are on one core, backend and load on the other. Envoy has one worker. The ways take
+turns in each round; figures are medians of the rounds.
 
 - direct: without any proxy
 - llmux
