@@ -56,10 +56,14 @@ MODEL = '  "{name}": {{port: {port}, wake: sleep {hook_s}, sleep: sleep {hook_s}
 
 
 class Gate:
-    """A backend that processes SLOTS requests at a time."""
+    """A backend that processes some requests at a time.
 
-    def __init__(self) -> None:
-        self._slots = trio.CapacityLimiter(SLOTS)
+    Args:
+        slots: Their number.
+    """
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        self._slots = trio.CapacityLimiter(slots)
 
     async def work(self, seconds: float) -> None:
         """Take a request's time."""

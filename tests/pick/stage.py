@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,22 @@ needs_envoy = pytest.mark.skipif(
 
 KEY = "a-key-that-only-reads"
 
+EndsWith = int | None | tuple[int | None, int | None]
+
 
 class Runs:
     """The processes of one llmux, one after the other, in a task of their own.
 
     Args:
         config: Its config.
-        ends_with: The exit code that each must end with.
+        ends_with: The exit code that each must end with, or the first one, and then the next one.
     """
 
-    def __init__(self, config: Path, ends_with: int | None) -> None:
+    def __init__(self, config: Path, ends_with: EndsWith) -> None:
         self.llmux: LlmuxProcess | None = None
         self._config = config
-        self._ends_with = ends_with
+        first, others = ends_with if isinstance(ends_with, tuple) else (ends_with, ends_with)
+        self._ends_with = chain([first], repeat(others))
         self._is_over = False
         self._asked, self._done = trio.Event(), trio.Event()
 
@@ -54,7 +58,7 @@ class Runs:
         has_started = False
         while not self._is_over:
             self._asked = trio.Event()
-            async with running_llmux(self._config, ends_with=self._ends_with) as self.llmux:
+            async with running_llmux(self._config, ends_with=next(self._ends_with)) as self.llmux:
                 if not has_started:
                     task_status.started()
                 has_started = True
@@ -170,7 +174,7 @@ async def running_host(
     models: Sequence[str],
     *,
     options: Mapping[str, Any] | None = None,
-    ends_with: int | None = 0,
+    ends_with: EndsWith = 0,
     more: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Host]:
@@ -254,12 +258,14 @@ def envoy_path() -> Path:
 
 
 @contextmanager
-def running_envoy(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running_envoy(
+    config: Path, log: Path, restarting: Sequence[str] = ("--disable-hot-restart",)
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start Envoy. From this thread: it ends when the thread that has started it does."""
     command = [str(envoy_path()), "-c", str(config), "--concurrency", "1", "-l", "warning"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--disable-hot-restart"],
+            [*command, *restarting],
             stdin=subprocess.DEVNULL,
             stderr=output,
             stdout=output,
@@ -291,7 +297,7 @@ async def running_fleet(
     models: Sequence[Sequence[str]] = (("a", "b", "c"),) * 3,
     *,
     options: Mapping[str, Any] | None = None,
-    ends_with: Sequence[int | None] = (0, 0, 0),
+    ends_with: Sequence[EndsWith] = (0, 0, 0),
     envoy: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     homes: Sequence[str] = (),
