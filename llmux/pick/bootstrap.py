@@ -14,7 +14,7 @@ from llmux.errors import ConfigError
 from llmux.http.paths import CONTROL_PATHS
 from llmux.pick.clusters import HOSTS, MODELS, SITES, clusters, home_clusters, socket_address, typed
 from llmux.pick.config import PickConfig
-from llmux.pick.exchange import DESTINATION, OWN, SUBSET
+from llmux.pick.protocol import DESTINATION, OWN, SUBSET
 
 Json = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmux.pick.config import PickConfig, is_name, split_address
-from llmux.pick.exchange import DESTINATION, LB
+from llmux.pick.protocol import DESTINATION, LB
 
 Json = dict[str, Any]
 

@@ -17,14 +17,7 @@ from llmux.pick.messages import (
     ProcessingResponse,
 )
 from llmux.pick.picking import Ask, Pick
-
-DESTINATION = "x-gateway-destination-endpoint"
-"""Header, and key of the metadata, that carry the pick (endpoint-picker protocol)."""
-
-LB, SUBSET_HINT, OWN = "envoy.lb", "envoy.lb.subset_hint", "llmux"
-"""Namespaces of metadata: for the load balancer, of the gateway's filters, of `envoy-config`."""
-
-SUBSET = "x-gateway-destination-endpoint-subset"
+from llmux.pick.protocol import DESTINATION, LB, OWN, SUBSET, SUBSET_HINT
 
 PIECE_BYTES = 60 << 10
 """Piece of a body that is sent back: Envoy takes 64 KiB at a time."""

@@ -158,7 +158,9 @@ class Terminal:
         return self._ports[well_known]
 
     def with_ports(self, text: str) -> str:
-        return WELL_KNOWN_PORT.sub(lambda found: str(self.port(found[0])), text)
+        text = WELL_KNOWN_PORT.sub(lambda found: str(self.port(found[0])), text)
+        # Another Envoy may run on this machine: two with one id share memory.
+        return text.replace("envoy -c ", "envoy --use-dynamic-base-id -c ")
 
     def run(self, block: Block) -> None:
         """Run a block to its end, or until llmux answers if it serves."""

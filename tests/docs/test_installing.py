@@ -24,8 +24,11 @@ INSTALL_S = 300.0
 
 IMPORT_ALL = """
 import importlib, pkgutil, llmux
+GRPC = "exchange", "messages", "run", "service"
 for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
-    if not module.name.endswith((".__main__", ".tracing")):  # tracing needs an extra
+    place = module.name.removeprefix("llmux.")
+    needs_extra = {"proxy.tracing", *(f"pick.{name}" for name in GRPC)}
+    if place not in needs_extra and not place.endswith("__main__"):
         importlib.import_module(module.name)
 """
 """Shows that what llmux imports is among its dependencies."""
@@ -165,6 +168,12 @@ def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) ->
     done = stranger.run("llmux")
     assert done.returncode == 2
     assert done.stderr.startswith("no config: ")
+    (stranger.home / "pick.yaml").write_text("hosts: ['127.0.0.1:3000']\n")
+    done = stranger.run("llmux", "pick", "-c", str(stranger.home / "pick.yaml"))
+    assert done.returncode != 0
+    assert "llmux-proxy[fleet]" in done.stderr
+    done = stranger.run("llmux", "pick", "envoy-config", "-c", str(stranger.home / "pick.yaml"))
+    assert "static_resources:" in done.stdout, done.stderr
     assert "llmux demo" in done.stderr
     with stranger.demo() as root:
         for model in ("llama", "mistral"):

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from llmux.errors import ModelNotFound, NoHost
-from llmux.pick.exchange import DESTINATION, Exchange
+from llmux.pick.exchange import Exchange
 from llmux.pick.messages import FULL_DUPLEX_STREAMED, ProcessingRequest, ProcessingResponse
 from llmux.pick.picking import Ask, Pick
+from llmux.pick.protocol import DESTINATION
 
 
 def head(
