@@ -1,4 +1,8 @@
-"""The page under load: 10,000 events, and an hour of eight models. Prints what it measures."""
+"""The page under load: 10,000 events, and an hour of eight models. Prints what it measures.
+
+The limit is on the CPU time of the page's thread for a frame: how long a frame takes by the clock
+depends on what else the machine does.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from tests.ui.stage import Stage, staged
 
 pytestmark = pytest.mark.slow
 
-MOST_FRAME_MS = 120
-"""For 95 of 100 frames, in a browser that draws without a GPU on a shared machine."""
+MOST_FRAME_CPU_MS = 60
+"""On average, in a browser that draws without a GPU on a slow machine."""
 
 MOST_HEAP_MB = 60
 
@@ -67,14 +71,30 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def frames(page: Page, what: str) -> float:
-    """Print and return how long 95 of 100 frames took at most since the last call, in ms."""
-    took: list[float] = page.evaluate("window.frames_ms.splice(0)")
-    p95 = percentile(took, 0.95)
-    print(
-        f"{what}: {len(took)} frames, p50 {percentile(took, 0.5):.0f} ms, p95 {p95:.0f} ms, longest {max(took):.0f} ms"
-    )
-    return p95
+class Frames:
+    """Counts the frames that a page draws, and the CPU time of its thread."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.evaluate(COUNT_FRAMES)
+        self._cpu_ms = self._used_ms()
+
+    def _used_ms(self) -> float:
+        metrics = self._session.send("Performance.getMetrics")["metrics"]
+        return 1000 * float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
+    def tell(self, what: str) -> float:
+        """Print what frames took since the last call; returns the CPU time of one, in ms."""
+        took: list[float] = self._page.evaluate("window.frames_ms.splice(0)")
+        used_ms, self._cpu_ms = self._used_ms() - self._cpu_ms, self._used_ms()
+        each_ms = used_ms / len(took)
+        print(
+            f"{what}: {len(took)} frames, p50 {percentile(took, 0.5):.0f} ms, "
+            f"p95 {percentile(took, 0.95):.0f} ms, longest {max(took):.0f} ms, CPU {each_ms:.0f} ms"
+        )
+        return each_ms
 
 
 def heap_mb(page: Page) -> float:
@@ -124,27 +144,27 @@ def test_ten_thousand_events_do_not_slow_it_down(tmp_path: Path, watched: Watche
     watched.page.add_init_script(FEED)
     with staged(tmp_path, *MODELS) as stage:
         page = watched.open(stage.url)
-        page.evaluate(COUNT_FRAMES)
+        frames = Frames(page)
         page.wait_for_timeout(1000)
-        frames(page, "\nat rest")
+        frames.tell("\nat rest")
         before = heap_mb(page)
         rnd = random.Random(1)
         batches = [
             "".join(some_event(n, rnd) for n in range(i, i + EVENTS_PER_BATCH))
             for i in range(0, EVENTS, EVENTS_PER_BATCH)
         ]
-        frames(page, "made ready")
+        frames.tell("made ready")
         page.evaluate(
             "async ([batches, ms]) => { for (const batch of batches) {"
             " window.feed(batch); await new Promise((resolve) => setTimeout(resolve, ms)); } }",
             [batches, BATCH_MS],
         )
-        p95 = frames(page, f"{EVENTS} events, {1000 * EVENTS_PER_BATCH // BATCH_MS} a second")
+        cpu_ms = frames.tell(f"{EVENTS} events, {1000 * EVENTS_PER_BATCH // BATCH_MS} a second")
         after = heap_mb(page)
         rows = page.locator("#requests-table tbody tr").count()
         print(f"heap {before:.1f} MB before, {after:.1f} MB after; {rows} rows")
         assert rows <= 200
-        assert p95 < MOST_FRAME_MS
+        assert cpu_ms < MOST_FRAME_CPU_MS
         assert after < MOST_HEAP_MB
         # It follows still: what a real request does is seen.
         page.check("#requests-ended")
@@ -206,29 +226,29 @@ def test_an_hour_of_eight_models_loads_and_pans(tmp_path: Path, watched: Watched
         print(
             f"\n{len(body) / 1e6:.1f} MB of history are drawn {time.monotonic() - began:.1f} s after the start"
         )
-        page.evaluate(COUNT_FRAMES)
+        frames = Frames(page)
         for span in ("300", "3600"):
             page.select_option("#span", span)
             page.wait_for_timeout(300)
-            frames(page, f"span {span} s, at rest")
-            p95 = drag(page, f"span {span} s, panned")
-            assert p95 < MOST_FRAME_MS
+            frames.tell(f"span {span} s, at rest")
+            cpu_ms = drag(page, frames, f"span {span} s, panned")
+            assert cpu_ms < MOST_FRAME_CPU_MS
             page.click("#live")
         used = heap_mb(page)
         print(f"heap {used:.1f} MB")
         assert used < MOST_HEAP_MB
 
 
-def drag(page: Page, what: str) -> float:
+def drag(page: Page, frames: Frames, what: str) -> float:
     canvas = page.locator("canvas.lanes")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box
     y = box["y"] + 80
-    page.evaluate("window.frames_ms.length = 0")
+    frames.tell("before it is dragged")
     for _ in range(3):
         page.mouse.move(box["x"] + 50, y)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] - 50, y, steps=60)
         page.mouse.up()
-    return frames(page, what)
+    return frames.tell(what)
