@@ -241,7 +241,10 @@ def test_a_host_whose_answer_does_not_begin_is_given_up(
     monkeypatch.setattr(subscribing, "CONNECT_S", 0.3)
     monkeypatch.setattr(subscribing, "SILENT_S", 0.3)
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         while not writer.is_closing():
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await asyncio.sleep(0.01)
@@ -254,6 +257,9 @@ def test_a_host_whose_answer_does_not_begin_is_given_up(
             host = picker.table.hosts[endpoint]
             await until(lambda: "its answer does not begin" in host.trouble)
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.05)  # until `drip` has seen it
 
     run(main())
 
