@@ -18,6 +18,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from llmux.base.wildcards import Names
 from llmux.observe.schemas.outlook import ModelOutlook, Outlook
 
 STALE_S = 3.0
@@ -43,25 +44,41 @@ class HostView:
         outlook: What it said last; None: nothing yet.
         seen_at: When that came, in seconds of the chooser's clock.
         sent: Requests that this chooser has sent there since then, by model.
+        names: Its models by all their names; None: by those of the outlook, without patterns.
     """
 
     endpoint: str
     outlook: Outlook | None
     seen_at: float = -math.inf
     sent: Mapping[str, int] = field(default_factory=dict)
+    names: Names | None = None
+
+    def own_name(self, name: str) -> str | None:
+        """Return the model that a name means there: at each host it may be another one."""
+        if self.names is not None:
+            return self.names.find(name)
+        models = {} if self.outlook is None else self.outlook.models
+        if name in models:
+            return name
+        return next((own for own, model in models.items() if name in model.aliases), None)
 
     def model(self, name: str) -> ModelOutlook | None:
-        """Return the outlook of a model by its name or an alias; None: it is not known there."""
-        if self.outlook is None:
-            return None
-        if (found := self.outlook.models.get(name)) is not None:
-            return found
-        models = self.outlook.models.values()
-        return next((each for each in models if name in each.aliases), None)
+        """Return the outlook of a model by any of its names; None: it is not known there."""
+        own = self.own_name(name)
+        return None if self.outlook is None or own is None else self.outlook.models.get(own)
+
+    def sent_to(self, name: str) -> int:
+        """Return the requests that were sent to a model, by any of its names."""
+        return self.sent.get(self.own_name(name) or name, 0)
 
 
 def choose(
-    hosts: Sequence[HostView], model: str, *, now: float, only: Collection[str] | None = None
+    hosts: Sequence[HostView],
+    model: str,
+    *,
+    now: float,
+    only: Collection[str] | None = None,
+    tied_by: str | None = None,
 ) -> list[str]:
     """Return the endpoints that may serve a request for a model, best first.
 
@@ -74,10 +91,13 @@ def choose(
         model: The name that the request has.
         now: The time, in seconds of the clock of `HostView.seen_at`.
         only: The endpoints to choose among; None: all.
+        tied_by: What decides among hosts that are alike; None: the name. One for all names of a
+            model keeps it at one host.
 
     Returns:
         Endpoints; empty if no host would serve it.
     """
+    tied_by = tied_by or model
     allowed = [host for host in hosts if only is None or host.endpoint in only]
     seen = [host for host in allowed if host.outlook and now - host.seen_at <= USELESS_S]
     # An old view still says which models there are.
@@ -88,13 +108,15 @@ def choose(
     ]
     usual = _Usual(seen, model)
     known = [
-        _Candidate(host, model, there, host.outlook, now - host.seen_at, usual)
+        _Candidate(host, model, tied_by, there, host.outlook, now - host.seen_at, usual)
         for host in seen
         if (there := host.model(model)) is not None and host.outlook is not None
         if host.outlook.state == "ready" and there.refused is None
     ]
     known.sort(key=_Candidate.rank)
-    return [each.host.endpoint for each in known] + sorted(unseen, key=lambda e: affinity(model, e))
+    return [each.host.endpoint for each in known] + sorted(
+        unseen, key=lambda e: affinity(tied_by, e)
+    )
 
 
 def affinity(model: str, endpoint: str) -> int:
@@ -130,6 +152,7 @@ class _Candidate:
     Attributes:
         host: The host.
         name: The model, as the request names it.
+        tied_by: See `choose`.
         there: The model there.
         outlook: The host's outlook.
         age_s: Its age, in seconds.
@@ -138,6 +161,7 @@ class _Candidate:
 
     host: HostView
     name: str
+    tied_by: str
     there: ModelOutlook
     outlook: Outlook
     age_s: float
@@ -148,12 +172,12 @@ class _Candidate:
         there = self.there
         total_s = self._wait_s() + self._latency_s + self._harm_s()
         at_work = there.running + there.waiting + self._sent
-        tie = affinity(self.name, self.host.endpoint)
+        tie = affinity(self.tied_by, self.host.endpoint)
         return round(total_s, 6), not (there.awake or self._is_wanted), at_work, tie
 
     @property
     def _sent(self) -> int:
-        return self.host.sent.get(self.name, 0)
+        return self.host.sent_to(self.name)
 
     @property
     def _is_wanted(self) -> bool:

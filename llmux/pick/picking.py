@@ -40,7 +40,7 @@ class Pick:
 
     Attributes:
         endpoints: Best first; never empty.
-        model: The model that it is for; empty: it names none.
+        model: The model that it is for, as it names it; empty: it names none.
     """
 
     endpoints: Sequence[str]
@@ -77,10 +77,11 @@ def pick(
         endpoints = choose(views, named, now=now) if named else []
         endpoints = endpoints or any_host(views, now)
     else:
-        endpoints = choose(views, model, now=now)
+        # By the name that it was asked by, which may mean another model at each host.
+        endpoints = choose(views, named, now=now, tied_by=model)
     if not endpoints:
-        raise _no_host(views, model or named)
-    return Pick(endpoints[:most], model or named)
+        raise _no_host(views, named)
+    return Pick(endpoints[:most], named)
 
 
 def model_of(ask: Ask, table: Table) -> str:

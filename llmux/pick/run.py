@@ -106,10 +106,21 @@ def hosts_context(config: HostsTlsConfig | None) -> ssl.SSLContext | None:
 def _pair(config: PickConfig) -> tuple[bytes, bytes] | None:
     if config.tls is None:
         return None
+    cert, key = config.tls.cert, config.tls.key
     try:
-        return config.tls.cert.read_bytes(), config.tls.key.read_bytes()
+        made = cert.read_bytes(), key.read_bytes()
     except OSError as error:
         raise ConfigError([f"tls: {error.filename}: {error.strerror}"]) from None
+    try:  # gRPC says of a pair that does not fit that the address cannot be used
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, _no_password)
+    except (ssl.SSLError, ValueError) as error:
+        what = "no certificate with its private key, as PEM, without a password"
+        raise ConfigError([f"tls: {cert} and {key} are {what}: {error}"]) from None
+    return made
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
 
 
 async def run(config: PickConfig, *, on_serving: Callable[[str, str], None]) -> None:
@@ -133,6 +144,8 @@ async def run(config: PickConfig, *, on_serving: Callable[[str, str], None]) -> 
     async with AsyncExitStack() as stack:
         hosts_context(config.hosts_tls)
         sockets = None if config.web is None else listen(config.web)
+        for each in sockets.insecure_sockets if sockets is not None else ():
+            stack.callback(each.close)
         made = serving(config.listen, picker.exchange, picker.is_ready, _pair(config))
         port = await stack.enter_async_context(made)
         address = f"{config.listen.rpartition(':')[0]}:{port}"

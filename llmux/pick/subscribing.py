@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from itertools import cycle
 
 import httpx
@@ -72,7 +73,7 @@ class Listener:
             except Unheard as error:
                 why = str(error)
                 key = next(keys)
-            except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            except Exception as error:  # whatever one host does, the others are heard
                 why = f"{host.address.control}: {str(error) or type(error).__name__}"
             if not host.trouble:
                 pause_s, told = FIRST_PAUSE_S, ""
@@ -91,11 +92,15 @@ class Listener:
             headers["Authorization"] = f"Bearer {key}"
         extensions = {"sni_hostname": address.name} if address.name else {}
         url = f"{address.control}/control/events"
-        async with self._client.stream(
-            "GET", url, headers=headers, extensions=extensions
-        ) as answer:
+        stream = self._client.stream("GET", url, headers=headers, extensions=extensions)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(CONNECT_S + SILENT_S):
+                    answer = await stack.enter_async_context(stream)
+            except TimeoutError:
+                raise Unheard(f"{url}: its answer does not begin") from None
             if answer.status_code != 200:
-                raise Unheard(_refusal(answer.status_code, address.control))
+                raise Unheard(_refusal(answer.status_code, address.control, has_key=bool(key)))
             events, pieces = Events(), aiter(answer.aiter_raw())
             heard_at = self._clock()
             while (left_s := heard_at + SILENT_S - self._clock()) > 0:
@@ -111,7 +116,7 @@ class Listener:
     def _hear(self, host: Host, data: bytes) -> None:
         try:
             outlook = msgspec.json.decode(data, type=Outlook)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Unheard(f"an event of another version of llmux: {error}") from None
         is_new = bool(host.trouble)
         self._table.note_heard(host, outlook, self._clock())
@@ -119,7 +124,8 @@ class Listener:
             log.info("host_heard", host=host.address.endpoint, models=len(outlook.models))
 
 
-def _refusal(status: int, url: str) -> str:
+def _refusal(status: int, url: str, *, has_key: bool) -> str:
     if status in {401, 403}:
-        return f"{url} refuses the key: give one of its read_keys as read_keys here"
+        what = "refuses the key" if has_key else "wants a key"
+        return f"{url} {what}: give one of its read_keys as read_keys here"
     return f"{url}/control/events answers HTTP {status}: is it llmux, and its control API?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmux.base.wildcards import Names
@@ -35,7 +35,7 @@ class Host:
         address: Where it is.
         outlook: What it said last; None: nothing yet.
         seen_at: When that came (the picker's clock); minus infinity once its stream has broken.
-        sent: Requests that were sent there since then, by model.
+        sent: Requests that were sent there since then, by the name that the model has there.
         trouble: Why it cannot be heard; empty: it can.
     """
 
@@ -44,6 +44,23 @@ class Host:
     seen_at: float = -math.inf
     sent: Counter[str] = field(default_factory=Counter)
     trouble: str = "not heard yet"
+    _names: Names | None = None
+
+    @property
+    def names(self) -> Names:
+        """Each name that it knows, with its model's name there."""
+        if self._names is None:
+            self._names = _all_names([self.outlook])
+        return self._names
+
+    def hear(self, outlook: Outlook, now: float) -> bool:
+        """Note what it has said; returns whether its names are others now."""
+        is_new = self.outlook is None or _names_of(self.outlook) != _names_of(outlook)
+        if is_new:
+            self._names = None
+        self.outlook, self.seen_at, self.trouble = outlook, now, ""
+        self.sent.clear()
+        return is_new
 
     @property
     def view(self) -> HostView:
@@ -53,6 +70,7 @@ class Host:
             outlook=self.outlook,
             seen_at=self.seen_at,
             sent=self.sent,
+            names=self.names,
         )
 
     def is_fresh(self, now: float) -> bool:
@@ -87,10 +105,8 @@ class Table:
 
     def note_heard(self, host: Host, outlook: Outlook, now: float) -> None:
         """Note what a host has said."""
-        if host.outlook is None or _names_of(host.outlook) != _names_of(outlook):
+        if host.hear(outlook, now):
             self._names = None
-        host.outlook, host.seen_at, host.trouble = outlook, now, ""
-        host.sent.clear()
 
     def note_lost(self, host: Host, why: str) -> None:
         """Note that a host is not heard any more: it may have died, so its outlook is void."""
@@ -99,7 +115,7 @@ class Table:
     def note_sent(self, endpoint: str, model: str) -> None:
         """Note that a request goes to a host, which its next outlook will include."""
         if (host := self.hosts.get(endpoint)) is not None:
-            host.sent[model] += 1
+            host.sent[host.names.find(model) or model] += 1
 
     def views(self, only: Collection[str] | None = None) -> list[HostView]:
         """Return the views of all hosts, or of those with one of these endpoints or addresses."""
@@ -111,15 +127,9 @@ class Table:
 
     @property
     def names(self) -> Names:
-        """Each name that any host knows, with its model's name there."""
+        """Each name that any host knows, with its model's name at one of them."""
         if self._names is None:
-            known: dict[str, str] = {}
-            for host in self:
-                for model, aliases in _names_of(host.outlook):
-                    known.update((alias, model) for alias in aliases if alias not in known)
-            for host in self:  # a model's own name wins, wherever it is
-                known.update((model, model) for model, _ in _names_of(host.outlook))
-            self._names = Names(known)
+            self._names = _all_names([host.outlook for host in self])
         return self._names
 
     @property
@@ -131,6 +141,16 @@ class Table:
 def _names_of(outlook: Outlook | None) -> list[tuple[str, list[str]]]:
     models = {} if outlook is None else outlook.models
     return [(name, model.aliases) for name, model in models.items()]
+
+
+def _all_names(outlooks: Sequence[Outlook | None]) -> Names:
+    known: dict[str, str] = {}
+    for outlook in outlooks:
+        for model, aliases in _names_of(outlook):
+            known.update((alias, model) for alias in aliases if alias not in known)
+    for outlook in outlooks:  # a model's own name wins, wherever it is
+        known.update((model, model) for model, _ in _names_of(outlook))
+    return Names(known)
 
 
 def _is_among(only: Collection[str], host: Host) -> bool:

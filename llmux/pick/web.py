@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,7 +18,9 @@ from llmux.errors import LlmuxError, ModelNotFound
 from llmux.openai import ollama
 from llmux.openai.answers import error_answer, model_list, model_object
 from llmux.openai.dialects import OPENAI, ErrorInfo, dialect_of
+from llmux.pick.config import split_address
 from llmux.pick.metrics import CONTENT_TYPE, Metrics
+from llmux.pick.service import CannotListen
 from llmux.pick.table import Table
 
 JSON = "application/json"
@@ -115,7 +118,12 @@ async def serve_site(site: Site, sockets: Sockets, stopped: Callable[[], Awaitab
 
 
 def listen(address: str) -> Sockets:
-    """Open the sockets of an address; raises OSError."""
-    config = Config()
-    config.bind = [address]
-    return config.create_sockets()
+    """Listen on an address; raises OSError, which names it."""
+    host, port = split_address(address)
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        # Not Hypercorn's own: that only binds, which finds fewer addresses in use.
+        made = socket.create_server((host.strip("[]"), port), family=family, backlog=100)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from None
+    return Sockets([], [made], [])

@@ -11,9 +11,13 @@ from contextlib import contextmanager, suppress
 import trio
 
 from llmux.observe.logs import get_logger
+from llmux.observe.pauses import LEFT_OUT
 
 BEATS = 3
 """Beats in the time after which systemd ends a service: one may be late, and one be lost."""
+
+STEP_S = 1.0
+"""Longest delay of a beat by a pause of this process, which Trio's clock leaves out."""
 
 Check = Callable[[], list[str]]
 """Returns what has stood still since its last call, for people; nothing: all goes on."""
@@ -64,6 +68,11 @@ def beat_s(environ: Mapping[str, str], pid: int) -> float | None:
     return int(within_us) / 1e6 / BEATS
 
 
+def _systems_time() -> float:
+    """Return the time as systemd has it, in seconds: with the pauses of this process."""
+    return trio.current_time() + LEFT_OUT.seconds
+
+
 class Watchdog:
     """Sends `WATCHDOG=1` as long as all goes on; else systemd ends llmux, and starts it again.
 
@@ -88,7 +97,9 @@ class Watchdog:
         """Send beats until cancelled; returns at once if none are expected."""
         while self._beat_s is not None:
             self._beat()
-            await trio.sleep(self._beat_s)
+            due_at = _systems_time() + self._beat_s
+            while (left_s := due_at - _systems_time()) > 0:  # noqa: ASYNC110 - no event at a pause
+                await trio.sleep(min(left_s, STEP_S))
 
     def _beat(self) -> None:
         withheld = [what for check in self._checks for what in check()]

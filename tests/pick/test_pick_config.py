@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,33 @@ def test_without_a_config_the_command_says_what_to_do(
 def test_files_that_are_no_endpoints_are_refused(data: object) -> None:
     with pytest.raises(ConfigError, match=r"hosts.yaml: expected a ClusterLoadAssignment"):
         endpoints_of(Path("hosts.yaml"), data)
+
+
+@pytest.mark.parametrize(
+    ("text", "mistakes"),
+    [
+        ("listen: '127.0.0.1:{taken}'\nweb: null", ["cannot listen on 127.0.0.1:{taken}"]),
+        ("web: '127.0.0.1:{taken}'", ["cannot listen on 127.0.0.1:{taken}: Address already in use"]),
+        ("listen: '127.0.0.1:{free}'\nweb: '127.0.0.1:{free}'", ["cannot listen on 127.0.0.1:{free}"]),
+        ("tls: {{cert: bad.pem, key: bad.pem}}", ["tls: ", "bad.pem", "no certificate"]),
+        ("tls: {{cert: none.pem, key: none.pem}}", ["tls: ", "none.pem: No such file"]),
+        ("hosts_tls: {{ca: bad.pem}}", ["hosts_tls.ca: ", "bad.pem"]),
+    ],
+    ids=["gRPC", "site", "same", "no certificate", "no file", "authority"],
+)  # fmt: skip
+def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, mistakes: list[str]) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free = probe.getsockname()[1]
+        ports = {"taken": taken.getsockname()[1], "free": free}
+        text = text.format(**ports)
+        rest = "" if "listen:" in text else "\nlisten: '127.0.0.1:0'"
+        rest += "" if "web:" in text else "\nweb: null"
+        load(tmp_path, f"hosts: ['127.0.0.1:1']\n{text}{rest}")
+        done = CliRunner().invoke(main, ["pick", "-c", str(tmp_path / "pick.yaml")])
+    assert done.exit_code in {1, 2}
+    assert not isinstance(done.exception, OSError), done.exception
+    for mistake in mistakes:
+        assert mistake.format(**ports) in done.stderr

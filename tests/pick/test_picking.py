@@ -68,7 +68,34 @@ def test_aliases_and_their_patterns_stand_for_the_model() -> None:
     table = table_of(outlook(a=model(aliases=["gpt-4", "claude-*"])), outlook(b=model()))
     for name in ("gpt-4", "claude-opus", "a:latest"):
         picked = pick(table, Ask(target=CHAT, told=name), 0.0)
-        assert (picked.endpoints, picked.model) == ([endpoint(1)], "a")
+        assert (picked.endpoints, picked.model) == ([endpoint(1)], name)
+
+
+def test_a_name_may_mean_another_model_at_each_host() -> None:
+    names = ["gpt-4", "claude-*"]
+    here: dict[str, Any] = {"aliases": names, "cost_secs": 2.0}
+    table = table_of(
+        outlook(a=model(3.0, **here)),
+        outlook(b=model(1.0, **here)),
+        outlook(c=model(aliases=names)),
+    )
+    for name in ("gpt-4", "claude-opus"):
+        assert chosen(table, name) == [endpoint(3), endpoint(2), endpoint(1)]
+    table.note_heard(table.hosts[endpoint(1)], outlook("cordoned", a=model(**here)), 0.0)
+    assert chosen(table, "gpt-4") == [endpoint(3), endpoint(2)]
+    tagged: dict[str, Any] = {"a:latest": model()}
+    assert len(chosen(table_of(outlook(**tagged), outlook(a=model())), "a")) == 2
+
+
+def test_all_names_of_a_model_lead_to_one_host() -> None:
+    alike = outlook(a=model(2.0, aliases=["gpt-4", "claude-*"]))
+    names = ("a", "gpt-4", "claude-opus", "a:latest")
+    assert len({tuple(chosen(table_of(*[alike] * 5), name)) for name in names}) == 1
+    table = table_of(*[alike] * 5)
+    for name in names:
+        table.note_sent(endpoint(2), name)
+    assert table.hosts[endpoint(2)].sent == {"a": 4}
+    assert {chosen(table, name)[0] for name in names} == {endpoint(2)}
 
 
 @pytest.mark.parametrize(

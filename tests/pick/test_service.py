@@ -75,9 +75,12 @@ class FakeHost:
     def say(self, said: Outlook) -> None:
         """Tell an outlook, in two pieces."""
         text = b"event: outlook\ndata: %b\n\n" % msgspec.json.encode(said)
+        self.write(text[:20])
+        self.write(text[20:])
+
+    def write(self, data: bytes) -> None:
         for writer in self._writers:
-            writer.write(text[:20])
-            writer.write(text[20:])
+            writer.write(data)
 
     def hang_up(self) -> None:
         while self._writers:
@@ -189,6 +192,76 @@ def test_a_host_is_found_again(tmp_path: Path) -> None:
         await until(lambda: (found := host(first.endpoint)) is not None and not found.trouble)
 
     with_hosts(test, tmp_path)
+
+
+def outlook_with(**numbers: object) -> bytes:
+    usual = msgspec.to_builtins(model())
+    return msgspec.json.encode(
+        {"at": 0, "boot": "b", "state": "ready", "models": {"b": {**usual, **numbers}}}
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[1]",
+        b'{"x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+        outlook_with(running=-1),
+        outlook_with(max_in_flight=0),
+        outlook_with(wait_secs=-1.0),
+        outlook_with(cost_secs=1e200),
+        outlook_with(waiting=10**400),
+        b"\ndata: ".join([b"x" * 1000] * 100),
+        b"x" * 100_000,
+    ],
+    ids=["type", "deep", "running", "slots", "wait", "cost", "waiting", "event", "line"],
+)
+def test_what_one_host_says_wrongly_is_its_own_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr("llmux.pick.events.MOST_BYTES", 50_000)
+
+    async def test(picker: Picker, first: FakeHost, second: FakeHost) -> None:
+        await until(lambda: len(picker.table.models) == 2)
+        bad, good = picker.table.hosts[second.endpoint], picker.table.hosts[first.endpoint]
+        second.status = b"404 Not Found"  # when it is asked again
+        second.write(b"event: outlook\ndata: %b\n\n" % data)
+        await until(lambda: bool(bad.trouble))
+        first.say(outlook(a=model(), b=model(4.0)))
+        await until(lambda: good.outlook is not None and good.outlook.models["b"].wait_secs == 4.0)
+        async with channel_to(picker) as channel:
+            assert destination(await picked(channel, "b")) == f"{first.endpoint},{second.endpoint}"
+
+    with_hosts(test, tmp_path)
+
+
+def test_a_host_whose_answer_does_not_begin_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribing, "CONNECT_S", 0.3)
+    monkeypatch.setattr(subscribing, "SILENT_S", 0.3)
+
+    writers: list[asyncio.StreamWriter] = []
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while not writer.is_closing():
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        endpoint = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with following(config_of(tmp_path, f"hosts: [{endpoint}]")) as picker:
+            await until(lambda: bool(picker.table.hosts))
+            host = picker.table.hosts[endpoint]
+            await until(lambda: "its answer does not begin" in host.trouble)
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.05)  # until `drip` has seen it
+
+    run(main())
 
 
 def test_each_key_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

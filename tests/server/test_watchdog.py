@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmux.downstream.fast_departures import Departures
 from llmux.downstream.pump import Pump
+from llmux.observe.pauses import LEFT_OUT
 from llmux.server.systemd import Watchdog, beat_s, notify_systemd
 from tests.lanes import running_lane
 from tests.servers import Rack, running_backends, running_llmux
@@ -100,6 +101,22 @@ async def test_beats_come_as_long_as_all_goes_on(
         stuck["y"] = []
         await trio.sleep(10)
         assert [at for at, _ in sent[3:]] == [70]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_pause_delays_no_beat_once_it_is_over(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LEFT_OUT, "seconds", 5.0)
+    sent: list[float] = []
+    began_at = trio.current_time()
+    watchdog = Watchdog(10, lambda _: sent.append(trio.current_time() - began_at))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.run)
+        await trio.sleep(4.5)
+        LEFT_OUT.seconds += 22  # of systemd's 30, which have gone on
+        await trio.sleep(11)
+        assert sent == [0, 5, 15]
         nursery.cancel_scope.cancel()
 
 

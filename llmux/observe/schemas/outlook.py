@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from llmux.observe.schemas.base import Shape
 
 HostState = Literal["ready", "cordoned", "stopping", "dead"]
+
+Amount = Annotated[float, Meta(ge=0, le=1e12)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""Bounds that keep a wrong number of one host out of what is worked out for all."""
 
 
 class ModelOutlook(Shape, frozen=True):
@@ -27,15 +33,15 @@ class ModelOutlook(Shape, frozen=True):
         aliases: Other names for it.
     """
 
-    wait_secs: float | None
+    wait_secs: Amount | None
     refused: str | None
     awake: bool
-    running: int
-    waiting: int
-    max_in_flight: int | None
-    arrivals_per_sec: float
-    latency_secs: float | None
-    cost_secs: float | None
+    running: Count
+    waiting: Count
+    max_in_flight: Annotated[int, Meta(ge=1, le=2**53)] | None
+    arrivals_per_sec: Amount
+    latency_secs: Amount | None
+    cost_secs: Amount | None
     aliases: list[str] = []  # noqa: RUF012 - msgspec copies it
 
 
