@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from itertools import cycle
@@ -24,6 +25,10 @@ CONNECT_S = 3.0
 
 SILENT_S = 6.0
 """A stream without an outlook for so long is given up: hosts send one each second."""
+
+REST, LONGEST_REST_S = 10.0, 1.0
+"""Pause after what a host has said, as a multiple of the time that it took to read it, and limit:
+Envoy waits for a pick for a quarter of a second, however much a host says."""
 
 log = get_logger(__name__)
 
@@ -108,9 +113,12 @@ class Listener:
                     piece = await anext(pieces, None)
                 if piece is None:
                     return
+                began_at = time.thread_time()
                 for data in events.feed(piece, b"outlook"):
                     heard_at = self._clock()
                     self._hear(host, data)
+                took_s = time.thread_time() - began_at
+                await asyncio.sleep(min(took_s * REST, LONGEST_REST_S))
             raise TimeoutError(f"no outlook for {SILENT_S:g} s")
 
     def _hear(self, host: Host, data: bytes) -> None:

@@ -235,6 +235,27 @@ def test_what_one_host_says_wrongly_is_its_own_trouble(
     with_hosts(test, tmp_path)
 
 
+def test_a_host_that_says_much_leaves_time_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribing, "LONGEST_REST_S", PATIENCE_S)
+
+    async def test(picker: Picker, first: FakeHost, second: FakeHost) -> None:
+        await until(lambda: len(picker.table.models) == 2)
+        hosts = [picker.table.hosts[each.endpoint] for each in (first, second)]
+        monkeypatch.setattr(subscribing, "REST", 1e9)
+        second.say(outlook(b=model(1.0)))
+        await until(lambda: hosts[1].view.model("b") == model(1.0))
+        second.say(outlook(b=model(2.0)))
+        monkeypatch.setattr(subscribing, "REST", 0.0)
+        for wait in (1.0, 2.0, 3.0):
+            first.say(outlook(b=model(wait)))
+            await until(lambda wait=wait: hosts[0].view.model("b") == model(wait))  # type: ignore[misc]
+        assert hosts[1].view.model("b") == model(1.0)
+
+    with_hosts(test, tmp_path)
+
+
 def test_a_host_whose_answer_does_not_begin_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
