@@ -141,8 +141,14 @@ def _manager(config: PickConfig) -> Json:
     )
 
 
+ORIGINS = ("forwarded", "x-real-ip", "x-forwarded-host")
+"""Headers that claim a request's origin, and that Envoy does not set itself as X-Forwarded-For:
+hosts that trust Envoy would believe them."""
+
+
 def _forbidden(config: PickConfig) -> list[str]:
-    own = [DESTINATION, SUBSET, CLIENT_HEADER, MODEL_HEADER]
+    """Return the headers that are taken off what clients send."""
+    own = [DESTINATION, SUBSET, CLIENT_HEADER, MODEL_HEADER, *ORIGINS]
     return list(dict.fromkeys([*own, *(name.lower() for name in config.model_headers)]))
 
 
