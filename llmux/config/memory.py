@@ -60,9 +60,14 @@ def moving_need(model: ModelConfig, resource: str) -> int:
     return max(each.get(resource, 0) for each in needs)
 
 
+def may_stop(model: ModelConfig) -> bool:
+    """Return whether a model's stop hook may run: not if that would lose frozen requests."""
+    return model.stop is not None and not model.preserves_in_flight
+
+
 def held_asleep(models: Iterable[ModelConfig], resource: str) -> int:
-    """Return what models hold while they sleep, in bytes; one with a stop hook may hold nothing."""
-    return sum(model.needs_asleep.get(resource, 0) for model in models if model.stop is None)
+    """Return what models hold while they sleep, in bytes; one that may be stopped holds nothing."""
+    return sum(model.needs_asleep.get(resource, 0) for model in models if not may_stop(model))
 
 
 def _named(model: ModelConfig) -> set[str]:

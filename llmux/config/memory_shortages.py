@@ -10,6 +10,7 @@ from llmux.config.memory import (
     awake_needs,
     held_asleep,
     is_alone,
+    may_stop,
     models_of,
     moving_need,
     resources_of,
@@ -56,7 +57,7 @@ def _too_much(models: Sequence[ModelConfig], resource: str, amount: int) -> Foun
         return
     asleep = held_asleep(models, resource)
     if asleep > amount:
-        fixed = (m for m in models if m.stop is None or m.preserves_in_flight)
+        fixed = (model for model in models if not may_stop(model))
         holders = (m for m in fixed if m.needs_asleep.get(resource))
         told = f"{_listed(holders)} need {size_text(asleep)} of it while they sleep"
         why = "without a 'stop' hook, they cannot be put into a deeper sleep"

@@ -162,6 +162,10 @@ def read_amounts(text: str, resources: Collection[str]) -> dict[str, int]:
         except ValueError as error:
             raise Unmeasured(f"the memory hook printed {line[:100]!r}: {error}") from None
         found[name] = found.get(name, 0) + amount
+        if found[name] > MOST_BYTES:
+            raise Unmeasured(
+                f"the memory hook printed {found[name]} for {name!r}: more than any machine has"
+            )
     return found
 
 
@@ -173,7 +177,7 @@ def _amount(line: str, resources: Collection[str]) -> tuple[str, int]:
         raise ValueError(f"it does not begin with the name of a resource; there is {known}")
     name = max(named, key=len)  # names may have spaces
     size = line[len(name) :].strip()
-    amount = int(size) if re.fullmatch("[0-9]{1,18}", size) else size_bytes(size)
+    amount = int(size) if re.fullmatch("[0-9]{1,30}", size) else size_bytes(size)
     if amount > MOST_BYTES:
         raise ValueError("that is more than any machine has")
     return name, amount

@@ -308,6 +308,9 @@ class Carrier:
             for name in running.plan.stop:
                 if name not in running.evictions:
                     await self._stop(running, group.models[name])
+            if isinstance(running.failure, LlmuxError) and not isinstance(command, Stop):
+                command.outcome.end(running.failure)  # it stays, and that says nothing of it
+                return
             for eviction in running.evictions.values():
                 await self._put_away(running, eviction)
                 if group.shares_memory and eviction.sleep_s is not None:

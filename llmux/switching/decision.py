@@ -8,6 +8,7 @@ after the decision, so that it misses none.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import trio
@@ -18,7 +19,7 @@ from llmux.policy import Decision, LineFirst, LookAgain, Policy, SwitchTo
 from llmux.policy.base import LEAST_STEP_S
 from llmux.policy.placing import Placing
 from llmux.policy.room import Amounts
-from llmux.switching.commands import Command, Sleep, Stop, Wake
+from llmux.switching.commands import Command, Reconfigure, Sleep, Stop, Wake
 from llmux.switching.group import Group
 from llmux.switching.idle import Idleness
 from llmux.switching.ledger import Hold
@@ -31,7 +32,7 @@ REFUSED_S = 1.0
 """Time until a policy is asked again whose decision had no room."""
 
 RELIEF_S = 10.0
-"""Shortest time between two attempts to make one model give back memory that is lacking."""
+"""Shortest time between two attempts to put one model to sleep for room, or for a change."""
 
 log = get_logger(__name__)
 
@@ -49,6 +50,7 @@ class Decider:
         self._began_at = 0.0
         self._why_it_stays = ""
         self._relieved_at: dict[str, float] = {}
+        self._idled: dict[str, tuple[int, float]] = {}  # the last try: the model's stay, and when
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
@@ -61,9 +63,14 @@ class Decider:
         self._began_at = trio.current_time()
         group = self._group
         model = group.models.get(group.idle_rules.preload or "")
-        is_free = not any(each.holds_gpu for each in group.models.values())
+        if model is None:
+            return
+        if group.shares_memory:
+            is_free = not model.holds_gpu and max(group.room.ledger.missing(model.name)) <= 0
+        else:
+            is_free = not any(each.holds_gpu for each in group.models.values())
         # An operator's command may be queued already; it takes precedence.
-        if model is not None and is_free and not group.commands:
+        if is_free and not group.commands:
             group.queue(Wake(model, "at the start", stands=True, rule="preload"))
 
     def decide(self) -> tuple[Running | None, float]:
@@ -82,10 +89,18 @@ class Decider:
         if group.mode == "manual" or lacks_room:
             return None, relieve_at
         command, look_again_at = self._choose()
-        if command is None:
-            return None, min(look_again_at, relieve_at)
-        running = self._placer.place(command)
-        return running, math.inf if running else self._note_refused(command)
+        at, no_room = min(look_again_at, relieve_at), set[str]()
+        while command is not None:
+            if (running := self._placer.place(command)) is not None:
+                if command.rule == "idle":
+                    self._idled[command.target.name] = command.target.stay, trio.current_time()
+                return running, math.inf
+            at = min(at, self._note_refused(command))
+            no_room.add(command.target.name)
+            # Another model that is out of use may sleep, and make room.
+            is_idle = command.rule == "idle" and group.shares_memory
+            command, _ = self._idle_command(no_room) if is_idle else (None, at)
+        return None, at
 
     def _note_refused(self, command: Command) -> float:
         """Log a decision for which there is no room; returns when to decide again."""
@@ -103,34 +118,59 @@ class Decider:
             It, if any; and whether one waits for room, and not only for its own model.
         """
         group = self._group
-        held_up: set[str] = set()
-        lacks_room = False
-        for command in list(group.commands):
-            name = command.target.name
-            if name in held_up:
-                continue
-            if (running := self._placer.place(command)) is not None:
-                group.commands.remove(command)
-                return running, False
-            if group.running:
-                held_up.add(name)
-                lacks_room |= not self._is_moving(command.target)
-            else:  # nothing can end that would make room
+        while True:
+            held_up: dict[str, Command] = {}
+            for command in list(group.commands):
+                if command.target.name in held_up:
+                    continue
+                if (running := self._placer.place(command)) is not None:
+                    group.commands.remove(command)
+                    return running, False
+                held_up[command.target.name] = command
+            if group.running or not held_up:
+                lacks_room = not all(self._is_moving(each.target) for each in held_up.values())
+                return None, lacks_room
+            for name, command in held_up.items():  # nothing can end that would make room
                 group.commands.remove(command)
                 log.warning("no_room", model=name, command=type(command).__name__.lower())
                 command.outcome.end(NoRoom(name))
-        return None, lacks_room
 
     def _relieve(self) -> tuple[Running | None, float]:
-        """Put a model to sleep where more is held than there is, as after a reload.
+        """Put a model to sleep for a config change that waits, or where memory is lacking.
 
         Returns:
             The command, if there is one; and when to try again.
         """
-        group, now = self._group, trio.current_time()
+        now, at = trio.current_time(), math.inf
+        for command in (*self._changes(), *self._reliefs()):
+            model = command.target
+            due_at = self._relieved_at.get(model.name, -math.inf) + RELIEF_S
+            if due_at > now:  # its hook has just failed
+                at = min(at, due_at)
+            elif (running := self._placer.place(command)) is not None:
+                self._relieved_at[model.name] = now
+                if isinstance(command, Reconfigure) and self._group.is_kept(model):
+                    self._group.commands.append(Wake(model, command.reason, stands=True))
+                return running, math.inf
+        return None, at
+
+    def _changes(self) -> list[Command]:
+        """Return the sleeps for config changes that had no room when they were queued."""
+        group = self._group
+        queued = {command.target.name for command in group.commands}
+        waiting = [model for name, model in group.models.items() if name in group.changes]
+        return [
+            Reconfigure(model, "its config has changed")
+            for model in waiting
+            if model.is_awake and model.name not in queued and not self._is_moving(model)
+        ]
+
+    def _reliefs(self) -> list[Command]:
+        """Return what would help where more is held than there is, as after a reload."""
+        group = self._group
         ledger = group.room.ledger
         if not ledger.is_overcommitted:
-            return None, math.inf
+            return []
         lacks = ledger.projected()
 
         def helps(freed: Amounts) -> bool:
@@ -142,7 +182,7 @@ class Decider:
 
         awake = sorted((m for m in group.awake if helps(ledger.freed(m.name))), key=costs)
         if any(map(self._is_moving, awake)):
-            return None, math.inf  # it is let in just now, and may leave then
+            return []  # it is let in just now, and may leave then
         commands: list[Command] = [
             Sleep(
                 model,
@@ -163,15 +203,7 @@ class Decider:
             for model in sorted(asleep, key=lambda m: m.used_at)
             if ledger.hold(model.name) is Hold.ASLEEP and helps(ledger.held(model.name))
         ]
-        at = math.inf
-        for command in commands:
-            due_at = self._relieved_at.get(command.target.name, -math.inf) + RELIEF_S
-            if due_at > now:  # its hook has just failed
-                at = min(at, due_at)
-            elif (running := self._placer.place(command)) is not None:
-                self._relieved_at[command.target.name] = now
-                return running, math.inf
-        return None, at
+        return commands
 
     def _is_moving(self, model: Model) -> bool:
         return self._group.switch_lock.holds(model.name)
@@ -253,7 +285,12 @@ class Decider:
             is_trial=target.is_failing,
         )
 
-    def _idle_command(self) -> tuple[Command | None, float]:
+    def _idle_command(self, no_room: Collection[str] = ()) -> tuple[Command | None, float]:
+        """Ask the idle rules.
+
+        Args:
+            no_room: Models to leave alone, since there is no room for what they need then.
+        """
         group, now = self._group, trio.current_time()
         standby = group.models.get(group.idle_rules.standby or "")
         is_failing = standby is not None and standby.is_failing
@@ -266,7 +303,18 @@ class Decider:
         )
         if group.shares_memory:
             moving = [m.name for m in group.models.values() if self._is_moving(m)]
-            command, at = rules.of_several(group.models, {*moving, *group.pins.models})
+            # One that stays since a stop hook has failed, which ran to make room for its sleep.
+            failed = {
+                name: began_at + RELIEF_S
+                for name, (stay, began_at) in self._idled.items()
+                if began_at + RELIEF_S > now
+                and (model := group.models.get(name)) is not None
+                and model.is_awake
+                and model.stay == stay
+            }
+            spared = {*moving, *group.pins.models, *failed, *no_room}
+            command, at = rules.of_several(group.models, spared)
+            at = min([at, *failed.values()])
         else:
             command, at = rules.of_one(group.models, group.active)
         if is_failing and isinstance(command, Wake):

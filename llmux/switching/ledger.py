@@ -147,10 +147,19 @@ class Ledger:
                 target,
             }:
                 plan.stop = (*plan.stop, model)
+        self._spare_stops(plan)
         if not self.is_possible(plan):
             self.plans.remove(plan)
             raise ValueError(f"{target} does not fit even without {', '.join(plan.evict)}")
         return plan
+
+    def _spare_stops(self, plan: Plan) -> None:
+        """Leave out models whose stop does not help a plan, if it is possible."""
+        for model in plan.stop[-2::-1]:  # without the last one, it was not possible
+            before = plan.stop
+            plan.stop = tuple(name for name in before if name != model)
+            if not self.is_possible(plan):
+                plan.stop = before
 
     def plan_stop(self, model: str) -> Plan:
         """Plan to stop a model that sleeps, behind all others."""
@@ -168,7 +177,7 @@ class Ledger:
         self.plans.remove(old)
         try:
             plan = self.plan(old.target, evict, stoppable)
-            if not self._may_go_first(plan, self._after(plan, self._free)):
+            if not self._may_go_first(plan, *self._around(plan, self._free)):
                 self.drop(plan)
                 raise ValueError(f"{old.target} would wait for other switches")
         except ValueError:
@@ -205,9 +214,9 @@ class Ledger:
                     return False
         return True
 
-    def _may_go_first(self, plan: Plan, left: Amounts) -> bool:
-        """Return whether a plan may go before all earlier ones, if it leaves so much."""
-        if not _suffices(self._free, left):
+    def _may_go_first(self, plan: Plan, before: Amounts, left: Amounts) -> bool:
+        """Return whether a plan may go before all earlier ones; see `_around`."""
+        if not _suffices(before, left):
             return False
         for earlier in self._before(plan):
             before, left = self._around(earlier, left)
@@ -224,7 +233,8 @@ class Ledger:
 
     def may_wake(self, plan: Plan) -> bool:
         """Return whether the target may wake now, without taking what earlier switches need."""
-        return self._may_go_first(plan, less(self._free, self._wanted(plan)))
+        before = more(self._free, self._left_to(plan.target))
+        return self._may_go_first(plan, before, less(self._free, self._wanted(plan)))
 
     def wake(self, plan: Plan) -> None:
         """Take the memory for the target's wake, which begins now."""
@@ -315,9 +325,17 @@ class Ledger:
         """Return what is free before and after a plan that begins with `free`.
 
         Before it, models that it evicts hold nothing asleep for certain: so it has to find room.
+        Nor does its target hold anything awake, if its sleep was to end and has failed.
         """
-        before = total(map(self._doubt, plan.evict), free)
+        before = total(map(self._doubt, plan.evict), more(free, self._left_to(plan.target)))
         return before, self._after(plan, free)
+
+    def _left_to(self, target: str) -> Amounts:
+        """Return what a model that is not awake holds beside what it needs asleep."""
+        if self._holds.get(target) in {None, Hold.STOPPED, Hold.ASLEEP, Hold.AWAKE}:
+            return self._zero
+        beside = less(self._held[target], self.memory.needs[target].asleep)
+        return tuple(max(0, amount) for amount in beside)
 
     def _doubt(self, model: str) -> Amounts:
         """Return what a model holds only if it was put to sleep already, which is not known."""

@@ -15,6 +15,7 @@ from math import ceil
 from llmux.base.exclusions import limits_of
 from llmux.config import Config, ModelConfig
 from llmux.config.memory import (
+    held_asleep,
     is_alone,
     models_of,
     resources_of,
@@ -110,7 +111,7 @@ class _Group:
 
     def _with_margin(self, model: ModelConfig, resource: str, size: int) -> int:
         """Return a measured size and its margin: no more than there is, for it has been awake."""
-        others = sum(each.needs_asleep.get(resource, 0) for each in self._models if each != model)
+        others = held_asleep((each for each in self._models if each != model), resource)
         size += ceil(size * Fraction(str(self._config.memory_margin)))
         return min(size, max(0, self._config.resources[resource] - others))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llmux.policy.evictions import Evictions
+from llmux.policy.room import Amounts, less, total
 from llmux.policy.shared import Shared
 from llmux.switching.commands import BringDown, Command, Stop, Wake
 from llmux.switching.group import Group
@@ -119,7 +120,7 @@ class Placer:
             self.lock(running)
 
     def _found(self, running: Running) -> Iterator[str]:
-        for model in self._stranded(running.target):
+        for model in self._stranded(running.target, self._group.room.ledger.projected()):
             if model.name not in running.plan.evict and not self._is_taken(model.name, running):
                 yield model.name
 
@@ -155,8 +156,11 @@ class Placer:
         named = command.evict or self._choose(target, by_operator=command.stands)
         if named is None:
             return None
-        stranded = (m.name for m in self._stranded(target) if not self._is_taken(m.name))
-        return self._planned(target.name, tuple(dict.fromkeys([*stranded, *named])))
+        ledger, zero = group.room.ledger, (0,) * len(group.room.memory.amounts)
+        free = total(map(ledger.freed, named), less(zero, ledger.missing(target.name)))
+        stranded = self._stranded(target, free)
+        names = (model.name for model in stranded if not self._is_taken(model.name))
+        return self._planned(target.name, tuple(dict.fromkeys([*names, *named])))
 
     def _planned(
         self, target: str, evict: Sequence[str], *, is_forced: bool = False
@@ -185,14 +189,26 @@ class Placer:
                 return [each.name for each in options[0].evict]
         return None
 
-    def _stranded(self, target: Model) -> list[Model]:
-        """Return the models that hold memory though not awake, and that a wake would meet."""
+    def _stranded(self, target: Model, free: Amounts) -> list[Model]:
+        """Return the models that hold memory though not awake, and that a wake would meet.
+
+        Args:
+            target: The model to wake.
+            free: What is free once it is awake; where that is negative, they may make room.
+        """
         room = self._group.room
         touched = room.hook_resources(target.name)
         return [
             model
             for model in self._group.others(target)
-            if model.is_stranded and room.hook_resources(model.name) & touched
+            if model.is_stranded
+            and (
+                room.hook_resources(model.name) & touched
+                or any(
+                    left < 0 < back
+                    for left, back in zip(free, room.ledger.freed(model.name), strict=True)
+                )
+            )
         ]
 
     def _stoppable(self, target: str, evict: Sequence[str]) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from trio_util import RepeatedEvent
 
 from llmux.policy.room import Amounts, Memory, Needs, less
 from llmux.switching.lanes import Lanes
 from llmux.switching.ledger import Hold, Ledger
-from llmux.switching.memory import GroupMemory
+from llmux.switching.memory import ALONE, GroupMemory
 from llmux.switching.switchlock import SwitchLock
 
 ONE = "#one"
@@ -52,11 +52,15 @@ class Room:
         models = list(models)
         real = _for_one(models) if shared is None else shared.memory
         needs = {name: real.needs.get(name) or self._kept(name, real) for name in models}
-        self.ledger.renew(Memory(real.resources, real.amounts, needs))
+        real = self._with_alone(Memory(real.resources, real.amounts, needs), real.needs)
+        self.ledger.renew(real)
+        for name in models:
+            if self.is_stopped(name) and not stops(name):  # once it wakes, it will sleep again
+                self.ledger.find(name, Hold.ASLEEP)
         zero = (0,) * len(real.amounts)
         shown = {
             name: Needs(each.awake, zero, each.starting, each.starting) if stops(name) else each
-            for name, each in needs.items()
+            for name, each in real.needs.items()
         }
         self.memory = Memory(real.resources, real.amounts, shown)
 
@@ -78,6 +82,39 @@ class Room:
 
         asleep = carry(needs.asleep, 0)
         return Needs(carry(needs.awake), asleep, carry(needs.moving), carry(needs.starting))
+
+    def _with_alone(self, memory: Memory, known: Collection[str]) -> Memory:
+        """Return memory in which models that leave the config are awake alone, if they were before.
+
+        Args:
+            memory: What all models need.
+            known: The models in the config.
+        """
+        alone = {name for name in memory.needs if name not in known and self._was_alone(name)}
+        if not alone or ONE in memory.resources:
+            return memory
+        if ALONE not in memory.resources:
+            memory = _with_units(memory)
+        at = memory.resources.index(ALONE)
+        most = memory.amounts[at]
+
+        def fill(amounts: Amounts) -> Amounts:
+            return (*amounts[:at], most, *amounts[at + 1 :])
+
+        filled = {
+            name: Needs(fill(each.awake), each.asleep, fill(each.moving), fill(each.starting))
+            for name, each in memory.needs.items()
+            if name in alone
+        }
+        return Memory(memory.resources, memory.amounts, {**memory.needs, **filled})
+
+    def _was_alone(self, model: str) -> bool:
+        """Return whether nothing could be awake beside a model until now."""
+        known = self.ledger.memory
+        if model not in known.needs:
+            return False
+        rows = zip(known.resources, known.needs[model].awake, known.amounts, strict=True)
+        return any(name in {ONE, ALONE} and need == most for name, need, most in rows)
 
     def touches(self, model: str) -> frozenset[str]:
         """Return the resources that no other hook may touch while one of this model runs."""
@@ -112,6 +149,19 @@ class Room:
     def is_stopped(self, model: str) -> bool:
         """Return whether a model's `stop` hook has run since it fell asleep."""
         return self.ledger.hold(model) is Hold.STOPPED
+
+
+def _with_units(memory: Memory) -> Memory:
+    """Return memory with one unit of `ALONE` for each model, which it holds unless it sleeps."""
+
+    def add(amounts: Amounts, own: int = 1) -> Amounts:
+        return (*amounts, own)
+
+    needs = {
+        name: Needs(add(each.awake), add(each.asleep, 0), add(each.moving), add(each.starting))
+        for name, each in memory.needs.items()
+    }
+    return Memory((*memory.resources, ALONE), (*memory.amounts, len(needs)), needs)
 
 
 def _for_one(models: Iterable[str]) -> Memory:

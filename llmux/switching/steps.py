@@ -198,16 +198,22 @@ class Steps:
         if model.phase is not Phase.SLEEPING:  # a cancelled switch may have got this far
             model.enter(Phase.SLEEPING)
         hook: HookName = "stop" if is_deep else "sleep"
-        try:
-            await self._sleep_and_verify(model, target, hooks, hook)
-        except HookError:
-            log.warning("sleep_retried", model=model.name, to=target.name)
+        attempts = 2
+        while attempts:
+            attempts -= 1
             try:
                 await self._sleep_and_verify(model, target, hooks, hook)
+                break
             except HookError as error:
-                model.last_error = error
-                model.enter(Phase.FAILED)
-                raise
+                if not attempts and is_deep and self._is_closing:
+                    # Rather asleep without room for that than left awake.
+                    attempts, is_deep, hook = 1, False, "sleep"
+                    ledger.sleep(model.name, is_forced=True)
+                if not attempts:
+                    model.last_error = error
+                    model.enter(Phase.FAILED)
+                    raise
+                log.warning("sleep_retried", model=model.name, to=target.name)
         model.holds_gpu = False
         give_back = ledger.stopped if is_deep else ledger.slept
         give_back(model.name)

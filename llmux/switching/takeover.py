@@ -27,7 +27,10 @@ async def take_over(group: Group, record: AwakeRecord, hooks: Hooks, health: Hea
         group.models[name].holds_gpu = True
         group.room.ledger.find(name, Hold.AWAKE if entry.state == "awake" else Hold.UNSURE)
     with group.switch_lock.all_held():
-        for name, entry in found.items():
+        # Those first that are kept awake: another one that does not fit beside them has to sleep.
+        for name, entry in sorted(
+            found.items(), key=lambda each: not group.models[each[0]].is_kept
+        ):
             await _take_over_one(group, group.models[name], entry, hooks, health)
     if group.shares_memory:  # else it is put to sleep for the next model that wakes
         for model in group.models.values():

@@ -67,6 +67,7 @@ def test_the_config_of_the_issue() -> None:
         (config({"a": ram("101GiB")}), "models.a.needs_asleep.ram: is more than there is"),
         (config({"a": ram("101GiB", stop="kill")}), "models.a.needs_asleep.ram: is more than there is"),
         (config({"a": ram("60GiB"), "b": ram("60GiB"), "c": ram("1GiB", stop="kill")}), "resources.ram: 'a', 'b' need 120GiB of it while they sleep, which is more than there is: without a 'stop' hook, they"),
+        (config({n: ram("60GiB", stop="kill", preserves_in_flight=True) for n in "ab"}), "resources.ram: 'a', 'b' need 120GiB of it while they sleep, which is more than there is"),
         (config({"a": ram("60GiB"), "b": {"needs": {"ram": "41GiB"}}}), "models.b.needs.ram: it can never be awake: the others need 60GiB while they sleep, and there are 100GiB of 'ram'"),
         (config({"a": ram("60GiB"), "b": {"needs_waking": {"ram": "41GiB"}}}), "models.b.needs_waking.ram: it can never be awake"),
         # those that are kept awake

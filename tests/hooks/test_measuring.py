@@ -341,6 +341,8 @@ def test_its_lines_are_read(text: str, found: dict[str, int]) -> None:
         ("gpu0 5 apples", "expected a size such as 80GiB"),
         ("gpu0 ٣", "expected a size such as 80GiB"),
         ("gpu0 99999999TiB", "more than any machine has"),
+        (f"gpu0 {10**19}", "more than any machine has"),
+        ("gpu0 999999999999999999\ngpu0 999999999999999999", "more than any machine has"),
         ("gpu0 5\nTotal: 6", "'Total: 6'"),
     ],
 )

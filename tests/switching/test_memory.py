@@ -120,6 +120,13 @@ def test_a_margin_is_no_more_than_there_is() -> None:
     assert found.memory.needs["a"].awake == (79 * GIB, 80 * GIB, 15)
 
 
+def test_what_others_give_back_when_they_are_stopped_limits_no_measured_needs() -> None:
+    others = {n: {"needs": {}, "needs_asleep": {"ram": "150GiB"}, "stop": "kill"} for n in "bc"}
+    auto = config({"a": {"needs": "auto"}, **others}, resources=TWO_GPUS, memory_margin=0)
+    found = shared(auto, {"a": {"ram": 100 * GIB}})
+    assert found.memory.needs["a"].awake == (0, 0, 100 * GIB)
+
+
 def test_needs_asleep_count_without_needs() -> None:
     models = {"a": {"needs_asleep": {"ram": "1GiB"}}, "b": {}}
     found = shared(config(models, resources=TWO_GPUS))

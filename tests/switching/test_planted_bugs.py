@@ -70,8 +70,8 @@ PLANTS = {
     ),
     "wake into a full GPU": (
         "switching/steps.py",
-        "                model.enter(Phase.FAILED)\n                raise\n",
-        "                pass\n",
+        "                    model.enter(Phase.FAILED)\n                    raise\n",
+        "                    pass\n",
     ),
     "try a failing model while another one is served": (
         "switching/failing.py",

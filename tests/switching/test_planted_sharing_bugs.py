@@ -16,6 +16,7 @@ SHARING = (
     "tests/switching/test_lanes.py",
     "tests/switching/test_sharing.py",
     "tests/switching/test_sharing_faults.py",
+    "tests/switching/test_sharing_leftovers.py",
     "tests/switching/test_stop_if_short.py",
     "tests/switching/test_ledger.py",
     "tests/switching/test_sharing_stateful.py",
@@ -71,8 +72,8 @@ PLANTS = {
     ),
     "forget a model whose sleep has failed": (
         "switching/placing.py",
-        "            if model.is_stranded and room",
-        "            if not model.is_stranded and room",
+        "            if model.is_stranded\n",
+        "            if not model.is_stranded\n",
         SHARING,
     ),
     "count a stop before its hook has ended": (
@@ -125,7 +126,7 @@ PLANTS = {
     ),
     "let a switch that is called off wait for others": (
         "switching/ledger.py",
-        "            if not self._may_go_first(plan, self._after(plan, self._free)):\n",
+        "            if not self._may_go_first(plan, *self._around(plan, self._free)):\n",
         "            if False:\n",
         SHARING,
     ),
