@@ -27,8 +27,8 @@ LOADS = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 7\r\n\r\nloading"
 
 NOT_ELSEWHERE = {
     "bad_request", "body_too_large", "cancelled", "forbidden", "group_not_found", "internal",
-    "invalid_api_key", "loop_detected", "no_model", "no_room", "not_found", "pin_lost",
-    "request_not_found", "unsupported_encoding", "wrong_path",
+    "invalid_api_key", "loop_detected", "no_host", "no_model", "no_room", "not_found", "pin_lost",
+    "read_key", "request_not_found", "unsupported_encoding", "wrong_path",
 }  # fmt: skip
 """Codes of which at least one error would be the same on every host, or is an operator's."""
 

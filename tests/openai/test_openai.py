@@ -566,6 +566,7 @@ def test_error_answer() -> None:
     assert dict(headers) == {
         b"content-type": b"application/json",
         b"content-length": b"%d" % len(body),
+        b"x-llmux-retry": b"elsewhere",
     }
     assert json.loads(body) == {
         "error": {
