@@ -55,11 +55,13 @@ def change_timeouts(rng: random.Random, model: Config, member: Member) -> None:
 
 
 def change_preserving(rng: random.Random, model: Config, member: Member) -> None:
-    """Declare that a model preserves its requests, which it then loses."""
-    model["preserves_in_flight"] = True
-    model["sleep"] = member.hook(f"lose_requests; go_to_sleep {member.group}")
-    if "stop" in model:
-        model["stop"] = member.hook(f"lose_requests; stop_it {member.group}")
+    """Declare that a model preserves its requests, which it then loses.
+
+    Not one with a stop hook: it could not be stopped, and there is room asleep for one model only.
+    """
+    if "stop" not in model:
+        model["preserves_in_flight"] = True
+        model["sleep"] = member.hook(f"lose_requests; go_to_sleep {member.group}")
 
 
 def change_needs(rng: random.Random, model: Config, member: Member) -> None:
