@@ -182,6 +182,6 @@ async def test_a_wake_hook_that_wakes_nothing(form: str, tmp_path: Path) -> None
                 r"wake returned 0 but alive failed for [\d.]+ s: exited with 3", error["message"]
             )
             with trio.fail_after(30):  # the clean-up comes after the answer
-                while not rack.hook_log:  # noqa: ASYNC110 - a file
+                while not rack.hook_log:
                     await trio.sleep(0.05)
     assert rack.hook_log == ["a sleep"]
