@@ -1,7 +1,7 @@
 """What this host expects of requests that arrive now, for those that choose among several hosts.
 
 While the event feed has readers, the outlook is told about once a second, and at once when a model
-changes its phase or the host its state; forecasts are made anew before that, as their allowance
+changes its phase or the host its state; forecasts are renewed before that, as their allowance
 permits. While nobody reads, nothing is done.
 """
 
@@ -76,7 +76,7 @@ class Outlooks:
     def gauges(self) -> OutlookGauges:
         """Return the outlook for a scrape, with the forecasts that there are.
 
-        Those that are outdated are made anew soon after, for the next scrape.
+        Those that are outdated are renewed soon after, for the next scrape.
         """
         switchers = list(self._board.groups.values())
         found = [(each, model) for each in switchers for model in each.models.values()]

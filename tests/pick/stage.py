@@ -114,7 +114,7 @@ class Host:
         return sum(each.engine.in_flight for each in self.standins.values())
 
     async def restart(self) -> None:
-        """End llmux, and start it anew at the same address."""
+        """End llmux, and start it again at the same address."""
         await self.runs.again()
 
     async def order(self, name: str) -> None:
