@@ -22,6 +22,11 @@ SETTINGS = """
 [[operations]]
 include-path = "/"
 checks.unsupported_method.enabled = false
+
+# 503 is what they are for: a model that is asleep, a host that is cordoned.
+[[operations]]
+include-path = ["/health/ready", "/health/models/{name}"]
+checks.not_a_server_error.enabled = false
 """
 
 KEY = "sk-control"
