@@ -24,7 +24,7 @@ INSTALL_S = 300.0
 
 IMPORT_ALL = """
 import importlib, pkgutil, llmux
-GRPC = "exchange", "messages", "run", "service"
+GRPC = "exchange", "messages", "run", "service", "web"
 for module in pkgutil.walk_packages(llmux.__path__, "llmux."):
     place = module.name.removeprefix("llmux.")
     needs_extra = {"proxy.tracing", *(f"pick.{name}" for name in GRPC)}
