@@ -168,13 +168,13 @@ def test_the_first_steps_of_a_user_who_has_only_the_wheel(stranger: Stranger) ->
     done = stranger.run("llmux")
     assert done.returncode == 2
     assert done.stderr.startswith("no config: ")
+    assert "llmux demo" in done.stderr
     (stranger.home / "pick.yaml").write_text("hosts: ['127.0.0.1:3000']\n")
     done = stranger.run("llmux", "pick", "-c", str(stranger.home / "pick.yaml"))
     assert done.returncode != 0
     assert "llmux-proxy[fleet]" in done.stderr
     done = stranger.run("llmux", "pick", "envoy-config", "-c", str(stranger.home / "pick.yaml"))
     assert "static_resources:" in done.stdout, done.stderr
-    assert "llmux demo" in done.stderr
     with stranger.demo() as root:
         for model in ("llama", "mistral"):
             body = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
