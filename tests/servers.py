@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import httpx
 import pytest
 import trio
 
+from llmux.standin.server import Standin
 from tests.prefork import Forked, fork
 
 Received = tuple[h11.Request, bytes]
@@ -315,3 +317,14 @@ def chat(model: str, **fields: Any) -> dict[str, Any]:
 def tally(answers: list[httpx.Response]) -> Counter[int]:
     """Answers by status code."""
     return Counter(answer.status_code for answer in answers)
+
+
+def standin_model(standin: Standin) -> dict[str, Any]:
+    """The config of a model that a stand-in serves, which its hooks wake and put to sleep."""
+    call = f"{shlex.quote(sys.executable)} -m llmux.standin call --port {standin.port}"
+    return {
+        "port": standin.port,
+        "wake": f"{call} POST /wake_up",
+        "sleep": f"{call} POST /sleep",
+        "alive": f"{call} GET /health",
+    }

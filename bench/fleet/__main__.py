@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.fleet.systems import BASELINE, ROUTERS, Run, System, as_live, grid, ratio, turning
+from bench.progress import progress
 from bench.table import number, render
 from llmux.simulate.outcome import mean
 
 REQUESTS, QUICK_REQUESTS, QUICK_SYSTEMS = 600, 150, 6
 SEEDS = 3
 KINDS = {"steady": grid, "turning": turning}
-SAY_EVERY_S = 5.0
 
 Found = Mapping[Run, Mapping[str, float]]
 
@@ -42,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in options.only:
         systems = systems_of(part, options)
         runs = [Run(system, name) for system in systems for name in names]
-        found = dict(progress(part, runs, options.jobs))
+        found = dict(progress(runs, figures_of, options.jobs, part=part))
         table = live_table if part == "live" else ratio_table
         print(f"{part}\n\n{table(found, systems, names)}", end="\n\n", flush=True)
         saved[part] = [
@@ -74,26 +71,6 @@ def systems_of(part: str, options: argparse.Namespace) -> list[System]:
     requests = options.requests or (QUICK_REQUESTS if options.quick else REQUESTS)
     systems = KINDS[part](requests, options.seed)
     return random.Random(0).sample(systems, QUICK_SYSTEMS) if options.quick else systems
-
-
-def progress(
-    part: str, runs: Sequence[Run], jobs: int
-) -> Iterator[tuple[Run, Mapping[str, float]]]:
-    """Yield each run's figures, and print progress on stderr every few seconds."""
-    next_at = time.monotonic() + SAY_EVERY_S
-    for count, one in enumerate(ran(runs, jobs), 1):
-        yield one
-        if time.monotonic() >= next_at:
-            next_at = time.monotonic() + SAY_EVERY_S
-            print(f"{part}: {count} of {len(runs)} runs", file=sys.stderr, flush=True)
-
-
-def ran(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, Mapping[str, float]]]:
-    if jobs == 1:
-        yield from map(figures_of, runs)
-        return
-    with multiprocessing.Pool(jobs) as pool:
-        yield from pool.imap_unordered(figures_of, runs)
 
 
 def figures_of(run: Run) -> tuple[Run, Mapping[str, float]]:

@@ -123,13 +123,7 @@ class AskedShared(Coresident):
             self.asking.note(expected_s, _last(host))
 
     def _foretell(self, model: str, now: float) -> float | None:
-        setup = self._setup
-        rules = Rules(
-            touches=setup.touches,
-            overlapping_hooks=setup.overlapping_hooks,
-            keep=setup.keep,
-            busy=setup.busy,
-        )
+        rules = Rules.of(self._setup)
         scene = shared_scene_of(
             self._hosts.values(), self._ledger, self._policy, self._measures, now=now, rules=rules
         )

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench.progress import progress
 from bench.residency.baselines import BASELINES
 from bench.residency.cases import Run, System, grid, heavy_tails, low_loads, recorded
 from bench.residency.report import table
@@ -30,7 +28,6 @@ REQUESTS, QUICK_REQUESTS, QUICK_SYSTEMS = 3000, 600, 12
 NAMES = ("adaptive", "unbounded", *BASELINES, "alone")
 SHOWN = tuple(name for name in NAMES if name != "lru")
 KINDS = {"usual": grid, "heavy": heavy_tails, "low": low_loads}
-SAY_EVERY_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for system in systems
         for policy in ("lru", *options.policies)
     ]
-    found = dict(progress(runs, options.jobs))
+    found = dict(progress(runs, figures_of, options.jobs))
     for hooks in options.hooks:
         print(f"{len(systems)} systems, hooks at a time: {hooks}\n")
         print(table(found, systems, options.policies, hooks), end="\n\n")
@@ -73,24 +70,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--save", type=Path, metavar="FILE", help="write every run as JSON")
     return parser.parse_args(arguments)
-
-
-def progress(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, dict[str, float]]]:
-    """Yield each run's figures, and print progress on stderr every few seconds."""
-    next_at = time.monotonic() + SAY_EVERY_S
-    for count, one in enumerate(ran(runs, jobs), 1):
-        yield one
-        if time.monotonic() >= next_at:
-            next_at = time.monotonic() + SAY_EVERY_S
-            print(f"{count} of {len(runs)} runs", file=sys.stderr, flush=True)
-
-
-def ran(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, dict[str, float]]]:
-    if jobs == 1:
-        yield from map(figures_of, runs)
-        return
-    with multiprocessing.Pool(jobs) as pool:
-        yield from pool.imap_unordered(figures_of, runs)
 
 
 def figures_of(run: Run) -> tuple[Run, dict[str, float]]:

@@ -122,11 +122,6 @@ class Forecasts:
         self._asked_for: set[str] = set()
         self._is_asked = trio.Event()  # is set if and only if a model is asked for
 
-    def of(self, model: str) -> float | None:
-        """Return the forecast for a model that does not admit requests now; None: not known."""
-        made = self._current(model)
-        return None if made is None else made.left_s(made.state)
-
     def eta_s(self, switcher: Switcher, model: Model) -> float | None:
         """Return the expected wait of a request that arrives now; None: unknown.
 

@@ -59,9 +59,8 @@ def check_named(config: Config) -> None:
     Raises:
         InvalidKey: There are `api_keys`, and it carries none of them, and no control or read key.
     """
-    own = config.control_keys | config.read_keys
-    if config.api_keys and not own.accepts(request.scope["headers"]):
-        check_key(config.api_keys)
+    if config.api_keys:
+        check_key(config.api_keys | config.control_keys | config.read_keys)
 
 
 def reads_only(config: Config) -> bool:

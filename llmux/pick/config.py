@@ -52,14 +52,7 @@ def _check_listen(text: str) -> None:
     split_address(text)
 
 
-def _check_endpoint(text: str) -> None:
-    _check_address(text)
-    if is_name(split_address(text)[0]):
-        raise ValueError(f"expected an IP address and a port such as 10.0.0.1:3000, got {text!r}")
-
-
 HostAddress = Annotated[str, _check_address]
-Endpoint = Annotated[str, _check_endpoint]
 Listen = Annotated[str, _check_listen]
 
 

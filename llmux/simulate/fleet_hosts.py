@@ -142,13 +142,7 @@ class SharedHost(Coresident):
         return self._measures.usual_wake_s(model) or None
 
     def scene(self, now: float) -> SharedScene:
-        setup = self._setup
-        rules = Rules(
-            touches=setup.touches,
-            overlapping_hooks=setup.overlapping_hooks,
-            keep=setup.keep,
-            busy=setup.busy,
-        )
+        rules = Rules.of(self._setup)
         return shared_scene_of(
             self._hosts.values(),
             self._ledger,

@@ -46,6 +46,16 @@ class Rules:
     keep: Collection[str] = ()
     busy: float = math.inf
 
+    @classmethod
+    def of(cls, setup: CoresidentSetup) -> Rules:
+        """Return the limits of a simulation."""
+        return cls(
+            touches=setup.touches,
+            overlapping_hooks=setup.overlapping_hooks,
+            keep=setup.keep,
+            busy=setup.busy,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharedScene(Moment):

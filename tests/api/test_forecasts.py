@@ -37,6 +37,12 @@ def forecasts_of(rig: Rig) -> Forecasts:
     return Forecasts(board)
 
 
+def current(forecasts: Forecasts, model: str) -> float | None:
+    """Return the forecast for a model if it is not outdated."""
+    made = forecasts._current(model)
+    return None if made is None else made.left_s(made.state)
+
+
 def rig_with(**settings: Any) -> Rig:
     seconds = {("a", "wake"): 8.0, ("a", "sleep"): 2.0, ("b", "wake"): 8.0, ("b", "sleep"): 2.0}
     return Rig(hooks=FakeHooks(seconds=seconds), **settings)
@@ -57,8 +63,8 @@ async def test_a_forecast_includes_the_policy_s_stay(autojump_clock: MockClock) 
             requests.start_soon(keep_busy, busy, requests, rig)
             await trio.sleep(20)
             await forecasts.refresh()
-            expected_s = forecasts.of("b")
-            assert forecasts.of("a") is None  # it admits
+            expected_s = current(forecasts, "b")
+            assert current(forecasts, "a") is None  # it admits
             waited_s = await rig.ask("b")
             busy.cancel()
         assert expected_s is not None
@@ -79,14 +85,14 @@ async def test_forecasts_are_kept_for_a_while(autojump_clock: MockClock) -> None
     async with rig.running():
         await learn(rig)
         await forecasts.refresh()
-        assert forecasts.of("b") == 10
+        assert current(forecasts, "b") == 10
         rig.switcher.measures.note_switched("a", "b", 1000)
         await forecasts.refresh()
-        assert forecasts.of("b") == 10
+        assert current(forecasts, "b") == 10
         await trio.sleep(FRESH_S + 0.1)
-        assert forecasts.of("b") is None
+        assert current(forecasts, "b") is None
         await forecasts.refresh()
-        assert forecasts.of("b") == 10 + 0.3 * 990
+        assert current(forecasts, "b") == 10 + 0.3 * 990
 
 
 async def test_where_the_policy_decides_nothing_there_is_none(autojump_clock: MockClock) -> None:
@@ -95,10 +101,10 @@ async def test_where_the_policy_decides_nothing_there_is_none(autojump_clock: Mo
     async with rig.running():
         await learn(rig)
         await forecasts.refresh()
-        assert forecasts.of("b") is not None
+        assert current(forecasts, "b") is not None
         rig.switcher.set_mode("manual")
         await forecasts.refresh()
-        assert forecasts.of("b") is None
+        assert current(forecasts, "b") is None
 
 
 class Locked:
@@ -119,7 +125,7 @@ async def test_a_policy_that_cannot_be_copied_is_named_once(
     async with rig.running():
         for _ in range(3):
             await forecasts.refresh()
-            assert forecasts.of("a") is None
+            assert current(forecasts, "a") is None
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("policy_not_copied") == 1
 
@@ -157,12 +163,12 @@ async def test_a_policy_that_fails_in_a_forecast_fails_no_status(
         monkeypatch.setattr(Whim, "whim", staticmethod(WHIMS[whim]))
         for _ in range(3):
             await forecasts.refresh()
-            assert forecasts.of("b") is None
+            assert current(forecasts, "b") is None
         monkeypatch.undo()
         rig.switcher.apply(PolicyConfig(), FifoPolicy(PolicyConfig()), 1000)  # a reload
         await trio.sleep(0.1)
         await forecasts.refresh()
-        assert forecasts.of("b") == 10
+        assert current(forecasts, "b") == 10
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("policy_not_copied") == 1
 
@@ -187,7 +193,7 @@ async def test_a_policy_that_looks_back_has_forecasts(autojump_clock: MockClock)
     async with rig.running():
         await learn(rig)
         await forecasts.refresh()
-        assert forecasts.of("b") == pytest.approx(LooksBack.stay_s + 10, abs=0.1)
+        assert current(forecasts, "b") == pytest.approx(LooksBack.stay_s + 10, abs=0.1)
 
 
 async def test_an_absurdly_long_wait_is_not_foretold(
@@ -205,7 +211,7 @@ async def test_an_absurdly_long_wait_is_not_foretold(
         monkeypatch.setattr(Whim, "whim", staticmethod(late))
         monkeypatch.setattr("llmux.api.forecasts.LONGEST_S", 900.0)
         await forecasts.refresh()
-        assert forecasts.of("b") is None
+        assert current(forecasts, "b") is None
 
 
 async def test_a_reload_may_add_a_group_while_forecasts_are_made(
@@ -220,7 +226,7 @@ async def test_a_reload_may_add_a_group_while_forecasts_are_made(
         requests.start_soon(add_group, groups, rig)
         await forecasts.refresh()
     assert len(groups) == 2
-    assert forecasts.of("b") == 10
+    assert current(forecasts, "b") == 10
 
 
 async def add_group(groups: dict[str, Any], rig: Rig) -> None:
@@ -284,7 +290,9 @@ async def test_forecasts_for_many_costly_models_share_one_allowance(
         lasted_s = trio.current_time() - began_at
         assert sum(spent.values()) * took_s <= MOST_SHARE * lasted_s + PATIENCE_S + took_s
         assert spent.keys() == {*names} - {"m0"}  # each had its turn
-        assert sum(forecasts.of(name) == 1 for name in names) >= 37  # and lasts until the next
+        assert (
+            sum(current(forecasts, name) == 1 for name in names) >= 37
+        )  # and lasts until the next
         mock_clock.autojump_threshold = 0
 
 
@@ -324,7 +332,7 @@ async def test_a_full_line_tells_the_forecast_and_a_storm_costs_one(
             rough_s = await refuse(rig, "b")
             assert not made  # a refusal itself makes none
             await wait_all_tasks_blocked()
-            expected_s = forecasts.of("b")
+            expected_s = current(forecasts, "b")
             assert expected_s is not None
             for _ in range(1000):
                 assert await refuse(rig, "b") == max(1, math.ceil(expected_s))
@@ -382,9 +390,9 @@ async def test_a_forecast_where_models_share_memory(autojump_clock: MockClock) -
         for model in ("a", "b", "a"):
             await rig.ask(model, 4)
         await forecasts.refresh()
-        assert forecasts.of("a") is None  # it admits
-        assert forecasts.of("c") == pytest.approx(8)  # fits beside a
-        assert forecasts.of("b") == pytest.approx(10)
+        assert current(forecasts, "a") is None  # it admits
+        assert current(forecasts, "c") == pytest.approx(8)  # fits beside a
+        assert current(forecasts, "b") == pytest.approx(10)
         assert await rig.ask("b") == pytest.approx(10)
 
 
@@ -406,7 +414,7 @@ async def test_a_forecast_outlasts_a_switch_for_a_while(autojump_clock: MockCloc
             assert expected_s > 2 * 10  # the policy's stay, and another switch
             requests.start_soon(rig.switcher.force_switch, "b")
             await trio.sleep(3)
-            assert forecasts.of("c") is None
+            assert current(forecasts, "c") is None
             assert forecasts.ask("c") == pytest.approx(expected_s - 3)
             assert forecasts.ask("b") is None  # it is being woken, which is better known
             assert forecasts.eta_s(rig.switcher, c) == pytest.approx(expected_s - 3)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ import trio
 from llmux.standin.options import Options
 from llmux.standin.server import Standin, serve
 from tests.lanes import ScriptedBackend
-from tests.servers import LlmuxProcess, running_llmux
+from tests.servers import LlmuxProcess, running_llmux, standin_model
 
 T = TypeVar("T")
 
@@ -129,7 +127,7 @@ async def running_site(
             standins[name] = await nursery.start(serve, options)
         scripted = ScriptedBackend()
         await nursery.start(scripted.serve)
-        own = {name: _model(standin) for name, standin in standins.items()}
+        own = {name: standin_model(standin) for name, standin in standins.items()}
         own["scripted"] = {
             "port": scripted.port, "wake": "true", "sleep": "true", "alive": "true",
             "group": "scripted",
@@ -150,16 +148,6 @@ async def running_site(
             await site.until(lambda: not any(each.engine.in_flight for each in standins.values()))
         assert {name: each.engine.mistakes for name, each in standins.items()} == {"a": 0, "b": 0}
         nursery.cancel_scope.cancel()
-
-
-def _model(standin: Standin) -> dict[str, Any]:
-    call = f"{shlex.quote(sys.executable)} -m llmux.standin call --port {standin.port}"
-    return {
-        "port": standin.port,
-        "wake": f"{call} POST /wake_up",
-        "sleep": f"{call} POST /sleep",
-        "alive": f"{call} GET /health",
-    }
 
 
 def openai_client(site: Site, **options: Any) -> openai.OpenAI:

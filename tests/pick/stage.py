@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ import trio
 from llmux.standin.options import Options
 from llmux.standin.server import Standin, serve
 from tests.prefork import Forked, fork
-from tests.servers import LlmuxProcess, chat, running_llmux
+from tests.servers import LlmuxProcess, chat, running_llmux, standin_model
 
 needs_envoy = pytest.mark.skipif(
     find_spec("envoy") is None or find_spec("grpc") is None,
@@ -198,7 +197,8 @@ async def running_host(
             "port": free_port(),
             "state_dir": "state",
             "control_keys": [STEERS, KEY],
-            "models": {name: _model(each) for name, each in standins.items()} | dict(more or {}),
+            "models": {name: standin_model(each) for name, each in standins.items()}
+            | dict(more or {}),
             **settings,
         }
         path = folder / "llmux.json"
@@ -208,16 +208,6 @@ async def running_host(
         yield Host(standins, folder, runs)
         await runs.end()
         nursery.cancel_scope.cancel()
-
-
-def _model(standin: Standin) -> dict[str, Any]:
-    call = f"{shlex.quote(sys.executable)} -m llmux.standin call --port {standin.port}"
-    return {
-        "port": standin.port,
-        "wake": f"{call} POST /wake_up",
-        "sleep": f"{call} POST /sleep",
-        "alive": f"{call} GET /health",
-    }
 
 
 @asynccontextmanager

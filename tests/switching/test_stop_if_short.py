@@ -96,32 +96,15 @@ async def test_after_two_failed_wakes_at_a_time(autojump_clock: MockClock) -> No
         assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
 
 
-async def test_after_a_restart_that_finds_two(autojump_clock: MockClock, tmp_path: Path) -> None:
-    needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
-    record = AwakeRecord(tmp_path / "awake.json")
-    record.load(needs)
-    for name in needs:
-        record.note(name, "unsure")
-    rig = SharedRig(
-        shared({"gpu0": 40, "gpu1": 40, "ram": 30}, needs),
-        traits={name: Traits(stops=True) for name in needs},
-        seconds={(name, "sleep"): 10 for name in needs},
-        record=record,
-    )
-    rig.hooks.awake |= {*needs}
-    rig.hooks.stands |= dict.fromkeys(needs, "awake")
-    async with rig.running():
-        await trio.sleep(50)
-        ledger = rig.switcher.room.ledger
-        assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
+def restarted(folder: Path, **stands: str) -> SharedRig:
+    """Return a rig with two models of which the record says nothing for certain.
 
-
-@pytest.mark.parametrize("slept", ["a", "b"])
-async def test_after_a_restart_that_finds_one_killed_in_its_sleep(
-    autojump_clock: MockClock, tmp_path: Path, slept: str
-) -> None:
+    Args:
+        folder: Where the record is.
+        stands: What each model really holds: "awake" or "asleep".
+    """
     needs = {"a": Needs.of((40, 0, 0), (0, 0, 20)), "b": Needs.of((0, 40, 0), (0, 0, 20))}
-    record = AwakeRecord(tmp_path / "awake.json")
+    record = AwakeRecord(folder / "awake.json")
     record.load(needs)
     for name in needs:
         record.note(name, "unsure")
@@ -131,13 +114,24 @@ async def test_after_a_restart_that_finds_one_killed_in_its_sleep(
         seconds={(name, hook): 10 for name in needs for hook in ("sleep", "stop")},
         record=record,
     )
-    rig.hooks.awake |= {*needs} - {slept}
-    # One is asleep already, which nobody has seen; the other was being started.
-    rig.hooks.stands |= {name: "asleep" if name == slept else "awake" for name in needs}
+    rig.hooks.awake |= {name for name, held in stands.items() if held == "awake"}
+    rig.hooks.stands |= stands
+    return rig
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("awake", "awake"), ("asleep", "awake"), ("awake", "asleep")],
+    ids=["none slept", "a slept", "b slept"],
+)
+async def test_after_a_restart_that_finds_two(
+    autojump_clock: MockClock, tmp_path: Path, a: str, b: str
+) -> None:
+    rig = restarted(tmp_path, a=a, b=b)  # one that slept was killed in its sleep
     async with rig.running():
         await trio.sleep(50)
         ledger = rig.switcher.room.ledger
-        assert {ledger.hold(name) for name in needs} == {Hold.STOPPED, Hold.ASLEEP}
+        assert {ledger.hold(name) for name in "ab"} == {Hold.STOPPED, Hold.ASLEEP}
 
 
 async def refused(rig: SharedRig, model: str) -> None:
