@@ -197,17 +197,27 @@ async def test_a_rolling_upgrade_loses_no_request(tmp_path: Path) -> None:
     assert len(answers) > 100
 
 
-async def test_streams_stay_whole_while_envoy_is_restarted(tmp_path: Path) -> None:
+@asynccontextmanager
+async def running_fleet(
+    folder: Path,
+) -> AsyncIterator[tuple[subprocess.Popen[bytes], httpx.AsyncClient]]:
+    """Run one host, the picker and Envoy's parent; yields the parent, and a client of Envoy."""
     async with AsyncExitStack() as stack:
-        hosts = await stack.enter_async_context(running_hosts(tmp_path, ("one",)))
-        path, url, web = await write_configs(tmp_path, hosts)
+        hosts = await stack.enter_async_context(running_hosts(folder, ("one",)))
+        path, url, web = await write_configs(folder, hosts)
         await stack.enter_async_context(running_picker(path, []))
         await until_answered(f"{web}/health")
-        envoy = stack.enter_context(running_parent(tmp_path))
+        envoy = stack.enter_context(running_parent(folder))
         await until_answered(f"{url}/health")
-        client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, timeout=60, verify=False)
-        )
+        yield envoy, await stack.enter_async_context(client_of(url))
+
+
+def client_of(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=60, verify=False)
+
+
+async def test_streams_stay_whole_while_envoy_is_restarted(tmp_path: Path) -> None:
+    async with running_fleet(tmp_path) as (envoy, client):
         body = chat("a", stream=True, chunks=60, interval=0.1)
         async with client.stream("POST", CHAT, json=body) as answer:
             pieces = answer.aiter_lines()
@@ -217,7 +227,7 @@ async def test_streams_stay_whole_while_envoy_is_restarted(tmp_path: Path) -> No
             async for line in pieces:
                 lines.append(line)
                 if len(lines) % 20 == 0:  # on connections of their own
-                    async with httpx.AsyncClient(base_url=url, timeout=60, verify=False) as other:
+                    async with client_of(str(client.base_url)) as other:
                         asked.append((await other.post(CHAT, json=chat("a"))).status_code)
         assert [line for line in lines if line] == [f"data: {number}" for number in range(60)]
         assert len(asked) > 4
@@ -226,13 +236,7 @@ async def test_streams_stay_whole_while_envoy_is_restarted(tmp_path: Path) -> No
 
 
 async def test_an_envoy_that_cannot_start_leaves_the_old_one(tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        hosts = await stack.enter_async_context(running_hosts(tmp_path, ("one",)))
-        path, url, web = await write_configs(tmp_path, hosts)
-        await stack.enter_async_context(running_picker(path, []))
-        await until_answered(f"{web}/health")
-        envoy = stack.enter_context(running_parent(tmp_path))
-        await until_answered(f"{url}/health")
+    async with running_fleet(tmp_path) as (envoy, client):
         config = tmp_path / "envoy.yaml"
         good = config.read_text()
         config.write_text(good.replace("num_retries", "num_retrys"))
@@ -240,9 +244,6 @@ async def test_an_envoy_that_cannot_start_leaves_the_old_one(tmp_path: Path) -> 
         with trio.fail_after(20):
             while "the old one stays" not in (tmp_path / "envoy.log").read_text():
                 await trio.sleep(0.1)
-        client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, timeout=60, verify=False)
-        )
         assert (await client.post(CHAT, json=chat("a"))).status_code == 200
         config.write_text(good)  # and then it goes
         envoy.send_signal(signal.SIGHUP)
