@@ -1,4 +1,4 @@
-"""What this host expects of requests that arrive now, for those that choose among several hosts.
+"""The outlook: expected waits of requests that arrive now, for routers in front of several hosts.
 
 While the event feed has readers, the outlook is told about once a second, and at once when a model
 changes its phase or the host its state; forecasts are renewed before that, as their allowance

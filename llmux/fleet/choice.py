@@ -37,7 +37,7 @@ not woken at two hosts that are alike."""
 
 @dataclass(frozen=True, kw_only=True)
 class HostView:
-    """What a chooser knows of a host.
+    """A host, as a chooser knows it.
 
     Attributes:
         endpoint: Its address, as the proxy in front knows it: `10.0.0.1:3000`.
@@ -126,7 +126,7 @@ def affinity(model: str, endpoint: str) -> int:
 
 
 class _Usual:
-    """What is assumed where a host has not measured it, and what all hosts have together.
+    """Values for hosts that have not measured their own, and sums over all hosts.
 
     Attributes:
         cost_s: Hook time of a switch.
@@ -239,7 +239,7 @@ class _Candidate:
         return [(each, sent.get(name, 0)) for name, each in models if each is not self.there]
 
     def _delay_s(self) -> float:
-        """Return how much longer those wait who wait for this model to leave.
+        """Return the longer wait of requests that wait for this model to leave.
 
         One more request lengthens the drain by its share of a batch, as in `adaptive`.
         """

@@ -94,7 +94,7 @@ class PairConfig(Section, frozen=True, kw_only=True):
 
 
 class EnvoyConfig(Section, frozen=True, kw_only=True):
-    """What `llmux pick envoy-config` makes of it.
+    """Settings of Envoy, for `llmux pick envoy-config`.
 
     Attributes:
         listen: Where clients reach Envoy.
@@ -134,7 +134,7 @@ class PickConfig(Section, frozen=True, kw_only=True):
             any host, for hosts with a fallback.
         most_endpoints: Most hosts in an answer; 1 for a gateway whose Envoy takes the pick by a
             cluster of type ORIGINAL_DST, which understands no list. null: all that would do.
-        envoy: What `llmux pick envoy-config` prints.
+        envoy: Settings for `llmux pick envoy-config`.
     """
 
     listen: Listen = "127.0.0.1:9002"
